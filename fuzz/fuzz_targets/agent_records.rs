@@ -3,7 +3,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use protocol::agent::{Desired, EnrolResponse, NotLeader, SyncResponse};
+use protocol::agent::{ClockReading, Desired, EnrolResponse, NotLeader, SyncResponse};
 use protocol::agent_state::{HandOrder, OrderBookRecord, Verdict};
 use protocol::canonical::{from_bytes, to_bytes};
 use protocol::sandbox::{SandboxExit, SandboxGo, SandboxRecord, SandboxReport, SandboxSpec};
@@ -21,7 +21,7 @@ macro_rules! check {
 
 fuzz_target!(|bytes: &[u8]| {
     check!(bytes, SandboxRecord, SandboxExit, SandboxReport, SandboxSpec, SandboxGo);
-    check!(bytes, SyncResponse, EnrolResponse, NotLeader, Desired, OrderBookRecord, HandOrder, Verdict);
+    check!(bytes, ClockReading, SyncResponse, EnrolResponse, NotLeader, Desired, OrderBookRecord, HandOrder, Verdict);
     if let Ok(stat) = std::str::from_utf8(bytes) {
         let _ = parse_start_ticks(stat);
     }

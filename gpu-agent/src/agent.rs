@@ -20,6 +20,7 @@ mod actor;
 mod admin;
 mod backoff;
 mod chain;
+mod clocks;
 mod config;
 mod control_client;
 mod error;

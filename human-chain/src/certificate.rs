@@ -7,7 +7,7 @@
 
 use crate::approved::{Approved, Basis};
 use crate::ballot::{BallotBox, require_quorum};
-use crate::propose::check_proposal;
+use crate::propose::{check_bound, check_proposal};
 use crate::{ChainError, CircleState};
 use protocol::canonical::{from_bytes, to_bytes};
 use protocol::governance::{
@@ -48,6 +48,22 @@ pub fn verify_replay(state: &CircleState, certificate: &Certificate) -> Result<A
     check(state, certificate, None)
 }
 
+/// Verifies a certificate about subjects that were changed since: its form, its ballots and its quorum, by the
+/// current members. It finds out whether the certificate was altered; it mints nothing and approves nothing,
+/// and it needs no earlier state.
+///
+/// # Errors
+/// Returns the first check that fails, in this order: size; circle; history; epoch; form; proposal, rendering,
+/// epoch, history and time of each ballot; its member; both its signatures; duplicates and order of ballots;
+/// quorum.
+pub fn verify_superseded(state: &CircleState, certificate: &Certificate) -> Result<(), ChainError> {
+    let proposal = &certificate.proposal;
+    check_size(certificate, to_bytes(certificate).len())?;
+    check_bound(state, proposal)?;
+    let approvals = check_ballots(&BallotBox::new(state, proposal), &certificate.ballots)?;
+    require_quorum(state, proposal, &approvals)
+}
+
 impl CircleState {
     /// Founds a circle and applies certificates in the order in which they were admitted.
     ///
@@ -79,13 +95,7 @@ fn check(
 ) -> Result<Approved<Change>, ChainError> {
     let proposal = &certificate.proposal;
     let bytes = to_bytes(certificate);
-    let (length, ballots) = (bytes.len(), certificate.ballots.len());
-    if length > limits::CERTIFICATE_BYTES_MAX || ballots > limits::MEMBERS_MAX {
-        let (most, voters) = (limits::CERTIFICATE_BYTES_MAX, limits::MEMBERS_MAX);
-        let reason =
-            format!("{length} bytes, {ballots} ballots; accepted: at most {most} bytes, {voters} ballots");
-        return Err(ChainError::invalid("certificate", reason));
-    }
+    check_size(certificate, bytes.len())?;
     check_proposal(state, proposal)?;
     if let Some(now) = now.filter(|now| *now > proposal.expires_at.plus(CLOCK_GRACE_MS)) {
         return Err(ChainError::Expired { expired_at: proposal.expires_at, now });
@@ -100,6 +110,17 @@ fn check(
         "nothing is stale"
     );
     Ok(Approved::after_verification(proposal.change.clone(), digest, ballot_box.id(), basis))
+}
+
+fn check_size(certificate: &Certificate, length: usize) -> Result<(), ChainError> {
+    let ballots = certificate.ballots.len();
+    if length > limits::CERTIFICATE_BYTES_MAX || ballots > limits::MEMBERS_MAX {
+        let (most, voters) = (limits::CERTIFICATE_BYTES_MAX, limits::MEMBERS_MAX);
+        let reason =
+            format!("{length} bytes, {ballots} ballots; accepted: at most {most} bytes, {voters} ballots");
+        return Err(ChainError::invalid("certificate", reason));
+    }
+    Ok(())
 }
 
 /// Returns the members whose approvals these are. Every ballot must be a valid approval, sorted by member.

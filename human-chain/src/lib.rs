@@ -24,7 +24,9 @@ mod render;
 
 pub use approved::Approved;
 pub use ballot::{Tally, assemble, certify, check_ballot, tally, vote};
-pub use certificate::{read_bundle, read_certificate, read_genesis, verify, verify_replay};
+pub use certificate::{
+    read_bundle, read_certificate, read_genesis, verify, verify_replay, verify_superseded,
+};
 pub use change::{class_of, subject_of};
 pub use circle::{ApprovedService, CircleState, RetiredService, circle_id, sign_genesis};
 pub use error::ChainError;

@@ -40,10 +40,13 @@ pub struct SlotGrant {
 /// counts as replayed. Isolation is not checked here: only the node itself knows the isolation that it can
 /// enforce.
 ///
+/// `now` is the node's trusted time. Validity is judged at that time or at the time of issue, whichever is
+/// later: a slow clock starts nothing that control itself ordered after the approval had ended.
+///
 /// # Errors
 /// Returns the first check that fails, in this order: signature and signer; circle; node and its admission;
-/// fence; certificate in force; validity; version and count of the fence; slot and GPUs within the envelope; role, region and labels of the
-/// node.
+/// fence; certificate in force; validity; version and count of the fence; slot and GPUs within the envelope;
+/// role, region and labels of the node.
 pub fn check_order(
     state: &CircleState,
     signed: &SignedOrder,
@@ -65,7 +68,7 @@ pub fn check_order(
     if let Some(last) = last_fence.filter(|last| order.fence <= *last) {
         return Err(ChainError::OrderReplayed { slot: order.slot, fence: order.fence, last });
     }
-    let service = approved_service(state, order, now)?;
+    let service = approved_service(state, order, now.max(order.issued_at))?;
     check_fence(order, service.version, last_fence)?;
     if order.slot.0 >= service.manifest.replicas.max {
         return Err(mismatch(order, "the envelope has no such slot"));

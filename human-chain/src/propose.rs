@@ -53,6 +53,13 @@ pub fn propose(
 /// # Errors
 /// Returns the first check that fails, in this order: circle; history; epoch; form; subject and version; change.
 pub fn check_proposal(state: &CircleState, proposal: &Proposal) -> Result<(), ChainError> {
+    check_bound(state, proposal)?;
+    check_subjects(state, proposal)?;
+    check_change(state, &proposal.change)
+}
+
+/// Checks that a proposal belongs to this circle, history and epoch, and has the form of a proposal.
+pub(crate) fn check_bound(state: &CircleState, proposal: &Proposal) -> Result<(), ChainError> {
     if proposal.circle != state.id() {
         return Err(ChainError::OtherCircle { expected: state.id(), actual: proposal.circle });
     }
@@ -60,9 +67,7 @@ pub fn check_proposal(state: &CircleState, proposal: &Proposal) -> Result<(), Ch
     if proposal.epoch != state.epoch() {
         return Err(ChainError::OtherEpoch { proposed: proposal.epoch, current: state.epoch() });
     }
-    check_form(proposal)?;
-    check_subjects(state, proposal)?;
-    check_change(state, &proposal.change)
+    check_form(proposal)
 }
 
 fn check_form(proposal: &Proposal) -> Result<(), ChainError> {

@@ -200,6 +200,15 @@ pub struct NotLeader {
     pub leader: Option<PublicKey>,
 }
 
+/// Clock of a control replica, whether it leads or not. Nodes ask all replicas, so that no single wrong clock
+/// counts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClockReading {
+    /// Current time of the replica's wall clock.
+    pub now: Millis,
+}
+
 /// Request of an unadmitted node for admission.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

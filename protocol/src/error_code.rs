@@ -105,6 +105,10 @@ codes! {
     ORDER_REPLAYED = "order-replayed";
     /// An order is for another node or a slot outside its envelope.
     ORDER_MISMATCH = "order-mismatch";
+    /// An order needs resources of its node that other slots hold.
+    RESOURCES_EXCEEDED = "resources-exceeded";
+    /// A route leads to a node or a service that the circle does not cover.
+    ROUTE_REFUSED = "route-refused";
     /// No certificate admits the node.
     NODE_NOT_ADMITTED = "node-not-admitted";
 

@@ -54,6 +54,7 @@ kinds! {
     "Desired" => agent::Desired,
     "SyncResponse" => agent::SyncResponse,
     "NotLeader" => agent::NotLeader,
+    "ClockReading" => agent::ClockReading,
     "EnrolRequest" => agent::EnrolRequest,
     "EnrolResponse" => agent::EnrolResponse,
     "PendingNode" => agent::PendingNode,

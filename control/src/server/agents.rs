@@ -16,7 +16,7 @@ use axum::routing::post;
 use host::wall_clock;
 use overlay::{Limits, Peer, PeerAddress};
 use protocol::agent::{
-    Assignment, Desired, EnrolRequest, EnrolResponse, NotLeader, SyncRequest, SyncResponse,
+    Assignment, ClockReading, Desired, EnrolRequest, EnrolResponse, NotLeader, SyncRequest, SyncResponse,
 };
 use protocol::limits::{LEASE_MS, NODES_MAX, SYNC_BYTES_MAX, SYNC_INTERVAL_MS};
 use protocol::order::{ORDER_DOMAIN, SignedOrder, SlotOrder};
@@ -43,6 +43,9 @@ pub(super) const SYNC: &str = "/agent/v1/sync";
 /// Path on which unadmitted nodes ask for admission.
 pub(super) const ENROL: &str = "/agent/v1/enrol";
 
+/// Path on which admitted nodes ask each replica for its clock.
+const CLOCK: &str = "/agent/v1/clock";
+
 /// Returns the limits of the overlay listener: a sync may wait for news, and carries bundles.
 pub(crate) fn limits() -> Limits {
     Limits {
@@ -56,7 +59,7 @@ pub(crate) fn limits() -> Limits {
 /// Builds the router of the agents' endpoints.
 pub(crate) fn router(server: Arc<Server>) -> Router {
     let enrol = post(enrol).layer(DefaultBodyLimit::max(ENROL_BYTES_MAX));
-    Router::new().route(SYNC, post(sync)).route(ENROL, enrol).with_state(server)
+    Router::new().route(SYNC, post(sync)).route(ENROL, enrol).route(CLOCK, post(clock)).with_state(server)
 }
 
 fn cbor<T: Serialize>(status: StatusCode, value: &T) -> Response {
@@ -110,6 +113,11 @@ async fn enrol(
         }
         _ => Err(unavailable("the state machine gave an unexpected reply")),
     }
+}
+
+/// Reports this replica's clock, as leader or follower.
+async fn clock() -> Response {
+    cbor(StatusCode::OK, &ClockReading { now: wall_clock() })
 }
 
 async fn sync(

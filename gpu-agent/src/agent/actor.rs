@@ -3,9 +3,11 @@
 
 use super::admin::{self, InjectedOrder};
 use super::chain::{Chain, RefusedBundle};
-use super::control_client::{AgentControlClient, RequestOutcome};
+use super::clocks::{ClockEvent, ask_replicas};
+use super::control_client::{AgentControlClient, ReplicaAnswer, RequestOutcome};
 use super::core::{
-    NodeFacts, OrderBook, OrderVerifier, ReconcileInput, Refusal, SlotAction, SlotKey, reconcile,
+    NodeFacts, OrderBook, OrderVerifier, ReconcileInput, Refusal, RefusedRoute, SlotAction, SlotKey,
+    TrustedTime, check_routes, reconcile,
 };
 use super::gateway::GatewayStatus;
 use super::lease::Lease;
@@ -21,7 +23,7 @@ use protocol::agent::{
 };
 use protocol::agent_state::HandOrder;
 use protocol::gateway::RouteTable;
-use protocol::governance::NodeAdmission;
+use protocol::governance::{Bundle, NodeAdmission};
 use protocol::limits::{LEASE_MS, SYNC_INTERVAL_MS};
 use protocol::{BootTime, CircleId, Digest, Fence, Millis, error_code};
 use sandbox::Running;
@@ -38,6 +40,10 @@ use tokio::time::Instant;
 /// Minimum interval between two requests. An answer with news triggers the next request, and a hostile
 /// replica must not set the pace.
 const SYNC_GAP: Duration = Duration::from_millis(50);
+/// Pause after an answer whose history is not the one that this node has verified.
+const HISTORY_REFUSED_PAUSE: Duration = Duration::from_secs(2);
+/// Events of the replicas' clocks that wait for the main loop.
+const CLOCK_EVENTS_MAX: usize = 64;
 /// Pause after a round in which no replica answered.
 const SYNC_RETRY_PAUSE: Duration = Duration::from_millis(150);
 /// Pause between two requests to be admitted.
@@ -88,6 +94,8 @@ struct AgentCounters {
     sync_failures: u64,
     bundles_refused: u64,
     orders_refused: u64,
+    routes_refused: u64,
+    histories_refused: u64,
 }
 
 /// State owned by the main loop.
@@ -103,6 +111,7 @@ pub(super) struct AgentActor {
     pub(super) incarnation: Incarnation,
     pub(super) slots: BTreeMap<SlotKey, SlotHandle>,
     pub(super) tasks: JoinSet<SlotEnded>,
+    pub(super) time: TrustedTime,
     pub(super) routes: watch::Sender<Option<RouteTable>>,
     pub(super) gateway: Option<Arc<GatewayStatus>>,
     pub(super) numbers: Arc<Mutex<Numbers>>,
@@ -117,6 +126,8 @@ pub(super) struct Volatile {
     chain_complete: bool,
     refused_bundles: BTreeMap<Digest, Refusal>,
     refusals: Refusals,
+    /// Parts of the latest route table that were not handed to the gateway.
+    refused_routes: Vec<RefusedRoute>,
     /// Released slots that have not been reported to control yet.
     unacknowledged_releases: BTreeSet<(SlotKey, Fence)>,
     /// Orders that were granted but could not be persisted, and why. They do not count as accepted.
@@ -139,6 +150,10 @@ impl AgentActor {
         let mut next_sync = Instant::now();
         let mut resyncs = tokio::time::interval(RESYNC_INTERVAL);
         let node = self.node.clone();
+        let (events, mut clocks) = mpsc::channel(CLOCK_EVENTS_MAX);
+        // Dropped with this function, which ends the task.
+        let mut asking = JoinSet::new();
+        asking.spawn(ask_replicas(self.control.clone(), events));
         loop {
             // The order is fixed so that a simulation is reproducible; each of these events is rare.
             tokio::select! {
@@ -150,6 +165,7 @@ impl AgentActor {
                 }
                 outcome = exchange(&mut in_flight) => {
                     let sent = in_flight.take().expect("it has just ended");
+                    self.settle_time(&mut clocks).await;
                     let pause = self.synced(sent, outcome).await;
                     next_sync = next_sync.max(Instant::now() + pause);
                 }
@@ -160,11 +176,10 @@ impl AgentActor {
                         self.node.logs.put_back(sent.lines);
                     }
                 }
+                Some(event) = clocks.recv() => self.note_clock(event),
                 Some(ended) = self.tasks.join_next() => self.slot_ended(ended),
                 Some(InjectedOrder { order, decision }) = injected.recv() => {
-                    let HandOrder { bundle, order } = &order;
-                    let verified = self.with_verifier(|verifier| verifier.verify(bundle, order).map(drop));
-                    let verdict = admin::decision(verified);
+                    let verdict = admin::decision(self.verify_injected(&order));
                     let (accepted, code) = (verdict.accepted, verdict.code);
                     tracing::info!(accepted, ?code, "decision on a submitted order");
                     // The operator may have gone; the verdict changes nothing.
@@ -176,24 +191,52 @@ impl AgentActor {
         self.end_slots().await;
     }
 
+    /// Waits until the replicas' clocks are known, as far as they will be soon. Nothing is judged before.
+    async fn settle_time(&mut self, clocks: &mut mpsc::Receiver<ClockEvent>) {
+        while !self.time.is_settled() {
+            let Some(event) = clocks.recv().await else { return };
+            self.note_clock(event);
+        }
+    }
+
+    fn note_clock(&mut self, event: ClockEvent) {
+        match event {
+            ClockEvent::Reading { replica, wall, asked_at } => self.time.record(replica, wall, asked_at),
+            ClockEvent::RoundEnded => self.time.record_round(),
+        }
+    }
+
+    /// Returns the time by which approvals are judged.
+    fn trusted_now(&mut self) -> Millis {
+        let clock = &self.node.clock;
+        self.time.now(clock.wall(), clock.boot(), self.chain.signed_at())
+    }
+
     fn is_answered_lately(&self) -> bool {
         let limit = Duration::from_millis(LEASE_MS / 3);
         self.state.answered_at.is_some_and(|at| at.elapsed() < limit)
     }
 
-    fn with_verifier<R>(&self, act: impl FnOnce(OrderVerifier<'_>) -> R) -> R {
+    fn with_verifier<R>(&self, now: Millis, act: impl FnOnce(OrderVerifier<'_>) -> R) -> R {
         let facts = NodeFacts {
             id: self.node.id(),
             isolation: self.node.launcher.isolation().level,
-            gpus: self.node.resources.gpus(&*self.node.device).iter().map(|gpu| gpu.index).collect(),
+            resources: self.node.resources.now(&*self.node.device),
         };
         act(OrderVerifier {
             circle: self.chain.state(),
-            history: self.chain.history(),
+            admitted: self.chain.admitted(),
             facts: &facts,
             book: &self.book,
-            now: self.node.clock.wall(),
+            now,
         })
+    }
+
+    /// Verifies an order as if control had sent it.
+    fn verify_injected(&mut self, HandOrder { bundle, order }: &HandOrder) -> Result<(), Refusal> {
+        let now = self.trusted_now();
+        self.chain.check_whole()?;
+        self.with_verifier(now, |verifier| verifier.verify(bundle, order).map(drop))
     }
 
     /// Starts a sync: reports this node's state and requests the desired state.
@@ -248,15 +291,15 @@ impl AgentActor {
     /// Processes the outcome of a request. Returns the delay before the next one.
     async fn synced(&mut self, sent: InFlight, outcome: RequestOutcome<SyncResponse>) -> Duration {
         match outcome {
-            RequestOutcome::Answered(response, sent_at) => {
+            RequestOutcome::Answered(ReplicaAnswer { body: response, sent_at, replica }) => {
                 self.state.counts.syncs += 1;
+                self.time.record(replica, response.now, sent_at);
                 self.state.answered_at = Some(Instant::now());
                 self.state.unanswered_since = None;
                 for report in &sent.unacknowledged_releases {
                     self.state.unacknowledged_releases.remove(report);
                 }
-                self.absorb(*response, sent_at);
-                Duration::ZERO
+                self.absorb(*response, sent_at)
             }
             RequestOutcome::NotAdmitted => {
                 self.node.logs.put_back(sent.lines);
@@ -277,28 +320,28 @@ impl AgentActor {
     }
 
     /// Applies a response in the order that keeps every guarantee: first the circle's decisions, then this
-    /// node's desired state. The lease comes last, when everything that must not run has been stopped.
-    fn absorb(&mut self, response: SyncResponse, sent_at: BootTime) {
-        let clock = &self.node.clock;
-        let sent_ago_ms = clock.boot().since(sent_at);
-        let sent_at_wall = Millis(clock.wall().0.saturating_sub(sent_ago_ms));
-        if response.governance.is_empty() {
-            self.chain.complete_at(sent_at_wall);
-            self.state.chain_complete = true;
-        } else {
-            self.take_governance(response.governance);
-        }
+    /// node's desired state. The lease comes last, when everything that must not run has been stopped. Returns
+    /// the delay before the next request.
+    fn absorb(&mut self, response: SyncResponse, sent_at: BootTime) -> Duration {
         if let Some(desired) = response.desired {
             self.state.desired_digest = Some(desired.digest());
-            self.routes.send_if_modified(|routes| {
-                let differs = *routes != desired.routes;
-                if differs {
-                    routes.clone_from(&desired.routes);
-                }
-                differs
-            });
             self.state.desired = Some(desired);
         }
+        let (wall, boot) = (self.node.clock.wall(), self.node.clock.boot());
+        if let Some(now) = self.time.confirmed(wall, boot) {
+            self.chain.discard_later_than(now);
+        }
+        let sent_at_wall = Millis(self.trusted_now().0.saturating_sub(boot.since(sent_at)));
+        let outcome = self.take_governance(response.governance, sent_at_wall);
+        if let Err(refusal) = outcome {
+            self.refuse_history(&refusal);
+            return HISTORY_REFUSED_PAUSE;
+        }
+        if self.chain.check_whole().is_err() {
+            // The rest of the history follows in the next answer.
+            return Duration::ZERO;
+        }
+        self.hand_routes();
         self.reconcile();
         let until = sent_at.plus(response.lease_ms.min(self.lease_ms_max));
         self.node.lease.send_if_modified(|lease| {
@@ -308,26 +351,83 @@ impl AgentActor {
             }
             longer
         });
+        Duration::ZERO
     }
 
-    fn take_governance(&mut self, bundles: Vec<protocol::governance::Bundle>) {
-        self.state.chain_complete = false;
-        let before = self.chain.state().length();
+    /// Verifies the bundles of an answer that was requested at `sent_at`.
+    ///
+    /// # Errors
+    /// If control's history lacks or changes a decision that this node has verified before.
+    fn take_governance(&mut self, bundles: Vec<Bundle>, sent_at: Millis) -> Result<(), Refusal> {
+        let before = self.chain.state().head();
+        // After an answer without bundles, and after one with junk, the chain had all that control could give.
+        let mut complete = bundles.is_empty();
+        let mut outcome = Ok(());
         if let Err(RefusedBundle { certificate, refusal }) = self.chain.append(bundles) {
             // The sender will retry. Orders that depend on the bundle are refused rather than left waiting.
-            self.state.chain_complete = true;
+            // A bundle that this node could not write is still missing.
+            complete = refusal.code != error_code::AGENT_STATE_UNUSABLE;
             self.state.counts.bundles_refused += 1;
             self.log_throttled("governance", &format!("a governance bundle is refused: {refusal}"));
-            if self.state.refused_bundles.len() >= protocol::limits::PROPOSALS_OPEN_MAX {
-                self.state.refused_bundles.pop_first();
+            if refusal.code == error_code::HISTORY_FORKED {
+                outcome = self.chain.check_whole().map_err(|_| refusal.clone());
             }
-            self.state.refused_bundles.insert(certificate, refusal);
+            self.note_refused_bundle(certificate, refusal);
+            self.state.chain_complete = true;
+        } else {
+            self.state.chain_complete = complete;
         }
-        let length = self.chain.state().length();
-        if length > before {
+        if self.chain.state().head() != before {
+            let length = self.chain.state().length();
             tracing::info!(length, "governance bundles verified and persisted");
             self.node.circle.send_replace(Arc::new(self.chain.state().clone()));
         }
+        outcome?;
+        if complete {
+            self.chain.check_whole()?;
+            self.chain.complete_at(sent_at);
+        }
+        Ok(())
+    }
+
+    fn note_refused_bundle(&mut self, certificate: Digest, refusal: Refusal) {
+        if self.state.refused_bundles.len() >= protocol::limits::PROPOSALS_OPEN_MAX {
+            self.state.refused_bundles.pop_first();
+        }
+        self.state.refused_bundles.insert(certificate, refusal);
+    }
+
+    /// Refuses an answer whose history is not the one that this node has verified. Every order in it that is
+    /// not held yet is refused with the reason, and no lease is renewed.
+    fn refuse_history(&mut self, refusal: &Refusal) {
+        self.state.counts.histories_refused += 1;
+        self.log_throttled("history", &format!("control's history is refused: {refusal}"));
+        let orders = self.state.desired.iter().flat_map(|desired| &desired.assignments);
+        let orders = orders.flat_map(|assignment| &assignment.orders);
+        let held = |key: &SlotKey| self.book.held(key).is_some();
+        let refused = orders.map(|signed| (SlotKey::of(&signed.order), signed.order.fence));
+        let refused = refused.filter(|(key, _)| !held(key));
+        self.state.refusals = refused.map(|(key, fence)| (key, (fence, refusal.clone()))).collect();
+    }
+
+    /// Hands the gateway the part of control's route table that the circle covers. While the chain is not
+    /// complete, the last table stays.
+    fn hand_routes(&mut self) {
+        let table = self.state.desired.as_ref().and_then(|desired| desired.routes.as_ref());
+        let checked = table.map(|table| check_routes(self.chain.state(), table));
+        let (table, refused) = checked.map_or((None, Vec::new()), |(table, refused)| (Some(table), refused));
+        if !refused.is_empty() && !self.state.chain_complete {
+            return;
+        }
+        let news: Vec<&RefusedRoute> =
+            refused.iter().filter(|refused| !self.state.refused_routes.contains(refused)).collect();
+        self.state.counts.routes_refused += news.len() as u64;
+        if let Some(first) = news.first() {
+            let text = format!("{} routes are refused, the first of {first}", news.len());
+            self.log_throttled("routes", &text);
+        }
+        self.state.refused_routes = refused;
+        self.routes.send_if_modified(|handed| replace_table(handed, table));
     }
 
     /// Reconciles the desired with the observed state and carries out the resulting actions.
@@ -338,12 +438,17 @@ impl AgentActor {
 
     /// Runs one reconciliation. Returns true if orders were accepted, so that the next one starts them.
     fn reconcile_once(&mut self) -> bool {
+        if !self.time.is_settled() || self.chain.check_whole().is_err() {
+            return false;
+        }
+        let now = self.trusted_now();
         let Some(desired) = &self.state.desired else { return false };
         let running: BTreeMap<_, _> =
             self.slots.iter().map(|(key, slot)| (key.clone(), slot.status.running(slot.fence))).collect();
-        let actions = self.with_verifier(|verifier| {
+        let actions = self.with_verifier(now, |verifier| {
             reconcile(&ReconcileInput {
                 verifier,
+                boot: self.node.clock.boot(),
                 desired,
                 chain_complete: self.state.chain_complete,
                 refused_bundles: &self.state.refused_bundles,
@@ -354,7 +459,7 @@ impl AgentActor {
         let known = std::mem::take(&mut self.state.refusals);
         let mut noted = Noted::default();
         for action in actions {
-            self.perform(action, &known, &mut noted);
+            self.perform(action, now, &known, &mut noted);
         }
         self.state.unwritten.clear();
         if let Err(trouble) = self.save_or_undo(before, &noted) {
@@ -370,13 +475,12 @@ impl AgentActor {
     }
 
     /// Carries out one action, or records it in the book, where it does not count until it is persisted.
-    fn perform(&mut self, action: SlotAction, known: &Refusals, noted: &mut Noted) {
+    fn perform(&mut self, action: SlotAction, now: Millis, known: &Refusals, noted: &mut Noted) {
         let fence_of =
             |book: &OrderBook, key: &SlotKey| book.held(key).map(|held| held.order.signed.order.fence);
         match action {
             SlotAction::Accept { signed, grant } => {
                 noted.accepted.push((SlotKey::of(&signed.order), signed.order.fence));
-                let now = self.node.clock.wall();
                 self.book.accept(*signed, *grant, self.chain.state().length(), now);
             }
             SlotAction::Start { key } => self.start_slot(key, None),
@@ -475,8 +579,8 @@ impl AgentActor {
     async fn enrol(&mut self) {
         let request = EnrolRequest { admission: self.admission.clone() };
         match self.control.enrol(&request).await {
-            RequestOutcome::Answered(answer, _) => {
-                let EnrolResponse { admitted, genesis } = *answer;
+            RequestOutcome::Answered(answer) => {
+                let EnrolResponse { admitted, genesis } = *answer.body;
                 if human_chain::circle_id(&genesis.genesis) != self.circle {
                     self.log_throttled("admission", "control belongs to another circle than the pinned one");
                 } else if !admitted {
@@ -518,6 +622,8 @@ impl AgentActor {
             sync_failures: counts.sync_failures,
             bundles_refused: counts.bundles_refused,
             orders_refused: counts.orders_refused,
+            routes_refused: counts.routes_refused,
+            histories_refused: counts.histories_refused,
             shard_faults: self.node.models.faults(),
             models: models.map(|(root, verified, bytes)| (root.to_string(), verified, bytes)).collect(),
             gateway: self.gateway.as_ref().map(|status| GatewayNumbers {
@@ -540,6 +646,22 @@ impl AgentActor {
             tracing::error!("some slots did not end in time; their leases end them");
         }
     }
+}
+
+/// Replaces the table that the gateway was handed, if the new one differs. Its version rises, since the gateway
+/// ignores an older one, and the circle's decisions change a table that control sent once. A gateway keeps its
+/// last table if control sends none. Returns whether it was replaced.
+fn replace_table(handed: &mut Option<RouteTable>, table: Option<RouteTable>) -> bool {
+    let Some(mut table) = table else { return false };
+    if let Some(last) = handed {
+        let same = last.services == table.services && last.api_keys == table.api_keys;
+        if same && table.version <= last.version {
+            return false;
+        }
+        table.version = table.version.max(last.version.saturating_add(1));
+    }
+    *handed = Some(table);
+    true
 }
 
 async fn exchange(in_flight: &mut Option<InFlight>) -> RequestOutcome<SyncResponse> {

@@ -6,12 +6,12 @@ use bytes::Bytes;
 use host::Clock;
 use http::{Request, Response, StatusCode, header};
 use overlay::{Address, Backoff, Client, Identity, Limits, NotAnAddress, PublicKey};
-use protocol::agent::{EnrolRequest, EnrolResponse, NotLeader, SyncRequest, SyncResponse};
+use protocol::agent::{ClockReading, EnrolRequest, EnrolResponse, NotLeader, SyncRequest, SyncResponse};
 use protocol::canonical;
 use protocol::error_code;
 use protocol::governance::ControlReplica;
 use protocol::limits::{GENESIS_BYTES_MAX, LEASE_MS, SYNC_BYTES_MAX};
-use protocol::{BootTime, NodeId};
+use protocol::{BootTime, Millis, NodeId};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
@@ -29,6 +29,8 @@ const HANDSHAKE_LIMIT: Duration = Duration::from_millis(800);
 const PROBLEM_BYTES_MAX: usize = 2048;
 /// Largest answer other than a sync response.
 const NOT_LEADER_BYTES_MAX: usize = 1024;
+/// Largest answer to a request for a clock.
+const CLOCK_BYTES_MAX: usize = 64;
 
 /// Link between an agent and the control replicas.
 #[derive(Debug)]
@@ -78,12 +80,22 @@ enum Way {
 /// Outcome of a request.
 #[derive(Debug)]
 pub(super) enum RequestOutcome<T> {
-    /// An answer, and the boot clock just before the request was sent.
-    Answered(Box<T>, BootTime),
+    /// A replica answered.
+    Answered(ReplicaAnswer<T>),
     /// Control reports that no certificate admits this node.
     NotAdmitted,
     /// No replica gave a usable answer; the text holds the reason of each.
     Failed(String),
+}
+
+/// An answer and its origin.
+#[derive(Debug)]
+pub(super) struct ReplicaAnswer<T> {
+    pub(super) body: Box<T>,
+    /// Boot clock just before the request was sent.
+    pub(super) sent_at: BootTime,
+    /// Index of the replica that answered, in the order of genesis.
+    pub(super) replica: usize,
 }
 
 impl AgentControlClient {
@@ -124,6 +136,22 @@ impl AgentControlClient {
         self.ask("/agent/v1/enrol", canonical::to_bytes(request).into(), GENESIS_BYTES_MAX + 64).await
     }
 
+    /// Returns the number of control replicas.
+    pub(super) fn replica_count(&self) -> usize {
+        self.replicas.len()
+    }
+
+    /// Returns the clock of one replica, whether it leads or not, and the boot clock just before it was asked.
+    /// Returns none if it does not answer.
+    pub(super) async fn clock_of(&self, replica: usize) -> Option<(Millis, BootTime)> {
+        let asked_at = self.clock.boot();
+        let response =
+            self.exchange(self.replicas.get(replica)?, "/agent/v1/clock", Bytes::new()).await.ok()?;
+        let answers = response.status() == StatusCode::OK;
+        let reading: ClockReading = canonical::from_bytes(response.body(), CLOCK_BYTES_MAX).ok()?;
+        answers.then_some((reading.now, asked_at))
+    }
+
     /// Asks the preferred replica, then the leader that it names, then the others; each at most once.
     async fn ask<T>(&self, path: &'static str, body: Bytes, limit: usize) -> RequestOutcome<T>
     where
@@ -143,7 +171,8 @@ impl AgentControlClient {
                     StatusCode::OK => match canonical::from_bytes(response.body(), limit) {
                         Ok(answer) => {
                             self.preferred.store(index, Ordering::Relaxed);
-                            return RequestOutcome::Answered(Box::new(answer), sent_at);
+                            let body = Box::new(answer);
+                            return RequestOutcome::Answered(ReplicaAnswer { body, sent_at, replica: index });
                         }
                         Err(error) => reasons.push(format!("{}: {error}", replica.address)),
                     },

@@ -6,6 +6,9 @@
 
 mod book;
 mod reconcile;
+mod room;
+mod routes;
+mod time;
 mod verifier;
 
 #[cfg(test)]
@@ -17,12 +20,15 @@ mod tests;
 pub use book::{BookError, Held, OrderBook};
 pub use protocol::Refusal;
 pub use reconcile::{ReconcileInput, RunningSlot, SlotAction, reconcile};
-pub use verifier::{ChainHistory, OrderVerifier};
+pub use room::GrantedResources;
+pub use routes::{RefusedRoute, check_routes};
+pub use time::{TrustedTime, signed_at};
+pub use verifier::OrderVerifier;
 
+use protocol::agent::NodeResources;
 use protocol::manifest::Isolation;
 use protocol::order::SlotOrder;
 use protocol::{NodeId, ServiceName, SlotIndex};
-use std::collections::BTreeSet;
 
 /// One of a service's numbered slots.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -52,6 +58,6 @@ pub struct NodeFacts {
     pub id: NodeId,
     /// Isolation that the node can enforce.
     pub isolation: Isolation,
-    /// Indices of its GPUs.
-    pub gpus: BTreeSet<u32>,
+    /// Resources that it offers.
+    pub resources: NodeResources,
 }

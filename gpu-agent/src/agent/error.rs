@@ -30,6 +30,12 @@ pub enum AgentError {
         /// Defect that was found.
         reason: String,
     },
+    /// The recorded head of the history cannot be trusted.
+    #[error("head of the history {}: its bytes are damaged", path.display())]
+    Head {
+        /// Path of the file.
+        path: PathBuf,
+    },
     /// Another agent uses the directory.
     #[error("another agent works in {}", path.display())]
     InUse {
@@ -64,7 +70,7 @@ impl AgentError {
     pub fn code(&self) -> ErrorCode {
         match self {
             Self::Genesis(error) => error.code(),
-            Self::File { .. } | Self::Orders { .. } => error_code::AGENT_STATE_UNUSABLE,
+            Self::File { .. } | Self::Orders { .. } | Self::Head { .. } => error_code::AGENT_STATE_UNUSABLE,
             Self::InUse { .. } => error_code::DIRECTORY_IN_USE,
             Self::Address { .. } | Self::Configuration(_) => error_code::REQUEST_INVALID,
             Self::Sandbox(error) => error.code(),
@@ -99,6 +105,11 @@ mod tests {
                 AgentError::Orders { path: path(), reason: "its bytes are damaged".into() },
                 error_code::AGENT_STATE_UNUSABLE,
                 "order book /var/lib/quorate/agent: its bytes are damaged",
+            ),
+            (
+                AgentError::Head { path: path() },
+                error_code::AGENT_STATE_UNUSABLE,
+                "head of the history /var/lib/quorate/agent: its bytes are damaged",
             ),
             (
                 AgentError::InUse { path: path() },

@@ -13,6 +13,8 @@ pub(super) struct Numbers {
     pub(super) sync_failures: u64,
     pub(super) bundles_refused: u64,
     pub(super) orders_refused: u64,
+    pub(super) routes_refused: u64,
+    pub(super) histories_refused: u64,
     pub(super) shard_faults: u64,
     /// Root, segments verified, bytes.
     pub(super) models: Vec<(String, u64, u64)>,
@@ -81,6 +83,18 @@ fn node_families(numbers: &Numbers) -> Vec<Family<'static>> {
             numbers.bundles_refused,
         ),
         ("quorate_agent_orders_refused_total", "counter", "Orders refused", numbers.orders_refused),
+        (
+            "quorate_agent_routes_refused_total",
+            "counter",
+            "Routes and routed services not handed to the gateway",
+            numbers.routes_refused,
+        ),
+        (
+            "quorate_agent_histories_refused_total",
+            "counter",
+            "Histories that lack or change a decision that this node has verified",
+            numbers.histories_refused,
+        ),
         (
             "quorate_agent_shard_faults_total",
             "counter",

@@ -24,20 +24,44 @@ pub struct ResourceCaps {
 pub(super) struct OfferedResources {
     caps: ResourceCaps,
     gpus: Mutex<Option<(Instant, Vec<Gpu>)>>,
+    /// Cores in thousandths and memory in bytes of a machine that a simulation pretends to run on.
+    #[cfg(test)]
+    pretended: std::sync::OnceLock<(u64, u64)>,
 }
 
 impl OfferedResources {
     pub(super) fn new(caps: ResourceCaps) -> Self {
-        Self { caps, gpus: Mutex::default() }
+        Self {
+            caps,
+            gpus: Mutex::default(),
+            #[cfg(test)]
+            pretended: std::sync::OnceLock::new(),
+        }
     }
 
     /// Returns the current resources. May occasionally take milliseconds.
     pub(super) fn now(&self, device: &dyn Device) -> NodeResources {
+        let (cpu_millicores, memory_bytes) = self.machine();
         NodeResources {
-            cpu_millicores: capped(cores() * 1000, self.caps.cpu_millicores),
-            memory_bytes: capped(memory_bytes(), self.caps.memory_bytes),
+            cpu_millicores: capped(cpu_millicores, self.caps.cpu_millicores),
+            memory_bytes: capped(memory_bytes, self.caps.memory_bytes),
             gpus: self.gpus(device),
         }
+    }
+
+    /// Returns the cores of this machine in thousandths, and its memory in bytes.
+    fn machine(&self) -> (u64, u64) {
+        #[cfg(test)]
+        if let Some(pretended) = self.pretended.get() {
+            return *pretended;
+        }
+        (cores() * 1000, memory_bytes())
+    }
+
+    /// Pretends that the machine has these cores and this memory.
+    #[cfg(test)]
+    pub(super) fn pretend(&self, cpu_millicores: u64, memory_bytes: u64) {
+        let _ = self.pretended.set((cpu_millicores, memory_bytes));
     }
 
     /// Returns the current GPUs.

@@ -5,6 +5,7 @@
 
 mod crashes;
 mod ending;
+mod hostile;
 mod interleaving;
 mod starting;
 
@@ -13,6 +14,7 @@ use super::control_client::{ControlCall, ControlLink};
 use super::core::testing::{TestCircle, admission, desired, service};
 use super::error::AgentError;
 use super::models::ModelInHand;
+use super::prometheus::Numbers;
 use super::resources::ResourceCaps;
 use super::start::Prepared;
 use crate::device::Simulated;
@@ -22,7 +24,10 @@ use host::Clock;
 use http::{Response, StatusCode};
 use model_store::EncryptionSecret;
 use overlay::{CancellationToken, Identity};
-use protocol::agent::{Desired, EnrolResponse, SlotReport, SlotState, SyncRequest, SyncResponse};
+use protocol::agent::{
+    ClockReading, Desired, EnrolResponse, SlotReport, SlotState, SyncRequest, SyncResponse,
+};
+use protocol::gateway::RouteTable;
 use protocol::governance::{Bundle, GatewayEndpoint, NodeRole};
 use protocol::limits::LEASE_MS;
 use protocol::manifest::Isolation;
@@ -33,7 +38,7 @@ use sandbox::Start;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::{JoinError, JoinHandle};
 
 /// Seed of the node's key.
@@ -50,6 +55,8 @@ const SEGMENTS: u32 = 3;
 /// Replies of the simulated control, and the requests that it received.
 struct SimulatedControl {
     world: TestCircle,
+    /// Bundles sent in place of those of the chain.
+    forged: Vec<Bundle>,
     /// No replies: a call waits until the agent gives up.
     silent: bool,
     desired: Desired,
@@ -69,6 +76,10 @@ struct SimulatedControl {
 struct Stage {
     directory: tempfile::TempDir,
     clock: Clock,
+    /// Clock of control, which may differ from the node's.
+    control_clock: Clock,
+    /// Memory that the machine has, in bytes.
+    memory_bytes: u64,
     launcher: Arc<SimulatedLauncher>,
     device: Simulated,
     script: Arc<Mutex<SimulatedControl>>,
@@ -82,6 +93,14 @@ struct Stage {
 struct Agent {
     task: JoinHandle<Result<(), AgentError>>,
     shutdown: CancellationToken,
+    /// Tables that the gateway is handed, and the exported numbers.
+    outputs: Arc<Mutex<Option<Outputs>>>,
+}
+
+/// Outputs of a running agent.
+struct Outputs {
+    routes: watch::Receiver<Option<RouteTable>>,
+    numbers: Arc<Mutex<Numbers>>,
 }
 
 impl Agent {
@@ -155,6 +174,7 @@ impl Stage {
         let bundle = world.deploy(&service("chat", root, 300));
         let script = Arc::new(Mutex::new(SimulatedControl {
             world,
+            forged: vec![],
             silent: false,
             desired: Desired { assignments: vec![], routes: None },
             last: None,
@@ -166,11 +186,26 @@ impl Stage {
         }));
         let (calls, queue) = mpsc::channel(16);
         let news = Arc::new(Notify::new());
-        tokio::spawn(answer_all(queue, script.clone(), news.clone(), clock.clone()));
+        let control_clock = Clock::of_runtime(BootTime(0), BEGAN);
+        let clocks = [control_clock.clone(), clock.clone()];
+        tokio::spawn(answer_all(queue, script.clone(), news.clone(), clocks));
         let launcher = SimulatedLauncher::new(clock.clone(), Isolation::SameUid, |_| Behaviour::default());
         let device = "4xH100".parse().unwrap();
         let model = ModelInHand::new(tiny());
-        Self { directory, clock, launcher, device, script, news, calls, model, bundle }
+        let memory_bytes = 1 << 40;
+        Self {
+            directory,
+            clock,
+            control_clock,
+            memory_bytes,
+            launcher,
+            device,
+            script,
+            news,
+            calls,
+            model,
+            bundle,
+        }
     }
 
     fn agent_directory(&self) -> PathBuf {
@@ -189,7 +224,7 @@ impl Stage {
             storage: None,
             gateway: None,
             serve_program: "/nowhere/quorate-serve".into(),
-            resources: ResourceCaps { cpu_millicores: Some(4000), memory_bytes: Some(1 << 30) },
+            resources: ResourceCaps::default(),
             device: Box::new(self.device.clone()),
             launcher: self.launcher.clone(),
             clock: self.clock.clone(),
@@ -204,12 +239,17 @@ impl Stage {
         let (config, shutdown) = (self.config(), CancellationToken::new());
         let (model, stop) = (self.model.model.clone(), shutdown.clone());
         let root = ModelRoot(Digest::of(b"model"));
+        let (outputs, memory_bytes) = (Arc::<Mutex<Option<Outputs>>>::default(), self.memory_bytes);
+        let shared = outputs.clone();
         let task = tokio::spawn(async move {
             let prepared = Prepared::new(config).await?;
             prepared.node.models.hold(root, &model);
+            prepared.node.resources.pretend(1_000_000, memory_bytes);
+            let (routes, numbers) = prepared.outputs();
+            *shared.lock().unwrap() = Some(Outputs { routes, numbers });
             prepared.run(stop).await
         });
-        Agent { task, shutdown }
+        Agent { task, shutdown, outputs }
     }
 
     fn script(&self) -> MutexGuard<'_, SimulatedControl> {
@@ -281,16 +321,26 @@ async fn answer_all(
     mut queue: mpsc::Receiver<ControlCall>,
     script: Arc<Mutex<SimulatedControl>>,
     news: Arc<Notify>,
-    clock: Clock,
+    clocks: [Clock; 2],
 ) {
     while let Some(call) = queue.recv().await {
-        tokio::spawn(answer(call, script.clone(), news.clone(), clock.clone()));
+        tokio::spawn(answer(call, script.clone(), news.clone(), clocks.clone()));
     }
 }
 
 /// Answers one call in the role of control.
-async fn answer(call: ControlCall, script: Arc<Mutex<SimulatedControl>>, news: Arc<Notify>, clock: Clock) {
+async fn answer(
+    call: ControlCall,
+    script: Arc<Mutex<SimulatedControl>>,
+    news: Arc<Notify>,
+    [clock, node_clock]: [Clock; 2],
+) {
     assert_eq!(call.node, node_id());
+    if call.path.ends_with("clock") && !script.lock().unwrap().silent {
+        let answer = canonical::to_bytes(&ClockReading { now: clock.wall() });
+        let _ = call.answer.send(Response::new(Bytes::from(answer)));
+        return;
+    }
     if script.lock().unwrap().silent {
         return std::future::pending().await;
     }
@@ -301,14 +351,15 @@ async fn answer(call: ControlCall, script: Arc<Mutex<SimulatedControl>>, news: A
         return;
     }
     let request: SyncRequest = canonical::from_bytes(&call.body, call.body.len()).unwrap();
-    note(&mut script.lock().unwrap(), &request, &clock);
+    note(&mut script.lock().unwrap(), &request, &node_clock);
     let deadline = tokio::time::Instant::now() + Duration::from_millis(u64::from(request.wait_ms));
     loop {
         let changed = news.notified();
         let answer = {
             let script = script.lock().unwrap();
             let new = (script.desired.digest() != request.desired).then(|| script.desired.clone());
-            let governance = &script.world.bundles[request.governance_length as usize..];
+            let own = script.world.bundles.get(request.governance_length as usize..).unwrap_or_default();
+            let governance = if script.forged.is_empty() { own } else { &script.forged };
             SyncResponse {
                 now: clock.wall(),
                 lease_ms: LEASE_MS,

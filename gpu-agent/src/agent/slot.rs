@@ -212,8 +212,8 @@ impl SlotTask {
     }
 
     fn begin_draining(&self) {
-        let now = self.node.clock.wall();
-        self.status.lock().draining_since.get_or_insert(now);
+        let clock = &self.node.clock;
+        self.status.lock().draining_since.get_or_insert((clock.wall(), clock.boot()));
     }
 
     /// Queues worker output for control.

@@ -4,7 +4,7 @@ use super::actor::{AgentActor, Incarnation};
 use super::chain::Chain;
 use super::config::AgentConfig;
 use super::control_client::AgentControlClient;
-use super::core::{OrderBook, SlotKey};
+use super::core::{OrderBook, SlotKey, TrustedTime};
 use super::error::AgentError;
 use super::gateway::{self, GatewayStatus};
 use super::lease::Lease;
@@ -91,7 +91,9 @@ impl Prepared {
             routes: watch::Sender::new(None),
             status: Arc::default(),
         };
+        let time = TrustedTime::new(control.replica_count());
         let mut actor = AgentActor {
+            time,
             control: Arc::new(control),
             chain,
             orders,
@@ -112,6 +114,14 @@ impl Prepared {
             actor.start_slot(key, Some(running));
         }
         Ok(Self { directory, lock, node, actor, services })
+    }
+
+    /// Returns the tables that the gateway is handed, and the exported numbers.
+    #[cfg(test)]
+    pub(super) fn outputs(
+        &self,
+    ) -> (watch::Receiver<Option<protocol::gateway::RouteTable>>, Arc<Mutex<Numbers>>) {
+        (self.services.routes.subscribe(), self.services.numbers.clone())
     }
 
     pub(super) async fn run(self, shutdown: CancellationToken) -> Result<(), AgentError> {

@@ -4,7 +4,7 @@ use super::core::{Refusal, RunningSlot, SlotKey};
 use super::models::LoadedModel;
 use protocol::agent::{SlotReport, SlotState};
 use protocol::worker::WorkerMetrics;
-use protocol::{Fence, Millis};
+use protocol::{BootTime, Fence, Millis};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::time::Instant;
 
@@ -20,8 +20,8 @@ pub(super) struct SlotStatus {
     pub(super) restarts: u32,
     /// Latest metrics of the worker.
     pub(super) metrics: Option<WorkerMetrics>,
-    /// Time since which the slot drains and takes no new requests.
-    pub(super) draining_since: Option<Millis>,
+    /// Time since which the slot drains and takes no new requests, by the wall clock and the boot clock.
+    pub(super) draining_since: Option<(Millis, BootTime)>,
     /// Limits that are not enforced on the sandbox.
     pub(super) not_enforced: Vec<String>,
     /// Time since which the worker answers requests, in this attempt.
@@ -87,7 +87,8 @@ impl SharedStatus {
 
     /// Returns the slot's input to a reconciliation.
     pub(super) fn running(&self, fence: Fence) -> RunningSlot {
-        RunningSlot { fence, draining_since: self.lock().draining_since }
+        let since = self.lock().draining_since;
+        RunningSlot { fence, draining_since: since.map(|(_, boot)| boot) }
     }
 }
 
@@ -183,8 +184,8 @@ mod tests {
             status.running(Fence::new(1, 7)),
             RunningSlot { fence: Fence::new(1, 7), draining_since: None }
         );
-        status.lock().draining_since = Some(Millis(5));
-        assert_eq!(status.clone().running(Fence::new(1, 7)).draining_since, Some(Millis(5)));
+        status.lock().draining_since = Some((Millis(3), BootTime(5)));
+        assert_eq!(status.clone().running(Fence::new(1, 7)).draining_since, Some(BootTime(5)));
     }
 
     #[test]

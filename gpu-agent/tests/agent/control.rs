@@ -9,7 +9,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use overlay::{CancellationToken, Limits, Peer, PeerPolicy};
 use protocol::agent::{
-    Desired, EnrolRequest, EnrolResponse, NotLeader, SlotReport, SyncRequest, SyncResponse,
+    ClockReading, Desired, EnrolRequest, EnrolResponse, NotLeader, SlotReport, SyncRequest, SyncResponse,
 };
 use protocol::{Millis, canonical};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -95,6 +95,7 @@ impl Control {
             let router = Router::new()
                 .route("/agent/v1/sync", post(sync))
                 .route("/agent/v1/enrol", post(enrol))
+                .route("/agent/v1/clock", post(clock))
                 .with_state(replica);
             let (identity, shutdown) = (identities[index].clone(), shutdown.clone());
             tokio::spawn(async move {
@@ -152,6 +153,10 @@ async fn enrol(
     script.enrolled.push(request);
     let answer = EnrolResponse { admitted: script.admitted, genesis: script.world.genesis.clone() };
     canonical::to_bytes(&answer).into_response()
+}
+
+async fn clock() -> Response {
+    canonical::to_bytes(&ClockReading { now: now() }).into_response()
 }
 
 async fn sync(State(replica): State<TestReplica>, body: Bytes) -> Response {

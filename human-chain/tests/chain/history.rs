@@ -4,7 +4,7 @@ use crate::support::{
     NOW, approve, check, circle, deploy, enact, genesis, key, member, name, node, policy, proposal, retire,
     secret, signed, try_propose,
 };
-use human_chain::{CircleState, certify, verify, verify_replay};
+use human_chain::{CircleState, certify, verify, verify_replay, verify_superseded};
 use proptest::prelude::*;
 use protocol::governance::{Certificate, Change, NodeRole};
 use protocol::manifest::Manifest;
@@ -38,6 +38,31 @@ fn an_earlier_deployment_does_not_come_back() {
     assert_eq!(state.subject("service/embed").value, None);
     check("after retirement", verify(&state, &first, NOW), "proposal-stale: it saw version 0, now is 3");
     check("after retirement", verify(&state, &second, NOW), "proposal-stale: it saw version 1, now is 3");
+}
+
+#[test]
+fn what_was_altered_in_a_superseded_certificate_is_found_without_the_history() {
+    let mut state = circle();
+    let first = enact(&mut state, deploy(4), &["alice", "bob"]);
+    enact(&mut state, deploy(2), &["alice", "bob"]);
+    let altered = |alter: fn(&mut Certificate)| {
+        let mut certificate = first.clone();
+        alter(&mut certificate);
+        certificate
+    };
+    check("as it was", verify_superseded(&state, &first), "approved");
+    check("which brings nothing back", verify(&state, &first, NOW), "proposal-stale");
+    for (case, alter, expected) in [
+        ("another reason", (|c| c.proposal.reason.push('!')) as fn(&mut Certificate), "ballot-mismatch"),
+        ("one bit of a signature", |c| c.ballots[0].signature.ed25519.0[0] ^= 1, "signature-invalid"),
+        ("too few ballots", |c| drop(c.ballots.pop()), "quorum-not-reached"),
+        ("one ballot twice", |c| c.ballots.insert(0, c.ballots[0].clone()), "ballot-duplicate"),
+        ("another circle", |c| c.proposal.circle.0.0[0] ^= 1, "circle-mismatch"),
+        ("another epoch", |c| c.proposal.epoch = Epoch(9), "circle-mismatch"),
+        ("an endless one", |c| c.proposal.expires_at = protocol::Millis(u64::MAX), "governance-invalid"),
+    ] {
+        check(case, verify_superseded(&state, &altered(alter)), expected);
+    }
 }
 
 #[test]

@@ -188,6 +188,30 @@ fn an_approval_ends_when_it_says() {
     served("without end", "approved", &[0, 1], Millis(u64::MAX), |s| s.valid_until = None);
 }
 
+/// The attack: a node's clock is slow, and control orders what has expired. The control shows that the clock
+/// alone would start it.
+#[test]
+fn an_order_issued_after_the_end_of_its_approval_grants_nothing_to_a_slow_clock() {
+    let until = Millis(NOW.0 + 1000);
+    let mut service = full_service();
+    service.valid_until = Some(until);
+    service.egress.clear();
+    service.placement.regions.clear();
+    service.placement.node_selector.clear();
+    let mut state = circle();
+    enact(&mut state, Change::Deploy(Box::new(Manifest::Service(service))), &["alice", "bob"]);
+    let certificate = state.service(&name("chat")).expect("approved").certificate;
+    for (issued_at, expected) in [
+        (until.plus(CLOCK_GRACE_MS), "approved"),
+        (until.plus(CLOCK_GRACE_MS + 1), "order-not-approved: the approval has ended"),
+    ] {
+        let order =
+            SlotOrder { service: name("chat"), certificate, gpus: vec![0, 1], issued_at, ..order(&state) };
+        let signed = sign_order(order, "control");
+        check("a slow clock", check_order(&state, &signed, n1(), None, NOW), expected);
+    }
+}
+
 #[test]
 fn gpus_are_as_many_as_granted() {
     const GPUS: &str = "order-mismatch: its GPUs";

@@ -4,7 +4,7 @@
 use super::*;
 use crate::agent::core::testing::{NOW, TestCircle, service};
 use protocol::ModelRoot;
-use protocol::error_code;
+use protocol::governance::Change;
 
 /// A circle and the directory of a node's copy of its chain.
 struct ChainDirectory {
@@ -51,8 +51,9 @@ fn appended_bundles_are_there_after_a_restart() {
     assert_eq!(chain.append(bundles[2..].to_vec()).unwrap(), 1);
     let again = node.open();
     assert_eq!(again.state(), &node.world.state);
-    assert_eq!(again.history().bundles, bundles);
-    assert_eq!(node.files(), ["0000000001", "0000000002", "0000000003"]);
+    assert_eq!(again.bundles(), bundles);
+    assert!(bundles.iter().all(|bundle| again.admitted().contains(&bundle.certificate.digest())));
+    assert_eq!(node.files(), ["0000000001", "0000000002", "0000000003", "head"]);
 }
 
 #[test]
@@ -69,7 +70,7 @@ fn bundles_before_a_refused_one_count_and_the_others_do_not() {
     type Edit = fn(&mut Bundle);
     let edits: [(Edit, _); 3] = [
         (|bundle| drop(bundle.certificate.ballots.pop()), error_code::QUORUM_NOT_REACHED),
-        (|bundle| bundle.version = 2, error_code::GOVERNANCE_INVALID),
+        (|bundle| bundle.version = 99, error_code::GOVERNANCE_INVALID),
         (|bundle| bundle.certificate.proposal.reason = "another".into(), error_code::BALLOT_MISMATCH),
     ];
     for (edit, code) in edits {
@@ -80,7 +81,7 @@ fn bundles_before_a_refused_one_count_and_the_others_do_not() {
         let refused = chain.append(bundles.clone()).expect_err("the second is refused");
         assert_eq!((refused.refusal.code, refused.certificate), (code, bundles[1].certificate.digest()));
         assert_eq!(chain.state().length(), 1, "{code}");
-        assert_eq!(node.files(), ["0000000001"], "{code}");
+        assert_eq!(node.files(), ["0000000001", "head"], "{code}");
     }
 }
 
@@ -95,11 +96,92 @@ fn a_damaged_file_ends_the_chain_which_is_then_fetched_again() {
         fs::write(node.path().join("0000000002"), content).unwrap();
         let mut chain = node.open();
         assert_eq!(chain.state().length(), 1);
-        assert_eq!(node.files(), ["0000000001", "synced"], "later files go too");
-        assert_eq!(read_synced(&node.path().join(SYNCED)), Millis(0), "old bundles are not late");
-        assert_eq!(chain.append(bundles[1..].to_vec()).unwrap(), 2);
+        assert_eq!(node.files(), ["0000000001", "head", "synced"], "later files go too");
+        assert_eq!(chain.check_whole().unwrap_err().code, error_code::HISTORY_SHORTER);
+        assert_eq!(chain.append(bundles[1..].to_vec()).unwrap(), 2, "old bundles are not late");
+        assert_eq!(chain.check_whole(), Ok(()));
         assert_eq!(node.open().state(), &node.world.state);
     }
+}
+
+/// Returns the bundles of a circle with the same first decision that decided something else since.
+fn forked(first: &Bundle, count: u8) -> Vec<Bundle> {
+    let mut other = ChainDirectory::new().world;
+    let approved = verify_replay(&other.state, &first.certificate).unwrap();
+    other.state.advance(approved).unwrap();
+    other.bundles.push(first.clone());
+    for n in 1..count {
+        other.deploy(&service("other", ModelRoot(Digest::of(&[n])), 4));
+    }
+    other.bundles
+}
+
+/// The attack: a damaged chain is fetched again from control that cut or replaced its end. The positive control
+/// is a node without a record of its highest head, which takes either.
+#[test]
+fn a_damaged_chain_comes_back_neither_shorter_nor_forked() {
+    let damaged = |keep_head: bool| {
+        let mut node = ChainDirectory::new();
+        let bundles = node.deploy(3);
+        node.open().append(bundles.clone()).unwrap();
+        fs::write(node.path().join("0000000002"), b"garbage").unwrap();
+        if !keep_head {
+            fs::remove_file(node.path().join(HEAD)).unwrap();
+        }
+        let chain = node.open();
+        (node, chain, bundles)
+    };
+    let (_node, mut chain, bundles) = damaged(true);
+    chain.append(bundles[1..2].to_vec()).unwrap();
+    assert_eq!(chain.check_whole().unwrap_err().code, error_code::HISTORY_SHORTER);
+    let (node, mut chain, bundles) = damaged(true);
+    let refused = chain.append(forked(&bundles[0], 3)[1..].to_vec()).expect_err("a fork");
+    assert_eq!(refused.refusal.code, error_code::HISTORY_FORKED);
+    assert_eq!((chain.state().length(), chain.admitted().len()), (0, 0), "none of it can be trusted");
+    assert_eq!(node.files(), ["head"]);
+    assert_eq!(chain.check_whole().unwrap_err().code, error_code::HISTORY_SHORTER);
+    assert_eq!(chain.append(bundles).unwrap(), 3);
+    assert_eq!((chain.check_whole(), chain.state()), (Ok(()), &node.world.state));
+
+    let (_node, mut chain, bundles) = damaged(false);
+    chain.append(bundles[1..2].to_vec()).unwrap();
+    assert_eq!(chain.check_whole(), Ok(()));
+    let (_node, mut chain, bundles) = damaged(false);
+    assert_eq!(
+        (chain.append(forked(&bundles[0], 3)[1..].to_vec()).unwrap(), chain.check_whole()),
+        (2, Ok(()))
+    );
+}
+
+#[test]
+fn a_chain_that_is_not_the_one_it_was_is_fetched_again() {
+    let mut node = ChainDirectory::new();
+    let bundles = node.deploy(3);
+    node.open().append(bundles.clone()).unwrap();
+    for (number, bundle) in forked(&bundles[0], 4).iter().enumerate() {
+        fs::write(node.path().join(format!("{:010}", number + 1)), canonical::to_bytes(bundle)).unwrap();
+    }
+    let mut chain = node.open();
+    assert_eq!((chain.state().length(), node.files()), (0, vec!["head".to_string()]));
+    assert_eq!(chain.append(bundles).unwrap(), 3);
+    assert_eq!(node.open().check_whole(), Ok(()));
+}
+
+#[test]
+fn a_damaged_head_stops_the_agent() {
+    let mut node = ChainDirectory::new();
+    let bundles = node.deploy(1);
+    node.open().append(bundles).unwrap();
+    let path = node.path().join(HEAD);
+    let whole = fs::read(&path).unwrap();
+    for bytes in [&b""[..], b"short", &whole[..whole.len() - 1], &[&[whole[0] ^ 1][..], &whole[1..]].concat()]
+    {
+        fs::write(&path, bytes).unwrap();
+        let error = Chain::open(node.path(), node.world.genesis.clone(), node.world.state.id());
+        assert_eq!(error.expect_err("damaged").code(), error_code::AGENT_STATE_UNUSABLE);
+    }
+    fs::write(&path, &whole).unwrap();
+    assert_eq!(node.open().check_whole(), Ok(()));
 }
 
 #[test]
@@ -113,6 +195,49 @@ fn a_bundle_that_expired_before_a_complete_sync_is_refused() {
     for mut chain in [chain, node.open()] {
         let refused = chain.append(bundles.clone()).expect_err("withheld until it expired");
         assert_eq!(refused.refusal.code, error_code::PROPOSAL_EXPIRED);
+    }
+}
+
+/// The attack: a proposal that expired long ago is approved by a hostile quorum of the past and was never
+/// admitted. A node without a past gets it after a later decision. The control shows that nothing but
+/// that decision refuses it.
+#[test]
+fn what_expired_before_the_circle_last_signed_is_refused() {
+    let evil = service("evil", ModelRoot(Digest::of(b"evil")), 4);
+    let evil = Change::Deploy(Box::new(protocol::manifest::Manifest::Service(evil)));
+    let withheld = ChainDirectory::new().world.certify(evil);
+    let expires = withheld.certificate.proposal.expires_at;
+    for (later_ms, expected) in [(4 * CLOCK_GRACE_MS, Some(error_code::PROPOSAL_EXPIRED)), (0, None)] {
+        let mut node = ChainDirectory::new();
+        node.deploy(1);
+        node.world.now = expires.plus(later_ms);
+        node.deploy(1);
+        let mut chain = node.open();
+        chain.append(node.world.bundles.clone()).unwrap();
+        let refused = chain.append(vec![withheld.clone()]).err();
+        assert_eq!(refused.map(|refused| refused.refusal.code), expected, "{later_ms}");
+    }
+}
+
+/// The attack: one reading of a clock ten years ahead is recorded, and the clock is right again. The positive
+/// control is the record before it is discarded.
+#[test]
+fn one_wrong_reading_of_a_clock_does_not_last() {
+    let mut node = ChainDirectory::new();
+    let bundles = node.deploy(1);
+    let wrong = NOW.plus(10 * 365 * 24 * 3600 * 1000);
+    node.open().complete_at(wrong);
+    let mut chain = node.open();
+    let refused = chain.append(bundles.clone()).expect_err("before it is discarded");
+    assert_eq!(refused.refusal.code, error_code::PROPOSAL_EXPIRED);
+    chain.discard_later_than(NOW);
+    assert_eq!(read_synced(&node.path().join(SYNCED)), Millis(0), "durably");
+    assert_eq!(chain.append(bundles).unwrap(), 1);
+    // A time that is right stays.
+    chain.complete_at(NOW);
+    for now in [NOW, Millis(NOW.0 - CLOCK_GRACE_MS), NOW.plus(1)] {
+        chain.discard_later_than(now);
+        assert_eq!(chain.synced_at, NOW, "{now}");
     }
 }
 

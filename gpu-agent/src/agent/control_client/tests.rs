@@ -55,7 +55,9 @@ impl Replicas {
     async fn ask(&self) -> (String, Vec<usize>) {
         let outcome = self.client.ask::<NotLeader>("/agent/v1/test", Bytes::new(), 64).await;
         let text = match outcome {
-            RequestOutcome::Answered(_, at) => format!("answered after {} ms", at.since(BOOTED)),
+            RequestOutcome::Answered(answer) => {
+                format!("answered after {} ms", answer.sent_at.since(BOOTED))
+            }
             RequestOutcome::NotAdmitted => "not admitted".into(),
             RequestOutcome::Failed(reasons) => reasons,
         };

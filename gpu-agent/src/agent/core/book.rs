@@ -61,6 +61,12 @@ impl OrderBook {
         self.held.iter()
     }
 
+    /// Returns the grants under which a slot runs or may start: those of all orders that are not released.
+    pub fn all_granted(&self) -> impl Iterator<Item = (&SlotKey, &SlotGrant)> {
+        let live = self.held.iter().filter(|(_, held)| !held.order.released);
+        live.map(|(key, held)| (key, held.grant.get()))
+    }
+
     /// Records an order as accepted; it replaces the one held before for its slot.
     ///
     /// # Panics

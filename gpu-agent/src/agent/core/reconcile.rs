@@ -5,12 +5,12 @@
 //! never run here at the same time.
 
 use super::verifier::{check_model, may_be_early};
-use super::{Held, OrderVerifier, Refusal, SlotKey};
+use super::{GrantedResources, Held, OrderVerifier, Refusal, SlotKey};
 use human_chain::{Approved, SlotGrant};
-use protocol::agent::{Assignment, Desired};
+use protocol::agent::{Assignment, Desired, NodeResources};
 use protocol::manifest::OnExpiry;
 use protocol::order::SignedOrder;
-use protocol::{Fence, Millis, limits};
+use protocol::{BootTime, Fence, limits};
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
@@ -24,14 +24,16 @@ const DRAIN_SLACK_MS: u64 = 5_000;
 pub struct RunningSlot {
     /// Fence of the order under which it runs.
     pub fence: Fence,
-    /// Wall clock time since which it drains and takes no new requests.
-    pub draining_since: Option<Millis>,
+    /// Time since which it drains and takes no new requests.
+    pub draining_since: Option<BootTime>,
 }
 
 /// Input of a reconciliation.
 #[derive(Debug, Clone, Copy)]
 pub struct ReconcileInput<'a> {
     pub verifier: OrderVerifier<'a>,
+    /// Boot clock of the node, by which drains end.
+    pub boot: BootTime,
     /// Desired state from control.
     pub desired: &'a Desired,
     /// Whether the chain was complete when control reported the desired state. While it is not, an order that
@@ -105,9 +107,12 @@ struct Named<'a> {
 #[must_use]
 pub fn reconcile(input: &ReconcileInput<'_>) -> Vec<SlotAction> {
     let named = named(input.desired);
+    let mut room = Room::new(input, &named);
     let mut actions = Vec::new();
     for (key, orders) in &named {
-        actions.extend(settle(input, key, orders));
+        let settled = settle(input, key, orders, &room);
+        room.count(key, &settled);
+        actions.extend(settled);
     }
     for key in input.running.keys().filter(|key| !named.contains_key(key)) {
         actions.push(end(key, "control names it no more"));
@@ -134,9 +139,75 @@ fn named(desired: &Desired) -> BTreeMap<SlotKey, Vec<Named<'_>>> {
     all
 }
 
+/// Orders that hold resources while one reconciliation accepts further ones.
+struct Room<'a> {
+    node: &'a NodeResources,
+    /// Orders that are not released, and whether they stay: control still names them and does not ask them to
+    /// finish. The others will be free soon.
+    held: BTreeMap<&'a SlotKey, (&'a SlotGrant, bool)>,
+    /// Orders accepted by this reconciliation.
+    accepted: BTreeMap<SlotKey, SlotGrant>,
+}
+
+impl<'a> Room<'a> {
+    fn new(input: &ReconcileInput<'a>, named: &BTreeMap<SlotKey, Vec<Named<'_>>>) -> Self {
+        let book = input.verifier.book;
+        let stays = |key: &SlotKey| {
+            let Some(held) = book.held(key) else { return false };
+            let is_held = |named: &&Named<'_>| named.signed.order == held.order.signed.order;
+            let Some(named) = named.get(key).and_then(|orders| orders.iter().find(is_held)) else {
+                return false;
+            };
+            let finishes = named.assignment.draining.contains(&key.slot);
+            !finishes && required_end(input, held, input.running.get(key)).is_none()
+        };
+        let held = book.all_granted().map(|(key, grant)| (key, (grant, stays(key)))).collect();
+        Self { node: &input.verifier.facts.resources, held, accepted: BTreeMap::new() }
+    }
+
+    /// Checks that a grant fits beside the orders of other slots; it replaces that of its own.
+    fn check(&self, key: &SlotKey, grant: &SlotGrant) -> Fit {
+        let others = |staying: bool| {
+            let held = self.held.iter().filter(move |(_, (_, stays))| *stays || !staying);
+            let held = held.filter(|(other, _)| !self.accepted.contains_key(**other) && **other != key);
+            let accepted = self.accepted.iter().filter(|(other, _)| *other != key);
+            GrantedResources::of(held.map(|(_, (grant, _))| *grant).chain(accepted.map(|(_, grant)| grant)))
+        };
+        if others(false).check_room(grant, self.node).is_ok() {
+            return Fit::Now;
+        }
+        match others(true).check_room(grant, self.node) {
+            Ok(()) => Fit::Soon,
+            Err(refusal) => Fit::Never(refusal),
+        }
+    }
+
+    /// Counts the orders that these actions accept.
+    fn count(&mut self, key: &SlotKey, actions: &[SlotAction]) {
+        for action in actions {
+            if let SlotAction::Accept { grant, .. } = action {
+                self.accepted.insert(key.clone(), grant.get().clone());
+            }
+        }
+    }
+}
+
+/// Whether a grant fits beside the other orders of the node.
+enum Fit {
+    Now,
+    /// Once slots have ended that control no longer wants.
+    Soon,
+    Never(Refusal),
+}
+
 /// Returns the action for a slot. The order with the highest fence that is held or granted counts. A refused
 /// order changes nothing, so it cannot end a worker that runs under a good order of the same slot.
-fn settle(input: &ReconcileInput<'_>, key: &SlotKey, orders: &[Named<'_>]) -> Vec<SlotAction> {
+fn settle(
+    input: &ReconcileInput<'_>,
+    key: &SlotKey,
+    orders: &[Named<'_>],
+    room: &Room<'_>,
+) -> Vec<SlotAction> {
     debug_assert!(orders.iter().all(|named| SlotKey::of(&named.signed.order) == *key), "orders of one slot");
     debug_assert!(orders.is_sorted_by_key(|named| Reverse(named.signed.order.fence)), "highest fence first");
     let mut refused = None;
@@ -145,7 +216,7 @@ fn settle(input: &ReconcileInput<'_>, key: &SlotKey, orders: &[Named<'_>]) -> Ve
         let held = input.verifier.book.held(key).filter(|held| held.order.signed.order == named.signed.order);
         let counts = match held {
             Some(held) => keep(input, key, held, named),
-            None => match verify(input, named) {
+            None => match verify(input, key, named, room) {
                 OrderDecision::Granted(grant) => Some(take(input, key, named, grant)),
                 OrderDecision::Early => {
                     early = true;
@@ -193,18 +264,27 @@ fn keep(input: &ReconcileInput<'_>, key: &SlotKey, held: &Held, named: &Named<'_
 /// Result of verifying an order that is not held.
 enum OrderDecision {
     Granted(Box<Approved<SlotGrant>>),
-    /// The chain is incomplete, and its missing part may cover the order.
+    /// The chain is incomplete, and its missing part may cover the order; or there is no room for it yet.
     Early,
     Refused(Refusal),
 }
 
-fn verify(input: &ReconcileInput<'_>, Named { signed, assignment }: &Named<'_>) -> OrderDecision {
-    let granted = input.verifier.verify(&assignment.bundle, signed).and_then(|grant| {
+fn verify(
+    input: &ReconcileInput<'_>,
+    key: &SlotKey,
+    Named { signed, assignment }: &Named<'_>,
+    room: &Room<'_>,
+) -> OrderDecision {
+    let granted = input.verifier.grant(&assignment.bundle, signed).and_then(|grant| {
         check_model(grant.get(), assignment.model.root)?;
         Ok(grant)
     });
     match granted {
-        Ok(grant) => OrderDecision::Granted(Box::new(grant)),
+        Ok(grant) => match room.check(key, grant.get()) {
+            Fit::Now => OrderDecision::Granted(Box::new(grant)),
+            Fit::Soon => OrderDecision::Early,
+            Fit::Never(refusal) => OrderDecision::Refused(refusal),
+        },
         Err(refusal) if !input.chain_complete && may_be_early(&refusal) => OrderDecision::Early,
         Err(refusal) => {
             let of_bundle = input.refused_bundles.get(&signed.order.certificate);
@@ -258,6 +338,6 @@ fn required_end(
         return None;
     };
     let since = running.and_then(|running| running.draining_since);
-    let over = since.is_some_and(|since| input.verifier.now > since.plus(grace_ms + DRAIN_SLACK_MS));
+    let over = since.is_some_and(|since| input.boot > since.plus(grace_ms + DRAIN_SLACK_MS));
     Some(RequiredEnd { reason: reason.into(), at_once: over })
 }

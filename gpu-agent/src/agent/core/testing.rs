@@ -4,6 +4,7 @@
 use human_chain::{CircleState, MemberSecret, certify, propose, sign_genesis, verify, vote};
 use overlay::Identity;
 use protocol::agent::{Assignment, Desired};
+use protocol::gateway::{Route, RoutedService};
 use protocol::governance::{
     ActionClass, BUNDLE_VERSION, Bundle, Change, Choice, ControlReplica, Genesis, Member, NodeAdmission,
     NodeRole, Policy, Quorum, SignedGenesis,
@@ -15,7 +16,9 @@ use protocol::manifest::{
 };
 use protocol::model::{ErasureCode, ModelRecord};
 use protocol::order::{ORDER_DOMAIN, SignedOrder, SlotOrder};
-use protocol::{Digest, Fence, MemberId, Millis, ModelRoot, NodeId, ReplicaId, SlotIndex, canonical};
+use protocol::{
+    Digest, Fence, MemberId, Millis, ModelName, ModelRoot, NodeId, ReplicaId, SlotIndex, canonical,
+};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Default time of all fixtures.
@@ -137,11 +140,16 @@ pub(crate) fn admission(name: &str, identity: &Identity, encryption: EncryptionK
     }
 }
 
+/// Returns a model's name: each root has another one, since a name is bound to the first.
+pub(crate) fn model_name(root: ModelRoot) -> ModelName {
+    format!("tiny-{}", root.short()).parse().unwrap()
+}
+
 /// Returns a service with small resource requests.
 pub(crate) fn service(name: &str, root: ModelRoot, max: u32) -> ServiceManifest {
     ServiceManifest {
         name: name.parse().unwrap(),
-        model: ModelChoice { name: "tiny".parse().unwrap(), root },
+        model: ModelChoice { name: model_name(root), root },
         task: Task::Embed,
         runtime: Runtime::Candle,
         replicas: ReplicaRange { min: 1, max },
@@ -172,6 +180,22 @@ pub(crate) fn record(root: ModelRoot) -> ModelRecord {
         erasure: ErasureCode { data: 1, parity: 0 },
         stores: vec![],
         architecture: "bert".into(),
+    }
+}
+
+/// Returns a service of the model `model`, with slots and the nodes that hold them.
+pub(crate) fn routed(name: &str, holders: &[(u32, NodeId)]) -> RoutedService {
+    let route = |(slot, node): &(u32, NodeId)| Route {
+        slot: SlotIndex(*slot),
+        fence: Fence::default(),
+        node: *node,
+        draining: false,
+    };
+    RoutedService {
+        service: name.parse().unwrap(),
+        model: model_name(ModelRoot(Digest::of(b"model"))),
+        task: Task::Embed,
+        routes: holders.iter().map(route).collect(),
     }
 }
 

@@ -7,12 +7,12 @@ use super::testing::{NOW, TestCircle, admission, desired, service};
 use super::*;
 use human_chain::MemberSecret;
 use overlay::Identity;
-use protocol::agent::Desired;
+use protocol::agent::{Assignment, Desired, Gpu, NodeResources};
 use protocol::governance::{Bundle, Change};
 use protocol::manifest::{Isolation, OnExpiry, ServiceManifest};
 use protocol::order::SignedOrder;
-use protocol::{Digest, Fence, Millis, ModelRoot, Signature, limits};
-use std::collections::BTreeMap;
+use protocol::{BootTime, Digest, Fence, Millis, ModelRoot, Signature, limits};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A node of the circle and its state.
 struct Scene {
@@ -33,6 +33,19 @@ fn key(slot: u32) -> SlotKey {
     SlotKey { service: "chat".parse().unwrap(), slot: SlotIndex(slot) }
 }
 
+/// Returns the resources of a node of 4 cores, 2 GiB and 2 GPUs.
+fn resources() -> NodeResources {
+    let gpu = |index| Gpu {
+        index,
+        uuid: format!("GPU-{index}"),
+        name: "H100".into(),
+        memory_bytes: 80 << 30,
+        simulated: true,
+        healthy: true,
+    };
+    NodeResources { cpu_millicores: 4000, memory_bytes: 2 << 30, gpus: vec![gpu(0), gpu(1)] }
+}
+
 impl Scene {
     fn new() -> Self {
         let identity = Identity::from_seed(&[7; 32]);
@@ -42,7 +55,7 @@ impl Scene {
         let facts = NodeFacts {
             id: NodeId(identity.public_key()),
             isolation: Isolation::SameUid,
-            gpus: BTreeSet::from([0, 1]),
+            resources: resources(),
         };
         Self {
             world: TestCircle::new(nodes, &["127.0.0.1:1".into(), "127.0.0.1:2".into()], NOW),
@@ -67,10 +80,14 @@ impl Scene {
         self.world.order(bundle, self.facts.id, slot, fence)
     }
 
-    fn verifier(&self) -> OrderVerifier<'_> {
+    fn admitted(&self) -> BTreeSet<Digest> {
+        self.world.bundles.iter().map(|bundle| bundle.certificate.digest()).collect()
+    }
+
+    fn verifier<'a>(&'a self, admitted: &'a BTreeSet<Digest>) -> OrderVerifier<'a> {
         OrderVerifier {
             circle: &self.world.state,
-            history: ChainHistory { genesis: &self.world.genesis, bundles: &self.world.bundles },
+            admitted,
             facts: &self.facts,
             book: &self.book,
             now: self.now,
@@ -78,7 +95,7 @@ impl Scene {
     }
 
     fn verdict(&self, bundle: &Bundle, signed: &SignedOrder) -> String {
-        match self.verifier().verify(bundle, signed) {
+        match self.verifier(&self.admitted()).verify(bundle, signed) {
             Ok(_) => "granted".into(),
             Err(refusal) => refusal.code.to_string(),
         }
@@ -86,7 +103,8 @@ impl Scene {
 
     fn plan(&self, desired: &Desired) -> Vec<SlotAction> {
         reconcile(&ReconcileInput {
-            verifier: self.verifier(),
+            verifier: self.verifier(&self.admitted()),
+            boot: BootTime(self.now.0),
             desired,
             chain_complete: self.chain_complete,
             refused_bundles: &self.refused_bundles,
@@ -115,7 +133,8 @@ impl Scene {
                     assert_eq!(before, None, "never two of a slot at once");
                 }
                 SlotAction::Drain { key, .. } => {
-                    self.running.get_mut(&key).unwrap().draining_since.get_or_insert(self.now);
+                    let boot = BootTime(self.now.0);
+                    self.running.get_mut(&key).unwrap().draining_since.get_or_insert(boot);
                 }
                 SlotAction::End { key, .. } => self.end(&key),
                 SlotAction::Release { key, .. } => self.book.release(&key),
@@ -148,14 +167,124 @@ impl Scene {
 
 fn name(action: &SlotAction) -> String {
     match action {
-        SlotAction::Accept { signed, .. } => format!("accept {}@{}", signed.order.slot, signed.order.fence),
+        SlotAction::Accept { signed, .. } => {
+            format!("accept {}@{}", signed.order.slot, signed.order.fence.count)
+        }
         SlotAction::Start { key } => format!("start {}", key.slot),
         SlotAction::Drain { key, .. } => format!("drain {}", key.slot),
         SlotAction::End { key, .. } => format!("end {}", key.slot),
         SlotAction::Release { key, .. } => format!("release {}", key.slot),
         SlotAction::Forget { key } => format!("forget {}", key.slot),
-        SlotAction::Refuse { key, fence, refusal } => format!("refuse {}@{fence} {}", key.slot, refusal.code),
+        SlotAction::Refuse { key, fence, refusal } => {
+            format!("refuse {}@{} {}", key.slot, fence.count, refusal.code)
+        }
     }
+}
+
+/// Makes the circle deploy `chat` and `other`, each with a whole GPU, and returns orders for these slots.
+fn on_gpus(slots: &[(&str, u32, u32)]) -> (Scene, Vec<Desired>) {
+    let mut scene = Scene::new();
+    let mut bundles = BTreeMap::new();
+    for name in ["chat", "other"] {
+        let mut manifest = service(name, root(), 4);
+        manifest.resources.gpu_count = 1;
+        bundles.insert(name, scene.world.deploy(&manifest));
+    }
+    let orders = slots.iter().map(|(name, slot, gpu)| {
+        let mut order = scene.world.plain_order(&bundles[name], scene.facts.id, *slot, 1);
+        order.gpus = vec![*gpu];
+        desired(&bundles[name], vec![scene.world.sign(0, order)], &[])
+    });
+    let orders = orders.collect();
+    (scene, orders)
+}
+
+fn together(parts: &[&Desired]) -> Desired {
+    let assignments = parts.iter().flat_map(|part| part.assignments.clone()).collect();
+    Desired { assignments, routes: None }
+}
+
+/// The attack: hostile control gives one whole GPU to three slots of two services. The positive control is
+/// the judgement of each order alone, which grants all three.
+#[test]
+fn one_whole_gpu_for_three_slots() {
+    let (mut scene, orders) = on_gpus(&[("chat", 0, 0), ("chat", 1, 0), ("other", 0, 0)]);
+    for order in &orders {
+        let Assignment { bundle, orders, .. } = &order.assignments[0];
+        let admitted = scene.admitted();
+        assert!(scene.verifier(&admitted).grant(bundle, &orders[0]).is_ok(), "alone it is granted");
+    }
+    let all = together(&[&orders[0], &orders[1], &orders[2]]);
+    let refused = ["refuse 1@1 resources-exceeded", "refuse 0@1 resources-exceeded"];
+    assert_eq!(scene.names(&all), ["accept 0@1", refused[0], refused[1]]);
+    scene.settle(&all);
+    assert_eq!(scene.names(&all), refused, "nor one by one");
+    assert_eq!(scene.running.len(), 1);
+    let Assignment { bundle, orders: signed, .. } = &orders[1].assignments[0];
+    assert_eq!(scene.verdict(bundle, &signed[0]), "resources-exceeded", "nor by hand");
+}
+
+/// The attack: 20 slots of 256 MiB on a node of 2 GiB.
+#[test]
+fn more_memory_than_there_is() {
+    let (mut scene, bundle) = Scene::deployed(|manifest| {
+        (manifest.replicas.max, manifest.resources.cpu_millicores) = (20, 50);
+    });
+    let wanted = desired(&bundle, (0..20).map(|slot| scene.order(&bundle, slot, 1)).collect(), &[]);
+    scene.settle(&wanted);
+    assert_eq!(scene.running.len(), 8, "as many as there is memory for");
+    assert_eq!(scene.names(&wanted).len(), 12, "the others are refused");
+    // The positive control: with more memory all of them run.
+    scene.facts.resources.memory_bytes = 20 << 28;
+    scene.settle(&wanted);
+    assert_eq!(scene.running.len(), 20);
+}
+
+#[test]
+fn a_resource_that_will_be_free_soon_is_waited_for() {
+    let (mut scene, orders) = on_gpus(&[("chat", 0, 0), ("other", 0, 0)]);
+    let (first, second) = (&orders[0], &orders[1]);
+    scene.settle(first);
+    // Control moves the GPU: it names the first order no more, or asks it to finish.
+    let mut draining = together(&[first, second]);
+    draining.assignments[0].draining = vec![SlotIndex(0)];
+    assert_eq!(scene.names(&draining), ["drain 0"]);
+    assert_eq!(scene.names(second), ["end 0"]);
+    scene.end(&key(0));
+    assert_eq!(scene.names(second), ["accept 0@1", "forget 0"]);
+    // After a restart the book still knows what is held.
+    scene.settle(second);
+    let (circle, node) = (scene.world.state.id(), scene.facts.id);
+    let record = scene.book.to_record(circle, node);
+    let read = OrderBook::from_record(record, &scene.world.genesis, &scene.world.bundles, circle, node);
+    scene.book = read.unwrap().0;
+    let (_, others) = on_gpus(&[("chat", 1, 0)]);
+    assert_eq!(scene.names(&together(&[second, &others[0]])), ["refuse 1@1 resources-exceeded"]);
+}
+
+#[test]
+fn a_newer_order_of_the_same_slot_needs_no_room_beside_the_old_one() {
+    let (mut scene, bundle) = Scene::deployed(|manifest| manifest.resources.cpu_millicores = 4000);
+    scene.settle(&desired(&bundle, vec![scene.order(&bundle, 0, 1)], &[]));
+    let newer = desired(&bundle, vec![scene.order(&bundle, 0, 2)], &[]);
+    assert_eq!(scene.names(&newer), ["end 0"]);
+    scene.end(&key(0));
+    assert_eq!(scene.names(&newer), ["accept 0@2"]);
+}
+
+/// The attack: orders beside certificates of the past, each of which once cost a replay of the history. The
+/// verifier has no history to replay, only the digests of its certificates.
+#[test]
+fn an_order_beside_a_certificate_of_the_past_is_judged_by_its_digest() {
+    let (mut scene, first) = Scene::deployed(|_| {});
+    let old = scene.order(&first, 0, 1);
+    scene.world.deploy(&service("chat", root(), 3));
+    assert_eq!(scene.verdict(&first, &old), "order-not-approved");
+    let mut altered = first.clone();
+    altered.certificate.proposal.reason = "another".into();
+    assert_eq!(scene.verdict(&altered, &old), "ballot-mismatch", "an altered one is named as such");
+    scene.world.bundles.clear();
+    assert_eq!(scene.verdict(&first, &old), "order-not-approved", "nor is its content needed");
 }
 
 #[test]

@@ -1,65 +1,51 @@
 //! Verification of orders: the checks of `human_chain`, and those that only the node itself can make.
 
-use super::{NodeFacts, OrderBook, Refusal, SlotKey};
-use human_chain::{Approved, CircleState, SlotGrant, check_order, verify, verify_replay};
+use super::{GrantedResources, NodeFacts, OrderBook, Refusal, SlotKey};
+use human_chain::{Approved, CircleState, SlotGrant, check_order, verify, verify_superseded};
 use protocol::error_code;
-use protocol::governance::{BUNDLE_VERSION, Bundle, Certificate, SignedGenesis};
+use protocol::governance::{BUNDLE_VERSION, Bundle, Certificate, SubjectVersion};
 use protocol::manifest::Runtime;
 use protocol::order::SignedOrder;
-use protocol::{Millis, ModelRoot};
-
-/// The chain as known to this node, in order.
-#[derive(Debug, Clone, Copy)]
-pub struct ChainHistory<'a> {
-    /// Genesis of the circle.
-    pub genesis: &'a SignedGenesis,
-    /// Bundles since genesis; all verified.
-    pub bundles: &'a [Bundle],
-}
-
-impl ChainHistory<'_> {
-    /// Returns the circle's state when `certificate`, or another about the same subjects, was admitted.
-    /// Returns none if no such state is known.
-    fn state_for(&self, certificate: &Certificate) -> Option<CircleState> {
-        let subjects = &certificate.proposal.subjects;
-        let fits = |state: &CircleState| {
-            let current = subjects.iter().all(|seen| state.subject(&seen.subject) == *seen);
-            current && state.epoch() == certificate.proposal.epoch
-        };
-        let mut state = CircleState::found(self.genesis, None).ok()?;
-        let mut bundles = self.bundles.iter();
-        while !fits(&state) {
-            let approved = verify_replay(&state, &bundles.next()?.certificate).ok()?;
-            state.advance(approved).ok()?;
-        }
-        // If nothing was decided since, the certificate is new and its expiry is checked against the clock.
-        bundles.next().map(|_| state)
-    }
-}
+use protocol::{Digest, Millis, ModelRoot};
+use std::collections::BTreeSet;
 
 /// Verifier of orders, with the state of the node that it checks against.
 #[derive(Debug, Clone, Copy)]
 pub struct OrderVerifier<'a> {
     /// Current state of the circle.
     pub circle: &'a CircleState,
-    /// Chain that led to this state.
-    pub history: ChainHistory<'a>,
+    /// Digests of the certificates that led to this state.
+    pub admitted: &'a BTreeSet<Digest>,
     /// Facts about the node.
     pub facts: &'a NodeFacts,
     /// Orders accepted before.
     pub book: &'a OrderBook,
-    /// Wall clock of the node.
+    /// Trusted time of the node.
     pub now: Millis,
 }
 
 impl OrderVerifier<'_> {
+    /// Verifies an order as [`Self::grant`] does, and that it fits beside every order that is held.
+    ///
+    /// # Errors
+    /// As [`Self::grant`]; then the first resource of which too little is left.
+    pub fn verify(&self, bundle: &Bundle, signed: &SignedOrder) -> Result<Approved<SlotGrant>, Refusal> {
+        let grant = self.grant(bundle, signed)?;
+        let key = SlotKey::of(&signed.order);
+        let others = self.book.all_granted().filter(|(other, _)| **other != key);
+        let held = GrantedResources::of(others.map(|(_, grant)| grant));
+        held.check_room(grant.get(), &self.facts.resources)?;
+        Ok(grant)
+    }
+
     /// Verifies an order that the node does not hold yet, with the certificate supplied with it. An order
-    /// that is already held counts as replayed here.
+    /// that is already held counts as replayed here. Other orders are not considered. Nothing is replayed: the
+    /// cost grows with the logarithm of the history.
     ///
     /// # Errors
     /// The first check that fails: the certificate supplied with the order; the order itself, see
     /// [`human_chain::check_order`]; then runtime, egress, isolation and GPUs.
-    pub fn verify(&self, bundle: &Bundle, signed: &SignedOrder) -> Result<Approved<SlotGrant>, Refusal> {
+    pub fn grant(&self, bundle: &Bundle, signed: &SignedOrder) -> Result<Approved<SlotGrant>, Refusal> {
         self.check_bundle(bundle, signed)?;
         let last = self.book.last_fence(&SlotKey::of(&signed.order));
         let grant = check_order(self.circle, signed, self.facts.id, last, self.now)?;
@@ -77,13 +63,13 @@ impl OrderVerifier<'_> {
             return Err(Refusal::new(error_code::GOVERNANCE_INVALID, message));
         }
         let digest = bundle.certificate.digest();
-        let in_force = self.circle.service(&order.service).map(|service| service.certificate);
-        if in_force != Some(digest) {
-            // This certificate is not the one in force, so its bytes have not been verified yet. An altered
-            // one must be reported as altered, not merely as different.
-            match self.history.state_for(&bundle.certificate) {
-                Some(then) => drop(verify_replay(&then, &bundle.certificate)?),
-                None => drop(verify(self.circle, &bundle.certificate, self.now)?),
+        if !self.admitted.contains(&digest) {
+            // The chain does not have this certificate. An altered one must be reported as altered, not merely
+            // as different.
+            if self.is_about_present(&bundle.certificate) {
+                drop(verify(self.circle, &bundle.certificate, self.now)?);
+            } else {
+                verify_superseded(self.circle, &bundle.certificate)?;
             }
         }
         if digest != order.certificate {
@@ -91,6 +77,15 @@ impl OrderVerifier<'_> {
             return Err(Refusal::new(error_code::ORDER_MISMATCH, message));
         }
         Ok(())
+    }
+
+    /// Returns whether a certificate is about the current versions of its subjects, or about later ones.
+    fn is_about_present(&self, certificate: &Certificate) -> bool {
+        let is_past = |subject: &SubjectVersion| {
+            let current = self.circle.subject(&subject.subject);
+            subject.version < current.version
+        };
+        !certificate.proposal.subjects.iter().any(is_past)
     }
 
     /// Checks the requirements of the envelope that only the node can evaluate.
@@ -109,7 +104,8 @@ impl OrderVerifier<'_> {
             let message = format!("the manifest asks for isolation {asked}, this node gives {given}");
             return Err(Refusal::new(error_code::NODE_UNFIT, message));
         }
-        if let Some(missing) = grant.gpus.iter().find(|index| !self.facts.gpus.contains(index)) {
+        let has = |index: &u32| self.facts.resources.gpus.iter().any(|gpu| gpu.index == *index);
+        if let Some(missing) = grant.gpus.iter().find(|index| !has(index)) {
             return Err(Refusal::new(error_code::NODE_UNFIT, format!("this node has no GPU {missing}")));
         }
         Ok(())

@@ -241,7 +241,7 @@ impl<'a> Watch<'a> {
         self.liveness.metrics_at = Some(Instant::now());
         let drains = *self.drain.borrow();
         self.metrics_since_drain += u32::from(drains);
-        let since = self.slot.status.lock().draining_since;
+        let since = self.slot.status.lock().draining_since.map(|(wall, _)| wall);
         let idle = is_idle_since(&newest, since, self.metrics_since_drain);
         self.slot.status.lock().metrics = Some(newest);
         if idle && drains {

@@ -1,0 +1,199 @@
+//! Room on a node: the resources that its accepted orders hold, and whether one more order fits beside them.
+//!
+//! Control places orders. A hostile one could hand the same GPU to several slots, or more memory than there
+//! is; the envelope that members approved would then be worth less than they read.
+
+use super::{Refusal, SlotKey};
+use human_chain::SlotGrant;
+use protocol::agent::NodeResources;
+use protocol::error_code;
+use protocol::manifest::Resources;
+use std::collections::BTreeMap;
+
+/// A whole GPU, in percent.
+const GPU_PERCENT_MAX: u32 = 100;
+
+/// Resources that grants hold on a node.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct GrantedResources {
+    cpu_millicores: u64,
+    memory_bytes: u64,
+    gpus: BTreeMap<u32, GpuShares>,
+}
+
+/// Shares of one GPU that grants hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct GpuShares {
+    percent: u32,
+    memory_bytes: u64,
+}
+
+impl GrantedResources {
+    /// Returns the sum of these grants.
+    #[must_use]
+    pub fn of<'a>(grants: impl IntoIterator<Item = &'a SlotGrant>) -> Self {
+        let mut sum = Self::default();
+        for grant in grants {
+            sum.add(grant);
+        }
+        sum
+    }
+
+    /// Adds a grant.
+    pub fn add(&mut self, grant: &SlotGrant) {
+        let needs = &grant.service.resources;
+        self.cpu_millicores = self.cpu_millicores.saturating_add(needs.cpu_millicores);
+        self.memory_bytes = self.memory_bytes.saturating_add(needs.memory_bytes);
+        for gpu in &grant.gpus {
+            let shares = self.gpus.entry(*gpu).or_default();
+            shares.percent = shares.percent.saturating_add(percent_of_each(needs));
+            shares.memory_bytes = shares.memory_bytes.saturating_add(needs.gpu_memory_bytes);
+        }
+    }
+
+    /// Checks that a grant fits on a node beside these. A whole GPU belongs to one slot, and shares of one add
+    /// up to at most all of it.
+    ///
+    /// # Errors
+    /// The first resource of which too little is left.
+    pub fn check_room(&self, grant: &SlotGrant, node: &NodeResources) -> Result<(), Refusal> {
+        let needs = &grant.service.resources;
+        check_sum(
+            "CPU, in millicores",
+            self.cpu_millicores,
+            needs.cpu_millicores,
+            node.cpu_millicores,
+            grant,
+        )?;
+        check_sum("memory, in bytes", self.memory_bytes, needs.memory_bytes, node.memory_bytes, grant)?;
+        for index in &grant.gpus {
+            let held = self.gpus.get(index).copied().unwrap_or_default();
+            let (percent, there) = (percent_of_each(needs), u64::from(GPU_PERCENT_MAX));
+            let what = format!("GPU {index}, in percent");
+            check_sum(&what, u64::from(held.percent), u64::from(percent), there, grant)?;
+            let there = node.gpus.iter().find(|gpu| gpu.index == *index).map_or(0, |gpu| gpu.memory_bytes);
+            let what = format!("memory of GPU {index}, in bytes");
+            check_sum(&what, held.memory_bytes, needs.gpu_memory_bytes, there, grant)?;
+        }
+        Ok(())
+    }
+}
+
+/// Returns the percentage of each of its GPUs that a replica holds.
+fn percent_of_each(needs: &Resources) -> u32 {
+    debug_assert!(needs.gpu_count == 0 || needs.gpu_share_percent == 0, "whole GPUs or a share of one");
+    if needs.gpu_count > 0 { GPU_PERCENT_MAX } else { needs.gpu_share_percent }
+}
+
+fn check_sum(what: &str, held: u64, needs: u64, there: u64, grant: &SlotGrant) -> Result<(), Refusal> {
+    if held.checked_add(needs).is_some_and(|sum| sum <= there) {
+        return Ok(());
+    }
+    let slot = SlotKey { service: grant.service.name.clone(), slot: grant.slot };
+    let message = format!("{slot} needs {needs} of {what}; the node has {there}, other slots hold {held}");
+    Err(Refusal::new(error_code::RESOURCES_EXCEEDED, message))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::super::testing::service;
+    use super::*;
+    use proptest::prelude::*;
+    use protocol::agent::Gpu;
+    use protocol::{Digest, Fence, ModelRoot, NodeId, PublicKey, SlotIndex};
+
+    const GIB: u64 = 1 << 30;
+
+    fn grant(slot: u32, gpus: &[u32], change: impl FnOnce(&mut Resources)) -> SlotGrant {
+        let mut manifest = service("chat", ModelRoot(Digest::of(b"model")), 64);
+        change(&mut manifest.resources);
+        SlotGrant {
+            service: manifest,
+            slot: SlotIndex(slot),
+            fence: Fence::new(1, 1),
+            node: NodeId(PublicKey([7; 32])),
+            gpus: gpus.to_vec(),
+            certificate: Digest::of(b"certificate"),
+        }
+    }
+
+    /// Returns a node of 4 cores, 1 GiB and 2 GPUs of 80 GiB.
+    fn node() -> NodeResources {
+        let gpu = |index| Gpu {
+            index,
+            uuid: format!("GPU-{index}"),
+            name: "H100".into(),
+            memory_bytes: 80 * GIB,
+            simulated: true,
+            healthy: true,
+        };
+        NodeResources { cpu_millicores: 4000, memory_bytes: GIB, gpus: vec![gpu(0), gpu(1)] }
+    }
+
+    fn whole(slot: u32, gpus: &[u32]) -> SlotGrant {
+        grant(slot, gpus, |needs| needs.gpu_count = gpus.len() as u32)
+    }
+
+    fn share(slot: u32, gpu: u32, percent: u32, memory: u64) -> SlotGrant {
+        grant(slot, &[gpu], |needs| (needs.gpu_share_percent, needs.gpu_memory_bytes) = (percent, memory))
+    }
+
+    #[test]
+    fn each_resource_is_held_once() {
+        let memory = |slot, bytes| grant(slot, &[], |needs| needs.memory_bytes = bytes);
+        let cpu = |slot, millicores| grant(slot, &[], |needs| needs.cpu_millicores = millicores);
+        for (what, held, next, refused) in [
+            ("nothing held", vec![], whole(0, &[0, 1]), None),
+            ("the other GPU", vec![whole(0, &[1])], whole(1, &[0]), None),
+            ("a whole GPU twice", vec![whole(0, &[0])], whole(1, &[0]), Some("GPU 0, in percent")),
+            ("one of two", vec![whole(0, &[1])], whole(1, &[0, 1]), Some("GPU 1, in percent")),
+            ("a share of a whole GPU", vec![whole(0, &[0])], share(1, 0, 1, 0), Some("GPU 0, in percent")),
+            ("a shared GPU as a whole", vec![share(0, 0, 1, 0)], whole(1, &[0]), Some("GPU 0, in percent")),
+            ("shares up to all", vec![share(0, 0, 60, 0)], share(1, 0, 40, 0), None),
+            ("shares beyond", vec![share(0, 0, 60, 0)], share(1, 0, 41, 0), Some("GPU 0, in percent")),
+            ("all of its memory", vec![share(0, 0, 9, 79 * GIB)], share(1, 0, 9, GIB), None),
+            (
+                "more of its memory",
+                vec![share(0, 0, 9, 79 * GIB)],
+                share(1, 0, 9, GIB + 1),
+                Some("memory of GPU 0, in bytes"),
+            ),
+            ("all memory", vec![memory(0, GIB / 2)], memory(1, GIB / 2), None),
+            ("more memory", vec![memory(0, GIB / 2)], memory(1, GIB / 2 + 1), Some("memory, in bytes")),
+            ("all cores", vec![cpu(0, 1500)], cpu(1, 2500), None),
+            ("more cores", vec![cpu(0, 1500)], cpu(1, 2501), Some("CPU, in millicores")),
+            ("no sum overflows", vec![cpu(0, u64::MAX)], cpu(1, u64::MAX), Some("CPU, in millicores")),
+            ("a GPU that is not there", vec![], share(0, 9, 1, 1), Some("memory of GPU 9, in bytes")),
+        ] {
+            let found = GrantedResources::of(&held).check_room(&next, &node());
+            let found = found.err().map(|refusal| (refusal.code, refusal.message));
+            let matches = match (&found, refused) {
+                (None, None) => true,
+                (Some((code, text)), Some(part)) => {
+                    *code == error_code::RESOURCES_EXCEEDED && text.contains(part)
+                }
+                _ => false,
+            };
+            assert!(matches, "{what}: {found:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_that_was_let_in_exceeds_the_node(
+            wishes in prop::collection::vec((0_u32..2, 0_u32..=100, 1_u64..2000, 1_u64..GIB), 0..20),
+        ) {
+            let mut held = GrantedResources::default();
+            for (slot, (gpu, percent, cpu, memory)) in wishes.into_iter().enumerate() {
+                let mut next = share(slot as u32, gpu, percent, 0);
+                (next.service.resources.cpu_millicores, next.service.resources.memory_bytes) = (cpu, memory);
+                if held.check_room(&next, &node()).is_ok() {
+                    held.add(&next);
+                }
+            }
+            prop_assert!(held.cpu_millicores <= 4000 && held.memory_bytes <= GIB, "{held:?}");
+            prop_assert!(held.gpus.values().all(|shares| shares.percent <= 100), "{held:?}");
+        }
+    }
+}

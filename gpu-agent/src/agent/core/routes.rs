@@ -1,0 +1,186 @@
+//! Judgement of a route table before it is handed to the gateway: prompts go to nodes that the circle admitted,
+//! for services that it approved, and nowhere else.
+//!
+//! API keys pass as they are: the chain does not hold them.
+
+use super::Refusal;
+use human_chain::CircleState;
+use protocol::error_code;
+use protocol::gateway::{Route, RouteTable, RoutedService};
+use protocol::governance::NodeRole;
+use protocol::manifest::ServiceManifest;
+use protocol::{ServiceName, SlotIndex};
+
+/// Part of a route table that is not handed on: a whole service, or one of its slots.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RefusedRoute {
+    pub service: ServiceName,
+    /// Slot of the route; none if the whole service is refused.
+    pub slot: Option<SlotIndex>,
+    pub refusal: Refusal,
+}
+
+impl std::fmt::Display for RefusedRoute {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.slot {
+            Some(slot) => write!(f, "{}/{slot}: {}", self.service, self.refusal),
+            None => write!(f, "{}: {}", self.service, self.refusal),
+        }
+    }
+}
+
+/// Returns the part of a table that the chain covers, and what was refused.
+///
+/// A route of a retired service is handed on as draining: running requests finish, and no new one is sent.
+#[must_use]
+pub fn check_routes(circle: &CircleState, table: &RouteTable) -> (RouteTable, Vec<RefusedRoute>) {
+    let mut refused = Vec::new();
+    let mut services = Vec::new();
+    for routed in &table.services {
+        match check_service(circle, routed) {
+            Ok(retired) => services.push(admitted_routes(circle, routed, retired, &mut refused)),
+            Err(message) => refused.push(refused_route(routed, None, message)),
+        }
+    }
+    debug_assert!(services.len() <= table.services.len(), "nothing is added");
+    (RouteTable { version: table.version, services, api_keys: table.api_keys.clone() }, refused)
+}
+
+/// Returns whether the service is retired, or why the circle does not cover it.
+fn check_service(circle: &CircleState, routed: &RoutedService) -> Result<bool, String> {
+    let approved = circle.service(&routed.service).map(|service| (service, false));
+    let retired = || circle.retired_service(&routed.service).map(|retired| (&retired.last, true));
+    let Some((service, retired)) = approved.or_else(retired) else {
+        return Err("no certificate approves the service".into());
+    };
+    let ServiceManifest { model, task, .. } = &service.manifest;
+    if model.name != routed.model || *task != routed.task {
+        return Err(format!("the circle approved it for another model or task: `{}`", model.name));
+    }
+    Ok(retired)
+}
+
+fn admitted_routes(
+    circle: &CircleState,
+    routed: &RoutedService,
+    retired: bool,
+    refused: &mut Vec<RefusedRoute>,
+) -> RoutedService {
+    let is_worker = |route: &Route| {
+        circle.node_by_id(route.node).is_some_and(|node| node.roles.contains(&NodeRole::Worker))
+    };
+    let mut routes = Vec::new();
+    for route in &routed.routes {
+        if is_worker(route) {
+            routes.push(Route { draining: route.draining || retired, ..route.clone() });
+        } else {
+            let message = format!("no certificate admits node {} as a worker", route.node);
+            refused.push(refused_route(routed, Some(route.slot), message));
+        }
+    }
+    RoutedService { routes, ..routed.clone() }
+}
+
+fn refused_route(routed: &RoutedService, slot: Option<SlotIndex>, message: String) -> RefusedRoute {
+    let refusal = Refusal::new(error_code::ROUTE_REFUSED, message);
+    RefusedRoute { service: routed.service.clone(), slot, refusal }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::super::testing::{NOW, TestCircle, admission, model_name, routed, service};
+    use super::*;
+    use human_chain::MemberSecret;
+    use overlay::Identity;
+    use protocol::gateway::ApiKey;
+    use protocol::governance::Change;
+    use protocol::manifest::Task;
+    use protocol::{Digest, ModelRoot, NodeId};
+    use std::collections::BTreeSet;
+
+    fn identity(seed: u8) -> Identity {
+        Identity::from_seed(&[seed; 32])
+    }
+
+    fn id(seed: u8) -> NodeId {
+        NodeId(identity(seed).public_key())
+    }
+
+    /// Returns a circle with a worker, a node for storage alone, and a service.
+    fn world() -> TestCircle {
+        let encryption = MemberSecret::generate(&[9; 64]).public().encryption;
+        let worker = admission("worker", &identity(7), encryption.clone());
+        let mut storage = admission("storage", &identity(8), encryption);
+        storage.roles = BTreeSet::from([NodeRole::Gateway]);
+        storage.gateway = Some(protocol::governance::GatewayEndpoint {
+            key: identity(18).public_key(),
+            address: "127.0.0.1:1".into(),
+            api: "http://127.0.0.1:1".into(),
+        });
+        let mut world = TestCircle::new(vec![worker, storage], &["127.0.0.1:1".into()], NOW);
+        world.deploy(&service("chat", ModelRoot(Digest::of(b"model")), 4));
+        world
+    }
+
+    fn table(services: Vec<RoutedService>) -> RouteTable {
+        let key =
+            ApiKey { name: "app".parse().unwrap(), hash: Digest::of(b"secret"), requests_per_minute: None };
+        RouteTable { version: 7, services, api_keys: vec![key] }
+    }
+
+    fn refusals(refused: &[RefusedRoute]) -> Vec<String> {
+        assert!(refused.iter().all(|refused| refused.refusal.code == error_code::ROUTE_REFUSED));
+        refused.iter().map(|refused| refused.to_string().replace("route-refused: ", "")).collect()
+    }
+
+    #[test]
+    fn what_the_circle_covers_passes_unchanged() {
+        let wanted = table(vec![routed("chat", &[(0, id(7)), (3, id(7))])]);
+        assert_eq!(check_routes(&world().state, &wanted), (wanted, vec![]));
+    }
+
+    /// The attack: prompts are routed to a key that no certificate admits. The positive control is the table
+    /// itself, which the gateway would follow.
+    #[test]
+    fn route_to_an_unadmitted_key() {
+        let world = world();
+        let wanted = table(vec![routed("chat", &[(0, id(7)), (1, id(66)), (2, id(8))])]);
+        let (handed, refused) = check_routes(&world.state, &wanted);
+        assert_eq!(handed, table(vec![routed("chat", &[(0, id(7))])]));
+        let no_worker = |slot, node| format!("chat/{slot}: no certificate admits node {node} as a worker");
+        assert_eq!(refusals(&refused), [no_worker(1, id(66)), no_worker(2, id(8))]);
+        assert_eq!(wanted.services[0].routes.len(), 3, "unjudged, all three would be handed on");
+    }
+
+    #[test]
+    fn a_service_that_is_not_approved_as_routed_is_refused() {
+        let world = world();
+        let approved = model_name(ModelRoot(Digest::of(b"model")));
+        let other = format!("chat: the circle approved it for another model or task: `{approved}`");
+        for (change, expected) in [
+            (
+                (|routed| routed.service = "other".parse().unwrap()) as fn(&mut RoutedService),
+                "other: no certificate approves the service",
+            ),
+            (|routed| routed.model = "medical".parse().unwrap(), &other),
+            (|routed| routed.task = Task::Generate, &other),
+        ] {
+            let mut wrong = routed("chat", &[(0, id(7))]);
+            change(&mut wrong);
+            let (handed, refused) = check_routes(&world.state, &table(vec![wrong]));
+            assert_eq!((handed, refusals(&refused)), (table(vec![]), vec![expected.to_string()]));
+        }
+    }
+
+    #[test]
+    fn a_retired_service_finishes_its_requests_and_gets_no_new_ones() {
+        let mut world = world();
+        world.decide(Change::Retire { service: "chat".parse().unwrap(), grace_seconds: 30 });
+        let (handed, refused) = check_routes(&world.state, &table(vec![routed("chat", &[(0, id(7))])]));
+        assert!(refused.is_empty() && handed.services[0].routes[0].draining);
+        world.decide(Change::RemoveNode { node: "worker".parse().unwrap() });
+        let (handed, refused) = check_routes(&world.state, &table(vec![routed("chat", &[(0, id(7))])]));
+        assert_eq!((handed.services[0].routes.len(), refused.len()), (0, 1), "not on a removed node");
+    }
+}
