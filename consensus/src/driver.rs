@@ -294,7 +294,12 @@ impl<M: StateMachine> Driver<M> {
         let lately = self.waiting.transferred.is_some_and(|then| now - then < limit * TRANSFER_PAUSE);
         let barred = self.core.is_barred();
         if (stalled || disk_full || barred) && !lately && self.core.status().is_leader() {
-            tracing::warn!(stalled, disk_full, barred, "this replica should not lead; transferring leadership");
+            tracing::warn!(
+                stalled,
+                disk_full,
+                barred,
+                "this replica should not lead; transferring leadership"
+            );
             self.waiting.transferred = Some(now);
             self.core.transfer_leadership();
         }

@@ -222,7 +222,10 @@ mod tests {
         assert_eq!(wrong(&[right, right, Some(NOW + CLOCK_BOUND_MS + 1)]), ["3 30 seconds ahead"]);
         assert_eq!(wrong(&[Some(NOW - CLOCK_BOUND_MS - 1), right, right]), ["1 30 seconds behind"]);
         assert_eq!(wrong(&[right, Some(NOW + 30 * DAY), right]), ["2 30 days ahead"]);
-        assert_eq!(wrong(&[Some(0), Some(NOW + 3_600_000), right]), ["1 1000 days behind", "2 60 minutes ahead"]);
+        assert_eq!(
+            wrong(&[Some(0), Some(NOW + 3_600_000), right]),
+            ["1 1000 days behind", "2 60 minutes ahead"]
+        );
         assert_eq!(wrong(&[right, None, Some(NOW + DAY)]), [""; 0], "two that differ: neither is a majority");
         assert_eq!(wrong(&[Some(NOW + 30 * DAY)]), [""; 0], "alone it is the majority");
         assert_eq!(show_span(1_000), "1 second");
@@ -230,7 +233,9 @@ mod tests {
 
     #[test]
     fn readings_are_bounded() {
-        let many = |count: u64| (1..=count).map(|id| (ReplicaId(id), WallTime(Millis(id)))).collect::<BTreeMap<_, _>>();
+        let many = |count: u64| {
+            (1..=count).map(|id| (ReplicaId(id), WallTime(Millis(id)))).collect::<BTreeMap<_, _>>()
+        };
         let most = CLOCK_READINGS_MAX as u64;
         assert_eq!(ClockReadings::try_from(many(most)).map(BTreeMap::from), Ok(many(most)));
         assert!(ClockReadings::try_from(many(most + 1)).is_err());

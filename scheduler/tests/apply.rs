@@ -741,12 +741,8 @@ fn a_token_that_the_circle_does_not_know_leaves_no_record() {
     let mut key = samples::once("k");
     key.token = "stranger".parse().unwrap();
     let action = Action::CreateApiKey(samples::api_key("app", None));
-    let command = Command {
-        clocks: world.clocks.clone(),
-        actor: Actor::Scheduler,
-        action,
-        idempotency: Some(key),
-    };
+    let command =
+        Command { clocks: world.clocks.clone(), actor: Actor::Scheduler, action, idempotency: Some(key) };
     let reply = apply(&mut world.cluster, 99, &command);
     assert!(matches!(reply, Reply::Refused { code: TOKEN_SCOPE_MISSING, .. }), "{reply:?}");
     assert_eq!(world.cluster, before);

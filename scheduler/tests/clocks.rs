@@ -46,7 +46,11 @@ fn one_clock_a_month_ahead_moves_no_time() {
         ("it knows its own clock alone", &[Some(MONTH_MS), None, None][..], "ok"),
         ("it knows one other", &[Some(MONTH_MS), Some(0), None], "ok"),
         ("it knows all", &[Some(MONTH_MS), Some(0), Some(0)], "ok"),
-        ("the control: a majority is believed", &[Some(MONTH_MS), Some(MONTH_MS), Some(0)], "proposal-expired"),
+        (
+            "the control: a majority is believed",
+            &[Some(MONTH_MS), Some(MONTH_MS), Some(0)],
+            "proposal-expired",
+        ),
     ] {
         let mut world = two_nodes();
         world.clocks = erring(world.now, errors);
@@ -163,7 +167,8 @@ fn the_time_never_falls_behind_what_is_signed() {
     assert_eq!(world.cluster.now(), floor);
     assert!(!tick_is_due(&world.cluster, &world.clocks), "it falls no further");
     let said = findings(&world);
-    let expected = "the clocks of a majority of the control replicas are 30 days behind what members have signed";
+    let expected =
+        "the clocks of a majority of the control replicas are 30 days behind what members have signed";
     assert_eq!(said, [expected]);
     world.set_now(signed_at);
     world.must(Action::Tick);

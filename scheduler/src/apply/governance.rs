@@ -30,14 +30,13 @@ pub(super) fn found(cluster: &mut Cluster, signed: &SignedGenesis) -> Result<Rep
     debug_assert!(cluster.services.is_empty(), "nothing is approved before the circle is founded");
     let state = CircleState::found(signed, None)?;
     let circle = state.id();
-    cluster.circle =
-        Some(Circle {
-            genesis: signed.clone(),
-            chain: Vec::new(),
-            state,
-            positions: BTreeMap::new(),
-            latest_created_at: Millis::default(),
-        });
+    cluster.circle = Some(Circle {
+        genesis: signed.clone(),
+        chain: Vec::new(),
+        state,
+        positions: BTreeMap::new(),
+        latest_created_at: Millis::default(),
+    });
     cluster.generation += 1;
     let detail = format!("{} members", signed.genesis.members.len());
     cluster.audit.record(cluster.now, "founders", "found", &format!("circle/{}", circle.short()), &detail);

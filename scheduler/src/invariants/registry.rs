@@ -6,7 +6,9 @@ use super::Invariant::{
 use super::{InvariantResult, ensure};
 use crate::clock::ClusterTime;
 use crate::cluster::{ClosedProposal, Cluster, OpenProposal};
-use crate::limits::{API_KEYS_MAX, CLOSED_PROPOSALS_MAX, MODELS_MAX, PENDING_NODES_MAX, REJECTED_PROPOSALS_MAX};
+use crate::limits::{
+    API_KEYS_MAX, CLOSED_PROPOSALS_MAX, MODELS_MAX, PENDING_NODES_MAX, REJECTED_PROPOSALS_MAX,
+};
 use protocol::ProposalId;
 use protocol::api::ProposalState;
 use protocol::limits::PROPOSALS_OPEN_MAX;
@@ -83,8 +85,8 @@ fn check_open(cluster: &Cluster, id: &ProposalId, open: &OpenProposal) -> Invari
         };
         state.epoch() == open.proposal.epoch && open.ballots.iter().all(votes)
     });
-    let decided = cluster.closed.iter().any(|closed| closed.proposal.id() == *id)
-        || cluster.rejected.contains_key(id);
+    let decided =
+        cluster.closed.iter().any(|closed| closed.proposal.id() == *id) || cluster.rejected.contains_key(id);
     ensure(present && !decided, ProposalOpen, subject)
 }
 

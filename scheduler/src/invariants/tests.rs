@@ -180,7 +180,8 @@ fn wrong_lists() -> Table {
             c.rejected.insert(open.id(), open.expires_at);
         }),
         (ListBounded, "too many rejected proposals", |c| {
-            let ids = (0..=crate::limits::REJECTED_PROPOSALS_MAX).map(|at| ProposalId(Digest::of(&at.to_le_bytes())));
+            let ids = (0..=crate::limits::REJECTED_PROPOSALS_MAX)
+                .map(|at| ProposalId(Digest::of(&at.to_le_bytes())));
             c.rejected.extend(ids.map(|id| (id, Millis(u64::MAX))));
         }),
         (ProposalOpen, "a ballot under another member", |c| {

@@ -35,7 +35,8 @@ fn right() -> Step {
 fn a_step_that_would_be_refused_is_left_out_and_planning_continues() {
     let (cluster, observed) = (Cluster::new(), Observed::new(NOW));
     let clocks = ClockReadings::default();
-    let mut planner = Planner::new(ClusterView { cluster: &cluster, observed: &observed, now: NOW, clocks: &clocks });
+    let mut planner =
+        Planner::new(ClusterView { cluster: &cluster, observed: &observed, now: NOW, clocks: &clocks });
     assert!(planner.take(right(), "node/a".into(), "first".into()));
     assert!(!planner.take(wrong(), "chat/0".into(), "a fault".into()));
     assert!(planner.take(right(), "node/a".into(), "last".into()));
@@ -52,7 +53,8 @@ fn a_step_that_would_be_refused_is_left_out_and_planning_continues() {
 fn a_plan_of_faults_alone_proposes_nothing() {
     let (cluster, observed) = (Cluster::new(), Observed::new(NOW));
     let clocks = ClockReadings::default();
-    let mut planner = Planner::new(ClusterView { cluster: &cluster, observed: &observed, now: NOW, clocks: &clocks });
+    let mut planner =
+        Planner::new(ClusterView { cluster: &cluster, observed: &observed, now: NOW, clocks: &clocks });
     planner.take(wrong(), "chat/0".into(), "a fault".into());
     assert!(planner.plan.is_empty());
     assert_eq!(planner.plan.command(clocks.clone()), None, "nothing is written to the log again and again");
@@ -63,7 +65,8 @@ fn a_plan_of_faults_alone_proposes_nothing() {
 fn a_full_plan_takes_no_more_and_drops_nothing() {
     let (cluster, observed) = (Cluster::new(), Observed::new(NOW));
     let clocks = ClockReadings::default();
-    let mut planner = Planner::new(ClusterView { cluster: &cluster, observed: &observed, now: NOW, clocks: &clocks });
+    let mut planner =
+        Planner::new(ClusterView { cluster: &cluster, observed: &observed, now: NOW, clocks: &clocks });
     for _ in 0..PLAN_STEPS_MAX {
         assert!(planner.take(right(), "node/a".into(), String::new()));
     }

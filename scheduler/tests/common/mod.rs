@@ -239,7 +239,12 @@ impl World {
 
     /// Returns the cluster as its leader sees it now.
     pub(crate) fn view(&self) -> ClusterView<'_> {
-        ClusterView { cluster: &self.cluster, observed: &self.observed, now: self.leader_now(), clocks: &self.clocks }
+        ClusterView {
+            cluster: &self.cluster,
+            observed: &self.observed,
+            now: self.leader_now(),
+            clocks: &self.clocks,
+        }
     }
 
     pub(crate) fn leader_now(&self) -> LeaderTime {

@@ -104,8 +104,9 @@ pub(crate) fn commands(world: &World) -> Vec<(&'static str, Command)> {
         ("enrol", Actor::Scheduler, Action::Enrol(Box::new(node))),
         ("tick", Actor::Scheduler, Action::Tick),
     ];
-    let command =
-        |(name, actor, action)| (name, Command { clocks: later.clocks.clone(), actor, action, idempotency: None });
+    let command = |(name, actor, action)| {
+        (name, Command { clocks: later.clocks.clone(), actor, action, idempotency: None })
+    };
     let mut all: Vec<(&'static str, Command)> = all.into_iter().map(command).collect();
     let action = Action::CreateApiKey(api_key("once", None));
     all.push((

@@ -50,7 +50,10 @@ async fn a_leader_whose_clock_is_a_month_ahead_moves_no_time_and_hands_over() {
     tokio::time::sleep(FORGOTTEN).await;
     assert_eq!(create(server, "app").await.0, StatusCode::OK, "it leads, and writes");
     let ahead = server.clocks.wall();
-    assert!(server.cluster(scheduler::Cluster::now).plus(3_600_000).0 < ahead, "its clock alone counts nothing");
+    assert!(
+        server.cluster(scheduler::Cluster::now).plus(3_600_000).0 < ahead,
+        "its clock alone counts nothing"
+    );
     assert_eq!(propose(server, "first").await, None, "a proposal is not expired");
 
     world.check_clocks(&[0, 1, 2]);
@@ -80,7 +83,11 @@ async fn the_time_of_a_lone_replica_follows_its_clock_there_and_back() {
     let server = &world.servers[world.lead().await];
     world.clocks[0].step_wall(MONTH_MS);
     assert_eq!(create(server, "app").await.0, StatusCode::OK);
-    assert_eq!(propose(server, "early").await.as_deref(), Some("proposal-expired"), "nothing can be proposed");
+    assert_eq!(
+        propose(server, "early").await.as_deref(),
+        Some("proposal-expired"),
+        "nothing can be proposed"
+    );
     world.clocks[0].step_wall(-MONTH_MS);
     assert_eq!(propose(server, "early").await.as_deref(), Some("proposal-expired"), "not yet");
     world.lead().await;
