@@ -28,7 +28,10 @@ use invariants::Milestones;
 use protocol::ReplicaId;
 use raft::eraftpb::{Entry, EntryType, Message, MessageType};
 use raft::{ProgressState, RawNode, SnapshotStatus, StateRole};
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
+
+/// Election timeouts without a leader after which a barred replica campaigns. The others have tried by then.
+const BARRED_TIMEOUTS: usize = 3;
 
 /// Parameters of a [`Core`].
 #[derive(Debug, Clone)]
@@ -125,6 +128,10 @@ pub struct Core {
     flush_deferred: bool,
     /// Ticks in a group that has never had a leader.
     ticks_without_term: usize,
+    /// Replicas that the shell bars from leading.
+    barred: BTreeSet<ReplicaId>,
+    /// Ticks for which a barred replica has left a campaign to the others.
+    withheld_ticks: usize,
     reads: Reads,
     /// Milestones as of the last check of the invariants.
     checked: Milestones,
@@ -159,6 +166,8 @@ impl Core {
             deferred: None,
             flush_deferred: false,
             ticks_without_term: 0,
+            barred: BTreeSet::new(),
+            withheld_ticks: 0,
             reads,
             checked: Milestones::default(),
         };
@@ -174,7 +183,11 @@ impl Core {
         let Settings { seed, id, timings, .. } = &self.settings;
         let term = Term(self.raw.raft.term);
         let candidacy = Candidacy { seed: *seed, id: *id, term, campaigns: self.campaigns };
-        let timeout = election::timeout(candidacy, timings.election_ticks);
+        let timeout = match self.barred.contains(id) {
+            // The longest one, so that the replica is free to vote before its own campaign is due.
+            true => 2 * timings.election_ticks - 1,
+            false => election::timeout(candidacy, timings.election_ticks),
+        };
         self.raw.raft.set_randomized_election_timeout(timeout);
         result
     }
@@ -189,6 +202,9 @@ impl Core {
             return;
         }
         self.bootstrap();
+        if self.leaves_campaign_to_others() {
+            return;
+        }
         let before = self.raw.raft.election_elapsed;
         let leading = self.leads();
         self.call(|raw| raw.tick());
@@ -199,10 +215,39 @@ impl Core {
         }
     }
 
+    /// Returns whether the next tick would begin a campaign that a barred replica leaves to the others.
+    ///
+    /// If nobody leads for [`BARRED_TIMEOUTS`] election timeouts, it campaigns: it may be the only one that
+    /// holds everything committed. It then hands leadership over as soon as another replica holds that too.
+    fn leaves_campaign_to_others(&mut self) -> bool {
+        let raft = &self.raw.raft;
+        let due = !self.leads() && raft.election_elapsed + 1 >= raft.randomized_election_timeout();
+        if !due || !self.is_barred() {
+            self.withheld_ticks = 0;
+            return false;
+        }
+        self.withheld_ticks += 1;
+        self.withheld_ticks <= BARRED_TIMEOUTS * self.settings.timings.election_ticks
+    }
+
+    /// Bars these replicas from leading, and no others. A barred replica does not campaign while another may
+    /// lead, and gets no leadership transferred while another can take it. A barred leader leads on: the
+    /// shell has it transfer its leadership.
+    pub fn bar(&mut self, replicas: BTreeSet<ReplicaId>) {
+        self.barred = replicas;
+        self.call(|_| ());
+    }
+
+    /// Returns whether this replica is barred from leading.
+    #[must_use]
+    pub fn is_barred(&self) -> bool {
+        self.barred.contains(&self.settings.id)
+    }
+
     /// Campaigns early in a group that has never had a leader: there is no leader to disrupt. The replicas
     /// take turns instead of waiting for a timeout. As always, pre-vote and the majority decide.
     fn bootstrap(&mut self) {
-        if self.raw.raft.term > 0 || self.raw.raft.leader_id != 0 {
+        if self.raw.raft.term > 0 || self.raw.raft.leader_id != 0 || self.is_barred() {
             return;
         }
         self.ticks_without_term += 1;
@@ -340,7 +385,7 @@ impl Core {
 
     /// Transfers leadership to the most up-to-date active follower, because this replica stops or its disk
     /// cannot keep up. Followers that lack committed entries or are receiving a snapshot are skipped. Such a
-    /// follower could not lead yet, and until then no proposal would be accepted.
+    /// follower could not lead yet, and until then no proposal would be accepted. Barred ones come last.
     pub fn transfer_leadership(&mut self) {
         // One transfer at a time: two followers that campaign would split the votes.
         if self.raw.raft.lead_transferee.is_some() {
@@ -352,8 +397,12 @@ impl Core {
             **id != own && peer.recent_active && up_to_date
         });
         // The lower id wins a tie, so that the choice is a function of the state.
-        let best = others.max_by_key(|(id, peer)| (peer.matched, u64::MAX - **id)).map(|(id, _)| *id);
-        if let Some(best) = best.filter(|_| self.leads()) {
+        let free = |id: u64| !self.barred.contains(&ReplicaId(id));
+        let best = others.max_by_key(|(id, peer)| (free(**id), peer.matched, u64::MAX - **id));
+        let best = best.map(|(id, _)| *id);
+        // A barred leader gains nothing by another.
+        let useful = |best: &u64| self.leads() && (free(*best) || !self.is_barred());
+        if let Some(best) = best.filter(useful) {
             self.call(|raw| raw.transfer_leader(best));
         }
     }

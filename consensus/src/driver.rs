@@ -19,7 +19,7 @@ use crate::transport::{RequestError, Transport};
 use bytes::Bytes;
 use protocol::ReplicaId;
 use raft::eraftpb::Message;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -61,6 +61,8 @@ pub(crate) enum Event {
         arrived: bool,
     },
     Unreachable(ReplicaId),
+    /// The replicas that may not lead.
+    Bar(BTreeSet<ReplicaId>),
     /// Orderly stop: a leader transfers its leadership first.
     Stop,
     /// Immediate stop.
@@ -106,7 +108,7 @@ pub(crate) struct PendingWork {
     saving_snapshot: bool,
     /// Earliest time of the next snapshot, set when the last one found no space.
     snapshot_after: Option<Instant>,
-    /// Time of the last attempt to transfer leadership because of the disk.
+    /// Time of the last attempt to transfer leadership because of the disk, or because it is barred.
     transferred: Option<Instant>,
     /// Deadline of an orderly stop. While it is set, the replica leads only to transfer its leadership.
     stop_by: Option<Instant>,
@@ -182,6 +184,7 @@ impl<M: StateMachine> Driver<M> {
                 Event::SnapshotPanicked => stop = Some("making a snapshot panicked".to_string()),
                 Event::SnapshotSent { peer, arrived } => self.core.snapshot_sent(peer, arrived),
                 Event::Unreachable(peer) => self.core.unreachable(peer),
+                Event::Bar(replicas) => self.core.bar(replicas),
                 Event::LogFailed(error) => stop = Some(describe(&error)),
                 Event::Stop => self.begin_stop(),
                 Event::Halt => stop = Some(STOP_REQUESTED.to_string()),
@@ -289,8 +292,14 @@ impl<M: StateMachine> Driver<M> {
         let stalled = self.waiting.batches.front().is_some_and(|(_, since)| now - *since > limit);
         let disk_full = self.disk_full();
         let lately = self.waiting.transferred.is_some_and(|then| now - then < limit * TRANSFER_PAUSE);
-        if (stalled || disk_full) && !lately && self.core.status().is_leader() {
-            tracing::warn!(stalled, disk_full, "the disk does not keep up; transferring leadership");
+        let barred = self.core.is_barred();
+        if (stalled || disk_full || barred) && !lately && self.core.status().is_leader() {
+            tracing::warn!(
+                stalled,
+                disk_full,
+                barred,
+                "this replica should not lead; transferring leadership"
+            );
             self.waiting.transferred = Some(now);
             self.core.transfer_leadership();
         }

@@ -12,6 +12,7 @@ use crate::transport::{Request, RequestError, Transport};
 use bytes::Bytes;
 use protocol::ReplicaId;
 use raft::eraftpb::Message;
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -290,6 +291,12 @@ impl<M: StateMachine> Handle<M> {
         let mut status = self.inner.status.borrow().clone();
         status.applied = status.applied.max(*self.inner.applied.borrow());
         status
+    }
+
+    /// Bars these replicas from leading, and no others, until the next call. If this one is among them it
+    /// leaves campaigns to the others and transfers its leadership; the others get none from it.
+    pub fn bar(&self, replicas: BTreeSet<ReplicaId>) {
+        self.inner.send(Event::Bar(replicas));
     }
 
     /// Returns a watch on the highest applied index.

@@ -7,6 +7,7 @@ mod agents;
 mod api;
 mod auth;
 mod bootstrap;
+mod clocks;
 mod commands;
 mod extract;
 mod idempotency;
@@ -33,7 +34,7 @@ use overlay::people::{KeyExchanges, ServerCertificate};
 use overlay::{CancellationToken, Identity, Limits, PeerPolicy, open_files};
 use protocol::governance::SignedGenesis;
 use protocol::{ReplicaId, canonical};
-use scheduler::{Action, Actor, Command, Reply, WallTime};
+use scheduler::{Action, Actor, Command, Reply};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -70,6 +71,7 @@ pub(crate) struct Server {
     logs: Mutex<Logs>,
     key_exchanges: Arc<KeyExchanges>,
     peers: peers::PeerHealth,
+    clocks: clocks::ReplicaClocks,
     unadmitted: unadmitted::UnadmittedPeers,
     session_pool: commands::SessionPool,
     metrics: metrics::ServerMetrics,
@@ -88,6 +90,7 @@ pub async fn run(config: ServerConfig, shutdown: CancellationToken) -> Result<()
         id: config.id,
         identity: config.identity.clone(),
         peers: peers::PeerHealth::new(&config.identity, &config.genesis.genesis)?,
+        clocks: clocks::ReplicaClocks::new(config.id, host::Clock::machine()),
         genesis: config.genesis,
         handle,
         leadership: Mutex::new(None),
@@ -202,7 +205,7 @@ impl Server {
             Action::Lead { .. } | Action::Found(_) | Action::Execute { .. } | Action::Tick => Lane::Leader,
             _ => Lane::Clients,
         };
-        let command = Command { now: WallTime(host::wall_clock()), actor, action, idempotency };
+        let command = Command { clocks: self.clocks.readings(), actor, action, idempotency };
         let answer = self.once(canonical::to_bytes(&command).into(), lane).await?;
         canonical::from_bytes(&answer, protocol::limits::API_BODY_BYTES_MAX).map_err(problem::effect_unknown)
     }

@@ -20,9 +20,8 @@ pub fn boot_time() -> BootTime {
 
 /// Returns the wall clock as of the first call in this process, advanced by the monotonic clock.
 ///
-/// The leader judges leases by this clock. If a clock set forward took effect, leases would end here while
-/// nodes still count on them. Therefore a machine whose clock was wrong at start and was corrected since
-/// needs its processes restarted.
+/// The leader judges leases by this clock, and nothing else. If a clock set forward took effect, leases would
+/// end here while nodes still count on them. [`Clock::wall`] shows a clock that was corrected since.
 #[must_use]
 pub fn wall_clock() -> Millis {
     static BEGAN: OnceLock<(std::time::Instant, Duration)> = OnceLock::new();

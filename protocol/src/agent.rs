@@ -182,7 +182,7 @@ impl Desired {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SyncResponse {
-    /// Current time of control's wall clock.
+    /// Cluster's time: what the clocks of a majority of the control replicas have reached.
     pub now: Millis,
     /// Lease in milliseconds, counted from the time at which the node *sent* its request.
     pub lease_ms: u64,

@@ -10,7 +10,7 @@ mod registry;
 pub(crate) use governance::summary;
 pub use registry::enrol_answer;
 
-use crate::clock::{ClusterTime, WallTime};
+use crate::clock::{ClockReadings, ClusterTime};
 use crate::cluster::{Cluster, Leadership};
 use crate::command::{Action, Actor, Command, IdempotencyKey, Refusal, Reply};
 use crate::limits::{COMMAND_BYTES_MAX, PENDING_NODE_MS};
@@ -43,7 +43,7 @@ pub fn apply(cluster: &mut Cluster, index: u64, command: &Command) -> Reply {
     if let Err(refusal) = check_key(cluster, key) {
         return refusal.into();
     }
-    let (request, now) = (request_of(command), cluster.time(command.now));
+    let (request, now) = (request_of(command), cluster.time(&command.clocks));
     match cluster.outcomes.find(key, &request, now) {
         Ok(Some(recorded)) => recorded,
         Err(refusal) => refusal.into(),
@@ -59,7 +59,7 @@ pub fn apply(cluster: &mut Cluster, index: u64, command: &Command) -> Reply {
 /// Executes a command, or changes nothing.
 fn attempt(cluster: &mut Cluster, index: u64, command: &Command) -> Reply {
     let before = cluster.now;
-    cluster.now = cluster.time(command.now);
+    cluster.now = cluster.time(&command.clocks);
     debug_assert!(cluster.now >= before, "the cluster's time never goes back");
     match carry_out(cluster, index, command) {
         Ok(reply) => reply,
@@ -88,7 +88,7 @@ fn carry_out(cluster: &mut Cluster, index: u64, command: &Command) -> Result<Rep
         Action::Scale { service, replicas } => registry::scale(cluster, actor, service, *replicas),
         Action::Execute { parent_generation, steps } => execute::execute(cluster, *parent_generation, steps),
         Action::Enrol(admission) => registry::enrol(cluster, admission),
-        Action::Tick => Ok(tick(cluster)),
+        Action::Tick => Ok(tick(cluster, &command.clocks)),
     }
 }
 
@@ -145,8 +145,11 @@ fn lead(cluster: &mut Cluster, replica: ReplicaId) -> Reply {
 
 /// Returns whether an [`Action::Tick`] would change something now; the leader proposes one only then.
 #[must_use]
-pub fn tick_is_due(cluster: &Cluster, now: WallTime) -> bool {
-    let now = cluster.time(now);
+pub fn tick_is_due(cluster: &Cluster, clocks: &ClockReadings) -> bool {
+    cluster.earlier_time(clocks).is_some() || is_anything_over(cluster, cluster.time(clocks))
+}
+
+fn is_anything_over(cluster: &Cluster, now: ClusterTime) -> bool {
     let proposal = cluster.open.values().any(|open| is_over(open.proposal.expires_at, now));
     proposal || cluster.pending.values().any(|pending| is_forgotten(pending, now))
 }
@@ -159,7 +162,11 @@ fn is_forgotten(pending: &PendingNode, now: ClusterTime) -> bool {
     ClusterTime(pending.last_seen).plus(PENDING_NODE_MS) <= now
 }
 
-fn tick(cluster: &mut Cluster) -> Reply {
+fn tick(cluster: &mut Cluster, clocks: &ClockReadings) -> Reply {
+    // Nothing expires by a time that is taken back.
+    if let Some(earlier) = cluster.earlier_time(clocks) {
+        cluster.set_back(earlier);
+    }
     let now = cluster.now;
     let over: Vec<_> = cluster
         .open
@@ -173,6 +180,6 @@ fn tick(cluster: &mut Cluster) -> Reply {
     }
     cluster.pending.retain(|_, pending| !is_forgotten(pending, now));
     registry::drop_useless_wraps(cluster, &BTreeMap::new());
-    debug_assert!(!tick_is_due(cluster, WallTime(now.0)), "a tick leaves nothing due");
+    debug_assert!(!is_anything_over(cluster, now), "a tick leaves nothing due");
     Reply::Done
 }

@@ -47,6 +47,11 @@ impl Audit {
         self.events.back().map(|event| ClusterTime(event.at)).unwrap_or_default()
     }
 
+    /// Moves the times of events that are later than `to` back to it.
+    pub(crate) fn set_back(&mut self, to: ClusterTime) {
+        self.events.iter_mut().for_each(|event| event.at = event.at.min(to.0));
+    }
+
     /// Adds an event and drops the oldest beyond [`AUDIT_EVENTS_MAX`].
     pub(crate) fn record(&mut self, at: ClusterTime, actor: &str, action: &str, subject: &str, detail: &str) {
         debug_assert!(at >= self.last_at(), "events are recorded in the order of time");

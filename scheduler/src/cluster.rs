@@ -4,7 +4,7 @@
 //! are wraps.
 
 use crate::audit::Audit;
-use crate::clock::{ClusterTime, WallTime};
+use crate::clock::ClusterTime;
 use crate::command::{Actor, SlotName};
 use crate::limits::{CLOSED_PROPOSALS_MAX, SNAPSHOT_BYTES_MAX};
 use crate::outcomes::Outcomes;
@@ -20,20 +20,22 @@ use protocol::manifest::ServiceManifest;
 use protocol::model::{KeyWrap, ModelRecord, Recipient};
 use protocol::order::SlotOrder;
 use protocol::{
-    CircleId, Digest, Fence, MemberId, ModelRoot, NodeId, ProposalId, ReplicaId, ServiceName, SlotIndex,
-    TokenName,
+    CircleId, Digest, Fence, MemberId, Millis, ModelRoot, NodeId, ProposalId, ReplicaId, ServiceName,
+    SlotIndex, TokenName,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};
 
 /// Domain separator of the state's digest.
-const CLUSTER_DOMAIN: &str = "quorate/cluster/v1";
+const CLUSTER_DOMAIN: &str = "quorate/cluster/v2";
 
 /// The replicated state of the whole cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Cluster {
     pub(crate) now: ClusterTime,
+    /// Number of times that the cluster's time was set back.
+    pub(crate) corrections: u64,
     pub(crate) generation: u64,
     pub(crate) leadership: Option<Leadership>,
     pub(crate) circle: Option<Circle>,
@@ -46,6 +48,9 @@ pub struct Cluster {
     pub(crate) pending: BTreeMap<NodeId, PendingNode>,
     pub(crate) open: BTreeMap<ProposalId, OpenProposal>,
     pub(crate) closed: VecDeque<ClosedProposal>,
+    /// Rejected proposals that have not expired, with the end of their validity. None of them is opened
+    /// again: ballots name a proposal by its id, and its public approvals would count once more.
+    pub(crate) rejected: BTreeMap<ProposalId, Millis>,
     pub(crate) audit: Audit,
     pub(crate) outcomes: Outcomes,
 }
@@ -70,6 +75,8 @@ pub(crate) struct Circle {
     pub(crate) state: CircleState,
     /// Index in the chain of each certificate.
     pub(crate) positions: BTreeMap<Digest, usize>,
+    /// Latest time at which a decided proposal was created; zero before the first.
+    pub(crate) latest_created_at: Millis,
 }
 
 /// Serialized form of a [`Circle`].
@@ -96,7 +103,9 @@ impl TryFrom<CircleRecord> for Circle {
         let positions: BTreeMap<_, _> =
             digests.enumerate().map(|(position, digest)| (digest, position)).collect();
         debug_assert_eq!(positions.len(), record.chain.len(), "a second copy of a certificate is stale");
-        Ok(Self { genesis: record.genesis, chain: record.chain, state, positions })
+        let created = record.chain.iter().map(|bundle| bundle.certificate.proposal.created_at);
+        let latest_created_at = created.max().unwrap_or_default();
+        Ok(Self { genesis: record.genesis, chain: record.chain, state, positions, latest_created_at })
     }
 }
 
@@ -255,17 +264,10 @@ impl Cluster {
         Digest::of_domain(CLUSTER_DOMAIN, &self.to_snapshot())
     }
 
-    /// Returns the latest time that any applied command carried.
+    /// Returns the time as of the last applied command.
     #[must_use]
     pub fn now(&self) -> ClusterTime {
         self.now
-    }
-
-    /// Returns the cluster's time once a command proposed at `now` is applied: `now`, or the present cluster
-    /// time if that is later.
-    #[must_use]
-    pub fn time(&self, now: WallTime) -> ClusterTime {
-        self.now.max(ClusterTime(now.0))
     }
 
     /// Returns the generation, which rises with every change that can matter to a plan.

@@ -1,12 +1,12 @@
 //! Commands of the replicated log, and the replies to them.
 //!
-//! A command carries the time at which its proposer made it; the state machine has no clock of its own.
+//! A command carries the replicas' clocks as its proposer knows them; the state machine has none of its own.
 //!
 //! Caveat: a plan is one command and is applied whole or not at all.
 
 pub use protocol::Refusal;
 
-use crate::clock::{ClusterTime, LeaderTime, WallTime};
+use crate::clock::{ClockReadings, ClusterTime};
 use protocol::api::ProposalState;
 use protocol::gateway::ApiKey;
 use protocol::governance::{NodeAdmission, Proposal, SignedBallot, SignedGenesis};
@@ -44,9 +44,8 @@ impl std::fmt::Display for Actor {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Command {
-    /// Proposer's wall clock. The cluster's time never goes back: an earlier time counts as the cluster's
-    /// last.
-    pub now: WallTime,
+    /// Clocks of the replicas when it was proposed, as [`Cluster::time`](crate::Cluster::time) judges them.
+    pub clocks: ClockReadings,
     /// Actor that requested the command.
     pub actor: Actor,
     /// Requested action.
@@ -114,7 +113,8 @@ pub enum Action {
     },
     /// Ask for admission of an unknown node.
     Enrol(Box<NodeAdmission>),
-    /// Expire proposals and pending nodes that are due.
+    /// Expire proposals and pending nodes that are due, and set the cluster's time back if a majority of the
+    /// clocks is behind it.
     Tick,
 }
 
@@ -126,9 +126,9 @@ pub enum Step {
     Lapse {
         /// Node with the ended lease.
         node: NodeId,
-        /// Last time at which it could have renewed its lease, which ended [`protocol::limits::LEASE_MS`]
-        /// later.
-        silent_since: LeaderTime,
+        /// Time for which it could not have renewed its lease, by the leader's clock: at least
+        /// [`protocol::limits::LEASE_MS`].
+        silent_ms: u64,
     },
     /// A slot becomes free: its node no longer runs it.
     Release(SlotName),

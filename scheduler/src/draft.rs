@@ -4,7 +4,7 @@
 //! applied to the same state. A refused step leaves no trace in the draft.
 
 use crate::allocation::{GPU_PERCENT_MAX, allocated_gpus, gpu_demand};
-use crate::clock::{ClusterTime, LeaderTime};
+use crate::clock::ClusterTime;
 use crate::cluster::{Cluster, Holding, HoldingPhase, Service, ServicePhase, Slot};
 use crate::command::{OrderPlan, Refusal, SlotName, Step};
 use crate::limits::AVOID_MS;
@@ -41,7 +41,7 @@ impl<'a> Draft<'a> {
     /// Executes one step.
     pub(crate) fn execute(&mut self, step: &Step) -> Result<Effect, Refusal> {
         match step {
-            Step::Lapse { node, silent_since } => self.lapse(*node, *silent_since),
+            Step::Lapse { node, silent_ms } => self.lapse(*node, *silent_ms),
             Step::Release(name) => self.release(name),
             Step::Drain { slot, until, cause, failed } => self.drain(slot, *until, cause, *failed),
             Step::End(name) => self.end(name),
@@ -49,9 +49,8 @@ impl<'a> Draft<'a> {
         }
     }
 
-    fn lapse(&mut self, node: NodeId, silent_since: LeaderTime) -> Result<Effect, Refusal> {
-        // The step carries the leader's time; the lease is over by the cluster's time as well.
-        if ClusterTime(silent_since.0).plus(LEASE_MS) > self.now {
+    fn lapse(&mut self, node: NodeId, silent_ms: u64) -> Result<Effect, Refusal> {
+        if silent_ms < LEASE_MS {
             return Err(stale(format!("the lease of node {} may still hold", self.cluster.node_name(&node))));
         }
         let mut freed = Vec::new();

@@ -26,7 +26,7 @@ pub fn dry_run(view: ClusterView, manifest: &Manifest) -> Result<DryRun, Refusal
         return Err(Refusal::new(error_code::CIRCLE_NOT_FOUNDED, "the circle is not founded yet"));
     };
     let change = Change::Deploy(Box::new(manifest.clone()));
-    let now = view.now.0;
+    let now = view.cluster_time().0;
     propose(state, change.clone(), String::new(), now, now.plus(1), Digest::of(b"dry run"))?;
     let Manifest::Service(manifest) = manifest else {
         let code: ErrorCode = error_code::KIND_NOT_BUILT;

@@ -51,7 +51,8 @@ pub enum Invariant {
     AuditNumbered,
     /// The recorded outcomes agree with their indexes and totals.
     OutcomeIndex,
-    /// Time, generation and counts of records never fall.
+    /// Generation and counts of records never fall, nor does the time unless a correction is counted. It is
+    /// never earlier than what is signed.
     CountsRise,
     /// A slot's fence never falls, and under one fence it has one order.
     FenceRises,

@@ -1,7 +1,7 @@
 //! Cluster state machine: the replicated state ([`Cluster`]), its transitions ([`apply`]), the planner
 //! ([`plan()`]), and explanations of the state ([`why()`]).
 //!
-//! It is pure: time is an argument, and the same log gives the same bytes on every replica. It grants
+//! It is pure: clock readings are an argument, and the same log gives the same bytes on every replica. It grants
 //! nothing: every order names a certificate that its node verifies independently.
 //!
 //! On the leader, the shell (`control`) applies an [`Action::Lead`], creates an [`Observed`], and records
@@ -28,13 +28,14 @@ mod observed;
 mod outcomes;
 mod plan;
 mod status;
+mod timekeeping;
 mod view;
 mod views;
 mod why;
 
 pub use apply::{apply, apply_bytes, enrol_answer, tick_is_due};
 pub use audit::Audit;
-pub use clock::{ClusterTime, LeaderTime, WallTime};
+pub use clock::{ClockDeviation, ClockReadings, ClusterTime, LeaderTime, WallTime};
 pub use cluster::{
     ClosedProposal, Cluster, Holding, HoldingPhase, Leadership, OpenProposal, Service, ServicePhase, Slot,
 };

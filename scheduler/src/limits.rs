@@ -65,6 +65,21 @@ pub const REBALANCE_PATIENCE_MS: u64 = 10 * 60 * 1000;
 /// improves the spread; at one, it would only exchange the nodes' shares, indefinitely.
 pub const REBALANCE_GAIN_MIN: u32 = 2;
 
+/// Distance from a majority's clocks beyond which a replica's clock is wrong, so that it may not lead. It is
+/// thirty times the error of a reading over a slow network. Clocks that any time service keeps are within it.
+pub const CLOCK_BOUND_MS: u64 = 30_000;
+/// Most clock readings of one command: more than a circle has control replicas.
+pub const CLOCK_READINGS_MAX: usize = 8;
+/// Most open proposals of one actor, so that a leaked access token leaves room for everybody else's.
+pub const PROPOSALS_PER_ACTOR_MAX: usize = 16;
+/// Most rejected proposals remembered until they expire. Each took the votes of members.
+pub const REJECTED_PROPOSALS_MAX: usize = 4096;
+
+const _: () = assert!(
+    CLOCK_BOUND_MS * 10 <= protocol::limits::CLOCK_GRACE_MS,
+    "a replica that may lead errs little by the measure of certificates"
+);
+const _: () = assert!(16 * PROPOSALS_PER_ACTOR_MAX <= protocol::limits::PROPOSALS_OPEN_MAX);
 const _: () = {
     use protocol::limits::{CERTIFICATE_BYTES_MAX, PROPOSAL_BYTES_MAX, PROPOSALS_OPEN_MAX};
     let command = COMMAND_BYTES_MAX - COMMAND_FRAME_BYTES_MAX;

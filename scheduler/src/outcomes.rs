@@ -108,6 +108,12 @@ impl Outcomes {
         self.evict(now);
     }
 
+    /// Moves the times of records that are later than `to` back to it.
+    pub(crate) fn set_back(&mut self, to: ClusterTime) {
+        let outcomes = self.tokens.values_mut().flat_map(|token| token.by_key.values_mut());
+        outcomes.for_each(|outcome| outcome.at = outcome.at.min(to));
+    }
+
     /// Returns the number of replies ever recorded.
     pub(crate) fn recorded(&self) -> u64 {
         self.recorded

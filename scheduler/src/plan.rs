@@ -16,7 +16,7 @@ mod rebalance;
 #[cfg(test)]
 mod tests;
 
-use crate::clock::{ClusterTime, WallTime};
+use crate::clock::{ClockReadings, ClusterTime};
 use crate::cluster::{Cluster, Holding, HoldingPhase, Service};
 use crate::command::{Action, Actor, Command, OrderPlan, Refusal, Reply, SlotName, Step};
 use crate::draft::Draft;
@@ -95,10 +95,10 @@ impl Plan {
         (!self.is_empty()).then_some(action)
     }
 
-    /// Returns [`Self::action`] as the scheduler's command at `now`.
+    /// Returns [`Self::action`] as the scheduler's command with these readings.
     #[must_use]
-    pub fn command(&self, now: WallTime) -> Option<Command> {
-        let command = |action| Command { now, actor: Actor::Scheduler, action, idempotency: None };
+    pub fn command(&self, clocks: ClockReadings) -> Option<Command> {
+        let command = |action| Command { clocks, actor: Actor::Scheduler, action, idempotency: None };
         self.action().map(command)
     }
 

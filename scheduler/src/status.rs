@@ -1,7 +1,8 @@
 //! Cluster status: findings about faults and pending work, each with the next command.
 
-use crate::clock::ClusterTime;
+use crate::clock::{ClusterTime, show_span};
 use crate::cluster::ServicePhase;
+use crate::limits::CLOCK_BOUND_MS;
 use crate::observed::Liveness;
 use crate::plan::{Dropped, plan};
 use crate::view::ClusterView;
@@ -9,6 +10,7 @@ use crate::views::{not_enforced_of, ready_replicas};
 use crate::why::{Question, stuck, why};
 use protocol::agent::SlotState;
 use protocol::api::{Finding, Status};
+use protocol::limits::CLOCK_GRACE_MS;
 use protocol::manifest::Isolation;
 use protocol::{Epoch, ReplicaId};
 use std::collections::BTreeMap;
@@ -32,6 +34,7 @@ pub fn status(view: ClusterView, leader: LeaderView) -> Status {
         findings.push(finding("the circle is not founded yet".into(), "quorate circle --help".into()));
     }
     findings.extend(replica_findings(&leader, replicas));
+    findings.extend(clock_findings(view));
     findings.extend(node_findings(view));
     findings.extend(service_findings(view));
     findings.extend(plan(view).dropped.iter().map(dropped_finding));
@@ -86,6 +89,38 @@ fn replica_findings(leader: &LeaderView, replicas: u32) -> Vec<Finding> {
             format!("control-{silent} does not answer, one of {replicas} control replicas"),
             next,
         ));
+    }
+    findings
+}
+
+/// Returns findings about the clocks of the control replicas, which make the cluster's time.
+fn clock_findings(view: ClusterView) -> Vec<Finding> {
+    let next = || "set the clock of that machine: timedatectl set-ntp true".to_string();
+    let wrong = view.cluster.wrong_clocks(view.clocks);
+    let mut findings: Vec<Finding> = wrong
+        .iter()
+        .map(|(id, by)| {
+            let message =
+                format!("the clock of control-{id} is {by}, by the clocks of a majority; it may not lead");
+            finding(message, next())
+        })
+        .collect();
+    let Some(majority) = view.cluster.majority_time(view.clocks) else { return findings };
+    let apart = majority.reached.ms_until(majority.limit);
+    if apart > CLOCK_BOUND_MS {
+        let message = format!(
+            "the clocks of the control replicas differ by {}, and no majority of them agrees",
+            show_span(apart)
+        );
+        findings.push(finding(message, next()));
+    }
+    let behind = majority.limit.ms_until(view.cluster.signed_floor());
+    if behind > 0 {
+        let message = format!(
+            "the clocks of a majority of the control replicas are {} behind what members have signed",
+            show_span(behind.saturating_add(CLOCK_GRACE_MS))
+        );
+        findings.push(finding(message, next()));
     }
     findings
 }

@@ -1,6 +1,6 @@
 //! The input of every answer about the cluster: the replicated state, the leader's view, and the time.
 
-use crate::clock::{ClusterTime, LeaderTime};
+use crate::clock::{ClockReadings, ClusterTime, LeaderTime};
 use crate::cluster::Cluster;
 use crate::observed::{Liveness, Observed};
 use protocol::NodeId;
@@ -14,13 +14,15 @@ pub struct ClusterView<'a> {
     pub observed: &'a Observed,
     /// Leader's clock, by which `observed` recorded them.
     pub now: LeaderTime,
+    /// Clocks of the replicas, as the leader knows them.
+    pub clocks: &'a ClockReadings,
 }
 
 impl ClusterView<'_> {
     /// Returns the cluster's time if the leader proposed a command now. Deadlines are judged by it.
     #[must_use]
     pub fn cluster_time(&self) -> ClusterTime {
-        self.cluster.time(self.now.into())
+        self.cluster.time(self.clocks)
     }
 
     /// Returns the state of a node's lease now.
@@ -39,16 +41,19 @@ impl ClusterView<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use protocol::{Millis, PublicKey};
+    use crate::clock::WallTime;
+    use protocol::{Millis, PublicKey, ReplicaId};
 
-    /// A command from a replica whose clock is ahead moves deadlines, and no lease.
+    /// Clocks that are ahead of the leader's own move deadlines, and no lease.
     #[test]
-    fn a_clock_that_is_ahead_moves_deadlines_and_no_lease() {
+    fn clocks_that_are_ahead_move_deadlines_and_no_lease() {
         let observed = Observed::new(LeaderTime(Millis(1_000)));
         let node = NodeId(PublicKey([7; 32]));
+        let clocks: ClockReadings = [(ReplicaId(1), WallTime(Millis(2_000)))].into_iter().collect();
         for (cluster_now, expected) in [(0, 2_000), (2_000, 2_000), (90_000, 90_000)] {
             let cluster = Cluster { now: ClusterTime(Millis(cluster_now)), ..Cluster::default() };
-            let view = ClusterView { cluster: &cluster, observed: &observed, now: LeaderTime(Millis(2_000)) };
+            let now = LeaderTime(Millis(2_000));
+            let view = ClusterView { cluster: &cluster, observed: &observed, now, clocks: &clocks };
             assert_eq!(view.cluster_time(), ClusterTime(Millis(expected)));
             assert!(matches!(view.liveness(&node), Liveness::Unknown { .. }), "at {cluster_now}");
             assert!(!view.is_alive(&node), "at {cluster_now}");

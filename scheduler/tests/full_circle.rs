@@ -31,8 +31,8 @@ fn roster(people: &BTreeMap<MemberId, MemberSecret>) -> (Vec<Member>, Policy) {
 
 /// Writes a command to the log and applies the entry of the log.
 fn write(cluster: &mut Cluster, index: u64, action: Action) -> Reply {
-    let bytes =
-        to_bytes(&Command { now: WallTime(START), actor: Actor::Scheduler, action, idempotency: None });
+    let (clocks, actor) = (all_at(START), Actor::Scheduler);
+    let bytes = to_bytes(&Command { clocks, actor, action, idempotency: None });
     let reply = from_bytes(&apply_bytes(cluster, index, &bytes), 1 << 20).unwrap();
     assert!(!matches!(reply, Reply::Refused { .. }), "{} bytes: {reply:?}", bytes.len());
     reply
@@ -94,9 +94,10 @@ fn the_largest_step_and_the_largest_wrap_are_within_their_limits() {
     let wrap = wrap("minilm", Recipient::Member(member(&"m".repeat(NAME_BYTES_MAX))));
     assert!(to_bytes(&wrap).len() <= WRAP_BYTES_MAX, "{}", to_bytes(&wrap).len());
     let token = || "t".repeat(NAME_BYTES_MAX).parse().unwrap();
-    let now = WallTime(protocol::Millis(u64::MAX));
+    let reading = |at| (ReplicaId(u64::MAX - at), WallTime(protocol::Millis(u64::MAX)));
+    let clocks: ClockReadings = (0..CLOCK_READINGS_MAX as u64).map(reading).collect();
     let idempotency = Some(IdempotencyKey { token: token(), key: Digest::of(b"key") });
-    let frame = Command { now, actor: Actor::Token(token()), action: Action::Tick, idempotency };
+    let frame = Command { clocks, actor: Actor::Token(token()), action: Action::Tick, idempotency };
     let frame = to_bytes(&frame).len();
     assert!(frame <= COMMAND_FRAME_BYTES_MAX / 2, "{frame}");
 }

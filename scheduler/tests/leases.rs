@@ -195,9 +195,8 @@ fn a_removed_nodes_slot_is_freed_by_time_alone() {
     ] {
         assert_eq!(execute(&world, vec![step]).1, "plan-stale", "{name}");
     }
-    let lapse = |silent_since| Step::Lapse { node: node_id("node-1"), silent_since };
-    let held_at = world.leader_now();
-    assert_eq!(execute(&world, vec![lapse(held_at)]).1, "plan-stale", "its lease may hold");
+    let lapse = |silent_ms| Step::Lapse { node: node_id("node-1"), silent_ms };
+    assert_eq!(execute(&world, vec![lapse(LEASE_MS - 1)]).1, "plan-stale", "its lease may hold");
     world.set_state("embed", 0, SlotState::Released, "");
     let plan = world.plan();
     assert_eq!(
@@ -206,7 +205,7 @@ fn a_removed_nodes_slot_is_freed_by_time_alone() {
         "what it says is not asked; its replica is placed elsewhere"
     );
     world.wait(LEASE_MS);
-    let (freed, verdict) = execute(&world, vec![lapse(held_at)]);
+    let (freed, verdict) = execute(&world, vec![lapse(LEASE_MS)]);
     assert_eq!((verdict, phase(&freed, 0)), ("ok", None));
     assert!(phase(&freed, 1).is_some(), "nobody else's slot is touched");
 }
@@ -444,7 +443,7 @@ fn a_proposal_is_brought_before_its_end() {
     let proposal = world.proposal(deploy(manifest("embed", 1, 1, 500, 64)));
     for (at, expected) in [(proposal.expires_at.0 - 1, "ok"), (proposal.expires_at.0, "proposal-expired")] {
         let mut world = world.clone();
-        world.now = Millis(at);
+        world.set_now(Millis(at));
         let reply = world.apply(Actor::Scheduler, Action::SubmitProposal(Box::new(proposal.clone())));
         assert_eq!(code(&reply), expected, "{} ms before its end", proposal.expires_at.0 - at);
     }

@@ -123,7 +123,7 @@ impl Case {
     fn remedies(&self, world: &World, plan: &Plan) -> String {
         let mut text = String::new();
         let mut after = world.clone();
-        if let Some(command) = plan.command(after.wall_now()) {
+        if let Some(command) = plan.command(after.clocks.clone()) {
             after.must(command.action);
         }
         for waiting in &plan.waiting {

@@ -6,7 +6,7 @@
 
 mod common;
 
-use common::sim::{Event, NODES, Sim, events_of};
+use common::sim::{Event, JUMPS, NODES, Sim, events_of};
 use common::*;
 use proptest::prelude::*;
 use protocol::Digest;
@@ -32,6 +32,9 @@ fn event() -> impl Strategy<Value = Event> {
         1 => (0..NODES).prop_map(Event::Slow),
         2 => (0..5u32).prop_map(Event::Scale),
         1 => prop_oneof![Just(2_000), Just(20_000)].prop_map(Event::Ahead),
+        1 => (0..3usize, prop::sample::select(JUMPS.to_vec()))
+            .prop_map(|(replica, by)| Event::Jump { replica, by }),
+        1 => Just(Event::Mend),
         1 => (1..5u32, 100..400u64).prop_map(|(max, memory)| Event::Deploy { max, memory }),
         1 => Just(Event::Retire),
         1 => (0..NODES).prop_map(Event::Remove),
@@ -103,7 +106,7 @@ proptest! {
         let plan = sim.world.plan();
         let again = Cluster::from_snapshot(&sim.world.cluster.to_snapshot()).unwrap();
         prop_assert_eq!(&plan, &scheduler::plan(ClusterView { cluster: &again, ..sim.world.view() }));
-        if let Some(command) = plan.command(sim.world.wall_now()) {
+        if let Some(command) = plan.command(sim.world.clocks.clone()) {
             let reply = sim.world.apply(command.actor, command.action);
             prop_assert!(matches!(reply, Reply::Executed { .. }), "a fresh plan is executed: {:?}", reply);
         }

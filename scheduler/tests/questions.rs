@@ -6,7 +6,7 @@ mod common;
 
 use common::*;
 use protocol::limits::CLOCK_GRACE_MS;
-use protocol::{Digest, Millis, ProposalId, SlotIndex};
+use protocol::{Digest, ProposalId, SlotIndex};
 use scheduler::limits::*;
 use scheduler::*;
 
@@ -60,7 +60,7 @@ fn a_request_is_judged_by_the_later_of_both_times() {
     world.must(Action::Enrol(Box::new(admission.clone())));
     let asked_at = world.now;
     let unrecorded =
-        |world: &World, ms| enrol_answer(&world.cluster, &admission, WallTime(asked_at.plus(ms))).is_some();
+        |world: &World, ms| enrol_answer(&world.cluster, &admission, &all_at(asked_at.plus(ms))).is_some();
     assert!(unrecorded(&world, PENDING_REFRESH_MS - 1), "a repeated request changes nothing");
     assert!(!unrecorded(&world, PENDING_REFRESH_MS), "after a minute it is recorded again");
     world.wait(PENDING_REFRESH_MS);
@@ -74,13 +74,13 @@ fn a_tick_is_due_by_the_later_of_both_times() {
     let proposal = world.proposal(deploy(manifest("chat", 1, 1, 100, 64)));
     world.must(Action::SubmitProposal(Box::new(proposal.clone())));
     let end = proposal.expires_at.plus(CLOCK_GRACE_MS);
-    assert!(!tick_is_due(&world.cluster, WallTime(end)));
-    assert!(tick_is_due(&world.cluster, WallTime(end.plus(1))));
-    world.now = end.plus(1);
+    assert!(!tick_is_due(&world.cluster, &all_at(end)));
+    assert!(tick_is_due(&world.cluster, &all_at(end.plus(1))));
+    world.set_now(end.plus(1));
     world.must(Action::Lead { replica: protocol::ReplicaId(2) });
-    assert!(tick_is_due(&world.cluster, WallTime(Millis(0))), "the cluster's time has passed the end");
+    assert!(tick_is_due(&world.cluster, &ClockReadings::default()), "the cluster's time has passed the end");
     world.must(Action::Tick);
-    assert!(!tick_is_due(&world.cluster, WallTime(end.plus(1))));
+    assert!(!tick_is_due(&world.cluster, &all_at(end.plus(1))));
 }
 
 #[test]

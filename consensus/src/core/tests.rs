@@ -2,6 +2,7 @@
 //!
 //! Every run is a function of its seed; one test runs the same history twice and compares.
 
+mod barred;
 mod history;
 mod violations;
 

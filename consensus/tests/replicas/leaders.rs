@@ -4,7 +4,8 @@
 
 use crate::group::{Client, after, ids, insist, lines, text};
 use crate::simulated::{disks, start};
-use consensus::{LinearizableReadError, ProposeError, Role, Timings};
+use consensus::{LinearizableReadError, ProposeError, RaftStatus, Role, Timings};
+use std::collections::BTreeSet;
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
@@ -74,6 +75,34 @@ async fn requests_over_a_cut_link_are_retried_at_the_next_leader() {
     assert_eq!(done, Ok(text("1")));
     group.network().set_isolated(cut_off, false);
     assert_eq!(lines(&group.handle(cut_off)).await, ["once"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_barred_leader_transfers_its_leadership_and_does_not_take_it_back() {
+    let group = start();
+    let barred = group.leader().await;
+    let handle = group.handle(barred);
+    let mut client = Client::new(&handle).await;
+    client.propose(&handle, "before").await.expect("a leader");
+    let bar = |replicas: BTreeSet<_>| ids().for_each(|id| group.handle(id).bar(replicas.clone()));
+    bar(BTreeSet::from([barred]));
+    let begin = Instant::now();
+    let other = |status: &RaftStatus| status.leader.is_some_and(|leader| leader != barred);
+    let next = handle.watch_status().wait_for(other).await.expect("it runs").leader.expect("checked");
+    assert!(begin.elapsed() < Duration::from_secs(1), "without an election timeout: {:?}", begin.elapsed());
+    assert_eq!(client.propose(&handle, "after").await, Ok(text("2")));
+    // The next leader falls silent: the third one leads, and the barred one votes for it.
+    group.set_paused(next, true);
+    sleep(ELECTED).await;
+    let leader = handle.status().leader.expect("a majority runs");
+    assert!(leader != barred && leader != next, "{leader} leads");
+    // Barred no more, it may lead again.
+    group.set_paused(next, false);
+    bar(BTreeSet::from([leader]));
+    sleep(ELECTED).await;
+    let leaders = [handle.status().leader, group.handle(next).status().leader];
+    assert_eq!(leaders[0], leaders[1]);
+    assert_ne!(leaders[0], Some(leader));
 }
 
 #[tokio::test(start_paused = true)]

@@ -22,7 +22,7 @@ use protocol::limits::{LEASE_MS, NODES_MAX, SYNC_BYTES_MAX, SYNC_INTERVAL_MS};
 use protocol::order::{ORDER_DOMAIN, SignedOrder, SlotOrder};
 use protocol::{NodeId, NodeName, canonical, error_code};
 use scheduler::limits::PENDING_BYTES_MAX;
-use scheduler::{Action, Actor, Cluster, ClusterView, LeaderTime, Reply, WallTime, enrol_answer};
+use scheduler::{Action, Actor, ClockReadings, Cluster, ClusterView, LeaderTime, Reply, enrol_answer};
 use serde::Serialize;
 use std::sync::Arc;
 use std::time::Duration;
@@ -98,7 +98,8 @@ async fn enrol(
     }
     // Most requests from unadmitted peers repeat a known admission; they are answered without writing to the
     // log.
-    let known = server.cluster(|cluster| enrol_answer(cluster, &request.admission, WallTime(wall_clock())));
+    let clocks = server.clocks.readings();
+    let known = server.cluster(|cluster| enrol_answer(cluster, &request.admission, &clocks));
     let reply = match known {
         Some(answer) => answer?,
         None => {
@@ -188,10 +189,10 @@ impl Server {
     fn answer(&self, node: NodeId, request: &SyncRequest) -> Option<SyncResponse> {
         let mut leadership = self.lock_leadership();
         let leadership = self.confirmed(&mut leadership)?;
-        let now = LeaderTime(wall_clock());
-        let (governance, desired) = self.cluster(|cluster| {
+        let clocks = self.clocks.readings();
+        let (now, governance, desired) = self.cluster(|cluster| {
             let tail = cluster.governance_tail(request.governance_length, GOVERNANCE_BYTES_MAX);
-            (tail, self.desired(cluster, leadership, node, now))
+            (cluster.time(&clocks), tail, self.desired(cluster, leadership, node, &clocks))
         });
         let desired = (desired.digest() != request.desired).then_some(desired);
         Some(SyncResponse { now: now.0, lease_ms: LEASE_MS, governance, desired })
@@ -202,7 +203,7 @@ impl Server {
         cluster: &Cluster,
         leadership: &mut LeaderState,
         node: NodeId,
-        now: LeaderTime,
+        clocks: &ClockReadings,
     ) -> Desired {
         let assignments = scheduler::desired_for(cluster, node)
             .into_iter()
@@ -216,7 +217,8 @@ impl Server {
             .collect();
         let is_gateway = cluster.node(&node).is_some_and(|admission| admission.gateway.is_some());
         let routes = is_gateway.then(|| {
-            let view = ClusterView { cluster, observed: &leadership.observed, now };
+            let (observed, now) = (&leadership.observed, LeaderTime(wall_clock()));
+            let view = ClusterView { cluster, observed, now, clocks };
             leadership.routes = scheduler::route_table(view, &leadership.routes);
             leadership.routes.clone()
         });

@@ -92,8 +92,8 @@ impl Server {
         let leadership = self.lock_leadership();
         let observed =
             &leadership.as_ref().ok_or_else(|| unavailable("this replica has lost leadership"))?.observed;
-        let now = LeaderTime(wall_clock());
-        Ok(self.cluster(|cluster| read(ClusterView { cluster, observed, now })))
+        let (now, clocks) = (LeaderTime(wall_clock()), &self.clocks.readings());
+        Ok(self.cluster(|cluster| read(ClusterView { cluster, observed, now, clocks })))
     }
 
     async fn change(&self, caller: Submitter, key: Key, action: Action) -> ApiResult<Done> {

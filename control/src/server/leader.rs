@@ -29,17 +29,23 @@ pub(crate) struct LeaderState {
 pub(crate) async fn run(server: Arc<Server>, shutdown: CancellationToken) {
     let mut applied = server.handle.watch_applied();
     loop {
-        let status = server.handle.status();
-        if status.role == consensus::Role::Leader {
-            planning_round(&server, status.term).await;
-        } else if server.take_leadership().is_some() {
-            tracing::info!("lost leadership");
-        }
+        round(&server).await;
         tokio::select! {
             () = shutdown.cancelled() => return,
             () = tokio::time::sleep(PLANNING_INTERVAL) => {}
             changed = applied.changed() => if changed.is_err() { return },
         }
+    }
+}
+
+/// Runs one round, if this replica leads and its clock is right.
+pub(super) async fn round(server: &Server) {
+    let status = server.handle.status();
+    // Raft hands the leadership of a replica with a wrong clock over; until then it decides nothing.
+    if status.role == consensus::Role::Leader && !server.wrong_clocks().contains_key(&server.id) {
+        planning_round(server, status.term).await;
+    } else if server.take_leadership().is_some() {
+        tracing::info!("lost leadership");
     }
 }
 
@@ -52,11 +58,11 @@ pub(super) async fn planning_round(server: &Server, term: Term) {
         report("found the circle", server.command(Actor::Scheduler, found).await);
         return;
     }
-    let now = LeaderTime(wall_clock());
-    if server.cluster(|cluster| scheduler::tick_is_due(cluster, now.into())) {
+    let clocks = server.clocks.readings();
+    if server.cluster(|cluster| scheduler::tick_is_due(cluster, &clocks)) {
         report("tick", server.command(Actor::Scheduler, Action::Tick).await);
     }
-    let Some((parent_generation, execute)) = server.next_plan(now) else { return };
+    let Some((parent_generation, execute)) = server.next_plan(LeaderTime(wall_clock())) else { return };
     match server.command(Actor::Scheduler, execute).await {
         Ok(Reply::Executed { orders, .. }) => {
             for order in orders {
@@ -136,7 +142,8 @@ impl Server {
     fn next_plan(&self, now: LeaderTime) -> Option<(u64, Action)> {
         let mut leadership = self.lock_leadership();
         let observed = &mut leadership.as_mut()?.observed;
-        let plan = self.cluster(|cluster| scheduler::plan(ClusterView { cluster, observed, now }));
+        let clocks = &self.clocks.readings();
+        let plan = self.cluster(|cluster| scheduler::plan(ClusterView { cluster, observed, now, clocks }));
         self.metrics.steps_dropped.set(i64::try_from(plan.dropped.len()).unwrap_or(i64::MAX));
         let Some(action) = plan.action() else {
             self.metrics.count_plan(None);

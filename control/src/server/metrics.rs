@@ -25,6 +25,7 @@ pub(crate) struct ServerMetrics {
     has_leader: IntGauge,
     replicas: IntGauge,
     replicas_alive: IntGauge,
+    clock_wrong: IntGaugeVec,
     applied: IntGauge,
     committed: IntGauge,
     /// Serializes scrapes, because each one resets and refills the gauges of the leader.
@@ -143,6 +144,12 @@ impl ServerMetrics {
                 "quorate_control_replicas_alive",
                 "Control replicas that answered this one recently, itself included.",
             ),
+            clock_wrong: gauges(
+                &r,
+                "quorate_control_clock_wrong",
+                "1 for a control replica whose clock is far from a majority's; it may not lead.",
+                &["replica"],
+            ),
             applied: gauge(&r, "quorate_control_applied_index", "Last log entry applied."),
             committed: gauge(&r, "quorate_control_commit_index", "Last log entry known to be committed."),
             scraping: Mutex::default(),
@@ -223,6 +230,12 @@ impl Server {
         set(&metrics.has_leader, u64::from(status.leader.is_some()));
         set(&metrics.replicas, self.genesis.genesis.control.len() as u64);
         set(&metrics.replicas_alive, self.peers.alive().unwrap_or(0));
+        let wrong = self.wrong_clocks();
+        for replica in &self.genesis.genesis.control {
+            let label = format!("control-{}", replica.id);
+            let gauge = metrics.clock_wrong.with_label_values(&[label.as_str()]);
+            set(&gauge, u64::from(wrong.contains_key(&replica.id)));
+        }
         set(&metrics.applied, status.applied.0);
         set(&metrics.committed, status.commit.0);
         metrics.log.refresh(&self.handle.metrics(), status.disk_full);
@@ -233,10 +246,12 @@ impl Server {
             set(&metrics.nodes_admitted, cluster.nodes().count() as u64);
             set(&metrics.proposals_open, cluster.open_proposals().len() as u64);
         });
+        let clocks = self.clocks.readings();
         let mut leadership = self.lock_leadership();
         let led = self.confirmed(&mut leadership).map(|leadership| {
             self.cluster(|cluster| {
-                let view = ClusterView { cluster, observed: &leadership.observed, now };
+                let (observed, clocks) = (&leadership.observed, &clocks);
+                let view = ClusterView { cluster, observed, now, clocks };
                 let alive = cluster.nodes().filter(|node| view.is_alive(&node.id));
                 let services = scheduler::service_views(view);
                 let service = |view: ServiceView| (view.name, view.desired, view.ready);

@@ -1,16 +1,19 @@
 //! Health checks among control replicas: each queries the others over the overlay once a second.
 //!
-//! Thus `status` can report a dead replica before a second one dies.
+//! Thus `status` can report a dead replica before a second one dies. Each answer shows the other's wall clock.
 
 use super::Server;
+use super::clocks::ReplicaClocks;
 use axum::Router;
 use axum::extract::{Extension, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use overlay::{Address, CancellationToken, Client, Identity, Limits, NotAnAddress, Peer};
-use protocol::ReplicaId;
+use protocol::canonical::{self, from_bytes};
 use protocol::governance::Genesis;
+use protocol::{Millis, ReplicaId};
+use serde::{Deserialize, Serialize};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -18,8 +21,20 @@ use std::time::Duration;
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// Timeout of a health check; a replica that takes longer counts as silent until the next round.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(1);
+/// Pause between two rounds while the clocks of too few replicas are known to tell the time.
+const FIRST_CHECK_INTERVAL: Duration = Duration::from_millis(100);
+/// Largest answer to a health check, in bytes.
+const ANSWER_BYTES_MAX: usize = 64;
 /// Path of the health check.
 const PATH: &str = "/control/v1/alive";
+
+/// Answer to a health check.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct AliveAnswer {
+    /// Wall clock of the replica that answers.
+    pub(super) clock: Millis,
+}
 
 /// The other replicas and their reachability.
 pub(crate) struct PeerHealth {
@@ -56,24 +71,30 @@ impl PeerHealth {
         self.silent.lock().expect("no holder of this lock panics")
     }
 
-    async fn check_all(&self) {
+    async fn check_all(&self, clocks: &ReplicaClocks) {
         let asked = self.clients.iter().map(|(id, client)| async {
             let request = http::Request::get(PATH).body(bytes::Bytes::new()).expect("a constant request");
-            let answered = client.request(request).await.is_ok_and(|answer| answer.status().is_success());
-            (!answered).then_some(*id)
+            let response = client.request(request).await.ok().filter(|answer| answer.status().is_success());
+            let body = response.map(http::Response::into_body);
+            let answer = body.and_then(|body| from_bytes::<AliveAnswer>(&body, ANSWER_BYTES_MAX).ok());
+            let Some(AliveAnswer { clock }) = answer else { return Some(*id) };
+            clocks.hear(*id, clock);
+            None
         });
         let silent = futures::future::join_all(asked).await.into_iter().flatten().collect();
         *self.lock() = Some(silent);
     }
 }
 
-/// Checks the other replicas in every round, until `shutdown`.
+/// Checks the other replicas in every round, until `shutdown`, and bars those with wrong clocks from leading.
 pub(crate) async fn watch(server: Arc<Server>, shutdown: CancellationToken) {
     loop {
-        server.peers.check_all().await;
+        server.peers.check_all(&server.clocks).await;
+        server.bar_wrong_clocks();
+        let told = 2 * server.peers.alive().unwrap_or(0) > server.genesis.genesis.control.len() as u64;
         tokio::select! {
             () = shutdown.cancelled() => return,
-            () = tokio::time::sleep(CHECK_INTERVAL) => {}
+            () = tokio::time::sleep(if told { CHECK_INTERVAL } else { FIRST_CHECK_INTERVAL }) => {}
         }
     }
 }
@@ -85,7 +106,7 @@ pub(crate) fn router(server: Arc<Server>) -> Router {
 
 async fn alive(State(server): State<Arc<Server>>, Extension(Peer(key)): Extension<Peer>) -> Response {
     match server.is_replica(&key) {
-        true => "alive\n".into_response(),
+        true => canonical::to_bytes(&AliveAnswer { clock: server.clocks.wall() }).into_response(),
         false => (StatusCode::FORBIDDEN, "not-a-replica").into_response(),
     }
 }

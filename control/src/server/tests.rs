@@ -7,6 +7,7 @@
 
 mod bootstrap;
 mod circle;
+mod clocks;
 mod faults;
 mod hostile;
 mod once;

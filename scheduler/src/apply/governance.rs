@@ -1,21 +1,23 @@
 //! Governance commands: founding the circle, proposals, ballots, and the effects of an approved change.
 
 use super::execute::settle;
+use super::is_over;
 use crate::cluster::{Circle, Cluster, HoldingPhase, OpenProposal, Service, ServicePhase};
 use crate::command::{Actor, Refusal, Reply};
+use crate::limits::{PROPOSALS_PER_ACTOR_MAX, REJECTED_PROPOSALS_MAX};
 use human_chain::{
     ChainError, CircleState, assemble, check_ballot, check_proposal, class_of, satisfied, show_time,
 };
 use protocol::api::ProposalState;
 use protocol::error_code::{
-    BALLOT_DUPLICATE, CIRCLE_ALREADY_FOUNDED, CIRCLE_NOT_FOUNDED, LIMIT_REACHED, PROPOSAL_EXPIRED,
-    PROPOSAL_NOT_FOUND, PROPOSAL_STALE,
+    BALLOT_DUPLICATE, CIRCLE_ALREADY_FOUNDED, CIRCLE_NOT_FOUNDED, GOVERNANCE_INVALID, LIMIT_REACHED,
+    PROPOSAL_EXPIRED, PROPOSAL_NOT_FOUND, PROPOSAL_STALE,
 };
 use protocol::governance::{
     BUNDLE_VERSION, Bundle, Certificate, Change, LogEvidence, Proposal, SignedBallot, SignedGenesis,
 };
 use protocol::keys::EncryptionKey;
-use protocol::limits::PROPOSALS_OPEN_MAX;
+use protocol::limits::{CLOCK_GRACE_MS, PROPOSALS_OPEN_MAX};
 use protocol::manifest::{Manifest, ServiceManifest};
 use protocol::model::Recipient;
 use protocol::{Digest, MemberId, Millis, NodeId, ProposalId};
@@ -28,8 +30,13 @@ pub(super) fn found(cluster: &mut Cluster, signed: &SignedGenesis) -> Result<Rep
     debug_assert!(cluster.services.is_empty(), "nothing is approved before the circle is founded");
     let state = CircleState::found(signed, None)?;
     let circle = state.id();
-    cluster.circle =
-        Some(Circle { genesis: signed.clone(), chain: Vec::new(), state, positions: BTreeMap::new() });
+    cluster.circle = Some(Circle {
+        genesis: signed.clone(),
+        chain: Vec::new(),
+        state,
+        positions: BTreeMap::new(),
+        latest_created_at: Millis::default(),
+    });
     cluster.generation += 1;
     let detail = format!("{} members", signed.genesis.members.len());
     cluster.audit.record(cluster.now, "founders", "found", &format!("circle/{}", circle.short()), &detail);
@@ -42,11 +49,17 @@ pub(super) fn submit(cluster: &mut Cluster, actor: &Actor, proposal: &Proposal) 
         return Ok(Reply::Submitted { proposal: id });
     }
     // Ballots name a proposal by its id, so a decided proposal that returns would inherit its earlier votes.
-    if cluster.closed.iter().any(|closed| closed.proposal.id() == id) {
+    if cluster.closed.iter().any(|closed| closed.proposal.id() == id) || cluster.rejected.contains_key(&id) {
         return Err(not_open(cluster, id));
     }
     if cluster.open.len() >= PROPOSALS_OPEN_MAX {
         let message = format!("{PROPOSALS_OPEN_MAX} proposals wait for votes; decide some of them first");
+        return Err(Refusal::new(LIMIT_REACHED, message));
+    }
+    if cluster.open.values().filter(|open| open.actor == *actor).count() >= PROPOSALS_PER_ACTOR_MAX {
+        let message = format!(
+            "{PROPOSALS_PER_ACTOR_MAX} proposals of {actor} wait for votes; decide some of them first"
+        );
         return Err(Refusal::new(LIMIT_REACHED, message));
     }
     check_submitted(circle(cluster)?, proposal, cluster.now.0)?;
@@ -65,6 +78,15 @@ pub(super) fn submit(cluster: &mut Cluster, actor: &Actor, proposal: &Proposal) 
 
 /// Checks a submitted proposal. Decisions about other subjects since it was made do not matter.
 fn check_submitted(state: &CircleState, proposal: &Proposal, now: Millis) -> Result<(), Refusal> {
+    if proposal.circle == state.id() && proposal.created_at > now.plus(CLOCK_GRACE_MS) {
+        let message = format!(
+            "proposal.created_at: {} is ahead of the cluster's time, {}; check the clock of the proposer's \
+             machine, and `quorate status` for those of the control replicas",
+            show_time(proposal.created_at),
+            show_time(now)
+        );
+        return Err(Refusal::new(GOVERNANCE_INVALID, message));
+    }
     if proposal.circle == state.id() && proposal.expires_at <= now {
         return Err(ChainError::Expired { expired_at: proposal.expires_at, now }.into());
     }
@@ -91,15 +113,33 @@ pub(super) fn cast(cluster: &mut Cluster, index: u64, signed: &SignedBallot) -> 
     let action =
         if signed.ballot.choice == protocol::governance::Choice::Approve { "approve" } else { "reject" };
     cluster.audit.record(cluster.now, &actor, action, &subject, &summary(&open.proposal.change));
+    let expires_at = open.proposal.expires_at;
     cluster.open.insert(id, open);
     if state != ProposalState::Open {
         cluster.close_proposal(id, state, certificate);
+        if state == ProposalState::Rejected {
+            remember_rejected(cluster, id, expires_at);
+        }
         let word = if state == ProposalState::Approved { "in-force" } else { "rejected" };
         let detail = certificate.map(|digest| format!("certificate {}", digest.short())).unwrap_or_default();
         cluster.audit.record(cluster.now, "circle", word, &subject, &detail);
         close_stale(cluster);
     }
     Ok(Reply::Counted { proposal: id, state, certificate })
+}
+
+/// Remembers a rejected proposal until it can no longer be brought, and forgets those that have expired.
+fn remember_rejected(cluster: &mut Cluster, id: ProposalId, expires_at: Millis) {
+    let now = cluster.now;
+    cluster.rejected.retain(|_, end| !is_over(*end, now));
+    if cluster.rejected.len() >= REJECTED_PROPOSALS_MAX {
+        let first = cluster.rejected.iter().min_by_key(|(id, end)| (**end, **id)).map(|(id, _)| *id);
+        if let Some(first) = first {
+            cluster.rejected.remove(&first);
+        }
+    }
+    cluster.rejected.insert(id, expires_at);
+    debug_assert!(cluster.rejected.len() <= REJECTED_PROPOSALS_MAX, "a full list forgets before it takes");
 }
 
 fn not_open(cluster: &Cluster, id: ProposalId) -> Refusal {
@@ -114,6 +154,9 @@ fn not_open(cluster: &Cluster, id: ProposalId) -> Refusal {
             Refusal::new(PROPOSAL_STALE, message)
         }
         Some((_, at)) => Refusal::new(PROPOSAL_NOT_FOUND, format!("the proposal was decided at {at}")),
+        None if cluster.rejected.contains_key(&id) => {
+            Refusal::new(PROPOSAL_NOT_FOUND, "the proposal was rejected; make a new one")
+        }
         None => Refusal::new(PROPOSAL_NOT_FOUND, format!("no open proposal {id}")),
     }
 }
@@ -160,6 +203,7 @@ fn admit(cluster: &mut Cluster, index: u64, open: &OpenProposal) -> Result<Diges
     circle.state.advance(approved)?;
     debug_assert_eq!(circle.positions.len(), circle.chain.len(), "the index covers the chain");
     circle.positions.insert(digest, circle.chain.len());
+    circle.latest_created_at = circle.latest_created_at.max(certificate.proposal.created_at);
     circle.chain.push(bundle(certificate, index));
     cluster.generation += 1;
     put_in_force(cluster, &open.proposal.change, digest);

@@ -1,7 +1,7 @@
 //! Registry commands inside what is approved: models, key wraps, API keys, replica counts, and enrolment of
 //! nodes.
 
-use crate::clock::{ClusterTime, WallTime};
+use crate::clock::{ClockReadings, ClusterTime};
 use crate::cluster::{Cluster, ServicePhase};
 use crate::command::{Actor, Refusal, Reply};
 use crate::limits::{
@@ -276,15 +276,15 @@ pub(super) fn scale(
     Ok(Reply::Done)
 }
 
-/// Returns the reply of [`enrol`] if it would record nothing at `now`; none if it would. The shell calls this
+/// Returns the reply of [`enrol`] if it would record nothing at these readings; none if it would. The shell calls this
 /// before it proposes the command: an unknown key may ask often, but must not write to the log each time.
 #[must_use]
 pub fn enrol_answer(
     cluster: &Cluster,
     admission: &NodeAdmission,
-    now: WallTime,
+    clocks: &ClockReadings,
 ) -> Option<Result<Reply, Refusal>> {
-    answer_unrecorded(cluster, admission, cluster.time(now))
+    answer_unrecorded(cluster, admission, cluster.time(clocks))
 }
 
 /// Returns the reply to a request for admission that changes nothing in the state; none if it changes some.

@@ -9,6 +9,8 @@ pub(super) fn check(cluster: &Cluster) -> InvariantResult {
         let certificates = circle.chain.iter().map(|bundle| bundle.certificate.digest());
         let agrees = circle.positions.len() == circle.chain.len()
             && certificates.enumerate().all(|(at, digest)| circle.positions.get(&digest) == Some(&at));
+        let created = circle.chain.iter().map(|bundle| bundle.certificate.proposal.created_at);
+        let agrees = agrees && created.max().unwrap_or_default() == circle.latest_created_at;
         ensure(agrees, ChainIndex, || format!("{} certificates", circle.chain.len()))?;
     }
     let audit = &cluster.audit;
@@ -17,5 +19,6 @@ pub(super) fn check(cluster: &Cluster) -> InvariantResult {
     ensure(outcomes.is_consistent(), OutcomeIndex, || "recorded outcomes".to_string())?;
     let led_since = cluster.leadership.map(|leadership| leadership.since).unwrap_or_default();
     let last = led_since.max(audit.last_at()).max(outcomes.last_at());
+    let last = last.max(cluster.signed_floor());
     ensure(last <= cluster.now, RecordedInPast, || format!("{last:?} is after {:?}", cluster.now))
 }

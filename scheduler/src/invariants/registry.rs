@@ -6,7 +6,9 @@ use super::Invariant::{
 use super::{InvariantResult, ensure};
 use crate::clock::ClusterTime;
 use crate::cluster::{ClosedProposal, Cluster, OpenProposal};
-use crate::limits::{API_KEYS_MAX, CLOSED_PROPOSALS_MAX, MODELS_MAX, PENDING_NODES_MAX};
+use crate::limits::{
+    API_KEYS_MAX, CLOSED_PROPOSALS_MAX, MODELS_MAX, PENDING_NODES_MAX, REJECTED_PROPOSALS_MAX,
+};
 use protocol::ProposalId;
 use protocol::api::ProposalState;
 use protocol::limits::PROPOSALS_OPEN_MAX;
@@ -33,6 +35,7 @@ fn check_bounds(cluster: &Cluster) -> InvariantResult {
         ("pending nodes", cluster.pending.len(), PENDING_NODES_MAX),
         ("open proposals", cluster.open.len(), PROPOSALS_OPEN_MAX),
         ("closed proposals", cluster.closed.len(), CLOSED_PROPOSALS_MAX),
+        ("rejected proposals", cluster.rejected.len(), REJECTED_PROPOSALS_MAX),
     ] {
         ensure(length <= max, ListBounded, || format!("{length} {list}; at most {max}"))?;
     }
@@ -82,7 +85,8 @@ fn check_open(cluster: &Cluster, id: &ProposalId, open: &OpenProposal) -> Invari
         };
         state.epoch() == open.proposal.epoch && open.ballots.iter().all(votes)
     });
-    let decided = cluster.closed.iter().any(|closed| closed.proposal.id() == *id);
+    let decided =
+        cluster.closed.iter().any(|closed| closed.proposal.id() == *id) || cluster.rejected.contains_key(id);
     ensure(present && !decided, ProposalOpen, subject)
 }
 

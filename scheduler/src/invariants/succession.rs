@@ -19,8 +19,11 @@ pub(super) fn check(before: &Cluster, next: &Cluster) -> InvariantResult {
 }
 
 fn check_counts(before: &Cluster, next: &Cluster) -> InvariantResult {
-    ensure(next.now >= before.now, CountsRise, || "the cluster's time".to_string())?;
+    let corrected = next.corrections > before.corrections;
+    ensure(next.now >= before.now || corrected, CountsRise, || "the cluster's time".to_string())?;
+    ensure(next.now >= before.signed_floor(), CountsRise, || "the time of what is signed".to_string())?;
     for (count, was, is) in [
+        ("corrections of the time", before.corrections, next.corrections),
         ("generation", before.generation, next.generation),
         ("audit events", before.audit.recorded(), next.audit.recorded()),
         ("outcomes", before.outcomes.recorded(), next.outcomes.recorded()),

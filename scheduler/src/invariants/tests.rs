@@ -12,7 +12,7 @@ use common::samples::{api_key, running};
 use common::{member, node_id, root, service_name};
 use protocol::api::ProposalState;
 use protocol::model::Recipient;
-use protocol::{CircleId, Digest, Fence, Millis, SlotIndex};
+use protocol::{CircleId, Digest, Fence, Millis, ProposalId, SlotIndex};
 use std::collections::BTreeSet;
 
 type Plant = fn(&mut Cluster);
@@ -106,6 +106,9 @@ fn wrong_records() -> Table {
         (ChainIndex, "a certificate outside the chain", |c| {
             circle(c).positions.insert(Digest::of(b"x"), 0);
         }),
+        (ChainIndex, "another time of the latest decision", |c| {
+            circle(c).latest_created_at = Millis(u64::MAX);
+        }),
         (AuditNumbered, "an event is missing", |c| c.audit.miscount()),
         (OutcomeIndex, "one outcome too many", |c| c.outcomes.miscount()),
         (RecordedInPast, "the clock was set back", |c| c.now = ClusterTime::default()),
@@ -172,6 +175,15 @@ fn wrong_lists() -> Table {
             closed.proposal = c.open.values().next().unwrap().proposal.clone();
             c.closed.push_back(closed);
         }),
+        (ProposalOpen, "a rejected proposal is open", |c| {
+            let open = c.open.values().next().unwrap().proposal.clone();
+            c.rejected.insert(open.id(), open.expires_at);
+        }),
+        (ListBounded, "too many rejected proposals", |c| {
+            let ids = (0..=crate::limits::REJECTED_PROPOSALS_MAX)
+                .map(|at| ProposalId(Digest::of(&at.to_le_bytes())));
+            c.rejected.extend(ids.map(|id| (id, Millis(u64::MAX))));
+        }),
         (ProposalOpen, "a ballot under another member", |c| {
             let ballots = &mut c.open.values_mut().next().unwrap().ballots;
             let ballot = ballots.values().next().unwrap().clone();
@@ -190,6 +202,11 @@ fn wrong_changes() -> Table {
     vec![
         (CountsRise, "the time falls", |c| c.now = ClusterTime::default()),
         (CountsRise, "the generation falls", |c| c.generation -= 1),
+        (CountsRise, "a correction of the time is forgotten", |c| c.corrections = 0),
+        (CountsRise, "a correction behind what is signed", |c| {
+            c.corrections += 1;
+            c.now = ClusterTime::default();
+        }),
         (CountsRise, "audit events are forgotten", |c| c.audit = Default::default()),
         (CountsRise, "outcomes are forgotten", |c| c.outcomes = Default::default()),
         (FenceRises, "a fence falls", |c| *held(c, "chat").0 = Fence::new(1, 0)),
@@ -223,7 +240,8 @@ fn each_broken_rule_of_a_state_is_found() {
 
 #[test]
 fn each_broken_rule_of_a_change_is_found() {
-    let before = running().cluster;
+    let mut before = running().cluster;
+    before.corrections = 1;
     assert_eq!(before.check_succession(&before), Ok(()));
     assert_eq!(Cluster::new().check_succession(&before), Ok(()), "everything follows from nothing");
     expect_violations(&before, wrong_changes(), |after| before.check_succession(after));

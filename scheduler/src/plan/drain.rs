@@ -19,7 +19,8 @@ impl Planner<'_> {
             if let Liveness::Dead { silent_since } = self.view.liveness(&node) {
                 let subject = format!("node/{}", self.view.cluster.node_name(&node));
                 let text = "its lease has expired; its slots are released".to_string();
-                self.take(Step::Lapse { node, silent_since }, subject, text);
+                let silent_ms = silent_since.ms_until(self.view.now);
+                self.take(Step::Lapse { node, silent_ms }, subject, text);
             }
         }
     }

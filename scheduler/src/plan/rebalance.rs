@@ -13,7 +13,6 @@
 use super::{
     CandidatePlacement, NodeCapacity, Planner, best_placement, free_slot, running, slot_label, slot_name,
 };
-use crate::clock::ClusterTime;
 use crate::cluster::{Holding, HoldingPhase, Service, ServicePhase};
 use crate::limits::{DRAIN_MS, REBALANCE_CALM_MS, REBALANCE_GAIN_MIN, REBALANCE_PATIENCE_MS, RESTARTS_MAX};
 use crate::view::ClusterView;
@@ -76,7 +75,8 @@ pub(crate) fn moving(view: ClusterView, service: &Service) -> Option<(Holding, H
             state => state == SlotState::Refused,
         });
         let answers = report.is_some_and(|report| report.state == SlotState::Ready);
-        let in_time = ClusterTime(order.issued_at).plus(REBALANCE_PATIENCE_MS) > view.cluster_time();
+        let ordered_at = service.slots.get(&order.slot).map(|slot| slot.since).unwrap_or_default();
+        let in_time = ordered_at.plus(REBALANCE_PATIENCE_MS) > view.cluster_time();
         !failed && (in_time || answers && view.is_alive(&order.node))
     };
     let held = || service.held().map(|(_, holding)| holding).filter(in_force);

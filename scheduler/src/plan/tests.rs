@@ -4,6 +4,7 @@ use super::*;
 use crate::clock::LeaderTime;
 use crate::observed::Observed;
 use protocol::error_code::PLAN_STALE;
+use protocol::limits::LEASE_MS;
 use protocol::{Digest, Fence, Millis, NodeId, PublicKey};
 
 const NOW: LeaderTime = LeaderTime(Millis(1_000_000));
@@ -27,13 +28,15 @@ fn wrong() -> Step {
 
 /// Returns a step that every state accepts.
 fn right() -> Step {
-    Step::Lapse { node: node(), silent_since: LeaderTime::default() }
+    Step::Lapse { node: node(), silent_ms: LEASE_MS }
 }
 
 #[test]
 fn a_step_that_would_be_refused_is_left_out_and_planning_continues() {
     let (cluster, observed) = (Cluster::new(), Observed::new(NOW));
-    let mut planner = Planner::new(ClusterView { cluster: &cluster, observed: &observed, now: NOW });
+    let clocks = ClockReadings::default();
+    let mut planner =
+        Planner::new(ClusterView { cluster: &cluster, observed: &observed, now: NOW, clocks: &clocks });
     assert!(planner.take(right(), "node/a".into(), "first".into()));
     assert!(!planner.take(wrong(), "chat/0".into(), "a fault".into()));
     assert!(planner.take(right(), "node/a".into(), "last".into()));
@@ -49,17 +52,21 @@ fn a_step_that_would_be_refused_is_left_out_and_planning_continues() {
 #[test]
 fn a_plan_of_faults_alone_proposes_nothing() {
     let (cluster, observed) = (Cluster::new(), Observed::new(NOW));
-    let mut planner = Planner::new(ClusterView { cluster: &cluster, observed: &observed, now: NOW });
+    let clocks = ClockReadings::default();
+    let mut planner =
+        Planner::new(ClusterView { cluster: &cluster, observed: &observed, now: NOW, clocks: &clocks });
     planner.take(wrong(), "chat/0".into(), "a fault".into());
     assert!(planner.plan.is_empty());
-    assert_eq!(planner.plan.command(NOW.into()), None, "nothing is written to the log again and again");
+    assert_eq!(planner.plan.command(clocks.clone()), None, "nothing is written to the log again and again");
     assert!(planner.draft.services.is_empty(), "a refused step leaves no trace in the draft");
 }
 
 #[test]
 fn a_full_plan_takes_no_more_and_drops_nothing() {
     let (cluster, observed) = (Cluster::new(), Observed::new(NOW));
-    let mut planner = Planner::new(ClusterView { cluster: &cluster, observed: &observed, now: NOW });
+    let clocks = ClockReadings::default();
+    let mut planner =
+        Planner::new(ClusterView { cluster: &cluster, observed: &observed, now: NOW, clocks: &clocks });
     for _ in 0..PLAN_STEPS_MAX {
         assert!(planner.take(right(), "node/a".into(), String::new()));
     }

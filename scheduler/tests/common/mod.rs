@@ -203,7 +203,10 @@ pub(crate) fn genesis(nodes: &[NodeSpec]) -> SignedGenesis {
 pub(crate) struct World {
     pub(crate) cluster: Cluster,
     pub(crate) observed: Observed,
+    /// Time of the leader's clock; [`Self::set_now`] sets it.
     pub(crate) now: Millis,
+    /// Clocks of the replicas, as the leader knows them; [`Self::set_now`] sets them right.
+    pub(crate) clocks: ClockReadings,
     pub(crate) log: Vec<Command>,
     pub(crate) specs: BTreeMap<NodeName, NodeSpec>,
     /// Reports that each node sends about its slots.
@@ -227,6 +230,7 @@ impl World {
             cluster: Cluster::new(),
             observed: Observed::new(LeaderTime(START)),
             now: START,
+            clocks: all_at(START),
             log: Vec::new(),
             specs: BTreeMap::new(),
             reports: BTreeMap::new(),
@@ -235,15 +239,21 @@ impl World {
 
     /// Returns the cluster as its leader sees it now.
     pub(crate) fn view(&self) -> ClusterView<'_> {
-        ClusterView { cluster: &self.cluster, observed: &self.observed, now: self.leader_now() }
+        ClusterView {
+            cluster: &self.cluster,
+            observed: &self.observed,
+            now: self.leader_now(),
+            clocks: &self.clocks,
+        }
     }
 
     pub(crate) fn leader_now(&self) -> LeaderTime {
         LeaderTime(self.now)
     }
 
-    pub(crate) fn wall_now(&self) -> WallTime {
-        WallTime(self.now)
+    /// Sets the leader's clock and those of all replicas.
+    pub(crate) fn set_now(&mut self, now: Millis) {
+        (self.now, self.clocks) = (now, all_at(now));
     }
 
     /// Returns the present moment as a deadline.
@@ -252,7 +262,7 @@ impl World {
     }
 
     pub(crate) fn apply(&mut self, actor: Actor, action: Action) -> Reply {
-        let command = Command { now: self.wall_now(), actor, action, idempotency: None };
+        let command = Command { clocks: self.clocks.clone(), actor, action, idempotency: None };
         self.execute_command(command)
     }
 
@@ -268,7 +278,8 @@ impl World {
     /// Applies a write of the operator's token under an idempotency key.
     pub(crate) fn apply_once(&mut self, key: &str, action: Action) -> Reply {
         let actor = Actor::Token("operator".parse().unwrap());
-        let command = Command { now: self.wall_now(), actor, action, idempotency: Some(samples::once(key)) };
+        let (clocks, idempotency) = (self.clocks.clone(), Some(samples::once(key)));
+        let command = Command { clocks, actor, action, idempotency };
         self.execute_command(command)
     }
 
@@ -388,7 +399,7 @@ impl World {
         let plan = self.plan();
         assert!(plan.dropped.is_empty(), "the planner is wrong: {:?}", plan.dropped);
         self.observed.begin_eviction(&plan);
-        if let Some(command) = plan.command(self.wall_now()) {
+        if let Some(command) = plan.command(self.clocks.clone()) {
             self.must(command.action);
         }
         plan
@@ -406,14 +417,14 @@ impl World {
     }
 
     pub(crate) fn wait(&mut self, ms: u64) {
-        self.now = self.now.plus(ms);
+        self.set_now(self.now.plus(ms));
     }
 
     /// Lets time pass while every node sends a request each second.
     pub(crate) fn pass(&mut self, ms: u64) {
         let end = self.now.plus(ms);
         while self.now < end {
-            self.now = self.now.plus(1000).min(end);
+            self.set_now(self.now.plus(1000).min(end));
             self.heartbeat_all();
         }
     }
@@ -425,6 +436,11 @@ impl World {
         runs.map(|(slot, holding)| format!("{slot}@{}", self.cluster.node_name(&holding.order.node)))
             .collect()
     }
+}
+
+/// Returns the same reading of each replica's clock.
+pub(crate) fn all_at(now: Millis) -> ClockReadings {
+    (1..=3).map(|id| (ReplicaId(id), WallTime(now))).collect()
 }
 
 /// Checks every invariant of a state, and of the change that led to it.

@@ -104,13 +104,14 @@ pub(crate) fn commands(world: &World) -> Vec<(&'static str, Command)> {
         ("enrol", Actor::Scheduler, Action::Enrol(Box::new(node))),
         ("tick", Actor::Scheduler, Action::Tick),
     ];
-    let command =
-        |(name, actor, action)| (name, Command { now: later.wall_now(), actor, action, idempotency: None });
+    let command = |(name, actor, action)| {
+        (name, Command { clocks: later.clocks.clone(), actor, action, idempotency: None })
+    };
     let mut all: Vec<(&'static str, Command)> = all.into_iter().map(command).collect();
     let action = Action::CreateApiKey(api_key("once", None));
     all.push((
         "key-once",
-        Command { now: later.wall_now(), actor: operator(), action, idempotency: Some(once("new")) },
+        Command { clocks: later.clocks.clone(), actor: operator(), action, idempotency: Some(once("new")) },
     ));
     all
 }
@@ -158,7 +159,7 @@ fn every_step(world: &World) -> Action {
         "gpu"
     };
     let steps = vec![
-        Step::Lapse { node: node_id("n2"), silent_since: LeaderTime(START) },
+        Step::Lapse { node: node_id("n2"), silent_ms: 4000 },
         Step::End(draining.clone()),
         Step::Release(draining),
         order("chat", chat, 3, other, vec![], moves),
@@ -295,9 +296,10 @@ pub(crate) fn judge(world: &World, bytes: &[u8]) -> Result<Cluster, protocol::Er
         return Err(code);
     }
     for now in [world.now, cluster.now().0, Millis(u64::MAX)] {
-        let view = ClusterView { cluster: &cluster, observed: &world.observed, now: LeaderTime(now) };
+        let (observed, clocks) = (&world.observed, &all_at(now));
+        let view = ClusterView { cluster: &cluster, observed, now: LeaderTime(now), clocks };
         let plan = plan(view);
-        if let Some(command) = plan.command(WallTime(now)) {
+        if let Some(command) = plan.command(clocks.clone()) {
             apply(&mut cluster.clone(), world.log.len() as u64 + 2, &command);
         }
         let leader = LeaderView { leader: None, silent: Some(vec![ReplicaId(2), ReplicaId(3)]) };

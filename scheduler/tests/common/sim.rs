@@ -14,6 +14,8 @@ use std::fmt::Write;
 pub(crate) const NODES: usize = 4;
 /// Offset of each replica's clock from true time, in milliseconds; none of them jumps.
 const SKEWS: [i64; 3] = [0, -20_000, 4_000];
+/// Errors of a wall clock that jumps, in milliseconds. Leases are not counted on it.
+pub(crate) const JUMPS: [i64; 4] = [30 * 86_400_000, -400 * 86_400_000, 45_000, -45_000];
 
 /// An event of the simulation.
 #[derive(Debug, Clone, Copy)]
@@ -48,8 +50,12 @@ pub(crate) enum Event {
     Slow(usize),
     /// The service is scaled.
     Scale(u32),
-    /// A command stamped by another replica, whose clock is ahead.
+    /// A command for which a majority's clocks are ahead.
     Ahead(u64),
+    /// One replica's wall clock jumps, and the others are right.
+    Jump { replica: usize, by: i64 },
+    /// All wall clocks are right again.
+    Mend,
     /// A new approval of one service.
     Deploy { max: u32, memory: u64 },
     /// The other service is retired, or approved again.
@@ -79,6 +85,7 @@ struct Former {
     cluster: Cluster,
     observed: Observed,
     clock: LeaderTime,
+    clocks: ClockReadings,
 }
 
 pub(crate) struct Sim {
@@ -87,6 +94,8 @@ pub(crate) struct Sim {
     /// True time; the world's is the leader's clock.
     time: Millis,
     leader: usize,
+    /// Replica with a wrong wall clock, and its error.
+    wrong: Option<(usize, i64)>,
     former: Option<Former>,
     pub(crate) under_way: Vec<Command>,
     fences: BTreeMap<SlotKey, Fence>,
@@ -115,6 +124,7 @@ impl Sim {
             world,
             agents: vec![Agent::default(); NODES],
             leader: 0,
+            wrong: None,
             former: None,
             under_way: vec![],
             fences: BTreeMap::new(),
@@ -130,7 +140,7 @@ impl Sim {
         match *event {
             Event::Wait(ms) => {
                 self.time = self.time.plus(ms);
-                self.world.now = self.clock_of(self.leader);
+                self.set_clocks();
             }
             Event::Ask { node, lost } => self.ask(node, lost),
             Event::Answer(node) => self.answer(node),
@@ -143,13 +153,12 @@ impl Sim {
                 let plan = self.world.plan();
                 self.check_plan(&plan);
                 self.world.observed.begin_eviction(&plan);
-                self.under_way.extend(plan.command(self.world.wall_now()));
+                self.under_way.extend(plan.command(self.world.clocks.clone()));
             }
             Event::FormerPlan => {
-                if let Some(Former { cluster, observed, clock }) = &self.former {
-                    self.under_way.extend(
-                        plan(ClusterView { cluster, observed, now: *clock }).command((*clock).into()),
-                    );
+                if let Some(Former { cluster, observed, clock, clocks }) = &self.former {
+                    let view = ClusterView { cluster, observed, now: *clock, clocks };
+                    self.under_way.extend(plan(view).command(clocks.clone()));
                 }
             }
             Event::Arrive { which, again } => self.arrive(which, again),
@@ -168,10 +177,17 @@ impl Sim {
             Event::Forget(node) => self.agents[node].runs.retain(|_, (_, state)| !is_over(*state)),
             Event::Slow(node) => self.agents[node].slow ^= true,
             Event::Ahead(ms) => {
-                let now = self.world.now;
-                self.world.wait(ms);
+                self.world.clocks = all_at(self.world.now.plus(ms));
                 self.world.must(Action::Tick);
-                self.world.now = now;
+                self.set_clocks();
+            }
+            Event::Jump { replica, by } => {
+                self.wrong = Some((replica % SKEWS.len(), by));
+                self.set_clocks();
+            }
+            Event::Mend => {
+                self.wrong = None;
+                self.set_clocks();
             }
             _ => self.govern(event),
         }
@@ -215,12 +231,23 @@ impl Sim {
         Millis(self.time.0.checked_add_signed(SKEWS[replica]).unwrap())
     }
 
+    /// Sets the leader's clock, and the wall clocks of all replicas.
+    fn set_clocks(&mut self) {
+        self.world.now = self.clock_of(self.leader);
+        let wall = |replica| {
+            let by = self.wrong.filter(|(wrong, _)| *wrong == replica).map_or(0, |(_, by)| by);
+            WallTime(Millis(self.clock_of(replica).0.saturating_add_signed(by)))
+        };
+        let readings = (0..SKEWS.len()).map(|replica| (ReplicaId(replica as u64 + 1), wall(replica)));
+        self.world.clocks = readings.collect();
+    }
+
     fn lead(&mut self, replica: usize) {
         let clock = self.world.leader_now();
-        let World { cluster, observed, .. } = self.world.clone();
-        self.former = Some(Former { cluster, observed, clock });
+        let World { cluster, observed, clocks, .. } = self.world.clone();
+        self.former = Some(Former { cluster, observed, clock, clocks });
         self.leader = replica;
-        self.world.now = self.clock_of(replica);
+        self.set_clocks();
         self.world.lead(replica as u64 + 1);
         self.routes = Default::default();
         // Answers of the former leader that are still under way do arrive.
@@ -237,9 +264,9 @@ impl Sim {
         }
         let Action::Execute { parent_generation, .. } = &command.action else { unreachable!() };
         let stale = *parent_generation != self.world.cluster.generation();
-        let now = std::mem::replace(&mut self.world.now, command.now.0);
+        let clocks = std::mem::replace(&mut self.world.clocks, command.clocks);
         let reply = self.world.apply(command.actor, command.action);
-        self.world.now = now;
+        self.world.clocks = clocks;
         assert_eq!(matches!(reply, Reply::Refused { .. }), stale, "executed once, in its state: {reply:?}");
         writeln!(self.trace, "  {}", code(&reply)).unwrap();
     }
@@ -356,6 +383,9 @@ impl Sim {
     }
 
     pub(crate) fn check(&self) {
+        // One wrong clock moves the cluster's time nowhere.
+        let (now, worst) = (self.world.cluster.now(), ClusterTime(self.time).plus(30_000));
+        assert!(now <= worst, "the cluster's time leaps to {now:?}, and it is {:?}", self.time);
         for (key, nodes) in self.live() {
             assert!(nodes.len() <= 1, "{}/{} is live on {nodes:?}", key.0, key.1);
         }
@@ -396,6 +426,7 @@ impl Sim {
     /// plans and every node obeys.
     pub(crate) fn recover(&mut self, ms: u64) {
         self.under_way.clear();
+        self.step(&Event::Mend);
         for node in 0..NODES {
             self.step(&Event::Admit(node));
             self.agents[node] = Agent { accepted: self.agents[node].accepted.clone(), ..Agent::default() };
@@ -462,7 +493,11 @@ fn event_of(next: &mut impl FnMut(u64) -> u64) -> Event {
         40 => Event::Forget(node),
         41 => Event::Slow(node),
         42..=43 => Event::Scale(next(5) as u32),
-        44 => Event::Ahead([2_000, 20_000][next(2) as usize]),
+        44 => match next(4) {
+            0 => Event::Ahead([2_000, 20_000][next(2) as usize]),
+            1 => Event::Mend,
+            _ => Event::Jump { replica: next(3) as usize, by: JUMPS[next(4) as usize] },
+        },
         45 => Event::Deploy { max: 1 + next(4) as u32, memory: 100 + next(300) },
         46 => Event::Retire,
         47 => Event::Remove(node),

@@ -1,14 +1,15 @@
 //! Test fixture and tests of log faults: clients get accurate errors, and no command is applied twice.
 
 use super::circle::{self, TOKEN};
-use crate::server::{ClusterMachine, Server, commands, leader, logs, metrics, peers, unadmitted};
+use crate::server::{ClusterMachine, Server, clocks, commands, leader, logs, metrics, peers, unadmitted};
 use axum::body::Body;
 use axum::http::{Method, Request, StatusCode};
 use consensus::simulation::SimulatedGroup;
 use consensus::{Limits, LogIndex, Timings};
+use host::Clock;
 use protocol::api::{CreateKey, KeyView, Page, Problem};
 use protocol::gateway::{ApiKey, RouteTable};
-use protocol::{Digest, ReplicaId, canonical};
+use protocol::{BootTime, Digest, ReplicaId, canonical};
 use scheduler::{Action, Actor, Command, Observed, Reply};
 use serde::Serialize;
 use std::sync::{Arc, Mutex};
@@ -19,6 +20,8 @@ use tower::ServiceExt as _;
 pub(super) struct SimulatedServers {
     pub(super) group: SimulatedGroup<ClusterMachine>,
     pub(super) servers: Vec<Arc<Server>>,
+    /// Machine clock of each replica; a test sets their wall clocks.
+    pub(super) clocks: Vec<Clock>,
 }
 
 impl SimulatedServers {
@@ -28,11 +31,14 @@ impl SimulatedServers {
             (1..=count).map(|id| (address(id, 10_000), format!("http://{}", address(id, 20_000)))).collect();
         let genesis = circle::genesis(&addresses, Vec::new());
         let group = SimulatedGroup::start(count, Timings::default(), Limits::default());
-        let server = |id: u64| {
+        let machine = |_| Clock::of_runtime(BootTime(0), host::wall_clock());
+        let clocks: Vec<Clock> = (1..=count).map(machine).collect();
+        let server = |(id, clock): (u64, &Clock)| {
             let identity = circle::replica(id);
             Arc::new(Server {
                 id: ReplicaId(id),
                 peers: peers::PeerHealth::new(&identity, &genesis.genesis).unwrap(),
+                clocks: clocks::ReplicaClocks::new(ReplicaId(id), clock.clone()),
                 identity,
                 genesis: genesis.clone(),
                 handle: group.handle(ReplicaId(id)),
@@ -44,8 +50,20 @@ impl SimulatedServers {
                 metrics: metrics::ServerMetrics::new(),
             })
         };
-        let servers = (1..=count).map(server).collect();
-        Self { group, servers }
+        let servers = (1..=count).zip(&clocks).map(server).collect();
+        Self { group, servers, clocks }
+    }
+
+    /// Lets these replicas, by index, learn each other's clocks and judge them, as every round of checks does.
+    pub(super) fn check_clocks(&self, alive: &[usize]) {
+        for index in alive {
+            let server = &self.servers[*index];
+            for other in alive.iter().filter(|other| *other != index) {
+                let other = &self.servers[*other];
+                server.clocks.hear(other.id, other.clocks.wall());
+            }
+            server.bar_wrong_clocks();
+        }
     }
 
     /// Waits for a leader, has it announce itself and found the circle, and returns its index.
@@ -54,7 +72,8 @@ impl SimulatedServers {
             let leader = self.group.leader().await;
             let index = usize::try_from(leader.0).unwrap() - 1;
             let server = &self.servers[index];
-            leader::planning_round(server, server.handle.status().term).await;
+            self.check_clocks(&(0..self.servers.len()).collect::<Vec<_>>());
+            leader::round(server).await;
             if server.cluster(|cluster| cluster.genesis().is_some()) {
                 return index;
             }
@@ -200,8 +219,8 @@ async fn sequential_commands_share_one_session() {
     for name in ["a", "b", "c", "d"] {
         assert_eq!(create(server, name).await.0, StatusCode::OK);
     }
-    let now = scheduler::WallTime(host::wall_clock());
-    let refused = Command { now, actor: Actor::Scheduler, action: Action::Tick, idempotency: None };
+    let clocks = server.clocks.readings();
+    let refused = Command { clocks, actor: Actor::Scheduler, action: Action::Tick, idempotency: None };
     let answer = server.once(canonical::to_bytes(&refused).into(), commands::Lane::Clients).await.unwrap();
     assert!(!answer.is_empty());
     assert_eq!(server.handle.read_barrier().await.unwrap(), LogIndex(before.0 + 5));

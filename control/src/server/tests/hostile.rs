@@ -5,6 +5,7 @@
 
 use super::circle::{admission, genesis, other, replica};
 use super::{WAIT_LIMIT, in_time};
+use crate::server::peers::AliveAnswer;
 use crate::server::{ServerConfig, create_replica, run};
 use bytes::Bytes;
 use http::{Request, StatusCode};
@@ -288,6 +289,8 @@ async fn bodies_of_unadmitted_peers_are_not_read_and_repeated_requests_are_not_l
         let request = Request::get("/control/v1/alive").body(Bytes::new()).unwrap();
         let answer = in_time(plane.client(0, asker).request(request)).await.unwrap();
         assert_eq!(answer.status(), expected);
+        let shows_its_clock = canonical::from_bytes::<AliveAnswer>(answer.body(), 64).is_ok();
+        assert_eq!(shows_its_clock, expected == 200);
     }
     let large = Request::post("/agent/v1/enrol").body(Bytes::from(vec![0; 64 * 1024])).unwrap();
     assert_eq!(in_time(client.request(large)).await.unwrap().status(), StatusCode::PAYLOAD_TOO_LARGE);
