@@ -12,8 +12,8 @@ mod invariants;
 
 use crate::approved::Approved;
 use crate::change::{
-    CIRCLE_SUBJECT, check_change, circle_value, manifest_value, node_subject, node_value, service_subject,
-    subject_of,
+    CIRCLE_SUBJECT, check_change, circle_value, manifest_value, model_subject, model_value, node_subject,
+    node_value, service_subject, subject_of,
 };
 use crate::{ChainError, MemberSecret, form, signature_holds};
 use protocol::canonical::to_bytes;
@@ -21,10 +21,9 @@ use protocol::governance::{
     AccessToken, Change, ControlReplica, GENESIS_DOMAIN, Genesis, Member, NodeAdmission, Policy,
     SignedGenesis, SubjectVersion,
 };
-use protocol::manifest::Manifest;
-use protocol::manifest::ServiceManifest;
+use protocol::manifest::{Manifest, ModelChoice, ServiceManifest};
 use protocol::{
-    CircleId, Digest, Epoch, MemberId, NodeId, NodeName, ProposalId, PublicKey, ServiceName, limits,
+    CircleId, Digest, Epoch, MemberId, Millis, ModelRoot, NodeId, NodeName, ProposalId, PublicKey, ServiceName, limits,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -55,6 +54,26 @@ pub struct RetiredService {
     pub version: u64,
 }
 
+/// Model that the circle decided to forget.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ForgottenModel {
+    /// Name and root of the model.
+    pub model: ModelChoice,
+    pub certificate: Digest,
+    /// Time in seconds from the decision to the deletion.
+    pub grace_seconds: u32,
+    /// Time of the last approving signature.
+    pub decided_at: Millis,
+}
+
+impl ForgottenModel {
+    /// Returns the end of the grace period. Keys and shards may be deleted from then on.
+    #[must_use]
+    pub fn ends_at(&self) -> Millis {
+        self.decided_at.plus(u64::from(self.grace_seconds) * 1000)
+    }
+}
+
 /// State of a circle, derived from its genesis and certificates.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CircleState {
@@ -70,6 +89,7 @@ pub struct CircleState {
     subjects: BTreeMap<String, (u64, Option<Digest>)>,
     services: BTreeMap<ServiceName, ApprovedService>,
     retired: BTreeMap<ServiceName, RetiredService>,
+    forgotten: BTreeMap<ModelRoot, ForgottenModel>,
     length: u64,
 }
 
@@ -130,6 +150,7 @@ impl CircleState {
             subjects,
             services: BTreeMap::new(),
             retired: BTreeMap::new(),
+            forgotten: BTreeMap::new(),
             length: 0,
         };
         debug_assert_eq!(state.check_invariants(), Ok(()));
@@ -181,7 +202,7 @@ impl CircleState {
 
     fn apply(&mut self, approved: Approved<Change>) {
         let certificate = approved.certificate_digest();
-        let proposal = approved.proposal();
+        let (proposal, decided_at) = (approved.proposal(), approved.basis().decided_at);
         match approved.into_inner() {
             Change::Deploy(manifest) => self.apply_deploy(*manifest, certificate, proposal),
             Change::Retire { service, grace_seconds } => {
@@ -196,6 +217,12 @@ impl CircleState {
             Change::RemoveNode { node } => {
                 self.bump(node_subject(&node), None);
                 self.nodes.remove(&node);
+            }
+            Change::ForgetModel { model, grace_seconds } => {
+                self.bump(model_subject(&model.name), Some(model_value(&model)));
+                let forgotten = ForgottenModel { model, certificate, grace_seconds, decided_at };
+                let known = self.forgotten.insert(forgotten.model.root, forgotten);
+                debug_assert_eq!(known, None, "a model is forgotten once");
             }
             Change::SetMembers { members, policy } => self.apply_members(members, policy),
         }
@@ -340,6 +367,17 @@ impl CircleState {
         self.services.get(name)
     }
 
+    /// Returns the decision to forget the model with this root, if there is one.
+    #[must_use]
+    pub fn forgotten(&self, root: &ModelRoot) -> Option<&ForgottenModel> {
+        self.forgotten.get(root)
+    }
+
+    /// Returns the models that the circle decided to forget, sorted by root.
+    pub fn forgotten_models(&self) -> impl Iterator<Item = &ForgottenModel> {
+        self.forgotten.values()
+    }
+
     /// Returns the services that were retired and not deployed again, sorted by name.
     pub fn retired(&self) -> impl Iterator<Item = &RetiredService> {
         self.retired.values()
@@ -411,6 +449,7 @@ mod tests {
             subjects: BTreeMap::new(),
             services: BTreeMap::new(),
             retired: BTreeMap::new(),
+            forgotten: BTreeMap::new(),
             length: 0,
         };
         let one_more = Change::AdmitNode(Box::new(node(limits::NODES_MAX)));

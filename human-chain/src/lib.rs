@@ -25,7 +25,7 @@ pub use approved::Approved;
 pub use ballot::{Tally, assemble, certify, check_ballot, tally, vote};
 pub use certificate::{read_bundle, read_certificate, read_genesis, verify, verify_replay};
 pub use change::{class_of, subject_of};
-pub use circle::{ApprovedService, CircleState, RetiredService, circle_id, sign_genesis};
+pub use circle::{ApprovedService, CircleState, ForgottenModel, RetiredService, circle_id, sign_genesis};
 pub use error::ChainError;
 pub use member::{MemberSecret, signature_holds};
 pub use order::{SlotGrant, check_order, placement_allows};

@@ -7,7 +7,8 @@ use protocol::governance::{
     ActionClass, Change, Choice, ControlReplica, Genesis, NodeAdmission, NodeRole, Policy, Quorum,
 };
 use protocol::keys::{ByteString, EncryptionKey, ML_KEM_768_PUBLIC_KEY_LENGTH};
-use protocol::{Epoch, Millis, NodeId, PublicKey, ReplicaId};
+use protocol::manifest::ModelChoice;
+use protocol::{Epoch, Millis, ModelRoot, NodeId, PublicKey, ReplicaId};
 use std::collections::BTreeMap;
 use std::str::FromStr;
 use std::sync::LazyLock;
@@ -98,6 +99,10 @@ fn approved(state: &CircleState, change: Change) -> crate::Approved<Change> {
     verify(state, &certificate, NOW).expect("a sound certificate")
 }
 
+fn spare() -> ModelChoice {
+    ModelChoice { name: name("spare"), root: ModelRoot(Digest::of(b"spare")) }
+}
+
 fn history() -> Vec<Change> {
     vec![
         deploy("chat", 2),
@@ -114,6 +119,7 @@ fn history() -> Vec<Change> {
         Change::Retire { service: name("chat"), grace_seconds: 0 },
         Change::AdmitNode(Box::new(node("n1"))),
         Change::RemoveNode { node: name("n2") },
+        Change::ForgetModel { model: spare(), grace_seconds: 60 },
     ]
 }
 
@@ -140,6 +146,10 @@ type Damage = fn(&mut CircleState);
 
 fn embed(state: &mut CircleState) -> &mut ApprovedService {
     state.services.get_mut(&name("embed")).expect("in force")
+}
+
+fn forgotten_spare(state: &mut CircleState) -> &mut crate::ForgottenModel {
+    state.forgotten.get_mut(&spare().root).expect("forgotten")
 }
 
 fn retired_chat(state: &mut CircleState) -> &mut crate::RetiredService {
@@ -254,6 +264,23 @@ fn damage_to_services_is_found() {
         ("has 604801 s of grace", |s| retired_chat(s).grace_seconds = 604_801),
         ("approves two things", |s| embed(s).certificate = retired_chat(s).certificate),
         ("approves two things", |s| retired_chat(s).certificate = retired_chat(s).last.certificate),
+    ]);
+}
+
+#[test]
+fn damage_to_forgotten_models_is_found() {
+    all_found(&[
+        ("forgotten model `spare` is kept as", |s| {
+            let spare = s.forgotten.remove(&spare().root).expect("forgotten");
+            s.forgotten.insert(ModelRoot(Digest::of(b"other")), spare);
+        }),
+        ("has 2592001 s of grace", |s| forgotten_spare(s).grace_seconds = 2_592_001),
+        ("a service in force names it", |s| embed(s).manifest.model.root = spare().root),
+        ("`model/spare` has version 1", |s| {
+            drop(s.subjects.insert("model/spare".into(), (1, Some(Digest::of(b"other")))));
+        }),
+        ("`model/spare` has a value, but is not in force", |s| s.forgotten.clear()),
+        ("approves two things", |s| forgotten_spare(s).certificate = retired_chat(s).certificate),
     ]);
 }
 
