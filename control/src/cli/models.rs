@@ -3,12 +3,12 @@
 //! Imports and repairs go through an admitted node: they use its identity, from its state directory. No other
 //! party may write shards.
 
-use super::{Environment, PROPOSAL_LIFETIME_MS};
+use super::Environment;
 use super::output::table;
 use super::proposals::{print_submitted, reason_or};
 use crate::context::Context;
 use crate::node::{self, ModelAccess};
-use crate::session::Session;
+use crate::session::{PROPOSAL_LIFETIME_MS, Session};
 use anyhow::Result;
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::circle::ApprovedService;
+use crate::history::HistoryTree;
 use crate::{ChainError, MemberSecret, certify, propose, sign_genesis, verify, vote};
 use protocol::governance::{
     ActionClass, Change, Choice, ControlReplica, Genesis, NodeAdmission, NodeRole, Policy, Quorum,
@@ -92,7 +93,14 @@ fn approved(state: &CircleState, change: Change) -> crate::Approved<Change> {
     let nonce = Digest::of(&state.length().to_be_bytes());
     let proposal = propose(state, change, String::new(), NOW, NOW.plus(1000), nonce).expect("admissible");
     let cast = |member: &Member| {
-        vote(&secret(member.id.as_str()), member.id.clone(), &proposal, Choice::Approve, NOW)
+        vote(
+            &secret(member.id.as_str()),
+            member.id.clone(),
+            proposal.history,
+            &proposal,
+            Choice::Approve,
+            NOW,
+        )
     };
     let ballots: Vec<_> = state.members().map(cast).collect();
     let certificate = certify(state, &proposal, &ballots).expect("all members approve");
@@ -275,13 +283,26 @@ fn damage_to_forgotten_models_is_found() {
             s.forgotten.insert(ModelRoot(Digest::of(b"other")), spare);
         }),
         ("has 2592001 s of grace", |s| forgotten_spare(s).grace_seconds = 2_592_001),
-        ("a service in force names it", |s| embed(s).manifest.model.root = spare().root),
+        ("stands for another root", |s| {
+            s.models.remove(&name("spare"));
+        }),
+        ("a service in force names it", |s| {
+            let model = embed(s).manifest.model.clone();
+            let spare = forgotten_spare(s).clone();
+            s.forgotten.insert(model.root, crate::ForgottenModel { model, ..spare });
+        }),
         ("`model/spare` has version 1", |s| {
-            drop(s.subjects.insert("model/spare".into(), (1, Some(Digest::of(b"other")))));
+            s.subjects.insert("model/spare".into(), (1, Some(Digest::of(b"other"))));
         }),
         ("`model/spare` has a value, but is not in force", |s| s.forgotten.clear()),
         ("approves two things", |s| forgotten_spare(s).certificate = retired_chat(s).certificate),
     ]);
+}
+
+fn of_length(size: u8) -> HistoryTree {
+    let mut tree = HistoryTree::empty();
+    (0..size).for_each(|at| tree.append(&Digest([at; 32])));
+    tree
 }
 
 #[test]
@@ -299,9 +320,9 @@ fn damage_to_versions_is_found() {
         ("`node/ghost` has version 0", |s| {
             s.subjects.insert("node/ghost".into(), (0, None));
         }),
-        ("after 3 certificates", |s| s.length = 3),
-        ("after 14 certificates", |s| s.length = 14),
-        ("after 11 certificates", |s| {
+        ("after 3 certificates", |s| s.history = of_length(3)),
+        ("after 15 certificates", |s| s.history = of_length(15)),
+        ("after 12 certificates", |s| {
             s.subjects.get_mut("node/n2").expect("removed").0 += 9;
         }),
     ]);
