@@ -104,11 +104,15 @@ pub(crate) fn check_change(state: &CircleState, change: &Change) -> Result<(), C
     }
 }
 
-/// Checks that a model is not forgotten.
+/// Checks that a model is not forgotten, and that its name stands for no other root. The first approval of a
+/// name binds it for ever.
 fn check_model(state: &CircleState, model: &ModelChoice) -> Result<(), ChainError> {
-    match state.forgotten(&model.root) {
-        Some(_) => Err(ChainError::ModelForgotten { name: model.name.clone(), root: model.root }),
+    if state.forgotten(&model.root).is_some() {
+        return Err(ChainError::ModelForgotten { name: model.name.clone(), root: model.root });
+    }
+    match state.model_root(&model.name).filter(|bound| *bound != model.root) {
         None => Ok(()),
+        Some(bound) => Err(ChainError::ModelNameTaken { name: model.name.clone(), bound, asked: model.root }),
     }
 }
 

@@ -147,7 +147,7 @@ mod tests {
 
     #[test]
     fn an_object_goes_with_its_writer_until_it_may_be_registered_and_afterwards_by_decision_alone() {
-        let later = |minutes| SEALED_AT + Duration::from_secs(minutes * 60);
+        let later = |minutes: u64| SEALED_AT + Duration::from_secs(minutes * 60);
         let unread = ImportFacts { is_certain: false, ..open(None, false) };
         for (facts, peer, now, silent, expected) in [
             (unread, OTHER, later(0), true, false),

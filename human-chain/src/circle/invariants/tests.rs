@@ -299,9 +299,10 @@ fn damage_to_forgotten_models_is_found() {
     ]);
 }
 
-fn of_length(size: u8) -> HistoryTree {
+/// Returns the tree of that many certificates.
+fn of_size(size: u64) -> HistoryTree {
     let mut tree = HistoryTree::empty();
-    (0..size).for_each(|at| tree.append(&Digest([at; 32])));
+    (0..size).for_each(|number| tree.append(&Digest::of(&number.to_be_bytes())));
     tree
 }
 
@@ -320,8 +321,8 @@ fn damage_to_versions_is_found() {
         ("`node/ghost` has version 0", |s| {
             s.subjects.insert("node/ghost".into(), (0, None));
         }),
-        ("after 3 certificates", |s| s.history = of_length(3)),
-        ("after 15 certificates", |s| s.history = of_length(15)),
+        ("after 3 certificates", |s| s.history = of_size(3)),
+        ("after 15 certificates", |s| s.history = of_size(15)),
         ("after 12 certificates", |s| {
             s.subjects.get_mut("node/n2").expect("removed").0 += 9;
         }),
