@@ -271,10 +271,13 @@ def a_name_is_taken_once_and_freed(lab):
     taken = lab.run("model", "import", str(lab.model), "--name", "tiny", code=1)
     assert "name-taken" in taken, taken
     lab.run("model", "import", str(lab.model), "--name", "spare")
-    lab.run("model", "forget", "spare")
-    assert [model["name"] for model in lab.json("model", "list")["items"]] == ["tiny"]
+    proposal = lab.json("model", "forget", "spare", "--grace", "0s")["id"]
+    lab.vote(proposal)
+    gone = lambda: [model["name"] for model in lab.json("model", "list")["items"]] == ["tiny"]
+    lab.until("the model is forgotten", gone)
     assert "model-not-found" in lab.run("model", "forget", "spare", code=1)
     assert "model-in-use" in lab.run("model", "forget", "tiny", code=1)
+    assert "model-name-taken" in lab.run("model", "import", str(lab.model), "--name", "spare", code=1)
     last = lab.json("events", "--last", "1")["items"]
     assert [(event["action"], event["subject"]) for event in last] == [("forget", "model/spare")], last
     assert len(lab.json("events", "--last", "3", "--before", str(last[0]["sequence"]))["items"]) == 3

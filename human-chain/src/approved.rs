@@ -5,7 +5,7 @@
 //! value consumes the authority.
 
 use protocol::governance::SubjectVersion;
-use protocol::{CircleId, Digest, Epoch, ProposalId};
+use protocol::{CircleId, Digest, Epoch, Millis, ProposalId};
 
 /// Value that a quorum of the circle approved, constructed only by verification.
 ///
@@ -21,12 +21,14 @@ pub struct Approved<T> {
     basis: Basis,
 }
 
-/// State that an approval was verified against.
+/// State that an approval was verified against, and the time of the approval.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Basis {
     pub(crate) circle: CircleId,
     pub(crate) epoch: Epoch,
     pub(crate) subjects: Vec<SubjectVersion>,
+    /// Time of the last signature that the approval rests on.
+    pub(crate) decided_at: Millis,
 }
 
 impl<T> Approved<T> {

@@ -103,7 +103,13 @@ fn check(
     let ballot_box = BallotBox::new(state, proposal);
     let approvals = check_ballots(&ballot_box, &certificate.ballots)?;
     require_quorum(state, proposal, &approvals)?;
-    let basis = Basis { circle: state.id(), epoch: state.epoch(), subjects: proposal.subjects.clone() };
+    let signed_at = certificate.ballots.iter().map(|signed| signed.ballot.issued_at);
+    let basis = Basis {
+        circle: state.id(),
+        epoch: state.epoch(),
+        subjects: proposal.subjects.clone(),
+        decided_at: signed_at.max().unwrap_or(proposal.created_at),
+    };
     let digest = Digest::of_domain(CERTIFICATE_DOMAIN, &bytes);
     debug_assert!(
         basis.subjects.iter().all(|seen| *seen == state.subject(&seen.subject)),

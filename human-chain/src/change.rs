@@ -5,7 +5,7 @@ use crate::{ChainError, form};
 use protocol::canonical::to_bytes;
 use protocol::governance::{ActionClass, Change, Member, NodeAdmission, Policy};
 use protocol::manifest::{Manifest, ModelChoice};
-use protocol::{Digest, NodeName, ServiceName, limits};
+use protocol::{Digest, ModelName, NodeName, ServiceName, limits};
 
 /// Subject name of members and policy.
 pub(crate) const CIRCLE_SUBJECT: &str = "circle";
@@ -13,6 +13,8 @@ pub(crate) const CIRCLE_SUBJECT: &str = "circle";
 const SUBJECT_DOMAIN: &str = "quorate/subject/v1";
 /// Maximum grace period of a retirement in seconds: a week. Requests do not run longer.
 pub(crate) const GRACE_SECONDS_MAX: u32 = 7 * 24 * 3600;
+/// Maximum grace period of a forgotten model in seconds: thirty days, as long as a proposal may be open.
+pub(crate) const MODEL_GRACE_SECONDS_MAX: u32 = 30 * 24 * 3600;
 
 /// Returns the action class of a change, which selects the required quorum.
 #[must_use]
@@ -21,11 +23,11 @@ pub fn class_of(change: &Change) -> ActionClass {
         Change::Deploy(_) | Change::Retire { .. } | Change::AdmitNode(_) | Change::RemoveNode { .. } => {
             ActionClass::Routine
         }
-        Change::SetMembers { .. } => ActionClass::Sensitive,
+        Change::SetMembers { .. } | Change::ForgetModel { .. } => ActionClass::Sensitive,
     }
 }
 
-/// Returns the subject of a change: `service/NAME`, `node/NAME` or `circle`.
+/// Returns the subject of a change: `service/NAME`, `node/NAME`, `model/NAME` or `circle`.
 #[must_use]
 pub fn subject_of(change: &Change) -> String {
     match change {
@@ -33,6 +35,7 @@ pub fn subject_of(change: &Change) -> String {
         Change::Retire { service, .. } => service_subject(service),
         Change::AdmitNode(node) => node_subject(&node.name),
         Change::RemoveNode { node } => node_subject(node),
+        Change::ForgetModel { model, .. } => model_subject(&model.name),
         Change::SetMembers { .. } => CIRCLE_SUBJECT.to_string(),
     }
 }
@@ -43,6 +46,15 @@ pub(crate) fn service_subject(name: &ServiceName) -> String {
 
 pub(crate) fn node_subject(name: &NodeName) -> String {
     format!("node/{name}")
+}
+
+pub(crate) fn model_subject(name: &ModelName) -> String {
+    format!("model/{name}")
+}
+
+/// Returns the value of a forgotten model's subject.
+pub(crate) fn model_value(model: &ModelChoice) -> Digest {
+    Digest::of_domain(SUBJECT_DOMAIN, &to_bytes(model))
 }
 
 pub(crate) fn manifest_value(manifest: &Manifest) -> Digest {
@@ -78,6 +90,7 @@ pub(crate) fn check_change(state: &CircleState, change: &Change) -> Result<(), C
             Err(ChainError::invalid("remove node", format!("there is no node `{node}`")))
         }
         Change::RemoveNode { .. } => Ok(()),
+        Change::ForgetModel { model, grace_seconds } => check_forgetting(state, model, *grace_seconds),
         Change::SetMembers { members, policy } => {
             form::check_members(members, policy)?;
             match members.iter().find(|member| state.is_former_member(&member.id)) {
@@ -91,12 +104,31 @@ pub(crate) fn check_change(state: &CircleState, change: &Change) -> Result<(), C
     }
 }
 
-/// Checks that a model's name stands for no other root. The first approval of a name binds it for ever.
+/// Checks that a model is not forgotten, and that its name stands for no other root. The first approval of a
+/// name binds it for ever.
 fn check_model(state: &CircleState, model: &ModelChoice) -> Result<(), ChainError> {
+    if state.forgotten(&model.root).is_some() {
+        return Err(ChainError::ModelForgotten { name: model.name.clone(), root: model.root });
+    }
     match state.model_root(&model.name).filter(|bound| *bound != model.root) {
         None => Ok(()),
         Some(bound) => Err(ChainError::ModelNameTaken { name: model.name.clone(), bound, asked: model.root }),
     }
+}
+
+/// Checks that a model can be forgotten: once, and only while no approved service names it.
+fn check_forgetting(state: &CircleState, model: &ModelChoice, grace_seconds: u32) -> Result<(), ChainError> {
+    check_model(state, model)?;
+    if let Some(service) = state.services().find(|service| service.manifest.model.root == model.root) {
+        let service = service.manifest.name.clone();
+        return Err(ChainError::ModelInUse { name: model.name.clone(), service });
+    }
+    if grace_seconds > MODEL_GRACE_SECONDS_MAX {
+        let reason =
+            format!("{grace_seconds} s of grace; accepted: at most {MODEL_GRACE_SECONDS_MAX} (thirty days)");
+        return Err(ChainError::invalid("forget model", reason));
+    }
+    Ok(())
 }
 
 /// Checks an admission. A key identifies one machine: no other node, gateway or control replica may have it.

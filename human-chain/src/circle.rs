@@ -12,8 +12,8 @@ mod invariants;
 
 use crate::approved::Approved;
 use crate::change::{
-    CIRCLE_SUBJECT, check_change, circle_value, manifest_value, node_subject, node_value, service_subject,
-    subject_of,
+    CIRCLE_SUBJECT, check_change, circle_value, manifest_value, model_subject, model_value, node_subject,
+    node_value, service_subject, subject_of,
 };
 use crate::history::HistoryTree;
 use crate::{ChainError, MemberSecret, form, signature_holds};
@@ -22,10 +22,9 @@ use protocol::governance::{
     AccessToken, ActionClass, Change, ControlReplica, GENESIS_DOMAIN, Genesis, HistoryHead, Member,
     NodeAdmission, Policy, Quorum, SignedGenesis, SubjectVersion,
 };
-use protocol::manifest::Manifest;
-use protocol::manifest::ServiceManifest;
+use protocol::manifest::{Manifest, ModelChoice, ServiceManifest};
 use protocol::{
-    CircleId, Digest, Epoch, MemberId, ModelName, ModelRoot, NodeId, NodeName, ProposalId, PublicKey,
+    CircleId, Digest, Epoch, MemberId, Millis, ModelName, ModelRoot, NodeId, NodeName, ProposalId, PublicKey,
     ServiceName, limits,
 };
 use std::collections::{BTreeMap, BTreeSet};
@@ -57,6 +56,26 @@ pub struct RetiredService {
     pub version: u64,
 }
 
+/// Model that the circle decided to forget.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ForgottenModel {
+    /// Name and root of the model.
+    pub model: ModelChoice,
+    pub certificate: Digest,
+    /// Time in seconds from the decision to the deletion.
+    pub grace_seconds: u32,
+    /// Time of the last approving signature.
+    pub decided_at: Millis,
+}
+
+impl ForgottenModel {
+    /// Returns the end of the grace period. Keys and shards may be deleted from then on.
+    #[must_use]
+    pub fn ends_at(&self) -> Millis {
+        self.decided_at.plus(u64::from(self.grace_seconds) * 1000)
+    }
+}
+
 /// State of a circle, derived from its genesis and certificates.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CircleState {
@@ -72,6 +91,7 @@ pub struct CircleState {
     subjects: BTreeMap<String, (u64, Option<Digest>)>,
     services: BTreeMap<ServiceName, ApprovedService>,
     retired: BTreeMap<ServiceName, RetiredService>,
+    forgotten: BTreeMap<ModelRoot, ForgottenModel>,
     models: BTreeMap<ModelName, ModelRoot>,
     history: HistoryTree,
 }
@@ -133,6 +153,7 @@ impl CircleState {
             subjects,
             services: BTreeMap::new(),
             retired: BTreeMap::new(),
+            forgotten: BTreeMap::new(),
             models: BTreeMap::new(),
             history: HistoryTree::empty(),
         };
@@ -185,7 +206,7 @@ impl CircleState {
 
     fn apply(&mut self, approved: Approved<Change>) {
         let certificate = approved.certificate_digest();
-        let proposal = approved.proposal();
+        let (proposal, decided_at) = (approved.proposal(), approved.basis().decided_at);
         match approved.into_inner() {
             Change::Deploy(manifest) => self.apply_deploy(*manifest, certificate, proposal),
             Change::Retire { service, grace_seconds } => {
@@ -200,6 +221,13 @@ impl CircleState {
             Change::RemoveNode { node } => {
                 self.bump(node_subject(&node), None);
                 self.nodes.remove(&node);
+            }
+            Change::ForgetModel { model, grace_seconds } => {
+                self.bump(model_subject(&model.name), Some(model_value(&model)));
+                self.models.entry(model.name.clone()).or_insert(model.root);
+                let forgotten = ForgottenModel { model, certificate, grace_seconds, decided_at };
+                let known = self.forgotten.insert(forgotten.model.root, forgotten);
+                debug_assert_eq!(known, None, "a model is forgotten once");
             }
             Change::SetMembers { members, policy } => self.apply_members(members, policy),
         }
@@ -383,6 +411,17 @@ impl CircleState {
         self.services.get(name)
     }
 
+    /// Returns the decision to forget the model with this root, if there is one.
+    #[must_use]
+    pub fn forgotten(&self, root: &ModelRoot) -> Option<&ForgottenModel> {
+        self.forgotten.get(root)
+    }
+
+    /// Returns the models that the circle decided to forget, sorted by root.
+    pub fn forgotten_models(&self) -> impl Iterator<Item = &ForgottenModel> {
+        self.forgotten.values()
+    }
+
     /// Returns the services that were retired and not deployed again, sorted by name.
     pub fn retired(&self) -> impl Iterator<Item = &RetiredService> {
         self.retired.values()
@@ -454,6 +493,7 @@ mod tests {
             subjects: BTreeMap::new(),
             services: BTreeMap::new(),
             retired: BTreeMap::new(),
+            forgotten: BTreeMap::new(),
             models: BTreeMap::new(),
             history: HistoryTree::empty(),
         };

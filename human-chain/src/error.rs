@@ -99,6 +99,22 @@ pub enum ChainError {
     /// The workload asks for egress, which this release does not allow.
     #[error("service `{0}` asks for egress, which is not built yet")]
     EgressNotBuilt(ServiceName),
+    /// The circle decided to forget the model.
+    #[error("model `{name}` (root {}) is forgotten; import it again under another name", root.short())]
+    ModelForgotten {
+        /// Name of the model.
+        name: ModelName,
+        /// Root that was forgotten.
+        root: ModelRoot,
+    },
+    /// An approved service names the model.
+    #[error("service `{service}` is approved to run model `{name}`; retire the service first")]
+    ModelInUse {
+        /// Name of the model.
+        name: ModelName,
+        /// Service that names it.
+        service: ServiceName,
+    },
     /// The person is not a member of the circle.
     #[error("`{0}` is not a member of the circle")]
     NotAMember(MemberId),
@@ -194,6 +210,8 @@ impl ChainError {
             Self::Expired { .. } | Self::LateBallot(_) => error_code::PROPOSAL_EXPIRED,
             Self::KindNotBuilt(_) => error_code::KIND_NOT_BUILT,
             Self::EgressNotBuilt(_) => error_code::EGRESS_NOT_BUILT,
+            Self::ModelForgotten { .. } => error_code::MODEL_FORGOTTEN,
+            Self::ModelInUse { .. } => error_code::MODEL_IN_USE,
             Self::NotAMember(_) => error_code::NOT_A_MEMBER,
             Self::DuplicateBallot(_) => error_code::BALLOT_DUPLICATE,
             Self::BallotMismatch { .. } => error_code::BALLOT_MISMATCH,

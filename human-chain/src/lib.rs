@@ -28,7 +28,7 @@ pub use certificate::{
     read_bundle, read_certificate, read_genesis, verify, verify_replay, verify_superseded,
 };
 pub use change::{class_of, subject_of};
-pub use circle::{ApprovedService, CircleState, RetiredService, circle_id, sign_genesis};
+pub use circle::{ApprovedService, CircleState, ForgottenModel, RetiredService, circle_id, sign_genesis};
 pub use error::ChainError;
 pub use member::{MemberSecret, signature_holds};
 pub use order::{FENCE_LEAP_MAX, SlotGrant, check_order, placement_allows};

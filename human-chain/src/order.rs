@@ -154,6 +154,7 @@ fn grant(state: &CircleState, order: &SlotOrder, service: &ApprovedService) -> A
         circle: state.id(),
         epoch: state.epoch(),
         subjects: vec![state.subject(&service_subject(&order.service))],
+        decided_at: order.issued_at,
     };
     let grant = SlotGrant {
         service: service.manifest.clone(),

@@ -81,6 +81,12 @@ fn sentence(proposal: &Proposal) -> String {
                 "Remove the node {node}: what it runs moves elsewhere, and it is trusted with nothing more."
             )
         }
+        Change::ForgetModel { model, grace_seconds } => format!(
+            "Forget the {} for ever: its key and all its stored bytes are deleted {} after the last approval, \
+             and no machine can read it again.",
+            model_words(model),
+            show_duration(u64::from(*grace_seconds))
+        ),
         Change::SetMembers { members, .. } => {
             let names: Vec<&str> = members.iter().map(|member| member.id.as_str()).collect();
             format!(

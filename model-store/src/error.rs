@@ -38,6 +38,22 @@ pub enum StoreError {
         /// Reason given by the store.
         reason: String,
     },
+    /// The store has the object already, with other bytes. An object is taken once.
+    #[error("store `{url}` has `{object}` with other bytes, and keeps them")]
+    Exists {
+        /// The address.
+        url: String,
+        object: String,
+    },
+    /// The store does not let the object go, or takes it from its import's writer alone.
+    #[error("store `{url}` holds `{object}`: {reason}")]
+    Held {
+        /// The address.
+        url: String,
+        object: String,
+        /// Reason given by the store.
+        reason: String,
+    },
     /// The store sends more than the request allows. The first excess byte or name ended the transfer.
     #[error("store `{url}` sends more than {expected}")]
     Surplus {
@@ -75,6 +91,8 @@ impl StoreError {
             Self::Unreachable { .. } => code::STORE_UNREACHABLE,
             Self::Full { .. } => code::STORE_FULL,
             Self::Refused { .. } => code::STORE_REFUSED,
+            Self::Exists { .. } => code::STORE_OBJECT_EXISTS,
+            Self::Held { .. } => code::STORE_OBJECT_HELD,
             Self::Surplus { .. } | Self::Short { .. } => code::STORE_LENGTH_WRONG,
             Self::Missing { .. } => code::SHARD_MISSING,
         }
@@ -262,8 +280,8 @@ pub enum SweepError {
     /// The register of models cannot be read.
     #[error("read the register of models")]
     Register(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// The manifest of a registered model cannot be read, so its objects are unknown.
-    #[error("model {root} is registered, but its manifest cannot be read, so its objects are not known")]
+    /// The manifest of a model cannot be read, so its objects are unknown.
+    #[error("the manifest of model {root} cannot be read, so its objects are not known")]
     Manifest {
         root: protocol::ModelRoot,
         /// Error of reading the manifest.

@@ -6,7 +6,7 @@
 
 use crate::codec::shard_length;
 use object_store::path::Path;
-use protocol::ModelRoot;
+use protocol::{Digest, ModelRoot};
 use protocol::model::{ErasureCode, ModelManifest, ModelNonce, Segment};
 use std::ops::Range;
 
@@ -52,6 +52,12 @@ pub(crate) fn is_object_name(name: &str) -> bool {
         [MANIFESTS, two, root] => hex(root, 64) && hex(two, 2) && root.starts_with(two),
         _ => false,
     }
+}
+
+/// Returns the group and the index of the shards in the object of this name.
+pub(crate) fn shard_place(name: &str) -> Option<(u32, usize)> {
+    let (group, shard) = name.rsplit_once('/')?.1.split_once('-')?;
+    Some((u32::from_str_radix(group, 16).ok()?, usize::from_str_radix(shard, 16).ok()?))
 }
 
 /// Returns whether `name` is the temporary name of an object during a write to a directory: `OBJECT#NUMBER`.
@@ -144,6 +150,22 @@ impl Geometry {
         lengths.map(|length| (at, at += length as u64).0..at).collect()
     }
 
+    /// Returns length and digest of the shards in the object of shard `shard` of group `group`; none if there
+    /// is no such object.
+    pub(crate) fn shards(
+        &self,
+        manifest: &ModelManifest,
+        group: u32,
+        shard: usize,
+    ) -> Option<Vec<(usize, Digest)>> {
+        if group >= self.groups() || shard >= self.code.shards() {
+            return None;
+        }
+        let segments = self.segments(manifest, group).iter();
+        let segments = segments.map(|index| &manifest.segments[*index as usize]);
+        Some(segments.map(|segment| (self.shard_length(segment), segment.shards[shard])).collect())
+    }
+
     /// Returns the length in bytes of one shard of `segment`.
     pub(crate) fn shard_length(&self, segment: &Segment) -> usize {
         shard_length(self.code, segment.length as usize)
@@ -153,7 +175,6 @@ impl Geometry {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use protocol::Digest;
 
     #[test]
     fn generated_names_are_accepted_and_no_others() {
@@ -164,6 +185,7 @@ mod tests {
         assert!(is_object_name(&object) && is_object_name(&manifest));
         assert!(object.starts_with(&model_prefix(nonce).to_string()));
         assert_eq!(Name::of(&object), Some(Name::Shard(nonce)));
+        assert_eq!(shard_place(&object), Some((0x12, 5)));
         assert_eq!(Name::of(&manifest), Some(Name::Manifest(ModelRoot(Digest([0x0c; 32])))));
         for written in [format!("{object}#1"), format!("{manifest}#23")] {
             assert!(is_leftover_name(&written) && !is_object_name(&written));

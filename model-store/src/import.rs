@@ -152,10 +152,9 @@ pub async fn import(
     let stored = write(plan, &stores, key, pool, progress).await;
     let (manifest, bytes_written) = match stored {
         Ok(stored) => stored,
-        Err(error) => {
-            // No manifest names these objects; removing them only frees space.
-            let prefix = model_prefix(nonce);
-            join_all(stores.iter().map(|store| store.remove_below(&prefix))).await;
+        Err((error, root)) => {
+            // The model was not registered; removing its objects only frees space.
+            remove(&stores, nonce, root).await;
             return Err(error);
         }
     };
@@ -170,6 +169,32 @@ pub async fn import(
     };
     let (elapsed, written_at) = (began.elapsed(), SystemTime::now());
     Ok(Imported { record, manifest, notes, bytes_written, elapsed, written_at })
+}
+
+/// Removes an import from its stores as far as they allow. Call this only if the model is not registered and
+/// never will be; `stores` are those that hold its shards.
+pub async fn let_go(imported: &Imported, stores: &[Store]) {
+    let placed = |store: &&Store| imported.record.stores.iter().any(|placed| placed.url == store.url());
+    let stores: Vec<Store> = stores.iter().filter(placed).cloned().collect();
+    remove(&stores, imported.manifest.nonce, Some(imported.record.root)).await;
+}
+
+/// Removes the copies of the manifest first, since a store knows an import by its shards.
+async fn remove(stores: &[Store], nonce: ModelNonce, root: Option<ModelRoot>) {
+    let prefix = model_prefix(nonce);
+    let of_store = |store: &Store| {
+        let (store, prefix) = (store.clone(), prefix.clone());
+        async move {
+            if let Some(root) = root
+                && let Err(error) = store.remove(vec![manifest_path(root).to_string()]).await
+            {
+                tracing::warn!(store = store.url(), %error, "the manifest of a failed import is left behind");
+            }
+            store.remove_below(&prefix).await;
+            store.remove_empty(prefix.as_ref()).await;
+        }
+    };
+    join_all(stores.iter().map(of_store)).await;
 }
 
 fn stopped() -> ImportError {
@@ -223,14 +248,14 @@ fn plan(
     Ok(ImportPlan { source, manifest, file_of })
 }
 
-/// Codes and writes every group, then the manifest.
+/// Codes and writes every group, then the manifest. A failure names the manifest, if copies may be stored.
 async fn write(
     plan: ImportPlan,
     stores: &[Store],
     key: &ModelKey,
     pool: &Arc<Pool>,
     progress: impl Fn(ImportProgress) + Send + Sync + 'static,
-) -> Result<(Arc<ModelManifest>, u64), ImportError> {
+) -> Result<(Arc<ModelManifest>, u64), (ImportError, Option<ModelRoot>)> {
     let bytes_total = plan.source.bytes();
     let coder = Arc::new(Coding {
         cipher: Cipher::new(key, plan.manifest.nonce),
@@ -242,6 +267,26 @@ async fn write(
         uplink: Progress::new(),
         progress: Box::new(move |bytes_done| progress(ImportProgress { bytes_done, bytes_total })),
     });
+    let (manifest, written) = write_groups(&coder, stores, pool).await.map_err(|error| (error, None))?;
+    let bytes = Bytes::from(protocol::canonical::to_bytes(&manifest));
+    if bytes.len() > MODEL_MANIFEST_BYTES_MAX {
+        let reason = format!("the manifest has {} bytes", bytes.len());
+        return Err((ImportError::TooLarge { reason }, None));
+    }
+    let root = ModelRoot(Digest::of_domain(protocol::model::MODEL_DOMAIN, &bytes));
+    let path = manifest_path(root);
+    let put = |store| Store::put(store, &path, bytes.clone().into(), &coder.uplink);
+    let stored = all(stores.iter().map(put)).await.map_err(ImportError::from);
+    stored.and_then(|()| coder.wrote(SystemTime::now())).map_err(|error| (error, Some(root)))?;
+    Ok((Arc::new(manifest), written + (bytes.len() * stores.len()) as u64))
+}
+
+/// Codes and writes every group. Returns the manifest with all digests, and the number of bytes written.
+async fn write_groups(
+    coder: &Arc<Coding>,
+    stores: &[Store],
+    pool: &Arc<Pool>,
+) -> Result<(ModelManifest, u64), ImportError> {
     // After a failure no further group starts, but every pending write is awaited: one that finished after
     // the clean-up would leave its object behind.
     let failed = AtomicBool::new(false);
@@ -262,17 +307,7 @@ async fn write(
         written += bytes;
     }
     manifest.check().map_err(|error| ImportError::TooLarge { reason: error.to_string() })?;
-    let bytes = Bytes::from(protocol::canonical::to_bytes(&manifest));
-    if bytes.len() > MODEL_MANIFEST_BYTES_MAX {
-        return Err(ImportError::TooLarge { reason: format!("the manifest has {} bytes", bytes.len()) });
-    }
-    let root = ModelRoot(Digest::of_domain(protocol::model::MODEL_DOMAIN, &bytes));
-    let path = manifest_path(root);
-    written += (bytes.len() * stores.len()) as u64;
-    let put = |store| Store::put(store, &path, bytes.clone().into(), &coder.uplink);
-    all(stores.iter().map(put)).await?;
-    coder.wrote(SystemTime::now())?;
-    Ok((Arc::new(manifest), written))
+    Ok((manifest, written))
 }
 
 struct Coding {

@@ -9,12 +9,12 @@
 //! - [`import`] writes a directory or a file into stores; [`inspect`] finds beforehand what it would refuse.
 //! - [`Reader`] reads any byte range, or fills a whole weights map in the order in which an engine needs it.
 //! - [`verify`] checks every shard, [`repair`] rewrites the wrong and missing ones; neither needs the key.
-//! - [`sweep`] removes the leftovers of incomplete imports (garbage collection).
+//! - [`sweep`] removes forgotten models and the leftovers of incomplete imports (garbage collection).
 //! - [`Store`] is one `file://`, `s3://` or `node://` store; [`ShardService`] offers directories to peers.
 //! - [`ModelKey`], [`EncryptionSecret`], [`wrap_key`], [`unwrap_key`] control read access.
 //!
-//! Out of scope: the meaning of tensors, the admission of peers, and the deletion of models. Work on bytes
-//! runs on the threads of a [`Pool`], never on tokio's; only waiting for other machines is asynchronous.
+//! Out of scope: the meaning of tensors, and decisions, which callers take from a verified history
+//! ([`ModelDecisions`]): which peers are admitted, and which models are forgotten. Work on bytes runs on the threads of a [`Pool`], never on tokio's; only waiting for other machines is asynchronous.
 
 mod age;
 mod codec;
@@ -27,6 +27,7 @@ mod fault;
 pub mod fuzzing;
 mod geometry;
 mod import;
+mod import_directory;
 mod key;
 mod layout;
 mod placement;
@@ -45,14 +46,14 @@ mod wire;
 pub use destination::{Destination, MapDestination, MemoryDestination};
 pub use error::{ImportError, KeyError, PlacementError, ReadError, StoreError, SweepError};
 pub use fault::{FaultKind, FaultSink, ShardFault, log_faults};
-pub use import::{ImportOptions, ImportProgress, Imported, import};
+pub use import::{ImportOptions, ImportProgress, Imported, import, let_go};
 pub use key::{EncryptionSecret, ModelKey, unwrap_key, wrap_key};
 pub use placement::{PlacementRule, place};
 pub use pool::Pool;
 pub use read::{FillReport, OnSegment, Reader, fetch_manifest};
 pub use remote::RemoteStore;
 pub use repair::{HealthReport, RepairReport, repair, verify};
-pub use service::ShardService;
+pub use service::{ModelDecisions, ShardService};
 pub use source::{InspectedModel, SourceFile, inspect};
 pub use store::{Context, NodeAddress, Store, open_store};
 pub use sweep::{

@@ -132,7 +132,7 @@ pub async fn fetch_manifest(
     Err(ReadError::Manifest { root, reason: reasons.join("; ") })
 }
 
-fn parse_manifest(root: ModelRoot, bytes: &[u8]) -> Result<ModelManifest, String> {
+pub(crate) fn parse_manifest(root: ModelRoot, bytes: &[u8]) -> Result<ModelManifest, String> {
     let digest = protocol::Digest::of_domain(protocol::model::MODEL_DOMAIN, bytes);
     if ModelRoot(digest) != root {
         return Err("its bytes have another root".into());

@@ -62,6 +62,8 @@ impl RemoteStore {
             StatusCode::NOT_FOUND => Error::NotFound { path, source: text.into() },
             StatusCode::RANGE_NOT_SATISFIABLE => generic(BehindEnd),
             StatusCode::INSUFFICIENT_STORAGE => generic(io::Error::new(io::ErrorKind::StorageFull, text)),
+            StatusCode::CONFLICT => Error::AlreadyExists { path, source: text.into() },
+            StatusCode::LOCKED => Error::Precondition { path, source: text.into() },
             StatusCode::FORBIDDEN | StatusCode::BAD_REQUEST | StatusCode::PAYLOAD_TOO_LARGE => {
                 Error::PermissionDenied { path, source: text.into() }
             }
@@ -77,7 +79,7 @@ impl RemoteStore {
         found.map_ok(listed).boxed()
     }
 
-    /// Removes an object, an old manifest, or an old leftover.
+    /// Removes an object that the store lets go, or an old leftover.
     pub(crate) async fn remove(&self, name: &str) -> Result<()> {
         let uri = format!("/shards/v1/{}/{}", self.store, name.replace('#', "%23"));
         let request = Request::delete(uri).body(Body::empty()).map_err(generic)?;

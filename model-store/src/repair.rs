@@ -136,6 +136,8 @@ async fn run(
     let work = |group| run.clone().group(group, pool);
     let mut results = stream::iter(0..run.geometry.groups()).map(work).buffer_unordered(GROUPS_IN_FLIGHT);
     let mut report = RepairReport::default();
+    // A store checks the shards of a repair against its own copy of the manifest.
+    run.manifests(&mut report).await;
     let mut done = 0;
     while let Some(result) = results.next().await {
         add(&mut report, result?);
@@ -143,7 +145,6 @@ async fn run(
         progress(done, groups);
     }
     drop(results);
-    run.manifests(&mut report).await;
     report.found.segments = manifest.segments.len() as u64;
     report.found.elapsed = began.elapsed();
     Ok(report)

@@ -2,53 +2,57 @@
 //!
 //! The listener's `PeerPolicy` admits connections; this router rejects every request without a proven
 //! key. It accepts only the two shapes of names that this crate makes, and stores encrypted shards and
-//! manifests. It deletes shards on request, but manifests and leftovers of torn writes only when they are old
-//! by its own clock. An object is acknowledged when it is durable; a torn upload leaves nothing. A stalled
-//! disk holds its own few permits and none of another disk's.
+//! manifests. An object is taken once, and acknowledged when it is durable; a torn upload leaves nothing. It
+//! goes with its writer before its model may be registered, and afterwards by decision of the circle alone,
+//! which [`ModelDecisions`] takes from the node's own history. A stalled disk holds its own few permits and
+//! none of another disk's.
+
+mod rights;
+mod served_directory;
+mod upload;
+
+pub use rights::ModelDecisions;
 
 use crate::age::SWEEP_AGE_MIN;
 use crate::disk::Disk;
 use crate::error::StoreError;
-use crate::geometry::{MODELS, Name, is_leftover_name, is_object_name};
-use crate::store::{Listed, clear, is_full, panicked, walk};
-use crate::wire::{
-    ListPage, ListedObject, MEDIA_TYPE_PAGE, OBJECT_BYTES_MAX, UPLOAD_RATE_MIN, UPLOAD_SILENCE_MAX,
-    is_store_name, limits,
-};
-use axum::Router;
+use crate::geometry::{Name, is_leftover_name, is_object_name};
+use crate::store::{Listed, is_full, panicked, walk};
+use crate::wire::{ListPage, ListedObject, MEDIA_TYPE_PAGE, OBJECT_BYTES_MAX, is_store_name, limits};
 use axum::body::Body;
 use axum::extract::{Path as UrlPath, Query, Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use bytes::{Bytes, BytesMut};
+use axum::{Extension, Router};
+use bytes::Bytes;
 use futures::stream::{self, BoxStream};
 use futures::{StreamExt, TryStreamExt};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path as ObjectPath;
-use object_store::{
-    GetOptions, GetRange, GetResult, GetResultPayload, MultipartUpload, ObjectStore, ObjectStoreExt,
-};
+use object_store::{GetOptions, GetRange, GetResult, GetResultPayload, ObjectStore, ObjectStoreExt};
 use overlay::Peer;
-use protocol::ErrorCode;
 use protocol::error_code as code;
+use protocol::model::ModelNonce;
+use protocol::{ErrorCode, PublicKey};
 use serde::Deserialize;
+use served_directory::ServedDirectory;
 use std::collections::BTreeMap;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
-use tokio::runtime::Handle;
+use std::time::SystemTime;
 use tokio::sync::Semaphore;
-use tokio::time::Instant;
+use upload::IncomingObject;
 
 /// Maximum number of objects on one page of a listing: about 100 KiB of names.
 const PAGE_OBJECTS_MAX: usize = 1000;
 /// Maximum number of concurrent writes, so that uploads in memory stay below 64 MiB.
 const WRITES_MAX: usize = 32;
-/// Bytes gathered before they are written, and read before they are sent.
-const WRITE_BYTES: usize = 1024 * 1024;
+/// Budget for manifests in memory, in KiB: two of the largest.
+const MANIFESTS_KIB_MAX: usize = 2 * OBJECT_BYTES_MAX / 1024;
+/// Bytes read before they are sent.
 const READ_BYTES: u64 = 1024 * 1024;
 
 /// Directories served as stores.
@@ -57,31 +61,22 @@ pub struct ShardService {
     inner: Arc<Inner>,
 }
 
-#[derive(Debug)]
 struct Inner {
     stores: BTreeMap<String, ServedDirectory>,
+    decisions: Arc<dyn ModelDecisions>,
     writes: Semaphore,
+    /// Budget for manifests in memory, in KiB.
+    manifests: Semaphore,
 }
 
-/// One directory that is served as a store.
-#[derive(Debug)]
-struct ServedDirectory {
-    root: PathBuf,
-    objects: Arc<dyn ObjectStore>,
-    disk: Disk,
-}
-
-impl ServedDirectory {
-    /// Runs an operation on the directory with a permit of its disk.
-    async fn run<T: Send + 'static>(
-        &self,
-        work: impl Future<Output = object_store::Result<T>> + Send + 'static,
-    ) -> Result<T, ShardServiceError> {
-        Ok(self.disk.run(work).await.unwrap_or_else(|| Err(panicked()))?)
+impl std::fmt::Debug for Inner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Inner").field("stores", &self.stores).finish_non_exhaustive()
     }
 }
 
 /// Error answer to a peer.
+#[derive(Debug)]
 struct ShardServiceError(StatusCode, ErrorCode, String);
 
 impl IntoResponse for ShardServiceError {
@@ -113,12 +108,16 @@ fn refuse(text: &str) -> ShardServiceError {
 }
 
 impl ShardService {
-    /// Returns a service of these directories by name. Missing ones are created; their parents are not.
+    /// Returns a service of these directories by name, which obeys these decisions. Missing directories are
+    /// created; their parents are not.
     ///
     /// # Errors
     /// [`StoreError::Address`] for an invalid name, [`StoreError::Unreachable`] for a directory that cannot
     /// be opened.
-    pub fn new(directories: &BTreeMap<String, PathBuf>) -> Result<Self, StoreError> {
+    pub fn new(
+        directories: &BTreeMap<String, PathBuf>,
+        decisions: Arc<dyn ModelDecisions>,
+    ) -> Result<Self, StoreError> {
         let open = |(name, path): (&String, &PathBuf)| {
             let url = path.display().to_string();
             if !is_store_name(name) {
@@ -134,10 +133,11 @@ impl ShardService {
             let objects =
                 LocalFileSystem::new_with_prefix(path).map_err(|error| unreachable(error.to_string()))?;
             let objects = Arc::new(objects.with_fsync(true));
-            Ok((name.clone(), ServedDirectory { root: path.clone(), objects, disk: Disk::default() }))
+            Ok((name.clone(), ServedDirectory::new(path.clone(), objects)))
         };
         let stores = directories.iter().map(open).collect::<Result<_, _>>()?;
-        Ok(Self { inner: Arc::new(Inner { stores, writes: Semaphore::new(WRITES_MAX) }) })
+        let (writes, manifests) = (Semaphore::new(WRITES_MAX), Semaphore::new(MANIFESTS_KIB_MAX));
+        Ok(Self { inner: Arc::new(Inner { stores, decisions, writes, manifests }) })
     }
 
     /// Returns the router, for [`overlay::serve`] with [`ShardService::limits`] and a policy of admitted
@@ -163,6 +163,35 @@ impl Inner {
         let missing =
             || ShardServiceError(StatusCode::NOT_FOUND, code::STORE_REFUSED, "no such store".into());
         self.stores.get(name).ok_or_else(missing)
+    }
+
+    /// Checks that a peer has a role that writes and removes objects.
+    fn check_writer(&self, peer: &PublicKey) -> Result<(), ShardServiceError> {
+        if self.decisions.is_writer(peer) {
+            return Ok(());
+        }
+        let text = "workers and storage nodes write and remove objects; this node has neither role".into();
+        Err(ShardServiceError(StatusCode::FORBIDDEN, code::STORE_REFUSED, text))
+    }
+
+    /// Checks that a peer may remove objects of an import.
+    async fn check_removal(
+        &self,
+        store: &ServedDirectory,
+        nonce: ModelNonce,
+        peer: &PublicKey,
+        now: SystemTime,
+    ) -> Result<(), ShardServiceError> {
+        let facts = store.facts(nonce, &*self.decisions).await?;
+        let is_silent = facts.seal.is_none() && store.is_silent(nonce, now, SWEEP_AGE_MIN).await?;
+        if rights::may_remove(&facts, peer, now, is_silent) {
+            return Ok(());
+        }
+        let text = match facts.seal {
+            Some(seal) => format!("model {} is kept until the circle decides to forget it", seal.root.short()),
+            None => "the import is another node's, and may still run".into(),
+        };
+        Err(ShardServiceError(StatusCode::LOCKED, code::STORE_OBJECT_HELD, text))
     }
 }
 
@@ -279,124 +308,50 @@ pub(crate) fn check_range(value: &[u8]) {
 async fn write(
     State(inner): State<Arc<Inner>>,
     UrlPath((store, object)): UrlPath<(String, String)>,
+    Extension(Peer(peer)): Extension<Peer>,
     request: Request,
 ) -> Result<StatusCode, ShardServiceError> {
     let (store, path) = (inner.store(&store)?, object_path(&object)?);
-    let length = request.headers().get(header::CONTENT_LENGTH);
-    let length = length.and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-    let length = length.ok_or_else(|| refuse("an upload declares its length"))?;
-    if length > OBJECT_BYTES_MAX as u64 {
-        let text = format!("objects have at most {OBJECT_BYTES_MAX} bytes");
-        return Err(ShardServiceError(StatusCode::PAYLOAD_TOO_LARGE, code::STORE_REFUSED, text));
+    inner.check_writer(&peer)?;
+    let incoming = IncomingObject::of(request)?;
+    match Name::of(&object) {
+        Some(Name::Shard(nonce)) => inner.write_shard(store, nonce, path, peer, incoming).await?,
+        Some(Name::Manifest(root)) => inner.write_manifest(store, root, path, peer, incoming).await?,
+        Some(Name::Leftover) | None => return Err(refuse("the name is not one of an object")),
     }
-    let _permit = inner.writes.acquire().await.expect("the semaphore is never closed");
-    let (objects, runtime) = (store.objects.clone(), Handle::current());
-    // `put_multipart` creates a file before it first waits, so it runs on a thread that may block.
-    let root = store.root.clone();
-    let begin = move || {
-        if let Err(error) = clear(&root, path.as_ref()) {
-            tracing::warn!(%path, %error, "cannot clear the path of an object");
-        }
-        runtime.block_on(async move { objects.put_multipart(&path).await })
-    };
-    let upload = store.disk.run_blocking(begin).await.unwrap_or_else(|| Err(panicked()))?;
-    match fill(upload, store, request.into_body(), length).await {
-        Ok(mut upload) => {
-            store.run(async move { finish(&mut *upload).await }).await?;
-            Ok(StatusCode::NO_CONTENT)
-        }
-        Err((mut upload, refusal)) => {
-            let aborted = store.run(async move { upload.abort().await }).await;
-            if let Err(ShardServiceError(_, _, text)) = aborted {
-                tracing::debug!(text, "abort an upload");
-            }
-            Err(refusal)
-        }
-    }
-}
-
-/// Completes an upload as an object, or leaves nothing of it.
-async fn finish(upload: &mut dyn MultipartUpload) -> object_store::Result<()> {
-    let completed = upload.complete().await.map(drop);
-    if completed.is_err()
-        && let Err(error) = upload.abort().await
-    {
-        tracing::debug!(%error, "abort an upload");
-    }
-    completed
-}
-
-type Upload = Box<dyn MultipartUpload>;
-
-/// Writes the body part by part; it must have exactly `length` bytes.
-async fn fill(
-    mut upload: Upload,
-    store: &ServedDirectory,
-    body: Body,
-    length: u64,
-) -> Result<Upload, (Upload, ShardServiceError)> {
-    let mut body = body.into_data_stream();
-    let mut gathered = BytesMut::new();
-    let mut received = 0;
-    let began = Instant::now();
-    loop {
-        let earned = Duration::from_secs(received / UPLOAD_RATE_MIN);
-        let deadline = (began + UPLOAD_SILENCE_MAX + earned).min(Instant::now() + UPLOAD_SILENCE_MAX);
-        let chunk = match tokio::time::timeout_at(deadline, body.next()).await.map(Option::transpose) {
-            Ok(Ok(chunk)) => chunk,
-            Ok(Err(_)) => return Err((upload, refuse("the upload was interrupted"))),
-            Err(_) => {
-                let text = "the upload is silent or too slow".into();
-                return Err((
-                    upload,
-                    ShardServiceError(StatusCode::REQUEST_TIMEOUT, code::STORE_REFUSED, text),
-                ));
-            }
-        };
-        let last = chunk.is_none();
-        let chunk: Bytes = chunk.unwrap_or_default();
-        received += chunk.len() as u64;
-        if received > length {
-            return Err((upload, refuse("the upload is longer than its declared length")));
-        }
-        if last && received != length {
-            return Err((upload, refuse("the upload is shorter than its declared length")));
-        }
-        gathered.extend_from_slice(&chunk);
-        if gathered.len() >= WRITE_BYTES || (last && !gathered.is_empty()) {
-            let part = upload.put_part(gathered.split().freeze().into());
-            if let Err(refusal) = store.run(part).await {
-                return Err((upload, refusal));
-            }
-        }
-        if last {
-            return Ok(upload);
-        }
-    }
+    Ok(StatusCode::NO_CONTENT)
 }
 
 async fn remove(
     State(inner): State<Arc<Inner>>,
     UrlPath((store, object)): UrlPath<(String, String)>,
+    Extension(Peer(peer)): Extension<Peer>,
 ) -> Result<StatusCode, ShardServiceError> {
     let store = inner.store(&store)?;
-    match Name::of(&object) {
-        Some(Name::Shard(_)) => {
+    let Some(name) = Name::of(&object) else { return Err(refuse("the name is not one of an object")) };
+    inner.check_writer(&peer)?;
+    let now = inner.decisions.now();
+    match name {
+        Name::Shard(nonce) => {
+            inner.check_removal(store, nonce, &peer, now).await?;
             let (objects, path) = (store.objects.clone(), object_path(&object)?);
             store.run(async move { objects.delete(&path).await }).await?;
+            let directory = store.import(nonce);
+            store.block(move || Ok(directory.remove_if_empty())).await?;
         }
-        Some(Name::Manifest(_) | Name::Leftover) => {
-            let (file, now) = (store.root.join(&object), SystemTime::now());
+        Name::Manifest(root) => {
+            if !inner.decisions.is_forgotten(root) {
+                let nonce = store.manifest(root).await?.manifest.nonce;
+                inner.check_removal(store, nonce, &peer, now).await?;
+            }
+            let file = store.root.join(&object);
+            store.block(move || std::fs::remove_file(file)).await?;
+        }
+        Name::Leftover => {
+            let file = store.root.join(&object);
             let removed = store.disk.run_blocking(move || remove_old(&file, now)).await;
             removed.unwrap_or_else(|| Err(panicked().into()))?;
         }
-        None => return Err(refuse("the name is not one of an object")),
-    }
-    if object.starts_with(MODELS) {
-        // The last shard takes the import's directory with it. No other import ever has the same directory.
-        let directory = store.root.join(&object).parent().map(Path::to_path_buf);
-        let gone = move || directory.is_some_and(|directory| std::fs::remove_dir(directory).is_ok());
-        store.disk.run_blocking(gone).await;
     }
     Ok(StatusCode::NO_CONTENT)
 }
@@ -415,7 +370,7 @@ fn remove_old(file: &Path, now: SystemTime) -> Result<(), ShardServiceError> {
     if now.duration_since(modified).is_ok_and(|age| age > SWEEP_AGE_MIN) {
         return std::fs::remove_file(file).map_err(failed);
     }
-    Err(refuse("manifests and leftovers younger than an hour stay"))
+    Err(refuse("leftovers younger than an hour stay"))
 }
 
 /// Query of a listing.

@@ -1,17 +1,19 @@
-//! Garbage collection (`model sweep`): removes the leftovers of incomplete imports from stores.
+//! Garbage collection (`model sweep`): removes forgotten models, and the leftovers of incomplete imports.
 //!
-//! Objects of a registered model must never be removed, even if it is registered during a collection. Two
-//! rules guarantee that. First, the stores are listed *before* the register is read: a listed import that is
-//! not registered is incomplete, or has yet to register. Second, the age of an import is that of its
-//! *youngest* object in any store.
+//! An import whose manifest is stored is *sealed*: it is a model, registered or about to be. Its objects are
+//! removed only if the circle decided to forget it, which the caller takes from a verified history. The
+//! register is never a reason to remove anything: it only adds models whose objects are kept.
+//!
+//! An import without a manifest is incomplete. Two rules guarantee that a running one loses nothing. First,
+//! the stores are listed *before* the register is read: an import that is sealed and registered meanwhile is
+//! kept. Second, the age of an import is that of its *youngest* object in any store.
 //!
 //! The second rule suffices because a running import writes at least every [`IMPORT_SILENCE_MAX`] or ends
-//! with an error. After its last write it registers within that time or not at all. An import whose youngest
-//! object is older than [`SWEEP_AGE_MIN`] will therefore never register. Before each removal the objects of
-//! an import are listed again, and kept if one of them is young.
+//! with an error. An import whose youngest object is older than [`SWEEP_AGE_MIN`] will therefore never be
+//! sealed. Before each removal the objects of an import are listed again, and kept if one of them is young.
 //!
-//! Nothing is removed unless all registered models are known. If the manifest of a registered model cannot be
-//! read, its objects are unknown, and the collection ends.
+//! Nothing is removed unless all models are known. If the manifest of one that is kept cannot be read, its
+//! objects are unknown, and the collection ends.
 
 pub use crate::age::{IMPORT_SILENCE_MAX, SWEEP_AGE_MIN};
 use crate::error::{StoreError, SweepError};
@@ -21,8 +23,8 @@ use crate::read::fetch_manifest;
 use crate::store::{Listed, Store};
 use futures::future::join_all;
 use futures::stream::TryStreamExt;
-use protocol::ModelRoot;
 use protocol::model::ModelNonce;
+use protocol::{ModelName, ModelRoot};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
@@ -74,9 +76,13 @@ impl ObjectTotals {
 pub struct SweepReport {
     /// Objects of registered models.
     pub registered: ObjectTotals,
-    /// Unregistered objects that are too young to remove.
+    /// Objects of sealed imports that are not registered.
+    pub sealed: ObjectTotals,
+    /// Those imports. Only a decision to forget them removes their objects.
+    pub unregistered: BTreeMap<ModelRoot, ModelName>,
+    /// Objects of incomplete imports that are too young to remove.
     pub young: ObjectTotals,
-    /// Unregistered old objects: removed, or to be removed.
+    /// Objects of forgotten models, and old ones of incomplete imports: removed, or to be removed.
     pub garbage: ObjectTotals,
     /// Objects that were removed.
     pub removed: ObjectTotals,
@@ -90,10 +96,10 @@ pub struct SweepReport {
 /// Owner of objects, all of which are kept or removed together.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum ObjectOwner {
-    /// All copies of a manifest. First, so that no manifest outlives its shards.
-    Manifest(ModelRoot),
-    /// All shards of an import.
+    /// All shards of an import. First, because the manifest of a forgotten model names them.
     Shards(ModelNonce),
+    /// All copies of a manifest.
+    Manifest(ModelRoot),
     /// A single leftover of an incomplete write.
     Leftover(String),
 }
@@ -164,45 +170,103 @@ impl Inventory {
     }
 }
 
-/// Registered models, whose objects must be kept.
-struct LiveSet {
-    roots: BTreeSet<ModelRoot>,
-    nonces: BTreeSet<ModelNonce>,
+/// Models whose objects are kept, and those whose objects go.
+#[derive(Debug, Default)]
+struct SweptModels {
+    registered: BTreeSet<ModelRoot>,
+    /// Sealed imports that are not registered.
+    unregistered: BTreeMap<ModelRoot, ModelName>,
+    forgotten: BTreeSet<ModelRoot>,
+    /// Imports of the registered models, of the others that are kept, and of the forgotten ones.
+    nonces: [BTreeSet<ModelNonce>; 3],
 }
 
-impl LiveSet {
-    async fn of(registered: Vec<(ModelRoot, Vec<Store>)>, pool: &Pool) -> Result<Self, SweepError> {
-        let mut live_set = Self { roots: BTreeSet::new(), nonces: BTreeSet::new() };
-        for (root, stores) in registered {
+/// What a collection does with the objects of an owner.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    Registered,
+    Unregistered,
+    Forgotten,
+    /// No manifest names the object: age decides.
+    Open,
+}
+
+impl SweptModels {
+    /// Reads the manifests of registered models and of all that are listed.
+    async fn of(
+        inventories: &[Inventory],
+        stores: &[Store],
+        registered: Vec<(ModelRoot, Vec<Store>)>,
+        forgotten: &BTreeSet<ModelRoot>,
+        pool: &Pool,
+    ) -> Result<Self, SweepError> {
+        let mut models = Self { forgotten: forgotten.clone(), ..Self::default() };
+        let [of_registered, of_unregistered, of_forgotten] = &mut models.nonces;
+        for (root, stores) in registered.into_iter().filter(|(root, _)| !forgotten.contains(root)) {
             let manifest = fetch_manifest(root, &stores, pool).await;
             let manifest = manifest.map_err(|source| SweepError::Manifest { root, source })?;
-            live_set.roots.insert(root);
-            live_set.nonces.insert(manifest.nonce);
+            models.registered.insert(root);
+            of_registered.insert(manifest.nonce);
         }
-        Ok(live_set)
+        let owners: BTreeSet<&ObjectOwner> = inventories.iter().flat_map(|it| it.owned.keys()).collect();
+        for owner in owners {
+            let ObjectOwner::Manifest(root) = *owner else { continue };
+            if models.registered.contains(&root) {
+                continue;
+            }
+            let has = |(inventory, _): &(&Inventory, &Store)| inventory.owned.contains_key(owner);
+            let holders = inventories.iter().zip(stores).filter(has);
+            let holders: Vec<Store> = holders.map(|(_, store)| store.clone()).collect();
+            match (fetch_manifest(root, &holders, pool).await, forgotten.contains(&root)) {
+                (Ok(manifest), true) => drop(of_forgotten.insert(manifest.nonce)),
+                (Ok(manifest), false) => {
+                    of_unregistered.insert(manifest.nonce);
+                    models.unregistered.insert(root, manifest.name.clone());
+                }
+                // The shards of a forgotten model without a manifest go by their age.
+                (Err(_), true) => {}
+                (Err(source), false) => return Err(SweepError::Manifest { root, source }),
+            }
+        }
+        Ok(models)
     }
 
-    fn has(&self, owner: &ObjectOwner) -> bool {
-        match owner {
-            ObjectOwner::Manifest(root) => self.roots.contains(root),
-            ObjectOwner::Shards(nonce) => self.nonces.contains(nonce),
+    fn verdict(&self, owner: &ObjectOwner) -> Verdict {
+        let [of_registered, of_unregistered, of_forgotten] = &self.nonces;
+        let (registered, unregistered, forgotten) = match owner {
+            ObjectOwner::Manifest(root) => (
+                self.registered.contains(root),
+                self.unregistered.contains_key(root),
+                self.forgotten.contains(root),
+            ),
+            ObjectOwner::Shards(nonce) => (
+                of_registered.contains(nonce),
+                of_unregistered.contains(nonce),
+                of_forgotten.contains(nonce),
+            ),
             // A complete write leaves nothing, so no leftover belongs to one.
-            ObjectOwner::Leftover(_) => false,
+            ObjectOwner::Leftover(_) => (false, false, false),
+        };
+        match (registered, unregistered, forgotten) {
+            (true, ..) => Verdict::Registered,
+            (false, true, _) => Verdict::Unregistered,
+            (false, false, true) => Verdict::Forgotten,
+            (false, false, false) => Verdict::Open,
         }
     }
 }
 
-/// Lists `stores`, and removes the objects that no registered model names and that are older than
-/// `options.older_than`. `register` is called once, after the last store was listed. It must return every
-/// model that is registered by then (a linearizable read), each with its stores.
-///
-/// Stores must belong to one register alone: objects that another register names are unknown to this one.
+/// Lists `stores`, and removes the objects of `forgotten` models and the incomplete imports that are older
+/// than `options.older_than`. `forgotten` holds the models whose grace period is over, by a verified history.
+/// `register` is called once, after the last store was listed. It should return every model that is registered
+/// by then (a linearizable read), each with its stores; what it leaves out is not removed for that.
 ///
 /// # Errors
 /// [`SweepError`]: nothing was removed. A store that fails is in the report; the others are processed.
 pub async fn sweep<E, Registered>(
     stores: &[Store],
     options: SweepOptions,
+    forgotten: &BTreeSet<ModelRoot>,
     pool: &Pool,
     register: impl FnOnce() -> Registered,
     progress: impl Fn(SweepProgress),
@@ -221,9 +285,9 @@ where
     };
     let inventories = join_all(stores.iter().map(|store| Inventory::of(store, count))).await;
     let registered = register().await.map_err(|error| SweepError::Register(error.into()))?;
-    let live_set = LiveSet::of(registered, pool).await?;
-    let mut report = SweepReport::default();
-    let garbage = find_garbage(&inventories, &live_set, &options, &mut report);
+    let models = SweptModels::of(&inventories, stores, registered, forgotten, pool).await?;
+    let mut report = SweepReport { unregistered: models.unregistered.clone(), ..SweepReport::default() };
+    let garbage = find_garbage(&inventories, &models, &options, &mut report);
     if options.remove {
         let progress = |removed: ObjectTotals| {
             let (listed, to_remove) = (listed.load(Ordering::Relaxed), report.garbage.objects);
@@ -236,36 +300,44 @@ where
     Ok(report)
 }
 
+/// Garbage of the stores: owner and store, and whether the owner's age matters.
+type Garbage = BTreeMap<(ObjectOwner, usize), Verdict>;
+
 /// Determines the garbage of each store, and counts everything. Pure.
 fn find_garbage(
     inventories: &[Inventory],
-    live_set: &LiveSet,
+    models: &SweptModels,
     options: &SweepOptions,
     report: &mut SweepReport,
-) -> BTreeSet<(ObjectOwner, usize)> {
+) -> Garbage {
     // Youngest object of each owner in any store, including stores whose listing failed.
     let mut youngest: BTreeMap<&ObjectOwner, SystemTime> = BTreeMap::new();
     for (owner, objects) in inventories.iter().flat_map(|inventory| &inventory.owned) {
         let known = youngest.entry(owner).or_insert(objects.youngest);
         *known = objects.youngest.max(*known);
     }
-    let mut garbage = BTreeSet::new();
+    let mut garbage = Garbage::new();
     for (number, inventory) in inventories.iter().enumerate() {
         report.foreign.add(inventory.foreign);
         report.failures.extend(inventory.failure.as_ref().map(ToString::to_string));
         for (owner, objects) in &inventory.owned {
-            if live_set.has(owner) {
-                report.registered.add(objects.totals);
-            } else if inventory.failure.is_none() && is_old(youngest[owner], options) {
-                report.garbage.add(objects.totals);
-                garbage.insert((owner.clone(), number));
-            } else {
-                report.young.add(objects.totals);
+            let verdict = models.verdict(owner);
+            let goes = verdict == Verdict::Forgotten || is_old(youngest[owner], options);
+            match verdict {
+                Verdict::Registered => report.registered.add(objects.totals),
+                Verdict::Unregistered => report.sealed.add(objects.totals),
+                Verdict::Forgotten | Verdict::Open if inventory.failure.is_none() && goes => {
+                    report.garbage.add(objects.totals);
+                    garbage.insert((owner.clone(), number), verdict);
+                }
+                Verdict::Forgotten | Verdict::Open => report.young.add(objects.totals),
             }
         }
     }
-    let is_live = |(owner, _): &(ObjectOwner, usize)| live_set.has(owner);
-    assert!(!garbage.iter().any(is_live), "objects of registered models are kept");
+    let is_kept = |(owner, _): &(ObjectOwner, usize)| {
+        matches!(models.verdict(owner), Verdict::Registered | Verdict::Unregistered)
+    };
+    assert!(!garbage.keys().any(is_kept), "objects of models that nobody forgot are kept");
     garbage
 }
 
@@ -278,14 +350,15 @@ fn is_old(modified: SystemTime, options: &SweepOptions) -> bool {
 /// Removes the garbage, owner by owner, and returns the errors of stores.
 async fn remove(
     stores: &[Store],
-    garbage: &BTreeSet<(ObjectOwner, usize)>,
+    garbage: &Garbage,
     options: &SweepOptions,
     progress: impl Fn(ObjectTotals),
 ) -> (ObjectTotals, Vec<String>) {
     let (mut removed, mut failures) = (ObjectTotals::default(), BTreeMap::new());
-    for (owner, number) in garbage {
+    for ((owner, number), verdict) in garbage {
+        let keeps = |object: &Listed| *verdict != Verdict::Forgotten && !is_old(object.modified, options);
         if !failures.contains_key(number)
-            && let Err(error) = remove_owned(&stores[*number], owner, options, &mut removed, &progress).await
+            && let Err(error) = remove_owned(&stores[*number], owner, keeps, &mut removed, &progress).await
         {
             failures.insert(*number, error.to_string());
         }
@@ -293,18 +366,18 @@ async fn remove(
     (removed, failures.into_values().collect())
 }
 
-/// Lists the objects of one owner in one store again, and removes them unless one is young.
+/// Lists the objects of one owner in one store again, and removes them unless one of them keeps all.
 async fn remove_owned(
     store: &Store,
     owner: &ObjectOwner,
-    options: &SweepOptions,
+    keeps: impl Fn(&Listed) -> bool,
     removed: &mut ObjectTotals,
     progress: &impl Fn(ObjectTotals),
 ) -> Result<(), StoreError> {
     let found: Vec<Listed> = store.list(&owner.prefix()).try_collect().await?;
     let is_owned = |object: &Listed| ObjectOwner::of(&object.name).as_ref() == Some(owner);
     let found: Vec<Listed> = found.into_iter().filter(is_owned).collect();
-    if found.iter().any(|object| !is_old(object.modified, options)) {
+    if found.iter().any(keeps) {
         return Ok(());
     }
     for some in found.chunks(REMOVED_AT_ONCE) {

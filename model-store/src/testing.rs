@@ -16,11 +16,12 @@ use object_store::{
     PutMultipartOptions, PutOptions, PutPayload, PutResult, Result as ObjectResult, UploadPart,
 };
 use protocol::model::{ErasureCode, ModelManifest, ModelNonce, StoreReference};
-use std::collections::BTreeMap;
+use protocol::{ModelRoot, PublicKey};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use tempfile::TempDir;
 
 impl HealthReport {
@@ -302,6 +303,62 @@ impl ModelFixture {
         let mut found = BTreeMap::new();
         walk(&root, &root, &mut found);
         found
+    }
+}
+
+/// Decisions of the circle that a test makes.
+#[derive(Debug)]
+pub(crate) struct ScriptedDecisions {
+    pub(crate) now: Mutex<SystemTime>,
+    /// Peers without a role that writes.
+    pub(crate) gateways: BTreeSet<PublicKey>,
+    pub(crate) forgotten: Mutex<BTreeSet<ModelRoot>>,
+    pub(crate) named: Mutex<BTreeSet<ModelRoot>>,
+}
+
+impl Default for ScriptedDecisions {
+    fn default() -> Self {
+        Self {
+            now: Mutex::new(SystemTime::now()),
+            gateways: BTreeSet::new(),
+            forgotten: Mutex::default(),
+            named: Mutex::default(),
+        }
+    }
+}
+
+impl ScriptedDecisions {
+    /// Lets time pass.
+    pub(crate) fn wait(&self, time: Duration) {
+        *self.now.lock().expect("no panic") += time;
+    }
+
+    /// Makes the circle forget a model.
+    pub(crate) fn forget(&self, root: ModelRoot) {
+        self.forgotten.lock().expect("no panic").insert(root);
+    }
+
+    /// Makes the circle approve a service that names a model.
+    pub(crate) fn name(&self, root: ModelRoot) {
+        self.named.lock().expect("no panic").insert(root);
+    }
+}
+
+impl ModelDecisions for ScriptedDecisions {
+    fn now(&self) -> SystemTime {
+        *self.now.lock().expect("no panic")
+    }
+
+    fn is_writer(&self, peer: &PublicKey) -> bool {
+        !self.gateways.contains(peer)
+    }
+
+    fn is_forgotten(&self, root: ModelRoot) -> bool {
+        self.forgotten.lock().expect("no panic").contains(&root)
+    }
+
+    fn is_named(&self, root: ModelRoot) -> bool {
+        self.named.lock().expect("no panic").contains(&root)
     }
 }
 

@@ -126,6 +126,8 @@ codes! {
     MODEL_RECORD_DIFFERS = "model-record-differs";
     /// A service in force names the model.
     MODEL_IN_USE = "model-in-use";
+    /// The circle decided to forget the model.
+    MODEL_FORGOTTEN = "model-forgotten";
     /// The recipient holds another wrap of the model's key.
     WRAP_HELD = "wrap-held";
     /// No API key has this name.
@@ -216,6 +218,10 @@ codes! {
     STORE_FULL = "store-full";
     /// A store refuses the name or size of an object, or refuses this peer.
     STORE_REFUSED = "store-refused";
+    /// A store has an object with other bytes; an object is taken once.
+    STORE_OBJECT_EXISTS = "store-object-exists";
+    /// A store does not let an object go, or takes it from another node alone.
+    STORE_OBJECT_HELD = "store-object-held";
     /// Garbage collection (`model sweep`) did not start, because the set of needed objects is uncertain.
     SWEEP_REFUSED = "sweep-refused";
     /// Garbage collection (`model sweep`) could not list or clean every store.

@@ -10,7 +10,7 @@ use crate::ids::{
     TokenName,
 };
 use crate::keys::{EncryptionKey, HybridSignature, MemberKeys, PublicKey};
-use crate::manifest::Manifest;
+use crate::manifest::{Manifest, ModelChoice};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use utoipa::ToSchema;
@@ -42,7 +42,7 @@ pub struct Member {
 pub enum ActionClass {
     /// A2: deploy, retire, admit or remove a node.
     Routine,
-    /// A3: members and policy.
+    /// A3: members and policy, and the loss of a model.
     Sensitive,
 }
 
@@ -216,6 +216,13 @@ pub enum Change {
         /// Name of the node.
         node: NodeName,
     },
+    /// Forgets a model for ever: after the grace period its key and its stored shards are deleted.
+    ForgetModel {
+        /// Name and root of the model. The name is never given to another root.
+        model: ModelChoice,
+        /// Time in seconds from the last approving signature to the deletion.
+        grace_seconds: u32,
+    },
     /// Replaces members and policy, and raises the epoch.
     SetMembers {
         /// All members after the change.
@@ -230,7 +237,7 @@ pub enum Change {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SubjectVersion {
-    /// Subject: `service/NAME`, `node/NAME` or `circle`.
+    /// Subject: `service/NAME`, `node/NAME`, `model/NAME` or `circle`.
     pub subject: String,
     /// Number of approved changes to the subject, including genesis and its retirement or removal; 0 if it
     /// never existed.

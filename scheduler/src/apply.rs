@@ -82,7 +82,6 @@ fn carry_out(cluster: &mut Cluster, index: u64, command: &Command) -> Result<Rep
         Action::CastBallot(signed) => governance::cast(cluster, index, signed),
         Action::RegisterModel { record, wraps } => registry::register_model(cluster, actor, record, wraps),
         Action::PutWraps(wraps) => registry::put_wraps(cluster, actor, wraps),
-        Action::ForgetModel(root) => registry::forget_model(cluster, actor, root),
         Action::CreateApiKey(key) => registry::create_key(cluster, actor, key),
         Action::RevokeApiKey(name) => registry::revoke_key(cluster, actor, name),
         Action::Scale { service, replicas } => registry::scale(cluster, actor, service, *replicas),
@@ -98,7 +97,6 @@ fn scope_of(action: &Action) -> Option<TokenScope> {
         Action::SubmitProposal(_) | Action::CastBallot(_) => Some(TokenScope::Propose),
         Action::RegisterModel { .. }
         | Action::PutWraps(_)
-        | Action::ForgetModel(_)
         | Action::CreateApiKey(_)
         | Action::RevokeApiKey(_)
         | Action::Scale { .. } => Some(TokenScope::Submit),
@@ -151,7 +149,8 @@ pub fn tick_is_due(cluster: &Cluster, clocks: &ClockReadings) -> bool {
 
 fn is_anything_over(cluster: &Cluster, now: ClusterTime) -> bool {
     let proposal = cluster.open.values().any(|open| is_over(open.proposal.expires_at, now));
-    proposal || cluster.pending.values().any(|pending| is_forgotten(pending, now))
+    let model = registry::models_to_forget(cluster, now).next().is_some();
+    model || proposal || cluster.pending.values().any(|pending| is_forgotten(pending, now))
 }
 
 fn is_over(expires_at: Millis, now: ClusterTime) -> bool {
@@ -179,6 +178,7 @@ fn tick(cluster: &mut Cluster, clocks: &ClockReadings) -> Reply {
         cluster.audit.record(now, "scheduler", "expire", &format!("proposal/{}", id.short()), "");
     }
     cluster.pending.retain(|_, pending| !is_forgotten(pending, now));
+    registry::forget_models(cluster);
     registry::drop_useless_wraps(cluster, &BTreeMap::new());
     debug_assert!(!is_anything_over(cluster, now), "a tick leaves nothing due");
     Reply::Done

@@ -13,7 +13,7 @@ use protocol::governance::{NodeAdmission, Proposal, SignedBallot, SignedGenesis}
 use protocol::model::{KeyWrap, ModelRecord};
 use protocol::order::SlotOrder;
 use protocol::{
-    CircleId, Digest, ErrorCode, Fence, MemberId, ModelRoot, NodeId, ProposalId, ReplicaId, ServiceName,
+    CircleId, Digest, ErrorCode, Fence, MemberId, NodeId, ProposalId, ReplicaId, ServiceName,
     SlotIndex, TokenName,
 };
 use serde::{Deserialize, Serialize};
@@ -91,8 +91,6 @@ pub enum Action {
     },
     /// Keep more wraps of a model's key. A wrap that its recipient can open is never replaced.
     PutWraps(Vec<KeyWrap>),
-    /// Forget a model's location and the wraps of its key. No service in force may name it.
-    ForgetModel(ModelRoot),
     /// Create an inference key for applications.
     CreateApiKey(ApiKey),
     /// Revoke an inference key.

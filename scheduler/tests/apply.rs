@@ -42,7 +42,6 @@ fn nothing_happens_before_the_circle_is_founded() {
             ("scale", scale("embed", 1), "circle-not-founded"),
             ("key", key("app", "secret", None), "circle-not-founded"),
             ("model", register(model("minilm", 1), &[]), "circle-not-founded"),
-            ("forget", Action::ForgetModel(root("minilm")), "circle-not-founded"),
             ("wraps", Action::PutWraps(vec![]), "circle-not-founded"),
             ("proposal", Action::SubmitProposal(Box::new(proposal)), "circle-not-founded"),
             ("ballot", Action::CastBallot(Box::new(ballot)), "circle-not-founded"),

@@ -157,29 +157,59 @@ fn a_replaced_key_allows_another_wrap() {
     assert!(world.cluster.wrap_for(&root("minilm"), node_id("node-1")).is_some(), "others keep theirs");
 }
 
+/// One token once ended a model for ever. Now no command of a token does: the circle decides, and the key goes
+/// when the grace period is over.
 #[test]
-fn a_model_that_no_service_names_is_forgotten() {
+fn a_model_that_no_service_names_is_forgotten_by_decision_after_its_grace() {
     let mut world = running();
-    let forget = |name: &str| Action::ForgetModel(root(name));
     world.must(register(model("unused", 1), &[node_id("node-1")]));
+    let submit = |world: &World, change| Action::SubmitProposal(Box::new(world.proposal(change)));
+    let mut misnamed = forget("unused", 60);
+    if let Change::ForgetModel { model, .. } = &mut misnamed {
+        model.name = "harmless".parse().unwrap();
+    }
+    let changes = [submit(&world, misnamed), submit(&world, forget("unused", 60))];
+    let [misnamed, sound] = changes;
+    check(&world, vec![("another name", misnamed, "model-record-differs"), ("unused", sound, "ok")]);
+
+    let proposal = world.proposal(forget("unused", 60));
+    world.must(Action::SubmitProposal(Box::new(proposal.clone())));
+    world.must(Action::Tick);
+    assert!(!world.cluster.wraps(&root("unused")).is_empty(), "a token proposes, and nothing is forgotten");
+    for name in ["alice", "bob", "carol"] {
+        let ballot = world.ballot(name, &proposal, Choice::Approve);
+        world.must(Action::CastBallot(Box::new(ballot)));
+    }
+    assert!(!tick_is_due(&world.cluster, world.wall_now()), "the grace period runs");
+    assert!(!world.cluster.wraps(&root("unused")).is_empty(), "its key is kept until then");
+    let again = register(model("unused", 1), &[]);
+    assert_eq!(verdict(&world, Actor::Scheduler, again.clone()), "model-forgotten");
+    world.wait(60_000);
+    assert!(tick_is_due(&world.cluster, world.wall_now()));
+    world.must(Action::Tick);
+    assert!(world.cluster.wraps(&root("unused")).is_empty(), "its key is gone with it");
+    assert!(!world.cluster.models().contains_key(&root("unused")));
+    let last = world.cluster.audit().last(1).next().unwrap().clone();
+    assert_eq!((last.action.as_str(), last.subject.as_str()), ("forget", "model/unused"));
+    let mut other_bytes = model("unused", 1);
+    other_bytes.root = root("other bytes");
     check(
         &world,
         vec![
-            ("in use", forget("minilm"), "model-in-use"),
-            ("unknown", forget("nothing"), "model-not-found"),
-            ("unused", forget("unused"), "ok"),
+            ("the same model", again, "model-forgotten"),
+            ("its name for other bytes", register(other_bytes, &[]), "model-name-taken"),
         ],
     );
-    assert_eq!(verdict(&world, token("reader"), forget("unused")), "token-scope-missing");
-    world.must(forget("unused"));
-    assert!(world.cluster.wraps(&root("unused")).is_empty(), "its key is gone with it");
-    let last = world.cluster.audit().last(1).next().unwrap().clone();
-    assert_eq!((last.action.as_str(), last.subject.as_str()), ("forget", "model/unused"));
-    world.must(register(model("unused", 1), &[]));
+}
 
+#[test]
+fn a_model_is_kept_while_slots_run_on_it() {
+    let mut world = running();
     world.approve(Change::Retire { service: service_name("embed"), grace_seconds: 0 });
-    assert_eq!(verdict(&world, Actor::Scheduler, forget("minilm")), "model-in-use", "slots run on it still");
+    let submit = Action::SubmitProposal(Box::new(world.proposal(forget("minilm", 0))));
+    assert_eq!(verdict(&world, Actor::Scheduler, submit), "model-in-use", "slots run on it still");
     world.settle();
-    world.must(forget("minilm"));
+    world.approve(forget("minilm", 0));
+    world.must(Action::Tick);
     assert!(!world.cluster.models().contains_key(&root("minilm")));
 }

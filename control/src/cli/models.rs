@@ -5,16 +5,18 @@
 
 use super::Environment;
 use super::output::table;
+use super::proposals::{print_submitted, reason_or};
 use crate::context::Context;
 use crate::node::{self, ModelAccess};
-use crate::session::Session;
+use crate::session::{PROPOSAL_LIFETIME_MS, Session};
 use anyhow::Result;
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use protocol::api::Page;
-use protocol::manifest::format_bytes;
+use protocol::governance::Change;
+use protocol::manifest::{ModelChoice, format_bytes};
 use protocol::model::{ErasureCode, ModelRecord};
-use protocol::{ModelName, Refusal, error_code};
+use protocol::{ModelName, ModelRoot, Refusal, error_code};
 use std::path::{Path, PathBuf};
 
 #[derive(Debug, Subcommand)]
@@ -48,17 +50,9 @@ pub(crate) enum ModelCommand {
         #[arg(long, value_name = "DIR")]
         node: Option<PathBuf>,
     },
-    /// Permanently unregister a model that no service needs, and delete its key
-    #[command(after_help = "\
-Example:
-  quorate model forget old-minilm
-
-The model is unreadable afterwards. `quorate model sweep` removes its objects from the stores.")]
-    Forget {
-        /// Name of the model
-        model: ModelName,
-    },
-    /// Collect garbage: remove objects of no registered model from stores
+    /// Propose to forget a model that no service names: a sensitive change
+    Forget(ForgetArguments),
+    /// Collect garbage: remove forgotten models and unfinished imports from stores
     Sweep(SweepArguments),
 }
 
@@ -69,15 +63,14 @@ Examples:
   quorate model sweep --older-than 6h
   quorate model sweep --store s3://bucket/models
 
-Objects of registered models are kept, and so are objects younger than --older-than. Only this
-cluster's models are known: never sweep a store that another cluster uses too. The default is the
-stores of this cluster's nodes, which no other cluster uses. After control has been restored from a
-backup, check the result of --dry-run first.")]
+A complete model is kept until the circle has decided to forget it, whether it is registered or not.
+Objects of unfinished imports go when all of them are older than --older-than. Never sweep a store that
+another cluster uses too: its unfinished imports look like this cluster's.")]
 pub(crate) struct SweepArguments {
     /// Report the garbage without removing it
     #[arg(long)]
     dry_run: bool,
-    /// Keep objects younger than this; at least an hour
+    /// Keep unfinished imports younger than this; at least an hour
     #[arg(long, value_name = "TIME", default_value = "24h")]
     older_than: humantime::Duration,
     /// URL of a store that only this cluster uses; repeatable [default: every store of every admitted node]
@@ -86,6 +79,29 @@ pub(crate) struct SweepArguments {
     /// State directory of a node on this machine [default: the context's]
     #[arg(long, value_name = "DIR")]
     node: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  quorate model forget old-minilm
+  quorate model forget old-minilm --grace 0s --reason 'replaced by minilm-2'
+
+The members vote, as on any sensitive change. Once approved, no service can name the model again, and
+its name is never given to another. After the grace period its key is deleted, which ends the model
+for ever; `quorate model sweep` removes its objects from the stores.")]
+pub(crate) struct ForgetArguments {
+    /// Name of the model
+    model: ModelName,
+    /// Root of a complete model that is not registered; `quorate model sweep` lists them
+    #[arg(long)]
+    root: Option<ModelRoot>,
+    /// Time from the last approval to the deletion
+    #[arg(long, default_value = "7days", value_name = "DURATION")]
+    grace: humantime::Duration,
+    /// Reason shown to the voters
+    #[arg(long, default_value = "")]
+    reason: String,
 }
 
 #[derive(Debug, Args)]
@@ -149,17 +165,24 @@ pub(crate) async fn run(command: ModelCommand, environment: &Environment) -> Res
             };
             Err(Refusal::new(code, message).into())
         }
-        ModelCommand::Forget { model } => {
-            let record = find(&context, &model).await?;
-            let path = format!("/v1/models/{}", record.root);
-            let _: serde_json::Value = context.client()?.delete(&path).await?;
-            environment.output().print(&record, |record| {
-                format!("forgot model {model} (root {}); next: quorate model sweep", record.root.short())
-            });
-            Ok(())
-        }
+        ModelCommand::Forget(arguments) => forget(arguments, &context, environment).await,
         ModelCommand::Sweep(arguments) => sweep(arguments, &context, environment).await,
     }
+}
+
+async fn forget(arguments: ForgetArguments, context: &Context, environment: &Environment) -> Result<()> {
+    let ForgetArguments { model: name, root, grace, reason } = arguments;
+    let session = Session::open(context).await?;
+    let root = match root {
+        Some(root) => root,
+        None => find(context, &name).await?.root,
+    };
+    let reason = reason_or(reason, || format!("forget model {name}"));
+    let grace_seconds = u32::try_from(grace.as_secs()).unwrap_or(u32::MAX);
+    let change = Change::ForgetModel { model: ModelChoice { name, root }, grace_seconds };
+    let view = session.propose(change, reason, PROPOSAL_LIFETIME_MS).await?;
+    print_submitted(environment, &session, &view);
+    Ok(())
 }
 
 async fn sweep(arguments: SweepArguments, context: &Context, environment: &Environment) -> Result<()> {

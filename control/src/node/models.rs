@@ -3,6 +3,7 @@
 use super::health::{FaultLog, HealthSummary, RepairSummary};
 use super::register::{self, refuse_taken_name};
 use super::{NodeFile, store_directories};
+use crate::client::ClientError;
 use crate::session::Session;
 use anyhow::{Result, anyhow};
 use human_chain::CircleState;
@@ -11,6 +12,7 @@ use model_store::{
     Context as StoreContext, ImportOptions, ModelKey, NodeAddress, PlacementRule, Pool, Store,
 };
 use overlay::Identity;
+use protocol::api::Page;
 use protocol::governance::NodeAdmission;
 use protocol::manifest::format_bytes;
 use protocol::model::{ErasureCode, ModelRecord, StoreReference};
@@ -138,7 +140,12 @@ impl ModelAccess {
         bar.finish_and_clear();
         let record = imported.record.clone();
         imported.check_fresh(SystemTime::now()).map_err(|error| Refusal::of(error.code(), &error))?;
-        register::register(session, &key, &record).await?;
+        if let Err(error) = register::register(session, &key, &record).await {
+            if is_unregistered(session, &error, &record).await {
+                model_store::let_go(&imported, &stores).await;
+            }
+            return Err(error);
+        }
         Ok(ImportSummary { record, notes: imported.notes })
     }
 
@@ -185,6 +192,15 @@ impl ModelAccess {
             .map_err(|error| Refusal::of(error.code(), &error))?;
         Ok((manifest, stores))
     }
+}
+
+/// Returns whether control refused to register a model and does not list it, so that its objects can go.
+async fn is_unregistered(session: &Session, error: &anyhow::Error, record: &ModelRecord) -> bool {
+    if !matches!(error.downcast_ref(), Some(ClientError::Refused(_))) {
+        return false;
+    }
+    let listed: Result<Page<ModelRecord>, ClientError> = session.client.get("/v1/models").await;
+    listed.is_ok_and(|models| models.items.iter().all(|other| other.root != record.root))
 }
 
 fn bytes_style() -> indicatif::ProgressStyle {

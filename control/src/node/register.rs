@@ -26,8 +26,7 @@ pub(super) async fn refuse_taken_name(session: &Session, name: &ModelName) -> Re
         None => Ok(()),
         Some(record) => {
             let message = format!(
-                "model `{name}` is registered already (root {}); choose another name, or run \
-                 `quorate model forget {name}`",
+                "model `{name}` is registered already (root {}); choose another name",
                 record.root.short()
             );
             Err(Refusal::new(error_code::NAME_TAKEN, message).into())
@@ -91,8 +90,8 @@ impl SharedKeys {
         let first = names.first()?;
         let all = names.join(", ");
         Some(format!(
-            "no member or node holds the key of {all}: run `quorate model forget {first}`, then import \
-             it again"
+            "no member or node holds the key of {all}: run `quorate model forget {first}`, and import it again \
+             under another name"
         ))
     }
 }

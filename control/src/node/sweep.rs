@@ -1,18 +1,21 @@
 //! Garbage collection of stores through a node (`quorate model sweep`).
 //!
-//! An object is removed if it is old and no registered model names it.
+//! An object is removed if the circle decided to forget its model, or if its import was never completed and is
+//! old. Control's word removes nothing.
 
 use super::models::ModelAccess;
 use crate::client::ClientError;
 use crate::session::Session;
 use anyhow::Result;
+use host::wall_clock;
 use indicatif::{ProgressBar, ProgressStyle};
 use model_store::{ObjectTotals, Store, SweepOptions, SweepProgress};
-use protocol::Refusal;
 use protocol::api::Page;
 use protocol::manifest::format_bytes;
 use protocol::model::{ModelRecord, StoreReference};
+use protocol::{ModelRoot, Refusal};
 use serde::Serialize;
+use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
 /// Number of objects and their total size.
@@ -45,9 +48,13 @@ pub struct SweepSummary {
     pub dry_run: bool,
     /// Objects of registered models.
     pub registered: ObjectCount,
-    /// Objects of no registered model that are too young to be garbage for certain.
+    /// Objects of complete imports that are not registered.
+    pub sealed: ObjectCount,
+    /// Those imports, as `NAME ROOT`.
+    pub unregistered: Vec<String>,
+    /// Objects of incomplete imports that may still run.
     pub young: ObjectCount,
-    /// Garbage: old objects of no registered model.
+    /// Garbage: objects of forgotten models, and old objects of incomplete imports.
     pub dead: ObjectCount,
     pub removed: ObjectCount,
     /// Files that do not belong to this system; they are never touched.
@@ -72,6 +79,9 @@ impl SweepSummary {
             true => format!("\nwould remove {dead}; nothing was removed"),
             false => format!("\nremoved {removed}"),
         });
+        for model in &self.unregistered {
+            text.push_str(&format!("\nkept: {model}, complete and not registered; `model forget` removes it"));
+        }
         for failure in &self.failures {
             text.push_str(&format!("\nnot swept: {failure}"));
         }
@@ -80,10 +90,8 @@ impl SweepSummary {
 }
 
 impl ModelAccess {
-    /// Removes from `stores` the objects that unfinished imports have left.
-    ///
-    /// These are the objects that no registered model names and that are older than `older_than`. The stores
-    /// must belong to this cluster alone.
+    /// Removes from `stores` the objects of forgotten models, and those that unfinished imports have left for
+    /// longer than `older_than`. The stores must belong to this cluster alone.
     ///
     /// # Errors
     /// Returns an error if control cannot list the registered models, or if `older_than` is below an hour.
@@ -97,6 +105,9 @@ impl ModelAccess {
         bar: ProgressBar,
     ) -> Result<SweepSummary> {
         let options = SweepOptions { older_than, now: SystemTime::now(), remove };
+        let now = wall_clock();
+        let over = session.circle.forgotten_models().filter(|forgotten| forgotten.ends_at() <= now);
+        let forgotten: BTreeSet<ModelRoot> = over.map(|forgotten| forgotten.model.root).collect();
         let opened = self.open_all(stores);
         // A read of the register passes a read barrier on the leader, so it includes every model registered
         // before the request.
@@ -111,13 +122,15 @@ impl ModelAccess {
             bar.set_length(at.to_remove);
             bar.set_position(at.removed);
         };
-        let report = model_store::sweep(&opened, options, &self.pool, register, progress).await;
+        let report = model_store::sweep(&opened, options, &forgotten, &self.pool, register, progress).await;
         bar.finish_and_clear();
         let report = report.map_err(|error| Refusal::of(error.code(), &error))?;
         Ok(SweepSummary {
             stores: stores.iter().map(|store| store.url.clone()).collect(),
             dry_run: !remove,
             registered: report.registered.into(),
+            sealed: report.sealed.into(),
+            unregistered: report.unregistered.iter().map(|(root, name)| format!("{name} {root}")).collect(),
             young: report.young.into(),
             dead: report.garbage.into(),
             removed: report.removed.into(),
@@ -149,6 +162,8 @@ mod tests {
             stores: vec!["node://a/s".into()],
             dry_run: false,
             registered: count(9),
+            sealed: count(2),
+            unregistered: vec!["tiny 00".into()],
             young: count(0),
             dead: count(4),
             removed: count(3),
@@ -158,7 +173,8 @@ mod tests {
         let text = summary.text();
         assert!(text.starts_with("1 stores: 9 objects (9 KiB) of registered models, 4 objects"), "{text}");
         assert!(text.contains("1 objects (1 KiB) foreign"), "{text}");
-        assert!(text.ends_with("removed 3 objects (3 KiB)\nnot swept: store `node://a/s` is full"), "{text}");
+        assert!(text.contains("kept: tiny 00, complete and not registered"), "{text}");
+        assert!(text.ends_with("\nnot swept: store `node://a/s` is full"), "{text}");
         summary.dry_run = true;
         assert!(summary.text().contains("would remove 4 objects"), "{}", summary.text());
     }

@@ -48,7 +48,6 @@ pub(crate) fn router(server: Arc<Server>) -> Router {
         .route("/v1/nodes", get(status::nodes))
         .route("/v1/pending-nodes", get(status::pending_nodes))
         .route("/v1/models", get(models::models).post(models::register_model))
-        .route("/v1/models/{root}", delete(models::forget_model))
         .route("/v1/models/{root}/wraps", get(models::wraps).put(models::put_wraps))
         .route("/v1/keys", get(keys::keys).post(keys::create_key))
         .route("/v1/keys/{name}", delete(keys::revoke_key))
@@ -129,7 +128,6 @@ fn no_subject(name: &str) -> Failure {
         status::pending_nodes,
         models::models,
         models::register_model,
-        models::forget_model,
         models::wraps,
         models::put_wraps,
         keys::keys,

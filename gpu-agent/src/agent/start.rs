@@ -212,7 +212,8 @@ impl Services {
         let mut tasks = JoinSet::new();
         if let Some(config) = self.storage {
             let (identity, circle) = (node.identity.clone(), node.circle.subscribe());
-            tasks.spawn(storage::serve(config, storage_limits, identity, circle, stop.clone()));
+            let clock = node.clock.clone();
+            tasks.spawn(storage::serve(config, storage_limits, identity, circle, clock, stop.clone()));
         }
         if let Some(config) = self.gateway {
             let (program, directory) = (node.serve_program.clone(), directory.to_path_buf());

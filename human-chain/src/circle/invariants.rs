@@ -6,8 +6,8 @@
 
 use super::{CircleState, FIRST_EPOCH};
 use crate::change::{
-    CIRCLE_SUBJECT, GRACE_SECONDS_MAX, circle_value, manifest_value, node_subject, node_value,
-    service_subject,
+    CIRCLE_SUBJECT, GRACE_SECONDS_MAX, MODEL_GRACE_SECONDS_MAX, circle_value, manifest_value, model_subject,
+    model_value, node_subject, node_value, service_subject,
 };
 use crate::{describe, form, satisfied};
 use protocol::governance::{Member, SubjectVersion};
@@ -30,8 +30,9 @@ impl CircleState {
     /// - members, policy, nodes, control replicas and tokens have the form that a genesis must have;
     /// - all members together reach the quorum of every class, and no former member is a member again;
     /// - the epoch is the version of the circle, and no node shares a key with another or with control;
-    /// - each subject's version and value are those of the service, node or circle in force;
+    /// - each subject's version and value are those of the service, node, model or circle in force;
     /// - a service is in force or retired, never both, each by a certificate of its own;
+    /// - a model is forgotten once, and no service in force names a forgotten one;
     /// - the name of a service's model stands for the root that it runs;
     /// - versions add up to the number of certificates applied.
     ///
@@ -42,6 +43,7 @@ impl CircleState {
         self.check_nodes()?;
         self.check_services()?;
         self.check_retired()?;
+        self.check_forgotten()?;
         self.check_certificates()?;
         self.check_subjects()?;
         self.check_versions()
@@ -119,13 +121,37 @@ impl CircleState {
         Ok(())
     }
 
+    fn check_forgotten(&self) -> Result<(), String> {
+        for (root, forgotten) in &self.forgotten {
+            let model = &forgotten.model;
+            require!(*root == model.root, "forgotten model `{}` is kept as {root}", model.name);
+            require!(
+                forgotten.grace_seconds <= MODEL_GRACE_SECONDS_MAX,
+                "model `{}` has {} s of grace",
+                model.name,
+                forgotten.grace_seconds
+            );
+            let bound = self.model_root(&model.name) == Some(*root);
+            require!(bound, "the name of forgotten model `{}` stands for another root", model.name);
+            let user = self.services.iter().find(|(_, service)| service.manifest.model.root == *root);
+            require!(
+                user.is_none(),
+                "model `{}` is forgotten, but a service in force names it",
+                model.name
+            );
+            self.check_subject(model_subject(&model.name), 1, Some(model_value(model)))?;
+        }
+        Ok(())
+    }
+
     /// A certificate has one subject, so no two approvals share one.
     fn check_certificates(&self) -> Result<(), String> {
         let running = self.services.values().map(|service| service.certificate);
         let retired =
             self.retired.values().flat_map(|retired| [retired.certificate, retired.last.certificate]);
         let mut certificates = BTreeSet::new();
-        for certificate in running.chain(retired) {
+        let forgotten = self.forgotten.values().map(|forgotten| forgotten.certificate);
+        for certificate in running.chain(retired).chain(forgotten) {
             require!(certificates.insert(certificate), "certificate {certificate} approves two things");
         }
         Ok(())
@@ -134,8 +160,10 @@ impl CircleState {
     /// A subject with a value is in force; one without was removed or retired.
     fn check_subjects(&self) -> Result<(), String> {
         let services = self.services.keys().map(service_subject);
+        let nodes = self.nodes.keys().map(node_subject);
+        let models = self.forgotten.values().map(|forgotten| model_subject(&forgotten.model.name));
         let in_force: BTreeSet<String> =
-            services.chain(self.nodes.keys().map(node_subject)).chain([CIRCLE_SUBJECT.into()]).collect();
+            services.chain(nodes).chain(models).chain([CIRCLE_SUBJECT.into()]).collect();
         let retired: BTreeSet<String> = self.retired.keys().map(service_subject).collect();
         for (subject, (version, value)) in &self.subjects {
             require!(*version >= 1, "`{subject}` has version 0, as if it never existed");

@@ -15,7 +15,9 @@ pub fn render_difference(state: &CircleState, proposal: &Proposal) -> String {
     let (old, new) = match change {
         Change::Deploy(manifest) => (running(state, change), fields::of_manifest(manifest)),
         Change::AdmitNode(node) => (running(state, change), fields::of_node(node)),
-        Change::Retire { .. } | Change::RemoveNode { .. } => (running(state, change), FieldTexts::new()),
+        Change::Retire { .. } | Change::RemoveNode { .. } | Change::ForgetModel { .. } => {
+            (running(state, change), FieldTexts::new())
+        }
         Change::SetMembers { members, policy } => {
             (running(state, change), fields::of_members(members, policy))
         }
@@ -59,6 +61,10 @@ fn running(state: &CircleState, change: &Change) -> FieldTexts {
         Change::Retire { service: name, .. } => service(name),
         Change::AdmitNode(admission) => node(&admission.name),
         Change::RemoveNode { node: name } => node(name),
+        Change::ForgetModel { model, .. } => match state.forgotten(&model.root) {
+            Some(_) => FieldTexts::new(),
+            None => fields::of_model(model),
+        },
         Change::SetMembers { .. } => fields::of_members(state.members(), state.policy()),
     }
 }

@@ -56,8 +56,20 @@ pub(super) fn of_change(change: &Change) -> FieldTexts {
         ],
         Change::AdmitNode(node) => of_node(node),
         Change::RemoveNode { node } => vec![("remove.node".into(), node.to_string())],
+        Change::ForgetModel { model, grace_seconds } => {
+            let mut fields = of_model(model);
+            fields.push(("forget.grace".into(), show_duration(u64::from(*grace_seconds))));
+            fields
+        }
         Change::SetMembers { members, policy } => of_members(members, policy),
     }
+}
+
+/// Returns the fields of a model that is to be forgotten.
+pub(super) fn of_model(model: &ModelChoice) -> FieldTexts {
+    let mut fields = FieldTexts::new();
+    push_model(&mut fields, "forget", model);
+    fields
 }
 
 pub(super) fn of_members<'a>(members: impl IntoIterator<Item = &'a Member>, policy: &Policy) -> FieldTexts {

@@ -2,7 +2,7 @@
 
 use crate::samples::{full_service, proposals};
 use crate::support::{
-    HOUR, NOW, approve, check, circle, deploy, enact, genesis, manifest, name, proposal, retire, secret,
+    HOUR, NOW, approve, check, circle, deploy, enact, forget, genesis, manifest, name, proposal, retire, secret,
     signed, try_propose,
 };
 use human_chain::{
@@ -15,8 +15,8 @@ use protocol::governance::{
 };
 use protocol::keys::ByteString;
 use protocol::limits::{self, CLOCK_GRACE_MS};
-use protocol::manifest::{Manifest, Runtime, ServiceManifest};
-use protocol::{Digest, Epoch, Millis};
+use protocol::manifest::{Manifest, ModelChoice, Runtime, ServiceManifest};
+use protocol::{Digest, Epoch, Millis, ModelRoot};
 
 /// Alters a sound certificate of alice and bob after they signed, and checks the outcome. Both verifications
 /// must agree, since no check here depends on the clock.
@@ -306,6 +306,48 @@ fn changes_must_make_sense_where_they_are_asked_for() {
         ("no node", Change::RemoveNode { node: name("n9") }, "governance-invalid: no node `n9`"),
     ] {
         check(case, try_propose(&state, change), expected);
+    }
+}
+
+#[test]
+fn a_model_is_forgotten_once_and_never_while_a_service_names_it() {
+    let mut state = circle();
+    enact(&mut state, deploy(4), &["alice", "bob"]);
+    let month = 30 * 24 * 3600;
+    for (case, change, expected) in [
+        ("in use", forget("minilm", 0), "model-in-use: service `embed` is approved to run model `minilm`"),
+        ("not in use", forget("spare", month), "approved"),
+        ("a long grace", forget("spare", month + 1), "governance-invalid: accepted: at most 2592000"),
+    ] {
+        check(case, try_propose(&state, change), expected);
+    }
+    let routine = approve(&proposal(&state, forget("spare", 60)), &["alice", "bob"]);
+    check("a routine quorum", verify(&state, &routine, NOW), "quorum-not-reached: Sensitive");
+    enact(&mut state, forget("spare", 60), &["alice", "bob", "carol"]);
+    let root = ModelRoot(Digest::of(b"spare"));
+    assert_eq!(state.forgotten(&root).unwrap().ends_at(), NOW.plus(60_000));
+    check("again", try_propose(&state, forget("spare", 60)), "model-forgotten: `spare`");
+    let Change::Deploy(mut manifest) = deploy(4) else { unreachable!("a deployment") };
+    if let Manifest::Service(manifest) = manifest.as_mut() {
+        manifest.name = name("other");
+        manifest.model = ModelChoice { name: name("spare"), root };
+    }
+    check("to run", try_propose(&state, Change::Deploy(manifest)), "model-forgotten: `spare`");
+}
+
+/// Approved side by side, only the first to come into force stands: a service never names a forgotten model.
+#[test]
+fn a_deployment_and_the_forgetting_of_its_model_exclude_each_other() {
+    let everyone = ["alice", "bob", "carol"];
+    for changes in [[deploy(4), forget("minilm", 0)], [forget("minilm", 0), deploy(4)]] {
+        let mut state = circle();
+        let [first, second] = changes.map(|change| approve(&proposal(&state, change), &everyone));
+        let verified = verify(&state, &second, NOW).unwrap();
+        let approved = verify(&state, &first, NOW).unwrap();
+        assert_eq!(state.advance(approved), Ok(()));
+        let refused = state.advance(verified).unwrap_err().code().as_str();
+        assert!(matches!(refused, "model-forgotten" | "model-in-use"), "{refused}");
+        assert_eq!(state.check_invariants(), Ok(()));
     }
 }
 

@@ -6,7 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use crate::support::{
-    NOW, approve, deploy, genesis, member, name, node, policy, quorum, retire, signed, try_propose,
+    NOW, approve, deploy, forget, genesis, member, name, node, policy, quorum, retire, signed, try_propose,
 };
 use human_chain::{CircleState, certify, describe, least_approvals, satisfied, verify, verify_replay};
 use protocol::MemberId;
@@ -105,6 +105,10 @@ impl RecordedHistory {
         for retired in self.state.retired() {
             writeln!(text, "retired: {}", retired.last.manifest.name).unwrap();
         }
+        for forgotten in self.state.forgotten_models() {
+            let (name, root) = (&forgotten.model.name, forgotten.model.root.short());
+            writeln!(text, "forgotten: {name} ({root}) at {}", forgotten.ends_at().0 - NOW.0).unwrap();
+        }
         text
     }
 }
@@ -116,6 +120,7 @@ fn change(text: &str) -> Change {
         ["retire", service] => retire(service),
         ["admit", who] => Change::AdmitNode(Box::new(node(who, &[NodeRole::Worker]))),
         ["remove", who] => Change::RemoveNode { node: name(who) },
+        ["forget", model, grace] => forget(model, grace.parse().unwrap()),
         ["members", ..] => {
             let parts: Vec<&str> = text.strip_prefix("members ").unwrap().split(" / ").collect();
             let members = parts[0].split_whitespace().map(member).collect();
@@ -174,7 +179,7 @@ fn golden(path: &str, replay: impl Fn(&str) -> String) {
 
 #[test]
 fn circles_decide_as_written() {
-    for path in ["services.txt", "members.txt", "machines.txt"] {
+    for path in ["services.txt", "members.txt", "machines.txt", "models.txt"] {
         golden(path, replay);
     }
 }

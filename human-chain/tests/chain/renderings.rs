@@ -1,7 +1,7 @@
 //! Tests of renderings: golden texts, and distinct texts for distinct proposals.
 
 use crate::samples::{full_service, proposals};
-use crate::support::{NOW, approve, circle, deploy, enact, member, name, node, policy, proposal, retire};
+use crate::support::{NOW, approve, circle, deploy, enact, forget, member, name, node, policy, proposal, retire};
 use human_chain::{RENDERER_VERSION, render, render_difference};
 use proptest::prelude::*;
 use protocol::governance::{Change, NodeRole, Proposal, RENDERING_DOMAIN};
@@ -48,6 +48,7 @@ fn the_differences_shown_beside_them() {
         ("retire", retire("embed")),
         ("move-node", Change::AdmitNode(Box::new(moved))),
         ("remove-node", Change::RemoveNode { node: name("n3") }),
+        ("forget-model", forget("spare", 3600)),
         (
             "members",
             Change::SetMembers { members: ["alice", "bob", "dave"].map(member).to_vec(), policy: rules },
@@ -204,6 +205,7 @@ fn any_proposal() -> impl Strategy<Value = Proposal> {
         ("[ab]", 0u32..2)
             .prop_map(|(service, grace)| Change::Retire { service: name(&service), grace_seconds: grace }),
         "[ab]".prop_map(|node| Change::RemoveNode { node: name(&node) }),
+        ("[ab]", 0u32..2).prop_map(|(model, grace)| forget(&model, grace)),
         ("[ab]", "[ab\" ,=]{0,3}", "[ab\" ,=]{0,3}").prop_map(|(who, key, value)| {
             let mut node = node(&who, &[NodeRole::Worker]);
             node.labels.insert(key, value);

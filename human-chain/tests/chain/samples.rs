@@ -1,6 +1,6 @@
 //! Sample proposals, one per kind of change, for renderings and properties.
 
-use crate::support::{HOUR, NOW, circle, deploy, member, name, node, policy, retire};
+use crate::support::{HOUR, NOW, circle, deploy, forget, member, name, node, policy, retire};
 use protocol::governance::{Change, NodeRole, Proposal, SubjectVersion};
 use protocol::manifest::{
     EdgeManifest, Isolation, JobManifest, Manifest, ModelChoice, OnExpiry, Placement, ReplicaRange,
@@ -33,6 +33,7 @@ pub(crate) fn proposals() -> Vec<(&'static str, Proposal)> {
         ("admit-node", plain(Change::AdmitNode(Box::new(node("n9", &[NodeRole::Worker]))), "node/n9", None)),
         ("readmit-node", plain(Change::AdmitNode(Box::new(readmitted)), "node/n1", Some(b"old"))),
         ("remove-node", plain(Change::RemoveNode { node: name("n2") }, "node/n2", Some(b"old"))),
+        ("forget-model", plain(forget("llama-3.1_8b", 604_800), "model/llama-3.1_8b", None)),
         ("set-members", plain(Change::SetMembers { members, policy: rules }, "circle", Some(b"old"))),
         ("job", plain(Change::Deploy(Box::new(Manifest::Job(job()))), "service/train", None)),
         ("edge", plain(Change::Deploy(Box::new(Manifest::Edge(edge()))), "service/detector", None)),

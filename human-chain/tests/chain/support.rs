@@ -8,9 +8,11 @@ use protocol::governance::{
     NodeAdmission, NodeRole, Policy, Proposal, Quorum, SignedGenesis, StorageEndpoint, TokenScope,
 };
 use protocol::keys::{ByteString, EncryptionKey, signing_input};
-use protocol::manifest::Manifest;
+use protocol::manifest::{Manifest, ModelChoice};
 use protocol::order::{ORDER_DOMAIN, SignedOrder, SlotOrder};
-use protocol::{Digest, Fence, MemberId, Millis, NodeId, PublicKey, ReplicaId, Signature, SlotIndex};
+use protocol::{
+    Digest, Fence, MemberId, Millis, ModelRoot, NodeId, PublicKey, ReplicaId, Signature, SlotIndex,
+};
 use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
 
@@ -154,6 +156,12 @@ pub(crate) fn manifest(toml: &str) -> Manifest {
 
 pub(crate) fn retire(service: &str) -> Change {
     Change::Retire { service: name(service), grace_seconds: 30 }
+}
+
+/// Returns the decision to forget the model of this name whose root is the digest of its name.
+pub(crate) fn forget(model: &str, grace_seconds: u32) -> Change {
+    let root = ModelRoot(Digest::of(model.as_bytes()));
+    Change::ForgetModel { model: ModelChoice { name: name(model), root }, grace_seconds }
 }
 
 /// Returns a proposal that is made at [`NOW`] and expires after an hour.

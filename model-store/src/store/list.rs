@@ -5,6 +5,7 @@ use super::listed::Listed;
 use super::{Access, SILENCE_MAX, Store};
 use crate::error::StoreError;
 use crate::geometry::{MANIFESTS, MODELS, Name};
+use crate::import_directory::ImportDirectory;
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
 use object_store::ObjectStore;
@@ -84,11 +85,11 @@ impl Store {
     /// Removes the directory of an import, if it is empty. Only directory stores leave empty ones behind.
     pub(crate) async fn remove_empty(&self, prefix: &str) {
         if let Access::Directory { root, disk, .. } = &self.access {
-            let directory = root.join(prefix);
+            let directory = ImportDirectory::at(root, prefix);
             // Not empty, gone already, or on a failing disk: the directory stays, without harm.
             let _ = tokio::time::timeout(
                 SILENCE_MAX,
-                disk.run_blocking(move || std::fs::remove_dir(directory).is_ok()),
+                disk.run_blocking(move || directory.remove_if_empty()),
             )
             .await;
         }

@@ -296,6 +296,10 @@ impl Store {
             | object_store::Error::Unauthenticated { source, .. } => {
                 StoreError::Refused { url, reason: source.to_string() }
             }
+            object_store::Error::AlreadyExists { .. } => StoreError::Exists { url, object: path.to_string() },
+            object_store::Error::Precondition { source, .. } => {
+                StoreError::Held { url, object: path.to_string(), reason: source.to_string() }
+            }
             error if is_full(&error) => StoreError::Full { url },
             error => StoreError::Unreachable { url, reason: protocol::error_chain(&error) },
         }

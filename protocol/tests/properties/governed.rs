@@ -1,7 +1,7 @@
 //! Strategies for what members sign: genesis, proposals, ballots and certificates.
 
 use crate::values::*;
-use crate::workloads::manifest;
+use crate::workloads::{manifest, model};
 use proptest::collection::{btree_map, btree_set, vec};
 use proptest::option;
 use proptest::prelude::*;
@@ -81,6 +81,8 @@ pub(crate) fn change() -> BoxedStrategy<Change> {
         (name(), number32()).prop_map(|(service, grace_seconds)| Change::Retire { service, grace_seconds }),
         admission().prop_map(|admission| Change::AdmitNode(Box::new(admission))),
         name().prop_map(|node| Change::RemoveNode { node }),
+        (model(), number32())
+            .prop_map(|(model, grace_seconds)| Change::ForgetModel { model, grace_seconds }),
         (vec(member(), 0..3), policy()).prop_map(|(members, policy)| Change::SetMembers { members, policy }),
     ]
     .boxed()

@@ -16,7 +16,7 @@ pub(crate) const RUNTIMES: [Runtime; 2] = [Runtime::Candle, Runtime::Process];
 pub(crate) const ISOLATIONS: [Isolation; 3] = [Isolation::None, Isolation::SameUid, Isolation::Full];
 pub(crate) const EXPIRIES: [OnExpiry; 2] = [OnExpiry::Hold, OnExpiry::Drain];
 
-fn model() -> impl Strategy<Value = ModelChoice> {
+pub(crate) fn model() -> impl Strategy<Value = ModelChoice> {
     (name(), root()).prop_map(|(name, root)| ModelChoice { name, root })
 }
 

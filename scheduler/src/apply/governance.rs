@@ -63,6 +63,9 @@ pub(super) fn submit(cluster: &mut Cluster, actor: &Actor, proposal: &Proposal) 
         return Err(Refusal::new(LIMIT_REACHED, message));
     }
     check_submitted(circle(cluster)?, proposal, cluster.now.0)?;
+    if let Change::ForgetModel { model, .. } = &proposal.change {
+        super::registry::check_forgetting(cluster, model)?;
+    }
     let subject = format!("proposal/{}", id.short());
     cluster.audit.record(cluster.now, &actor.to_string(), "propose", &subject, &summary(&proposal.change));
     let open = OpenProposal {
@@ -237,7 +240,7 @@ fn put_in_force(cluster: &mut Cluster, change: &Change, certificate: Digest) {
         Change::AdmitNode(admission) => {
             cluster.pending.remove(&admission.id);
         }
-        Change::RemoveNode { .. } | Change::SetMembers { .. } => {}
+        Change::RemoveNode { .. } | Change::ForgetModel { .. } | Change::SetMembers { .. } => {}
     }
 }
 
@@ -316,6 +319,7 @@ pub(crate) fn summary(change: &Change) -> String {
         Change::Retire { service, .. } => format!("retire {service}"),
         Change::AdmitNode(node) => format!("admit node {}", node.name),
         Change::RemoveNode { node } => format!("remove node {node}"),
+        Change::ForgetModel { model, .. } => format!("forget model {}", model.name),
         Change::SetMembers { members, .. } => format!("set {} members and the policy", members.len()),
     }
 }

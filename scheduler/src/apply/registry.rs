@@ -10,14 +10,15 @@ use crate::limits::{
 };
 use protocol::agent::PendingNode;
 use protocol::error_code::{
-    CIRCLE_NOT_FOUNDED, COMMAND_INVALID, KEY_NOT_FOUND, LIMIT_REACHED, MODEL_IN_USE, MODEL_NOT_FOUND,
-    MODEL_RECORD_DIFFERS, NAME_TAKEN, NODE_NOT_ADMITTED, SCALE_OUTSIDE_ENVELOPE, SERVICE_NOT_FOUND,
+    CIRCLE_NOT_FOUNDED, COMMAND_INVALID, KEY_NOT_FOUND, LIMIT_REACHED, MODEL_FORGOTTEN, MODEL_IN_USE,
+    MODEL_NAME_TAKEN, MODEL_NOT_FOUND, MODEL_RECORD_DIFFERS, NAME_TAKEN, NODE_NOT_ADMITTED, SCALE_OUTSIDE_ENVELOPE, SERVICE_NOT_FOUND,
     WRAP_HELD,
 };
 use protocol::gateway::ApiKey;
 use protocol::governance::{Change, NodeAdmission};
 use protocol::keys::EncryptionKey;
 use protocol::limits::{LABELS_MAX, NAME_BYTES_MAX};
+use protocol::manifest::ModelChoice;
 use protocol::model::{KeyWrap, ModelRecord, Recipient};
 use protocol::{ModelRoot, NodeId, ServiceName, TokenName};
 use std::collections::{BTreeMap, BTreeSet};
@@ -61,6 +62,11 @@ pub(super) fn register_model(
 /// Returns whether exactly this record is registered. A token may add models; it cannot change one, and
 /// cannot take a name that is in use.
 fn is_registered(cluster: &Cluster, record: &ModelRecord) -> Result<bool, Refusal> {
+    let state = cluster.circle_state();
+    if state.is_some_and(|state| state.forgotten(&record.root).is_some()) {
+        let message = format!("the circle decided to forget model `{}`; import it anew", record.name);
+        return Err(Refusal::new(MODEL_FORGOTTEN, message));
+    }
     if let Some(known) = cluster.models.get(&record.root) {
         if known == record {
             return Ok(true);
@@ -70,6 +76,16 @@ fn is_registered(cluster: &Cluster, record: &ModelRecord) -> Result<bool, Refusa
     }
     if cluster.models.values().any(|other| other.name == record.name) {
         return Err(Refusal::new(NAME_TAKEN, format!("another model is called `{}`", record.name)));
+    }
+    if let Some(bound) = state.and_then(|state| state.model_root(&record.name))
+        && bound != record.root
+    {
+        let message = format!(
+            "the name `{}` stands for root {} for ever; choose another name",
+            record.name,
+            bound.short()
+        );
+        return Err(Refusal::new(MODEL_NAME_TAKEN, message));
     }
     if cluster.models.len() >= MODELS_MAX {
         return Err(Refusal::new(LIMIT_REACHED, format!("{MODELS_MAX} models are registered")));
@@ -166,22 +182,57 @@ fn keep_wraps(cluster: &mut Cluster, wraps: &[KeyWrap]) -> usize {
     wraps.iter().filter(|wrap| keep(wrap)).count()
 }
 
-/// Removes a model from the registry permanently: its key is lost with its wraps. Its objects remain in the
-/// stores until garbage collection removes them.
-pub(super) fn forget_model(cluster: &mut Cluster, actor: &Actor, root: &ModelRoot) -> Result<Reply, Refusal> {
-    let Some(record) = cluster.models.get(root) else {
-        return Err(Refusal::new(MODEL_NOT_FOUND, format!("no model {} is registered", root.short())));
-    };
-    if let Some(manifest) = cluster.manifests.values().find(|manifest| manifest.model.root == *root) {
-        let message = format!("service `{}` is approved to run model `{}`", manifest.name, record.name);
-        return Err(Refusal::new(MODEL_IN_USE, message));
+/// Checks a proposal to forget a model against the registry: it names a registered model as it is registered,
+/// and no slot runs on it.
+pub(super) fn check_forgetting(cluster: &Cluster, model: &ModelChoice) -> Result<(), Refusal> {
+    let same = |record: &&ModelRecord| record.root == model.root || record.name == model.name;
+    if let Some(record) = cluster.models.values().find(same)
+        && (record.root, &record.name) != (model.root, &model.name)
+    {
+        let (root, registered) = (model.root.short(), record.root.short());
+        let message = format!(
+            "`{}` (root {registered}) is registered, not `{}` (root {root})",
+            record.name, model.name
+        );
+        return Err(Refusal::new(MODEL_RECORD_DIFFERS, message));
     }
-    let subject = format!("model/{}", record.name);
-    cluster.models.remove(root);
-    cluster.wraps.remove(root);
-    cluster.generation += 1;
-    cluster.audit.record(cluster.now, &actor.to_string(), "forget", &subject, &root.short());
-    Ok(Reply::Done)
+    match user_of(cluster, &model.root) {
+        Some(service) => {
+            let message = format!("slots of service `{service}` still run model `{}`", model.name);
+            Err(Refusal::new(MODEL_IN_USE, message))
+        }
+        None => Ok(()),
+    }
+}
+
+/// Returns a service that is approved to run a model, or whose last slots still run it.
+fn user_of<'a>(cluster: &'a Cluster, root: &ModelRoot) -> Option<&'a ServiceName> {
+    let user = cluster.manifests.values().find(|manifest| manifest.model.root == *root);
+    user.map(|manifest| &manifest.name)
+}
+
+/// Returns the registered models that the circle decided to forget, whose grace period is over at `now`.
+pub(super) fn models_to_forget(cluster: &Cluster, now: ClusterTime) -> impl Iterator<Item = ModelRoot> {
+    let is_over = move |root: &&ModelRoot| {
+        let forgotten = cluster.circle_state().and_then(|state| state.forgotten(root));
+        let is_over = forgotten.is_some_and(|forgotten| ClusterTime(forgotten.ends_at()) <= now);
+        is_over && user_of(cluster, root).is_none()
+    };
+    cluster.models.keys().filter(is_over).copied()
+}
+
+/// Removes models from the registry permanently, by decision of the circle alone: their keys are lost with
+/// their wraps. Their objects remain in the stores until garbage collection removes them.
+pub(super) fn forget_models(cluster: &mut Cluster) {
+    let over: Vec<ModelRoot> = models_to_forget(cluster, cluster.now).collect();
+    for root in over {
+        cluster.wraps.remove(&root);
+        if let Some(record) = cluster.models.remove(&root) {
+            let subject = format!("model/{}", record.name);
+            cluster.audit.record(cluster.now, "circle", "forget", &subject, &root.short());
+        }
+        cluster.generation += 1;
+    }
 }
 
 /// Returns the key for which a wrap for this recipient must be made. The recipient is a member, an admitted

@@ -137,6 +137,12 @@ pub(crate) fn model(name: &str, bytes: u64) -> ModelRecord {
     }
 }
 
+/// Returns the decision to forget the sample model of this name.
+pub(crate) fn forget(model: &str, grace_seconds: u32) -> Change {
+    let model = ModelChoice { name: model.parse().unwrap(), root: root(model) };
+    Change::ForgetModel { model, grace_seconds }
+}
+
 pub(crate) fn wrap(model: &str, recipient: Recipient) -> KeyWrap {
     KeyWrap {
         root: root(model),
@@ -308,7 +314,7 @@ impl World {
 
     /// Submits a proposal and lets the quorum approve it; returns the certificate's digest.
     pub(crate) fn approve(&mut self, change: Change) -> Digest {
-        let sensitive = matches!(change, Change::SetMembers { .. });
+        let sensitive = matches!(change, Change::SetMembers { .. } | Change::ForgetModel { .. });
         let proposal = self.proposal(change);
         self.must(Action::SubmitProposal(Box::new(proposal.clone())));
         let mut reply = Reply::Done;

@@ -32,17 +32,6 @@ pub(super) async fn register_model(
     server.change(caller, key, Action::RegisterModel { record: Box::new(record), wraps }).await
 }
 
-/// Unregisters a model that no service in force names, and deletes its key.
-#[utoipa::path(delete, path = "/v1/models/{root}", params(("root" = ModelRoot, Path)),
-    responses((status = 200, body = Done)), tag = "models")]
-pub(super) async fn forget_model(
-    Submission { caller, key, server }: Submission<Submitter>,
-    root: Result<Path<ModelRoot>, PathRejection>,
-) -> ApiResult<Done> {
-    let Path(root) = root?;
-    server.change(caller, key, Action::ForgetModel(root)).await
-}
-
 /// The wraps of a model's key, one per party that may open it.
 #[utoipa::path(get, path = "/v1/models/{root}/wraps", params(("root" = ModelRoot, Path)),
     responses((status = 200, body = ModelWraps)), tag = "models")]

@@ -8,7 +8,8 @@ use protocol::governance::{
     ActionClass, Change, Choice, ControlReplica, Genesis, NodeAdmission, NodeRole, Policy, Quorum,
 };
 use protocol::keys::{ByteString, EncryptionKey, ML_KEM_768_PUBLIC_KEY_LENGTH};
-use protocol::{Epoch, Millis, NodeId, PublicKey, ReplicaId};
+use protocol::manifest::ModelChoice;
+use protocol::{Epoch, Millis, ModelRoot, NodeId, PublicKey, ReplicaId};
 use std::collections::BTreeMap;
 use std::str::FromStr;
 use std::sync::LazyLock;
@@ -106,6 +107,10 @@ fn approved(state: &CircleState, change: Change) -> crate::Approved<Change> {
     verify(state, &certificate, NOW).expect("a sound certificate")
 }
 
+fn spare() -> ModelChoice {
+    ModelChoice { name: name("spare"), root: ModelRoot(Digest::of(b"spare")) }
+}
+
 fn history() -> Vec<Change> {
     vec![
         deploy("chat", 2),
@@ -122,6 +127,7 @@ fn history() -> Vec<Change> {
         Change::Retire { service: name("chat"), grace_seconds: 0 },
         Change::AdmitNode(Box::new(node("n1"))),
         Change::RemoveNode { node: name("n2") },
+        Change::ForgetModel { model: spare(), grace_seconds: 60 },
     ]
 }
 
@@ -148,6 +154,10 @@ type Damage = fn(&mut CircleState);
 
 fn embed(state: &mut CircleState) -> &mut ApprovedService {
     state.services.get_mut(&name("embed")).expect("in force")
+}
+
+fn forgotten_spare(state: &mut CircleState) -> &mut crate::ForgottenModel {
+    state.forgotten.get_mut(&spare().root).expect("forgotten")
 }
 
 fn retired_chat(state: &mut CircleState) -> &mut crate::RetiredService {
@@ -265,6 +275,30 @@ fn damage_to_services_is_found() {
     ]);
 }
 
+#[test]
+fn damage_to_forgotten_models_is_found() {
+    all_found(&[
+        ("forgotten model `spare` is kept as", |s| {
+            let spare = s.forgotten.remove(&spare().root).expect("forgotten");
+            s.forgotten.insert(ModelRoot(Digest::of(b"other")), spare);
+        }),
+        ("has 2592001 s of grace", |s| forgotten_spare(s).grace_seconds = 2_592_001),
+        ("stands for another root", |s| {
+            s.models.remove(&name("spare"));
+        }),
+        ("a service in force names it", |s| {
+            let model = embed(s).manifest.model.clone();
+            let spare = forgotten_spare(s).clone();
+            s.forgotten.insert(model.root, crate::ForgottenModel { model, ..spare });
+        }),
+        ("`model/spare` has version 1", |s| {
+            s.subjects.insert("model/spare".into(), (1, Some(Digest::of(b"other"))));
+        }),
+        ("`model/spare` has a value, but is not in force", |s| s.forgotten.clear()),
+        ("approves two things", |s| forgotten_spare(s).certificate = retired_chat(s).certificate),
+    ]);
+}
+
 /// Returns the tree of that many certificates.
 fn of_size(size: u64) -> HistoryTree {
     let mut tree = HistoryTree::empty();
@@ -288,8 +322,8 @@ fn damage_to_versions_is_found() {
             s.subjects.insert("node/ghost".into(), (0, None));
         }),
         ("after 3 certificates", |s| s.history = of_size(3)),
-        ("after 14 certificates", |s| s.history = of_size(14)),
-        ("after 11 certificates", |s| {
+        ("after 15 certificates", |s| s.history = of_size(15)),
+        ("after 12 certificates", |s| {
             s.subjects.get_mut("node/n2").expect("removed").0 += 9;
         }),
     ]);

@@ -1,0 +1,218 @@
+//! Directory of one import in a served store: its shard objects, its writer, and its seal.
+//!
+//! Writer and seal are symbolic links whose targets are the key and the root in hexadecimal digits, and lead
+//! nowhere. A link is created whole or not at all, and by one of two rivals. Listings show files alone.
+
+use crate::geometry::{is_leftover_name, is_object_name, model_prefix};
+use protocol::model::ModelNonce;
+use protocol::{ModelRoot, PublicKey};
+use std::fs;
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::SystemTime;
+
+/// Name of the link to the key of the import's writer.
+const WRITER: &str = "writer";
+/// Name of the link to the root of the import's manifest.
+const ROOT: &str = "root";
+/// Name of a link that is to replace [`ROOT`].
+const ROOT_NEXT: &str = "root-next";
+
+/// Directory of one import. Every method blocks on the disk.
+#[derive(Debug, Clone)]
+pub(crate) struct ImportDirectory {
+    path: PathBuf,
+    /// Name of the directory in its store.
+    prefix: String,
+}
+
+impl ImportDirectory {
+    pub(crate) fn new(store: &Path, nonce: ModelNonce) -> Self {
+        Self::at(store, model_prefix(nonce).as_ref())
+    }
+
+    /// Returns the directory of this name in a store.
+    pub(crate) fn at(store: &Path, prefix: &str) -> Self {
+        Self { path: store.join(prefix), prefix: prefix.into() }
+    }
+
+    /// Returns the peer that wrote the import's first object, if it is recorded.
+    pub(crate) fn writer(&self) -> io::Result<Option<PublicKey>> {
+        read(&self.path.join(WRITER))
+    }
+
+    /// Returns the root of the import's manifest, and the time of the seal.
+    pub(crate) fn seal(&self) -> io::Result<Option<(ModelRoot, SystemTime)>> {
+        let link = self.path.join(ROOT);
+        let Some(root) = read(&link)? else { return Ok(None) };
+        Ok(Some((root, fs::symlink_metadata(&link)?.modified()?)))
+    }
+
+    /// Records the writer of the import, unless there is one, and returns the recorded one.
+    pub(crate) fn claim(&self, peer: PublicKey) -> io::Result<PublicKey> {
+        fs::create_dir_all(&self.path)?;
+        match symlink(peer.to_string(), self.path.join(WRITER)) {
+            Ok(()) => self.sync().map(|()| peer),
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                self.writer()?.ok_or_else(|| ErrorKind::NotFound.into())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Records the root of the import's manifest. The same root keeps the time of its first seal.
+    pub(crate) fn bind(&self, root: ModelRoot) -> io::Result<()> {
+        if self.seal()?.is_some_and(|(bound, _)| bound == root) {
+            return Ok(());
+        }
+        fs::create_dir_all(&self.path)?;
+        let next = self.path.join(ROOT_NEXT);
+        match fs::remove_file(&next) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+            _ => symlink(root.to_string(), &next)?,
+        }
+        fs::rename(next, self.path.join(ROOT))?;
+        self.sync()
+    }
+
+    /// Returns whether there is no object of the import.
+    pub(crate) fn is_empty(&self) -> io::Result<bool> {
+        for entry in self.entries()? {
+            if is_object_name(&entry?.0) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Returns the time of the last write to an object of the import; none if there is none.
+    pub(crate) fn youngest(&self) -> io::Result<Option<SystemTime>> {
+        let mut youngest = None;
+        for entry in self.entries()? {
+            let (name, path) = entry?;
+            if !is_object_name(&name) && !is_leftover_name(&name) {
+                continue;
+            }
+            match fs::symlink_metadata(&path).and_then(|metadata| metadata.modified()) {
+                Ok(modified) => youngest = youngest.max(Some(modified)),
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(youngest)
+    }
+
+    /// Removes the directory with its links, unless anything else is in it. A failure leaves it, without harm.
+    pub(crate) fn remove_if_empty(&self) {
+        let Ok(mut entries) = self.entries() else { return };
+        let links = [WRITER, ROOT, ROOT_NEXT].map(|link| self.path.join(link));
+        // The first other entry ends the walk: a removal must not read a directory of thousands of objects.
+        if entries.all(|entry| entry.is_ok_and(|(_, path)| links.contains(&path))) {
+            for link in links {
+                let _ = fs::remove_file(link);
+            }
+            let _ = fs::remove_dir(&self.path);
+        }
+    }
+
+    /// Returns every entry by its name in the store, with its path.
+    fn entries(&self) -> io::Result<impl Iterator<Item = io::Result<(String, PathBuf)>>> {
+        let entries = match fs::read_dir(&self.path) {
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => None,
+            entries => Some(entries?),
+        };
+        let named = move |entry: io::Result<fs::DirEntry>| {
+            let entry = entry?;
+            Ok((format!("{}/{}", self.prefix, entry.file_name().to_string_lossy()), entry.path()))
+        };
+        Ok(entries.into_iter().flatten().map(named))
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        fs::File::open(&self.path)?.sync_all()
+    }
+}
+
+/// Returns the value that a link holds; none if there is no link.
+fn read<T: FromStr<Err = String>>(link: &Path) -> io::Result<Option<T>> {
+    let target = match fs::read_link(link) {
+        Ok(target) => target,
+        // A file in the place of a link is foreign, as is one in the place of a directory.
+        Err(error)
+            if matches!(
+                error.kind(),
+                ErrorKind::NotFound | ErrorKind::InvalidInput | ErrorKind::NotADirectory
+            ) =>
+        {
+            return Ok(None);
+        }
+        Err(error) => return Err(error),
+    };
+    let text = target.to_str().unwrap_or_default();
+    text.parse().map(Some).map_err(|reason| io::Error::new(ErrorKind::InvalidData, reason))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use protocol::Digest;
+
+    const NONCE: ModelNonce = ModelNonce([7; 16]);
+
+    #[test]
+    fn the_first_writer_is_recorded_and_a_rival_is_told_of_it() {
+        let store = tempfile::tempdir().expect("a directory");
+        let directory = ImportDirectory::new(store.path(), NONCE);
+        assert_eq!(directory.writer().expect("read"), None);
+        let (first, second) = (PublicKey([1; 32]), PublicKey([2; 32]));
+        assert_eq!(directory.claim(first).expect("claimed"), first);
+        assert_eq!(directory.claim(second).expect("told"), first);
+        assert_eq!(directory.writer().expect("read"), Some(first));
+        assert!(directory.is_empty().expect("read") && directory.youngest().expect("read").is_none());
+    }
+
+    #[test]
+    fn a_seal_keeps_its_time_and_another_takes_its_place_whole() {
+        let store = tempfile::tempdir().expect("a directory");
+        let directory = ImportDirectory::new(store.path(), NONCE);
+        let root = |byte| ModelRoot(Digest([byte; 32]));
+        assert_eq!(directory.seal().expect("read"), None);
+        directory.bind(root(1)).expect("sealed");
+        let first = directory.seal().expect("read").expect("sealed");
+        directory.bind(root(1)).expect("sealed");
+        assert_eq!(directory.seal().expect("read"), Some(first));
+        directory.bind(root(2)).expect("sealed");
+        assert_eq!(directory.seal().expect("read").map(|(root, _)| root), Some(root(2)));
+    }
+
+    #[test]
+    fn a_directory_goes_with_its_links_and_never_with_anything_else() {
+        let store = tempfile::tempdir().expect("a directory");
+        let directory = ImportDirectory::new(store.path(), NONCE);
+        directory.claim(PublicKey([1; 32])).expect("claimed");
+        directory.bind(ModelRoot(Digest([1; 32]))).expect("sealed");
+        let object = store.path().join(crate::geometry::object_path(NONCE, 0, 0).as_ref());
+        for foreign in [object.clone(), object.with_file_name("README")] {
+            std::fs::write(&foreign, b"x").expect("write");
+            directory.remove_if_empty();
+            assert!(directory.seal().expect("read").is_some(), "{}", foreign.display());
+            std::fs::remove_file(foreign).expect("remove");
+        }
+        directory.remove_if_empty();
+        assert!(!directory.path.exists());
+        directory.remove_if_empty();
+    }
+
+    #[test]
+    fn what_is_no_link_is_no_record() {
+        let store = tempfile::tempdir().expect("a directory");
+        let directory = ImportDirectory::new(store.path(), NONCE);
+        std::fs::create_dir_all(&directory.path).expect("create");
+        std::fs::write(directory.path.join(WRITER), b"x").expect("write");
+        symlink("no digits", directory.path.join(ROOT)).expect("link");
+        assert_eq!(directory.writer().expect("foreign"), None);
+        assert_eq!(directory.seal().expect_err("damaged").kind(), ErrorKind::InvalidData);
+    }
+}
