@@ -1,6 +1,8 @@
 //! Tests of founding a circle: sound and rejected genesis documents.
 
-use crate::support::{check, circle, genesis, key, member, name, node, policy, quorum, secret, signed};
+use crate::support::{
+    check, circle, claimed_by, genesis, key, member, name, node, policy, quorum, secret, signed,
+};
 use human_chain::{CircleState, circle_id, describe, read_genesis, sign_genesis};
 use protocol::canonical::to_bytes;
 use protocol::governance::{ActionClass, Genesis, NodeRole, Policy};
@@ -218,15 +220,13 @@ fn nodes_have_their_form() {
         second.name = name("n1");
         g.nodes.push(second);
     });
-    for (case, taken) in [("node", key("n2")), ("control", key("control")), ("gateway", key("n3 gateway"))] {
+    for (case, taken) in [("node", "n2"), ("control", "control"), ("gateway", "n3 gateway")] {
         founded(case, "governance-invalid: uses a key in use", |g| {
-            let mut second = node("n4", &[NodeRole::Worker]);
-            second.id = NodeId(taken);
-            g.nodes.push(second);
+            g.nodes.push(claimed_by(taken, node("n4", &[NodeRole::Worker])));
         });
     }
     founded("a node that is its own gateway", "governance-invalid: uses a key in use", |g| {
-        g.nodes[2].id = NodeId(key("n3 gateway"));
+        g.nodes[2] = claimed_by("n3 gateway", g.nodes[2].clone());
     });
     founded("ML-KEM key", "governance-invalid: node: an ML-KEM-768", |g| {
         g.nodes[0].encryption.ml_kem.0.push(0)

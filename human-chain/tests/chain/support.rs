@@ -5,7 +5,8 @@ use human_chain::{ChainError, CircleState, MemberSecret, certify, propose, sign_
 use protocol::canonical::to_bytes;
 use protocol::governance::{
     AccessToken, ActionClass, Certificate, Change, Choice, ControlReplica, GatewayEndpoint, Genesis, Member,
-    NodeAdmission, NodeRole, Policy, Proposal, Quorum, SignedGenesis, StorageEndpoint, TokenScope,
+    NODE_KEYS_DOMAIN, NodeAdmission, NodeRole, Policy, Proposal, Quorum, SignedGenesis, StorageEndpoint,
+    TokenScope,
 };
 use protocol::keys::{ByteString, EncryptionKey, signing_input};
 use protocol::manifest::Manifest;
@@ -31,11 +32,16 @@ pub(crate) fn secret(who: &str) -> MemberSecret {
     MemberSecret::generate(&seed)
 }
 
-/// Returns a member. Its ML-KEM key is arbitrary bytes, since nothing is wrapped to it; golden files stay
+/// Returns an ML-KEM key: its coefficients of three bits are below the modulus, and no secret belongs to it.
+fn ml_kem(who: &str) -> ByteString {
+    ByteString(Digest::of(who.as_bytes()).0.map(|byte| byte & 7).repeat(37))
+}
+
+/// Returns a member. Its ML-KEM key is made from the name, since nothing is wrapped to it; golden files stay
 /// stable.
 pub(crate) fn member(who: &str) -> Member {
     let mut keys = secret(who).public();
-    keys.encryption.ml_kem = ByteString(Digest::of(who.as_bytes()).0.repeat(37));
+    keys.encryption.ml_kem = ml_kem(who);
     Member { id: name(who), keys }
 }
 
@@ -76,14 +82,24 @@ pub(crate) fn key(who: &str) -> PublicKey {
     PublicKey(signing_key(who).verifying_key().to_bytes())
 }
 
+/// Gives a node the keys of this machine as its identity, and lets the machine claim all keys of the node.
+pub(crate) fn claimed_by(who: &str, mut node: NodeAdmission) -> NodeAdmission {
+    node.id = NodeId(key(who));
+    let claim = signing_input(NODE_KEYS_DOMAIN, &node.key_claim());
+    node.proof = Signature(signing_key(who).sign(&claim).to_bytes());
+    node
+}
+
 /// Returns a node with these roles and matching addresses.
 pub(crate) fn node(who: &str, roles: &[NodeRole]) -> NodeAdmission {
-    NodeAdmission {
+    let mut x25519 = key(&format!("{who} x25519"));
+    x25519.0[31] &= 0x3f;
+    let node = NodeAdmission {
         name: name(who),
         id: NodeId(key(who)),
         encryption: EncryptionKey {
-            x25519: key(&format!("{who} x25519")),
-            ml_kem: ByteString(Digest::of(who.as_bytes()).0.repeat(37)),
+            x25519,
+            ml_kem: ml_kem(&format!("{who} node")),
         },
         roles: roles.iter().copied().collect(),
         region: "ghent".into(),
@@ -97,7 +113,9 @@ pub(crate) fn node(who: &str, roles: &[NodeRole]) -> NodeAdmission {
             address: format!("{who}.example:7444"),
             api: format!("https://{who}.example:8443"),
         }),
-    }
+        proof: Signature([0; 64]),
+    };
+    claimed_by(who, node)
 }
 
 pub(crate) fn genesis() -> Genesis {

@@ -2,11 +2,11 @@
 
 use super::*;
 use crate::circle::ApprovedService;
+use crate::testing::node;
 use crate::{ChainError, MemberSecret, certify, propose, sign_genesis, verify, vote};
 use protocol::governance::{
     ActionClass, Change, Choice, ControlReplica, Genesis, NodeAdmission, NodeRole, Policy, Quorum,
 };
-use protocol::keys::{ByteString, EncryptionKey, ML_KEM_768_PUBLIC_KEY_LENGTH};
 use protocol::{Epoch, Millis, NodeId, PublicKey, ReplicaId};
 use std::collections::BTreeMap;
 use std::str::FromStr;
@@ -30,20 +30,6 @@ fn member(who: &str) -> Member {
 
 fn key(text: &str) -> PublicKey {
     PublicKey(Digest::of(text.as_bytes()).0)
-}
-
-fn node(text: &str) -> NodeAdmission {
-    let ml_kem = ByteString(vec![1; ML_KEM_768_PUBLIC_KEY_LENGTH]);
-    NodeAdmission {
-        name: name(text),
-        id: NodeId(key(text)),
-        encryption: EncryptionKey { x25519: key(text), ml_kem },
-        roles: BTreeSet::from([NodeRole::Worker]),
-        region: String::new(),
-        labels: BTreeMap::new(),
-        storage: None,
-        gateway: None,
-    }
 }
 
 /// Returns a policy in which all of these members decide together.
