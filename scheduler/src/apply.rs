@@ -82,6 +82,7 @@ fn carry_out(cluster: &mut Cluster, index: u64, command: &Command) -> Result<Rep
         Action::CastBallot(signed) => governance::cast(cluster, index, signed),
         Action::RegisterModel { record, wraps } => registry::register_model(cluster, actor, record, wraps),
         Action::PutWraps(wraps) => registry::put_wraps(cluster, actor, wraps),
+        Action::DropWrap(complaint) => registry::drop_wrap(cluster, complaint),
         Action::ForgetModel(root) => registry::forget_model(cluster, actor, root),
         Action::CreateApiKey(key) => registry::create_key(cluster, actor, key),
         Action::RevokeApiKey(name) => registry::revoke_key(cluster, actor, name),
@@ -95,9 +96,12 @@ fn carry_out(cluster: &mut Cluster, index: u64, command: &Command) -> Result<Rep
 /// Returns the scope that an access token needs for an action; none if the action takes no token.
 fn scope_of(action: &Action) -> Option<TokenScope> {
     match action {
-        Action::SubmitProposal(_) | Action::CastBallot(_) => Some(TokenScope::Propose),
-        Action::RegisterModel { .. }
+        // What members sign needs no more of a token than a ballot does.
+        Action::SubmitProposal(_)
+        | Action::CastBallot(_)
         | Action::PutWraps(_)
+        | Action::DropWrap(_) => Some(TokenScope::Propose),
+        Action::RegisterModel { .. }
         | Action::ForgetModel(_)
         | Action::CreateApiKey(_)
         | Action::RevokeApiKey(_)
@@ -172,7 +176,6 @@ fn tick(cluster: &mut Cluster) -> Reply {
         cluster.audit.record(now, "scheduler", "expire", &format!("proposal/{}", id.short()), "");
     }
     cluster.pending.retain(|_, pending| !is_forgotten(pending, now));
-    registry::drop_useless_wraps(cluster, &BTreeMap::new());
     debug_assert!(!tick_is_due(cluster, WallTime(now.0)), "a tick leaves nothing due");
     Reply::Done
 }

@@ -31,6 +31,7 @@ mod status;
 mod view;
 mod views;
 mod why;
+mod wraps;
 
 pub use apply::{apply, apply_bytes, enrol_answer, tick_is_due};
 pub use audit::Audit;
@@ -50,3 +51,4 @@ pub use views::{
     limit_of, limits_not_enforced, node_views, proposal_view, proposal_views, service_view, service_views,
 };
 pub use why::{Question, why};
+pub use wraps::member_wraps;

@@ -58,7 +58,7 @@ impl Case {
             let keyed =
                 self.nodes.iter().filter(|spec| !self.keyless.contains(&spec.admission.name.to_string()));
             let keyed: Vec<_> = keyed.map(|spec| spec.admission.id).collect();
-            world.must(register(model(name, mib << 20), &keyed));
+            world.must(world.register(model(name, mib << 20), &keyed));
         }
         for manifest in &self.services {
             world.approve(deploy(manifest.clone()));

@@ -3,7 +3,7 @@
 use super::health::{FaultLog, HealthSummary, RepairSummary};
 use super::register::{self, refuse_taken_name};
 use super::{NodeFile, store_directories};
-use crate::session::Session;
+use crate::session::{MemberKeyFile, Session};
 use anyhow::{Result, anyhow};
 use human_chain::CircleState;
 use indicatif::ProgressBar;
@@ -105,7 +105,8 @@ impl ModelAccess {
         Ok(stores)
     }
 
-    /// Imports a model and registers it with its key wrapped to every member and every admitted node.
+    /// Imports a model and registers it with its key wrapped to every member and every admitted worker, by
+    /// this member.
     ///
     /// # Errors
     /// Returns the rejection of the source, a store, the placement rule or control. Earlier models are
@@ -113,6 +114,7 @@ impl ModelAccess {
     pub async fn import(
         &self,
         session: &Session,
+        member: &MemberKeyFile,
         source: &Path,
         request: ImportRequest,
         bar: ProgressBar,
@@ -138,7 +140,7 @@ impl ModelAccess {
         bar.finish_and_clear();
         let record = imported.record.clone();
         imported.check_fresh(SystemTime::now()).map_err(|error| Refusal::of(error.code(), &error))?;
-        register::register(session, &key, &record).await?;
+        register::register(session, member, &key, &record).await?;
         Ok(ImportSummary { record, notes: imported.notes })
     }
 

@@ -1,7 +1,7 @@
 //! Tests of founding a circle: sound and rejected genesis documents.
 
 use crate::support::{
-    check, circle, claimed_by, genesis, key, member, name, node, policy, quorum, secret, signed,
+    check, circle, claimed_by, founded, genesis, key, member, name, node, policy, quorum, secret, signed,
 };
 use human_chain::{CircleState, circle_id, describe, read_genesis, sign_genesis};
 use protocol::canonical::to_bytes;
@@ -96,13 +96,6 @@ fn a_genesis_travels_in_one_spelling() {
         let outcome = read_genesis(&altered).and_then(|signed| CircleState::found(&signed, None));
         assert!(outcome.is_err(), "bit {bit}");
     }
-}
-
-/// Alters the sound genesis, lets every member sign it, and checks the outcome.
-fn founded(case: &str, expected: &str, alter: impl FnOnce(&mut Genesis)) {
-    let mut altered = genesis();
-    alter(&mut altered);
-    check(case, CircleState::found(&signed(altered), None), expected);
 }
 
 #[test]

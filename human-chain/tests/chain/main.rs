@@ -13,3 +13,4 @@ mod recorded;
 mod renderings;
 mod samples;
 mod support;
+mod wraps;

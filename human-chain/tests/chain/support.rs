@@ -10,6 +10,7 @@ use protocol::governance::{
 };
 use protocol::keys::{ByteString, EncryptionKey, signing_input};
 use protocol::manifest::Manifest;
+use protocol::model::{WRAP_COMPLAINT_DOMAIN, WrapComplaint};
 use protocol::order::{ORDER_DOMAIN, SignedOrder, SlotOrder};
 use protocol::{Digest, Fence, MemberId, Millis, NodeId, PublicKey, ReplicaId, Signature, SlotIndex};
 use std::collections::{BTreeMap, BTreeSet};
@@ -149,6 +150,19 @@ pub(crate) fn signed(genesis: Genesis) -> SignedGenesis {
         genesis.members.iter().map(|member| (member.id.clone(), secret(member.id.as_str()))).collect();
     let founders: Vec<_> = secrets.iter().map(|(id, secret)| (id.clone(), secret)).collect();
     sign_genesis(genesis, &founders)
+}
+
+/// Alters the sound genesis, lets every member sign it, and checks the outcome.
+pub(crate) fn founded(case: &str, expected: &str, alter: impl FnOnce(&mut Genesis)) {
+    let mut altered = genesis();
+    alter(&mut altered);
+    check(case, CircleState::found(&signed(altered), None), expected);
+}
+
+/// Signs a node's complaint about a wrap.
+pub(crate) fn sign_complaint_of_node(who: &str, complaint: &WrapComplaint) -> Signature {
+    let input = signing_input(WRAP_COMPLAINT_DOMAIN, &to_bytes(complaint));
+    Signature(signing_key(who).sign(&input).to_bytes())
 }
 
 pub(crate) fn circle() -> CircleState {

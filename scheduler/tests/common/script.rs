@@ -73,7 +73,7 @@ impl ScriptRunner {
             }
             ["model", name, mib] => {
                 let bytes = mib.parse::<u64>().unwrap() << 20;
-                world.must(register(model(name, bytes), &[]));
+                world.must(world.register(model(name, bytes), &[]));
             }
             ["deploy", name, rest @ ..] => {
                 world.approve(deploy(parse_manifest(name, rest, world.now)));
@@ -120,7 +120,7 @@ impl ScriptRunner {
             }
             ["enrol", name, rest @ ..] => Action::Enrol(Box::new(parse_node(name, rest).admission)),
             ["share", name, nodes @ ..] => Action::PutWraps(
-                nodes.iter().map(|node| wrap(name, Recipient::Node(node_id(node)))).collect(),
+                nodes.iter().map(|node| self.world.wrap_to(name, node)).collect(),
             ),
             ["key", name, text] => {
                 let (name, hash) = (name.parse().unwrap(), Digest::of(text.as_bytes()));
