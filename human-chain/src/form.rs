@@ -149,14 +149,12 @@ fn is_signing_key(key: &PublicKey) -> bool {
 
 /// Checks the modulus of an ML-KEM-768 key (FIPS 203, section 7.2): three bytes hold two coefficients.
 fn has_reduced_coefficients(key: &[u8]) -> bool {
-    let coefficients = key.iter().take(ML_KEM_768_COEFFICIENTS_LENGTH).copied().map(u16::from);
-    let bytes: Vec<u16> = coefficients.collect();
-    bytes.chunks_exact(3).all(|part| match part {
-        [low, middle, high] => {
-            let (first, second) = (low | (middle & 0x0f) << 8, middle >> 4 | high << 4);
-            first < ML_KEM_MODULUS && second < ML_KEM_MODULUS
-        }
-        _ => false,
+    let (coefficients, _) = key.split_at(key.len().min(ML_KEM_768_COEFFICIENTS_LENGTH));
+    let (parts, _) = coefficients.as_chunks::<3>();
+    parts.iter().all(|part| {
+        let [low, middle, high] = part.map(u16::from);
+        let (first, second) = (low | ((middle & 0x0f) << 8), (middle >> 4) | (high << 4));
+        first < ML_KEM_MODULUS && second < ML_KEM_MODULUS
     })
 }
 

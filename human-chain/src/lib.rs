@@ -37,6 +37,6 @@ pub use propose::{PROPOSAL_LIFETIME_MS_MAX, propose};
 pub use quorum::{approvals_lacking, describe, least_approvals, names, satisfied};
 pub use render::{RENDERER_VERSION, Rendering, render, render_difference, show_time};
 pub use wrap::{
-    check_complaint, check_wrap, check_wrap_request, receives_keys, recipient_key, recipients, sign_complaint,
-    sign_wrap, sign_wrap_request,
+    check_complaint, check_wrap, check_wrap_request, recipient_key, recipients, sign_complaint, sign_wrap,
+    sign_wrap_request,
 };

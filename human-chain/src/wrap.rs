@@ -15,8 +15,7 @@ use protocol::model::{
 use protocol::{CircleId, MemberId};
 
 /// Returns whether a node gets model keys. Only workers open models: a gateway and a store need no key.
-#[must_use]
-pub fn receives_keys(node: &NodeAdmission) -> bool {
+fn receives_keys(node: &NodeAdmission) -> bool {
     node.roles.contains(&NodeRole::Worker)
 }
 

@@ -9,7 +9,7 @@ use crate::governance::{
     AccessToken, ActionClass, Bundle, NodeAdmission, Proposal, SignedBallot, SignedGenesis,
 };
 use crate::ids::{
-    Epoch, Fence, MemberId, Millis, ModelRoot, NodeId, NodeName, ProposalId, ReplicaId, ServiceName,
+    Epoch, Fence, MemberId, Millis, ModelName, NodeId, NodeName, ProposalId, ReplicaId, ServiceName,
     SlotIndex, TokenName,
 };
 use crate::manifest::{Isolation, Manifest};

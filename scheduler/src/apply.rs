@@ -21,7 +21,6 @@ use protocol::error_code::{CIRCLE_NOT_FOUNDED, COMMAND_INVALID, TOKEN_SCOPE_MISS
 use protocol::governance::TokenScope;
 use protocol::limits::CLOCK_GRACE_MS;
 use protocol::{Millis, ReplicaId};
-use std::collections::BTreeMap;
 
 /// Applies the canonical bytes of a [`Command`] and returns those of its [`Reply`]. Bytes that do not decode
 /// to a command are refused like an invalid command.

@@ -90,7 +90,8 @@ async fn register_once(
 }
 
 async fn put_wraps(session: &Session, wraps: Vec<SignedWrap>) -> Result<(), ClientError> {
-    session.client.put::<serde_json::Value>("/v1/wraps", &PutWraps { wraps }).await.map(drop)
+    let _: serde_json::Value = session.client.put("/v1/wraps", &PutWraps { wraps }).await?;
+    Ok(())
 }
 
 /// Wraps a key for a party of the verified history, and signs the wrap.
@@ -255,9 +256,11 @@ async fn complain(session: &Session, member: &MemberKeyFile, signed: &SignedWrap
         wrap: signed.digest(),
     };
     let complaint = sign_complaint(&member.secret, complaint);
-    match session.client.post::<serde_json::Value>("/v1/wraps/complaints", &complaint).await {
+    let answer: Result<serde_json::Value, ClientError> =
+        session.client.post("/v1/wraps/complaints", &complaint).await;
+    match answer {
         Err(ClientError::Refused(problem)) if problem.code == error_code::WRAP_NOT_HELD.as_str() => Ok(()),
-        outcome => outcome.map(drop).context("complain about a wrap that does not open"),
+        answer => answer.map(drop).context("complain about a wrap that does not open"),
     }
 }
 

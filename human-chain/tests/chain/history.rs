@@ -8,7 +8,7 @@ use human_chain::{CircleState, certify, verify, verify_replay};
 use proptest::prelude::*;
 use protocol::governance::{Certificate, Change, NodeRole};
 use protocol::manifest::Manifest;
-use protocol::{Epoch, NodeId};
+use protocol::Epoch;
 
 fn members(who: &[&str], routine: &str, sensitive: &str) -> Change {
     let members = who.iter().map(|who| member(who)).collect();

@@ -353,9 +353,10 @@ impl World {
         }
     }
 
-    /// Registers the model and wraps its key to every admitted node.
+    /// Registers the model and wraps its key to every admitted worker.
     pub(crate) fn share_model(&mut self, name: &str, bytes: u64) {
-        let nodes: Vec<NodeId> = self.cluster.nodes().map(|node| node.id).collect();
+        let workers = self.cluster.nodes().filter(|node| node.roles.contains(&NodeRole::Worker));
+        let nodes: Vec<NodeId> = workers.map(|node| node.id).collect();
         self.must(self.register(model(name, bytes), &nodes));
     }
 

@@ -7,7 +7,7 @@ use crate::agent::simulation::tiny;
 use model_store::wrap_key;
 use overlay::Identity;
 use protocol::keys::EncryptionKey;
-use protocol::model::{KeyWrap, Recipient};
+use protocol::model::Recipient;
 use protocol::{Digest, MemberId, NodeId, PublicKey};
 use std::fs::File;
 use std::os::unix::fs::FileExt;

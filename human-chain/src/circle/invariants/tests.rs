@@ -5,10 +5,9 @@ use crate::circle::ApprovedService;
 use crate::testing::node;
 use crate::{ChainError, MemberSecret, certify, propose, sign_genesis, verify, vote};
 use protocol::governance::{
-    ActionClass, Change, Choice, ControlReplica, Genesis, NodeAdmission, NodeRole, Policy, Quorum,
+    ActionClass, Change, Choice, ControlReplica, Genesis, NodeAdmission, Policy, Quorum,
 };
 use protocol::{Epoch, Millis, NodeId, PublicKey, ReplicaId};
-use std::collections::BTreeMap;
 use std::str::FromStr;
 use std::sync::LazyLock;
 
