@@ -17,10 +17,9 @@ pub(crate) fn encryption(text: &str) -> EncryptionKey {
 
 /// Returns a worker of this name.
 pub(crate) fn node(text: &str) -> NodeAdmission {
-    let signing = SigningKey::from_bytes(&Digest::of(text.as_bytes()).0);
-    let mut node = NodeAdmission {
+    let node = NodeAdmission {
         name: text.parse().expect("a name"),
-        id: NodeId(PublicKey(signing.verifying_key().to_bytes())),
+        id: NodeId(PublicKey([0; 32])),
         encryption: encryption(text),
         roles: BTreeSet::from([NodeRole::Worker]),
         region: String::new(),
@@ -29,6 +28,13 @@ pub(crate) fn node(text: &str) -> NodeAdmission {
         gateway: None,
         proof: Signature([0; 64]),
     };
+    claimed_by(text, node)
+}
+
+/// Gives a node the identity of this name, and lets it claim all keys of the node.
+pub(crate) fn claimed_by(text: &str, mut node: NodeAdmission) -> NodeAdmission {
+    let signing = SigningKey::from_bytes(&Digest::of(text.as_bytes()).0);
+    node.id = NodeId(PublicKey(signing.verifying_key().to_bytes()));
     node.proof = Signature(signing.sign(&signing_input(NODE_KEYS_DOMAIN, &node.key_claim())).to_bytes());
     node
 }

@@ -381,11 +381,19 @@ impl World {
 
     /// Registers a model with its key wrapped to alice and to these nodes.
     pub(crate) fn register(&self, record: ModelRecord, nodes: &[NodeId]) -> Action {
-        let recipients =
-            nodes.iter().map(|node| Recipient::Node(*node)).chain([Recipient::Member(member("alice"))]);
+        let nodes = nodes.iter().map(|node| Recipient::Node(*node));
+        self.register_for(record, nodes.chain([Recipient::Member(member("alice"))]))
+    }
+
+    /// Registers a model with its key wrapped to these parties.
+    pub(crate) fn register_for(
+        &self,
+        record: ModelRecord,
+        recipients: impl IntoIterator<Item = Recipient>,
+    ) -> Action {
         let (name, root) = (record.name.clone(), record.root);
         let wrap = |to| self.signed(KeyWrap { root, ..wrap(name.as_str(), to) });
-        let wraps = recipients.map(wrap).collect();
+        let wraps = recipients.into_iter().map(wrap).collect();
         Action::RegisterModel { record: Box::new(record), wraps }
     }
 

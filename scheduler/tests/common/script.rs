@@ -73,7 +73,9 @@ impl ScriptRunner {
             }
             ["model", name, mib] => {
                 let bytes = mib.parse::<u64>().unwrap() << 20;
-                world.must(world.register(model(name, bytes), &[]));
+                let members = world.cluster.circle_state().unwrap().members();
+                let members: Vec<_> = members.map(|member| Recipient::Member(member.id.clone())).collect();
+                world.must(world.register_for(model(name, bytes), members));
             }
             ["deploy", name, rest @ ..] => {
                 world.approve(deploy(parse_manifest(name, rest, world.now)));

@@ -2,12 +2,12 @@
 
 use super::*;
 use crate::circle::ApprovedService;
-use crate::testing::node;
+use crate::testing::{claimed_by, node};
 use crate::{ChainError, MemberSecret, certify, propose, sign_genesis, verify, vote};
 use protocol::governance::{
     ActionClass, Change, Choice, ControlReplica, Genesis, NodeAdmission, Policy, Quorum,
 };
-use protocol::{Epoch, Millis, NodeId, PublicKey, ReplicaId};
+use protocol::{Epoch, Millis, PublicKey, ReplicaId};
 use std::str::FromStr;
 use std::sync::LazyLock;
 
@@ -189,10 +189,14 @@ fn damage_to_nodes_is_found() {
         }),
         ("has no role", |s| s.nodes.get_mut(&name("n3")).expect("admitted").roles.clear()),
         ("node `n3` shares a key", |s| {
-            s.nodes.get_mut(&name("n3")).expect("admitted").id = NodeId(key("n1"));
+            let node = s.nodes.get_mut(&name("n3")).expect("admitted");
+            *node = claimed_by("n1", node.clone());
         }),
         ("node `n3` shares a key", |s| {
-            s.nodes.get_mut(&name("n3")).expect("admitted").id = NodeId(key("control"));
+            s.control[0].key = s.nodes[&name("n3")].id.0;
+        }),
+        ("member `alice` shares a key", |s| {
+            s.control[0].key = s.members[&name("alice")].keys.ed25519;
         }),
         ("`node/n3` has version 1", |s| {
             s.nodes.get_mut(&name("n3")).expect("admitted").region = "elsewhere".into();
