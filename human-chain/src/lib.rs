@@ -15,6 +15,7 @@ mod change;
 mod circle;
 mod error;
 mod form;
+mod history;
 mod member;
 mod order;
 mod propose;
@@ -32,8 +33,8 @@ pub use circle::{ApprovedService, CircleState, RetiredService, circle_id, sign_g
 pub use error::ChainError;
 pub use form::check_node;
 pub use member::{MemberSecret, signature_holds};
-pub use order::{SlotGrant, check_order, placement_allows};
-pub use propose::{PROPOSAL_LIFETIME_MS_MAX, propose};
+pub use order::{FENCE_LEAP_MAX, SlotGrant, check_order, placement_allows};
+pub use propose::{PROPOSAL_LIFETIME_MS_MAX, check_proposal, propose};
 pub use quorum::{approvals_lacking, describe, least_approvals, names, satisfied};
 pub use render::{RENDERER_VERSION, Rendering, render, render_difference, show_time};
 pub use wrap::{
