@@ -14,6 +14,7 @@ mod nodes;
 mod output;
 mod proposals;
 mod services;
+mod sharing;
 mod status;
 mod template;
 mod verdict;

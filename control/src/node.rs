@@ -10,7 +10,7 @@ mod sweep;
 
 pub use health::{HealthSummary, RepairSummary, ShardFaultSummary};
 pub use models::{ImportRequest, ImportSummary, ModelAccess, store_reference};
-pub use register::{SharedKeys, wrap_models_to};
+pub use register::{SharedKey, SharedKeys, share_keys};
 pub use sweep::SweepSummary;
 
 use anyhow::{Context as _, Result, anyhow};
@@ -18,9 +18,9 @@ use gpu_agent::agent::{AgentConfig, ControlLink, GatewayConfig, ResourceCaps, St
 use host::{Clock, files};
 use model_store::EncryptionSecret;
 use overlay::{CancellationToken, Identity};
-use protocol::governance::{NodeAdmission, SignedGenesis};
+use protocol::governance::{NODE_KEYS_DOMAIN, NodeAdmission, SignedGenesis};
 use protocol::limits::LEASE_MS;
-use protocol::{CircleId, EncryptionKey, PublicKey, Refusal, error_code};
+use protocol::{CircleId, EncryptionKey, PublicKey, Refusal, Signature, error_code};
 use sandbox::{LauncherConfig, SandboxLauncher};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -28,14 +28,27 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::net::TcpListener;
 
-/// Public keys of a node.
+/// Keys of a node: what its admission says of them, and the identity that claims them.
 pub struct NodeKeys {
     /// The key that identifies the node.
-    pub identity: PublicKey,
+    pub identity: Identity,
     /// The key to which the models' keys are wrapped.
     pub encryption: EncryptionKey,
     /// TLS key of its gateway, if it runs one.
     pub gateway: Option<PublicKey>,
+}
+
+/// Stands for the signature of an admission that [`NodeKeys::claim`] has yet to sign.
+pub const UNSIGNED: Signature = Signature([0; 64]);
+
+impl NodeKeys {
+    /// Returns the admission with the node's signature over its keys. It is made on the node, so that no
+    /// party on the way to the voters can exchange a key.
+    #[must_use]
+    pub fn claim(&self, mut admission: NodeAdmission) -> NodeAdmission {
+        admission.proof = self.identity.sign(NODE_KEYS_DOMAIN, &admission.key_claim());
+        admission
+    }
 }
 
 /// Contents of `node.json`, which `quorate agent init` writes.
@@ -94,7 +107,7 @@ pub fn create_keys(directory: &Path, with_gateway: bool) -> Result<NodeKeys> {
     } else {
         None
     };
-    Ok(NodeKeys { identity: identity.public_key(), encryption: encryption.public().clone(), gateway })
+    Ok(NodeKeys { identity, encryption: encryption.public().clone(), gateway })
 }
 
 /// Settings with which a node's agent is started.

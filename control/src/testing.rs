@@ -38,6 +38,7 @@ pub(crate) fn admission(name: &str) -> NodeAdmission {
         labels: BTreeMap::new(),
         storage: None,
         gateway: None,
+        proof: crate::node::UNSIGNED,
     }
 }
 

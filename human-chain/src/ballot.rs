@@ -212,32 +212,15 @@ mod tests {
     use super::*;
     use crate::{propose, sign_genesis, verify};
     use protocol::ReplicaId;
-    use protocol::governance::{
-        ActionClass, Change, ControlReplica, Genesis, Member, NodeAdmission, NodeRole, Policy, Quorum,
-    };
-    use protocol::keys::{ByteString, EncryptionKey, ML_KEM_768_PUBLIC_KEY_LENGTH};
-    use protocol::{NodeId, PublicKey};
+    use crate::testing::node;
+    use protocol::PublicKey;
+    use protocol::governance::{ActionClass, Change, ControlReplica, Genesis, Member, Policy, Quorum};
     use std::cell::Cell;
 
     const NOW: Millis = Millis(1_795_264_910_000);
 
     fn id(name: &str) -> MemberId {
         name.parse().expect("a name")
-    }
-
-    fn node(name: &str, byte: u8) -> NodeAdmission {
-        let key = PublicKey([byte; 32]);
-        let ml_kem = ByteString(vec![1; ML_KEM_768_PUBLIC_KEY_LENGTH]);
-        NodeAdmission {
-            name: name.parse().expect("a name"),
-            id: NodeId(key),
-            encryption: EncryptionKey { x25519: key, ml_kem },
-            roles: BTreeSet::from([NodeRole::Worker]),
-            region: String::new(),
-            labels: BTreeMap::new(),
-            storage: None,
-            gateway: None,
-        }
     }
 
     /// Returns a circle of three members with a quorum of two, and a proposal.
@@ -260,13 +243,13 @@ mod tests {
             members: people.iter().map(|(id, key)| Member { id: id.clone(), keys: key.public() }).collect(),
             policy: Policy { quorums: quorums.into() },
             control: vec![control],
-            nodes: vec![node("n1", 1)],
+            nodes: vec![node("n1")],
             tokens: vec![],
         };
         let founders: Vec<(MemberId, &MemberSecret)> =
             people.iter().map(|(id, key)| (id.clone(), key)).collect();
         let state = CircleState::found(&sign_genesis(genesis, &founders), None).expect("a sound genesis");
-        let change = Change::AdmitNode(Box::new(node("n2", 2)));
+        let change = Change::AdmitNode(Box::new(node("n2")));
         let proposal = propose(&state, change, String::new(), NOW, NOW.plus(1000), Digest::of(b"n"))
             .expect("may be asked");
         (people, state, proposal)

@@ -6,6 +6,7 @@ use protocol::canonical::to_bytes;
 use protocol::governance::{ActionClass, Change, Member, NodeAdmission, Policy};
 use protocol::manifest::{Manifest, ModelChoice};
 use protocol::{Digest, ModelName, NodeName, ServiceName, limits};
+use std::collections::BTreeSet;
 
 /// Subject name of members and policy.
 pub(crate) const CIRCLE_SUBJECT: &str = "circle";
@@ -93,6 +94,7 @@ pub(crate) fn check_change(state: &CircleState, change: &Change) -> Result<(), C
         Change::ForgetModel { model, grace_seconds } => check_forgetting(state, model, *grace_seconds),
         Change::SetMembers { members, policy } => {
             form::check_members(members, policy)?;
+            check_foreign_keys(state, members)?;
             match members.iter().find(|member| state.is_former_member(&member.id)) {
                 Some(member) => Err(ChainError::invalid(
                     "members",
@@ -131,15 +133,28 @@ fn check_forgetting(state: &CircleState, model: &ModelChoice, grace_seconds: u32
     Ok(())
 }
 
-/// Checks an admission. A key identifies one machine: no other node, gateway or control replica may have it.
+/// Checks that no member has a key of a node or a control replica.
+fn check_foreign_keys(state: &CircleState, members: &[Member]) -> Result<(), ChainError> {
+    let nodes = state.nodes().flat_map(form::node_keys);
+    let taken: BTreeSet<&[u8]> = nodes.chain(form::control_keys(state.control())).collect();
+    let uses = |member: &&Member| form::member_keys(member).iter().any(|key| taken.contains(key));
+    match members.iter().find(uses) {
+        Some(member) => Err(ChainError::invalid("members", format!("`{}` uses a key in use", member.id))),
+        None => Ok(()),
+    }
+}
+
+/// Checks an admission. A key is of one party: no other node, gateway, control replica or member may have it.
 fn check_admission(state: &CircleState, node: &NodeAdmission) -> Result<(), ChainError> {
     form::check_node(node)?;
-    let keys: Vec<_> = form::node_keys(node).collect();
-    debug_assert!(matches!(keys.len(), 1 | 2), "a node has its own key, and its gateway's");
-    let within = keys.len() == 2 && keys[0] == keys[1];
+    let keys: BTreeSet<&[u8]> = form::node_keys(node).collect();
+    let within = keys.len() < form::node_keys(node).count();
     let others = state.nodes().filter(|other| other.name != node.name);
-    let taken = others.flat_map(form::node_keys).chain(state.control().iter().map(|replica| replica.key));
-    if within || taken.into_iter().any(|key| keys.contains(&key)) {
+    let taken = others
+        .flat_map(form::node_keys)
+        .chain(form::control_keys(state.control()))
+        .chain(state.members().flat_map(form::member_keys));
+    if within || taken.into_iter().any(|key| keys.contains(key)) {
         return Err(ChainError::invalid("node", format!("`{}` uses a key in use", node.name)));
     }
     if state.node(&node.name).is_none() && state.nodes().count() >= limits::NODES_MAX {

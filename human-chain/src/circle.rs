@@ -456,30 +456,23 @@ fn check_founders(signed: &SignedGenesis, bytes: &[u8]) -> Result<(), ChainError
 #[cfg(test)]
 mod tests {
     use super::*;
-    use protocol::PublicKey;
-    use protocol::governance::NodeRole;
-    use protocol::keys::{ByteString, EncryptionKey, ML_KEM_768_PUBLIC_KEY_LENGTH};
+    use crate::testing;
 
     fn node(number: usize) -> NodeAdmission {
-        let key = PublicKey(Digest::of(&number.to_be_bytes()).0);
-        NodeAdmission {
-            name: format!("n{number}").parse().expect("a name"),
-            id: NodeId(key),
-            encryption: EncryptionKey {
-                x25519: key,
-                ml_kem: ByteString(vec![1; ML_KEM_768_PUBLIC_KEY_LENGTH]),
-            },
-            roles: BTreeSet::from([NodeRole::Worker]),
-            region: String::new(),
-            labels: BTreeMap::new(),
-            storage: None,
-            gateway: None,
-        }
+        testing::node(&format!("n{number}"))
     }
 
     #[test]
     fn a_full_circle_takes_no_more_nodes_but_replaces_them() {
-        let nodes = (0..limits::NODES_MAX).map(node).map(|node| (node.name.clone(), node)).collect();
+        // Ten thousand signatures would take seconds: only the nodes that are admitted below are their own.
+        let sample = node(0);
+        let unsigned = |number: usize| NodeAdmission {
+            name: format!("n{number}").parse().expect("a name"),
+            id: NodeId(protocol::PublicKey(Digest::of(&number.to_be_bytes()).0)),
+            encryption: testing::encryption(&format!("of {number}")),
+            ..sample.clone()
+        };
+        let nodes = (0..limits::NODES_MAX).map(unsigned).map(|node| (node.name.clone(), node)).collect();
         let state = CircleState {
             id: CircleId(Digest([0; 32])),
             name: String::new(),

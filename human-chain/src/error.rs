@@ -5,7 +5,8 @@ use protocol::canonical::CanonicalError;
 use protocol::error_code::{self, ErrorCode};
 use protocol::governance::ActionClass;
 use protocol::{
-    CircleId, Epoch, Fence, MemberId, Millis, ModelName, ModelRoot, NodeId, Refusal, ServiceName, SlotIndex,
+    CircleId, Epoch, Fence, MemberId, Millis, ModelName, ModelRoot, NodeId, NodeName, Refusal, ServiceName,
+    SlotIndex,
 };
 
 /// Reason for the rejection of a genesis, proposal, ballot, certificate or order.
@@ -179,6 +180,15 @@ pub enum ChainError {
     /// No certificate admits the node.
     #[error("node {0} is not admitted")]
     NodeNotAdmitted(NodeId),
+    /// The admission lacks the node's own signature over its keys.
+    #[error("node `{0}` has not signed these keys: another party may have exchanged one of them")]
+    NodeKeysUnproven(NodeName),
+    /// The wrap is for a node that needs no model key.
+    #[error("node `{0}` is not admitted as a worker, and gets no model key")]
+    NotARecipient(NodeName),
+    /// The signature of a node does not verify.
+    #[error("the signature of node {0} does not hold")]
+    NodeSignatureInvalid(NodeId),
 }
 
 /// Returns the class as the recorded histories print it; `Display` prints it as a manifest does.
@@ -215,7 +225,7 @@ impl ChainError {
             Self::NotAMember(_) => error_code::NOT_A_MEMBER,
             Self::DuplicateBallot(_) => error_code::BALLOT_DUPLICATE,
             Self::BallotMismatch { .. } => error_code::BALLOT_MISMATCH,
-            Self::SignatureInvalid(_) => error_code::SIGNATURE_INVALID,
+            Self::SignatureInvalid(_) | Self::NodeSignatureInvalid(_) => error_code::SIGNATURE_INVALID,
             Self::FounderSignatureMissing(_) => error_code::FOUNDER_SIGNATURE_MISSING,
             Self::QuorumNotReached { .. } => error_code::QUORUM_NOT_REACHED,
             Self::OrderSignatureInvalid => error_code::ORDER_SIGNATURE_INVALID,
@@ -223,6 +233,8 @@ impl ChainError {
             Self::OrderMismatch { .. } => error_code::ORDER_MISMATCH,
             Self::OrderReplayed { .. } => error_code::ORDER_REPLAYED,
             Self::NodeNotAdmitted(_) => error_code::NODE_NOT_ADMITTED,
+            Self::NodeKeysUnproven(_) => error_code::NODE_KEYS_UNPROVEN,
+            Self::NotARecipient(_) => error_code::WRAP_RECIPIENT_INVALID,
         }
     }
 }

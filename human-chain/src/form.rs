@@ -18,6 +18,46 @@ const TOKENS_MAX: usize = 256;
 /// Maximum length of a `host:port` or API address in bytes: a DNS name has at most 253.
 const ADDRESS_BYTES_MAX: usize = 300;
 
+/// Modulus q of ML-KEM's coefficients (FIPS 203, section 2.4).
+const ML_KEM_MODULUS: u16 = 3329;
+/// Length of the coefficients in an ML-KEM-768 key: 3 * 256 of 12 bits each. A seed of 32 bytes follows.
+const ML_KEM_768_COEFFICIENTS_LENGTH: usize = 1152;
+/// X25519 keys of low order in their canonical form: the shared secret with any of them is zero (RFC 7748,
+/// section 6.1). Every other form of these is refused because it is not canonical.
+const X25519_LOW_ORDER: [[u8; 32]; 5] = [
+    [0; 32],
+    little_endian(1),
+    [
+        0xe0, 0xeb, 0x7a, 0x7c, 0x3b, 0x41, 0xb8, 0xae, 0x16, 0x56, 0xe3, 0xfa, 0xf1, 0x9f, 0xc4, 0x6a, 0xda,
+        0x09, 0x8d, 0xeb, 0x9c, 0x32, 0xb1, 0xfd, 0x86, 0x62, 0x05, 0x16, 0x5f, 0x49, 0xb8, 0x00,
+    ],
+    [
+        0x5f, 0x9c, 0x95, 0xbc, 0xa3, 0x50, 0x8c, 0x24, 0xb1, 0xd0, 0xb1, 0x55, 0x9c, 0x83, 0xef, 0x5b, 0x04,
+        0x44, 0x5c, 0xc4, 0x58, 0x1c, 0x8e, 0x86, 0xd8, 0x22, 0x4e, 0xdd, 0xd0, 0x9f, 0x11, 0x57,
+    ],
+    curve25519_prime_less(1),
+];
+
+/// Returns a small number as 32 bytes, least significant first.
+const fn little_endian(number: u8) -> [u8; 32] {
+    let mut bytes = [0; 32];
+    bytes[0] = number;
+    bytes
+}
+
+/// Returns 2^255 - 19, less this small number, as 32 bytes, least significant first.
+const fn curve25519_prime_less(number: u8) -> [u8; 32] {
+    let mut bytes = [0xff; 32];
+    bytes[0] = 0xed - number;
+    bytes[31] = 0x7f;
+    bytes
+}
+
+const _: () = assert!(
+    ML_KEM_768_COEFFICIENTS_LENGTH + 32 == ML_KEM_768_PUBLIC_KEY_LENGTH
+        && ML_KEM_768_COEFFICIENTS_LENGTH * 8 == 3 * 256 * 12,
+    "coefficients and seed are a whole ML-KEM-768 key"
+);
 const _: () = assert!(CONTROL_REPLICAS_MAX % 2 == 1, "an even number of votes survives no more losses");
 const _: () = assert!(ADDRESS_BYTES_MAX >= 253 + ":65535".len(), "a DNS name and a port");
 
@@ -31,7 +71,12 @@ pub(crate) fn check_genesis(genesis: &Genesis) -> Result<(), ChainError> {
     check_control(&genesis.control)?;
     check_tokens(&genesis.tokens)?;
     let mut names = BTreeSet::new();
-    let mut keys: BTreeSet<PublicKey> = genesis.control.iter().map(|replica| replica.key).collect();
+    let mut keys: BTreeSet<&[u8]> = control_keys(&genesis.control).collect();
+    for member in &genesis.members {
+        if !member_keys(member).into_iter().all(|key| keys.insert(key)) {
+            return Err(ChainError::invalid("genesis.members", format!("`{}` uses a key in use", member.id)));
+        }
+    }
     for node in &genesis.nodes {
         check_node(node)?;
         if !names.insert(&node.name) {
@@ -58,9 +103,7 @@ pub(crate) fn check_members(members: &[Member], policy: &Policy) -> Result<(), C
     let mut keys: BTreeSet<&[u8]> = BTreeSet::new();
     for member in members {
         check_member(member)?;
-        let own = &member.keys;
-        let all = [&own.ed25519.0[..], &own.ml_dsa.0, &own.encryption.x25519.0, &own.encryption.ml_kem.0];
-        if !all.into_iter().all(|key| keys.insert(key)) {
+        if !member_keys(member).into_iter().all(|key| keys.insert(key)) {
             return Err(ChainError::invalid("members", format!("`{}` uses a key in use", member.id)));
         }
     }
@@ -73,9 +116,8 @@ pub(crate) fn check_members(members: &[Member], policy: &Policy) -> Result<(), C
 
 fn check_member(member: &Member) -> Result<(), ChainError> {
     let refuse = |reason: &str| Err(ChainError::invalid("members", format!("`{}` {reason}", member.id)));
-    match ed25519_dalek::VerifyingKey::from_bytes(&member.keys.ed25519.0) {
-        Ok(key) if !key.is_weak() => {}
-        _ => return refuse("has an Ed25519 key that is none"),
+    if !is_signing_key(&member.keys.ed25519) {
+        return refuse("has an Ed25519 key that is none");
     }
     if member.keys.ml_dsa.0.len() != ML_DSA_65_PUBLIC_KEY_LENGTH {
         let (length, wanted) = (member.keys.ml_dsa.0.len(), ML_DSA_65_PUBLIC_KEY_LENGTH);
@@ -89,10 +131,36 @@ fn check_encryption(what: &'static str, key: &EncryptionKey) -> Result<(), Chain
         let (length, wanted) = (key.ml_kem.0.len(), ML_KEM_768_PUBLIC_KEY_LENGTH);
         return Err(ChainError::invalid(what, format!("an ML-KEM-768 key has {length} bytes, not {wanted}")));
     }
-    if key.x25519.0 == [0; 32] {
-        return Err(ChainError::invalid(what, "an X25519 key is all zeros"));
+    if !has_reduced_coefficients(&key.ml_kem.0) {
+        return Err(ChainError::invalid(what, "an ML-KEM-768 key is none: a coefficient exceeds the modulus"));
+    }
+    if !is_canonical_x25519(&key.x25519) || X25519_LOW_ORDER.contains(&key.x25519.0) {
+        return Err(ChainError::invalid(what, "an X25519 key is none: of low order, or not in canonical form"));
     }
     Ok(())
+}
+
+/// Checks that an Ed25519 key is a point that is not of low order.
+fn is_signing_key(key: &PublicKey) -> bool {
+    ed25519_dalek::VerifyingKey::from_bytes(&key.0).is_ok_and(|key| !key.is_weak())
+}
+
+/// Checks the modulus of an ML-KEM-768 key (FIPS 203, section 7.2): three bytes hold two coefficients.
+fn has_reduced_coefficients(key: &[u8]) -> bool {
+    let (coefficients, _) = key.split_at(key.len().min(ML_KEM_768_COEFFICIENTS_LENGTH));
+    let (parts, _) = coefficients.as_chunks::<3>();
+    parts.iter().all(|part| {
+        let [low, middle, high] = part.map(u16::from);
+        let (first, second) = (low | ((middle & 0x0f) << 8), (middle >> 4) | (high << 4));
+        first < ML_KEM_MODULUS && second < ML_KEM_MODULUS
+    })
+}
+
+/// Checks that an X25519 key is a number below 2^255 - 19. Any other form is the same key in disguise, and
+/// would pass for another one.
+fn is_canonical_x25519(key: &PublicKey) -> bool {
+    let prime = curve25519_prime_less(0);
+    key.0.iter().rev().lt(prime.iter().rev())
 }
 
 /// Checks the number, ids, keys and addresses of the control replicas.
@@ -133,8 +201,12 @@ pub(crate) fn check_tokens(tokens: &[AccessToken]) -> Result<(), ChainError> {
     Ok(())
 }
 
-/// Checks the form of one node: its roles must agree with its addresses.
-pub(crate) fn check_node(node: &NodeAdmission) -> Result<(), ChainError> {
+/// Checks the form of one node: its roles must agree with its addresses, its keys must be keys, and the node
+/// must have signed them.
+///
+/// # Errors
+/// Returns the first rule that the admission breaks.
+pub fn check_node(node: &NodeAdmission) -> Result<(), ChainError> {
     let refuse = |reason: &str| Err(ChainError::invalid("node", format!("`{}` {reason}", node.name)));
     if node.roles.is_empty() {
         return refuse("has no role");
@@ -149,7 +221,7 @@ pub(crate) fn check_node(node: &NodeAdmission) -> Result<(), ChainError> {
         let (count, most) = (node.labels.len(), limits::LABELS_MAX);
         return refuse(&format!("has {count} labels; accepted: at most {most}"));
     }
-    check_encryption("node", &node.encryption)?;
+    check_node_keys(node)?;
     check_label("node.region", &node.region)?;
     for (key, value) in &node.labels {
         check_label("node.labels", key)?;
@@ -169,9 +241,32 @@ pub(crate) fn check_node(node: &NodeAdmission) -> Result<(), ChainError> {
     Ok(())
 }
 
-/// Returns the keys that identify a node on the network.
-pub(crate) fn node_keys(node: &NodeAdmission) -> impl Iterator<Item = PublicKey> {
-    [Some(node.id.0), node.gateway.as_ref().map(|gateway| gateway.key)].into_iter().flatten()
+/// Checks that the keys of a node are keys, and that the node itself claimed them. The parties that hand an
+/// admission on could otherwise exchange the encryption key, and read what is wrapped to it.
+fn check_node_keys(node: &NodeAdmission) -> Result<(), ChainError> {
+    let gateway = node.gateway.as_ref().map(|gateway| &gateway.key);
+    if !std::iter::once(&node.id.0).chain(gateway).all(is_signing_key) {
+        return Err(ChainError::invalid("node", format!("`{}` has an Ed25519 key that is none", node.name)));
+    }
+    check_encryption("node", &node.encryption)?;
+    if node.is_proven() { Ok(()) } else { Err(ChainError::NodeKeysUnproven(node.name.clone())) }
+}
+
+/// Returns every public key of a member. No other party of the circle may have any of them.
+pub(crate) fn member_keys(member: &Member) -> [&[u8]; 4] {
+    let own = &member.keys;
+    [&own.ed25519.0, &own.ml_dsa.0, &own.encryption.x25519.0, &own.encryption.ml_kem.0]
+}
+
+/// Returns every public key of a node and its gateway. No other party of the circle may have any of them.
+pub(crate) fn node_keys(node: &NodeAdmission) -> impl Iterator<Item = &[u8]> {
+    let own: [&[u8]; 3] = [&node.id.0.0, &node.encryption.x25519.0, &node.encryption.ml_kem.0];
+    own.into_iter().chain(node.gateway.as_ref().map(|gateway| &gateway.key.0[..]))
+}
+
+/// Returns the key of every control replica.
+pub(crate) fn control_keys(control: &[ControlReplica]) -> impl Iterator<Item = &[u8]> {
+    control.iter().map(|replica| &replica.key.0[..])
 }
 
 /// Checks that this release can run a manifest, and that the manifest is within its bounds.

@@ -21,6 +21,9 @@ mod order;
 mod propose;
 mod quorum;
 mod render;
+#[cfg(test)]
+mod testing;
+mod wrap;
 
 pub use approved::Approved;
 pub use ballot::{Tally, assemble, certify, check_ballot, tally, vote};
@@ -30,8 +33,13 @@ pub use certificate::{
 pub use change::{class_of, subject_of};
 pub use circle::{ApprovedService, CircleState, ForgottenModel, RetiredService, circle_id, sign_genesis};
 pub use error::ChainError;
+pub use form::check_node;
 pub use member::{MemberSecret, signature_holds};
 pub use order::{FENCE_LEAP_MAX, SlotGrant, check_order, placement_allows};
 pub use propose::{PROPOSAL_LIFETIME_MS_MAX, check_proposal, propose};
 pub use quorum::{approvals_lacking, describe, least_approvals, names, satisfied};
 pub use render::{RENDERER_VERSION, Rendering, render, render_difference, show_time};
+pub use wrap::{
+    check_complaint, check_wrap, check_wrap_request, recipient_key, recipients, sign_complaint, sign_wrap,
+    sign_wrap_request,
+};

@@ -5,7 +5,7 @@ use crate::governance::{Bundle, NodeAdmission, SignedGenesis};
 use crate::ids::{Fence, Millis, NodeId, ServiceName, SlotIndex};
 use crate::keys::PublicKey;
 use crate::manifest::Isolation;
-use crate::model::{KeyWrap, ModelRecord};
+use crate::model::{ModelRecord, SignedComplaint, SignedWrap};
 use crate::order::SignedOrder;
 use crate::worker::WorkerMetrics;
 use serde::{Deserialize, Serialize};
@@ -113,7 +113,12 @@ pub struct SyncRequest {
     pub desired: crate::Digest,
     /// Lines that workers wrote and that no answer has acknowledged, oldest first; at most [`LOG_LINES_MAX`].
     pub logs: Vec<WorkerLine>,
+    /// Complaints about wraps that the node was sent and cannot use; at most [`COMPLAINTS_MAX`].
+    pub complaints: Vec<SignedComplaint>,
 }
+
+/// Maximum number of complaints in one request: more models than a node loads at the same time.
+pub const COMPLAINTS_MAX: usize = 16;
 
 /// Maximum number of log lines in one request. Excess lines are dropped, oldest first, and a line reports the
 /// loss.
@@ -154,7 +159,7 @@ pub struct Assignment {
     /// Stores, size and erasure code of the model.
     pub model: ModelRecord,
     /// Key of the model, wrapped to this node alone.
-    pub wrap: Option<KeyWrap>,
+    pub wrap: Option<SignedWrap>,
 }
 
 /// Desired state of a node.

@@ -9,11 +9,11 @@ use crate::governance::{
     AccessToken, ActionClass, Bundle, NodeAdmission, Proposal, SignedBallot, SignedGenesis,
 };
 use crate::ids::{
-    Epoch, Fence, MemberId, Millis, ModelRoot, NodeId, NodeName, ProposalId, ReplicaId, ServiceName,
+    Epoch, Fence, MemberId, Millis, ModelName, NodeId, NodeName, ProposalId, ReplicaId, ServiceName,
     SlotIndex, TokenName,
 };
 use crate::manifest::{Isolation, Manifest};
-use crate::model::{KeyWrap, ModelRecord};
+use crate::model::{ModelRecord, Recipient, SignedWrap};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -211,7 +211,12 @@ pub struct NodeView {
     pub not_enforced: Vec<String>,
     /// Number of slots that the node holds.
     pub slots: u32,
+    /// Models whose key a member holds and this node lacks; at most [`KEYS_LACKING_SHOWN`].
+    pub keys_lacking: Vec<ModelName>,
 }
+
+/// Maximum number of models that are named to people for one recipient that lacks their keys.
+pub const KEYS_LACKING_SHOWN: usize = 16;
 
 /// Body of `POST /v1/keys`: an inference key. The client generates the key and sends only its hash.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -243,15 +248,15 @@ pub struct RegisterModel {
     /// Stores, size and erasure code of the model.
     pub record: ModelRecord,
     /// Key of the model, wrapped to at least one member; members' clients wrap it for further recipients.
-    pub wraps: Vec<KeyWrap>,
+    pub wraps: Vec<SignedWrap>,
 }
 
-/// Body of `PUT /v1/models/{root}/wraps`.
+/// Body of `PUT /v1/wraps`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PutWraps {
-    /// Key of the model, wrapped to each recipient.
-    pub wraps: Vec<KeyWrap>,
+    /// Keys of models, each wrapped to one recipient and signed by the member that wrapped it.
+    pub wraps: Vec<SignedWrap>,
 }
 
 /// Entry of the audit log.
@@ -397,12 +402,25 @@ impl From<&AccessToken> for TokenView {
     }
 }
 
-/// Wraps of a model's key, for members' clients that wrap it for further recipients.
+/// Answer to a member's signed request for its wraps: the keys that it holds and that others lack.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub struct ModelWraps {
-    /// Root of the model.
-    pub root: ModelRoot,
-    /// All wraps of the model's key.
-    pub wraps: Vec<KeyWrap>,
+pub struct MemberWraps {
+    /// Models whose key the member holds and a recipient lacks. The list is cut at a number of recipients;
+    /// once the member has served these, it asks again.
+    pub lacking: Vec<LackingKey>,
+    /// Models whose key no member holds: they can only be forgotten and imported again.
+    pub keyless: Vec<ModelName>,
+}
+
+/// Model whose key a member holds, and recipients that lack it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LackingKey {
+    /// Name that people gave the model.
+    pub model: ModelName,
+    /// Key of the model, wrapped to the member that asks.
+    pub wrap: SignedWrap,
+    /// Members and nodes of the circle that have no wrap of the key.
+    pub recipients: Vec<Recipient>,
 }

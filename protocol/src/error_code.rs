@@ -130,6 +130,12 @@ codes! {
     MODEL_FORGOTTEN = "model-forgotten";
     /// The recipient holds another wrap of the model's key.
     WRAP_HELD = "wrap-held";
+    /// The recipient does not hold the wrap that a complaint names.
+    WRAP_NOT_HELD = "wrap-not-held";
+    /// A wrap is for a node that runs no workers, and so needs no model key.
+    WRAP_RECIPIENT_INVALID = "wrap-recipient-invalid";
+    /// A node's admission lacks the node's own signature over its keys.
+    NODE_KEYS_UNPROVEN = "node-keys-unproven";
     /// No API key has this name.
     KEY_NOT_FOUND = "key-not-found";
     /// The name is taken.

@@ -9,7 +9,7 @@ use crate::ids::{
     CircleId, Epoch, MemberId, Millis, NodeId, NodeName, ProposalId, ReplicaId, ServiceName, StoreName,
     TokenName,
 };
-use crate::keys::{EncryptionKey, HybridSignature, MemberKeys, PublicKey};
+use crate::keys::{EncryptionKey, HybridSignature, MemberKeys, PublicKey, Signature};
 use crate::manifest::{Manifest, ModelChoice};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,6 +23,8 @@ pub const PROPOSAL_DOMAIN: &str = "quorate/proposal/v2";
 pub const RENDERING_DOMAIN: &str = "quorate/rendering/v1";
 /// Signature domain of a ballot.
 pub const BALLOT_DOMAIN: &str = "quorate/ballot/v2";
+/// Signature domain of a node's claim to its keys.
+pub const NODE_KEYS_DOMAIN: &str = "quorate/node-keys/v1";
 /// Digest domain of a certificate.
 pub const CERTIFICATE_DOMAIN: &str = "quorate/certificate/v2";
 
@@ -118,6 +120,38 @@ pub struct NodeAdmission {
     pub storage: Option<StorageEndpoint>,
     /// Gateway endpoint; present exactly when the node has the gateway role.
     pub gateway: Option<GatewayEndpoint>,
+    /// Signature of the identity key over [`NodeAdmission::key_claim`], domain [`NODE_KEYS_DOMAIN`].
+    pub proof: Signature,
+}
+
+/// Statement of a node: these keys are mine.
+///
+/// The claim names no circle. A genesis has no id yet, and a node has the same keys in any circle: in another
+/// one the claim is as true as here, and grants as little.
+#[derive(Serialize)]
+struct NodeKeyClaim<'a> {
+    identity: NodeId,
+    encryption: &'a EncryptionKey,
+    gateway: Option<PublicKey>,
+}
+
+impl NodeAdmission {
+    /// Returns the bytes that the node signs: its identity key, its encryption key, and its gateway's key.
+    #[must_use]
+    pub fn key_claim(&self) -> Vec<u8> {
+        crate::canonical::to_bytes(&NodeKeyClaim {
+            identity: self.id,
+            encryption: &self.encryption,
+            gateway: self.gateway.as_ref().map(|gateway| gateway.key),
+        })
+    }
+
+    /// Returns whether the node itself claimed these keys. No key can then be exchanged by the parties that
+    /// hand the admission on.
+    #[must_use]
+    pub fn is_proven(&self) -> bool {
+        self.id.0.verifies(NODE_KEYS_DOMAIN, &self.key_claim(), &self.proof)
+    }
 }
 
 /// Storage that a node offers to the cluster.

@@ -4,13 +4,21 @@
 
 use crate::digest::Digest;
 use crate::fixed_bytes::fixed_bytes;
-use crate::ids::{MemberId, ModelName, ModelRoot, NodeId};
-use crate::keys::{ByteString, PublicKey};
+use crate::ids::{CircleId, MemberId, ModelName, ModelRoot, NodeId};
+use crate::keys::{ByteString, EncryptionKey, HybridSignature, PublicKey, Signature};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 /// Digest domain of a model manifest.
 pub const MODEL_DOMAIN: &str = "quorate/model/v1";
+/// Signature domain of a wrap, by its maker.
+pub const WRAP_DOMAIN: &str = "quorate/wrap/v1";
+/// Digest domain of a wrap with its signature.
+pub const SIGNED_WRAP_DOMAIN: &str = "quorate/signed-wrap/v1";
+/// Signature domain of a complaint about a wrap, by its recipient.
+pub const WRAP_COMPLAINT_DOMAIN: &str = "quorate/wrap-complaint/v1";
+/// Signature domain of a member's request for its own wraps.
+pub const WRAP_REQUEST_DOMAIN: &str = "quorate/wrap-request/v1";
 /// Alignment of files in the weights map in bytes: a memory page, and more than any tensor's alignment.
 pub const FILE_ALIGNMENT: u64 = 4096;
 /// Maximum number of files of a model: the largest published checkpoints have a few hundred.
@@ -302,6 +310,101 @@ pub struct KeyWrap {
     pub encapsulated: ByteString,
     /// AES-256-GCM ciphertext of the key: 32 bytes and a 16-byte tag.
     pub sealed: ByteString,
+}
+
+/// Wrap with the signature of the member that made it, domain [`WRAP_DOMAIN`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SignedWrap {
+    /// Model key for one recipient.
+    pub wrap: KeyWrap,
+    /// Member that made the wrap.
+    pub maker: MemberId,
+    /// Signature by both of the maker's keys over [`KeyWrap::statement`].
+    pub signature: HybridSignature,
+}
+
+/// Statement of a wrap's maker. It names the circle and the key that the wrap is made for: a wrap for a
+/// replaced key, or of another circle, is not taken for a current one.
+#[derive(Serialize)]
+struct WrapStatement<'a> {
+    circle: CircleId,
+    maker: &'a MemberId,
+    recipient_key: Digest,
+    wrap: &'a KeyWrap,
+}
+
+impl KeyWrap {
+    /// Returns the bytes that the maker of this wrap signs; `to` is the key that it is made for.
+    #[must_use]
+    pub fn statement(&self, circle: CircleId, maker: &MemberId, to: &EncryptionKey) -> Vec<u8> {
+        let recipient_key = Digest::of_domain(WRAP_DOMAIN, &crate::canonical::to_bytes(to));
+        crate::canonical::to_bytes(&WrapStatement { circle, maker, recipient_key, wrap: self })
+    }
+}
+
+impl SignedWrap {
+    /// Returns the digest of the canonical bytes, by which a complaint names the wrap.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        Digest::of_domain(SIGNED_WRAP_DOMAIN, &crate::canonical::to_bytes(self))
+    }
+}
+
+/// Statement of a recipient: this wrap does not give me the model's key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct WrapComplaint {
+    /// Circle that the recipient belongs to.
+    pub circle: CircleId,
+    /// Root of the model that the wrap is for.
+    pub root: ModelRoot,
+    /// Recipient that complains.
+    pub recipient: Recipient,
+    /// Digest of the wrap with its signature ([`SignedWrap::digest`]).
+    pub wrap: Digest,
+}
+
+/// Complaint with its recipient's signature, domain [`WRAP_COMPLAINT_DOMAIN`]. Control drops the wrap, so
+/// that a member can make another.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SignedComplaint {
+    /// Complaint that the recipient signed.
+    pub complaint: WrapComplaint,
+    /// Signature by the recipient's key.
+    pub signature: RecipientSignature,
+}
+
+/// Signature of a recipient: nodes and members sign with keys of different kinds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum RecipientSignature {
+    /// Signature by a node's identity key.
+    Node(Signature),
+    /// Signature by both of a member's keys.
+    Member(HybridSignature),
+}
+
+/// Request of a member for the wraps that only its secret opens. It has no expiry: a copied request yields
+/// ciphertext that is of no use to its holder, and nothing once the member has left.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct WrapRequest {
+    /// Circle that the member belongs to.
+    pub circle: CircleId,
+    /// Member that asks.
+    pub member: MemberId,
+}
+
+/// Request with its member's signature, domain [`WRAP_REQUEST_DOMAIN`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SignedWrapRequest {
+    /// Request that the member signed.
+    pub request: WrapRequest,
+    /// Signature by both of the member's keys.
+    pub signature: HybridSignature,
 }
 
 #[cfg(test)]

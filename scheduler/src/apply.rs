@@ -21,7 +21,6 @@ use protocol::error_code::{CIRCLE_NOT_FOUNDED, COMMAND_INVALID, TOKEN_SCOPE_MISS
 use protocol::governance::TokenScope;
 use protocol::limits::CLOCK_GRACE_MS;
 use protocol::{Millis, ReplicaId};
-use std::collections::BTreeMap;
 
 /// Applies the canonical bytes of a [`Command`] and returns those of its [`Reply`]. Bytes that do not decode
 /// to a command are refused like an invalid command.
@@ -82,6 +81,7 @@ fn carry_out(cluster: &mut Cluster, index: u64, command: &Command) -> Result<Rep
         Action::CastBallot(signed) => governance::cast(cluster, index, signed),
         Action::RegisterModel { record, wraps } => registry::register_model(cluster, actor, record, wraps),
         Action::PutWraps(wraps) => registry::put_wraps(cluster, actor, wraps),
+        Action::DropWrap(complaint) => registry::drop_wrap(cluster, complaint),
         Action::CreateApiKey(key) => registry::create_key(cluster, actor, key),
         Action::RevokeApiKey(name) => registry::revoke_key(cluster, actor, name),
         Action::Scale { service, replicas } => registry::scale(cluster, actor, service, *replicas),
@@ -94,9 +94,12 @@ fn carry_out(cluster: &mut Cluster, index: u64, command: &Command) -> Result<Rep
 /// Returns the scope that an access token needs for an action; none if the action takes no token.
 fn scope_of(action: &Action) -> Option<TokenScope> {
     match action {
-        Action::SubmitProposal(_) | Action::CastBallot(_) => Some(TokenScope::Propose),
-        Action::RegisterModel { .. }
+        // What members sign needs no more of a token than a ballot does.
+        Action::SubmitProposal(_)
+        | Action::CastBallot(_)
         | Action::PutWraps(_)
+        | Action::DropWrap(_) => Some(TokenScope::Propose),
+        Action::RegisterModel { .. }
         | Action::CreateApiKey(_)
         | Action::RevokeApiKey(_)
         | Action::Scale { .. } => Some(TokenScope::Submit),
@@ -179,7 +182,6 @@ fn tick(cluster: &mut Cluster, clocks: &ClockReadings) -> Reply {
     }
     cluster.pending.retain(|_, pending| !is_forgotten(pending, now));
     registry::forget_models(cluster);
-    registry::drop_useless_wraps(cluster, &BTreeMap::new());
     debug_assert!(!is_anything_over(cluster, now), "a tick leaves nothing due");
     Reply::Done
 }

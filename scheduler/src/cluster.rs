@@ -17,7 +17,7 @@ use protocol::governance::{
     AccessToken, Bundle, Change, NodeAdmission, Proposal, SignedBallot, SignedGenesis,
 };
 use protocol::manifest::ServiceManifest;
-use protocol::model::{KeyWrap, ModelRecord, Recipient};
+use protocol::model::{ModelRecord, Recipient, SignedWrap};
 use protocol::order::SlotOrder;
 use protocol::{
     CircleId, Digest, Fence, MemberId, Millis, ModelRoot, NodeId, ProposalId, ReplicaId, ServiceName,
@@ -43,7 +43,7 @@ pub struct Cluster {
     /// Manifests in force, and those under which a slot still runs, by certificate.
     pub(crate) manifests: BTreeMap<Digest, ServiceManifest>,
     pub(crate) models: BTreeMap<ModelRoot, ModelRecord>,
-    pub(crate) wraps: BTreeMap<ModelRoot, BTreeMap<Recipient, KeyWrap>>,
+    pub(crate) wraps: BTreeMap<ModelRoot, BTreeMap<Recipient, SignedWrap>>,
     pub(crate) api_keys: BTreeMap<TokenName, ApiKey>,
     pub(crate) pending: BTreeMap<NodeId, PendingNode>,
     pub(crate) open: BTreeMap<ProposalId, OpenProposal>,
@@ -344,16 +344,16 @@ impl Cluster {
         &self.models
     }
 
-    /// Returns all wraps of a model's key.
+    /// Returns the wrap of a model's key for one recipient.
     #[must_use]
-    pub fn wraps(&self, root: &ModelRoot) -> Vec<KeyWrap> {
-        self.wraps.get(root).map(|wraps| wraps.values().cloned().collect()).unwrap_or_default()
+    pub fn wrap_of(&self, root: &ModelRoot, recipient: &Recipient) -> Option<&SignedWrap> {
+        self.wraps.get(root)?.get(recipient)
     }
 
     /// Returns the wrap of a model's key for one node.
     #[must_use]
-    pub fn wrap_for(&self, root: &ModelRoot, node: NodeId) -> Option<&KeyWrap> {
-        self.wraps.get(root)?.get(&Recipient::Node(node))
+    pub fn wrap_for(&self, root: &ModelRoot, node: NodeId) -> Option<&SignedWrap> {
+        self.wrap_of(root, &Recipient::Node(node))
     }
 
     /// Returns the inference keys by name; they hold hashes only.

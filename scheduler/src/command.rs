@@ -10,7 +10,7 @@ use crate::clock::{ClockReadings, ClusterTime};
 use protocol::api::ProposalState;
 use protocol::gateway::ApiKey;
 use protocol::governance::{NodeAdmission, Proposal, SignedBallot, SignedGenesis};
-use protocol::model::{KeyWrap, ModelRecord};
+use protocol::model::{ModelRecord, SignedComplaint, SignedWrap};
 use protocol::order::SlotOrder;
 use protocol::{
     CircleId, Digest, ErrorCode, Fence, MemberId, NodeId, ProposalId, ReplicaId, ServiceName,
@@ -87,10 +87,12 @@ pub enum Action {
         /// Location of the model.
         record: Box<ModelRecord>,
         /// Model key, wrapped for at least one member.
-        wraps: Vec<KeyWrap>,
+        wraps: Vec<SignedWrap>,
     },
-    /// Keep more wraps of a model's key. A wrap that its recipient can open is never replaced.
-    PutWraps(Vec<KeyWrap>),
+    /// Keep more wraps of models' keys. A wrap that its recipient can open is never replaced.
+    PutWraps(Vec<SignedWrap>),
+    /// Drop a wrap that its recipient cannot use, by the recipient's signed complaint.
+    DropWrap(Box<SignedComplaint>),
     /// Create an inference key for applications.
     CreateApiKey(ApiKey),
     /// Revoke an inference key.

@@ -6,7 +6,7 @@ use crate::cluster::{Cluster, HoldingPhase, ServicePhase};
 use crate::view::ClusterView;
 use protocol::gateway::{Route, RouteTable, RoutedService};
 use protocol::governance::Bundle;
-use protocol::model::{KeyWrap, ModelRecord};
+use protocol::model::{ModelRecord, SignedWrap};
 use protocol::order::SlotOrder;
 use protocol::{Digest, NodeId, SlotIndex};
 use std::collections::BTreeMap;
@@ -27,7 +27,7 @@ pub struct NodeAssignment {
     /// Location of the model.
     pub model: ModelRecord,
     /// Model key, wrapped for this node alone.
-    pub wrap: Option<KeyWrap>,
+    pub wrap: Option<SignedWrap>,
 }
 
 /// Returns the node's assignments, one per certificate. A slot that the node runs and that is absent here

@@ -32,6 +32,7 @@ mod timekeeping;
 mod view;
 mod views;
 mod why;
+mod wraps;
 
 pub use apply::{apply, apply_bytes, enrol_answer, tick_is_due};
 pub use audit::Audit;
@@ -51,3 +52,4 @@ pub use views::{
     limit_of, limits_not_enforced, node_views, proposal_view, proposal_views, service_view, service_views,
 };
 pub use why::{Question, why};
+pub use wraps::member_wraps;

@@ -25,10 +25,13 @@ pub const MODELS_MAX: usize = 4096;
 pub const API_KEYS_MAX: usize = 4096;
 /// Largest step of a plan, in bytes: an order with the GPUs of a whole machine that replaces another.
 pub const STEP_BYTES_MAX: usize = 1024;
-/// Most key wraps in one command: enough to send a model's key to a thousand nodes.
-pub const WRAPS_PER_COMMAND_MAX: usize = 1024;
-/// Largest key wrap, in bytes: 1.1 kB of post-quantum ciphertext, a sealed key and names.
-pub const WRAP_BYTES_MAX: usize = 1536;
+/// Most key wraps in one command: every replica verifies their signatures, a hundred in about 10 ms.
+pub const WRAPS_PER_COMMAND_MAX: usize = 128;
+/// Largest key wrap, in bytes: 1.1 kB of post-quantum ciphertext, its maker's signature of 3.4 kB, a sealed
+/// key and names.
+pub const WRAP_BYTES_MAX: usize = 5 * 1024;
+/// Most key wraps of all models: fifty models for a thousand nodes and three hundred members.
+pub const WRAPS_MAX: usize = 65_536;
 /// Longest URL of a store, in bytes.
 pub const STORE_URL_BYTES_MAX: usize = 1024;
 /// Longest text of an audit event, in bytes.
@@ -86,6 +89,7 @@ const _: () = {
     assert!(PROPOSAL_BYTES_MAX <= command, "a proposal that is accepted can be written");
     assert!(PLAN_STEPS_MAX * STEP_BYTES_MAX <= command, "a plan fits into the log");
     assert!(WRAPS_PER_COMMAND_MAX * WRAP_BYTES_MAX <= command, "wraps fit into the log");
+    assert!(WRAPS_MAX * WRAP_BYTES_MAX <= SNAPSHOT_BYTES_MAX / 3, "a snapshot holds wraps");
     let proposals = PROPOSALS_OPEN_MAX + CLOSED_PROPOSALS_MAX;
     assert!(
         proposals * CERTIFICATE_BYTES_MAX <= SNAPSHOT_BYTES_MAX / 2,

@@ -8,12 +8,17 @@ use crate::plan::{Dropped, plan};
 use crate::view::ClusterView;
 use crate::views::{not_enforced_of, ready_replicas};
 use crate::why::{Question, stuck, why};
+use crate::wraps::keys_lacking;
 use protocol::agent::SlotState;
 use protocol::api::{Finding, Status};
 use protocol::limits::CLOCK_GRACE_MS;
 use protocol::manifest::Isolation;
-use protocol::{Epoch, ReplicaId};
+use protocol::model::Recipient;
+use protocol::{Epoch, ModelName, ReplicaId};
 use std::collections::BTreeMap;
+
+/// Most parties without a key that are named to people, each in a finding of its own.
+const RECIPIENTS_SHOWN: usize = 16;
 
 /// The consensus layer's view of the replicas.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,6 +45,7 @@ pub fn status(view: ClusterView, leader: LeaderView) -> Status {
     findings.extend(plan(view).dropped.iter().map(dropped_finding));
     let broken = findings.len();
     findings.extend(waiting_findings(view));
+    findings.extend(lacking_findings(view));
     let nodes = cluster.nodes().count() as u32;
     let nodes_alive = cluster.nodes().filter(|node| view.is_alive(&node.id)).count() as u32;
     let running = cluster.services().values().filter(|service| service.phase != ServicePhase::Retired);
@@ -198,6 +204,27 @@ fn waiting_findings(view: ClusterView) -> Vec<Finding> {
         let which = if namesakes > 1 { format!(" --identity {id}") } else { String::new() };
         let message = format!("node {name} ({id}) asks to be admitted");
         findings.push(finding(message, format!("quorate node admit {name}{which}")));
+    }
+    findings
+}
+
+/// Returns the parties that lack models' keys. The next command of any member that holds the keys makes the
+/// wraps.
+fn lacking_findings(view: ClusterView) -> Vec<Finding> {
+    let lacking = keys_lacking(view.cluster);
+    let mut findings = Vec::new();
+    for (recipient, models) in lacking.iter().take(RECIPIENTS_SHOWN) {
+        let name = match recipient {
+            Recipient::Member(member) => format!("member {member}"),
+            Recipient::Node(node) => format!("node {}", view.cluster.node_name(node)),
+        };
+        let models: Vec<&str> = models.iter().map(ModelName::as_str).collect();
+        let message = format!("{name} lacks the key of {}", models.join(", "));
+        findings.push(finding(message, "quorate node share".into()));
+    }
+    if lacking.len() > RECIPIENTS_SHOWN {
+        let message = format!("{} more lack keys of models", lacking.len() - RECIPIENTS_SHOWN);
+        findings.push(finding(message, "quorate node share".into()));
     }
     findings
 }

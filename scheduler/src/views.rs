@@ -4,12 +4,14 @@ use crate::cluster::{Cluster, Holding, HoldingPhase, OpenProposal, Service, Serv
 use crate::observed::ObservedNode;
 use crate::view::ClusterView;
 use crate::why::slot_sentence;
+use crate::wraps::keys_lacking;
 use human_chain::class_of;
 use protocol::agent::SlotState;
 use protocol::api::{NodeView, ProposalState, ProposalView, ServiceView, SlotView};
 use protocol::governance::{Choice, NodeAdmission, NodeRole, Proposal, SignedBallot};
 use protocol::manifest::Manifest;
-use protocol::{MemberId, NodeId, NodeName, ProposalId, ServiceName};
+use protocol::model::Recipient;
+use protocol::{MemberId, ModelName, NodeId, NodeName, ProposalId, ServiceName};
 use std::collections::BTreeSet;
 
 /// Names of the limits that nodes may report as not enforced. A label begins with one of them. Any other
@@ -82,10 +84,12 @@ fn ready_holdings<'a>(view: ClusterView<'a>, service: &'a Service) -> impl Itera
 /// Returns all admitted nodes, by name.
 #[must_use]
 pub fn node_views(view: ClusterView) -> Vec<NodeView> {
-    view.cluster.nodes().map(|admission| view_node(view, admission)).collect()
+    let mut lacking = keys_lacking(view.cluster);
+    let mut lacks = |id| lacking.remove(&Recipient::Node(id)).unwrap_or_default();
+    view.cluster.nodes().map(|admission| view_node(view, admission, lacks(admission.id))).collect()
 }
 
-fn view_node(view: ClusterView, admission: &NodeAdmission) -> NodeView {
+fn view_node(view: ClusterView, admission: &NodeAdmission, keys_lacking: Vec<ModelName>) -> NodeView {
     let known = view.observed.node(&admission.id);
     NodeView {
         name: admission.name.clone(),
@@ -99,6 +103,7 @@ fn view_node(view: ClusterView, admission: &NodeAdmission) -> NodeView {
         isolation: known.map(|node| node.isolation),
         not_enforced: not_enforced(view.cluster, known, admission.id),
         slots: holdings_of(view.cluster, admission.id).count() as u32,
+        keys_lacking,
     }
 }
 

@@ -417,7 +417,7 @@ fn remedy_for(
         }
         Unschedulable::Avoided { .. } => format!("wait: {node} is retried within a minute"),
         Unschedulable::NoWrap => {
-            format!("share the model's key with {node}: quorate node share {node}")
+            format!("share the model's key with {node}: quorate node share")
         }
         Unschedulable::Dead { .. } => format!("start the agent of {node}"),
         Unschedulable::Cpu { needs, free, offers } => {

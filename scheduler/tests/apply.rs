@@ -14,7 +14,6 @@ use protocol::gateway::ApiKey;
 use protocol::governance::*;
 use protocol::limits::{CLOCK_GRACE_MS, LEASE_MS};
 use protocol::manifest::*;
-use protocol::model::Recipient;
 use protocol::{Digest, Fence, Millis, ReplicaId, SlotIndex};
 use scheduler::limits::*;
 use scheduler::*;
@@ -41,7 +40,7 @@ fn nothing_happens_before_the_circle_is_founded() {
         vec![
             ("scale", scale("embed", 1), "circle-not-founded"),
             ("key", key("app", "secret", None), "circle-not-founded"),
-            ("model", register(model("minilm", 1), &[]), "circle-not-founded"),
+            ("model", world.register(model("minilm", 1), &[]), "circle-not-founded"),
             ("wraps", Action::PutWraps(vec![]), "circle-not-founded"),
             ("proposal", Action::SubmitProposal(Box::new(proposal)), "circle-not-founded"),
             ("ballot", Action::CastBallot(Box::new(ballot)), "circle-not-founded"),
@@ -243,7 +242,7 @@ fn a_new_approval_that_can_run_nowhere_ends_nothing() {
     ];
     for (name, edit) in edits {
         let mut world = two_nodes();
-        world.must(register(model("keyless", 1), &[]));
+        world.must(world.register(model("keyless", 1), &[]));
         world.approve(deploy(manifest("embed", 2, 3, 1000, 128)));
         world.settle();
         let mut wanted = manifest("embed", 2, 3, 1000, 128);
@@ -341,20 +340,23 @@ fn api_keys_have_one_name_and_one_text() {
 }
 
 #[test]
-fn a_wiped_node_serves_again_with_no_step_but_the_vote() {
+fn a_wiped_node_serves_again_after_the_vote_and_a_wrap() {
     let mut world = two_nodes();
     world.approve(deploy(manifest("embed", 2, 2, 1000, 128)));
     world.settle();
     let mut fresh = node("node-1", 4000, 4096);
-    fresh.admission.id = node_id("node-1 anew");
+    fresh.admission.encryption = encryption("node-1 anew");
+    fresh.admission = claimed_by("node-1 anew", fresh.admission);
     let enrol = Action::Enrol(Box::new(fresh.admission.clone()));
     assert_eq!(world.must(enrol.clone()), Reply::Enrolled { admitted: false });
     assert_eq!(world.cluster.pending_nodes().len(), 1);
     let before = world.cluster.digest();
     world.must(enrol.clone());
     assert_eq!(world.cluster.digest(), before, "asking again within a minute changes nothing");
-    world.must(Action::PutWraps(vec![wrap("minilm", Recipient::Node(fresh.admission.id))]));
+    let early = world.apply(Actor::Scheduler, Action::PutWraps(vec![world.wrap_to("minilm", "node-1 anew")]));
+    assert_eq!(code(&early), "node-not-admitted", "a node that waits is no recipient");
     world.approve(Change::AdmitNode(Box::new(fresh.admission.clone())));
+    world.must(Action::PutWraps(vec![world.wrap_to("minilm", "node-1 anew")]));
     world.specs.insert(fresh.admission.name.clone(), fresh.clone());
     assert!(world.cluster.pending_nodes().is_empty());
     assert_eq!(world.must(enrol), Reply::Enrolled { admitted: true });

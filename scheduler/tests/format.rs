@@ -196,7 +196,7 @@ fn the_samples_hold_every_kind_of_action_actor_step_and_phase() {
     let trees: Vec<Cbor> = commands(&world).iter().map(|(_, command)| tree(command)).collect();
     let expected = |words: &str| words.split(' ').map(str::to_string).collect::<BTreeSet<String>>();
     // A new kind without a sample here fails to compile or is missing from this list.
-    let actions = "lead found submit_proposal cast_ballot register_model put_wraps \
+    let actions = "lead found submit_proposal cast_ballot register_model put_wraps drop_wrap \
         create_api_key revoke_api_key scale execute enrol tick";
     assert_eq!(kinds(trees.iter().map(|tree| field(tree, "action"))), expected(actions));
     assert_eq!(kinds(trees.iter().map(|tree| field(tree, "actor"))), expected("member token scheduler"));
@@ -208,6 +208,7 @@ fn the_samples_hold_every_kind_of_action_actor_step_and_phase() {
         | Action::CastBallot(_)
         | Action::RegisterModel { .. }
         | Action::PutWraps(_)
+        | Action::DropWrap(_)
         | Action::CreateApiKey(_)
         | Action::RevokeApiKey(_)
         | Action::Scale { .. }

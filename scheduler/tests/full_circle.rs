@@ -91,7 +91,9 @@ fn the_largest_step_and_the_largest_wrap_are_within_their_limits() {
     };
     let step = to_bytes(&Step::Order(order)).len();
     assert!(step <= STEP_BYTES_MAX, "{step}");
-    let wrap = wrap("minilm", Recipient::Member(member(&"m".repeat(NAME_BYTES_MAX))));
+    let long = member(&"m".repeat(NAME_BYTES_MAX));
+    let mut wrap = World::empty().wrap("minilm", Recipient::Member(long.clone()));
+    wrap.maker = long;
     assert!(to_bytes(&wrap).len() <= WRAP_BYTES_MAX, "{}", to_bytes(&wrap).len());
     let token = || "t".repeat(NAME_BYTES_MAX).parse().unwrap();
     let reading = |at| (ReplicaId(u64::MAX - at), WallTime(protocol::Millis(u64::MAX)));

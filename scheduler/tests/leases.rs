@@ -432,8 +432,8 @@ fn a_node_with_new_keys_needs_a_new_wrap() {
         |world: &World, node: &str| world.cluster.wrap_for(&root("minilm"), node_id(node)).is_some();
     world.approve(Change::AdmitNode(Box::new(spec.admission.clone())));
     assert!(wrapped(&world, "node-1"), "admitted again as it was");
-    spec.admission.encryption.x25519.0[0] ^= 1;
-    world.approve(Change::AdmitNode(Box::new(spec.admission)));
+    spec.admission.encryption = encryption("node-1 anew");
+    world.approve(Change::AdmitNode(Box::new(claimed_by("node-1", spec.admission))));
     assert!(!wrapped(&world, "node-1") && wrapped(&world, "node-2"));
 }
 

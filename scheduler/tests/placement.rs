@@ -55,10 +55,13 @@ impl Case {
         let standard = [("minilm".to_string(), 100)];
         let models = if self.models.is_empty() { &standard[..] } else { &self.models };
         for (name, mib) in models {
-            let keyed =
-                self.nodes.iter().filter(|spec| !self.keyless.contains(&spec.admission.name.to_string()));
+            let keyed = self.nodes.iter().filter(|spec| {
+                let admission = &spec.admission;
+                admission.roles.contains(&NodeRole::Worker)
+                    && !self.keyless.contains(&admission.name.to_string())
+            });
             let keyed: Vec<_> = keyed.map(|spec| spec.admission.id).collect();
-            world.must(register(model(name, mib << 20), &keyed));
+            world.must(world.register(model(name, mib << 20), &keyed));
         }
         for manifest in &self.services {
             world.approve(deploy(manifest.clone()));

@@ -8,7 +8,6 @@ use common::*;
 use proptest::prelude::*;
 use protocol::governance::Change;
 use protocol::manifest::{ServiceManifest, parse_bytes};
-use protocol::model::Recipient;
 use scheduler::*;
 
 /// Traits of a test node: CPU, memory in MiB, has the label, in the region, has the key.
@@ -28,11 +27,10 @@ fn world_of(nodes: &[Traits], wanted: &ServiceManifest) -> World {
         })
         .collect();
     let mut world = World::new(&specs);
-    world.must(register(model("minilm", 64 << 20), &[]));
+    world.must(world.register(model("minilm", 64 << 20), &[]));
     for (i, (.., has_key)) in nodes.iter().enumerate() {
         if *has_key {
-            let recipient = Recipient::Node(node_id(&format!("node-{i}")));
-            world.must(Action::PutWraps(vec![wrap("minilm", recipient)]));
+            world.must(Action::PutWraps(vec![world.wrap_to("minilm", &format!("node-{i}"))]));
         }
     }
     world.approve(deploy(wanted.clone()));
@@ -55,8 +53,9 @@ fn follow(world: &mut World, wanted: &mut ServiceManifest, step: &str) {
                 other => panic!("{other:?}"),
             }
         }
-        ["share", "the", "model's", "key", "with", .., node] => {
-            world.must(Action::PutWraps(vec![wrap("minilm", Recipient::Node(node_id(node)))]));
+        ["share", "the", "model's", "key", "with", node, ..] => {
+            let node = node.trim_end_matches(':');
+            world.must(Action::PutWraps(vec![world.wrap_to("minilm", node)]));
         }
         ["admit", node, "again", "with", "label", label] => {
             let (key, value) = label.split_once('=').unwrap();

@@ -285,14 +285,16 @@ fn init_agent(arguments: AgentInit) -> Result<()> {
     }
     let admission = NodeAdmission {
         name: arguments.name,
-        id: NodeId(keys.identity),
-        encryption: keys.encryption,
+        id: NodeId(keys.identity.public_key()),
+        encryption: keys.encryption.clone(),
         roles,
         region: arguments.region,
         labels,
         storage,
         gateway,
+        proof: node::UNSIGNED,
     };
+    let admission = keys.claim(admission);
     NodeFile { admission: admission.clone() }.save(&arguments.dir)?;
     println!("{}", serde_json::to_string_pretty(&admission)?);
     Ok(())

@@ -6,6 +6,7 @@
 use super::Environment;
 use super::output::table;
 use super::proposals::{print_submitted, reason_or};
+use super::sharing::{member_key, share_after};
 use crate::context::Context;
 use crate::node::{self, ModelAccess};
 use crate::session::{PROPOSAL_LIFETIME_MS, Session};
@@ -21,7 +22,7 @@ use std::path::{Path, PathBuf};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ModelCommand {
-    /// Encrypt, erasure-code and store a model directory or file; wrap its key to the admitted nodes
+    /// Encrypt, erasure-code and store a model directory or file; wrap its key to members and workers
     Import(ImportArguments),
     /// List models
     #[command(after_help = "Example:\n  quorate model list")]
@@ -130,6 +131,9 @@ pub(crate) struct ImportArguments {
     /// State directory of a node on this machine [default: the context's]
     #[arg(long, value_name = "DIR")]
     node: Option<PathBuf>,
+    /// Key file of the member that shares the model's key [default: the context's]
+    #[arg(long, value_name = "FILE")]
+    key: Option<PathBuf>,
 }
 
 pub(crate) async fn run(command: ModelCommand, environment: &Environment) -> Result<()> {
@@ -231,6 +235,7 @@ fn node_directory(context: &Context, node: Option<PathBuf>) -> Result<PathBuf> {
 }
 
 async fn import(arguments: ImportArguments, context: &Context, environment: &Environment) -> Result<()> {
+    let member = member_key(context, arguments.key)?;
     let session = Session::open(context).await?;
     let directory = node_directory(context, arguments.node)?;
     let access = ModelAccess::open(&directory, &session.circle)?;
@@ -257,8 +262,9 @@ async fn import(arguments: ImportArguments, context: &Context, environment: &Env
         None => None,
     };
     let source = fetched.as_ref().map_or_else(|| PathBuf::from(&arguments.source), |folder| folder.0.clone());
-    let imported = access.import(&session, &source, options, bar).await?;
+    let imported = access.import(&session, &member, &source, options, bar).await?;
     environment.output().print(&imported, node::ImportSummary::text);
+    share_after(&session, &member).await;
     Ok(())
 }
 

@@ -3,8 +3,9 @@
 use super::Environment;
 use super::output::table;
 use super::proposals::{print_submitted, reason_or};
-use crate::node::SharedKeys;
-use crate::session::{MemberKeyFile, PROPOSAL_LIFETIME_MS, Session};
+use super::sharing::{member_key, share_text};
+use crate::node::share_keys;
+use crate::session::{PROPOSAL_LIFETIME_MS, Session};
 use anyhow::{Result, bail};
 use clap::Subcommand;
 use protocol::agent::PendingNode;
@@ -29,8 +30,8 @@ pub(crate) enum NodeCommand {
     /// List the nodes that wait for admission
     #[command(after_help = "Example:\n  quorate node pending")]
     Pending,
-    /// Propose to admit a pending node, and wrap the models' keys to it
-    #[command(after_help = "Example:\n  quorate node admit node-4 --reason 'new rack' --key alice.key")]
+    /// Propose to admit a pending node; once it is admitted, members' next commands share the models' keys
+    #[command(after_help = "Example:\n  quorate node admit node-4 --reason 'new rack'")]
     Admit {
         /// Name of the node
         node: NodeName,
@@ -40,16 +41,10 @@ pub(crate) enum NodeCommand {
         /// Reason shown to the voters
         #[arg(long, default_value = "")]
         reason: String,
-        /// Key file of the member, to open the models' keys [default: the context's]
-        #[arg(long, value_name = "FILE")]
-        key: Option<PathBuf>,
     },
-    /// Share the keys of all models with an admitted node, including models imported while its admission was
-    /// voted on
-    #[command(after_help = "Example:\n  quorate node share node-4 --key alice.key")]
+    /// Share the keys of all models with the nodes and members that lack them, as each vote does too
+    #[command(after_help = "Example:\n  quorate node share --key alice.key")]
     Share {
-        /// Name of the node
-        node: NodeName,
         /// Key file of the member, to open the models' keys [default: the context's]
         #[arg(long, value_name = "FILE")]
         key: Option<PathBuf>,
@@ -91,24 +86,17 @@ pub(crate) async fn run(command: NodeCommand, environment: &Environment) -> Resu
                 table(&["node", "identity"], page.items.iter().map(row).collect())
             });
         }
-        NodeCommand::Admit { node, identity, reason, key } => {
-            let key = key.or_else(|| context.member_key_file.clone());
-            let member = member_key(key)?;
+        NodeCommand::Admit { node, identity, reason } => {
             let session = Session::open(&context).await?;
             let reason = reason_or(reason, || format!("admit node {node}"));
-            let (view, shared) = admit(&session, &member, &node, identity.as_deref(), reason).await?;
+            let view = admit(&session, &node, identity.as_deref(), reason).await?;
             print_submitted(environment, &session, &view);
-            if let Some(note) = shared.note() {
-                eprintln!("note: {note}");
-            }
         }
-        NodeCommand::Share { node, key } => {
-            let key = key.or_else(|| context.member_key_file.clone());
-            let member = member_key(key)?;
+        NodeCommand::Share { key } => {
+            let member = member_key(&context, key)?;
             let session = Session::open(&context).await?;
-            let admission = session.circle.node(&node).ok_or_else(|| no_node(&node))?;
-            let shared = crate::node::wrap_models_to(&session, &member, admission).await?;
-            environment.output().print(&shared, |shared| share_text(&node, shared));
+            let shared = share_keys(&session, &member).await?;
+            environment.output().print(&shared, share_text);
         }
         NodeCommand::Remove { node, reason } => {
             let session = Session::open(&context).await?;
@@ -126,22 +114,14 @@ fn no_node(name: &NodeName) -> anyhow::Error {
     Refusal::new(error_code::NODE_NOT_FOUND, message).into()
 }
 
-fn member_key(file: Option<PathBuf>) -> Result<MemberKeyFile> {
-    let missing = || Refusal::new(error_code::KEY_FILE_UNUSABLE, "no member key: give --key FILE");
-    MemberKeyFile::load(&file.ok_or_else(missing)?)
-}
-
-/// Proposes the admission of a pending node, and wraps every model's key to it.
-///
-/// The wraps are of no use before the vote: control sends a wrap only with an order, and orders only to
-/// admitted nodes.
+/// Proposes the admission of a pending node. Nothing is shared with it before the vote: its keys are a claim
+/// until then.
 async fn admit(
     session: &Session,
-    member: &MemberKeyFile,
     name: &NodeName,
     identity: Option<&str>,
     reason: String,
-) -> Result<(ProposalView, SharedKeys)> {
+) -> Result<ProposalView> {
     let page: Page<PendingNode> = session.client.get("/v1/pending-nodes").await?;
     let matches = |id: &NodeId| identity.is_none_or(|prefix| id.to_string().starts_with(prefix));
     let mut found = page.items.into_iter().filter(|node| node.admission.name == *name && matches(&node.id));
@@ -153,18 +133,8 @@ async fn admit(
     if found.next().is_some() {
         bail!("several pending nodes are named `{name}`; choose one with --identity");
     }
-    let shared = crate::node::wrap_models_to(session, member, &pending.admission).await?;
     let change = Change::AdmitNode(Box::new(pending.admission));
-    Ok((session.propose(change, reason, PROPOSAL_LIFETIME_MS).await?, shared))
-}
-
-fn share_text(node: &NodeName, shared: &SharedKeys) -> String {
-    let names: Vec<&str> = shared.models.iter().map(|name| name.as_str()).collect();
-    let note = shared.note().map(|note| format!("\nnote: {note}")).unwrap_or_default();
-    match names.as_slice() {
-        [] => format!("no model key could be shared with {node}{note}"),
-        names => format!("{node} holds the keys of {}{note}", names.join(", ")),
-    }
+    session.propose(change, reason, PROPOSAL_LIFETIME_MS).await
 }
 
 /// Lists the nodes that wait for admission, below the list of admitted ones.
@@ -221,6 +191,10 @@ fn notes(nodes: &[NodeView]) -> String {
             nodes_of.entry(limits).or_default().push(node.name.as_str());
         }
     }
+    let lacking = nodes.iter().filter(|node| !node.keys_lacking.is_empty());
+    let lacking = lacking.map(|node| {
+        format!("\n{} lacks the keys of {}; next: quorate node share", node.name, models(node))
+    });
     let line = |(limits, names): (Vec<&str>, Vec<&str>)| {
         format!(
             "\n* not enforced on {}: {}; why: quorate node show {}",
@@ -229,7 +203,12 @@ fn notes(nodes: &[NodeView]) -> String {
             names[0]
         )
     };
-    nodes_of.into_iter().map(line).collect()
+    nodes_of.into_iter().map(line).chain(lacking).collect()
+}
+
+/// Returns the names of the models whose keys a node lacks.
+fn models(node: &NodeView) -> String {
+    node.keys_lacking.iter().map(|name| name.as_str()).collect::<Vec<_>>().join(", ")
 }
 
 fn details(node: &NodeView) -> String {
@@ -240,6 +219,9 @@ fn details(node: &NodeView) -> String {
     }
     for label in &node.not_enforced {
         text.push_str(&format!("not enforced: {label}\n"));
+    }
+    if !node.keys_lacking.is_empty() {
+        text.push_str(&format!("lacks the keys of {}\n", models(node)));
     }
     text
 }
@@ -263,6 +245,7 @@ mod tests {
             isolation: Some(isolation),
             not_enforced: not_enforced.iter().map(|label| (*label).to_string()).collect(),
             slots: 0,
+            keys_lacking: vec![],
         }
     }
 
@@ -276,17 +259,13 @@ mod tests {
     }
 
     #[test]
-    fn shared_keys_are_listed_and_models_without_a_holder_are_noted() {
-        let name: NodeName = "node-4".parse().expect("a name");
-        let model = |name: &str| name.parse().expect("a name");
-        let mut shared = SharedKeys::default();
-        assert_eq!(share_text(&name, &shared), "no model key could be shared with node-4");
-        shared.models = vec![model("minilm"), model("tiny")];
-        assert_eq!(share_text(&name, &shared), "node-4 holds the keys of minilm, tiny");
-        shared.keyless = vec![model("lost")];
-        let text = share_text(&name, &shared);
-        assert!(text.starts_with("node-4 holds the keys of minilm, tiny\nnote: "), "{text}");
-        assert!(text.contains("`quorate model forget lost`"), "{text}");
+    fn a_node_that_lacks_keys_is_named_with_the_command_that_shares_them() {
+        let mut view = node("node-4", Isolation::Full, &[]);
+        assert_eq!(notes(std::slice::from_ref(&view)), "");
+        view.keys_lacking = ["minilm", "tiny"].map(|name| name.parse().expect("a name")).into();
+        let expected = "\nnode-4 lacks the keys of minilm, tiny; next: quorate node share";
+        assert_eq!(notes(std::slice::from_ref(&view)), expected);
+        assert!(details(&view).ends_with("lacks the keys of minilm, tiny\n"));
     }
 
     #[test]

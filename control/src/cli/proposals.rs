@@ -5,13 +5,14 @@
 
 use super::Environment;
 use super::output::table;
-use crate::session::{MemberKeyFile, PROPOSAL_LIFETIME_MS, Session};
+use super::sharing::{member_key, share_after};
+use crate::session::{PROPOSAL_LIFETIME_MS, Session};
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use human_chain::CircleState;
 use protocol::api::{Page, ProposalState, ProposalView};
 use protocol::governance::{Change, Choice, Quorum};
-use protocol::{MemberId, Refusal, error_code};
+use protocol::MemberId;
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 
@@ -156,11 +157,7 @@ pub(crate) async fn reject(arguments: VoteArguments, environment: &Environment) 
 
 async fn vote(arguments: VoteArguments, environment: &Environment, choice: Choice) -> Result<()> {
     let context = environment.context()?;
-    let Some(key) = arguments.key.or_else(|| context.member_key_file.clone()) else {
-        let message = "no member key: give --key FILE, or name one in the context";
-        return Err(Refusal::new(error_code::KEY_FILE_UNUSABLE, message).into());
-    };
-    let member = MemberKeyFile::load(&key)?;
+    let member = member_key(&context, arguments.key)?;
     let session = Session::open(&context).await?;
     let view = session.find_proposal(&arguments.proposal).await?;
     eprintln!("{}\n", full_text(&session, &view));
@@ -176,6 +173,7 @@ async fn vote(arguments: VoteArguments, environment: &Environment, choice: Choic
         };
         format!("recorded: {choice} by {}\n{outcome}", member.member)
     });
+    share_after(&session, &member).await;
     Ok(())
 }
 

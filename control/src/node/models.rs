@@ -4,7 +4,7 @@ use super::health::{FaultLog, HealthSummary, RepairSummary};
 use super::register::{self, refuse_taken_name};
 use super::{NodeFile, store_directories};
 use crate::client::ClientError;
-use crate::session::Session;
+use crate::session::{MemberKeyFile, Session};
 use anyhow::{Result, anyhow};
 use human_chain::CircleState;
 use indicatif::ProgressBar;
@@ -107,7 +107,8 @@ impl ModelAccess {
         Ok(stores)
     }
 
-    /// Imports a model and registers it with its key wrapped to every member and every admitted node.
+    /// Imports a model and registers it with its key wrapped to every member and every admitted worker, by
+    /// this member.
     ///
     /// # Errors
     /// Returns the rejection of the source, a store, the placement rule or control. Earlier models are
@@ -115,6 +116,7 @@ impl ModelAccess {
     pub async fn import(
         &self,
         session: &Session,
+        member: &MemberKeyFile,
         source: &Path,
         request: ImportRequest,
         bar: ProgressBar,
@@ -140,7 +142,7 @@ impl ModelAccess {
         bar.finish_and_clear();
         let record = imported.record.clone();
         imported.check_fresh(SystemTime::now()).map_err(|error| Refusal::of(error.code(), &error))?;
-        if let Err(error) = register::register(session, &key, &record).await {
+        if let Err(error) = register::register(session, member, &key, &record).await {
             if is_unregistered(session, &error, &record).await {
                 model_store::let_go(&imported, &stores).await;
             }

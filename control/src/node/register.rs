@@ -1,23 +1,38 @@
-//! Registration of models, and sharing of their keys with nodes that are admitted later.
+//! Registration of models, and sharing of their keys with parties that lack them.
 //!
 //! The key exists only in the importer's memory until one command registers the model together with wraps for
 //! every member. If the importer is killed before that command, it leaves shards that garbage collection
 //! removes. If it is killed afterwards, the model is registered and any member can share its key.
+//!
+//! Each wrap is made for a key of the verified history and signed by the member that makes it. What control
+//! says decides only whom a client tries to serve: a party that the circle has not admitted gets nothing.
 
 use crate::client::ClientError;
 use crate::session::{MemberKeyFile, Session};
-use anyhow::{Context as _, Result, anyhow};
-use human_chain::CircleState;
+use anyhow::{Context as _, Result};
+use human_chain::{
+    ChainError, check_wrap, recipient_key, recipients, sign_complaint, sign_wrap, sign_wrap_request,
+};
 use model_store::{EncryptionSecret, ModelKey, unwrap_key, wrap_key};
-use protocol::api::{ModelWraps, Page, PutWraps, RegisterModel};
-use protocol::governance::NodeAdmission;
-use protocol::model::{KeyWrap, ModelRecord, Recipient};
-use protocol::{ModelName, Refusal, error_code};
+use protocol::api::{LackingKey, MemberWraps, Page, PutWraps, RegisterModel};
+use protocol::model::{KeyWrap, ModelRecord, Recipient, SignedWrap, WrapComplaint, WrapRequest};
+use protocol::{ErrorCode, ModelName, ModelRoot, Refusal, error_code};
 use scheduler::limits::WRAPS_PER_COMMAND_MAX;
 use serde::Serialize;
+use std::collections::BTreeSet;
 
 /// Maximum number of attempts to register a model while the circle keeps changing.
 const ATTEMPTS_MAX: u32 = 3;
+/// Maximum number of commands in which one call shares keys: a million wraps. A server that never has enough
+/// cannot keep the client busy.
+const ROUNDS_MAX: u32 = 8192;
+/// Refusals of a wrap for a party or a key that the circle has meanwhile replaced.
+const CIRCLE_CHANGED: [ErrorCode; 4] = [
+    error_code::NODE_NOT_ADMITTED,
+    error_code::NOT_A_MEMBER,
+    error_code::WRAP_RECIPIENT_INVALID,
+    error_code::SIGNATURE_INVALID,
+];
 
 /// Returns an error if a name is taken, before anything is uploaded under it.
 pub(super) async fn refuse_taken_name(session: &Session, name: &ModelName) -> Result<()> {
@@ -34,111 +49,219 @@ pub(super) async fn refuse_taken_name(session: &Session, name: &ModelName) -> Re
     }
 }
 
-/// Registers a model with its key wrapped to every member and every admitted node.
+/// Registers a model with its key wrapped to every member and every admitted worker, each wrap signed by the
+/// importing member.
 ///
 /// The members and nodes are those at the end of the upload, which may be an hour after its beginning.
-pub(super) async fn register(session: &Session, key: &ModelKey, record: &ModelRecord) -> Result<()> {
+pub(super) async fn register(
+    session: &Session,
+    member: &MemberKeyFile,
+    key: &ModelKey,
+    record: &ModelRecord,
+) -> Result<()> {
     for _ in 1..ATTEMPTS_MAX {
-        match register_once(session, key, record).await {
-            Err(error) if is_refused(&error, error_code::NODE_NOT_ADMITTED) => {}
+        match register_once(session, member, key, record).await {
+            Err(error) if CIRCLE_CHANGED.iter().any(|code| is_refused(&error, *code)) => {}
             outcome => return outcome,
         }
     }
-    register_once(session, key, record).await
+    register_once(session, member, key, record).await
 }
 
-async fn register_once(session: &Session, key: &ModelKey, record: &ModelRecord) -> Result<()> {
+async fn register_once(
+    session: &Session,
+    member: &MemberKeyFile,
+    key: &ModelKey,
+    record: &ModelRecord,
+) -> Result<()> {
     let session = Session::with_client(session.client.clone(), session.circle.id()).await?;
-    let mut wraps = wrap_to_all(key, record, &session.circle)?;
+    let all: Vec<Recipient> = recipients(&session.circle).map(|(recipient, _)| recipient).collect();
+    let wrap = |to: &Recipient| make_wrap(&session, member, key, record.root, to);
+    let mut wraps: Vec<SignedWrap> = all.iter().map(wrap).collect::<Result<_>>()?;
     // Members come first, so any member can later share wraps that do not fit into this command.
     let rest = wraps.split_off(wraps.len().min(WRAPS_PER_COMMAND_MAX));
     let body = RegisterModel { record: record.clone(), wraps };
     let _: serde_json::Value = session.client.post("/v1/models", &body).await?;
-    let path = format!("/v1/models/{}/wraps", record.root);
     for wraps in rest.chunks(WRAPS_PER_COMMAND_MAX) {
-        let _: serde_json::Value = session.client.put(&path, &PutWraps { wraps: wraps.to_vec() }).await?;
+        put_wraps(&session, wraps.to_vec()).await?;
     }
     Ok(())
+}
+
+async fn put_wraps(session: &Session, wraps: Vec<SignedWrap>) -> Result<(), ClientError> {
+    let _: serde_json::Value = session.client.put("/v1/wraps", &PutWraps { wraps }).await?;
+    Ok(())
+}
+
+/// Wraps a key for a party of the verified history, and signs the wrap.
+fn make_wrap(
+    session: &Session,
+    member: &MemberKeyFile,
+    key: &ModelKey,
+    root: ModelRoot,
+    recipient: &Recipient,
+) -> Result<SignedWrap> {
+    let to = recipient_key(&session.circle, recipient).map_err(Refusal::from)?;
+    let wrap: KeyWrap = wrap_key(key, to, root, recipient.clone())?;
+    Ok(sign_wrap(&member.secret, member.member.clone(), session.circle.id(), to, wrap))
 }
 
 fn is_refused(error: &anyhow::Error, code: protocol::ErrorCode) -> bool {
     matches!(error.downcast_ref(), Some(ClientError::Refused(problem)) if problem.code == code.as_str())
 }
 
-fn wrap_to_all(key: &ModelKey, record: &ModelRecord, circle: &CircleState) -> Result<Vec<KeyWrap>> {
-    let members =
-        circle.members().map(|member| (Recipient::Member(member.id.clone()), &member.keys.encryption));
-    let nodes = circle.nodes().map(|node| (Recipient::Node(node.id), &node.encryption));
-    let all = members.chain(nodes);
-    all.map(|(recipient, to)| Ok(wrap_key(key, to, record.root, recipient)?)).collect()
-}
-
-/// Models whose keys a node holds now, and models whose keys no member holds.
+/// Outcome of sharing: the keys that were shared, and those that could not be.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 pub struct SharedKeys {
-    /// Models whose keys the node holds.
-    pub models: Vec<ModelName>,
-    /// Models without any holder of their key: they can only be forgotten and imported again.
+    /// Models whose keys were shared, with the parties that got them.
+    pub shared: Vec<SharedKey>,
+    /// Models whose key did not open for this member. Another member shares it anew.
+    pub closed: Vec<ModelName>,
+    /// Models whose key no member holds: they can only be forgotten and imported again.
     pub keyless: Vec<ModelName>,
 }
 
+/// Model whose key was shared.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct SharedKey {
+    /// Name of the model.
+    pub model: ModelName,
+    /// Parties that got the key: `node NAME` or `member NAME`.
+    pub with: Vec<String>,
+}
+
 impl SharedKeys {
-    /// Returns a note for people about models without a key; none if there are no such models.
+    /// Returns a line for people per model that was shared.
     #[must_use]
-    pub fn note(&self) -> Option<String> {
-        let names: Vec<&str> = self.keyless.iter().map(ModelName::as_str).collect();
-        let first = names.first()?;
-        let all = names.join(", ");
-        Some(format!(
-            "no member or node holds the key of {all}: run `quorate model forget {first}`, and import it again \
-             under another name"
-        ))
+    pub fn lines(&self) -> Vec<String> {
+        let line = |key: &SharedKey| format!("shared the key of {} with {}", key.model, key.with.join(", "));
+        self.shared.iter().map(line).collect()
+    }
+
+    /// Returns notes for people about keys that could not be shared.
+    #[must_use]
+    pub fn notes(&self) -> Vec<String> {
+        let names = |models: &[ModelName]| {
+            models.iter().map(ModelName::as_str).collect::<Vec<_>>().join(", ")
+        };
+        let mut notes = Vec::new();
+        if !self.closed.is_empty() {
+            notes.push(format!(
+                "your wrap of the key of {} does not open and was dropped; another member's next command \
+                 makes a new one",
+                names(&self.closed)
+            ));
+        }
+        if let Some(first) = self.keyless.first() {
+            notes.push(format!(
+                "no member holds the key of {}: run `quorate model forget {first}`, and import it again under \
+                 another name",
+                names(&self.keyless)
+            ));
+        }
+        notes
     }
 }
 
-/// Opens every model's key with a member's secret and wraps it to a node, admitted or about to be.
+/// Shares every model's key that this member holds with the members and nodes that lack it, and complains
+/// about wraps that do not open.
 ///
 /// # Errors
-/// Returns an error if a model's key was wrapped to others and never to this member.
-pub async fn wrap_models_to(
-    session: &Session,
-    member: &MemberKeyFile,
-    node: &NodeAdmission,
-) -> Result<SharedKeys> {
+/// Returns an error if control does not answer or rejects a wrap.
+pub async fn share_keys(session: &Session, member: &MemberKeyFile) -> Result<SharedKeys> {
+    // The admission that this command completed is not in the session's history yet.
+    let session = Session::with_client(session.client.clone(), session.circle.id()).await?;
     let public = member.secret.public().encryption;
     let secret =
         EncryptionSecret::from_parts(member.secret.x25519_secret(), member.secret.ml_kem_secret(), &public)?;
-    let models: Page<ModelRecord> = session.client.get("/v1/models").await?;
-    let mut shared = SharedKeys::default();
-    for record in models.items {
-        let path = format!("/v1/models/{}/wraps", record.root);
-        let known: ModelWraps = session.client.get(&path).await?;
-        let held_by = |recipient| known.wraps.iter().find(|wrap| wrap.recipient == recipient);
-        if known.wraps.is_empty() {
-            shared.keyless.push(record.name);
-            continue;
-        }
-        if held_by(Recipient::Node(node.id)).is_none() {
-            let wrap = held_by(Recipient::Member(member.member.clone())).ok_or_else(|| {
-                anyhow!(
-                    "the key of model `{}` was never wrapped to {}; another member must share it",
-                    record.name,
-                    member.member
-                )
-            })?;
-            let key =
-                unwrap_key(wrap, &secret).with_context(|| format!("open the key of `{}`", record.name))?;
-            let wrap = wrap_key(&key, &node.encryption, record.root, Recipient::Node(node.id))?;
-            match session.client.put(&path, &PutWraps { wraps: vec![wrap] }).await {
-                Ok::<serde_json::Value, _>(_) => {}
-                // Another member has stored the wrap first.
-                Err(ClientError::Refused(problem)) if problem.code == error_code::WRAP_HELD.as_str() => {}
-                Err(error) => return Err(error.into()),
+    let request = WrapRequest { circle: session.circle.id(), member: member.member.clone() };
+    let request = sign_wrap_request(&member.secret, request);
+    let mut outcome = SharedKeys::default();
+    let mut served: BTreeSet<(ModelRoot, Recipient)> = BTreeSet::new();
+    for _ in 0..ROUNDS_MAX {
+        let answer: MemberWraps = session.client.query("/v1/wraps/mine", &request).await?;
+        outcome.keyless = answer.keyless;
+        let (mut wraps, mut shared) = (Vec::new(), Vec::new());
+        for lacking in &answer.lacking {
+            let recipients = to_serve(&session, lacking, &served);
+            if recipients.is_empty() || outcome.closed.contains(&lacking.model) {
+                continue;
             }
+            let Some(key) = open_own(&session, &secret, &lacking.wrap) else {
+                complain(&session, member, &lacking.wrap).await?;
+                outcome.closed.push(lacking.model.clone());
+                continue;
+            };
+            for to in &recipients {
+                wraps.push(make_wrap(&session, member, &key, lacking.wrap.wrap.root, to)?);
+            }
+            let with = recipients.iter().map(|to| name_of(&session, to)).collect();
+            shared.push(SharedKey { model: lacking.model.clone(), with });
         }
-        shared.models.push(record.name);
+        if wraps.is_empty() {
+            break;
+        }
+        let parties: Vec<_> = wraps.iter().map(|made| (made.wrap.root, made.wrap.recipient.clone())).collect();
+        match put_wraps(&session, wraps).await {
+            Ok(()) => {
+                served.extend(parties);
+                outcome.shared.extend(shared);
+            }
+            // Another member has stored one of the wraps first; the next answer leaves it out.
+            Err(ClientError::Refused(problem)) if problem.code == error_code::WRAP_HELD.as_str() => {}
+            Err(error) => return Err(error.into()),
+        }
     }
-    Ok(shared)
+    Ok(outcome)
+}
+
+/// Returns the parties that lack the key, belong to the verified circle, and were not served before.
+fn to_serve(
+    session: &Session,
+    lacking: &LackingKey,
+    served: &BTreeSet<(ModelRoot, Recipient)>,
+) -> Vec<Recipient> {
+    let root = lacking.wrap.wrap.root;
+    let wanted = |to: &&Recipient| {
+        recipient_key(&session.circle, to).is_ok() && !served.contains(&(root, (*to).clone()))
+    };
+    lacking.recipients.iter().filter(wanted).cloned().collect()
+}
+
+/// Opens a member's own wrap, if a member made it.
+fn open_own(session: &Session, secret: &EncryptionSecret, signed: &SignedWrap) -> Option<ModelKey> {
+    match check_wrap(&session.circle, signed) {
+        // A maker who has left was a member when control took the wrap.
+        Ok(()) | Err(ChainError::NotAMember(_)) => unwrap_key(&signed.wrap, secret).ok(),
+        Err(_) => None,
+    }
+}
+
+fn name_of(session: &Session, recipient: &Recipient) -> String {
+    match recipient {
+        Recipient::Member(member) => format!("member {member}"),
+        Recipient::Node(id) => match session.circle.node_by_id(*id) {
+            Some(node) => format!("node {}", node.name),
+            None => format!("node {}", id.short()),
+        },
+    }
+}
+
+/// Complains about the member's own wrap, which does not open.
+async fn complain(session: &Session, member: &MemberKeyFile, signed: &SignedWrap) -> Result<()> {
+    let complaint = WrapComplaint {
+        circle: session.circle.id(),
+        root: signed.wrap.root,
+        recipient: Recipient::Member(member.member.clone()),
+        wrap: signed.digest(),
+    };
+    let complaint = sign_complaint(&member.secret, complaint);
+    let answer: Result<serde_json::Value, ClientError> =
+        session.client.post("/v1/wraps/complaints", &complaint).await;
+    match answer {
+        Err(ClientError::Refused(problem)) if problem.code == error_code::WRAP_NOT_HELD.as_str() => Ok(()),
+        answer => answer.map(drop).context("complain about a wrap that does not open"),
+    }
 }
 
 #[cfg(test)]

@@ -15,10 +15,13 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use host::wall_clock;
 use overlay::{Limits, Peer, PeerAddress};
+use human_chain::check_complaint;
 use protocol::agent::{
-    Assignment, ClockReading, Desired, EnrolRequest, EnrolResponse, NotLeader, SyncRequest, SyncResponse,
+    Assignment, COMPLAINTS_MAX, ClockReading, Desired, EnrolRequest, EnrolResponse, NotLeader, SyncRequest,
+    SyncResponse,
 };
 use protocol::limits::{LEASE_MS, NODES_MAX, SYNC_BYTES_MAX, SYNC_INTERVAL_MS};
+use protocol::model::SignedComplaint;
 use protocol::order::{ORDER_DOMAIN, SignedOrder, SlotOrder};
 use protocol::{NodeId, NodeName, canonical, error_code};
 use scheduler::limits::PENDING_BYTES_MAX;
@@ -140,6 +143,7 @@ async fn sync(
     if !server.note(node, &name, &request, arrived)? {
         return Ok(not_leader(&server));
     }
+    server.drop_wraps(&request.complaints).await;
     let Some(response) = server.answer_with_news(node, &request).await else {
         return Ok(not_leader(&server));
     };
@@ -166,6 +170,26 @@ impl Server {
             logs.append(leadership.term.0, name, request.boot, lines);
         }
         Ok(true)
+    }
+
+    /// Drops the wraps about which a node complains. A complaint that changes nothing, or does not hold, is not
+    /// written to the log: a node cannot fill it.
+    async fn drop_wraps(&self, complaints: &[SignedComplaint]) {
+        for signed in complaints.iter().take(COMPLAINTS_MAX) {
+            let complaint = &signed.complaint;
+            let stands = self.cluster(|cluster| {
+                let held = cluster.wrap_of(&complaint.root, &complaint.recipient);
+                let holds = cluster.circle_state().is_some_and(|state| check_complaint(state, signed).is_ok());
+                holds && held.is_some_and(|held| held.digest() == complaint.wrap)
+            });
+            if stands {
+                let action = Action::DropWrap(Box::new(signed.clone()));
+                if let Err(failure) = self.command(Actor::Scheduler, action).await {
+                    let reason = &failure.problem().message;
+                    tracing::warn!(reason, "a complaint about a wrap was not recorded; the node repeats it");
+                }
+            }
+        }
     }
 
     /// Returns the response as soon as it has news, or when the agent's wait is over.

@@ -11,11 +11,10 @@ mod services;
 mod status;
 
 use super::Server;
-use super::auth::Submitter;
 use super::idempotency::Key;
 use super::problem::{Failure, accepted, unavailable};
 use axum::extract::DefaultBodyLimit;
-use axum::routing::{delete, get, post};
+use axum::routing::{delete, get, post, put};
 use axum::{Json, Router};
 use host::wall_clock;
 use protocol::api::Problem;
@@ -48,7 +47,9 @@ pub(crate) fn router(server: Arc<Server>) -> Router {
         .route("/v1/nodes", get(status::nodes))
         .route("/v1/pending-nodes", get(status::pending_nodes))
         .route("/v1/models", get(models::models).post(models::register_model))
-        .route("/v1/models/{root}/wraps", get(models::wraps).put(models::put_wraps))
+        .route("/v1/wraps", put(models::put_wraps))
+        .route("/v1/wraps/mine", post(models::member_wraps))
+        .route("/v1/wraps/complaints", post(models::complain))
         .route("/v1/keys", get(keys::keys).post(keys::create_key))
         .route("/v1/keys/{name}", delete(keys::revoke_key))
         .route("/v1/events", get(status::events))
@@ -95,8 +96,8 @@ impl Server {
         Ok(self.cluster(|cluster| read(ClusterView { cluster, observed, now, clocks })))
     }
 
-    async fn change(&self, caller: Submitter, key: Key, action: Action) -> ApiResult<Done> {
-        let token = TokenName::from(caller);
+    async fn change(&self, caller: impl Into<TokenName>, key: Key, action: Action) -> ApiResult<Done> {
+        let token = caller.into();
         let key = key.of(&token);
         accepted(self.write(Actor::Token(token), action, key).await?)?;
         Ok(DONE)
@@ -128,8 +129,9 @@ fn no_subject(name: &str) -> Failure {
         status::pending_nodes,
         models::models,
         models::register_model,
-        models::wraps,
         models::put_wraps,
+        models::member_wraps,
+        models::complain,
         keys::keys,
         keys::create_key,
         keys::revoke_key,

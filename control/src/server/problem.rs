@@ -79,6 +79,7 @@ fn status_of(code: ErrorCode) -> StatusCode {
         | error_code::MODEL_RECORD_DIFFERS
         | error_code::MODEL_IN_USE
         | error_code::WRAP_HELD
+        | error_code::WRAP_NOT_HELD
         | error_code::PROPOSAL_STALE
         | error_code::BALLOT_DUPLICATE
         | error_code::PLAN_STALE

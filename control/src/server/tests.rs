@@ -13,6 +13,7 @@ mod hostile;
 mod once;
 mod outcomes;
 mod stops;
+mod wraps;
 
 use std::time::Duration;
 

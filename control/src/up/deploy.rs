@@ -95,7 +95,8 @@ async fn import(
         shards_per_domain_max: 2,
     };
     let began = Instant::now();
-    let record = access.import(session, path, request, ProgressBar::hidden()).await?.record;
+    let importer = cluster.member(MEMBERS[0])?;
+    let record = access.import(session, &importer, path, request, ProgressBar::hidden()).await?.record;
     log.line(format!(
         "model {name}  {}  {} segments  4+2 over {} stores  {:.2} s",
         format_bytes(record.bytes),

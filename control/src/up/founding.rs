@@ -7,7 +7,7 @@
 use super::layout::{GATEWAY, Layout, MEMBERS, NODES, REPLICAS, REQUIRED, STORES};
 use super::ports::Ports;
 use crate::context::Context;
-use crate::node::{NodeFile, create_keys};
+use crate::node::{NodeFile, UNSIGNED, create_keys};
 use crate::policy::simple_policy;
 use crate::server::create_replica;
 use crate::session::MemberKeyFile;
@@ -83,8 +83,8 @@ pub(super) fn worker(layout: &Layout, ports: &Ports, name: &str) -> Result<NodeA
     let stores = STORES.iter().map(|store| store.parse()).collect::<Result<_, _>>();
     let admission = NodeAdmission {
         name: name.parse().map_err(|error: String| anyhow!(error))?,
-        id: NodeId(keys.identity),
-        encryption: keys.encryption,
+        id: NodeId(keys.identity.public_key()),
+        encryption: keys.encryption.clone(),
         roles: BTreeSet::from([NodeRole::Worker, NodeRole::Storage]),
         region: "local".into(),
         labels: BTreeMap::new(),
@@ -93,7 +93,9 @@ pub(super) fn worker(layout: &Layout, ports: &Ports, name: &str) -> Result<NodeA
             stores: stores.map_err(|error: String| anyhow!(error))?,
         }),
         gateway: None,
+        proof: UNSIGNED,
     };
+    let admission = keys.claim(admission);
     NodeFile { admission: admission.clone() }.save(&directory)?;
     Ok(admission)
 }
@@ -104,8 +106,8 @@ fn gateway(layout: &Layout, ports: &Ports) -> Result<NodeAdmission> {
     let key = keys.gateway.ok_or_else(|| anyhow!("a gateway has a key"))?;
     let admission = NodeAdmission {
         name: GATEWAY.parse().map_err(|error: String| anyhow!(error))?,
-        id: NodeId(keys.identity),
-        encryption: keys.encryption,
+        id: NodeId(keys.identity.public_key()),
+        encryption: keys.encryption.clone(),
         roles: BTreeSet::from([NodeRole::Gateway]),
         region: "local".into(),
         labels: BTreeMap::new(),
@@ -115,7 +117,9 @@ fn gateway(layout: &Layout, ports: &Ports) -> Result<NodeAdmission> {
             address: ports.address(&format!("{GATEWAY}/workers")).to_string(),
             api: format!("http://{}", ports.address(&format!("{GATEWAY}/api"))),
         }),
+        proof: UNSIGNED,
     };
+    let admission = keys.claim(admission);
     NodeFile { admission: admission.clone() }.save(&directory)?;
     Ok(admission)
 }

@@ -16,7 +16,7 @@ const SERVICE: &str = "minilm";
 
 /// Deletes a node's disk and lets the node return with new keys under the same name.
 ///
-/// The node asks for admission; one member proposes it and wraps the models' keys, and two members sign. Then
+/// The node asks for admission and is proposed; two members sign, and their clients share the keys. Then
 /// the node's shards are rebuilt, its former slots are served again, and the node itself serves one more.
 pub(super) async fn wipe_a_node(demonstration: &Demonstration, api: &OpenAi) -> Result<()> {
     let before = service::show(demonstration, SERVICE).await?;

@@ -19,12 +19,13 @@ use super::slot::{self, SlotCommand, SlotEnded, SlotHandle};
 use super::status::{plain_report, refused_report};
 use overlay::CancellationToken;
 use protocol::agent::{
-    Desired, EnrolRequest, EnrolResponse, SlotReport, SlotState, SyncRequest, SyncResponse, WorkerLine,
+    COMPLAINTS_MAX, Desired, EnrolRequest, EnrolResponse, SlotReport, SlotState, SyncRequest, SyncResponse, WorkerLine,
 };
 use protocol::agent_state::HandOrder;
 use protocol::gateway::RouteTable;
 use protocol::governance::{Bundle, NodeAdmission};
 use protocol::limits::{LEASE_MS, SYNC_INTERVAL_MS};
+use protocol::model::SignedComplaint;
 use protocol::{BootTime, CircleId, Digest, Fence, Millis, error_code};
 use sandbox::Running;
 use std::collections::{BTreeMap, BTreeSet};
@@ -257,10 +258,18 @@ impl AgentActor {
             wait_ms: SYNC_INTERVAL_MS as u32,
             desired: self.state.desired_digest.unwrap_or(Digest([0; Digest::LENGTH])),
             logs: lines.clone(),
+            complaints: self.complaints(),
         };
         let control = self.control.clone();
         let exchange = Box::pin(async move { control.sync(&request).await });
         InFlight { exchange, lines, unacknowledged_releases: self.state.unacknowledged_releases.clone() }
+    }
+
+    /// Returns a complaint about every wrap that control sends and that this node cannot use.
+    fn complaints(&self) -> Vec<SignedComplaint> {
+        let assignments = self.state.desired.iter().flat_map(|desired| &desired.assignments);
+        let unusable = self.node.models.unusable_wraps(assignments.filter_map(|part| part.wrap.as_ref()));
+        unusable.into_iter().take(COMPLAINTS_MAX).map(|signed| self.node.complaint(signed)).collect()
     }
 
     fn not_enforced(&self, of_node: &[String]) -> Vec<String> {

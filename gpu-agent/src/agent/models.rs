@@ -6,14 +6,15 @@ use model_store::{
     Context, Destination, EncryptionSecret, FaultSink, ModelKey, Pool, ReadError, Reader, ShardFault, Store,
     fetch_manifest, unwrap_key,
 };
-use protocol::ModelRoot;
+use human_chain::{ChainError, CircleState};
 use protocol::error_code;
 use protocol::manifest::ServiceManifest;
-use protocol::model::{KeyWrap, ModelManifest, ModelRecord};
+use protocol::model::{ModelManifest, ModelRecord, SignedWrap};
 use protocol::order::SlotOrder;
 use protocol::worker::{SegmentRange, WorkerManifest};
+use protocol::{Digest, ModelRoot};
 use sandbox::MemoryFile;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -40,8 +41,8 @@ const MILLICORES_PER_THREAD: u64 = 1000;
 pub(super) struct ModelSource {
     /// Location of the model as reported by control. It is untrusted: every byte is verified.
     pub(super) record: ModelRecord,
-    /// The model's key, wrapped for this node.
-    pub(super) wrap: Option<KeyWrap>,
+    /// The model's key, wrapped for this node by a member.
+    pub(super) wrap: Option<SignedWrap>,
 }
 
 /// All models of this node.
@@ -49,6 +50,9 @@ pub(super) struct Models {
     pool: Arc<Pool>,
     context: Context,
     secret: EncryptionSecret,
+    circle: watch::Receiver<Arc<CircleState>>,
+    /// Digests of the wraps that do not give this node the key of their model.
+    unusable_wraps: Mutex<BTreeSet<Digest>>,
     loaded: Mutex<BTreeMap<ModelRoot, Arc<tokio::sync::Mutex<Weak<LoadedModel>>>>>,
     faults: Arc<AtomicU64>,
 }
@@ -116,8 +120,40 @@ impl ModelMemory {
 }
 
 impl Models {
-    pub(super) fn new(context: Context, secret: EncryptionSecret) -> Self {
-        Self { pool: Pool::per_core(), context, secret, loaded: Mutex::default(), faults: Arc::default() }
+    pub(super) fn new(
+        context: Context,
+        secret: EncryptionSecret,
+        circle: watch::Receiver<Arc<CircleState>>,
+    ) -> Self {
+        Self {
+            pool: Pool::per_core(),
+            context,
+            secret,
+            circle,
+            unusable_wraps: Mutex::default(),
+            loaded: Mutex::default(),
+            faults: Arc::default(),
+        }
+    }
+
+    /// Returns those of the wraps that control sends now that were found unusable; all others are forgotten.
+    pub(super) fn unusable_wraps<'a>(&self, sent: impl Iterator<Item = &'a SignedWrap>) -> Vec<&'a SignedWrap> {
+        let mut unusable = self.unusable_wraps.lock().unwrap_or_else(PoisonError::into_inner);
+        if unusable.is_empty() {
+            return Vec::new();
+        }
+        let sent: BTreeMap<Digest, &SignedWrap> = sent.map(|signed| (signed.digest(), signed)).collect();
+        unusable.retain(|digest| sent.contains_key(digest));
+        unusable.iter().filter_map(|digest| sent.get(digest).copied()).collect()
+    }
+
+    /// Remembers that this wrap does not give the key of its model.
+    fn note_unusable(&self, signed: &SignedWrap) {
+        tracing::warn!(
+            model = %signed.wrap.root, maker = %signed.maker,
+            "a wrap does not give the model's key; the node asks for another one"
+        );
+        self.unusable_wraps.lock().unwrap_or_else(PoisonError::into_inner).insert(signed.digest());
     }
 
     /// Returns the number of shards that were missing, unreachable or corrupt since the start.
@@ -172,7 +208,14 @@ impl Models {
             return Err(Refusal::new(error_code::MODEL_MANIFEST_INVALID, message));
         }
         // Opening checks the key against the manifest's commitment, before any byte is read.
-        let reader = self.reader(&manifest, &key, source).map_err(|error| read_refusal(&error))?;
+        let reader = self.reader(&manifest, &key, source).map_err(|error| {
+            let refusal = read_refusal(&error);
+            match &source.wrap {
+                Some(signed) if refusal.code == error_code::MODEL_KEY_WRONG => self.note_unusable(signed),
+                _ => {}
+            }
+            refusal
+        })?;
         let memory = Arc::new(ModelMemory::create(&manifest).map_err(|error| {
             let message = format!("memory for {} bytes of weights: {error}", manifest.map_bytes());
             Refusal::new(error_code::LIMIT_REACHED, message)
@@ -194,11 +237,25 @@ impl Models {
 
     fn open_key(&self, root: ModelRoot, source: &ModelSource) -> Result<ModelKey, Refusal> {
         let closed = |message: &str| Refusal::new(error_code::MODEL_KEY_WRONG, message);
-        let wrap = source.wrap.as_ref().ok_or_else(|| closed("no wrap of the model's key for this node"))?;
-        if wrap.root != root {
+        let missing = || closed("no wrap of the model's key for this node");
+        let signed = source.wrap.as_ref().ok_or_else(missing)?;
+        if signed.wrap.root != root {
             return Err(closed("the wrap is of another model's key"));
         }
-        unwrap_key(wrap, &self.secret).map_err(|error| Refusal::new(error.code(), error.to_string()))
+        match human_chain::check_wrap(&self.circle.borrow(), signed) {
+            // The wrap was taken while its maker was a member. The manifest's commitment proves the key.
+            Ok(()) | Err(ChainError::NotAMember(_)) => {}
+            Err(error) => {
+                if matches!(error, ChainError::SignatureInvalid(_)) {
+                    self.note_unusable(signed);
+                }
+                return Err(closed(&error.to_string()));
+            }
+        }
+        unwrap_key(&signed.wrap, &self.secret).map_err(|error| {
+            self.note_unusable(signed);
+            Refusal::new(error.code(), error.to_string())
+        })
     }
 
     fn open_stores(&self, source: &ModelSource) -> Vec<Store> {

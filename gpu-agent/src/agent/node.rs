@@ -8,6 +8,9 @@ use crate::device::Device;
 use host::Clock;
 use human_chain::CircleState;
 use overlay::{Identity, PublicKey};
+use protocol::model::{
+    Recipient, RecipientSignature, SignedComplaint, SignedWrap, WRAP_COMPLAINT_DOMAIN, WrapComplaint,
+};
 use protocol::order::{SignedTicket, TICKET_DOMAIN, Ticket};
 use protocol::{Fence, NodeId, canonical};
 use sandbox::Launcher;
@@ -49,6 +52,18 @@ impl Node {
     /// Returns whether the node may act now.
     pub(super) fn lease_holds(&self) -> bool {
         self.lease.borrow().holds(&self.clock)
+    }
+
+    /// Signs a complaint: the wrap does not give this node the key of its model.
+    pub(super) fn complaint(&self, signed: &SignedWrap) -> SignedComplaint {
+        let complaint = WrapComplaint {
+            circle: self.circle.borrow().id(),
+            root: signed.wrap.root,
+            recipient: Recipient::Node(self.id()),
+            wrap: signed.digest(),
+        };
+        let signature = self.identity.sign(WRAP_COMPLAINT_DOMAIN, &canonical::to_bytes(&complaint));
+        SignedComplaint { complaint, signature: RecipientSignature::Node(signature) }
     }
 
     /// Signs a ticket: this node states that `worker` serves a slot it holds. It expires with the node's

@@ -11,7 +11,7 @@ mod starting;
 
 use super::config::AgentConfig;
 use super::control_client::{ControlCall, ControlLink};
-use super::core::testing::{TestCircle, admission, desired, service};
+use super::core::testing::{TestCircle, admission, claimed_by, desired, service};
 use super::error::AgentError;
 use super::models::ModelInHand;
 use super::prometheus::Numbers;
@@ -168,6 +168,7 @@ impl Stage {
             GatewayEndpoint { key, address, api: "http://127.0.0.1:1".into() }
         });
         node.roles.extend(node.gateway.is_some().then_some(NodeRole::Gateway));
+        let node = claimed_by(&Identity::from_seed(&NODE), node);
         let clock = Clock::of_runtime(BootTime(1_000_000), BEGAN);
         let mut world = TestCircle::new(vec![node], &["127.0.0.1:1".into()], BEGAN);
         let root = ModelRoot(Digest::of(b"model"));

@@ -75,7 +75,7 @@ impl Prepared {
             clock,
             device: config.device,
             serve_program: config.serve_program,
-            models: Models::new(context, config.encryption),
+            models: Models::new(context, config.encryption, circle.subscribe()),
             resources: OfferedResources::new(config.resources),
             logs: LogQueue::default(),
             lease: watch::Sender::new(Lease::default()),

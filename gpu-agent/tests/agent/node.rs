@@ -1,6 +1,6 @@
 //! Test fixture: a node of a circle with its agent, its stores, a model, and a gateway that listens.
 
-use crate::circle::{TestCircle, admission, service};
+use crate::circle::{TestCircle, admission, claimed_by, service};
 use crate::control::{Control, LONG_LEASE_MS, listeners};
 use crate::program::copy_program;
 use gpu_agent::agent::{
@@ -14,7 +14,7 @@ use model_store::{
 use overlay::{CancellationToken, Identity};
 use protocol::agent::{Assignment, Desired};
 use protocol::governance::{Bundle, GatewayEndpoint, NodeRole};
-use protocol::model::{ErasureCode, ModelRecord, Recipient, StoreReference};
+use protocol::model::{ErasureCode, ModelRecord, Recipient, SignedWrap, StoreReference};
 use protocol::order::{SignedOrder, SignedTicket};
 use protocol::{Digest, Millis, NodeId, SlotIndex, canonical};
 use sandbox::{LauncherConfig, SandboxLauncher};
@@ -93,6 +93,7 @@ impl Bench {
             address: gateway.local_addr().unwrap().to_string(),
             api: "http://127.0.0.1:1".into(),
         });
+        let node = claimed_by(&Identity::from_seed(&NODE), node);
         let (listeners, addresses) = listeners(replicas).await;
         let control = Control::start(TestCircle::new(vec![node], &addresses, now()), listeners);
         let key = ModelKey::generate().unwrap();
@@ -173,15 +174,20 @@ impl Bench {
     }
 
     pub fn assignment(&self, bundle: &Bundle, orders: Vec<SignedOrder>, draining: &[u32]) -> Assignment {
-        let public = EncryptionSecret::load(&self.encryption_file).unwrap().public().clone();
-        let wrap = wrap_key(&self.key, &public, self.model.root, Recipient::Node(node_id())).unwrap();
         Assignment {
             bundle: bundle.clone(),
             orders,
             draining: draining.iter().map(|slot| SlotIndex(*slot)).collect(),
             model: self.model.clone(),
-            wrap: Some(wrap),
+            wrap: Some(self.wrap_of(&self.key)),
         }
+    }
+
+    /// Returns a key, wrapped to the node as that of its model, and signed by a member.
+    pub fn wrap_of(&self, key: &ModelKey) -> SignedWrap {
+        let public = EncryptionSecret::load(&self.encryption_file).unwrap().public().clone();
+        let wrap = wrap_key(key, &public, self.model.root, Recipient::Node(node_id())).unwrap();
+        self.control.script().world.sign_wrap(wrap, &public)
     }
 
     /// Returns the next connection of a worker to the gateway, and its first ticket. A worker that ended

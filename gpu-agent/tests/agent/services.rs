@@ -85,7 +85,7 @@ async fn shards_are_offered_to_admitted_peers_alone() {
     let refused = ask(peer.clone()).await.unwrap_err();
     assert_eq!(refused.code(), protocol::error_code::PEER_REFUSED);
     // The circle admits the peer; the agent follows.
-    let encryption = bench.control.script().world.genesis.genesis.nodes[0].encryption.clone();
+    let encryption = human_chain::MemberSecret::generate(&[9; 64]).public().encryption;
     let admission = crate::circle::admission("node-2", &peer, encryption);
     bench.control.say(|script| drop(script.world.decide(Change::AdmitNode(Box::new(admission)))));
     bench.control.until("knows", |s| (s.last.as_ref()?.governance_length == 1).then_some(())).await;

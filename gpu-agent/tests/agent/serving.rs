@@ -1,7 +1,8 @@
 //! Tests of a slot's life: from an order to a worker that serves, and back.
 
 use crate::node::{Bench, node_id, ticket};
-use protocol::agent::SlotState;
+use model_store::ModelKey;
+use protocol::agent::{Assignment, Desired, SlotState};
 use protocol::limits::LEASE_MS;
 use protocol::{Fence, SlotIndex};
 use std::time::Duration;
@@ -141,4 +142,32 @@ async fn agents_killed_at_any_moment_converge() {
     assert_eq!(bench.sandboxes(), ["chat.0.1", "chat.1.1"]);
     agent.stop().await;
     assert!(bench.sandboxes().is_empty(), "an orderly end leaves nothing");
+}
+
+/// A wrap that opens to another key than the manifest commits to, by a member: the node complains to control,
+/// and serves once control sends the wrap of another member.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wrap_of_a_wrong_key_is_complained_about_and_its_replacement_is_used() {
+    let bench = Bench::new(1).await;
+    let agent = bench.start();
+    let bundle = bench.deploy("chat");
+    let orders = || vec![bench.order(&bundle, 0, 1)];
+    let sound = bench.assignment(&bundle, orders(), &[]);
+    let wrong = bench.wrap_of(&ModelKey::generate().unwrap());
+    let digest = wrong.digest();
+    let assignment = Assignment { wrap: Some(wrong), ..sound.clone() };
+    bench.control.say(|script| script.desired = Desired { assignments: vec![assignment], routes: None });
+    let complaint = bench
+        .control
+        .until("the node complains", |script| script.last.as_ref()?.complaints.first().cloned())
+        .await;
+    assert_eq!(complaint.complaint.wrap, digest);
+    human_chain::check_complaint(&bench.control.script().world.state, &complaint).expect("signed by the node");
+    bench.control.say(|script| script.desired = Desired { assignments: vec![sound], routes: None });
+    bench.control.until_slot("ready", in_state(SlotState::Ready, 0, 1)).await;
+    let quiet = |script: &crate::control::ControlScript| {
+        script.last.as_ref().is_some_and(|last| last.complaints.is_empty()).then_some(())
+    };
+    bench.control.until("the complaint is over", quiet).await;
+    agent.stop().await;
 }

@@ -29,7 +29,7 @@ impl CircleState {
     ///
     /// - members, policy, nodes, control replicas and tokens have the form that a genesis must have;
     /// - all members together reach the quorum of every class, and no former member is a member again;
-    /// - the epoch is the version of the circle, and no node shares a key with another or with control;
+    /// - the epoch is the version of the circle, and no two parties of it share a key;
     /// - each subject's version and value are those of the service, node, model or circle in force;
     /// - a service is in force or retired, never both, each by a certificate of its own;
     /// - a model is forgotten once, and no service in force names a forgotten one;
@@ -71,7 +71,11 @@ impl CircleState {
     fn check_nodes(&self) -> Result<(), String> {
         let count = self.nodes.len();
         require!(count <= limits::NODES_MAX, "{count} nodes, more than {}", limits::NODES_MAX);
-        let mut keys: BTreeSet<_> = self.control.iter().map(|replica| replica.key).collect();
+        let mut keys: BTreeSet<&[u8]> = form::control_keys(&self.control).collect();
+        for (id, member) in &self.members {
+            let own = form::member_keys(member).into_iter().all(|key| keys.insert(key));
+            require!(own, "member `{id}` shares a key");
+        }
         for (name, node) in &self.nodes {
             require!(*name == node.name, "node `{}` is kept as `{name}`", node.name);
             form::check_node(node).map_err(|error| error.to_string())?;

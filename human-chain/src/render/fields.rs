@@ -88,7 +88,7 @@ pub(super) fn of_members<'a>(members: impl IntoIterator<Item = &'a Member>, poli
 }
 
 pub(super) fn of_node(node: &NodeAdmission) -> FieldTexts {
-    let NodeAdmission { name, id, encryption, roles, region, labels, storage, gateway } = node;
+    let NodeAdmission { name, id, encryption, roles, region, labels, storage, gateway, proof } = node;
     let roles: Vec<&str> = roles.iter().map(|given| role(*given)).collect();
     let mut fields = vec![
         ("node.name".to_string(), name.to_string()),
@@ -114,6 +114,8 @@ pub(super) fn of_node(node: &NodeAdmission) -> FieldTexts {
         }
     }
     push_encryption(&mut fields, "node", encryption);
+    // Verification requires that the proof holds; it is shown so that no two admissions look alike.
+    fields.push(("node.proof".into(), Digest::of(proof.as_bytes()).to_string()));
     fields
 }
 

@@ -1,8 +1,8 @@
 //! Tests of founding a circle: sound and rejected genesis documents.
 
 use crate::support::{
-    NOW, approve, check, circle, deploy, genesis, key, member, name, node, policy, proposal, quorum, secret,
-    signed,
+    NOW, approve, check, circle, claimed_by, deploy, founded, genesis, key, member, name, node, policy,
+    proposal, quorum, secret, signed,
 };
 use human_chain::{CircleState, circle_id, describe, read_genesis, sign_genesis, verify};
 use protocol::canonical::to_bytes;
@@ -97,13 +97,6 @@ fn a_genesis_travels_in_one_spelling() {
         let outcome = read_genesis(&altered).and_then(|signed| CircleState::found(&signed, None));
         assert!(outcome.is_err(), "bit {bit}");
     }
-}
-
-/// Alters the sound genesis, lets every member sign it, and checks the outcome.
-fn founded(case: &str, expected: &str, alter: impl FnOnce(&mut Genesis)) {
-    let mut altered = genesis();
-    alter(&mut altered);
-    check(case, CircleState::found(&signed(altered), None), expected);
 }
 
 #[test]
@@ -221,15 +214,13 @@ fn nodes_have_their_form() {
         second.name = name("n1");
         g.nodes.push(second);
     });
-    for (case, taken) in [("node", key("n2")), ("control", key("control")), ("gateway", key("n3 gateway"))] {
+    for (case, taken) in [("node", "n2"), ("control", "control"), ("gateway", "n3 gateway")] {
         founded(case, "governance-invalid: uses a key in use", |g| {
-            let mut second = node("n4", &[NodeRole::Worker]);
-            second.id = NodeId(taken);
-            g.nodes.push(second);
+            g.nodes.push(claimed_by(taken, node("n4", &[NodeRole::Worker])));
         });
     }
     founded("a node that is its own gateway", "governance-invalid: uses a key in use", |g| {
-        g.nodes[2].id = NodeId(key("n3 gateway"));
+        g.nodes[2] = claimed_by("n3 gateway", g.nodes[2].clone());
     });
     founded("ML-KEM key", "governance-invalid: node: an ML-KEM-768", |g| {
         g.nodes[0].encryption.ml_kem.0.push(0)

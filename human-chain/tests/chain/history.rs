@@ -1,14 +1,15 @@
 //! Tests of histories: replays, rollbacks, races and changes of members.
 
 use crate::support::{
-    NOW, approve, check, circle, deploy, enact, forget, genesis, key, member, name, node, policy, proposal, retire,
+    NOW, approve, check, circle, claimed_by, deploy, enact, forget, genesis, key, member, name, node, policy,
+    proposal, retire,
     secret, signed, try_propose,
 };
 use human_chain::{CircleState, certify, verify, verify_replay, verify_superseded};
 use proptest::prelude::*;
 use protocol::governance::{Certificate, Change, NodeRole};
 use protocol::manifest::Manifest;
-use protocol::{Epoch, NodeId};
+use protocol::Epoch;
 
 fn members(who: &[&str], routine: &str, sensitive: &str) -> Change {
     let members = who.iter().map(|who| member(who)).collect();
@@ -121,8 +122,7 @@ fn services_come_change_and_end() {
 fn nodes_come_change_and_go() {
     let mut state = circle();
     let before = state.node(&name("n1")).expect("of genesis").clone();
-    let mut wiped = before.clone();
-    wiped.id = NodeId(key("n1 with a new disk"));
+    let wiped = claimed_by("n1 with a new disk", before.clone());
     enact(&mut state, Change::AdmitNode(Box::new(wiped.clone())), &["alice", "bob"]);
     assert_eq!(state.node(&name("n1")), Some(&wiped));
     assert_eq!((state.node_by_id(before.id), state.nodes().count()), (None, 3));
@@ -139,13 +139,9 @@ fn a_key_admits_one_machine() {
     let gateway_is = |who: &str| {
         let mut node = node("n4", &all);
         node.gateway.as_mut().expect("it has the role").key = key(who);
-        node
+        claimed_by("n4", node)
     };
-    let is = |who: &str| {
-        let mut node = node("n4", &all);
-        node.id = NodeId(key(who));
-        node
-    };
+    let is = |who: &str| claimed_by(who, node("n4", &all));
     const TAKEN: &str = "governance-invalid: `n4` uses a key in use";
     for (case, node, expected) in [
         ("new keys", node("n4", &all), "approved"),

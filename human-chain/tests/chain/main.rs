@@ -14,3 +14,4 @@ mod recorded;
 mod renderings;
 mod samples;
 mod support;
+mod wraps;

@@ -5,10 +5,12 @@ use human_chain::{ChainError, CircleState, MemberSecret, certify, propose, sign_
 use protocol::canonical::to_bytes;
 use protocol::governance::{
     AccessToken, ActionClass, Certificate, Change, Choice, ControlReplica, GatewayEndpoint, Genesis, Member,
-    NodeAdmission, NodeRole, Policy, Proposal, Quorum, SignedGenesis, StorageEndpoint, TokenScope,
+    NODE_KEYS_DOMAIN, NodeAdmission, NodeRole, Policy, Proposal, Quorum, SignedGenesis, StorageEndpoint,
+    TokenScope,
 };
 use protocol::keys::{ByteString, EncryptionKey, signing_input};
 use protocol::manifest::{Manifest, ModelChoice};
+use protocol::model::{WRAP_COMPLAINT_DOMAIN, WrapComplaint};
 use protocol::order::{ORDER_DOMAIN, SignedOrder, SlotOrder};
 use protocol::{
     Digest, Fence, MemberId, Millis, ModelRoot, NodeId, PublicKey, ReplicaId, Signature, SlotIndex,
@@ -33,11 +35,16 @@ pub(crate) fn secret(who: &str) -> MemberSecret {
     MemberSecret::generate(&seed)
 }
 
-/// Returns a member. Its ML-KEM key is arbitrary bytes, since nothing is wrapped to it; golden files stay
+/// Returns an ML-KEM key: its coefficients of three bits are below the modulus, and no secret belongs to it.
+fn ml_kem(who: &str) -> ByteString {
+    ByteString(Digest::of(who.as_bytes()).0.map(|byte| byte & 7).repeat(37))
+}
+
+/// Returns a member. Its ML-KEM key is made from the name, since nothing is wrapped to it; golden files stay
 /// stable.
 pub(crate) fn member(who: &str) -> Member {
     let mut keys = secret(who).public();
-    keys.encryption.ml_kem = ByteString(Digest::of(who.as_bytes()).0.repeat(37));
+    keys.encryption.ml_kem = ml_kem(who);
     Member { id: name(who), keys }
 }
 
@@ -78,14 +85,24 @@ pub(crate) fn key(who: &str) -> PublicKey {
     PublicKey(signing_key(who).verifying_key().to_bytes())
 }
 
+/// Gives a node the keys of this machine as its identity, and lets the machine claim all keys of the node.
+pub(crate) fn claimed_by(who: &str, mut node: NodeAdmission) -> NodeAdmission {
+    node.id = NodeId(key(who));
+    let claim = signing_input(NODE_KEYS_DOMAIN, &node.key_claim());
+    node.proof = Signature(signing_key(who).sign(&claim).to_bytes());
+    node
+}
+
 /// Returns a node with these roles and matching addresses.
 pub(crate) fn node(who: &str, roles: &[NodeRole]) -> NodeAdmission {
-    NodeAdmission {
+    let mut x25519 = key(&format!("{who} x25519"));
+    x25519.0[31] &= 0x3f;
+    let node = NodeAdmission {
         name: name(who),
         id: NodeId(key(who)),
         encryption: EncryptionKey {
-            x25519: key(&format!("{who} x25519")),
-            ml_kem: ByteString(Digest::of(who.as_bytes()).0.repeat(37)),
+            x25519,
+            ml_kem: ml_kem(&format!("{who} node")),
         },
         roles: roles.iter().copied().collect(),
         region: "ghent".into(),
@@ -99,7 +116,9 @@ pub(crate) fn node(who: &str, roles: &[NodeRole]) -> NodeAdmission {
             address: format!("{who}.example:7444"),
             api: format!("https://{who}.example:8443"),
         }),
-    }
+        proof: Signature([0; 64]),
+    };
+    claimed_by(who, node)
 }
 
 pub(crate) fn genesis() -> Genesis {
@@ -133,6 +152,19 @@ pub(crate) fn signed(genesis: Genesis) -> SignedGenesis {
         genesis.members.iter().map(|member| (member.id.clone(), secret(member.id.as_str()))).collect();
     let founders: Vec<_> = secrets.iter().map(|(id, secret)| (id.clone(), secret)).collect();
     sign_genesis(genesis, &founders)
+}
+
+/// Alters the sound genesis, lets every member sign it, and checks the outcome.
+pub(crate) fn founded(case: &str, expected: &str, alter: impl FnOnce(&mut Genesis)) {
+    let mut altered = genesis();
+    alter(&mut altered);
+    check(case, CircleState::found(&signed(altered), None), expected);
+}
+
+/// Signs a node's complaint about a wrap.
+pub(crate) fn sign_complaint_of_node(who: &str, complaint: &WrapComplaint) -> Signature {
+    let input = signing_input(WRAP_COMPLAINT_DOMAIN, &to_bytes(complaint));
+    Signature(signing_key(who).sign(&input).to_bytes())
 }
 
 pub(crate) fn circle() -> CircleState {

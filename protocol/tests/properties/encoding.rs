@@ -93,7 +93,7 @@ laws! {
     genesis_documents: governed::signed_genesis();
     init_replies: stored::init_reply();
     init_requests: stored::init_request();
-    key_wraps: stored::wrap();
+    key_wraps: stored::signed_wrap();
     loads: stored::worker_load();
     manifests: workloads::manifest();
     messages_of_workers: stored::from_worker();
@@ -109,6 +109,7 @@ laws! {
     sandbox_records: stored::sandbox_record();
     sandbox_reports: stored::sandbox_report();
     sandbox_specifications: stored::sandbox_spec();
+    complaints: stored::complaint();
     sync_requests: stored::sync_request();
     sync_responses: stored::sync_response();
     tickets: workloads::signed_ticket();

@@ -43,10 +43,10 @@ pub(crate) fn admission() -> BoxedStrategy<NodeAdmission> {
     let gateway =
         (key(), text(), text()).prop_map(|(key, address, api)| GatewayEndpoint { key, address, api });
     let identity = (name(), node_id(), encryption(), set_of(&ROLES), text(), labels());
-    (identity, option::of(storage), option::of(gateway))
-        .prop_map(|(identity, storage, gateway)| {
+    (identity, option::of(storage), option::of(gateway), signature())
+        .prop_map(|(identity, storage, gateway, proof)| {
             let (name, id, encryption, roles, region, labels) = identity;
-            NodeAdmission { name, id, encryption, roles, region, labels, storage, gateway }
+            NodeAdmission { name, id, encryption, roles, region, labels, storage, gateway, proof }
         })
         .boxed()
 }

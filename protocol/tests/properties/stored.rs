@@ -14,8 +14,8 @@ use protocol::agent::{
 use protocol::agent_state::{HeldOrder, OrderBookRecord, SlotFence, Verdict};
 use protocol::error_code;
 use protocol::model::{
-    ErasureCode, KeyWrap, ModelFile, ModelManifest, ModelNonce, ModelRecord, Recipient, Segment,
-    StoreReference,
+    ErasureCode, KeyWrap, ModelFile, ModelManifest, ModelNonce, ModelRecord, Recipient, RecipientSignature,
+    Segment, SignedComplaint, SignedWrap, StoreReference, WrapComplaint,
 };
 use protocol::sandbox::{
     GroupWrite, SandboxExit, SandboxGroups, SandboxIdentity, SandboxLimits, SandboxRecord, SandboxReport,
@@ -102,9 +102,9 @@ pub(crate) fn sync_request() -> BoxedStrategy<SyncRequest> {
     });
     let node = (number(), text(), capacity, one_of(&ISOLATIONS), texts());
     let known = (vec(report(), 0..3), number(), option::of(number()));
-    let wish = (number32(), digest(), vec(line(), 0..3));
+    let wish = (number32(), digest(), vec(line(), 0..3), vec(complaint(), 0..2));
     (node, known, wish)
-        .prop_map(|(node, known, (wait_ms, desired, logs))| {
+        .prop_map(|(node, known, (wait_ms, desired, logs, complaints))| {
             let (boot, version, resources, isolation, not_enforced) = node;
             let (slots, governance_length, routes_version) = known;
             SyncRequest {
@@ -119,13 +119,14 @@ pub(crate) fn sync_request() -> BoxedStrategy<SyncRequest> {
                 wait_ms,
                 desired,
                 logs,
+                complaints,
             }
         })
         .boxed()
 }
 
 fn assignment() -> BoxedStrategy<Assignment> {
-    (bundle(), vec(signed_order(), 0..2), vec(slot(), 0..3), record(), option::of(wrap()))
+    (bundle(), vec(signed_order(), 0..2), vec(slot(), 0..3), record(), option::of(signed_wrap()))
         .prop_map(|(bundle, orders, draining, model, wrap)| Assignment {
             bundle,
             orders,
@@ -229,9 +230,27 @@ pub(crate) fn record() -> BoxedStrategy<ModelRecord> {
         .boxed()
 }
 
-pub(crate) fn wrap() -> impl Strategy<Value = KeyWrap> {
-    let recipient = prop_oneof![node_id().prop_map(Recipient::Node), name().prop_map(Recipient::Member)];
-    (root(), recipient, key(), bytes(), bytes()).prop_map(
+fn recipient() -> impl Strategy<Value = Recipient> {
+    prop_oneof![node_id().prop_map(Recipient::Node), name().prop_map(Recipient::Member)]
+}
+
+pub(crate) fn complaint() -> impl Strategy<Value = SignedComplaint> {
+    let statement = (circle(), root(), recipient(), digest())
+        .prop_map(|(circle, root, recipient, wrap)| WrapComplaint { circle, root, recipient, wrap });
+    let signature = prop_oneof![
+        signature().prop_map(RecipientSignature::Node),
+        hybrid_signature().prop_map(RecipientSignature::Member)
+    ];
+    (statement, signature).prop_map(|(complaint, signature)| SignedComplaint { complaint, signature })
+}
+
+pub(crate) fn signed_wrap() -> impl Strategy<Value = SignedWrap> {
+    (wrap(), name(), hybrid_signature())
+        .prop_map(|(wrap, maker, signature)| SignedWrap { wrap, maker, signature })
+}
+
+fn wrap() -> impl Strategy<Value = KeyWrap> {
+    (root(), recipient(), key(), bytes(), bytes()).prop_map(
         |(root, recipient, ephemeral, encapsulated, sealed)| KeyWrap {
             root,
             recipient,

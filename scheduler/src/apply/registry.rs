@@ -1,25 +1,30 @@
 //! Registry commands inside what is approved: models, key wraps, API keys, replica counts, and enrolment of
 //! nodes.
+//!
+//! A wrap carries its maker's signature, which is verified here, so that no access token can plant one. Only
+//! members and admitted workers are recipients. A wrap that does not open for its recipient is dropped by
+//! the recipient's signed complaint.
 
 use crate::clock::{ClockReadings, ClusterTime};
 use crate::cluster::{Cluster, ServicePhase};
 use crate::command::{Actor, Refusal, Reply};
 use crate::limits::{
     API_KEYS_MAX, MODELS_MAX, PENDING_BYTES_MAX, PENDING_NODES_MAX, PENDING_REFRESH_MS, PENDING_SILENT_MS,
-    STORE_URL_BYTES_MAX, WRAPS_PER_COMMAND_MAX,
+    STORE_URL_BYTES_MAX, WRAPS_MAX, WRAPS_PER_COMMAND_MAX,
 };
+use human_chain::{CircleState, check_complaint, check_node, check_wrap, recipient_key};
 use protocol::agent::PendingNode;
 use protocol::error_code::{
     CIRCLE_NOT_FOUNDED, COMMAND_INVALID, KEY_NOT_FOUND, LIMIT_REACHED, MODEL_FORGOTTEN, MODEL_IN_USE,
-    MODEL_NAME_TAKEN, MODEL_NOT_FOUND, MODEL_RECORD_DIFFERS, NAME_TAKEN, NODE_NOT_ADMITTED, SCALE_OUTSIDE_ENVELOPE, SERVICE_NOT_FOUND,
-    WRAP_HELD,
+    MODEL_NAME_TAKEN, MODEL_NOT_FOUND, MODEL_RECORD_DIFFERS, NAME_TAKEN, SCALE_OUTSIDE_ENVELOPE,
+    SERVICE_NOT_FOUND, WRAP_HELD, WRAP_NOT_HELD,
 };
 use protocol::gateway::ApiKey;
-use protocol::governance::{Change, NodeAdmission};
+use protocol::governance::NodeAdmission;
 use protocol::keys::EncryptionKey;
 use protocol::limits::{LABELS_MAX, NAME_BYTES_MAX};
 use protocol::manifest::ModelChoice;
-use protocol::model::{KeyWrap, ModelRecord, Recipient};
+use protocol::model::{ModelRecord, Recipient, SignedComplaint, SignedWrap};
 use protocol::{ModelRoot, NodeId, ServiceName, TokenName};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -34,15 +39,15 @@ pub(super) fn register_model(
     cluster: &mut Cluster,
     actor: &Actor,
     record: &ModelRecord,
-    wraps: &[KeyWrap],
+    wraps: &[SignedWrap],
 ) -> Result<Reply, Refusal> {
     let known = is_registered(cluster, record)?;
     check_record(record)?;
-    if wraps.iter().any(|wrap| wrap.root != record.root) {
+    if wraps.iter().any(|signed| signed.wrap.root != record.root) {
         return Err(Refusal::new(COMMAND_INVALID, "a wrap is of another model's key"));
     }
     check_wraps(cluster, wraps)?;
-    if !wraps.iter().any(|wrap| matches!(wrap.recipient, Recipient::Member(_))) {
+    if !wraps.iter().any(|signed| matches!(signed.wrap.recipient, Recipient::Member(_))) {
         let message =
             format!("the key of model `{}` is wrapped to no member who could share it", record.name);
         return Err(Refusal::new(COMMAND_INVALID, message));
@@ -118,24 +123,56 @@ fn check_record(record: &ModelRecord) -> Result<(), Refusal> {
     Ok(())
 }
 
-pub(super) fn put_wraps(cluster: &mut Cluster, actor: &Actor, wraps: &[KeyWrap]) -> Result<Reply, Refusal> {
-    if let Some(wrap) = wraps.iter().find(|wrap| !cluster.models.contains_key(&wrap.root)) {
-        let message = format!("no model {} is registered", wrap.root.short());
+pub(super) fn put_wraps(
+    cluster: &mut Cluster,
+    actor: &Actor,
+    wraps: &[SignedWrap],
+) -> Result<Reply, Refusal> {
+    if let Some(unknown) = wraps.iter().find(|signed| !cluster.models.contains_key(&signed.wrap.root)) {
+        let message = format!("no model {} is registered", unknown.wrap.root.short());
         return Err(Refusal::new(MODEL_NOT_FOUND, message));
     }
     check_wraps(cluster, wraps)?;
     let fresh = keep_wraps(cluster, wraps);
     if fresh > 0 {
         cluster.generation += 1;
-        let subject = format!("model/{}", wraps[0].root.short());
+        let subject = format!("model/{}", wraps[0].wrap.root.short());
         cluster.audit.record(cluster.now, &actor.to_string(), "wrap", &subject, &format!("{fresh} wraps"));
     }
     Ok(Reply::Done)
 }
 
-/// Checks new wraps. An existing wrap opens for its recipient, since wraps to replaced keys are dropped.
-/// Another one could therefore only lock the recipient out.
-fn check_wraps(cluster: &Cluster, wraps: &[KeyWrap]) -> Result<(), Refusal> {
+/// Drops a wrap about which its recipient complains, so that a member can make another.
+pub(super) fn drop_wrap(cluster: &mut Cluster, signed: &SignedComplaint) -> Result<Reply, Refusal> {
+    let complaint = &signed.complaint;
+    let held = cluster.wrap_of(&complaint.root, &complaint.recipient);
+    let Some(held) = held.filter(|held| held.digest() == complaint.wrap) else {
+        let message = format!("no wrap {} is held for the one who complains", complaint.wrap.short());
+        return Err(Refusal::new(WRAP_NOT_HELD, message));
+    };
+    check_complaint(circle(cluster)?, signed)?;
+    let detail = format!("does not open the key; made by member/{}", held.maker);
+    let name = cluster.models.get(&complaint.root).map(|record| record.name.to_string()).unwrap_or_default();
+    let actor = match &complaint.recipient {
+        Recipient::Member(member) => Actor::Member(member.clone()).to_string(),
+        Recipient::Node(node) => format!("node/{}", cluster.node_name(node)),
+    };
+    if let Some(wraps) = cluster.wraps.get_mut(&complaint.root) {
+        wraps.remove(&complaint.recipient);
+    }
+    cluster.generation += 1;
+    cluster.audit.record(cluster.now, &actor, "drop-wrap", &format!("model/{name}"), &detail);
+    Ok(Reply::Done)
+}
+
+fn circle(cluster: &Cluster) -> Result<&CircleState, Refusal> {
+    let missing = || Refusal::new(CIRCLE_NOT_FOUNDED, "the circle is not founded yet");
+    cluster.circle_state().ok_or_else(missing)
+}
+
+/// Checks new wraps. An existing wrap is not replaced: only its recipient can tell whether it opens, and
+/// complains if it does not. Signatures are verified last, because they cost most.
+fn check_wraps(cluster: &Cluster, wraps: &[SignedWrap]) -> Result<(), Refusal> {
     if wraps.is_empty() || wraps.len() > WRAPS_PER_COMMAND_MAX {
         let message = format!(
             "{} wraps; accepted: 1 to {WRAPS_PER_COMMAND_MAX}; send the rest in another command",
@@ -143,8 +180,11 @@ fn check_wraps(cluster: &Cluster, wraps: &[KeyWrap]) -> Result<(), Refusal> {
         );
         return Err(Refusal::new(COMMAND_INVALID, message));
     }
+    let state = circle(cluster)?;
     let mut seen = BTreeMap::new();
-    for wrap in wraps {
+    let mut fresh = 0;
+    for signed in wraps {
+        let wrap = &signed.wrap;
         if wrap.encapsulated.0.len() != ML_KEM_768_CIPHERTEXT_LENGTH
             || wrap.sealed.0.len() != SEALED_KEY_LENGTH
         {
@@ -155,31 +195,34 @@ fn check_wraps(cluster: &Cluster, wraps: &[KeyWrap]) -> Result<(), Refusal> {
             );
             return Err(Refusal::new(COMMAND_INVALID, message));
         }
-        let name = match &wrap.recipient {
-            Recipient::Node(node) => format!("node {}", node.short()),
-            Recipient::Member(member) => format!("member `{member}`"),
-        };
-        if key_of(cluster, &wrap.recipient).is_none() {
-            let message = format!("{name} is neither in the circle nor pending");
-            return Err(Refusal::new(NODE_NOT_ADMITTED, message));
-        }
-        let held = cluster.wraps.get(&wrap.root).and_then(|wraps| wraps.get(&wrap.recipient));
-        let twin = seen.insert((wrap.root, &wrap.recipient), wrap);
-        if held.or(twin).is_some_and(|other| other != wrap) {
+        recipient_key(state, &wrap.recipient)?;
+        let held = cluster.wrap_of(&wrap.root, &wrap.recipient);
+        let twin = seen.insert((wrap.root, &wrap.recipient), signed);
+        if held.or(twin).is_some_and(|other| other != signed) {
+            let name = match &wrap.recipient {
+                Recipient::Node(node) => format!("node {}", cluster.node_name(node)),
+                Recipient::Member(member) => format!("member `{member}`"),
+            };
             return Err(Refusal::new(WRAP_HELD, format!("{name} holds another wrap of the model's key")));
         }
+        fresh += usize::from(held.is_none());
     }
-    Ok(())
+    let kept: usize = cluster.wraps.values().map(BTreeMap::len).sum();
+    if kept + fresh > WRAPS_MAX {
+        let message = format!("{kept} wraps are kept, at most {WRAPS_MAX}; forget models that are not used");
+        return Err(Refusal::new(LIMIT_REACHED, message));
+    }
+    wraps.iter().try_for_each(|signed| Ok(check_wrap(state, signed)?))
 }
 
 /// Keeps the new wraps and returns their number.
-fn keep_wraps(cluster: &mut Cluster, wraps: &[KeyWrap]) -> usize {
+fn keep_wraps(cluster: &mut Cluster, wraps: &[SignedWrap]) -> usize {
     debug_assert!((1..=WRAPS_PER_COMMAND_MAX).contains(&wraps.len()), "wraps were checked before");
-    let mut keep = |wrap: &KeyWrap| {
-        let of_model = cluster.wraps.entry(wrap.root).or_default();
-        of_model.insert(wrap.recipient.clone(), wrap.clone()).is_none()
+    let mut keep = |signed: &SignedWrap| {
+        let of_model = cluster.wraps.entry(signed.wrap.root).or_default();
+        of_model.insert(signed.wrap.recipient.clone(), signed.clone()).is_none()
     };
-    wraps.iter().filter(|wrap| keep(wrap)).count()
+    wraps.iter().filter(|signed| keep(signed)).count()
 }
 
 /// Checks a proposal to forget a model against the registry: it names a registered model as it is registered,
@@ -235,35 +278,17 @@ pub(super) fn forget_models(cluster: &mut Cluster) {
     }
 }
 
-/// Returns the key for which a wrap for this recipient must be made. The recipient is a member, an admitted
-/// node, or a node that asks for admission or is proposed. Wraps can thus exist before a node is admitted,
-/// and its slots need no manual step.
-fn key_of<'a>(cluster: &'a Cluster, recipient: &Recipient) -> Option<&'a EncryptionKey> {
-    match recipient {
-        Recipient::Member(id) => Some(&cluster.circle_state()?.member(id)?.keys.encryption),
-        Recipient::Node(id) => {
-            let asks = || cluster.pending.get(id).map(|pending| &pending.admission);
-            let admission = cluster.node(id).or_else(asks).or_else(|| proposed(cluster, *id))?;
-            Some(&admission.encryption)
-        }
-    }
-}
-
-fn proposed(cluster: &Cluster, id: NodeId) -> Option<&NodeAdmission> {
-    cluster.open.values().find_map(|open| match &open.proposal.change {
-        Change::AdmitNode(node) if node.id == id => Some(node.as_ref()),
-        _ => None,
-    })
-}
-
 /// Returns the current keys of all recipients of wraps, for comparison after a change.
 pub(super) fn recipient_keys(cluster: &Cluster) -> BTreeMap<Recipient, EncryptionKey> {
+    let Some(state) = cluster.circle_state() else { return BTreeMap::new() };
     let recipients: BTreeSet<&Recipient> = cluster.wraps.values().flat_map(BTreeMap::keys).collect();
-    let key = |recipient: &Recipient| Some((recipient.clone(), key_of(cluster, recipient)?.clone()));
+    let key = |recipient: &Recipient| {
+        recipient_key(state, recipient).ok().map(|key| (recipient.clone(), key.clone()))
+    };
     recipients.into_iter().filter_map(key).collect()
 }
 
-/// Drops wraps for recipients that are neither in the circle nor candidates, and wraps to replaced keys.
+/// Drops wraps for parties that are recipients no longer, and wraps to replaced keys.
 pub(super) fn drop_useless_wraps(cluster: &mut Cluster, before: &BTreeMap<Recipient, EncryptionKey>) {
     let of_model = |root: &ModelRoot| cluster.models.contains_key(root);
     debug_assert!(cluster.wraps.keys().all(of_model), "wraps are forgotten with their model");
@@ -365,7 +390,14 @@ fn answer_unrecorded(
     let fresh = |known: &PendingNode| {
         known.admission == *admission && ClusterTime(known.last_seen).plus(PENDING_REFRESH_MS) > now
     };
-    match cluster.pending.get(&admission.id) {
+    // What is on the list was checked before.
+    let known = cluster.pending.get(&admission.id);
+    if known.is_none_or(|known| known.admission != *admission)
+        && let Err(error) = check_node(admission)
+    {
+        return Some(Err(error.into()));
+    }
+    match known {
         Some(known) => fresh(known).then_some(Ok(Reply::Enrolled { admitted: false })),
         None if cluster.pending.len() >= PENDING_NODES_MAX && silent(cluster, now).is_none() => {
             Some(Err(too_many_pending()))
@@ -401,10 +433,8 @@ pub(super) fn enrol(cluster: &mut Cluster, admission: &NodeAdmission) -> Result<
         let subject = format!("node/{}", admission.name);
         cluster.audit.record(now, "stranger", "enrol", &subject, &admission.id.short());
     }
-    let keys_before = recipient_keys(cluster);
     let pending = PendingNode { admission: admission.clone(), id: admission.id, last_seen: now.0 };
     cluster.pending.insert(admission.id, pending);
     debug_assert!(cluster.pending.len() <= PENDING_NODES_MAX, "a full list evicts before it takes");
-    drop_useless_wraps(cluster, &keys_before);
     Ok(Reply::Enrolled { admitted: false })
 }

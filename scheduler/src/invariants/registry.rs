@@ -7,12 +7,12 @@ use super::{InvariantResult, ensure};
 use crate::clock::ClusterTime;
 use crate::cluster::{ClosedProposal, Cluster, OpenProposal};
 use crate::limits::{
-    API_KEYS_MAX, CLOSED_PROPOSALS_MAX, MODELS_MAX, PENDING_NODES_MAX, REJECTED_PROPOSALS_MAX,
+    API_KEYS_MAX, CLOSED_PROPOSALS_MAX, MODELS_MAX, PENDING_NODES_MAX, REJECTED_PROPOSALS_MAX, WRAPS_MAX,
 };
 use protocol::ProposalId;
 use protocol::api::ProposalState;
 use protocol::limits::PROPOSALS_OPEN_MAX;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 pub(super) fn check(cluster: &Cluster) -> InvariantResult {
     check_bounds(cluster)?;
@@ -32,6 +32,7 @@ fn check_bounds(cluster: &Cluster) -> InvariantResult {
     for (list, length, max) in [
         ("models", cluster.models.len(), MODELS_MAX),
         ("API keys", cluster.api_keys.len(), API_KEYS_MAX),
+        ("wraps", cluster.wraps.values().map(BTreeMap::len).sum(), WRAPS_MAX),
         ("pending nodes", cluster.pending.len(), PENDING_NODES_MAX),
         ("open proposals", cluster.open.len(), PROPOSALS_OPEN_MAX),
         ("closed proposals", cluster.closed.len(), CLOSED_PROPOSALS_MAX),
@@ -51,7 +52,9 @@ fn check_models(cluster: &Cluster) -> InvariantResult {
     ensure(names.len() == cluster.models.len(), NameUnique, || "models".to_string())?;
     for (root, wraps) in &cluster.wraps {
         ensure(cluster.models.contains_key(root), WrapOfModel, || named(&root.short()))?;
-        let filed = wraps.iter().all(|(recipient, wrap)| wrap.root == *root && wrap.recipient == *recipient);
+        let filed = wraps
+            .iter()
+            .all(|(recipient, signed)| signed.wrap.root == *root && signed.wrap.recipient == *recipient);
         ensure(filed, KeyNamesObject, || format!("a wrap of {}", named(&root.short())))?;
     }
     Ok(())

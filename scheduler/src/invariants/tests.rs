@@ -136,7 +136,7 @@ fn wrong_objects() -> Table {
         }),
         (KeyNamesObject, "a wrap under another recipient", |c| {
             let wraps = c.wraps.get_mut(&root("minilm")).unwrap();
-            wraps.values_mut().next().unwrap().recipient = Recipient::Member(member("carol"));
+            wraps.values_mut().next().unwrap().wrap.recipient = Recipient::Member(member("carol"));
         }),
         (KeyNamesObject, "an API key under another name", |c| {
             c.api_keys.insert("x".parse().unwrap(), api_key("y", None));

@@ -5,19 +5,23 @@ pub(crate) mod samples;
 pub(crate) mod script;
 pub(crate) mod sim;
 
-use human_chain::{MemberSecret, propose, sign_genesis, vote};
+use human_chain::{MemberSecret, propose, recipient_key, sign_genesis, sign_wrap, vote};
 use protocol::agent::{Gpu, NodeResources, SlotReport, SlotState, SyncRequest};
 use protocol::governance::*;
-use protocol::keys::{ByteString, EncryptionKey, ML_KEM_768_PUBLIC_KEY_LENGTH};
+use protocol::keys::{ByteString, EncryptionKey};
 use protocol::manifest::Isolation;
 use protocol::manifest::*;
-use protocol::model::{ErasureCode, KeyWrap, ModelRecord, Recipient, StoreReference};
+use protocol::model::{
+    ErasureCode, KeyWrap, ModelRecord, Recipient, RecipientSignature, SignedComplaint, SignedWrap,
+    StoreReference, WRAP_COMPLAINT_DOMAIN, WrapComplaint,
+};
 use protocol::{
-    Digest, MemberId, Millis, ModelName, ModelRoot, NodeId, NodeName, PublicKey, ReplicaId, ServiceName,
+    CircleId, Digest, MemberId, Millis, ModelName, ModelRoot, NodeId, NodeName, PublicKey, ReplicaId,
+    ServiceName, Signature,
 };
 use scheduler::*;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock};
 
 pub(crate) const START: Millis = Millis(1_700_000_000_000);
 const MEMBERS: [&str; 3] = ["alice", "bob", "carol"];
@@ -43,8 +47,47 @@ pub(crate) fn root(model: &str) -> ModelRoot {
     ModelRoot(Digest::of(model.as_bytes()))
 }
 
+/// Returns the keys of a machine, made once per test process. The Ed25519 half of a member's secret signs as
+/// a node's identity key does.
+fn machine(name: &str) -> &'static MemberSecret {
+    static MACHINES: Mutex<BTreeMap<String, &'static MemberSecret>> = Mutex::new(BTreeMap::new());
+    let make = || {
+        let half = Digest::of(format!("node/{name}").as_bytes()).0;
+        let mut seed = [0; 64];
+        seed[..32].copy_from_slice(&half);
+        &*Box::leak(Box::new(MemberSecret::generate(&seed)))
+    };
+    MACHINES.lock().unwrap().entry(name.into()).or_insert_with(make)
+}
+
 pub(crate) fn node_id(name: &str) -> NodeId {
-    NodeId(PublicKey(Digest::of(format!("node/{name}").as_bytes()).0))
+    NodeId(machine(name).public().ed25519)
+}
+
+/// Returns an encryption key of this name. It has the form of one; no secret belongs to it.
+pub(crate) fn encryption(name: &str) -> EncryptionKey {
+    let mut x25519 = Digest::of(format!("x25519/{name}").as_bytes()).0;
+    x25519[31] &= 0x3f;
+    EncryptionKey { x25519: PublicKey(x25519), ml_kem: ml_kem(name) }
+}
+
+/// Returns an ML-KEM key: its coefficients of three bits are below the modulus.
+fn ml_kem(name: &str) -> ByteString {
+    ByteString(Digest::of(name.as_bytes()).0.map(|byte| byte & 7).repeat(37))
+}
+
+/// Gives a node this machine's identity, and lets the machine claim all keys of the node.
+pub(crate) fn claimed_by(name: &str, mut admission: NodeAdmission) -> NodeAdmission {
+    admission.id = node_id(name);
+    admission.proof = machine(name).sign(NODE_KEYS_DOMAIN, &admission.key_claim()).ed25519;
+    admission
+}
+
+/// Returns a node's complaint about a wrap.
+pub(crate) fn complaint(name: &str, complaint: WrapComplaint) -> SignedComplaint {
+    let bytes = protocol::canonical::to_bytes(&complaint);
+    let signature = machine(name).sign(WRAP_COMPLAINT_DOMAIN, &bytes).ed25519;
+    SignedComplaint { complaint, signature: RecipientSignature::Node(signature) }
 }
 
 /// A node as a test describes it.
@@ -57,21 +100,19 @@ pub(crate) struct NodeSpec {
 }
 
 pub(crate) fn node(name: &str, cpu_millicores: u64, memory_mib: u64) -> NodeSpec {
-    let id = node_id(name);
+    let admission = NodeAdmission {
+        name: name.parse().unwrap(),
+        id: node_id(name),
+        encryption: encryption(name),
+        roles: BTreeSet::from([NodeRole::Worker]),
+        region: "eu".into(),
+        labels: BTreeMap::new(),
+        storage: None,
+        gateway: None,
+        proof: Signature([0; 64]),
+    };
     NodeSpec {
-        admission: NodeAdmission {
-            name: name.parse().unwrap(),
-            id,
-            encryption: EncryptionKey {
-                x25519: id.0,
-                ml_kem: ByteString(vec![7; ML_KEM_768_PUBLIC_KEY_LENGTH]),
-            },
-            roles: BTreeSet::from([NodeRole::Worker]),
-            region: "eu".into(),
-            labels: BTreeMap::new(),
-            storage: None,
-            gateway: None,
-        },
+        admission: claimed_by(name, admission),
         resources: NodeResources { cpu_millicores, memory_bytes: memory_mib << 20, gpus: Vec::new() },
         isolation: Isolation::Full,
         not_enforced: Vec::new(),
@@ -153,13 +194,14 @@ pub(crate) fn wrap(model: &str, recipient: Recipient) -> KeyWrap {
     }
 }
 
-/// Registers a model with its key wrapped to alice and to these nodes.
-pub(crate) fn register(record: ModelRecord, nodes: &[NodeId]) -> Action {
-    let recipients =
-        nodes.iter().map(|node| Recipient::Node(*node)).chain([Recipient::Member(member("alice"))]);
-    let mut wraps: Vec<KeyWrap> = recipients.map(|to| wrap(record.name.as_str(), to)).collect();
-    wraps.iter_mut().for_each(|wrap| wrap.root = record.root);
-    Action::RegisterModel { record: Box::new(record), wraps }
+/// Returns the wrap as alice signs it for this key. ML-DSA signatures differ each time, so the first one is
+/// kept: the same wrap is signed the same way.
+pub(crate) fn signed_for(circle: CircleId, to: &EncryptionKey, wrap: KeyWrap) -> SignedWrap {
+    static SIGNED: Mutex<BTreeMap<Digest, SignedWrap>> = Mutex::new(BTreeMap::new());
+    let alice = member("alice");
+    let statement = Digest::of(&wrap.statement(circle, &alice, to));
+    let sign = || sign_wrap(&secrets()[&alice], alice.clone(), circle, to, wrap);
+    SIGNED.lock().unwrap().entry(statement).or_insert_with(sign).clone()
 }
 
 pub(crate) fn quorum(required: u32) -> Quorum {
@@ -171,7 +213,7 @@ pub(crate) fn genesis(nodes: &[NodeSpec]) -> SignedGenesis {
         let mut keys = secret.public();
         // The one key that no seed makes. Nothing is wrapped to it here, so a fixed value keeps the circle's
         // id constant.
-        keys.encryption.ml_kem = ByteString(Digest::of(id.as_str().as_bytes()).0.repeat(37));
+        keys.encryption.ml_kem = ml_kem(&format!("member/{id}"));
         Member { id: id.clone(), keys }
     };
     let members = secrets().iter().map(member);
@@ -328,10 +370,48 @@ impl World {
         }
     }
 
-    /// Registers the model and wraps its key to every admitted node.
+    /// Registers the model and wraps its key to every admitted worker.
     pub(crate) fn share_model(&mut self, name: &str, bytes: u64) {
-        let nodes: Vec<NodeId> = self.cluster.nodes().map(|node| node.id).collect();
-        self.must(register(model(name, bytes), &nodes));
+        let workers = self.cluster.nodes().filter(|node| node.roles.contains(&NodeRole::Worker));
+        let nodes: Vec<NodeId> = workers.map(|node| node.id).collect();
+        self.must(self.register(model(name, bytes), &nodes));
+    }
+
+    /// Returns the wrap with alice's signature, for the key that its recipient has now. For a party without
+    /// one she signs a key of her own choice.
+    pub(crate) fn signed(&self, wrap: KeyWrap) -> SignedWrap {
+        let state = self.cluster.circle_state();
+        let circle = state.map_or(CircleId(Digest([0; 32])), |state| state.id());
+        let to = state.and_then(|state| recipient_key(state, &wrap.recipient).ok().cloned());
+        signed_for(circle, &to.unwrap_or_else(|| encryption("unknown")), wrap)
+    }
+
+    /// Returns the wrap of this model's key for one recipient, signed by alice.
+    pub(crate) fn wrap(&self, model: &str, recipient: Recipient) -> SignedWrap {
+        self.signed(wrap(model, recipient))
+    }
+
+    /// Returns the wrap of this model's key for the node of this name, signed by alice.
+    pub(crate) fn wrap_to(&self, model: &str, node: &str) -> SignedWrap {
+        self.wrap(model, Recipient::Node(node_id(node)))
+    }
+
+    /// Registers a model with its key wrapped to alice and to these nodes.
+    pub(crate) fn register(&self, record: ModelRecord, nodes: &[NodeId]) -> Action {
+        let nodes = nodes.iter().map(|node| Recipient::Node(*node));
+        self.register_for(record, nodes.chain([Recipient::Member(member("alice"))]))
+    }
+
+    /// Registers a model with its key wrapped to these parties.
+    pub(crate) fn register_for(
+        &self,
+        record: ModelRecord,
+        recipients: impl IntoIterator<Item = Recipient>,
+    ) -> Action {
+        let (name, root) = (record.name.clone(), record.root);
+        let wrap = |to| self.signed(KeyWrap { root, ..wrap(name.as_str(), to) });
+        let wraps = recipients.into_iter().map(wrap).collect();
+        Action::RegisterModel { record: Box::new(record), wraps }
     }
 
     pub(crate) fn request(&self, spec: &NodeSpec) -> SyncRequest {
@@ -347,6 +427,7 @@ impl World {
             wait_ms: 0,
             desired: Digest::of(b""),
             logs: vec![],
+            complaints: vec![],
         }
     }
 

@@ -18,8 +18,8 @@ pub(crate) fn running() -> World {
     gpu.admission.labels.insert("disk".into(), "ssd".into());
     let mut world = World::new(&[node("n1", 4000, 4096), node("n2", 4000, 4096), gpu]);
     world.share_model("minilm", 50 << 20);
-    world.must(Action::PutWraps(vec![wrap("minilm", Recipient::Member(member("bob")))]));
-    world.must(register(model("spare", 1 << 20), &[]));
+    world.must(Action::PutWraps(vec![world.wrap("minilm", Recipient::Member(member("bob")))]));
+    world.must(world.register(model("spare", 1 << 20), &[]));
     world.must(Action::CreateApiKey(api_key("app", Some(600))));
     let taken = Action::CreateApiKey(api_key("app", None));
     assert!(matches!(world.apply_once("used", taken), Reply::Refused { .. }), "the name is taken");
@@ -95,8 +95,10 @@ pub(crate) fn commands(world: &World) -> Vec<(&'static str, Command)> {
         ("submit-members", operator(), submit(Change::SetMembers { members, policy })),
         ("cast", Actor::Member(member("bob")), Action::CastBallot(Box::new(ballot))),
         ("cast-no", Actor::Member(member("carol")), Action::CastBallot(Box::new(dissent))),
-        ("register", operator(), register(model("llama", 3 << 30), &[node_id("n1")])),
-        ("wraps", operator(), Action::PutWraps(vec![wrap("minilm", Recipient::Node(node_id("n9")))])),
+        ("register", operator(), world.register(model("llama", 3 << 30), &[node_id("n1")])),
+        ("wraps", operator(), Action::PutWraps(vec![world.wrap_to("spare", "n1")])),
+        ("drop-wrap", Actor::Scheduler, Action::DropWrap(Box::new(complain(world, "minilm", "gpu")))),
+        ("drop-wrap-of-member", operator(), Action::DropWrap(Box::new(bobs_complaint(world)))),
         ("key", operator(), Action::CreateApiKey(api_key("other", None))),
         ("revoke", operator(), Action::RevokeApiKey("app".parse().unwrap())),
         ("scale", operator(), Action::Scale { service: service_name("chat"), replicas: 4 }),
@@ -114,6 +116,24 @@ pub(crate) fn commands(world: &World) -> Vec<(&'static str, Command)> {
         Command { clocks: later.clocks.clone(), actor: operator(), action, idempotency: Some(once("new")) },
     ));
     all
+}
+
+/// Returns a node's complaint about the wrap that it holds.
+pub(crate) fn complain(world: &World, model: &str, node: &str) -> SignedComplaint {
+    complaint(node, about(world, model, Recipient::Node(node_id(node))))
+}
+
+/// Returns bob's complaint about the wrap that he holds.
+fn bobs_complaint(world: &World) -> SignedComplaint {
+    let bob = member("bob");
+    human_chain::sign_complaint(&secrets()[&bob], about(world, "minilm", Recipient::Member(bob.clone())))
+}
+
+/// Returns the statement that the wrap which this recipient holds does not open.
+pub(crate) fn about(world: &World, model: &str, recipient: Recipient) -> WrapComplaint {
+    let wrap = world.cluster.wrap_of(&root(model), &recipient).unwrap().digest();
+    let circle = world.cluster.circle_state().unwrap().id();
+    WrapComplaint { circle, root: root(model), recipient, wrap }
 }
 
 /// Returns an idempotency key of the operator's token.

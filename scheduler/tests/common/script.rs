@@ -73,7 +73,9 @@ impl ScriptRunner {
             }
             ["model", name, mib] => {
                 let bytes = mib.parse::<u64>().unwrap() << 20;
-                world.must(register(model(name, bytes), &[]));
+                let members = world.cluster.circle_state().unwrap().members();
+                let members: Vec<_> = members.map(|member| Recipient::Member(member.id.clone())).collect();
+                world.must(world.register_for(model(name, bytes), members));
             }
             ["deploy", name, rest @ ..] => {
                 world.approve(deploy(parse_manifest(name, rest, world.now)));
@@ -120,7 +122,7 @@ impl ScriptRunner {
             }
             ["enrol", name, rest @ ..] => Action::Enrol(Box::new(parse_node(name, rest).admission)),
             ["share", name, nodes @ ..] => Action::PutWraps(
-                nodes.iter().map(|node| wrap(name, Recipient::Node(node_id(node)))).collect(),
+                nodes.iter().map(|node| self.world.wrap_to(name, node)).collect(),
             ),
             ["key", name, text] => {
                 let (name, hash) = (name.parse().unwrap(), Digest::of(text.as_bytes()));

@@ -3,15 +3,18 @@
 
 use super::*;
 use crate::client::ControlClient;
-use crate::node::{ImportRequest, ModelAccess, NodeFile, create_keys, store_reference};
+use crate::node::{ImportRequest, ModelAccess, NodeFile, UNSIGNED, create_keys, store_reference};
 use crate::policy::simple_policy;
-use axum::extract::{Path as UrlPath, State};
-use axum::routing::{get, put};
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post, put};
 use axum::{Json, Router};
 use indicatif::ProgressBar;
-use protocol::api::History;
+use overlay::Identity;
+use protocol::api::{History, Problem};
 use protocol::governance::*;
-use protocol::model::ErasureCode;
+use protocol::model::{ErasureCode, SignedComplaint, SignedWrapRequest};
 use protocol::{Digest, Millis, ModelRoot, NodeId, ReplicaId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -21,11 +24,17 @@ use std::sync::{Arc, Mutex};
 struct Register {
     history: History,
     models: Vec<ModelRecord>,
-    wraps: BTreeMap<ModelRoot, Vec<KeyWrap>>,
+    /// Answer to a member's request for its wraps, until these wraps have been sent.
+    lacking: Vec<LackingKey>,
+    keyless: Vec<ModelName>,
     /// Number of registrations that still get a response that the client does not understand.
     unanswered: u32,
+    /// Number of commands with wraps that another member still outruns.
+    outrun: u32,
     registered: Vec<RegisterModel>,
-    shared: Vec<KeyWrap>,
+    shared: Vec<SignedWrap>,
+    requests: Vec<SignedWrapRequest>,
+    complaints: Vec<SignedComplaint>,
 }
 
 type RegisterState = State<Arc<Mutex<Register>>>;
@@ -44,14 +53,27 @@ async fn post_model(State(state): RegisterState, Json(body): Json<RegisterModel>
     r#"{"done":true}"#.into()
 }
 
-async fn put_wraps(State(state): RegisterState, Json(body): Json<PutWraps>) -> &'static str {
-    locked(&state).shared.extend(body.wraps);
-    r#"{"done":true}"#
+async fn put_wraps(State(state): RegisterState, Json(body): Json<PutWraps>) -> Response {
+    let mut state = locked(&state);
+    if state.outrun > 0 {
+        state.outrun -= 1;
+        let problem: Problem = Refusal::new(error_code::WRAP_HELD, "another wrap is held").into();
+        return (StatusCode::CONFLICT, Json(problem)).into_response();
+    }
+    state.shared.extend(body.wraps);
+    Json(serde_json::json!({ "done": true })).into_response()
 }
 
-async fn get_wraps(State(state): RegisterState, UrlPath(root): UrlPath<ModelRoot>) -> Json<ModelWraps> {
-    let wraps = locked(&state).wraps.get(&root).cloned().unwrap_or_default();
-    Json(ModelWraps { root, wraps })
+/// Lists what lacks, except for what was shared. A hostile control would go on for ever.
+async fn member_wraps(State(state): RegisterState, Json(body): Json<SignedWrapRequest>) -> Json<MemberWraps> {
+    let mut state = locked(&state);
+    state.requests.push(body);
+    Json(MemberWraps { lacking: state.lacking.clone(), keyless: state.keyless.clone() })
+}
+
+async fn complain(State(state): RegisterState, Json(body): Json<SignedComplaint>) -> &'static str {
+    locked(&state).complaints.push(body);
+    r#"{"done":true}"#
 }
 
 async fn serve(register: Arc<Mutex<Register>>) -> ControlClient {
@@ -61,7 +83,9 @@ async fn serve(register: Arc<Mutex<Register>>) -> ControlClient {
     let router = Router::new()
         .route("/v1/history", get(history))
         .route("/v1/models", get(models).post(post_model))
-        .route("/v1/models/{root}/wraps", put(put_wraps).get(get_wraps))
+        .route("/v1/wraps", put(put_wraps))
+        .route("/v1/wraps/mine", post(member_wraps))
+        .route("/v1/wraps/complaints", post(complain))
         .with_state(register);
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let address = listener.local_addr().expect("bound");
@@ -83,21 +107,22 @@ impl Lab {
         let folder = tempfile::tempdir().expect("temporary directory");
         let member = MemberKeyFile::generate("alice".parse().expect("a name"));
         let keys = create_keys(folder.path(), false).expect("keys");
-        let node = NodeAdmission {
+        let node = keys.claim(NodeAdmission {
             name: "node-1".parse().expect("a name"),
-            id: NodeId(keys.identity),
-            encryption: keys.encryption,
+            id: NodeId(keys.identity.public_key()),
+            encryption: keys.encryption.clone(),
             roles: BTreeSet::from([NodeRole::Worker]),
             region: "eu".into(),
             labels: BTreeMap::new(),
             storage: None,
             gateway: None,
-        };
+            proof: UNSIGNED,
+        });
         NodeFile { admission: node.clone() }.save(folder.path()).expect("saved");
         let members = vec![Member { id: member.member.clone(), keys: member.secret.public() }];
         let control = ControlReplica {
             id: ReplicaId(1),
-            key: member.secret.public().ed25519,
+            key: Identity::from_seed(&[1; 32]).public_key(),
             address: "127.0.0.1:1".into(),
             api: "http://127.0.0.1:1".into(),
         };
@@ -115,10 +140,14 @@ impl Lab {
         let register = Arc::new(Mutex::new(Register {
             history: History { genesis, bundles: vec![] },
             models: vec![],
-            wraps: BTreeMap::new(),
+            lacking: vec![],
+            keyless: vec![],
             unanswered: 0,
+            outrun: 0,
             registered: vec![],
             shared: vec![],
+            requests: vec![],
+            complaints: vec![],
         }));
         let client = serve(register.clone()).await;
         let session = Session::with_client(client, id).await.expect("a circle");
@@ -139,7 +168,7 @@ impl Lab {
             shards_per_domain_max: 1,
         };
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/tiny");
-        let summary = access.import(&self.session, &source, request, ProgressBar::hidden()).await?;
+        let summary = access.import(&self.session, &self.member, &source, request, ProgressBar::hidden()).await?;
         Ok(summary.record)
     }
 
@@ -147,6 +176,22 @@ impl Lab {
         let secret = &self.member.secret;
         let public = secret.public().encryption;
         EncryptionSecret::from_parts(secret.x25519_secret(), secret.ml_kem_secret(), &public).expect("a key")
+    }
+
+    fn to_node(&self) -> Recipient {
+        Recipient::Node(self.node.id)
+    }
+
+    /// Tells the client that these parties lack a model's key, which is wrapped to the member by itself.
+    fn lacks(&self, name: &str, key: &ModelKey, recipients: Vec<Recipient>) {
+        let to = Recipient::Member(self.member.member.clone());
+        let wrap = make_wrap(&self.session, &self.member, key, self.record(name).root, &to).expect("wrapped");
+        let model = name.parse().expect("a name");
+        locked(&self.register).lacking.push(LackingKey { model, wrap, recipients });
+    }
+
+    async fn share(&self) -> SharedKeys {
+        share_keys(&self.session, &self.member).await.expect("shared")
     }
 
     fn record(&self, name: &str) -> ModelRecord {
@@ -176,10 +221,14 @@ async fn an_import_registers_a_model_and_its_key_in_one_step() {
     assert!(state.shared.is_empty(), "nothing is left for a second step");
     let body = &state.registered[0];
     assert_eq!(body.record, record);
-    let recipients: Vec<Recipient> = body.wraps.iter().map(|wrap| wrap.recipient.clone()).collect();
-    let (member, node) = (Recipient::Member(lab.member.member.clone()), Recipient::Node(lab.node.id));
+    let recipients: Vec<Recipient> =
+        body.wraps.iter().map(|signed| signed.wrap.recipient.clone()).collect();
+    let (member, node) = (Recipient::Member(lab.member.member.clone()), lab.to_node());
     assert_eq!(recipients, [member, node], "members first");
-    unwrap_key(&body.wraps[0], &lab.secret()).expect("the member can share it");
+    unwrap_key(&body.wraps[0].wrap, &lab.secret()).expect("the member can share it");
+    for signed in &body.wraps {
+        assert_eq!(check_wrap(&lab.session.circle, signed), Ok(()), "signed by the importer");
+    }
 }
 
 #[tokio::test]
@@ -195,32 +244,81 @@ async fn a_taken_name_is_refused_before_anything_is_uploaded() {
 }
 
 #[tokio::test]
-async fn models_without_a_key_are_listed_and_do_not_block_the_others() {
+async fn a_member_shares_what_others_lack_once_and_signs_it() {
     let lab = Lab::new().await;
     let key = ModelKey::generate().expect("a key");
-    let public = lab.member.secret.public().encryption;
-    {
-        let mut state = locked(&lab.register);
-        for name in ["keyless", "held", "mine"] {
-            let record = lab.record(name);
-            let to = match name {
-                "held" => Some((&lab.node.encryption, Recipient::Node(lab.node.id))),
-                "mine" => Some((&public, Recipient::Member(lab.member.member.clone()))),
-                _ => None,
-            };
-            let wrap = to.map(|(to, who)| wrap_key(&key, to, record.root, who).expect("wrapped"));
-            state.wraps.insert(record.root, wrap.into_iter().collect());
-            state.models.push(record);
-        }
-    }
-    let shared = wrap_models_to(&lab.session, &lab.member, &lab.node).await.expect("shared");
-    let names = |models: &[ModelName]| models.iter().map(ToString::to_string).collect::<Vec<_>>();
-    assert_eq!(
-        (names(&shared.models), names(&shared.keyless)),
-        (vec!["held".into(), "mine".into()], vec!["keyless".into()])
-    );
-    assert!(shared.note().is_some_and(|note| note.contains("keyless")));
+    lab.lacks("mine", &key, vec![lab.to_node()]);
+    locked(&lab.register).keyless.push("keyless".parse().expect("a name"));
+    locked(&lab.register).outrun = 1;
+    let shared = lab.share().await;
+    assert_eq!(shared.lines(), ["shared the key of mine with node node-1"]);
+    assert!(shared.notes().concat().contains("keyless"));
     let state = locked(&lab.register);
-    let given: Vec<_> = state.shared.iter().map(|wrap| (wrap.root, wrap.recipient.clone())).collect();
-    assert_eq!(given, [(lab.record("mine").root, Recipient::Node(lab.node.id))], "only what it lacked");
+    assert_eq!(state.shared.len(), 1, "once, though control says that it is lacking still");
+    assert_eq!(state.shared[0].wrap.recipient, lab.to_node());
+    assert_eq!(check_wrap(&lab.session.circle, &state.shared[0]), Ok(()));
+    let asked = &state.requests[0];
+    assert_eq!(human_chain::check_wrap_request(&lab.session.circle, asked), Ok(()), "signed by the member");
+    let (node, wrap) = (EncryptionSecret::load(&lab.folder.path().join("encryption.key")), &state.shared[0]);
+    let opened = unwrap_key(&wrap.wrap, &node.expect("the node's")).expect("opens");
+    assert_eq!(opened.commitment(), key.commitment());
+}
+
+/// Attack: control names a machine that the circle never admitted, or one that it removed, as a party that
+/// lacks keys. The control case is the node that the verified history admits.
+#[tokio::test]
+async fn a_client_wraps_no_key_for_a_party_outside_the_verified_circle() {
+    let lab = Lab::new().await;
+    let key = ModelKey::generate().expect("a key");
+    let stranger = Recipient::Node(NodeId(Identity::from_seed(&[66; 32]).public_key()));
+    let outsider = Recipient::Member("mallory".parse().expect("a name"));
+    lab.lacks("mine", &key, vec![stranger, outsider]);
+    assert_eq!(lab.share().await.shared, []);
+    assert!(locked(&lab.register).shared.is_empty());
+    lab.lacks("other", &key, vec![lab.to_node()]);
+    assert_eq!(lab.share().await.lines(), ["shared the key of other with node node-1"]);
+}
+
+/// Attack: control exchanges the encryption key of a node that asks, so that models' keys are wrapped to a key
+/// of its own. The control case is the same exchange, signed by the node: its signature is all that is
+/// missing.
+#[tokio::test]
+async fn an_admission_with_an_exchanged_key_is_not_proposed() {
+    let lab = Lab::new().await;
+    let keys = create_keys(&lab.folder.path().join("late"), false).expect("keys");
+    let sound = keys.claim(NodeAdmission {
+        name: "late".parse().expect("a name"),
+        id: NodeId(keys.identity.public_key()),
+        encryption: keys.encryption.clone(),
+        ..lab.node.clone()
+    });
+    let own = EncryptionSecret::generate().expect("a key");
+    let swapped = NodeAdmission { encryption: own.public().clone(), ..sound.clone() };
+    let draft = |admission: NodeAdmission| {
+        lab.session.draft(Change::AdmitNode(Box::new(admission)), "new rack".into(), 1000)
+    };
+    draft(sound).expect("as the node signed it");
+    let error = draft(swapped.clone()).expect_err("the key is not the node's");
+    let refusal = error.downcast_ref::<Refusal>().expect("with a code");
+    assert_eq!(refusal.code, error_code::NODE_KEYS_UNPROVEN);
+    draft(keys.claim(swapped)).expect("the node itself chose the key");
+}
+
+/// Attack: garbage is planted as a member's wrap. The member complains with its signature, and shares the
+/// other keys.
+#[tokio::test]
+async fn a_member_complains_about_a_wrap_that_does_not_open() {
+    let lab = Lab::new().await;
+    let key = ModelKey::generate().expect("a key");
+    lab.lacks("garbage", &key, vec![lab.to_node()]);
+    lab.lacks("sound", &key, vec![lab.to_node()]);
+    locked(&lab.register).lacking[0].wrap.wrap.sealed.0[0] ^= 1;
+    let shared = lab.share().await;
+    assert_eq!(shared.lines(), ["shared the key of sound with node node-1"]);
+    assert!(shared.notes()[0].contains("garbage"));
+    let state = locked(&lab.register);
+    let complaint = state.complaints.first().expect("it complains");
+    assert_eq!(complaint.complaint.wrap, state.lacking[0].wrap.digest());
+    assert_eq!(human_chain::check_complaint(&lab.session.circle, complaint), Ok(()));
+    assert_eq!(state.complaints.len(), 1, "once");
 }

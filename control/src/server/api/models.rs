@@ -1,16 +1,17 @@
 //! Models: the registry, and the wraps of their keys.
 
 use super::{ApiResult, Done};
-use crate::server::auth::Submitter;
+use crate::server::auth::{Proposer, Submitter};
 use crate::server::extract::{LeaderRead, Submission};
 use crate::server::problem::Failure;
 use axum::Json;
 use axum::extract::Path;
 use axum::extract::rejection::{JsonRejection, PathRejection};
-use protocol::api::{ModelWraps, Page, PutWraps, RegisterModel};
-use protocol::model::{KeyWrap, ModelRecord};
-use protocol::{ModelRoot, error_code};
+use protocol::api::{MemberWraps, Page, PutWraps, RegisterModel};
+use protocol::model::{ModelRecord, SignedComplaint, SignedWrapRequest};
+use protocol::{ModelRoot, Refusal, error_code};
 use scheduler::Action;
+use scheduler::limits::WRAPS_PER_COMMAND_MAX;
 
 /// Registered models.
 #[utoipa::path(get, path = "/v1/models", responses((status = 200, body = Page<ModelRecord>)), tag = "models")]
@@ -32,28 +33,43 @@ pub(super) async fn register_model(
     server.change(caller, key, Action::RegisterModel { record: Box::new(record), wraps }).await
 }
 
-/// The wraps of a model's key, one per party that may open it.
-#[utoipa::path(get, path = "/v1/models/{root}/wraps", params(("root" = ModelRoot, Path)),
-    responses((status = 200, body = ModelWraps)), tag = "models")]
-pub(super) async fn wraps(
-    LeaderRead { server, .. }: LeaderRead<Submitter>,
-    root: Result<Path<ModelRoot>, PathRejection>,
-) -> ApiResult<ModelWraps> {
-    let Path(root) = root?;
-    Ok(Json(ModelWraps { root, wraps: server.cluster(|cluster| cluster.wraps(&root)) }))
-}
-
-/// Adds wraps of a model's key.
-#[utoipa::path(put, path = "/v1/models/{root}/wraps", params(("root" = ModelRoot, Path)),
-    request_body = PutWraps, responses((status = 200, body = Done)), tag = "models")]
+/// Adds wraps of models' keys. Each carries the signature of the member that made it, and control keeps only
+/// wraps for members and admitted workers.
+#[utoipa::path(put, path = "/v1/wraps", request_body = PutWraps, responses((status = 200, body = Done)),
+    tag = "models")]
 pub(super) async fn put_wraps(
-    Submission { caller, key, server }: Submission<Submitter>,
-    root: Result<Path<ModelRoot>, PathRejection>,
+    Submission { caller, key, server }: Submission<Proposer>,
     body: Result<Json<PutWraps>, JsonRejection>,
 ) -> ApiResult<Done> {
-    let (Path(root), Json(PutWraps { wraps })) = (root?, body?);
-    if wraps.iter().any(|wrap: &KeyWrap| wrap.root != root) {
-        return Err(Failure::new(error_code::REQUEST_INVALID, "a wrap is of another model's key").at("wraps"));
-    }
+    let Json(PutWraps { wraps }) = body?;
     server.change(caller, key, Action::PutWraps(wraps)).await
+}
+
+/// The wraps of a member that others lack, for the member's client to share.
+///
+/// The member's signature opens this, and no token does: a wrap leaves control only for its recipient.
+#[utoipa::path(post, path = "/v1/wraps/mine", request_body = SignedWrapRequest,
+    responses((status = 200, body = MemberWraps)), tag = "models")]
+pub(super) async fn member_wraps(
+    LeaderRead { server, .. }: LeaderRead,
+    body: Result<Json<SignedWrapRequest>, JsonRejection>,
+) -> ApiResult<MemberWraps> {
+    let Json(signed) = body?;
+    server.cluster(|cluster| {
+        let missing = || Failure::new(error_code::CIRCLE_NOT_FOUNDED, "the circle is not founded yet");
+        let state = cluster.circle_state().ok_or_else(missing)?;
+        human_chain::check_wrap_request(state, &signed).map_err(Refusal::from)?;
+        Ok(Json(scheduler::member_wraps(cluster, &signed.request.member, WRAPS_PER_COMMAND_MAX)))
+    })
+}
+
+/// Drops a wrap that its recipient cannot open, by the recipient's signature.
+#[utoipa::path(post, path = "/v1/wraps/complaints", request_body = SignedComplaint,
+    responses((status = 200, body = Done)), tag = "models")]
+pub(super) async fn complain(
+    Submission { caller, key, server }: Submission<Proposer>,
+    body: Result<Json<SignedComplaint>, JsonRejection>,
+) -> ApiResult<Done> {
+    let Json(complaint) = body?;
+    server.change(caller, key, Action::DropWrap(Box::new(complaint))).await
 }

@@ -4,8 +4,8 @@ use crate::policy::simple_policy;
 use human_chain::MemberSecret;
 use overlay::Identity;
 use protocol::governance::*;
-use protocol::keys::{ByteString, EncryptionKey, ML_KEM_768_PUBLIC_KEY_LENGTH};
-use protocol::{Digest, MemberId, Millis, NodeId, ReplicaId};
+use protocol::keys::{ByteString, EncryptionKey};
+use protocol::{Digest, MemberId, Millis, NodeId, PublicKey, ReplicaId, Signature};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::OnceLock;
 
@@ -27,16 +27,28 @@ pub(super) fn other(number: u16) -> Identity {
 /// Returns the admission that a node asks for.
 pub(super) fn admission(name: &str, identity: &Identity) -> NodeAdmission {
     let id = NodeId(identity.public_key());
-    NodeAdmission {
+    // Keys in form only: no secret belongs to them. Coefficients of three bits are below ML-KEM's modulus.
+    let mut x25519 = Digest::of(id.0.as_bytes()).0;
+    x25519[31] &= 0x3f;
+    let ml_kem = ByteString(Digest::of(&x25519).0.map(|byte| byte & 7).repeat(37));
+    let admission = NodeAdmission {
         name: name.parse().unwrap(),
         id,
-        encryption: EncryptionKey { x25519: id.0, ml_kem: ByteString(vec![7; ML_KEM_768_PUBLIC_KEY_LENGTH]) },
+        encryption: EncryptionKey { x25519: PublicKey(x25519), ml_kem },
         roles: BTreeSet::from([NodeRole::Worker]),
         region: "local".into(),
         labels: BTreeMap::new(),
         storage: None,
         gateway: None,
-    }
+        proof: Signature([0; 64]),
+    };
+    claimed_by(identity, admission)
+}
+
+/// Lets a node claim the keys of its admission.
+pub(super) fn claimed_by(identity: &Identity, mut admission: NodeAdmission) -> NodeAdmission {
+    admission.proof = identity.sign(NODE_KEYS_DOMAIN, &admission.key_claim());
+    admission
 }
 
 /// Returns the circle's only member.

@@ -143,6 +143,7 @@ async fn node_is_served(clients: &[Client]) {
         wait_ms: 0,
         desired: Digest([0; 32]),
         logs: Vec::new(),
+        complaints: Vec::new(),
     };
     let body = Bytes::from(canonical::to_bytes(&request));
     in_time(async {

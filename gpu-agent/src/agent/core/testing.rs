@@ -6,18 +6,18 @@ use overlay::Identity;
 use protocol::agent::{Assignment, Desired};
 use protocol::gateway::{Route, RoutedService};
 use protocol::governance::{
-    ActionClass, BUNDLE_VERSION, Bundle, Change, Choice, ControlReplica, Genesis, Member, NodeAdmission,
-    NodeRole, Policy, Quorum, SignedGenesis,
+    ActionClass, BUNDLE_VERSION, Bundle, Change, Choice, ControlReplica, Genesis, Member, NODE_KEYS_DOMAIN,
+    NodeAdmission, NodeRole, Policy, Quorum, SignedGenesis,
 };
 use protocol::keys::EncryptionKey;
 use protocol::manifest::{
     Isolation, Manifest, ModelChoice, OnExpiry, Placement, ReplicaRange, Resources, Runtime, ServiceManifest,
     Task,
 };
-use protocol::model::{ErasureCode, ModelRecord};
+use protocol::model::{ErasureCode, KeyWrap, ModelRecord, SignedWrap};
 use protocol::order::{ORDER_DOMAIN, SignedOrder, SlotOrder};
 use protocol::{
-    Digest, Fence, MemberId, Millis, ModelName, ModelRoot, NodeId, ReplicaId, SlotIndex, canonical,
+    Digest, Fence, MemberId, Millis, ModelName, ModelRoot, NodeId, ReplicaId, Signature, SlotIndex, canonical,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -67,6 +67,12 @@ impl TestCircle {
         let genesis = sign_genesis(genesis, &signers);
         let state = CircleState::found(&genesis, None).unwrap();
         Self { founders, control: identities, genesis, state, bundles: vec![], now }
+    }
+
+    /// Returns a wrap with the signature of a member, made for this key.
+    pub(crate) fn sign_wrap(&self, wrap: KeyWrap, to: &EncryptionKey) -> SignedWrap {
+        let (maker, secret) = &self.founders[0];
+        human_chain::sign_wrap(secret, maker.clone(), self.state.id(), to, wrap)
     }
 
     /// Returns a certificate for a change, signed by two members and not yet part of the chain.
@@ -128,7 +134,7 @@ impl TestCircle {
 
 /// Returns a node's admission.
 pub(crate) fn admission(name: &str, identity: &Identity, encryption: EncryptionKey) -> NodeAdmission {
-    NodeAdmission {
+    let admission = NodeAdmission {
         name: name.parse().unwrap(),
         id: NodeId(identity.public_key()),
         encryption,
@@ -137,7 +143,15 @@ pub(crate) fn admission(name: &str, identity: &Identity, encryption: EncryptionK
         labels: BTreeMap::new(),
         storage: None,
         gateway: None,
-    }
+        proof: Signature([0; 64]),
+    };
+    claimed_by(identity, admission)
+}
+
+/// Lets a node claim the keys of its admission.
+pub(crate) fn claimed_by(identity: &Identity, mut admission: NodeAdmission) -> NodeAdmission {
+    admission.proof = identity.sign(NODE_KEYS_DOMAIN, &admission.key_claim());
+    admission
 }
 
 /// Returns a model's name: each root has another one, since a name is bound to the first.

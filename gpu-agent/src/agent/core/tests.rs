@@ -50,7 +50,8 @@ impl Scene {
     fn new() -> Self {
         let identity = Identity::from_seed(&[7; 32]);
         let encryption = MemberSecret::generate(&[9; 64]).public().encryption;
-        let other = admission("other", &Identity::from_seed(&[8; 32]), encryption.clone());
+        let others = MemberSecret::generate(&[10; 64]).public().encryption;
+        let other = admission("other", &Identity::from_seed(&[8; 32]), others);
         let nodes = vec![admission("node-1", &identity, encryption), other];
         let facts = NodeFacts {
             id: NodeId(identity.public_key()),

@@ -2,17 +2,20 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
-use crate::agent::core::testing::{NOW, TestCircle, record, service};
+use crate::agent::core::testing::{NOW, TestCircle, admission, record, service};
 use crate::agent::simulation::tiny;
 use model_store::wrap_key;
+use overlay::Identity;
+use protocol::keys::EncryptionKey;
 use protocol::model::Recipient;
 use protocol::{Digest, MemberId, NodeId, PublicKey};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-/// The models of a node without any reachable store.
+/// The models of a node without any reachable store, and its circle.
 struct NodeModels {
     models: Models,
+    world: TestCircle,
     _directory: tempfile::TempDir,
 }
 
@@ -20,23 +23,44 @@ impl NodeModels {
     fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let secret = EncryptionSecret::create(&directory.path().join("encryption.key")).unwrap();
-        Self { models: Models::new(Context::new(), secret), _directory: directory }
+        let node = admission("node-1", &identity(), secret.public().clone());
+        let world = TestCircle::new(vec![node], &["127.0.0.1:1".into()], NOW);
+        let (_, circle) = watch::channel(Arc::new(world.state.clone()));
+        Self { models: Models::new(Context::new(), secret, circle), world, _directory: directory }
     }
 
-    /// Returns the model's key, wrapped for this node.
-    fn wrap(&self, root: ModelRoot) -> KeyWrap {
-        let to = self.models.secret.public();
-        wrap_key(&ModelKey::from_bytes([3; 32]), to, root, recipient()).unwrap()
+    fn key(&self) -> &EncryptionKey {
+        self.models.secret.public()
     }
 
-    async fn refusal(&self, root: ModelRoot, wrap: Option<KeyWrap>) -> Refusal {
+    /// Returns the model's key, wrapped for this node by a member.
+    fn wrap(&self, root: ModelRoot) -> SignedWrap {
+        self.wrap_for(root, self.key(), recipient())
+    }
+
+    /// Returns the model's key, wrapped to this key by a member who signs for this node's key.
+    fn wrap_for(&self, root: ModelRoot, to: &EncryptionKey, recipient: Recipient) -> SignedWrap {
+        let wrap = wrap_key(&ModelKey::from_bytes([3; 32]), to, root, recipient).unwrap();
+        self.world.sign_wrap(wrap, self.key())
+    }
+
+    /// Returns whether the node complains about this wrap if control sends it.
+    fn complains(&self, wrap: &SignedWrap) -> bool {
+        self.models.unusable_wraps(std::iter::once(wrap)) == [wrap]
+    }
+
+    async fn refusal(&self, root: ModelRoot, wrap: Option<SignedWrap>) -> Refusal {
         let source = ModelSource { record: record(root), wrap };
         self.models.get(root, &source).await.expect_err("nothing can be loaded")
     }
 }
 
+fn identity() -> Identity {
+    Identity::from_seed(&[7; 32])
+}
+
 fn recipient() -> Recipient {
-    Recipient::Node(NodeId(PublicKey([7; 32])))
+    Recipient::Node(NodeId(identity().public_key()))
 }
 
 fn root() -> ModelRoot {
@@ -56,7 +80,7 @@ async fn a_model_whose_key_cannot_be_opened_is_refused() {
     let (node, other) = (NodeModels::new(), NodeModels::new());
     let another = ModelRoot(Digest::of(b"another"));
     let mut renamed = node.wrap(root());
-    renamed.recipient = Recipient::Member("alice".parse::<MemberId>().unwrap());
+    renamed.wrap.recipient = Recipient::Member("alice".parse::<MemberId>().unwrap());
     for (name, wrap) in [
         ("no wrap", None),
         ("the wrap of another model", Some(node.wrap(another))),
@@ -66,6 +90,30 @@ async fn a_model_whose_key_cannot_be_opened_is_refused() {
         let refusal = node.refusal(root(), wrap).await;
         assert_eq!(refusal.code, error_code::MODEL_KEY_WRONG, "{name}: {refusal}");
     }
+}
+
+/// A wrap that does not give the key, though a member signed it, is named to control; a sound one is not.
+#[tokio::test]
+async fn the_node_complains_about_a_wrap_that_does_not_open() {
+    let node = NodeModels::new();
+    let garbage = node.wrap_for(root(), NodeModels::new().key(), recipient());
+    let mut unsigned = node.wrap(root());
+    unsigned.signature.ed25519.0[0] ^= 1;
+    let mut former = node.wrap(root());
+    former.maker = "zoe".parse().unwrap();
+    for (name, wrap, complains) in [
+        ("made for another key", garbage.clone(), true),
+        ("its maker's signature does not hold", unsigned, true),
+        ("sound", node.wrap(root()), false),
+        ("sound, by a member who has left", former, false),
+    ] {
+        let refusal = node.refusal(root(), Some(wrap.clone())).await;
+        assert_eq!(refusal.code == error_code::MODEL_KEY_WRONG, complains, "{name}: {refusal}");
+        assert_eq!(node.complains(&wrap), complains, "{name}");
+    }
+    node.refusal(root(), Some(garbage.clone())).await;
+    assert!(!node.complains(&node.wrap(root())), "another wrap has come");
+    assert!(!node.complains(&garbage), "what control sends no longer is forgotten");
 }
 
 #[tokio::test]

@@ -3,14 +3,13 @@
 use super::*;
 use crate::circle::ApprovedService;
 use crate::history::HistoryTree;
+use crate::testing::{claimed_by, node};
 use crate::{ChainError, MemberSecret, certify, propose, sign_genesis, verify, vote};
 use protocol::governance::{
-    ActionClass, Change, Choice, ControlReplica, Genesis, NodeAdmission, NodeRole, Policy, Quorum,
+    ActionClass, Change, Choice, ControlReplica, Genesis, NodeAdmission, Policy, Quorum,
 };
-use protocol::keys::{ByteString, EncryptionKey, ML_KEM_768_PUBLIC_KEY_LENGTH};
 use protocol::manifest::ModelChoice;
-use protocol::{Epoch, Millis, ModelRoot, NodeId, PublicKey, ReplicaId};
-use std::collections::BTreeMap;
+use protocol::{Epoch, Millis, ModelRoot, PublicKey, ReplicaId};
 use std::str::FromStr;
 use std::sync::LazyLock;
 
@@ -32,20 +31,6 @@ fn member(who: &str) -> Member {
 
 fn key(text: &str) -> PublicKey {
     PublicKey(Digest::of(text.as_bytes()).0)
-}
-
-fn node(text: &str) -> NodeAdmission {
-    let ml_kem = ByteString(vec![1; ML_KEM_768_PUBLIC_KEY_LENGTH]);
-    NodeAdmission {
-        name: name(text),
-        id: NodeId(key(text)),
-        encryption: EncryptionKey { x25519: key(text), ml_kem },
-        roles: BTreeSet::from([NodeRole::Worker]),
-        region: String::new(),
-        labels: BTreeMap::new(),
-        storage: None,
-        gateway: None,
-    }
 }
 
 /// Returns a policy in which all of these members decide together.
@@ -222,10 +207,14 @@ fn damage_to_nodes_is_found() {
         }),
         ("has no role", |s| s.nodes.get_mut(&name("n3")).expect("admitted").roles.clear()),
         ("node `n3` shares a key", |s| {
-            s.nodes.get_mut(&name("n3")).expect("admitted").id = NodeId(key("n1"));
+            let node = s.nodes.get_mut(&name("n3")).expect("admitted");
+            *node = claimed_by("n1", node.clone());
         }),
         ("node `n3` shares a key", |s| {
-            s.nodes.get_mut(&name("n3")).expect("admitted").id = NodeId(key("control"));
+            s.control[0].key = s.nodes[&name("n3")].id.0;
+        }),
+        ("member `alice` shares a key", |s| {
+            s.control[0].key = s.members[&name("alice")].keys.ed25519;
         }),
         ("`node/n3` has version 1", |s| {
             s.nodes.get_mut(&name("n3")).expect("admitted").region = "elsewhere".into();

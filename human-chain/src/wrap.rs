@@ -1,0 +1,151 @@
+//! Wraps of model keys: the parties that may receive one, the signature of its maker, and the complaint of its
+//! recipient.
+//!
+//! A wrap is verified by the state machine before it is kept and by its recipient before it is used. Nothing
+//! here opens one: only the holder of the recipient's secret can.
+
+use crate::{ChainError, CircleState, MemberSecret, signature_holds};
+use protocol::canonical::to_bytes;
+use protocol::governance::{NodeAdmission, NodeRole};
+use protocol::keys::{EncryptionKey, HybridSignature};
+use protocol::model::{
+    KeyWrap, Recipient, RecipientSignature, SignedComplaint, SignedWrap, SignedWrapRequest,
+    WRAP_COMPLAINT_DOMAIN, WRAP_DOMAIN, WRAP_REQUEST_DOMAIN, WrapComplaint, WrapRequest,
+};
+use protocol::{CircleId, MemberId};
+
+/// Returns whether a node gets model keys. Only workers open models: a gateway and a store need no key.
+fn receives_keys(node: &NodeAdmission) -> bool {
+    node.roles.contains(&NodeRole::Worker)
+}
+
+/// Returns every party that may hold a model's key, with the key to wrap it to: the members first.
+pub fn recipients(state: &CircleState) -> impl Iterator<Item = (Recipient, &EncryptionKey)> {
+    let members = state.members().map(|member| (Recipient::Member(member.id.clone()), &member.keys.encryption));
+    let nodes = state.nodes().filter(|node| receives_keys(node));
+    members.chain(nodes.map(|node| (Recipient::Node(node.id), &node.encryption)))
+}
+
+/// Returns the key that wraps for this recipient are made for.
+///
+/// # Errors
+/// Returns an error when the recipient is neither a member nor a node that is admitted as a worker. A node
+/// that waits for admission is no recipient: its key is a claim until the circle has voted.
+pub fn recipient_key<'a>(
+    state: &'a CircleState,
+    recipient: &Recipient,
+) -> Result<&'a EncryptionKey, ChainError> {
+    match recipient {
+        Recipient::Member(id) => {
+            let member = state.member(id).ok_or_else(|| ChainError::NotAMember(id.clone()))?;
+            Ok(&member.keys.encryption)
+        }
+        Recipient::Node(id) => {
+            let node = state.node_by_id(*id).ok_or(ChainError::NodeNotAdmitted(*id))?;
+            if receives_keys(node) {
+                Ok(&node.encryption)
+            } else {
+                Err(ChainError::NotARecipient(node.name.clone()))
+            }
+        }
+    }
+}
+
+/// Signs a wrap with the keys of the member that made it for the key `to`.
+#[must_use]
+pub fn sign_wrap(
+    secret: &MemberSecret,
+    maker: MemberId,
+    circle: CircleId,
+    to: &EncryptionKey,
+    wrap: KeyWrap,
+) -> SignedWrap {
+    let signature = secret.sign(WRAP_DOMAIN, &wrap.statement(circle, &maker, to));
+    SignedWrap { wrap, maker, signature }
+}
+
+/// Verifies a wrap: a member of this circle signed it for the key that its recipient has now.
+///
+/// # Errors
+/// Returns an error when the recipient or the maker does not belong to the circle, or the signature does not
+/// hold.
+pub fn check_wrap(state: &CircleState, signed: &SignedWrap) -> Result<(), ChainError> {
+    let to = recipient_key(state, &signed.wrap.recipient)?;
+    let maker = state.member(&signed.maker).ok_or_else(|| ChainError::NotAMember(signed.maker.clone()))?;
+    let statement = signed.wrap.statement(state.id(), &signed.maker, to);
+    if signature_holds(&maker.keys, WRAP_DOMAIN, &statement, &signed.signature) {
+        Ok(())
+    } else {
+        Err(ChainError::SignatureInvalid(signed.maker.clone()))
+    }
+}
+
+/// Signs a member's complaint about a wrap that its secret does not open.
+#[must_use]
+pub fn sign_complaint(secret: &MemberSecret, complaint: WrapComplaint) -> SignedComplaint {
+    let signature = secret.sign(WRAP_COMPLAINT_DOMAIN, &to_bytes(&complaint));
+    SignedComplaint { complaint, signature: RecipientSignature::Member(signature) }
+}
+
+/// Verifies a complaint: the recipient that it names belongs to this circle and signed it.
+///
+/// # Errors
+/// Returns an error when the complaint is of another circle, or the recipient is unknown or has not signed
+/// it.
+pub fn check_complaint(state: &CircleState, signed: &SignedComplaint) -> Result<(), ChainError> {
+    let complaint = &signed.complaint;
+    if complaint.circle != state.id() {
+        return Err(ChainError::OtherCircle { expected: state.id(), actual: complaint.circle });
+    }
+    match (&complaint.recipient, &signed.signature) {
+        (Recipient::Member(id), RecipientSignature::Member(signature)) => {
+            check_member_signature(state, id, WRAP_COMPLAINT_DOMAIN, &to_bytes(complaint), signature)
+        }
+        (Recipient::Member(id), RecipientSignature::Node(_)) => Err(ChainError::SignatureInvalid(id.clone())),
+        (Recipient::Node(id), signature) => {
+            let node = state.node_by_id(*id).ok_or(ChainError::NodeNotAdmitted(*id))?;
+            match signature {
+                RecipientSignature::Node(signature)
+                    if node.id.0.verifies(WRAP_COMPLAINT_DOMAIN, &to_bytes(complaint), signature) =>
+                {
+                    Ok(())
+                }
+                _ => Err(ChainError::NodeSignatureInvalid(*id)),
+            }
+        }
+    }
+}
+
+/// Signs a member's request for its own wraps.
+#[must_use]
+pub fn sign_wrap_request(secret: &MemberSecret, request: WrapRequest) -> SignedWrapRequest {
+    let signature = secret.sign(WRAP_REQUEST_DOMAIN, &to_bytes(&request));
+    SignedWrapRequest { request, signature }
+}
+
+/// Verifies a request: the member that it names belongs to this circle and signed it.
+///
+/// # Errors
+/// Returns an error when the request is of another circle, or its member is none or has not signed it.
+pub fn check_wrap_request(state: &CircleState, signed: &SignedWrapRequest) -> Result<(), ChainError> {
+    let request = &signed.request;
+    if request.circle != state.id() {
+        return Err(ChainError::OtherCircle { expected: state.id(), actual: request.circle });
+    }
+    check_member_signature(state, &request.member, WRAP_REQUEST_DOMAIN, &to_bytes(request), &signed.signature)
+}
+
+fn check_member_signature(
+    state: &CircleState,
+    id: &MemberId,
+    domain: &str,
+    bytes: &[u8],
+    signature: &HybridSignature,
+) -> Result<(), ChainError> {
+    let member = state.member(id).ok_or_else(|| ChainError::NotAMember(id.clone()))?;
+    if signature_holds(&member.keys, domain, bytes, signature) {
+        Ok(())
+    } else {
+        Err(ChainError::SignatureInvalid(id.clone()))
+    }
+}
