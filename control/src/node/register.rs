@@ -9,7 +9,7 @@ use crate::session::{MemberKeyFile, Session};
 use anyhow::{Context as _, Result, anyhow};
 use human_chain::CircleState;
 use model_store::{EncryptionSecret, ModelKey, unwrap_key, wrap_key};
-use protocol::api::{ModelWraps, Page, PutWraps, RegisterModel};
+use protocol::api::{ModelWraps, PutWraps, RegisterModel};
 use protocol::governance::NodeAdmission;
 use protocol::model::{KeyWrap, ModelRecord, Recipient};
 use protocol::{ModelName, Refusal, error_code};
@@ -21,8 +21,8 @@ const ATTEMPTS_MAX: u32 = 3;
 
 /// Returns an error if a name is taken, before anything is uploaded under it.
 pub(super) async fn refuse_taken_name(session: &Session, name: &ModelName) -> Result<()> {
-    let models: Page<ModelRecord> = session.client.get("/v1/models").await?;
-    match models.items.iter().find(|record| record.name == *name) {
+    let models: Vec<ModelRecord> = session.client.list("/v1/models").await?;
+    match models.iter().find(|record| record.name == *name) {
         None => Ok(()),
         Some(record) => {
             let message = format!(
@@ -109,9 +109,9 @@ pub async fn wrap_models_to(
     let public = member.secret.public().encryption;
     let secret =
         EncryptionSecret::from_parts(member.secret.x25519_secret(), member.secret.ml_kem_secret(), &public)?;
-    let models: Page<ModelRecord> = session.client.get("/v1/models").await?;
+    let models: Vec<ModelRecord> = session.client.list("/v1/models").await?;
     let mut shared = SharedKeys::default();
-    for record in models.items {
+    for record in models {
         let path = format!("/v1/models/{}/wraps", record.root);
         let known: ModelWraps = session.client.get(&path).await?;
         let held_by = |recipient| known.wraps.iter().find(|wrap| wrap.recipient == recipient);

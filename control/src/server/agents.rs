@@ -18,7 +18,7 @@ use overlay::{Limits, Peer, PeerAddress};
 use protocol::agent::{
     Assignment, Desired, EnrolRequest, EnrolResponse, NotLeader, SyncRequest, SyncResponse,
 };
-use protocol::limits::{LEASE_MS, NODES_MAX, SYNC_BYTES_MAX, SYNC_INTERVAL_MS};
+use protocol::limits::{HISTORY_PAGE_BYTES_MAX, LEASE_MS, NODES_MAX, SYNC_BYTES_MAX, SYNC_INTERVAL_MS};
 use protocol::order::{ORDER_DOMAIN, SignedOrder, SlotOrder};
 use protocol::{NodeId, NodeName, canonical, error_code};
 use scheduler::limits::PENDING_BYTES_MAX;
@@ -26,9 +26,6 @@ use scheduler::{Action, Actor, Cluster, ClusterView, LeaderTime, Reply, WallTime
 use serde::Serialize;
 use std::sync::Arc;
 use std::time::Duration;
-
-/// Maximum bytes of governance history in one response; the rest follows in the next.
-const GOVERNANCE_BYTES_MAX: usize = SYNC_BYTES_MAX / 4;
 
 /// Maximum size of a request from an unadmitted node: the state machine's limit plus the framing.
 const ENROL_BYTES_MAX: usize = PENDING_BYTES_MAX + 1024;
@@ -43,7 +40,7 @@ pub(super) const SYNC: &str = "/agent/v1/sync";
 /// Path on which unadmitted nodes ask for admission.
 pub(super) const ENROL: &str = "/agent/v1/enrol";
 
-/// Returns the limits of the overlay listener: a sync may wait for news, and carries bundles.
+/// Returns the limits of the overlay listener: a sync may wait for news, and carries a page of history.
 pub(crate) fn limits() -> Limits {
     Limits {
         request_bytes_max: SYNC_BYTES_MAX,
@@ -182,8 +179,9 @@ impl Server {
         let leadership = self.confirmed(&mut leadership)?;
         let now = LeaderTime(wall_clock());
         let (governance, desired) = self.cluster(|cluster| {
-            let tail = cluster.governance_tail(request.governance_length, GOVERNANCE_BYTES_MAX);
-            (tail, self.desired(cluster, leadership, node, now))
+            let (chain, length) = (cluster.governance_chain(), request.governance_length);
+            let page = scheduler::history_page(chain, length, HISTORY_PAGE_BYTES_MAX);
+            (page, self.desired(cluster, leadership, node, now))
         });
         let desired = (desired.digest() != request.desired).then_some(desired);
         Some(SyncResponse { now: now.0, lease_ms: LEASE_MS, governance, desired })
@@ -199,7 +197,7 @@ impl Server {
         let assignments = scheduler::desired_for(cluster, node)
             .into_iter()
             .map(|part| Assignment {
-                bundle: part.bundle,
+                certificate: part.certificate,
                 orders: part.orders.into_iter().map(|order| self.sign(order)).collect(),
                 draining: part.draining,
                 model: part.model,

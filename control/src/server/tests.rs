@@ -11,6 +11,7 @@ mod faults;
 mod hostile;
 mod once;
 mod outcomes;
+mod pages;
 mod stops;
 
 use std::time::Duration;

@@ -6,6 +6,7 @@
 mod crashes;
 mod ending;
 mod interleaving;
+mod pages;
 mod starting;
 
 use super::config::AgentConfig;
@@ -52,6 +53,8 @@ struct SimulatedControl {
     world: TestCircle,
     /// No replies: a call waits until the agent gives up.
     silent: bool,
+    /// Most bundles in one reply.
+    page: usize,
     desired: Desired,
     last: Option<SyncRequest>,
     released: Vec<(u32, u64)>,
@@ -156,6 +159,7 @@ impl Stage {
         let script = Arc::new(Mutex::new(SimulatedControl {
             world,
             silent: false,
+            page: 3,
             desired: Desired { assignments: vec![], routes: None },
             last: None,
             released: vec![],
@@ -307,12 +311,8 @@ async fn answer(call: ControlCall, script: Arc<Mutex<SimulatedControl>>, news: A
             let script = script.lock().unwrap();
             let new = (script.desired.digest() != request.desired).then(|| script.desired.clone());
             let governance = &script.world.bundles[request.governance_length as usize..];
-            SyncResponse {
-                now: clock.wall(),
-                lease_ms: LEASE_MS,
-                governance: governance.to_vec(),
-                desired: new,
-            }
+            let governance = governance.iter().take(script.page).cloned().collect();
+            SyncResponse { now: clock.wall(), lease_ms: LEASE_MS, governance, desired: new }
         };
         let is_news = answer.desired.is_some() || !answer.governance.is_empty();
         if is_news || tokio::time::timeout_at(deadline, changed).await.is_err() {

@@ -176,7 +176,7 @@ impl Bench {
         let public = EncryptionSecret::load(&self.encryption_file).unwrap().public().clone();
         let wrap = wrap_key(&self.key, &public, self.model.root, Recipient::Node(node_id())).unwrap();
         Assignment {
-            bundle: bundle.clone(),
+            certificate: bundle.certificate.digest(),
             orders,
             draining: draining.iter().map(|slot| SlotIndex(*slot)).collect(),
             model: self.model.clone(),

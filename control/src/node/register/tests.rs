@@ -9,7 +9,7 @@ use axum::extract::{Path as UrlPath, State};
 use axum::routing::{get, put};
 use axum::{Json, Router};
 use indicatif::ProgressBar;
-use protocol::api::History;
+use protocol::api::{History, HistoryPage, Page};
 use protocol::governance::*;
 use protocol::model::ErasureCode;
 use protocol::{Digest, Millis, ModelRoot, NodeId, ReplicaId};
@@ -56,8 +56,11 @@ async fn get_wraps(State(state): RegisterState, UrlPath(root): UrlPath<ModelRoot
 
 async fn serve(register: Arc<Mutex<Register>>) -> ControlClient {
     let models =
-        |State(state): RegisterState| async move { Json(Page { items: locked(&state).models.clone() }) };
-    let history = |State(state): RegisterState| async move { Json(locked(&state).history.clone()) };
+        |State(state): RegisterState| async move { Json(Page::whole(locked(&state).models.clone())) };
+    let history = |State(state): RegisterState| async move {
+        let History { genesis, bundles } = locked(&state).history.clone();
+        Json(HistoryPage { genesis: Some(genesis), bundles, next_page_token: None })
+    };
     let router = Router::new()
         .route("/v1/history", get(history))
         .route("/v1/models", get(models).post(post_model))

@@ -199,7 +199,7 @@ enum OrderDecision {
 }
 
 fn verify(input: &ReconcileInput<'_>, Named { signed, assignment }: &Named<'_>) -> OrderDecision {
-    let granted = input.verifier.verify(&assignment.bundle, signed).and_then(|grant| {
+    let granted = input.verifier.verify_named(assignment.certificate, signed).and_then(|grant| {
         check_model(grant.get(), assignment.model.root)?;
         Ok(grant)
     });

@@ -6,7 +6,7 @@ use protocol::error_code;
 use protocol::governance::{BUNDLE_VERSION, Bundle, Certificate, SignedGenesis};
 use protocol::manifest::Runtime;
 use protocol::order::SignedOrder;
-use protocol::{Millis, ModelRoot};
+use protocol::{Digest, Millis, ModelRoot};
 
 /// The chain as known to this node, in order.
 #[derive(Debug, Clone, Copy)]
@@ -61,6 +61,27 @@ impl OrderVerifier<'_> {
     /// [`human_chain::check_order`]; then runtime, egress, isolation and GPUs.
     pub fn verify(&self, bundle: &Bundle, signed: &SignedOrder) -> Result<Approved<SlotGrant>, Refusal> {
         self.check_bundle(bundle, signed)?;
+        self.grant(signed)
+    }
+
+    /// Verifies an order that the node does not hold yet, and whose certificate control names. The certificate
+    /// is in this node's chain, or approves nothing here.
+    ///
+    /// # Errors
+    /// The first check that fails: the named certificate; then those of [`OrderVerifier::verify`].
+    pub fn verify_named(
+        &self,
+        certificate: Digest,
+        signed: &SignedOrder,
+    ) -> Result<Approved<SlotGrant>, Refusal> {
+        if certificate != signed.order.certificate {
+            let message = "the certificate of the assignment is not the one that the order names";
+            return Err(Refusal::new(error_code::ORDER_MISMATCH, message));
+        }
+        self.grant(signed)
+    }
+
+    fn grant(&self, signed: &SignedOrder) -> Result<Approved<SlotGrant>, Refusal> {
         let last = self.book.last_fence(&SlotKey::of(&signed.order));
         let grant = check_order(self.circle, signed, self.facts.id, last, self.now)?;
         debug_assert!(last.is_none_or(|last| grant.get().fence > last), "a grant is above the last fence");
