@@ -15,7 +15,7 @@ pub use probe::{Reachability, ReplicaProbe};
 
 use exchange::{ControlRequest, Exchange, Http};
 use hedge::HedgedRequest;
-use protocol::api::Problem;
+use protocol::api::{Page, Problem};
 use protocol::{ErrorCode, error_code};
 use reqwest::{Certificate, Method};
 use serde::{Serialize, de::DeserializeOwned};
@@ -25,6 +25,11 @@ use std::time::Duration;
 
 /// Length of an idempotency key, in bytes: random keys of this length never collide.
 const KEY_BYTES: usize = 16;
+
+/// Most items that a list may have: far more than control keeps of anything that is listed whole.
+const LISTED_ITEMS_MAX: usize = 100_000;
+/// Longest page token, in bytes: several times the longest that control makes.
+const PAGE_TOKEN_BYTES_MAX: usize = 1024;
 
 /// Reason why a call of the control API failed.
 #[derive(Debug, thiserror::Error)]
@@ -105,6 +110,50 @@ impl ControlClient {
         self.call::<(), R>(Method::GET, path, None, false).await
     }
 
+    /// Reads all pages of the list at `path`.
+    ///
+    /// # Errors
+    /// See [`ClientError`]. A list that does not end is an unexpected response.
+    pub async fn list<T: DeserializeOwned>(&self, path: &str) -> Result<Vec<T>, ClientError> {
+        let mut items = Vec::new();
+        let mut next = None;
+        loop {
+            let page: Page<T> = self.page(path, next.as_deref()).await?;
+            let advances = !page.items.is_empty() && items.len() < LISTED_ITEMS_MAX;
+            items.extend(page.items);
+            match page.next_page_token {
+                None => return Ok(items),
+                Some(token) if advances && next.as_ref() != Some(&token) => next = Some(token),
+                Some(_) => return Err(self.endless(path)),
+            }
+        }
+    }
+
+    /// Reads one page of the list at `path`: the first, or the one that the page before named.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn page<R: DeserializeOwned>(&self, path: &str, token: Option<&str>) -> Result<R, ClientError> {
+        let Some(token) = token else { return self.get(path).await };
+        // A token is the server's text and must not become another part of the request.
+        if token.is_empty() || token.len() > PAGE_TOKEN_BYTES_MAX || !token.bytes().all(is_unreserved) {
+            let detail = "the page token is not one".into();
+            return Err(ClientError::Unexpected { url: self.preferred_url(path), detail });
+        }
+        self.get(&format!("{path}?page_token={token}")).await
+    }
+
+    /// Returns the error for a list whose pages add nothing, or too much.
+    pub(crate) fn endless(&self, path: &str) -> ClientError {
+        let detail = "the list does not end".into();
+        ClientError::Unexpected { url: self.preferred_url(path), detail }
+    }
+
+    fn preferred_url(&self, path: &str) -> String {
+        let replica = self.replicas.get(self.preferred.load(Ordering::Relaxed));
+        format!("{}{path}", replica.map_or("", String::as_str))
+    }
+
     /// Sends `POST path` with a JSON body to an endpoint that changes nothing.
     ///
     /// # Errors
@@ -174,6 +223,11 @@ impl ControlClient {
     pub async fn probe_all(&self, limit: Duration) -> Vec<ReplicaProbe> {
         probe::probe_all(self.exchange.as_ref(), &self.replicas, limit).await
     }
+}
+
+/// Returns whether a byte of a query means nothing but itself (RFC 3986, section 2.3).
+fn is_unreserved(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-._~".contains(&byte)
 }
 
 #[cfg(test)]

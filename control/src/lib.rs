@@ -9,6 +9,7 @@ pub mod cli;
 pub mod client;
 pub mod context;
 pub mod explain;
+pub mod history;
 pub mod hub;
 pub mod node;
 pub mod policy;

@@ -4,6 +4,7 @@
 
 use crate::client::{ClientError, ControlClient};
 use crate::context::Context;
+use crate::history::read_history;
 use anyhow::{Context as _, Result, anyhow, bail};
 use host::files;
 use host::random::random_bytes;
@@ -43,10 +44,7 @@ impl Session {
     /// # Errors
     /// As [`Session::open`].
     pub async fn with_client(client: ControlClient, circle: CircleId) -> Result<Self> {
-        let history: History = client.get("/v1/history").await?;
-        let certificates = history.bundles.iter().map(|bundle| &bundle.certificate);
-        let circle = CircleState::replay(&history.genesis, Some(circle), certificates)
-            .context("the history that control sent does not verify")?;
+        let (history, circle) = read_history(&client, circle).await?;
         Ok(Self { client, circle, history })
     }
 
@@ -96,8 +94,8 @@ impl Session {
     /// # Errors
     /// Returns an error if none or several match.
     pub async fn find_proposal(&self, prefix: &str) -> Result<ProposalView> {
-        let page: protocol::api::Page<ProposalView> = self.client.get("/v1/proposals").await?;
-        let mut found = page.items.into_iter().filter(|view| view.id.to_string().starts_with(prefix));
+        let all: Vec<ProposalView> = self.client.list("/v1/proposals").await?;
+        let mut found = all.into_iter().filter(|view| view.id.to_string().starts_with(prefix));
         match (found.next(), found.next()) {
             (Some(view), None) => Ok(view),
             (Some(_), Some(_)) => Err(anyhow!("several proposals begin with `{prefix}`; give more digits")),

@@ -1,5 +1,6 @@
 //! Messages between an agent and control. The agent always sends the request: a node listens on nothing.
 
+use crate::digest::Digest;
 use crate::gateway::RouteTable;
 use crate::governance::{Bundle, NodeAdmission, SignedGenesis};
 use crate::ids::{Fence, Millis, NodeId, ServiceName, SlotIndex};
@@ -110,7 +111,7 @@ pub struct SyncRequest {
     pub wait_ms: u32,
     /// Digest of the desired state that the agent already has; control holds its answer while that state is
     /// unchanged.
-    pub desired: crate::Digest,
+    pub desired: Digest,
     /// Lines that workers wrote and that no answer has acknowledged, oldest first; at most [`LOG_LINES_MAX`].
     pub logs: Vec<WorkerLine>,
     /// Complaints about wraps that the node was sent and cannot use; at most [`COMPLAINTS_MAX`].
@@ -150,8 +151,9 @@ pub struct WorkerLine {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Assignment {
-    /// Governance bundle that approves the deployment: the authority for the orders.
-    pub bundle: Bundle,
+    /// Certificate in force that approves the deployment: the authority for the orders. The node has it from
+    /// its chain, which [`SyncResponse::governance`] completes.
+    pub certificate: Digest,
     /// Orders for those slots of the deployment that this node holds.
     pub orders: Vec<SignedOrder>,
     /// Slots to drain and release, because their service is being retired or moved.
@@ -173,13 +175,13 @@ pub struct Desired {
 }
 
 /// Digest domain of a desired state.
-pub const DESIRED_DOMAIN: &str = "quorate/desired/v1";
+pub const DESIRED_DOMAIN: &str = "quorate/desired/v2";
 
 impl Desired {
     /// Digest of the canonical bytes, by which an agent reports the state that it already has.
     #[must_use]
-    pub fn digest(&self) -> crate::Digest {
-        crate::Digest::of_domain(DESIRED_DOMAIN, &crate::canonical::to_bytes(self))
+    pub fn digest(&self) -> Digest {
+        Digest::of_domain(DESIRED_DOMAIN, &crate::canonical::to_bytes(self))
     }
 }
 
@@ -191,7 +193,8 @@ pub struct SyncResponse {
     pub now: Millis,
     /// Lease in milliseconds, counted from the time at which the node *sent* its request.
     pub lease_ms: u64,
-    /// Governance bundles after those that the agent has, in order.
+    /// Governance bundles after those that the agent has, in order: as many as fit into
+    /// [`crate::limits::HISTORY_PAGE_BYTES_MAX`]. The agent is up to date once there are none.
     pub governance: Vec<Bundle>,
     /// Desired state; none if the agent already has it.
     pub desired: Option<Desired>,

@@ -37,7 +37,8 @@ pub struct Problem {
     pub remedy: Option<String>,
 }
 
-/// Genesis and every governance bundle in log order: all input needed to recompute the circle's state.
+/// Genesis and every governance bundle in log order: all input needed to recompute the circle's state. Clients
+/// assemble it from [`HistoryPage`]s.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct History {
@@ -45,6 +46,18 @@ pub struct History {
     pub genesis: SignedGenesis,
     /// Governance bundles since genesis, in log order.
     pub bundles: Vec<Bundle>,
+}
+
+/// Page of the history: the first has the genesis, and the bundles follow in log order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct HistoryPage {
+    /// Genesis with every founder's signature; on the first page alone.
+    pub genesis: Option<SignedGenesis>,
+    /// Governance bundles, in log order.
+    pub bundles: Vec<Bundle>,
+    /// Opaque `page_token` of the next page; none on the last page.
+    pub next_page_token: Option<String>,
 }
 
 /// Body of `POST /v1/proposals`.
@@ -95,12 +108,24 @@ pub struct ProposalView {
     pub certificate: Option<Digest>,
 }
 
-/// List of items, always an object so that fields can be added.
+/// Page of a list, always an object so that fields can be added. Lists are read as Google's AIP-158 has it:
+/// an answer may hold fewer items than asked for, so that its bytes are bounded, and the token alone says
+/// whether more follow.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Page<T> {
     /// Items, in a stable order.
     pub items: Vec<T>,
+    /// Opaque `page_token` of the next page; none on the last page.
+    pub next_page_token: Option<String>,
+}
+
+impl<T> Page<T> {
+    /// Returns the only page of a list.
+    #[must_use]
+    pub fn whole(items: Vec<T>) -> Self {
+        Self { items, next_page_token: None }
+    }
 }
 
 /// Body of `POST /v1/dry-run`.

@@ -1,105 +1,64 @@
 //! Deterministic CBOR (RFC 8949, section 4.2): one value, one byte string.
 //!
-//! Every value that is signed, hashed or sent between components is encoded here. Decoding re-encodes the
-//! value and compares the bytes. This rejects any second spelling of the same value, such as unsorted keys,
-//! indefinite lengths and padded integers. It also rejects duplicate keys, unknown fields, floats and tags.
+//! Every value that is signed, hashed or sent between components is encoded here. Decoding checks the form of
+//! the bytes in one pass without building anything, reads the value, and compares the bytes with the value's
+//! own encoding. This rejects any second spelling of the same value, such as unsorted keys, indefinite lengths
+//! and padded integers. It also rejects duplicate keys, unknown fields, floats and tags.
+//!
+//! Bytes from a peer cost at most four times their number in memory, whatever they are, or twice
+//! [`MEMORY_BYTES_MIN`] if that is more. `protocol/tests/memory.rs` measures it.
 
-use ciborium::value::Value;
+mod comparison;
+mod encoder;
+mod error;
+mod form;
+mod item;
+mod reader;
+
+pub use encoder::to_bytes;
+pub use error::CanonicalError;
+pub use reader::MEMORY_BYTES_MIN;
+
+use reader::MemoryBudget;
 use serde::{Serialize, de::DeserializeOwned};
 
-/// Deepest nesting accepted. The deepest type (a bundle around nested quorums) needs about 20.
-const DEPTH_MAX: usize = 48;
-
-const _: () = assert!(
-    3 * crate::limits::QUORUM_DEPTH_MAX + 16 < DEPTH_MAX,
-    "the deepest rule is read within a bundle: a rule takes three levels for each of its own"
-);
-
-/// Reason why bytes are not the canonical form of the expected type.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum CanonicalError {
-    /// More bytes than the caller's limit; nothing was parsed.
-    #[error("{actual} bytes exceed the limit of {limit}")]
-    TooLong {
-        /// Number of bytes given.
-        actual: usize,
-        /// Number of bytes allowed.
-        limit: usize,
-    },
-    /// Not CBOR, or not a value of this type.
-    #[error("not a valid encoding: {0}")]
-    Invalid(String),
-    /// Valid CBOR, but not the canonical encoding of its value.
-    #[error("not the canonical encoding of its value")]
-    NotCanonical,
-    /// A float, tag or undefined value, which canonical form excludes.
-    #[error("contains a {0}, which canonical form does not have")]
-    Forbidden(&'static str),
-}
-
-/// Encodes a value canonically.
-///
-/// # Panics
-/// Panics when the type itself has no canonical form, for example because it contains a float. This is a
-/// programming error that the first test of that type finds.
-#[must_use]
-pub fn to_bytes<T: Serialize + ?Sized>(value: &T) -> Vec<u8> {
-    let value = Value::serialized(value).expect("protocol types always serialize");
-    let value = normalize(value).expect("protocol types hold no float and no tag");
-    write(&value)
-}
-
-/// Decodes canonical bytes of at most `limit` bytes and rejects every other encoding.
+/// Decodes canonical bytes of at most `limit` bytes and rejects every other encoding. The bytes may be a
+/// peer's: memory is bounded by their number.
 ///
 /// # Errors
 /// See [`CanonicalError`].
 pub fn from_bytes<T: Serialize + DeserializeOwned>(bytes: &[u8], limit: usize) -> Result<T, CanonicalError> {
+    read(bytes, limit, MemoryBudget::of_peer(bytes.len()))
+}
+
+/// Decodes bytes that this process or its replica group encoded, such as a log entry or a snapshot, as
+/// [`from_bytes`] does, but without the bound on memory. That bound depends on the machine's word size;
+/// replicas must agree on an entry, and a legal state may have many small items.
+///
+/// # Errors
+/// See [`CanonicalError`], except [`CanonicalError::Costly`].
+pub fn from_own_bytes<T: Serialize + DeserializeOwned>(
+    bytes: &[u8],
+    limit: usize,
+) -> Result<T, CanonicalError> {
+    read(bytes, limit, MemoryBudget::unbounded())
+}
+
+fn read<T: Serialize + DeserializeOwned>(
+    bytes: &[u8],
+    limit: usize,
+    budget: MemoryBudget,
+) -> Result<T, CanonicalError> {
     if bytes.len() > limit {
         return Err(CanonicalError::TooLong { actual: bytes.len(), limit });
     }
-    let mut rest = bytes;
-    let value: Value = ciborium::de::from_reader_with_recursion_limit(&mut rest, DEPTH_MAX)
-        .map_err(|error| CanonicalError::Invalid(error.to_string()))?;
-    if !rest.is_empty() {
-        return Err(CanonicalError::Invalid("bytes follow the value".into()));
-    }
-    let typed: T = value.deserialized().map_err(|error| CanonicalError::Invalid(error.to_string()))?;
-    // Encoding the *typed* value again also catches fields that the type does not know.
-    let again = Value::serialized(&typed).map_err(|e| CanonicalError::Invalid(e.to_string()))?;
-    if write(&normalize(again)?) != bytes {
+    form::check(bytes)?;
+    let value: T = reader::read(bytes, budget)?;
+    // The value's own encoding lacks fields that the type ignores, and has those that it adds.
+    if !comparison::is_encoding_of(bytes, &value) {
         return Err(CanonicalError::NotCanonical);
     }
-    Ok(typed)
-}
-
-fn write(value: &Value) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    ciborium::into_writer(value, &mut bytes).expect("writing to memory cannot fail");
-    bytes
-}
-
-/// Sorts every map by its encoded keys and rejects values that canonical form excludes.
-fn normalize(value: Value) -> Result<Value, CanonicalError> {
-    match value {
-        Value::Float(_) => Err(CanonicalError::Forbidden("float")),
-        Value::Tag(..) => Err(CanonicalError::Forbidden("tag")),
-        Value::Array(items) => Ok(Value::Array(items.into_iter().map(normalize).collect::<Result<_, _>>()?)),
-        Value::Map(entries) => normalize_map(entries),
-        plain => Ok(plain),
-    }
-}
-
-fn normalize_map(entries: Vec<(Value, Value)>) -> Result<Value, CanonicalError> {
-    let mut sorted = entries
-        .into_iter()
-        .map(|(key, value)| Ok((write(&key), key, normalize(value)?)))
-        .collect::<Result<Vec<_>, CanonicalError>>()?;
-    sorted.sort_by(|a, b| a.0.cmp(&b.0));
-    if sorted.windows(2).any(|pair| pair[0].0 == pair[1].0) {
-        return Err(CanonicalError::Invalid("duplicate key".into()));
-    }
-    debug_assert!(sorted.is_sorted_by(|a, b| a.0 < b.0), "each key is written once, in one order");
-    Ok(Value::Map(sorted.into_iter().map(|(_, key, value)| (key, value)).collect()))
+    Ok(value)
 }
 
 #[cfg(test)]
@@ -123,6 +82,7 @@ mod tests {
             Err(CanonicalError::Forbidden(what)) => what.into(),
             Err(CanonicalError::TooLong { .. }) => "too long".into(),
             Err(CanonicalError::Invalid(_)) => "invalid".into(),
+            Err(CanonicalError::Costly) => "costly".into(),
         };
         assert_eq!(found, expected, "{}", hex::encode(bytes));
     }
@@ -148,7 +108,7 @@ mod tests {
             ("unknown field", "a4636d6170a1616b20647a6574610565616c706861f6616100", "invalid"),
             ("duplicate key", "a3636d6170a2616b20616b20647a6574610565616c706861f6", "not canonical"),
             ("indefinite map", "bf636d6170a1616b20647a6574610565616c706861f6ff", "not canonical"),
-            ("float", "a3636d6170a1616b f93c00 647a6574610565616c706861f6", "invalid"),
+            ("float", "a3636d6170a1616b f93c00 647a6574610565616c706861f6", "float"),
             ("trailing byte", "a3636d6170a1616b20647a6574610565616c706861f600", "invalid"),
             ("truncated", "a3636d6170a1616b20647a657461", "invalid"),
             ("empty", "", "invalid"),

@@ -42,7 +42,7 @@ impl Serialize for ErrorCode {
 impl<'de> Deserialize<'de> for ErrorCode {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
-        Self::find(&text).ok_or_else(|| serde::de::Error::custom(format!("unknown code `{text}`")))
+        Self::find(&text).ok_or_else(|| serde::de::Error::custom(format_args!("unknown code `{text}`")))
     }
 }
 
@@ -156,6 +156,8 @@ codes! {
     CONTROL_UNAVAILABLE = "control-unavailable";
     /// The body, path or query of a request is not what the API accepts.
     REQUEST_INVALID = "request-invalid";
+    /// A page token is not one that this list's last page named.
+    PAGE_TOKEN_INVALID = "page-token-invalid";
     /// A request's body exceeds the limit.
     REQUEST_TOO_LARGE = "request-too-large";
     /// The API has no such path.

@@ -70,12 +70,7 @@ macro_rules! fixed_bytes {
                     let text = String::deserialize(deserializer)?;
                     return text.parse().map_err(serde::de::Error::custom);
                 }
-                let bytes = crate::fixed_bytes::ByteString::deserialize(deserializer)?.0;
-                let length = bytes.len();
-                let bytes = bytes.try_into().map_err(|_| {
-                    serde::de::Error::invalid_length(length, &concat!(stringify!($length), " bytes"))
-                })?;
-                Ok(Self(bytes))
+                deserializer.deserialize_bytes(crate::fixed_bytes::FixedVisitor).map(Self)
             }
         }
     };
@@ -110,6 +105,21 @@ impl<'de> serde::Deserialize<'de> for ByteString {
             return hex::decode(text).map(Self).map_err(serde::de::Error::custom);
         }
         deserializer.deserialize_byte_buf(ByteStringVisitor)
+    }
+}
+
+/// Visitor of a byte string of one length, which it keeps in place.
+pub(crate) struct FixedVisitor<const LENGTH: usize>;
+
+impl<const LENGTH: usize> serde::de::Visitor<'_> for FixedVisitor<LENGTH> {
+    type Value = [u8; LENGTH];
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{LENGTH} bytes")
+    }
+
+    fn visit_bytes<E: serde::de::Error>(self, bytes: &[u8]) -> Result<[u8; LENGTH], E> {
+        bytes.try_into().map_err(|_| E::invalid_length(bytes.len(), &self))
     }
 }
 

@@ -28,7 +28,7 @@ macro_rules! name {
             type Error = String;
 
             fn try_from(text: String) -> Result<Self, String> {
-                check_name(&text).map_err(|reason| format!("name `{}` {reason}", text.escape_debug()))?;
+                check_name(&text).map_err(|reason| format!("name `{}` {reason}", short(&text)))?;
                 debug_assert!(!text.starts_with('.') && !text.contains('/'), "a name is a file name");
                 Ok(Self(text))
             }
@@ -54,6 +54,13 @@ macro_rules! name {
             }
         }
     };
+}
+
+/// Returns the beginning of a text that is no name, escaped: the text may be of any length.
+fn short(text: &str) -> String {
+    let end = text.char_indices().map(|(at, _)| at).nth(crate::limits::NAME_BYTES_MAX + 1);
+    let (shown, rest) = text.split_at(end.unwrap_or(text.len()));
+    format!("{}{}", shown.escape_debug(), if rest.is_empty() { "" } else { "…" })
 }
 
 fn check_name(text: &str) -> Result<(), &'static str> {

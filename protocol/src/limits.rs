@@ -53,6 +53,9 @@ pub const API_BODY_BYTES_MAX: usize = 4 * 1024 * 1024;
 pub const INFERENCE_BODY_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Maximum size of a message between an agent and control in bytes.
 pub const SYNC_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Maximum size in bytes of the bundles in one answer to an agent; any bundle fits. A node with 7 Mbit/s reads
+/// it before its request times out, and a history of any length reaches it page by page.
+pub const HISTORY_PAGE_BYTES_MAX: usize = 1024 * 1024;
 /// Maximum size of a frame in bytes on a unix socket between an agent and a process that it started.
 pub const FRAME_BYTES_MAX: usize = 1024 * 1024;
 /// Maximum size of one line of worker metrics in bytes: within `PIPE_BUF`, so that a write to the pipe is
@@ -87,6 +90,7 @@ const _: () = assert!(
     "a dry run carries any manifest"
 );
 const _: () = assert!(SEGMENT_BYTES_MAX < MODEL_MANIFEST_BYTES_MAX, "segments are the smaller unit");
-const _: () = assert!(BUNDLE_BYTES_MAX <= SYNC_BYTES_MAX / 4, "an agent's share of history holds any bundle");
+const _: () = assert!(BUNDLE_BYTES_MAX <= HISTORY_PAGE_BYTES_MAX, "a page of history holds any bundle");
+const _: () = assert!(HISTORY_PAGE_BYTES_MAX <= SYNC_BYTES_MAX / 8, "a page leaves room for a node's orders");
 const _: () = assert!(METRICS_LINE_BYTES_MAX <= 4096, "PIPE_BUF on Linux");
 const _: () = assert!(SYNC_INTERVAL_MS * 4 < LEASE_MS, "a lease survives three lost answers");

@@ -195,7 +195,7 @@ fn codes_are_stable() {
 /// Two releases must have the same limits, or a message of one is too long for the other.
 #[test]
 fn limits_are_stable() {
-    let all: [(&str, u64); 31] = [
+    let all: [(&str, u64); 32] = [
         ("name bytes", limits::NAME_BYTES_MAX as u64),
         ("manifest bytes", limits::MANIFEST_BYTES_MAX as u64),
         ("proposal bytes", limits::PROPOSAL_BYTES_MAX as u64),
@@ -219,6 +219,7 @@ fn limits_are_stable() {
         ("API body bytes", limits::API_BODY_BYTES_MAX as u64),
         ("inference body bytes", limits::INFERENCE_BODY_BYTES_MAX as u64),
         ("sync bytes", limits::SYNC_BYTES_MAX as u64),
+        ("history page bytes", limits::HISTORY_PAGE_BYTES_MAX as u64),
         ("frame bytes", limits::FRAME_BYTES_MAX as u64),
         ("metrics line bytes", limits::METRICS_LINE_BYTES_MAX as u64),
         ("model manifest bytes", limits::MODEL_MANIFEST_BYTES_MAX as u64),
@@ -280,5 +281,6 @@ fn reading<T: std::fmt::Debug>(read: Result<T, CanonicalError>) -> String {
         Err(CanonicalError::NotCanonical) => "not canonical".into(),
         Err(CanonicalError::Forbidden(what)) => format!("forbidden: {what}"),
         Err(CanonicalError::Invalid(_)) => "invalid".into(),
+        Err(CanonicalError::Costly) => "costly".into(),
     }
 }

@@ -65,6 +65,7 @@ kinds! {
     "Verdict" => agent_state::Verdict,
     "Problem" => api::Problem,
     "History" => api::History,
+    "HistoryPage" => api::HistoryPage,
     "SubmitProposal" => api::SubmitProposal,
     "ProposalView" => api::ProposalView,
     "Page" => api::Page<api::AuditEvent>,

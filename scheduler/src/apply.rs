@@ -16,7 +16,7 @@ use crate::command::{Action, Actor, Command, IdempotencyKey, Refusal, Reply};
 use crate::limits::{COMMAND_BYTES_MAX, PENDING_NODE_MS};
 use crate::outcomes::request_of;
 use protocol::agent::PendingNode;
-use protocol::canonical::{from_bytes, to_bytes};
+use protocol::canonical::{from_own_bytes, to_bytes};
 use protocol::error_code::{CIRCLE_NOT_FOUNDED, COMMAND_INVALID, TOKEN_SCOPE_MISSING};
 use protocol::governance::TokenScope;
 use protocol::limits::CLOCK_GRACE_MS;
@@ -26,7 +26,7 @@ use protocol::{Millis, ReplicaId};
 /// to a command are refused like an invalid command.
 #[must_use]
 pub fn apply_bytes(cluster: &mut Cluster, index: u64, bytes: &[u8]) -> Vec<u8> {
-    let reply = match from_bytes::<Command>(bytes, COMMAND_BYTES_MAX) {
+    let reply = match from_own_bytes::<Command>(bytes, COMMAND_BYTES_MAX) {
         Ok(command) => apply(cluster, index, &command),
         Err(error) => {
             Refusal::new(COMMAND_INVALID, format!("the log entry is not a command: {error}")).into()

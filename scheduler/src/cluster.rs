@@ -11,7 +11,7 @@ use crate::outcomes::Outcomes;
 use human_chain::{ChainError, CircleState};
 use protocol::agent::PendingNode;
 use protocol::api::ProposalState;
-use protocol::canonical::{CanonicalError, from_bytes, to_bytes};
+use protocol::canonical::{CanonicalError, from_own_bytes, to_bytes};
 use protocol::gateway::ApiKey;
 use protocol::governance::{
     AccessToken, Bundle, Change, NodeAdmission, Proposal, SignedBallot, SignedGenesis,
@@ -245,7 +245,7 @@ impl Cluster {
     /// # Errors
     /// The bytes are not an output of [`Cluster::to_snapshot`].
     pub fn from_snapshot(bytes: &[u8]) -> Result<Self, CanonicalError> {
-        from_bytes(bytes, SNAPSHOT_BYTES_MAX)
+        from_own_bytes(bytes, SNAPSHOT_BYTES_MAX)
     }
 
     /// Returns the number of replicas wanted as soon as this manifest is approved. That is the minimum, or
@@ -304,23 +304,6 @@ impl Cluster {
     #[must_use]
     pub fn governance_chain(&self) -> &[Bundle] {
         self.circle.as_ref().map_or(&[], |circle| &circle.chain)
-    }
-
-    /// Returns the bundles after the first `length`, as many as stay within `bytes_max`, but at least one.
-    #[must_use]
-    pub fn governance_tail(&self, length: u64, bytes_max: usize) -> Vec<Bundle> {
-        let skip = usize::try_from(length).unwrap_or(usize::MAX);
-        let mut bytes = 0_usize;
-        let mut tail = Vec::new();
-        for bundle in self.governance_chain().iter().skip(skip) {
-            bytes = bytes.saturating_add(to_bytes(bundle).len());
-            if bytes > bytes_max && !tail.is_empty() {
-                break;
-            }
-            tail.push(bundle.clone());
-        }
-        debug_assert!(!tail.is_empty() || skip >= self.governance_chain().len(), "a reader always advances");
-        tail
     }
 
     /// Returns the bundle of this certificate.

@@ -5,7 +5,6 @@
 use crate::cluster::{Cluster, HoldingPhase, ServicePhase};
 use crate::view::ClusterView;
 use protocol::gateway::{Route, RouteTable, RoutedService};
-use protocol::governance::Bundle;
 use protocol::model::{ModelRecord, SignedWrap};
 use protocol::order::SlotOrder;
 use protocol::{Digest, NodeId, SlotIndex};
@@ -18,8 +17,8 @@ const ROUTES_PER_GENERATION_BITS: u32 = 20;
 /// One deployment's part of a node: `protocol::agent::Assignment` before its orders are signed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NodeAssignment {
-    /// Certificate of the deployment, with its log evidence.
-    pub bundle: Bundle,
+    /// Certificate of the deployment.
+    pub certificate: Digest,
     /// Orders for the slots that the node holds.
     pub orders: Vec<SlotOrder>,
     /// Slots of these orders that must finish their requests and be released.
@@ -53,7 +52,7 @@ pub fn desired_for(cluster: &Cluster, node: NodeId) -> Vec<NodeAssignment> {
         debug_assert!(draining.iter().all(ordered), "a slot that drains is ordered");
         let root = cluster.manifest_of(&certificate)?.model.root;
         Some(NodeAssignment {
-            bundle: cluster.bundle(&certificate)?.clone(),
+            certificate,
             orders,
             draining,
             model: cluster.models().get(&root)?.clone(),

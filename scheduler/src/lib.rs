@@ -22,6 +22,7 @@ mod command;
 mod desired;
 mod draft;
 mod dry_run;
+mod history;
 mod invariants;
 pub mod limits;
 mod observed;
@@ -43,13 +44,15 @@ pub use cluster::{
 pub use command::{Action, Actor, Command, IdempotencyKey, OrderPlan, Refusal, Reply, SlotName, Step};
 pub use desired::{NodeAssignment, desired_for, route_table};
 pub use dry_run::dry_run;
+pub use history::history_page;
 pub use invariants::{Invariant, Violation};
 pub use observed::{EvictionInProgress, Liveness, Observed, ObservedNode};
 pub use plan::{Dropped, Plan, Reason, Waiting, plan, refused_in_its_generation};
 pub use status::{LeaderView, status};
 pub use view::ClusterView;
 pub use views::{
-    limit_of, limits_not_enforced, node_views, proposal_view, proposal_views, service_view, service_views,
+    limit_of, limits_not_enforced, node_views, proposal_view, proposal_views, proposals_after, service_view,
+    service_views,
 };
 pub use why::{Question, why};
 pub use wraps::member_wraps;

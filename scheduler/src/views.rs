@@ -163,6 +163,15 @@ pub fn proposal_views(cluster: &Cluster) -> Vec<ProposalView> {
     ids.chain(closed).filter_map(|id| proposal_view(cluster, &id)).collect()
 }
 
+/// Returns the proposals, open or recently closed, with a larger id than `after`, by id. A proposal keeps its
+/// place when it is decided, so that pages read at different times continue each other.
+pub fn proposals_after(cluster: &Cluster, after: Option<ProposalId>) -> impl Iterator<Item = ProposalView> {
+    let closed = cluster.closed_proposals().iter().map(|closed| closed.proposal.id());
+    let ids: BTreeSet<ProposalId> = closed.chain(cluster.open_proposals().keys().copied()).collect();
+    let next = ids.into_iter().filter(move |id| after.is_none_or(|after| *id > after));
+    next.filter_map(|id| proposal_view(cluster, &id))
+}
+
 /// Returns one proposal, open or recently closed.
 #[must_use]
 pub fn proposal_view(cluster: &Cluster, id: &ProposalId) -> Option<ProposalView> {

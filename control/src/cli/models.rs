@@ -141,7 +141,7 @@ pub(crate) async fn run(command: ModelCommand, environment: &Environment) -> Res
     match command {
         ModelCommand::Import(arguments) => import(arguments, &context, environment).await,
         ModelCommand::List => {
-            let page: Page<ModelRecord> = context.client()?.get("/v1/models").await?;
+            let page = Page::whole(context.client()?.list::<ModelRecord>("/v1/models").await?);
             environment.output().print(&page, |page| models_table(&page.items));
             Ok(())
         }
@@ -208,8 +208,8 @@ async fn sweep(arguments: SweepArguments, context: &Context, environment: &Envir
 }
 
 async fn find(context: &Context, model: &ModelName) -> Result<ModelRecord> {
-    let page: Page<ModelRecord> = context.client()?.get("/v1/models").await?;
-    let found = page.items.into_iter().find(|record| record.name == *model);
+    let models: Vec<ModelRecord> = context.client()?.list("/v1/models").await?;
+    let found = models.into_iter().find(|record| record.name == *model);
     found.ok_or_else(|| {
         let message = format!("no model `{model}`; `quorate model list` shows all");
         Refusal::new(error_code::MODEL_NOT_FOUND, message).into()

@@ -13,6 +13,7 @@ use human_chain::CircleState;
 use protocol::api::{Page, ProposalState, ProposalView};
 use protocol::governance::{Change, Choice, Quorum};
 use protocol::MemberId;
+use std::cmp::Reverse;
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 
@@ -108,7 +109,10 @@ pub(crate) async fn review(arguments: ReviewArguments, environment: &Environment
         environment.output().print(&view, |view| full_text(&session, view));
         return Ok(());
     }
-    let page: Page<ProposalView> = session.client.get("/v1/proposals").await?;
+    let mut views: Vec<ProposalView> = session.client.list("/v1/proposals").await?;
+    // The list is in the order of ids; a member looks for what is new.
+    views.sort_by_key(|view| (view.state != ProposalState::Open, Reverse(view.proposal.created_at), view.id));
+    let page = Page::whole(views);
     environment.output().print(&page, |page| {
         let open: Vec<_> = page.items.iter().filter(|view| view.state == ProposalState::Open).collect();
         if open.is_empty() {

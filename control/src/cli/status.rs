@@ -79,7 +79,7 @@ pub(crate) async fn events(arguments: EventsArguments, environment: &Environment
         page.items.extend(items);
         items = page.items;
     }
-    let page = Page { items: items.split_off(items.len().saturating_sub(arguments.last)) };
+    let page = Page::whole(items.split_off(items.len().saturating_sub(arguments.last)));
     environment.output().print(&page, |page| {
         let row = |event: &AuditEvent| {
             vec![

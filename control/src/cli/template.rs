@@ -3,7 +3,6 @@
 use super::Environment;
 use anyhow::{Context as _, Result, anyhow};
 use clap::Subcommand;
-use protocol::api::Page;
 use protocol::manifest::Manifest;
 use protocol::model::ModelRecord;
 use protocol::{Refusal, ServiceName, error_code};
@@ -24,8 +23,8 @@ pub(crate) enum NewCommand {
 
 pub(crate) async fn new(command: NewCommand, environment: &Environment) -> Result<()> {
     let NewCommand::Service { model, name } = command;
-    let page: Page<ModelRecord> = environment.context()?.client()?.get("/v1/models").await?;
-    let record = page.items.iter().find(|record| record.name == model);
+    let models: Vec<ModelRecord> = environment.context()?.client()?.list("/v1/models").await?;
+    let record = models.iter().find(|record| record.name == model);
     let record = record.ok_or_else(|| {
         let message = format!("no model `{model}`; `quorate model list` shows all");
         Refusal::new(error_code::MODEL_NOT_FOUND, message)

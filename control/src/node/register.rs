@@ -14,7 +14,7 @@ use human_chain::{
     ChainError, check_wrap, recipient_key, recipients, sign_complaint, sign_wrap, sign_wrap_request,
 };
 use model_store::{EncryptionSecret, ModelKey, unwrap_key, wrap_key};
-use protocol::api::{LackingKey, MemberWraps, Page, PutWraps, RegisterModel};
+use protocol::api::{LackingKey, MemberWraps, PutWraps, RegisterModel};
 use protocol::model::{KeyWrap, ModelRecord, Recipient, SignedWrap, WrapComplaint, WrapRequest};
 use protocol::{ErrorCode, ModelName, ModelRoot, Refusal, error_code};
 use scheduler::limits::WRAPS_PER_COMMAND_MAX;
@@ -36,8 +36,8 @@ const CIRCLE_CHANGED: [ErrorCode; 4] = [
 
 /// Returns an error if a name is taken, before anything is uploaded under it.
 pub(super) async fn refuse_taken_name(session: &Session, name: &ModelName) -> Result<()> {
-    let models: Page<ModelRecord> = session.client.get("/v1/models").await?;
-    match models.items.iter().find(|record| record.name == *name) {
+    let models: Vec<ModelRecord> = session.client.list("/v1/models").await?;
+    match models.iter().find(|record| record.name == *name) {
         None => Ok(()),
         Some(record) => {
             let message = format!(

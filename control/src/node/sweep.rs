@@ -10,7 +10,6 @@ use anyhow::Result;
 use host::wall_clock;
 use indicatif::{ProgressBar, ProgressStyle};
 use model_store::{ObjectTotals, Store, SweepOptions, SweepProgress};
-use protocol::api::Page;
 use protocol::manifest::format_bytes;
 use protocol::model::{ModelRecord, StoreReference};
 use protocol::{ModelRoot, Refusal};
@@ -112,9 +111,9 @@ impl ModelAccess {
         // A read of the register passes a read barrier on the leader, so it includes every model registered
         // before the request.
         let register = || async {
-            let models: Page<ModelRecord> = session.client.get("/v1/models").await?;
+            let models: Vec<ModelRecord> = session.client.list("/v1/models").await?;
             let opened = |record: ModelRecord| (record.root, self.open_all(&record.stores));
-            Ok::<_, ClientError>(models.items.into_iter().map(opened).collect())
+            Ok::<_, ClientError>(models.into_iter().map(opened).collect())
         };
         bar.set_style(style());
         let progress = |at: SweepProgress| {

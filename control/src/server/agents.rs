@@ -20,7 +20,7 @@ use protocol::agent::{
     Assignment, COMPLAINTS_MAX, ClockReading, Desired, EnrolRequest, EnrolResponse, NotLeader, SyncRequest,
     SyncResponse,
 };
-use protocol::limits::{LEASE_MS, NODES_MAX, SYNC_BYTES_MAX, SYNC_INTERVAL_MS};
+use protocol::limits::{HISTORY_PAGE_BYTES_MAX, LEASE_MS, NODES_MAX, SYNC_BYTES_MAX, SYNC_INTERVAL_MS};
 use protocol::model::SignedComplaint;
 use protocol::order::{ORDER_DOMAIN, SignedOrder, SlotOrder};
 use protocol::{NodeId, NodeName, canonical, error_code};
@@ -29,9 +29,6 @@ use scheduler::{Action, Actor, ClockReadings, Cluster, ClusterView, LeaderTime, 
 use serde::Serialize;
 use std::sync::Arc;
 use std::time::Duration;
-
-/// Maximum bytes of governance history in one response; the rest follows in the next.
-const GOVERNANCE_BYTES_MAX: usize = SYNC_BYTES_MAX / 4;
 
 /// Maximum size of a request from an unadmitted node: the state machine's limit plus the framing.
 const ENROL_BYTES_MAX: usize = PENDING_BYTES_MAX + 1024;
@@ -49,7 +46,7 @@ pub(super) const ENROL: &str = "/agent/v1/enrol";
 /// Path on which admitted nodes ask each replica for its clock.
 const CLOCK: &str = "/agent/v1/clock";
 
-/// Returns the limits of the overlay listener: a sync may wait for news, and carries bundles.
+/// Returns the limits of the overlay listener: a sync may wait for news, and carries a page of history.
 pub(crate) fn limits() -> Limits {
     Limits {
         request_bytes_max: SYNC_BYTES_MAX,
@@ -215,8 +212,9 @@ impl Server {
         let leadership = self.confirmed(&mut leadership)?;
         let clocks = self.clocks.readings();
         let (now, governance, desired) = self.cluster(|cluster| {
-            let tail = cluster.governance_tail(request.governance_length, GOVERNANCE_BYTES_MAX);
-            (cluster.time(&clocks), tail, self.desired(cluster, leadership, node, &clocks))
+            let (chain, length) = (cluster.governance_chain(), request.governance_length);
+            let page = scheduler::history_page(chain, length, HISTORY_PAGE_BYTES_MAX);
+            (cluster.time(&clocks), page, self.desired(cluster, leadership, node, &clocks))
         });
         let desired = (desired.digest() != request.desired).then_some(desired);
         Some(SyncResponse { now: now.0, lease_ms: LEASE_MS, governance, desired })
@@ -232,7 +230,7 @@ impl Server {
         let assignments = scheduler::desired_for(cluster, node)
             .into_iter()
             .map(|part| Assignment {
-                bundle: part.bundle,
+                certificate: part.certificate,
                 orders: part.orders.into_iter().map(|order| self.sign(order)).collect(),
                 draining: part.draining,
                 model: part.model,

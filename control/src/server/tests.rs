@@ -12,6 +12,7 @@ mod faults;
 mod hostile;
 mod once;
 mod outcomes;
+mod pages;
 mod stops;
 mod wraps;
 

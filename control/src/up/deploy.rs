@@ -82,8 +82,8 @@ async fn import(
     name: &str,
     path: &Path,
 ) -> Result<ModelRecord> {
-    let models: Page<ModelRecord> = session.client.get("/v1/models").await?;
-    if let Some(record) = models.items.into_iter().find(|record| record.name.as_str() == name) {
+    let models: Vec<ModelRecord> = session.client.list("/v1/models").await?;
+    if let Some(record) = models.into_iter().find(|record| record.name.as_str() == name) {
         log.line(format!("model {name} is stored already ({} segments)", record.segments));
         return Ok(record);
     }

@@ -6,7 +6,6 @@
 use super::cluster::LocalCluster;
 use anyhow::{Context as _, Result};
 use host::files;
-use protocol::api::Page;
 use protocol::model::ModelRecord;
 use protocol::{Digest, Refusal, error_code};
 use serde::{Deserialize, Serialize};
@@ -46,8 +45,8 @@ pub(super) async fn name(cluster: &LocalCluster, path: &Path) -> Result<String> 
         Err(error) if error.kind() == ErrorKind::NotFound => BTreeMap::new(),
         Err(error) => return Err(error.into()),
     };
-    let models: Page<ModelRecord> = cluster.context()?.client()?.get("/v1/models").await?;
-    let registered = models.items.iter().map(|record| record.name.to_string()).collect();
+    let models: Vec<ModelRecord> = cluster.context()?.client()?.list("/v1/models").await?;
+    let registered = models.iter().map(|record| record.name.to_string()).collect();
     let name = choose(&known, &registered, &source);
     known.insert(name.clone(), source);
     files::write_atomically(&file, &serde_json::to_vec_pretty(&known)?, 0o644)?;

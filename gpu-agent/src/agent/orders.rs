@@ -70,5 +70,5 @@ fn decode(bytes: &[u8]) -> Result<OrderBookRecord, String> {
     if Digest(*digest) != Digest::of_domain(ORDER_BOOK_DOMAIN, record) {
         return Err("its bytes are damaged".into());
     }
-    canonical::from_bytes(record, ORDER_BOOK_BYTES_MAX).map_err(|error| error.to_string())
+    canonical::from_own_bytes(record, ORDER_BOOK_BYTES_MAX).map_err(|error| error.to_string())
 }

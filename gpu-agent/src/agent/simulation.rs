@@ -7,6 +7,7 @@ mod crashes;
 mod ending;
 mod hostile;
 mod interleaving;
+mod pages;
 mod starting;
 
 use super::config::AgentConfig;
@@ -59,6 +60,8 @@ struct SimulatedControl {
     forged: Vec<Bundle>,
     /// No replies: a call waits until the agent gives up.
     silent: bool,
+    /// Most bundles in one reply.
+    page: usize,
     desired: Desired,
     last: Option<SyncRequest>,
     released: Vec<(u32, u64)>,
@@ -177,6 +180,7 @@ impl Stage {
             world,
             forged: vec![],
             silent: false,
+            page: 3,
             desired: Desired { assignments: vec![], routes: None },
             last: None,
             released: vec![],
@@ -361,12 +365,8 @@ async fn answer(
             let new = (script.desired.digest() != request.desired).then(|| script.desired.clone());
             let own = script.world.bundles.get(request.governance_length as usize..).unwrap_or_default();
             let governance = if script.forged.is_empty() { own } else { &script.forged };
-            SyncResponse {
-                now: clock.wall(),
-                lease_ms: LEASE_MS,
-                governance: governance.to_vec(),
-                desired: new,
-            }
+            let governance = governance.iter().take(script.page).cloned().collect();
+            SyncResponse { now: clock.wall(), lease_ms: LEASE_MS, governance, desired: new }
         };
         let is_news = answer.desired.is_some() || !answer.governance.is_empty();
         if is_news || tokio::time::timeout_at(deadline, changed).await.is_err() {

@@ -175,7 +175,7 @@ impl Bench {
 
     pub fn assignment(&self, bundle: &Bundle, orders: Vec<SignedOrder>, draining: &[u32]) -> Assignment {
         Assignment {
-            bundle: bundle.clone(),
+            certificate: bundle.certificate.digest(),
             orders,
             draining: draining.iter().map(|slot| SlotIndex(*slot)).collect(),
             model: self.model.clone(),

@@ -126,9 +126,9 @@ pub(crate) fn sync_request() -> BoxedStrategy<SyncRequest> {
 }
 
 fn assignment() -> BoxedStrategy<Assignment> {
-    (bundle(), vec(signed_order(), 0..2), vec(slot(), 0..3), record(), option::of(signed_wrap()))
-        .prop_map(|(bundle, orders, draining, model, wrap)| Assignment {
-            bundle,
+    (digest(), vec(signed_order(), 0..2), vec(slot(), 0..3), record(), option::of(signed_wrap()))
+        .prop_map(|(certificate, orders, draining, model, wrap)| Assignment {
+            certificate,
             orders,
             draining,
             model,

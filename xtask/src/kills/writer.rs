@@ -263,7 +263,14 @@ impl Notes {
         let context = OperatorContext::read(&self.directory).ok_or("the cluster has no context")?;
         while self.retry("the audit", |notes| notes.read_audit(&context))? {}
         let keys = self.retry("keys", |notes| notes.read(&context, "/v1/keys"))?;
-        let proposals = self.retry("proposals", |notes| notes.read(&context, "/v1/proposals"))?;
+        let mut proposals = String::new();
+        let mut path = "/v1/proposals".to_string();
+        loop {
+            let page = self.retry("proposals", |notes| notes.read(&context, &path))?;
+            proposals.push_str(&page);
+            let Some(token) = texts_after(&page, "\"next_page_token\":\"").pop() else { break };
+            path = format!("/v1/proposals?page_token={token}");
+        }
         let events = std::mem::take(&mut self.events);
         let found = ClusterContents {
             keys: texts_after(&keys, "\"name\":\""),

@@ -12,7 +12,7 @@ use axum::routing::{get, post, put};
 use axum::{Json, Router};
 use indicatif::ProgressBar;
 use overlay::Identity;
-use protocol::api::{History, Problem};
+use protocol::api::{History, HistoryPage, Page, Problem};
 use protocol::governance::*;
 use protocol::model::{ErasureCode, SignedComplaint, SignedWrapRequest};
 use protocol::{Digest, Millis, ModelRoot, NodeId, ReplicaId};
@@ -78,8 +78,11 @@ async fn complain(State(state): RegisterState, Json(body): Json<SignedComplaint>
 
 async fn serve(register: Arc<Mutex<Register>>) -> ControlClient {
     let models =
-        |State(state): RegisterState| async move { Json(Page { items: locked(&state).models.clone() }) };
-    let history = |State(state): RegisterState| async move { Json(locked(&state).history.clone()) };
+        |State(state): RegisterState| async move { Json(Page::whole(locked(&state).models.clone())) };
+    let history = |State(state): RegisterState| async move {
+        let History { genesis, bundles } = locked(&state).history.clone();
+        Json(HistoryPage { genesis: Some(genesis), bundles, next_page_token: None })
+    };
     let router = Router::new()
         .route("/v1/history", get(history))
         .route("/v1/models", get(models).post(post_model))

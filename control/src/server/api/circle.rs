@@ -5,32 +5,52 @@ use super::services::refuse_unused_gpus;
 use crate::server::Server;
 use crate::server::auth::Proposer;
 use crate::server::extract::{LeaderRead, Submission};
+use crate::server::paging::{PageParameters, PageRequest, PagedList};
 use crate::server::problem::{Failure, accepted, effect_unknown};
 use axum::Json;
-use axum::extract::Path;
-use axum::extract::rejection::{JsonRejection, PathRejection};
-use protocol::api::{History, Page, ProposalView, SubmitProposal};
+use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
+use axum::extract::{Path, Query};
+use protocol::api::{HistoryPage, Page, ProposalView, SubmitProposal};
 use protocol::governance::{Change, SignedBallot};
 use protocol::{ProposalId, error_code};
 use scheduler::{Action, Actor};
 
-/// Genesis and every decision since: enough to recompute the circle and verify every signature.
-#[utoipa::path(get, path = "/v1/history", responses((status = 200, body = History)), tag = "circle")]
-pub(super) async fn history(LeaderRead { server, .. }: LeaderRead) -> ApiResult<History> {
+/// A page of the history: genesis, then every decision since. All pages together are enough to recompute the
+/// circle and verify every signature.
+#[utoipa::path(get, path = "/v1/history", params(PageParameters),
+    responses((status = 200, body = HistoryPage)), tag = "circle")]
+pub(super) async fn history(
+    LeaderRead { server, .. }: LeaderRead,
+    query: Result<Query<PageParameters>, QueryRejection>,
+) -> ApiResult<HistoryPage> {
+    // The key of a decision is its number, which begins at 1.
+    let page: PageRequest<u64> = PageRequest::of(PagedList::History, query)?;
     server
         .cluster(|cluster| {
-            let genesis = cluster.genesis()?.clone();
-            Some(History { genesis, bundles: cluster.governance_chain().to_vec() })
+            let genesis = cluster.genesis()?;
+            let genesis = page.after.is_none().then(|| genesis.clone());
+            let skip = usize::try_from(page.after.unwrap_or(0)).unwrap_or(usize::MAX);
+            let decisions = (1_u64..).zip(cluster.governance_chain()).skip(skip);
+            let (bundles, next_page_token) = page.take(decisions.map(|(key, bundle)| (key, bundle.clone())));
+            Some(HistoryPage { genesis, bundles, next_page_token })
         })
         .map(Json)
         .ok_or_else(|| Failure::new(error_code::CIRCLE_NOT_FOUNDED, "the circle is being founded; retry"))
 }
 
-/// Open proposals and those decided most recently.
-#[utoipa::path(get, path = "/v1/proposals",
+/// A page of the open proposals and those decided most recently, by id.
+#[utoipa::path(get, path = "/v1/proposals", params(PageParameters),
     responses((status = 200, body = Page<ProposalView>)), tag = "circle")]
-pub(super) async fn proposals(LeaderRead { server, .. }: LeaderRead) -> ApiResult<Page<ProposalView>> {
-    Ok(Json(Page { items: server.cluster(scheduler::proposal_views) }))
+pub(super) async fn proposals(
+    LeaderRead { server, .. }: LeaderRead,
+    query: Result<Query<PageParameters>, QueryRejection>,
+) -> ApiResult<Page<ProposalView>> {
+    let page: PageRequest<ProposalId> = PageRequest::of(PagedList::Proposals, query)?;
+    let (items, next_page_token) = server.cluster(|cluster| {
+        let views = scheduler::proposals_after(cluster, page.after);
+        page.take(views.map(|view| (view.id, view)))
+    });
+    Ok(Json(Page { items, next_page_token }))
 }
 
 /// One proposal.

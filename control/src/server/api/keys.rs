@@ -16,7 +16,7 @@ use scheduler::Action;
 pub(super) async fn keys(LeaderRead { server, .. }: LeaderRead) -> ApiResult<Page<KeyView>> {
     let view =
         |key: &ApiKey| KeyView { name: key.name.clone(), requests_per_minute: key.requests_per_minute };
-    Ok(Json(Page { items: server.cluster(|cluster| cluster.api_keys().values().map(view).collect()) }))
+    Ok(Json(Page::whole(server.cluster(|cluster| cluster.api_keys().values().map(view).collect()))))
 }
 
 /// Registers an inference key, with which its holder can call models. The server receives the hash alone.

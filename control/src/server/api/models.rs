@@ -3,20 +3,32 @@
 use super::{ApiResult, Done};
 use crate::server::auth::{Proposer, Submitter};
 use crate::server::extract::{LeaderRead, Submission};
+use crate::server::paging::{PageParameters, PageRequest, PagedList};
 use crate::server::problem::Failure;
 use axum::Json;
-use axum::extract::Path;
-use axum::extract::rejection::{JsonRejection, PathRejection};
+use axum::extract::Query;
+use axum::extract::rejection::{JsonRejection, QueryRejection};
 use protocol::api::{MemberWraps, Page, PutWraps, RegisterModel};
 use protocol::model::{ModelRecord, SignedComplaint, SignedWrapRequest};
 use protocol::{ModelRoot, Refusal, error_code};
 use scheduler::Action;
 use scheduler::limits::WRAPS_PER_COMMAND_MAX;
+use std::ops::Bound;
 
-/// Registered models.
-#[utoipa::path(get, path = "/v1/models", responses((status = 200, body = Page<ModelRecord>)), tag = "models")]
-pub(super) async fn models(LeaderRead { server, .. }: LeaderRead) -> ApiResult<Page<ModelRecord>> {
-    Ok(Json(Page { items: server.cluster(|cluster| cluster.models().values().cloned().collect()) }))
+/// A page of the registered models, by root.
+#[utoipa::path(get, path = "/v1/models", params(PageParameters),
+    responses((status = 200, body = Page<ModelRecord>)), tag = "models")]
+pub(super) async fn models(
+    LeaderRead { server, .. }: LeaderRead,
+    query: Result<Query<PageParameters>, QueryRejection>,
+) -> ApiResult<Page<ModelRecord>> {
+    let page: PageRequest<ModelRoot> = PageRequest::of(PagedList::Models, query)?;
+    let (items, next_page_token) = server.cluster(|cluster| {
+        let after = page.after.map_or(Bound::Unbounded, Bound::Excluded);
+        let models = cluster.models().range((after, Bound::Unbounded));
+        page.take(models.map(|(root, record)| (*root, record.clone())))
+    });
+    Ok(Json(Page { items, next_page_token }))
 }
 
 /// Registers the stores of a model, and keeps the wraps of its key.

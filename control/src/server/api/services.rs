@@ -31,7 +31,7 @@ pub(super) async fn dry_run(
     responses((status = 200, body = Page<ServiceView>)), tag = "services")]
 pub(super) async fn services(LeaderRead { server, .. }: LeaderRead) -> ApiResult<Page<ServiceView>> {
     let items = server.read_view(scheduler::service_views)?;
-    Ok(Json(Page { items }))
+    Ok(Json(Page::whole(items)))
 }
 
 /// One service with its slots.

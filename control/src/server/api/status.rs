@@ -18,7 +18,7 @@ use std::sync::Arc;
 /// All admitted nodes.
 #[utoipa::path(get, path = "/v1/nodes", responses((status = 200, body = Page<NodeView>)), tag = "nodes")]
 pub(super) async fn nodes(LeaderRead { server, .. }: LeaderRead) -> ApiResult<Page<NodeView>> {
-    Ok(Json(Page { items: server.read_view(scheduler::node_views)? }))
+    Ok(Json(Page::whole(server.read_view(scheduler::node_views)?)))
 }
 
 /// Nodes that ask to be admitted.
@@ -26,7 +26,7 @@ pub(super) async fn nodes(LeaderRead { server, .. }: LeaderRead) -> ApiResult<Pa
     responses((status = 200, body = Page<PendingNode>)), tag = "nodes")]
 pub(super) async fn pending_nodes(LeaderRead { server, .. }: LeaderRead) -> ApiResult<Page<PendingNode>> {
     let items = server.cluster(|cluster| cluster.pending_nodes().values().cloned().collect());
-    Ok(Json(Page { items }))
+    Ok(Json(Page::whole(items)))
 }
 
 /// Query parameters of a page of audit events.
@@ -64,7 +64,7 @@ pub(super) async fn events(
         let events: Vec<&AuditEvent> = cluster.audit().after(after.unwrap_or(0), usize::MAX).collect();
         choose_events(&events, after.is_some(), before).iter().map(|event| (*event).clone()).collect()
     });
-    Ok(Json(Page { items }))
+    Ok(Json(Page::whole(items)))
 }
 
 /// Returns a page of events: the first ones when paging forward, the last ones when paging back.

@@ -275,7 +275,7 @@ fn verify(
     Named { signed, assignment }: &Named<'_>,
     room: &Room<'_>,
 ) -> OrderDecision {
-    let granted = input.verifier.grant(&assignment.bundle, signed).and_then(|grant| {
+    let granted = input.verifier.grant_named(assignment.certificate, signed).and_then(|grant| {
         check_model(grant.get(), assignment.model.root)?;
         Ok(grant)
     });

@@ -218,7 +218,7 @@ pub(crate) fn desired(bundle: &Bundle, orders: Vec<SignedOrder>, draining: &[u32
     let Change::Deploy(manifest) = &bundle.certificate.proposal.change else { panic!("no deployment") };
     let Manifest::Service(service) = manifest.as_ref() else { panic!("no service") };
     let assignment = Assignment {
-        bundle: bundle.clone(),
+        certificate: bundle.certificate.digest(),
         orders,
         draining: draining.iter().map(|slot| SlotIndex(*slot)).collect(),
         model: record(service.model.root),

@@ -458,10 +458,29 @@ fn an_order_beside_a_certificate_that_expired_is_refused() {
         assert_eq!(scene.verdict(&bundle, &signed), expected, "{now:?}");
     }
     let late = desired(&bundle, vec![signed], &[]);
-    assert_eq!(scene.names(&late), ["refuse 0@1 proposal-expired"]);
+    assert_eq!(scene.names(&late), ["refuse 0@1 order-not-approved"]);
     // It may have been admitted in time although the chain does not show it yet.
     scene.chain_complete = false;
     assert!(scene.names(&late).is_empty());
+}
+
+/// Control sends digests of certificates, not certificates: the node takes each from its own chain.
+#[test]
+fn an_assignment_names_the_certificate_of_its_orders_and_of_the_nodes_chain() {
+    let (mut scene, bundle) = Scene::deployed(|_| {});
+    let good = desired(&bundle, vec![scene.order(&bundle, 0, 1)], &[]);
+    assert_eq!(scene.names(&good), ["accept 0@1"]);
+    let mut other = good.clone();
+    other.assignments[0].certificate = Digest::of(b"another certificate");
+    assert_eq!(scene.names(&other), ["refuse 0@1 order-mismatch"]);
+    // A certificate that this node's chain does not have is fetched before its orders count.
+    let newer = protocol::manifest::Manifest::Service(service("chat", root(), 3));
+    let ahead = scene.world.certify(Change::Deploy(Box::new(newer)));
+    let ahead = desired(&ahead, vec![scene.order(&ahead, 0, 1)], &[]);
+    scene.chain_complete = false;
+    assert!(scene.names(&ahead).is_empty());
+    scene.chain_complete = true;
+    assert_eq!(scene.names(&ahead), ["refuse 0@1 order-not-approved"]);
 }
 
 #[test]

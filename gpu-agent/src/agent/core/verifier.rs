@@ -25,12 +25,15 @@ pub struct OrderVerifier<'a> {
 }
 
 impl OrderVerifier<'_> {
-    /// Verifies an order as [`Self::grant`] does, and that it fits beside every order that is held.
+    /// Verifies an order with the certificate supplied with it, and that it fits beside every order that is
+    /// held.
     ///
     /// # Errors
-    /// As [`Self::grant`]; then the first resource of which too little is left.
+    /// The first check that fails: the certificate supplied with the order; those of [`Self::grant_named`];
+    /// the first resource of which too little is left.
     pub fn verify(&self, bundle: &Bundle, signed: &SignedOrder) -> Result<Approved<SlotGrant>, Refusal> {
-        let grant = self.grant(bundle, signed)?;
+        self.check_bundle(bundle, signed)?;
+        let grant = self.grant(signed)?;
         let key = SlotKey::of(&signed.order);
         let others = self.book.all_granted().filter(|(other, _)| **other != key);
         let held = GrantedResources::of(others.map(|(_, grant)| grant));
@@ -38,15 +41,26 @@ impl OrderVerifier<'_> {
         Ok(grant)
     }
 
-    /// Verifies an order that the node does not hold yet, with the certificate supplied with it. An order
-    /// that is already held counts as replayed here. Other orders are not considered. Nothing is replayed: the
-    /// cost grows with the logarithm of the history.
+    /// Verifies an order that the node does not hold yet, and whose certificate control names. The certificate
+    /// is in this node's chain, or approves nothing here. An order that is already held counts as replayed.
+    /// Other orders are not considered. Nothing is replayed: the cost grows with the logarithm of the history.
     ///
     /// # Errors
-    /// The first check that fails: the certificate supplied with the order; the order itself, see
-    /// [`human_chain::check_order`]; then runtime, egress, isolation and GPUs.
-    pub fn grant(&self, bundle: &Bundle, signed: &SignedOrder) -> Result<Approved<SlotGrant>, Refusal> {
-        self.check_bundle(bundle, signed)?;
+    /// The first check that fails: the named certificate; the order itself, see [`human_chain::check_order`];
+    /// then runtime, egress, isolation and GPUs.
+    pub fn grant_named(
+        &self,
+        certificate: Digest,
+        signed: &SignedOrder,
+    ) -> Result<Approved<SlotGrant>, Refusal> {
+        if certificate != signed.order.certificate {
+            let message = "the certificate of the assignment is not the one that the order names";
+            return Err(Refusal::new(error_code::ORDER_MISMATCH, message));
+        }
+        self.grant(signed)
+    }
+
+    fn grant(&self, signed: &SignedOrder) -> Result<Approved<SlotGrant>, Refusal> {
         let last = self.book.last_fence(&SlotKey::of(&signed.order));
         let grant = check_order(self.circle, signed, self.facts.id, last, self.now)?;
         debug_assert!(last.is_none_or(|last| grant.get().fence > last), "a grant is above the last fence");
