@@ -15,6 +15,7 @@ mod change;
 mod circle;
 mod error;
 mod form;
+mod founding;
 mod member;
 mod order;
 mod propose;
@@ -27,8 +28,11 @@ pub use certificate::{read_bundle, read_certificate, read_genesis, verify, verif
 pub use change::{class_of, subject_of};
 pub use circle::{ApprovedService, CircleState, RetiredService, circle_id, sign_genesis};
 pub use error::ChainError;
+pub use founding::{check_draft, merge_signatures, unsigned_founders};
 pub use member::{MemberSecret, signature_holds};
 pub use order::{SlotGrant, check_order, placement_allows};
 pub use propose::{PROPOSAL_LIFETIME_MS_MAX, propose};
 pub use quorum::{approvals_lacking, describe, least_approvals, names, satisfied};
-pub use render::{RENDERER_VERSION, Rendering, render, render_difference, show_time};
+pub use render::{
+    RENDERER_VERSION, Rendering, render, render_difference, render_genesis, show_time, words_of,
+};

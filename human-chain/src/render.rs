@@ -9,10 +9,12 @@
 mod difference;
 mod escape;
 mod fields;
+mod genesis;
 mod words;
 
 pub use difference::render_difference;
 pub use escape::show_time;
+pub use genesis::render_genesis;
 
 use escape::{quoted, show_bytes, show_duration};
 use protocol::Digest;
@@ -42,14 +44,26 @@ pub struct Rendering {
 /// the digest of the whole.
 #[must_use]
 pub fn render(proposal: &Proposal) -> Rendering {
-    let mut text = format!("{}\n\n", sentence(proposal));
-    for (name, value) in fields::of_proposal(proposal) {
+    let text = text_of(&sentence(proposal), fields::of_proposal(proposal));
+    let digest = Digest::of_domain(RENDERING_DOMAIN, text.as_bytes());
+    Rendering { words: words::of(&digest), text, digest }
+}
+
+/// Returns six words for the first 48 bits of a digest, for comparing two screens by voice.
+#[must_use]
+pub fn words_of(digest: &Digest) -> [&'static str; 6] {
+    words::of(digest)
+}
+
+/// Returns a sentence and the fields below it, one line each.
+fn text_of(sentence: &str, fields: fields::FieldTexts) -> String {
+    let mut text = format!("{sentence}\n\n");
+    for (name, value) in fields {
         debug_assert!(!name.contains('\n') && !value.contains('\n'), "`{name}` takes one line");
         text.push_str(&format!("{name:<FIELD_COLUMN$} {value}\n"));
     }
     debug_assert!(text.lines().nth(1).is_some_and(str::is_empty), "one sentence, then the fields");
-    let digest = Digest::of_domain(RENDERING_DOMAIN, text.as_bytes());
-    Rendering { words: words::of(&digest), text, digest }
+    text
 }
 
 /// Returns one sentence that describes the change in plain words.
