@@ -4,11 +4,13 @@ use super::Environment;
 use super::output::table;
 use super::proposals::{print_submitted, reason_or};
 use crate::node::SharedKeys;
+use crate::reviewed::ReviewedProposal;
 use crate::session::{MemberKeyFile, PROPOSAL_LIFETIME_MS, Session};
+use crate::terminal::line;
 use anyhow::{Result, bail};
 use clap::Subcommand;
 use protocol::agent::PendingNode;
-use protocol::api::{NodeView, Page, ProposalView};
+use protocol::api::{NodeView, Page};
 use protocol::governance::{Change, NodeRole, StorageEndpoint};
 use protocol::manifest::format_bytes;
 use protocol::{NodeId, NodeName, Refusal, StoreName, error_code};
@@ -141,7 +143,7 @@ async fn admit(
     name: &NodeName,
     identity: Option<&str>,
     reason: String,
-) -> Result<(ProposalView, SharedKeys)> {
+) -> Result<(ReviewedProposal, SharedKeys)> {
     let page: Page<PendingNode> = session.client.get("/v1/pending-nodes").await?;
     let matches = |id: &NodeId| identity.is_none_or(|prefix| id.to_string().starts_with(prefix));
     let mut found = page.items.into_iter().filter(|node| node.admission.name == *name && matches(&node.id));
@@ -236,10 +238,10 @@ fn details(node: &NodeView) -> String {
     let mut text = format!("\nidentity {}\n", node.id);
     if let Some(StorageEndpoint { address, stores }) = &node.admission.storage {
         let stores: Vec<&str> = stores.iter().map(StoreName::as_str).collect();
-        text.push_str(&format!("storage at {address}: {}\n", stores.join(", ")));
+        text.push_str(&format!("storage at {}: {}\n", line(address), stores.join(", ")));
     }
     for label in &node.not_enforced {
-        text.push_str(&format!("not enforced: {label}\n"));
+        text.push_str(&format!("not enforced: {}\n", line(label)));
     }
     text
 }

@@ -4,6 +4,7 @@ use super::Environment;
 use super::output::table;
 use super::verdict;
 use crate::explain;
+use crate::terminal::line;
 use anyhow::{Result, bail};
 use clap::Args;
 use protocol::api::{AuditEvent, Page, Why};
@@ -58,12 +59,12 @@ pub(crate) async fn why(arguments: WhyArguments, environment: &Environment) -> R
 }
 
 fn why_text(why: &Why) -> String {
-    let mut text = format!("{}: {}\n", why.subject, why.answer);
+    let mut text = format!("{}: {}\n", line(&why.subject), line(&why.answer));
     for reason in &why.reasons {
-        text.push_str(&format!("  {reason}\n"));
+        text.push_str(&format!("  {}\n", line(reason)));
     }
     if let Some(remedy) = &why.remedy {
-        text.push_str(&format!("remedy: {remedy}\n"));
+        text.push_str(&format!("remedy: {}\n", line(remedy)));
     }
     text
 }

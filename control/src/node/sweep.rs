@@ -73,7 +73,7 @@ impl SweepSummary {
             false => format!("\nremoved {removed}"),
         });
         for failure in &self.failures {
-            text.push_str(&format!("\nnot swept: {failure}"));
+            text.push_str(&format!("\nnot swept: {}", crate::terminal::line(failure)));
         }
         text
     }

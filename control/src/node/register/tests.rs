@@ -3,6 +3,7 @@
 
 use super::*;
 use crate::client::ControlClient;
+use crate::head::HeadFile;
 use crate::node::{ImportRequest, ModelAccess, NodeFile, create_keys, store_reference};
 use crate::policy::simple_policy;
 use axum::extract::{Path as UrlPath, State};
@@ -121,7 +122,8 @@ impl Lab {
             shared: vec![],
         }));
         let client = serve(register.clone()).await;
-        let session = Session::with_client(client, id).await.expect("a circle");
+        let heads = HeadFile::beside(&folder.path().join("context.json"), id);
+        let session = Session::with_client(client, id, heads).await.expect("a circle");
         Self { folder, member, node, register, session }
     }
 
