@@ -80,7 +80,14 @@ impl Session {
         member: &MemberKeyFile,
         choice: Choice,
     ) -> Result<ProposalView, ClientError> {
-        let ballot = human_chain::vote(&member.secret, member.member.clone(), proposal, choice, wall_clock());
+        let ballot = human_chain::vote(
+            &member.secret,
+            member.member.clone(),
+            self.circle.head(),
+            proposal,
+            choice,
+            wall_clock(),
+        );
         self.client.post(&format!("/v1/proposals/{}/ballots", proposal.id()), &ballot).await
     }
 
