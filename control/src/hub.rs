@@ -108,7 +108,7 @@ impl Hub {
         }
         let mut bytes_left = self.limits.bytes;
         for file in files {
-            bar.set_message(file.to_string());
+            bar.set_message(terminal::line(file));
             bytes_left -= self.download(name, &description.sha, file, directory, bytes_left, bar).await?;
         }
         bar.finish_and_clear();

@@ -367,7 +367,7 @@ fn a_wiped_node_serves_again_with_no_step_but_the_vote() {
     assert_eq!(world.placements("embed"), ["0@node-1", "1@node-2"]);
     let holding =
         world.cluster.services()[&service_name("embed")].slots[&SlotIndex(0)].holding.clone().unwrap();
-    assert_eq!((holding.order.node, holding.order.fence), (fresh.admission.id, Fence(2)));
+    assert_eq!((holding.order.node, holding.order.fence), (fresh.admission.id, Fence::new(1, 2)));
 }
 
 #[test]
@@ -468,7 +468,7 @@ fn steps_that_would_break_a_rule_are_refused() {
         let mut order = OrderPlan {
             service: service_name("embed"),
             slot: SlotIndex(1),
-            fence: Fence(1),
+            fence: Fence::new(1, 1),
             node: node_id("node-2"),
             certificate,
             gpus: vec![],
@@ -477,7 +477,8 @@ fn steps_that_would_break_a_rule_are_refused() {
         change(&mut order);
         Step::Order(order)
     };
-    let held = |fence| SlotName { service: service_name("embed"), slot: SlotIndex(0), fence: Fence(fence) };
+    let held =
+        |fence| SlotName { service: service_name("embed"), slot: SlotIndex(0), fence: Fence::new(1, fence) };
     let lapse = |ms_ago: u64| Step::Lapse {
         node: node_id("node-1"),
         silent_since: LeaderTime(Millis(world.now.0 + 5 - ms_ago)),
@@ -492,9 +493,9 @@ fn steps_that_would_break_a_rule_are_refused() {
     for (name, steps, expected) in [
         ("a good order", vec![order(&|_| {})], "ok"),
         ("twice", vec![order(&|_| {}), order(&|_| {})], "plan-stale"),
-        ("fence 0", vec![order(&|o| o.fence = Fence(0))], "plan-stale"),
-        ("fence skipped", vec![order(&|o| o.fence = Fence(2))], "plan-stale"),
-        ("a held slot", vec![order(&|o| (o.slot, o.fence) = (SlotIndex(0), Fence(2)))], "plan-stale"),
+        ("fence 0", vec![order(&|o| o.fence = Fence::new(1, 0))], "plan-stale"),
+        ("fence skipped", vec![order(&|o| o.fence = Fence::new(1, 2))], "plan-stale"),
+        ("a held slot", vec![order(&|o| (o.slot, o.fence) = (SlotIndex(0), Fence::new(1, 2)))], "plan-stale"),
         ("outside the envelope", vec![order(&|o| o.slot = SlotIndex(3))], "plan-stale"),
         ("another certificate", vec![order(&|o| o.certificate = Digest::of(b"x"))], "plan-stale"),
         ("a stranger", vec![order(&|o| o.node = node_id("node-9"))], "plan-stale"),

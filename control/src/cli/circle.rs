@@ -197,7 +197,8 @@ fn sign(genesis: &Path, key: &Path, words: &WordsArguments) -> Result<()> {
 
 fn merge(genesis: &Path, copies: &[PathBuf]) -> Result<()> {
     let mut signed: SignedGenesis = read_json(genesis)?;
-    human_chain::merge_signatures(&mut signed, &read_all(copies)?).map_err(Refusal::from)?;
+    let copies = read_all::<SignedGenesis>(copies)?;
+    human_chain::merge_signatures(&mut signed, &copies).map_err(Refusal::from)?;
     write_signed(genesis, &signed)?;
     println!("merged; {}", progress(&signed)?);
     Ok(())

@@ -146,7 +146,7 @@ mod tests {
         let report = report.map(|(state, detail)| SlotReport {
             service: "mine".parse().expect("a name"),
             slot: SlotIndex(index),
-            fence: Fence(4),
+            fence: Fence::new(1, 4),
             state,
             detail: detail.into(),
             segments_verified: 12,
@@ -155,7 +155,7 @@ mod tests {
             metrics: None,
         });
         let node = node.map(|name| name.parse().expect("a name"));
-        SlotView { slot: SlotIndex(index), node, fence: Fence(4), report, why: "placed here".into() }
+        SlotView { slot: SlotIndex(index), node, fence: Fence::new(1, 4), report, why: "placed here".into() }
     }
 
     #[test]

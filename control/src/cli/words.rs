@@ -12,7 +12,7 @@ const WORDS_ASKED: usize = 2;
 
 /// The words of the text to sign, for scripts.
 #[derive(Debug, Args)]
-pub(super) struct WordsArguments {
+pub(crate) struct WordsArguments {
     /// First two of the six words of the text, instead of typing them; the text is still printed
     #[arg(long, value_name = "WORDS")]
     pub(super) words: Option<String>,

@@ -91,7 +91,14 @@ fn approved(state: &CircleState, change: Change) -> crate::Approved<Change> {
     let nonce = Digest::of(&state.length().to_be_bytes());
     let proposal = propose(state, change, String::new(), NOW, NOW.plus(1000), nonce).expect("admissible");
     let cast = |member: &Member| {
-        vote(&secret(member.id.as_str()), member.id.clone(), &proposal, Choice::Approve, NOW)
+        vote(
+            &secret(member.id.as_str()),
+            member.id.clone(),
+            proposal.history,
+            &proposal,
+            Choice::Approve,
+            NOW,
+        )
     };
     let ballots: Vec<_> = state.members().map(cast).collect();
     let certificate = certify(state, &proposal, &ballots).expect("all members approve");
