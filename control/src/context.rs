@@ -1,9 +1,10 @@
 //! Contexts: the cluster, access token and member that the command line uses.
 //!
-//! A context is a file that holds paths to secrets, never secrets. Those of a user have names, and live in one
-//! folder; one of them is chosen. `--context` and `$QUORATE_CONTEXT` select another for one command or one
-//! shell: a value with a slash or the ending `.json` is a file, any other is a name. No command replaces a file
-//! that it did not make: a context pins a circle, and another one in its place would pin another circle.
+//! A context is a file that holds paths to secrets, never secrets. Those of a user have names, and live in
+//! one folder; one of them is chosen. `--context` and `$QUORATE_CONTEXT` select another for one command or
+//! one shell: a value with a slash or the ending `.json` is a file, any other is a name. No command replaces
+//! a file that it did not make: a context pins a circle, and another one in its place would pin another
+//! circle.
 
 use crate::client::ControlClient;
 use crate::head::HeadFile;
@@ -113,11 +114,12 @@ fn read_authority(path: &Path) -> Result<reqwest::Certificate> {
         .with_context(|| format!("`{}` is not a certificate in PEM", path.display()))
 }
 
-/// Environment variable that selects the context of one shell, by name or by file; it takes precedence over the
-/// chosen one.
+/// Environment variable that selects the context of one shell, by name or by file; it takes precedence over
+/// the chosen one.
 pub const VARIABLE: &str = "QUORATE_CONTEXT";
 
-/// Name of a context in a user's folder: 1 to 63 characters, `a-z 0-9 - _`. A dot or a slash makes a value a file.
+/// Name of a context in a user's folder: 1 to 63 characters, `a-z 0-9 - _`. A dot or a slash makes a value a
+/// file.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct ContextName(String);
 

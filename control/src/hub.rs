@@ -4,6 +4,7 @@
 //! meaning as in the hub's own tools. No downloaded file is trusted: the import checks the files, and the
 //! circle approves the root of the imported model.
 
+use crate::terminal;
 use anyhow::{Context as _, Result};
 use futures::StreamExt;
 use indicatif::ProgressBar;

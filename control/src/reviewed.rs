@@ -101,7 +101,8 @@ fn check_id(view: &ProposalView) -> Result<(), Refusal> {
     Err(Refusal::new(error_code::PROPOSAL_MISMATCH, message))
 }
 
-/// Returns the certificate of the proposal in the verified history, if it was approved before that was fetched.
+/// Returns the certificate of the proposal in the verified history, if it was approved before that was
+/// fetched.
 fn decision_on<'a>(history: &'a History, view: &ProposalView) -> Option<&'a Certificate> {
     let certificates = history.bundles.iter().map(|bundle| &bundle.certificate);
     certificates.rev().find(|certificate| certificate.proposal == view.proposal)
@@ -110,8 +111,8 @@ fn decision_on<'a>(history: &'a History, view: &ProposalView) -> Option<&'a Cert
 /// Finds the proposal whose id begins with these digits. Every id is computed here.
 ///
 /// # Errors
-/// Fails with `proposal-mismatch` if any proposal is shown under a false id, with `proposal-not-found` if none
-/// matches, and if several match.
+/// Fails with `proposal-mismatch` if any proposal is shown under a false id, with `proposal-not-found` if
+/// none matches, and if several match.
 pub fn find(
     circle: &CircleState,
     history: &History,

@@ -1,9 +1,9 @@
 //! Foreign text on a terminal: what servers, nodes and workers send is shown, and never obeyed.
 //!
-//! A terminal obeys escape sequences, and reorders or hides text at the word of some characters. Text of others
-//! therefore reaches it through this module alone. Control characters, bidirectional marks, invisible and
-//! combining characters are written as `\u{...}`; letters of every script stay as they are. Scripts that need
-//! the exact text read the JSON, where the same characters are written in JSON's own way.
+//! A terminal obeys escape sequences, and reorders or hides text at the word of some characters. Text of
+//! others therefore reaches it through this module alone. Control characters, bidirectional marks, invisible
+//! and combining characters are written as `\u{...}`; letters of every script stay as they are. Scripts that
+//! need the exact text read the JSON, where the same characters are written in JSON's own way.
 
 use std::fmt::Write;
 

@@ -16,7 +16,7 @@ use protocol::{Digest, ErrorCode, ModelRoot, ProposalId, error_code};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-/// What a hostile control shows, and the ballots that it received.
+/// Answers of a hostile control, and the ballots that it received.
 struct Stub {
     history: History,
     proposals: Vec<ProposalView>,
@@ -242,7 +242,7 @@ async fn another_root_under_an_approved_name_is_refused() {
     assert_eq!(lab.run(&new).await, Ok(()));
     lab.stub().models = vec![other];
     assert_eq!(lab.run(&new).await, Err(Some(error_code::MODEL_NAME_TAKEN)));
-    // Positive control: before any approval of the name, nothing tells the two roots apart.
+    // Positive control: before any approval of the name, nothing distinguishes the two roots.
     std::fs::remove_dir_all(lab.folder.path().join("heads")).expect("removed");
     lab.stub().history = founded;
     assert_eq!(lab.run(&new).await, Ok(()));
