@@ -178,7 +178,8 @@ impl ContextFolder {
             return Ok(asked.to_path_buf());
         }
         let name = asked.to_str().unwrap_or_default().parse::<ContextName>();
-        let refuse = |reason| Refusal::new(error_code::CONTEXT_MISSING, format!("`{}`: {reason}", asked.display()));
+        let refuse =
+            |reason| Refusal::new(error_code::CONTEXT_MISSING, format!("`{}`: {reason}", asked.display()));
         Ok(self.path(&name.map_err(refuse)?))
     }
 
@@ -247,7 +248,8 @@ impl ContextFolder {
         files::private_directory(&self.contexts()).with_context(place)?;
         match files::create_new(&path, &serde_json::to_vec_pretty(&context)?, 0o644) {
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
-                let message = format!("there is a context `{name}`; `quorate context remove {name}` removes it");
+                let message =
+                    format!("there is a context `{name}`; `quorate context remove {name}` removes it");
                 Err(Refusal::new(error_code::CONTEXT_EXISTS, message).into())
             }
             outcome => outcome.with_context(place).map(|()| path.clone()),
@@ -263,7 +265,8 @@ impl ContextFolder {
             std::fs::remove_file(self.root.join(CHOSEN))?;
         }
         std::fs::remove_file(self.path(name)).with_context(|| {
-            let message = format!("remove `{}` (`quorate context list` shows all)", self.path(name).display());
+            let message =
+                format!("remove `{}` (`quorate context list` shows all)", self.path(name).display());
             Refusal::new(error_code::CONTEXT_MISSING, message)
         })
     }
@@ -371,7 +374,10 @@ mod tests {
         assert_eq!((&chosen.circle, &chosen.token_file), (&context.circle, &context.token_file));
         assert_eq!(folder.chosen_or_refuse().expect("chosen"), name("lab"));
         folder.remove(&name("lab")).expect("removed");
-        assert_eq!((folder.names().expect("read"), folder.chosen().expect("read")), (vec![name("attic")], None));
+        assert_eq!(
+            (folder.names().expect("read"), folder.chosen().expect("read")),
+            (vec![name("attic")], None)
+        );
         assert_eq!(code(folder.remove(&name("lab"))), Some(error_code::CONTEXT_MISSING));
     }
 

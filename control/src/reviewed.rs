@@ -179,8 +179,11 @@ mod tests {
         let other = circle.proposal("another");
         let mut forged = circle.ballot(1, &proposal, Choice::Approve);
         forged.signature = circle.ballot(0, &proposal, Choice::Approve).signature;
-        let ballots =
-            vec![circle.ballot(0, &proposal, Choice::Approve), forged, circle.ballot(2, &other, Choice::Approve)];
+        let ballots = vec![
+            circle.ballot(0, &proposal, Choice::Approve),
+            forged,
+            circle.ballot(2, &other, Choice::Approve),
+        ];
         let mut view = proposal_view(&proposal, ballots);
         view.class = protocol::governance::ActionClass::Sensitive;
         // Positive control: by the server's word, all three have approved.
@@ -191,8 +194,7 @@ mod tests {
         assert_eq!(names(&reviewed.view.missing), ["bob", "carol"]);
         let refused: Vec<_> =
             reviewed.refused.iter().map(|ballot| (ballot.member.as_str(), ballot.code)).collect();
-        let expected =
-            [("bob", error_code::SIGNATURE_INVALID), ("carol", error_code::BALLOT_MISMATCH)];
+        let expected = [("bob", error_code::SIGNATURE_INVALID), ("carol", error_code::BALLOT_MISMATCH)];
         assert_eq!(refused, expected);
     }
 
@@ -218,8 +220,12 @@ mod tests {
         let reviewed = review(&circle, shown).expect("its own id");
         assert_eq!(names(&reviewed.view.approved), ["alice", "bob"], "as the verified history has it");
         assert!(reviewed.quorum_reached);
-        let stale = review(&circle, ProposalView { state: ProposalState::Stale, ..view }).expect("its own id");
-        assert_eq!((stale.state_text().as_str(), stale.quorum_reached), ("stale (as control reports)", false));
+        let stale =
+            review(&circle, ProposalView { state: ProposalState::Stale, ..view }).expect("its own id");
+        assert_eq!(
+            (stale.state_text().as_str(), stale.quorum_reached),
+            ("stale (as control reports)", false)
+        );
         assert!(matches!(decided.change, Change::Deploy(_)));
     }
 }

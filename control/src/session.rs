@@ -124,7 +124,8 @@ impl Session {
         let id = proposal.id();
         let view: ProposalView = self.client.post(&format!("/v1/proposals/{id}/ballots"), &ballot).await?;
         if !view.ballots.contains(&ballot) {
-            let message = format!("control does not show the ballot that it took; check `quorate review {id}`");
+            let message =
+                format!("control does not show the ballot that it took; check `quorate review {id}`");
             return Err(Refusal::new(error_code::OUTCOME_UNKNOWN, message).into());
         }
         self.review_as(&id, view)

@@ -5,8 +5,8 @@ use crate::session::MemberKeyFile;
 use human_chain::CircleState;
 use protocol::api::{History, ProposalState, ProposalView, ServiceView, Status};
 use protocol::governance::{
-    BUNDLE_VERSION, Bundle, Change, Choice, ControlReplica, Genesis, Member, NodeAdmission, NodeRole, Proposal,
-    SignedBallot,
+    BUNDLE_VERSION, Bundle, Change, Choice, ControlReplica, Genesis, Member, NodeAdmission, NodeRole,
+    Proposal, SignedBallot,
 };
 use protocol::keys::{ByteString, EncryptionKey, ML_KEM_768_PUBLIC_KEY_LENGTH};
 use protocol::manifest::Manifest;

@@ -91,6 +91,9 @@ mod tests {
         let arguments = |words: &str| WordsArguments { words: Some(words.into()) };
         assert!(arguments("badge pelican").confirm("sign", &EXPECTED).is_ok());
         let error = arguments("badge barn").confirm("sign", &EXPECTED).expect_err("another text");
-        assert_eq!(error.downcast_ref::<Refusal>().map(|refusal| refusal.code), Some(error_code::WORDS_MISMATCH));
+        assert_eq!(
+            error.downcast_ref::<Refusal>().map(|refusal| refusal.code),
+            Some(error_code::WORDS_MISMATCH)
+        );
     }
 }

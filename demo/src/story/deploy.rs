@@ -69,8 +69,7 @@ async fn propose_and_sign(demonstration: &Demonstration, name: &str, whole: bool
     let file = demonstration.directory.join(format!("{name}.toml"));
     std::fs::write(&file, manifest).with_context(|| format!("write `{}`", file.display()))?;
     let path = file.display().to_string();
-    let mut view: PrintedProposal =
-        quorate.json(&["deploy", &path, "--reason", "the demonstration"]).await?;
+    let mut view: PrintedProposal = quorate.json(&["deploy", &path, "--reason", "the demonstration"]).await?;
     let review = quorate.text(&["review", &view.id.to_string()]).await?;
     demonstration.say(format!("proposal {}  words: {}", view.id.short(), view.words.join(" ")));
     let lines = if whole { usize::MAX } else { 1 };
@@ -125,7 +124,8 @@ mod tests {
 
     #[test]
     fn the_signed_text_is_read_from_a_review() {
-        let review = "| Start the service minilm.\n|\n| service.name minilm\n\nChanges\n+ minilm\n\nwords: a b c";
+        let review =
+            "| Start the service minilm.\n|\n| service.name minilm\n\nChanges\n+ minilm\n\nwords: a b c";
         assert_eq!(signed_text(review), "| Start the service minilm.\n|\n| service.name minilm");
     }
 }

@@ -239,8 +239,7 @@ async fn no_key_is_wrapped_over_a_shorter_history() {
     let proposal = human_chain::propose(state, change, "run it".into(), now, now.plus(1000), nonce);
     let proposal = proposal.expect("it may be proposed");
     let member = lab.member.member.clone();
-    let ballot =
-        human_chain::vote(&lab.member.secret, member, state.head(), &proposal, Choice::Approve, now);
+    let ballot = human_chain::vote(&lab.member.secret, member, state.head(), &proposal, Choice::Approve, now);
     let certificate = human_chain::certify(state, &proposal, &[ballot]).expect("one of one");
     let bundle = Bundle { version: BUNDLE_VERSION, certificate, log_evidence: None };
     locked(&lab.register).history.bundles.push(bundle);
