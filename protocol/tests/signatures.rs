@@ -166,6 +166,6 @@ fn a_proposals_id_depends_on_all_of_it() {
             altered.id()
         })
         .collect();
-    assert_eq!(ids.len(), 11, "no two of them share an id");
+    assert_eq!(ids.len(), 13, "no two of them share an id");
     assert!(ids.contains(&proposal.id()));
 }

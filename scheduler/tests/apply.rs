@@ -226,15 +226,21 @@ fn the_first_approval_makes_the_other_proposal_stale() {
 #[test]
 fn a_new_approval_that_can_run_nowhere_ends_nothing() {
     type Edit = fn(&mut ServiceManifest);
+    fn keyless() -> (protocol::ModelName, protocol::ModelRoot) {
+        ("keyless".parse().unwrap(), root("keyless"))
+    }
     let edits: [(&str, Edit); 8] = [
         ("too much CPU", |m| m.resources.cpu_millicores = 4001),
         ("too much memory", |m| m.resources.memory_bytes = 1 << 40),
         ("a GPU", |m| m.resources.gpu_count = 1),
         ("a share of a GPU", |m| m.resources.gpu_share_percent = 10),
-        ("another model", |m| m.model.root = root("unknown")),
-        ("a model without keys", |m| m.model.root = root("keyless")),
+        ("another model", |m| (m.model.name, m.model.root) = ("unknown".parse().unwrap(), root("unknown"))),
+        ("a model without keys", |m| (m.model.name, m.model.root) = keyless()),
         ("no slot to spare, too much CPU", |m| (m.replicas.max, m.resources.cpu_millicores) = (2, 4001)),
-        ("no slot to spare, no key", |m| (m.replicas.max, m.model.root) = (2, root("keyless"))),
+        ("no slot to spare, no key", |m| {
+            m.replicas.max = 2;
+            (m.model.name, m.model.root) = keyless();
+        }),
     ];
     for (name, edit) in edits {
         let mut world = two_nodes();
@@ -623,13 +629,13 @@ fn views_show_the_state() {
     let mut world = running();
     let service = service_view(world.view(), &service_name("embed")).unwrap();
     assert_eq!((service.desired, service.ready, service.slots.len()), (1, 1, 1));
-    assert_eq!(service.slots[0].why, "ready on node-1 under fence 1");
+    assert_eq!(service.slots[0].why, "ready on node-1 under fence 1.1");
     world.set_state("embed", 0, SlotState::Loading, "");
     world.heartbeat_all();
     let service = service_view(world.view(), &service_name("embed")).unwrap();
     assert_eq!(
         (service.ready, service.slots[0].why.as_str()),
-        (0, "loads on node-1 under fence 1: 3 of 12 segments")
+        (0, "loads on node-1 under fence 1.1: 3 of 12 segments")
     );
     world.wait(LEASE_MS);
     world.heartbeat("node-2");

@@ -20,7 +20,7 @@ fn a_plan_that_is_refused_in_its_generation_is_a_fault() {
         refused_in_its_generation(&world.cluster, parent_generation, reply).map(|refusal| refusal.message)
     };
     let refused = world.apply(Actor::Scheduler, action.clone());
-    assert_eq!(fault(&world, &refused).as_deref(), Some("slot embed/0 is not held under fence 9"));
+    assert_eq!(fault(&world, &refused).as_deref(), Some("slot embed/0 is not held under fence 1.9"));
     let executed = world.clone().must(Action::Execute { parent_generation, steps: vec![] });
     assert_eq!(fault(&world, &executed), None, "an executed plan");
     world.must(Action::Scale { service: service_name("embed"), replicas: 2 });

@@ -203,6 +203,7 @@ mod tests {
         let service = Service {
             manifest,
             certificate,
+            version: 1,
             desired: 1,
             phase: ServicePhase::Active,
             slots: BTreeMap::from([(SlotIndex(0), held)]),

@@ -7,7 +7,7 @@ use protocol::agent_state::{HandOrder, ORDER_BOOK_BYTES_MAX, OrderBookRecord, Ve
 use protocol::api::History;
 use protocol::governance::Bundle;
 use protocol::order::{ORDER_DOMAIN, SignedOrder};
-use protocol::{Digest, ErrorCode, Fence, canonical, error_code};
+use protocol::{Digest, ErrorCode, canonical, error_code};
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;

@@ -338,7 +338,7 @@ fn certificates_travel_in_one_spelling() {
         Bundle { version: BUNDLE_VERSION, certificate, log_evidence: Some(LogEvidence { sequence: 7 }) };
     assert_eq!(read_bundle(&to_bytes(&bundle)), Ok(bundle.clone()));
     bundle.version += 1;
-    check("a form to come", read_bundle(&to_bytes(&bundle)), "governance-invalid: this release reads 1");
+    check("a form to come", read_bundle(&to_bytes(&bundle)), "governance-invalid: this release reads 2");
     check("not a bundle", read_bundle(&bytes), "governance-invalid: bundle");
 }
 

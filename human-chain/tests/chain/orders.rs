@@ -247,11 +247,12 @@ proptest! {
     }
 
     #[test]
-    fn fences_only_rise(last in prop::option::of(0u64..6), fence in 0u64..6) {
+    fn fences_only_rise(last in prop::option::of(0u64..6), fence in 1u64..6) {
         static STATE: LazyLock<CircleState> = LazyLock::new(deployed);
         let state: &CircleState = &STATE;
         let order = SlotOrder { fence: Fence::new(1, fence), ..order(state) };
-        let outcome = check_order(state, &sign_order(order, "control"), n1(), last.map(Fence), NOW);
+        let seen = last.map(|count| Fence::new(1, count));
+        let outcome = check_order(state, &sign_order(order, "control"), n1(), seen, NOW);
         prop_assert_eq!(outcome.is_ok(), last.is_none_or(|last| fence > last));
     }
 }

@@ -260,7 +260,7 @@ mod tests {
             alter(&mut ticket);
             decide(&ticket, &table)
         };
-        let fence = |ticket| TicketError::Fence { ticket: Fence(ticket), table: Fence::new(1, 5) };
+        let fence = |ticket| TicketError::Fence { ticket: Fence::new(1, ticket), table: Fence::new(1, 5) };
         let outsider = NodeId(Identity::from_seed(&[9; 32]).public_key());
         assert_eq!(decision(&|_| {}), Admit);
         assert_eq!(decision(&|ticket| ticket.fence = Fence::new(1, 4)), Refuse(fence(4)));

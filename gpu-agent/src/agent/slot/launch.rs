@@ -129,7 +129,7 @@ mod tests {
             service: service.parse().expect("a name"),
             slot: SlotIndex(slot),
         };
-        assert_eq!(sandbox_name(&key("chat", 3), Fence::new(1, 7)), "chat.3.7");
+        assert_eq!(sandbox_name(&key("chat", 3), Fence::new(1, 7)), "chat.3.1.7");
         let long = "x".repeat(63);
         let names = [
             sandbox_name(&key(&long, 3), Fence::new(1, 7)),
