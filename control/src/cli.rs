@@ -7,6 +7,8 @@ mod context;
 mod daemons;
 mod deploy;
 mod failure;
+#[cfg(test)]
+mod hostile;
 mod keys;
 mod logs;
 mod models;
@@ -18,6 +20,7 @@ mod sharing;
 mod status;
 mod template;
 mod verdict;
+mod words;
 
 pub use output::Output;
 pub use template::service_template;
@@ -45,9 +48,9 @@ Examples:
 Nothing runs that the circle did not sign. Everything the circle signed keeps running."
 )]
 pub struct Cli {
-    /// Context file: cluster, token and member [default: $QUORATE_CONTEXT, then
-    /// ~/.config/quorate/context.json]
-    #[arg(long, global = true, value_name = "FILE")]
+    /// Context, by name or by file: cluster, token and member [default: $QUORATE_CONTEXT, then the one that
+    /// `quorate context use` chose]
+    #[arg(long, global = true, value_name = "NAME|FILE")]
     context: Option<PathBuf>,
     /// Output format
     #[arg(short = 'o', long = "output", global = true, value_enum, default_value = "text")]
@@ -73,8 +76,11 @@ enum TopLevelCommand {
     Propose(proposals::ProposeArguments),
     /// Show the proposals that wait for votes, or one proposal exactly as its signature covers it
     Review(proposals::ReviewArguments),
-    /// Sign a proposal
-    #[command(after_help = "Example:\n  quorate approve 7f3a --key member-a.key")]
+    /// Sign a proposal, after reading it and typing the first two of its words
+    #[command(after_help = "\
+Examples:
+  quorate approve 7f3a --key member-a.key
+  quorate approve 7f3a --key member-a.key --words 'badge pelican'    for scripts")]
     Approve(proposals::VoteArguments),
     /// Vote against a proposal
     #[command(after_help = "Example:\n  quorate reject 7f3a --key member-a.key")]
@@ -112,7 +118,7 @@ Exit status: 0 all is well, 1 something is wrong, 2 the quorum is lost or the st
     Verify(circle::VerifyArguments),
     /// Explain an error code
     Explain(status::ExplainArguments),
-    /// Show or select the context
+    /// List, add, choose and remove contexts: which cluster, token and member commands use
     #[command(subcommand)]
     Context(context::ContextCommand),
     /// Create, list and revoke inference keys for applications

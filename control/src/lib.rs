@@ -9,12 +9,15 @@ pub mod cli;
 pub mod client;
 pub mod context;
 pub mod explain;
+pub mod head;
 pub mod history;
 pub mod hub;
 pub mod node;
 pub mod policy;
+pub mod reviewed;
 pub mod server;
 pub mod session;
+pub mod terminal;
 #[cfg(test)]
 mod testing;
 pub mod up;

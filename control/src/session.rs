@@ -1,18 +1,21 @@
 //! A client's verified view of a cluster, recomputed from signatures.
 //!
-//! The client replays genesis and every certificate, so a dishonest server can delay it but not mislead it.
+//! The client replays genesis and every certificate, and refuses a history that does not continue the longest
+//! one that it verified before. So a dishonest server can delay it but not mislead it.
 
-use crate::client::{ClientError, ControlClient};
+use crate::client::ControlClient;
 use crate::context::Context;
+use crate::head::HeadFile;
 use crate::history::read_history;
-use anyhow::{Context as _, Result, anyhow, bail};
+use crate::reviewed::{self, ReviewedProposal};
+use anyhow::{Context as _, Result, bail};
 use host::files;
 use host::random::random_bytes;
 use host::wall_clock;
 use human_chain::{CircleState, MemberSecret};
 use protocol::api::{History, ProposalView, SubmitProposal};
-use protocol::governance::{Change, Choice, Proposal};
-use protocol::{CircleId, Digest, MemberId, Refusal, error_code};
+use protocol::governance::{Change, Choice, HistoryHead, Proposal};
+use protocol::{CircleId, Digest, MemberId, ProposalId, Refusal, error_code};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 use zeroize::Zeroizing;
@@ -28,33 +31,69 @@ pub struct Session {
     pub circle: CircleState,
     /// The history from which the circle was recomputed.
     pub history: History,
+    /// The record of the longest history of this circle.
+    heads: HeadFile,
 }
 
 impl Session {
-    /// Fetches the history and verifies all of it against the pinned circle.
+    /// Fetches the history and verifies all of it against the pinned circle and the longest history that this
+    /// machine verified before.
     ///
     /// # Errors
-    /// Returns an error if no replica answers or anything in the history does not verify.
+    /// Returns an error if no replica answers or anything in the history does not verify. Fails with
+    /// `history-shorter` or `history-forked` if decisions that were seen before are missing or are others.
     pub async fn open(context: &Context) -> Result<Self> {
-        Self::with_client(context.client()?, context.circle).await
+        Self::with_client(context.client()?, context.circle, context.head_file()).await
     }
 
     /// Opens a session as [`Session::open`] does, with an existing client.
     ///
     /// # Errors
     /// As [`Session::open`].
-    pub async fn with_client(client: ControlClient, circle: CircleId) -> Result<Self> {
+    pub async fn with_client(client: ControlClient, circle: CircleId, heads: HeadFile) -> Result<Self> {
+        // Read first: a head that another command records while the history is on its way is longer, rightly.
+        let known: Vec<HistoryHead> = heads.read()?.into_iter().collect();
+        Self::fetch(client, circle, heads, &known).await
+    }
+
+    /// Fetches the history again; it must continue that of this session and the longest that was verified.
+    ///
+    /// # Errors
+    /// As [`Session::open`].
+    pub async fn refresh(&self) -> Result<Self> {
+        let known: Vec<HistoryHead> = self.heads.read()?.into_iter().chain([self.circle.head()]).collect();
+        Self::fetch(self.client.clone(), self.circle.id(), self.heads.clone(), &known).await
+    }
+
+    async fn fetch(
+        client: ControlClient,
+        circle: CircleId,
+        heads: HeadFile,
+        known: &[HistoryHead],
+    ) -> Result<Self> {
         let (history, circle) = read_history(&client, circle).await?;
-        Ok(Self { client, circle, history })
+        for head in known {
+            let extends = circle.check_extends(head).map_err(Refusal::from);
+            extends.context("this machine verified a longer history")?;
+        }
+        heads.raise(&circle)?;
+        Ok(Self { client, circle, history, heads })
     }
 
     /// Creates a proposal bound to the circle's present state and submits it for voting.
     ///
     /// # Errors
     /// Returns an error if the change is not valid in the circle's state, or control rejects it.
-    pub async fn propose(&self, change: Change, reason: String, lifetime_ms: u64) -> Result<ProposalView> {
+    pub async fn propose(
+        &self,
+        change: Change,
+        reason: String,
+        lifetime_ms: u64,
+    ) -> Result<ReviewedProposal> {
         let proposal = self.draft(change, reason, lifetime_ms)?;
-        Ok(self.client.post("/v1/proposals", &SubmitProposal { proposal }).await?)
+        let id = proposal.id();
+        let view = self.client.post("/v1/proposals", &SubmitProposal { proposal }).await?;
+        self.review_as(&id, view)
     }
 
     /// Creates the proposal that [`Session::propose`] would submit.
@@ -71,13 +110,13 @@ impl Session {
     /// Signs a vote on a proposal with a member's key and submits it.
     ///
     /// # Errors
-    /// Returns an error if control rejects the vote.
+    /// Returns an error if control rejects the vote, or its answer does not show it.
     pub async fn vote(
         &self,
         proposal: &Proposal,
         member: &MemberKeyFile,
         choice: Choice,
-    ) -> Result<ProposalView, ClientError> {
+    ) -> Result<ReviewedProposal> {
         let ballot = human_chain::vote(
             &member.secret,
             member.member.clone(),
@@ -86,24 +125,55 @@ impl Session {
             choice,
             wall_clock(),
         );
-        self.client.post(&format!("/v1/proposals/{}/ballots", proposal.id()), &ballot).await
+        let id = proposal.id();
+        let view: ProposalView = self.client.post(&format!("/v1/proposals/{id}/ballots"), &ballot).await?;
+        if !view.ballots.contains(&ballot) {
+            let message =
+                format!("control does not show the ballot that it took; check `quorate review {id}`");
+            return Err(Refusal::new(error_code::OUTCOME_UNKNOWN, message).into());
+        }
+        self.review_as(&id, view)
+    }
+
+    /// Lists the proposals, each verified on this machine.
+    ///
+    /// # Errors
+    /// Returns an error if control does not answer, or shows a proposal under a false id.
+    pub async fn proposals(&self) -> Result<Vec<ReviewedProposal>> {
+        let views = self.proposal_views().await?;
+        let review = |view| Ok(ReviewedProposal::new(&self.circle, &self.history, view)?);
+        views.into_iter().map(review).collect()
+    }
+
+    /// Fetches one proposal.
+    ///
+    /// # Errors
+    /// Returns an error if control does not answer, or answers with another proposal.
+    pub async fn proposal(&self, id: &ProposalId) -> Result<ReviewedProposal> {
+        let view = self.client.get(&format!("/v1/proposals/{id}")).await?;
+        self.review_as(id, view)
     }
 
     /// Finds a proposal by its id or its first digits.
     ///
     /// # Errors
-    /// Returns an error if none or several match.
-    pub async fn find_proposal(&self, prefix: &str) -> Result<ProposalView> {
-        let all: Vec<ProposalView> = self.client.list("/v1/proposals").await?;
-        let mut found = all.into_iter().filter(|view| view.id.to_string().starts_with(prefix));
-        match (found.next(), found.next()) {
-            (Some(view), None) => Ok(view),
-            (Some(_), Some(_)) => Err(anyhow!("several proposals begin with `{prefix}`; give more digits")),
-            (None, _) => {
-                let message = format!("no proposal begins with `{prefix}`; `quorate review` lists them");
-                Err(Refusal::new(error_code::PROPOSAL_NOT_FOUND, message).into())
-            }
+    /// Returns an error if none or several match, or if control shows a proposal under a false id.
+    pub async fn find_proposal(&self, prefix: &str) -> Result<ReviewedProposal> {
+        Ok(reviewed::find(&self.circle, &self.history, self.proposal_views().await?, prefix)?)
+    }
+
+    async fn proposal_views(&self) -> Result<Vec<ProposalView>> {
+        Ok(self.client.list("/v1/proposals").await?)
+    }
+
+    /// Verifies an answer that must be about this proposal.
+    fn review_as(&self, id: &ProposalId, view: ProposalView) -> Result<ReviewedProposal> {
+        let reviewed = ReviewedProposal::new(&self.circle, &self.history, view)?;
+        if reviewed.view.id == *id {
+            return Ok(reviewed);
         }
+        let message = format!("control answered with the proposal {} to {id}", reviewed.view.id);
+        Err(Refusal::new(error_code::PROPOSAL_MISMATCH, message).into())
     }
 }
 
@@ -147,15 +217,33 @@ impl MemberKeyFile {
         Ok(Self { member: parsed.member, secret })
     }
 
-    /// Writes the key file.
+    /// Writes the key to a new file.
     ///
     /// # Errors
-    /// Returns the error of the disk.
+    /// Fails with `key-exists` if there is a file of this name, else with the error of the disk.
     pub fn save(&self, path: &Path) -> Result<()> {
         let secret = hex::encode(self.secret.to_bytes().as_slice());
         let text = MemberKeyText { member: self.member.clone(), secret };
         let bytes = Zeroizing::new(serde_json::to_vec(&text)?);
-        files::write_secret(path, &bytes).with_context(|| format!("write `{}`", path.display()))
+        create_secret(path, &bytes)
+    }
+}
+
+/// Writes a new secret to a new file, in a directory that is created as needed.
+///
+/// # Errors
+/// Fails with `key-exists` if there is a file of this name: a secret that is overwritten is lost.
+pub(crate) fn create_secret(path: &Path, bytes: &[u8]) -> Result<()> {
+    let place = || format!("write `{}`", path.display());
+    if let Some(directory) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        std::fs::create_dir_all(directory).with_context(place)?;
+    }
+    match files::create_secret(path, bytes) {
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+            let message = format!("`{}` exists; give another file, or move that one away", path.display());
+            Err(Refusal::new(error_code::KEY_EXISTS, message).into())
+        }
+        outcome => outcome.with_context(place),
     }
 }
 
@@ -177,6 +265,27 @@ mod tests {
         std::fs::set_permissions(&path, Permissions::from_mode(0o640)).expect("set");
         let error = MemberKeyFile::load(&path).err().expect("others can read it").to_string();
         assert!(error.contains("alice.key") && error.contains("mode 640"), "{error}");
+    }
+
+    /// Attack: an existing secret is overwritten by a new one.
+    #[test]
+    fn a_key_is_never_overwritten() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let path = directory.path().join("keys/alice.key");
+        let generate = || MemberKeyFile::generate("alice".parse().expect("a name"));
+        let first = generate();
+        first.save(&path).expect("a new file, in a new folder");
+        let error = generate().save(&path).expect_err("taken");
+        assert_eq!(error.downcast_ref::<Refusal>().map(|refusal| refusal.code), Some(error_code::KEY_EXISTS));
+        let kept = |path: &Path| MemberKeyFile::load(path).expect("a key").secret.public();
+        assert_eq!(kept(&path), first.secret.public());
+        // Positive control: a write that replaces a file, as it was before, loses the first key.
+        let text = std::fs::read(&path).expect("read");
+        generate().save(&directory.path().join("second.key")).expect("saved");
+        let second = std::fs::read(directory.path().join("second.key")).expect("read");
+        files::write_secret(&path, &second).expect("replaced");
+        assert_ne!(kept(&path), first.secret.public());
+        assert_ne!(std::fs::read(&path).expect("read"), text);
     }
 
     #[test]

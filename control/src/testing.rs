@@ -1,11 +1,17 @@
 //! Fixtures shared by the tests of several modules.
 
-use protocol::api::{ServiceView, Status};
-use protocol::governance::{NodeAdmission, NodeRole};
+use crate::policy::simple_policy;
+use crate::session::MemberKeyFile;
+use human_chain::CircleState;
+use protocol::api::{History, ProposalState, ProposalView, ServiceView, Status};
+use protocol::governance::{
+    BUNDLE_VERSION, Bundle, Change, Choice, ControlReplica, Genesis, Member, NodeAdmission, NodeRole,
+    Proposal, SignedBallot,
+};
 use protocol::keys::{ByteString, EncryptionKey, ML_KEM_768_PUBLIC_KEY_LENGTH};
 use protocol::manifest::Manifest;
 use protocol::model::{ErasureCode, ModelRecord};
-use protocol::{Digest, Epoch, ModelRoot, NodeId, PublicKey};
+use protocol::{Digest, Epoch, Millis, ModelRoot, NodeId, PublicKey, ReplicaId};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Returns the status of a healthy cluster without findings.
@@ -73,5 +79,95 @@ pub(crate) fn service_view(certificate: &[u8], ready: u32, ready_current: u32) -
         ready_current,
         retiring: false,
         slots: vec![],
+    }
+}
+
+/// A circle of alice, bob and carol, two of whom decide, with the keys of all three.
+pub(crate) struct SampleCircle {
+    pub(crate) members: [MemberKeyFile; 3],
+    pub(crate) history: History,
+    pub(crate) state: CircleState,
+}
+
+impl SampleCircle {
+    /// Founds the circle; nothing has been decided.
+    pub(crate) fn founded() -> Self {
+        let members =
+            ["alice", "bob", "carol"].map(|name| MemberKeyFile::generate(name.parse().expect("a name")));
+        let entry = |file: &MemberKeyFile| Member { id: file.member.clone(), keys: file.secret.public() };
+        let entries: Vec<Member> = members.iter().map(entry).collect();
+        let control = ControlReplica {
+            id: ReplicaId(1),
+            key: MemberKeyFile::generate("control".parse().expect("a name")).secret.public().ed25519,
+            address: "127.0.0.1:1".into(),
+            api: "http://127.0.0.1:1".into(),
+        };
+        let genesis = Genesis {
+            name: "lab".into(),
+            founded_at: Millis(1),
+            policy: simple_policy(&entries, 2),
+            members: entries,
+            control: vec![control],
+            nodes: vec![],
+            tokens: vec![],
+        };
+        let founders: Vec<_> = members.iter().map(|file| (file.member.clone(), &file.secret)).collect();
+        let genesis = human_chain::sign_genesis(genesis, &founders);
+        let state = CircleState::found(&genesis, None).expect("a sound genesis");
+        Self { members, history: History { genesis, bundles: vec![] }, state }
+    }
+
+    /// Returns a proposal to run the service `mine`, made now in the state of the circle.
+    pub(crate) fn proposal(&self, reason: &str) -> Proposal {
+        self.proposal_of(Change::Deploy(Box::new(manifest("bert"))), reason)
+    }
+
+    pub(crate) fn proposal_of(&self, change: Change, reason: &str) -> Proposal {
+        let now = host::wall_clock();
+        let nonce = Digest::of(reason.as_bytes());
+        human_chain::propose(&self.state, change, reason.into(), now, now.plus(3_600_000), nonce)
+            .expect("it may be proposed")
+    }
+
+    /// Returns a member's ballot: 0 is alice, 1 is bob, 2 is carol.
+    pub(crate) fn ballot(&self, member: usize, proposal: &Proposal, choice: Choice) -> SignedBallot {
+        let file = &self.members[member];
+        human_chain::vote(
+            &file.secret,
+            file.member.clone(),
+            self.state.head(),
+            proposal,
+            choice,
+            host::wall_clock(),
+        )
+    }
+
+    /// Decides a change with the votes of alice and bob.
+    pub(crate) fn decide(&mut self, change: Change, reason: &str) {
+        let proposal = self.proposal_of(change, reason);
+        let ballots = [0, 1].map(|member| self.ballot(member, &proposal, Choice::Approve));
+        let certificate = human_chain::certify(&self.state, &proposal, &ballots).expect("a quorum");
+        let approved = human_chain::verify(&self.state, &certificate, host::wall_clock()).expect("sound");
+        self.state.advance(approved).expect("applicable");
+        self.history.bundles.push(Bundle { version: BUNDLE_VERSION, certificate, log_evidence: None });
+    }
+}
+
+/// Returns an open proposal as an honest server shows it, with these ballots.
+pub(crate) fn proposal_view(proposal: &Proposal, ballots: Vec<SignedBallot>) -> ProposalView {
+    let voted = |choice| {
+        let chosen = ballots.iter().filter(|signed| signed.ballot.choice == choice);
+        chosen.map(|signed| signed.ballot.member.clone()).collect()
+    };
+    ProposalView {
+        id: proposal.id(),
+        proposal: proposal.clone(),
+        class: human_chain::class_of(&proposal.change),
+        state: ProposalState::Open,
+        approved: voted(Choice::Approve),
+        rejected: voted(Choice::Reject),
+        missing: vec![],
+        certificate: None,
+        ballots,
     }
 }

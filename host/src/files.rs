@@ -53,13 +53,21 @@ pub fn write_secret(path: &Path, bytes: &[u8]) -> io::Result<()> {
     write_atomically(path, bytes, 0o600)
 }
 
-/// Creates a secret, readable by its owner alone, and never replaces a file. When this returns, the content
-/// is durable.
+/// Creates a secret, readable by its owner alone, and never replaces a file, as [`create_new`] does.
+///
+/// # Errors
+/// As [`create_new`].
+pub fn create_secret(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    create_new(path, bytes, 0o600)
+}
+
+/// Creates a file with these permissions in an existing directory, and never replaces one. When this returns,
+/// the content is durable.
 ///
 /// # Errors
 /// `AlreadyExists` if the name is taken, errors of the system. An incomplete file is removed where possible.
-pub fn create_secret(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+pub fn create_new(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
     let written = file.write_all(bytes).and_then(|()| file.sync_all());
     if written.is_err() {
         // The first error is the one to report.
@@ -247,6 +255,21 @@ mod tests {
         assert_eq!(fs::read(&path).expect("read"), b"first");
         let mode = fs::metadata(&path).expect("metadata").permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_created_file_has_its_mode_and_replaces_nothing() {
+        let directory = tempfile::tempdir().expect("directory");
+        let path = directory.path().join("lab.json");
+        create_new(&path, b"first", 0o644).expect("create");
+        std::os::unix::fs::symlink(directory.path().join("none"), directory.path().join("link"))
+            .expect("link");
+        for taken in [&path, &directory.path().join("link")] {
+            let error = create_new(taken, b"second", 0o644).expect_err("the name is taken");
+            assert_eq!(error.kind(), io::ErrorKind::AlreadyExists, "{}", taken.display());
+        }
+        assert_eq!(fs::read(&path).expect("read"), b"first");
+        assert_eq!(fs::metadata(&path).expect("metadata").permissions().mode() & 0o777, 0o644);
     }
 
     #[test]

@@ -21,14 +21,27 @@ impl DirectoryLock {
     /// # Errors
     /// Errors of the system.
     pub fn take(directory: &Path) -> io::Result<Option<Self>> {
-        let path = directory.join(LOCK_FILE);
-        let file = OpenOptions::new().create(true).truncate(false).write(true).open(path)?;
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        match Flock::lock(open(directory)?, FlockArg::LockExclusiveNonblock) {
             Ok(file) => Ok(Some(Self { _file: file })),
             Err((_, Errno::EWOULDBLOCK)) => Ok(None),
             Err((_, error)) => Err(error.into()),
         }
     }
+
+    /// Takes the lock of an existing directory, and waits while another process holds it.
+    ///
+    /// # Errors
+    /// Errors of the system.
+    pub fn wait(directory: &Path) -> io::Result<Self> {
+        let file = open(directory)?;
+        Flock::lock(file, FlockArg::LockExclusive)
+            .map(|file| Self { _file: file })
+            .map_err(|(_, error)| error.into())
+    }
+}
+
+fn open(directory: &Path) -> io::Result<File> {
+    OpenOptions::new().create(true).truncate(false).write(true).open(directory.join(LOCK_FILE))
 }
 
 #[cfg(test)]
@@ -43,6 +56,18 @@ mod tests {
         assert!(DirectoryLock::take(directory.path()).expect("open").is_none());
         drop(first);
         assert!(DirectoryLock::take(directory.path()).expect("open").is_some());
+    }
+
+    #[test]
+    fn a_lock_that_is_waited_for_is_held_by_one_at_a_time() {
+        let directory = tempfile::tempdir().expect("directory");
+        let held = DirectoryLock::take(directory.path()).expect("open").expect("free");
+        let path = directory.path().to_path_buf();
+        let waits = std::thread::spawn(move || DirectoryLock::wait(&path).map(drop));
+        assert!(DirectoryLock::take(directory.path()).expect("open").is_none(), "the first still holds it");
+        drop(held);
+        waits.join().expect("no panic").expect("it gets its turn");
+        assert!(DirectoryLock::wait(&directory.path().join("none")).is_err());
     }
 
     /// `flock` of util-linux takes the same lock, in a process of its own.

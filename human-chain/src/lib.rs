@@ -15,6 +15,7 @@ mod change;
 mod circle;
 mod error;
 mod form;
+mod founding;
 mod history;
 mod member;
 mod order;
@@ -34,11 +35,14 @@ pub use change::{class_of, subject_of};
 pub use circle::{ApprovedService, CircleState, ForgottenModel, RetiredService, circle_id, sign_genesis};
 pub use error::ChainError;
 pub use form::check_node;
+pub use founding::{check_draft, merge_signatures, unsigned_founders};
 pub use member::{MemberSecret, signature_holds};
 pub use order::{FENCE_LEAP_MAX, SlotGrant, check_order, placement_allows};
 pub use propose::{PROPOSAL_LIFETIME_MS_MAX, check_proposal, propose};
 pub use quorum::{approvals_lacking, describe, least_approvals, names, satisfied};
-pub use render::{RENDERER_VERSION, Rendering, render, render_difference, show_time};
+pub use render::{
+    RENDERER_VERSION, Rendering, render, render_difference, render_genesis, show_time, words_of,
+};
 pub use wrap::{
     check_complaint, check_wrap, check_wrap_request, recipient_key, recipients, sign_complaint, sign_wrap,
     sign_wrap_request,

@@ -13,10 +13,12 @@
 mod difference;
 mod escape;
 mod fields;
+mod genesis;
 mod words;
 
 pub use difference::render_difference;
 pub use escape::show_time;
+pub use genesis::render_genesis;
 
 use escape::{quoted, show_bytes, show_duration};
 use protocol::Digest;
@@ -50,15 +52,27 @@ pub struct Rendering {
 /// the digest of the whole.
 #[must_use]
 pub fn render(proposal: &Proposal) -> Rendering {
-    let mut text = format!("{MARGIN} {}\n{MARGIN}\n", sentence(proposal));
-    for (name, value) in fields::of_proposal(proposal) {
+    let text = text_of(&sentence(proposal), fields::of_proposal(proposal));
+    let digest = Digest::of_domain(RENDERING_DOMAIN, text.as_bytes());
+    Rendering { words: words::of(&digest), text, digest }
+}
+
+/// Returns six words for the first 48 bits of a digest, for comparing two screens by voice.
+#[must_use]
+pub fn words_of(digest: &Digest) -> [&'static str; 6] {
+    words::of(digest)
+}
+
+/// Returns a sentence and the fields below it, one line each.
+fn text_of(sentence: &str, fields: fields::FieldTexts) -> String {
+    let mut text = format!("{MARGIN} {sentence}\n{MARGIN}\n");
+    for (name, value) in fields {
         debug_assert!(!name.contains('\n') && !value.contains('\n'), "`{name}` takes one line");
         debug_assert!(!name.contains(MARGIN) && !value.contains(MARGIN), "`{name}` imitates no margin");
         text.push_str(&format!("{MARGIN} {name:<FIELD_COLUMN$} {value}\n"));
     }
     debug_assert!(text.lines().all(|line| line.starts_with(MARGIN)), "each line has its mark");
-    let digest = Digest::of_domain(RENDERING_DOMAIN, text.as_bytes());
-    Rendering { words: words::of(&digest), text, digest }
+    text
 }
 
 /// Returns the digest of the proposal's rendering by each version of the renderer that this release has.

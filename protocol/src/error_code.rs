@@ -118,6 +118,10 @@ codes! {
     CIRCLE_ALREADY_FOUNDED = "circle-already-founded";
     /// No open proposal has this id.
     PROPOSAL_NOT_FOUND = "proposal-not-found";
+    /// A server shows a proposal under an id that is not the digest of its bytes.
+    PROPOSAL_MISMATCH = "proposal-mismatch";
+    /// The words given are not the first words of the text to sign.
+    WORDS_MISMATCH = "words-mismatch";
     /// No running service has this name.
     SERVICE_NOT_FOUND = "service-not-found";
     /// No model with this root is registered.
@@ -177,6 +181,12 @@ codes! {
 
     /// There is no context file, so the command cannot determine the cluster.
     CONTEXT_MISSING = "context-missing";
+    /// A context of this name exists already.
+    CONTEXT_EXISTS = "context-exists";
+    /// A file for a new secret exists already.
+    KEY_EXISTS = "key-exists";
+    /// The record of the highest verified history cannot be read or written.
+    HEAD_UNUSABLE = "head-unusable";
     /// No admitted node has this name, or no node of this name waits for admission.
     NODE_NOT_FOUND = "node-not-found";
     /// A command needs a node's directory; none was given, or the given one is not a node's.

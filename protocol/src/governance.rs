@@ -21,6 +21,8 @@ pub const GENESIS_DOMAIN: &str = "quorate/genesis/v1";
 pub const PROPOSAL_DOMAIN: &str = "quorate/proposal/v2";
 /// Digest domain of a rendering.
 pub const RENDERING_DOMAIN: &str = "quorate/rendering/v1";
+/// Digest domain of a genesis's rendering.
+pub const GENESIS_RENDERING_DOMAIN: &str = "quorate/genesis-rendering/v1";
 /// Signature domain of a ballot.
 pub const BALLOT_DOMAIN: &str = "quorate/ballot/v2";
 /// Signature domain of a node's claim to its keys.

@@ -240,6 +240,7 @@ fn domains_are_stable_and_distinct() {
         governance::GENESIS_DOMAIN,
         governance::PROPOSAL_DOMAIN,
         governance::RENDERING_DOMAIN,
+        governance::GENESIS_RENDERING_DOMAIN,
         governance::BALLOT_DOMAIN,
         governance::CERTIFICATE_DOMAIN,
         order::ORDER_DOMAIN,

@@ -1,9 +1,14 @@
 //! `quorate circle` and `quorate verify`: founding a circle, showing it, and verifying its history offline.
+//!
+//! A founder reads the genesis as a rendering, made on the founder's machine, and never as JSON. No command
+//! replaces the file of a secret.
 
 use super::Environment;
-use super::output::table;
+use super::output::{print_json, table};
+use super::words::WordsArguments;
 use crate::policy::simple_policy;
-use crate::session::{MemberKeyFile, Session};
+use crate::session::{MemberKeyFile, Session, create_secret};
+use crate::terminal::line;
 use anyhow::{Context as _, Result, anyhow, bail};
 use clap::{Args, Subcommand};
 use host::files;
@@ -12,7 +17,7 @@ use host::wall_clock;
 use human_chain::CircleState;
 use protocol::api::History;
 use protocol::governance::*;
-use protocol::{CircleId, Digest, MemberId, Refusal};
+use protocol::{CircleId, Digest, MemberId, Refusal, error_code};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
@@ -34,16 +39,36 @@ Example:
     --control control-1.json control-2.json control-3.json --nodes node-1.json \\
     --token-file token > genesis.json")]
     Draft(DraftArguments),
-    /// Sign a drafted genesis as one of its founders
-    #[command(after_help = "Example:\n  quorate circle sign genesis.json --key alice.key")]
+    /// Sign a drafted genesis as one of its founders, after reading it and typing the first two of its words
+    #[command(after_help = "\
+Examples:
+  quorate circle sign genesis.json --key alice.key
+  quorate circle sign genesis.json --key alice.key --words 'badge pelican'    for scripts")]
     Sign {
         /// Genesis file; the signature is added to it
         genesis: PathBuf,
         /// Key file of the founder
         #[arg(long, value_name = "FILE")]
         key: PathBuf,
+        #[command(flatten)]
+        words: WordsArguments,
     },
-    /// Show members, policy and epoch
+    /// Join the signatures that founders made in parallel, each on a copy of the genesis
+    #[command(after_help = "Example:\n  quorate circle merge genesis.json from-bob.json from-carol.json")]
+    Merge {
+        /// Genesis file; the signatures are added to it
+        genesis: PathBuf,
+        /// Signed copies of the same genesis
+        #[arg(required = true, value_name = "COPY")]
+        copies: Vec<PathBuf>,
+    },
+    /// Show a genesis as its founders read it, and its signatures
+    #[command(after_help = "Example:\n  quorate circle read genesis.json")]
+    Read {
+        /// Genesis file
+        genesis: PathBuf,
+    },
+    /// Show members, policy, epoch and the head of the history
     #[command(after_help = "Example:\n  quorate circle show")]
     Show,
     /// Print the genesis and every decision since, as input for `quorate verify`
@@ -94,21 +119,20 @@ pub(crate) async fn run(command: CircleCommand, environment: &Environment) -> Re
         CircleCommand::Member { member, key } => {
             let file = MemberKeyFile::generate(member.clone());
             file.save(&key)?;
-            print_json(&Member { id: member, keys: file.secret.public() })
+            print_json(&Member { id: member, keys: file.secret.public() });
+            Ok(())
         }
         CircleCommand::Draft(arguments) => draft(&arguments),
-        CircleCommand::Sign { genesis, key } => sign(&genesis, &key),
+        CircleCommand::Sign { genesis, key, words } => sign(&genesis, &key, &words),
+        CircleCommand::Merge { genesis, copies } => merge(&genesis, &copies),
+        CircleCommand::Read { genesis } => read(&genesis, environment),
         CircleCommand::Show => show(environment).await,
         CircleCommand::History => {
             let session = Session::open(&environment.context()?).await?;
-            print_json(&session.history)
+            print_json(&session.history);
+            Ok(())
         }
     }
-}
-
-fn print_json<T: serde::Serialize>(value: &T) -> Result<()> {
-    println!("{}", serde_json::to_string_pretty(value)?);
-    Ok(())
 }
 
 /// Reads and parses a JSON file; errors name its path.
@@ -118,11 +142,18 @@ pub(crate) fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T
 }
 
 fn draft(arguments: &DraftArguments) -> Result<()> {
-    let members = read_all::<Member>(&arguments.members)?;
     let token = fresh_secret_text("quorate-token");
-    files::write_secret(&arguments.token_file, token.as_bytes())
-        .with_context(|| format!("write `{}`", arguments.token_file.display()))?;
-    let genesis = Genesis {
+    let genesis = genesis_of(arguments, Digest::of(token.as_bytes()))?;
+    // A genesis that no founder could sign leaves no token behind.
+    human_chain::check_draft(&genesis).map_err(Refusal::from)?;
+    create_secret(&arguments.token_file, token.as_bytes())?;
+    print_json(&SignedGenesis { genesis, signatures: BTreeMap::new() });
+    Ok(())
+}
+
+fn genesis_of(arguments: &DraftArguments, token: Digest) -> Result<Genesis> {
+    let members = read_all::<Member>(&arguments.members)?;
+    Ok(Genesis {
         name: arguments.name.clone(),
         founded_at: wall_clock(),
         policy: simple_policy(&members, arguments.required),
@@ -132,38 +163,95 @@ fn draft(arguments: &DraftArguments) -> Result<()> {
         tokens: vec![AccessToken {
             name: "founder".parse().map_err(|error: String| anyhow!(error))?,
             scopes: BTreeSet::from([TokenScope::Read, TokenScope::Propose, TokenScope::Submit]),
-            hash: Digest::of(token.as_bytes()),
+            hash: token,
         }],
-    };
-    print_json(&SignedGenesis { genesis, signatures: BTreeMap::new() })
+    })
 }
 
 fn read_all<T: serde::de::DeserializeOwned>(paths: &[PathBuf]) -> Result<Vec<T>> {
     paths.iter().map(|path| read_json(path)).collect()
 }
 
-fn sign(genesis: &Path, key: &Path) -> Result<()> {
+/// Signs a genesis that its founder has just read. A founder's own signature is not replaced.
+fn sign(genesis: &Path, key: &Path, words: &WordsArguments) -> Result<()> {
     let mut signed: SignedGenesis = read_json(genesis)?;
+    human_chain::check_draft(&signed.genesis).map_err(Refusal::from)?;
+    human_chain::unsigned_founders(&signed).map_err(Refusal::from)?;
     let member = MemberKeyFile::load(key)?;
     let founder = signed.genesis.members.iter().find(|founder| founder.id == member.member);
     if founder.is_none_or(|founder| founder.keys != member.secret.public()) {
-        bail!("`{}` is not a founder of this genesis, or the genesis has another key", member.member);
+        let message =
+            format!("`{}` is not a founder of this genesis, or the genesis has another key", member.member);
+        return Err(Refusal::new(error_code::NOT_A_MEMBER, message).into());
     }
+    let rendering = human_chain::render_genesis(&signed.genesis);
+    eprintln!("{}\nwords: {}\n", rendering.text, rendering.words.join(" "));
+    words.confirm(&format!("sign as {}", member.member), &rendering.words)?;
     let bytes = protocol::canonical::to_bytes(&signed.genesis);
-    signed.signatures.insert(member.member.clone(), member.secret.sign(GENESIS_DOMAIN, &bytes));
-    let text = serde_json::to_string_pretty(&signed)?;
-    files::write_atomically(genesis, text.as_bytes(), 0o644)?;
-    let missing = signed.genesis.members.len() - signed.signatures.len();
-    let id = human_chain::circle_id(&signed.genesis);
-    println!("signed by {}; {missing} signatures missing; circle {id}", member.member);
+    let signature = || member.secret.sign(GENESIS_DOMAIN, &bytes);
+    signed.signatures.entry(member.member.clone()).or_insert_with(signature);
+    write_signed(genesis, &signed)?;
+    println!("signed by {}; {}", member.member, progress(&signed)?);
     Ok(())
+}
+
+fn merge(genesis: &Path, copies: &[PathBuf]) -> Result<()> {
+    let mut signed: SignedGenesis = read_json(genesis)?;
+    let copies = read_all::<SignedGenesis>(copies)?;
+    human_chain::merge_signatures(&mut signed, &copies).map_err(Refusal::from)?;
+    write_signed(genesis, &signed)?;
+    println!("merged; {}", progress(&signed)?);
+    Ok(())
+}
+
+fn read(genesis: &Path, environment: &Environment) -> Result<()> {
+    let signed: SignedGenesis = read_json(genesis)?;
+    let progress = progress(&signed)?;
+    let rendering = human_chain::render_genesis(&signed.genesis);
+    let value = serde_json::json!({
+        "circle": human_chain::circle_id(&signed.genesis),
+        "text": rendering.text,
+        "words": rendering.words,
+        "signed": signed.signatures.keys().collect::<Vec<_>>(),
+    });
+    environment
+        .output()
+        .print(&value, |_| format!("{}\nwords: {}\n{progress}", rendering.text, rendering.words.join(" ")));
+    Ok(())
+}
+
+/// The file of a genesis is replaced whole: a crash leaves the old signatures or the new ones.
+fn write_signed(path: &Path, signed: &SignedGenesis) -> Result<()> {
+    let text = serde_json::to_string_pretty(signed)?;
+    files::write_atomically(path, text.as_bytes(), 0o644)
+        .with_context(|| format!("write `{}`", path.display()))
+}
+
+/// Describes the signatures of a genesis, each verified: `2 signatures missing (bob, carol); circle ID`.
+fn progress(signed: &SignedGenesis) -> Result<String> {
+    let unsigned = human_chain::unsigned_founders(signed).map_err(Refusal::from)?;
+    let names: Vec<&str> = unsigned.iter().map(MemberId::as_str).collect();
+    let circle = human_chain::circle_id(&signed.genesis);
+    Ok(match names.len() {
+        0 => format!("every founder has signed; circle {circle}"),
+        1 => format!("1 signature missing ({}); circle {circle}", names.concat()),
+        count => format!("{count} signatures missing ({}); circle {circle}", names.join(", ")),
+    })
 }
 
 async fn show(environment: &Environment) -> Result<()> {
     let session = Session::open(&environment.context()?).await?;
     let circle = &session.circle;
     let members: Vec<&Member> = circle.members().collect();
-    environment.output().print(&session.history.genesis.genesis, |_| {
+    let value = serde_json::json!({
+        "circle": circle.id(),
+        "name": circle.name(),
+        "epoch": circle.epoch(),
+        "head": circle.head(),
+        "members": members,
+        "policy": circle.policy(),
+    });
+    environment.output().print(&value, |_| {
         let rows =
             members.iter().map(|member| vec![member.id.to_string(), member.keys.ed25519.short()]).collect();
         let rules: Vec<String> = circle
@@ -173,11 +261,11 @@ async fn show(environment: &Environment) -> Result<()> {
             .map(|(class, quorum)| format!("{class}: {}", human_chain::describe(quorum)))
             .collect();
         format!(
-            "circle {} ({})\nepoch {}, {} decisions\n{}\n\n{}",
-            circle.name(),
+            "circle {} ({})\nepoch {}\n{}\n{}\n\n{}",
+            line(circle.name()),
             circle.id(),
             circle.epoch(),
-            circle.length(),
+            head_text(&circle.head()),
             rules.join("\n"),
             table(&["member", "key"], rows)
         )
@@ -185,10 +273,21 @@ async fn show(environment: &Environment) -> Result<()> {
     Ok(())
 }
 
+/// Names a history, so that members can compare theirs: `4 decisions, root ROOT`.
+fn head_text(head: &HistoryHead) -> String {
+    let plural = if head.size == 1 { "" } else { "s" };
+    format!("{} decision{plural}, root {}", head.size, head.root)
+}
+
 pub(crate) async fn verify(arguments: VerifyArguments, environment: &Environment) -> Result<()> {
-    let circle = match arguments.circle {
-        Some(circle) => circle,
-        None => environment.context().context("no --circle was given")?.circle,
+    // Without a context only the given id can be checked, for instance on a machine that is offline.
+    let (circle, known) = match (arguments.circle, environment.context()) {
+        (Some(circle), Ok(context)) if context.circle == circle => (circle, context.head_file().read()?),
+        (Some(circle), _) => (circle, None),
+        (None, context) => {
+            let context = context.context("no --circle was given")?;
+            (context.circle, context.head_file().read()?)
+        }
     };
     let history: History = match &arguments.history {
         Some(file) => read_json(file)?,
@@ -196,6 +295,9 @@ pub(crate) async fn verify(arguments: VerifyArguments, environment: &Environment
     };
     let certificates = history.bundles.iter().map(|bundle| &bundle.certificate);
     let state = CircleState::replay(&history.genesis, Some(circle), certificates).map_err(Refusal::from)?;
+    if let Some(known) = known {
+        state.check_extends(&known).map_err(Refusal::from)?;
+    }
     if arguments.history.is_some() {
         let wanted: Certificate = read_json(&arguments.file)?;
         let digest = wanted.digest();
@@ -207,17 +309,18 @@ pub(crate) async fn verify(arguments: VerifyArguments, environment: &Environment
     let summary = serde_json::json!({
         "circle": circle,
         "decisions": state.length(),
+        "head": state.head(),
         "ballots": ballots,
         "epoch": state.epoch(),
         "verified": true,
     });
     environment.output().print(&summary, |_| {
         format!(
-            "verified: circle {} ({}), {} founders, {} decisions, {ballots} ballots, all signatures valid",
-            state.name(),
+            "verified: circle {} ({}), {} founders, {ballots} ballots, all signatures valid\nhead: {}",
+            line(state.name()),
             circle.short(),
             history.genesis.genesis.members.len(),
-            state.length(),
+            head_text(&state.head()),
         )
     });
     Ok(())
@@ -245,36 +348,146 @@ mod tests {
         }
     }
 
+    fn code<T>(outcome: Result<T>) -> Option<protocol::ErrorCode> {
+        outcome.err()?.downcast_ref::<Refusal>().map(|refusal| refusal.code)
+    }
+
+    fn replica() -> ControlReplica {
+        ControlReplica {
+            id: protocol::ReplicaId(1),
+            key: key_file("control").secret.public().ed25519,
+            address: "127.0.0.1:7600".into(),
+            api: "http://127.0.0.1:7601".into(),
+        }
+    }
+
+    fn genesis(founders: &[&MemberKeyFile]) -> SignedGenesis {
+        let members: Vec<Member> = founders.iter().map(|file| member(file)).collect();
+        let required = u32::try_from(members.len()).expect("few");
+        let policy = simple_policy(&members, required);
+        let (control, nodes, tokens) = (vec![replica()], vec![], vec![]);
+        let name = "lab".to_string();
+        let genesis = Genesis { name, founded_at: Millis(1), policy, members, control, nodes, tokens };
+        SignedGenesis { genesis, signatures: BTreeMap::new() }
+    }
+
+    fn words_of(signed: &SignedGenesis) -> WordsArguments {
+        WordsArguments { words: Some(human_chain::render_genesis(&signed.genesis).words[..2].join(" ")) }
+    }
+
+    fn write<T: serde::Serialize>(directory: &Path, name: &str, value: &T) -> PathBuf {
+        let path = directory.join(name);
+        std::fs::write(&path, serde_json::to_vec(value).expect("JSON")).expect("written");
+        path
+    }
+
     #[test]
     fn only_a_founder_with_the_key_of_the_genesis_signs_it() {
         let directory = tempfile::tempdir().expect("temporary directory");
         let [alice, other_alice, mallory] = ["alice", "alice", "mallory"].map(key_file);
-        let members = vec![member(&alice)];
-        let genesis = Genesis {
-            name: "lab".into(),
-            founded_at: Millis(1),
-            policy: simple_policy(&members, 1),
-            members,
-            control: vec![],
-            nodes: vec![],
-            tokens: vec![],
-        };
-        let file = directory.path().join("genesis.json");
-        let signed = SignedGenesis { genesis, signatures: BTreeMap::new() };
-        std::fs::write(&file, serde_json::to_vec(&signed).expect("JSON")).expect("written");
+        let signed = genesis(&[&alice]);
+        let file = write(directory.path(), "genesis.json", &signed);
         let key = directory.path().join("key");
         for outsider in [other_alice, mallory] {
             outsider.save(&key).expect("saved");
-            let error = sign(&file, &key).expect_err("no founder").to_string();
-            assert!(error.contains("is not a founder"), "{error}");
+            assert_eq!(code(sign(&file, &key, &words_of(&signed))), Some(error_code::NOT_A_MEMBER));
             assert_eq!(read_json::<SignedGenesis>(&file).expect("read"), signed, "nothing was signed");
             std::fs::remove_file(&key).expect("removed");
         }
         alice.save(&key).expect("saved");
-        sign(&file, &key).expect("signed");
+        sign(&file, &key, &words_of(&signed)).expect("signed");
         let now: SignedGenesis = read_json(&file).expect("read");
         assert_eq!(now.signatures.keys().collect::<Vec<_>>(), [&alice.member]);
         assert_eq!(now.genesis, signed.genesis);
+    }
+
+    /// Attack: a genesis that was altered after it was shown to the founder is signed unseen.
+    #[test]
+    fn a_genesis_is_signed_by_the_words_of_its_own_text() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let [alice, bob, mallory] = ["alice", "bob", "mallory"].map(key_file);
+        let (shown, altered) = (genesis(&[&alice, &bob]), genesis(&[&alice, &bob, &mallory]));
+        let key = directory.path().join("alice.key");
+        alice.save(&key).expect("saved");
+        let file = write(directory.path(), "genesis.json", &altered);
+        assert_eq!(code(sign(&file, &key, &words_of(&shown))), Some(error_code::WORDS_MISMATCH));
+        let unseen = WordsArguments { words: None };
+        assert_eq!(
+            code(sign(&file, &key, &unseen)),
+            Some(error_code::WORDS_MISMATCH),
+            "no terminal to ask at"
+        );
+        assert_eq!(read_json::<SignedGenesis>(&file).expect("read"), altered, "nothing was signed");
+        // Positive control: without the words it is signed, since the altered genesis is sound.
+        sign(&file, &key, &words_of(&altered)).expect("signed");
+        assert!(read_json::<SignedGenesis>(&file).expect("read").signatures.contains_key(&alice.member));
+    }
+
+    #[test]
+    fn an_unsound_genesis_is_not_signed() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let [alice, bob] = ["alice", "bob"].map(key_file);
+        let key = directory.path().join("alice.key");
+        alice.save(&key).expect("saved");
+        let mut unsound = genesis(&[&alice, &bob]);
+        unsound.genesis.policy = simple_policy(&unsound.genesis.members, 3);
+        let mut forged = genesis(&[&alice, &bob]);
+        forged.signatures.insert(bob.member.clone(), alice.secret.sign(GENESIS_DOMAIN, b"another"));
+        for (signed, expected) in
+            [(unsound, error_code::GOVERNANCE_INVALID), (forged, error_code::SIGNATURE_INVALID)]
+        {
+            let file = write(directory.path(), "genesis.json", &signed);
+            assert_eq!(code(sign(&file, &key, &words_of(&signed))), Some(expected));
+        }
+    }
+
+    #[test]
+    fn founders_sign_copies_in_parallel_and_merge_them() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let founders = ["alice", "bob", "carol"].map(key_file);
+        let draft = genesis(&founders.each_ref());
+        let copies = founders.each_ref().map(|founder| {
+            let name = founder.member.as_str();
+            let (copy, key) =
+                (write(directory.path(), name, &draft), directory.path().join(format!("{name}.key")));
+            founder.save(&key).expect("saved");
+            sign(&copy, &key, &words_of(&draft)).expect("signed");
+            copy
+        });
+        merge(&copies[0], &copies[1..]).expect("copies of one genesis");
+        let merged: SignedGenesis = read_json(&copies[0]).expect("read");
+        CircleState::found(&merged, None).expect("every founder has signed");
+        let other = write(directory.path(), "other.json", &genesis(&[&founders[0]]));
+        assert_eq!(code(merge(&copies[0], &[other])), Some(error_code::CIRCLE_MISMATCH));
+        assert_eq!(read_json::<SignedGenesis>(&copies[0]).expect("read"), merged);
+    }
+
+    /// Attacks: 4 of 3 members, one member twice, and a token over one that exists.
+    #[test]
+    fn a_draft_is_refused_before_it_writes_and_never_overwrites_a_token() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let in_directory = |name: &str| directory.path().join(name);
+        let members: Vec<PathBuf> = ["alice", "bob", "carol"]
+            .map(|name| write(directory.path(), &format!("{name}.json"), &member(&key_file(name))))
+            .to_vec();
+        let control = vec![write(directory.path(), "control-1.json", &replica())];
+        let arguments = |members: &[PathBuf], required| DraftArguments {
+            name: "lab".into(),
+            members: members.to_vec(),
+            required,
+            control: control.clone(),
+            nodes: vec![],
+            token_file: in_directory("token"),
+        };
+        let twice: Vec<PathBuf> = members.iter().chain(&members[..1]).cloned().collect();
+        for refused in [arguments(&members, 4), arguments(&twice, 3), arguments(&members, 1)] {
+            assert_eq!(code(draft(&refused)), Some(error_code::GOVERNANCE_INVALID));
+            assert!(!in_directory("token").exists(), "nothing was written");
+        }
+        draft(&arguments(&members, 2)).expect("drafted");
+        let token = std::fs::read(in_directory("token")).expect("written");
+        assert_eq!(code(draft(&arguments(&members, 2))), Some(error_code::KEY_EXISTS));
+        assert_eq!(std::fs::read(in_directory("token")).expect("read"), token);
     }
 
     #[test]

@@ -1,59 +1,87 @@
-//! `quorate context`: shows, creates and selects the context file of a user.
+//! `quorate context`: lists, adds, chooses and removes the contexts of a user.
 //!
-//! A new context is made from a circle's signed genesis, whose digest it pins.
+//! A new context is made from a circle's signed genesis, whose digest it pins, or from the file of a cluster
+//! such as `quorate up` writes.
 
 use super::Environment;
-use crate::context::{Context, VARIABLE, own_path};
+use super::output::table;
+use crate::context::{Context, ContextFolder, ContextName, VARIABLE};
+use crate::terminal::line;
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, Subcommand};
-use host::files;
 use protocol::governance::SignedGenesis;
-use std::path::{Path, PathBuf};
+use serde::Serialize;
+use std::path::PathBuf;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ContextCommand {
     /// Show which cluster, token and member are in use
     #[command(after_help = "Example:\n  quorate context show")]
     Show,
-    /// Create a context from a circle's genesis
+    /// List the contexts; `*` marks the chosen one
+    #[command(after_help = "Example:\n  quorate context list")]
+    List,
+    /// Add a context, from a circle's genesis or from a context file
+    #[command(after_help = "\
+Examples:
+  quorate context add lab --genesis genesis.json --token-file token --member-key alice.key --node node
+  quorate context add demo --file .quorate/demo/context.json")]
+    Add(AddContext),
+    /// Choose the context that commands use
     #[command(after_help = "\
 Example:
-  quorate context new lab.json --genesis genesis.json --token-file token --member-key alice.key --node node")]
-    New(NewContext),
-    /// Make this context file the default
-    #[command(after_help = "Example:\n  quorate context use .quorate/demo/context.json")]
+  quorate context use lab
+
+`--context` and $QUORATE_CONTEXT take precedence. A value of theirs with a slash or the ending `.json` is a
+file; any other is the name of a context.")]
     Use {
-        /// Context file
-        file: PathBuf,
+        /// Name of the context
+        name: ContextName,
+    },
+    /// Remove a context; keys and tokens stay where they are
+    #[command(after_help = "Example:\n  quorate context remove lab")]
+    Remove {
+        /// Name of the context
+        name: ContextName,
     },
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct NewContext {
-    /// Context file to write
-    file: PathBuf,
+pub(crate) struct AddContext {
+    /// Name of the new context
+    name: ContextName,
+    /// Context file to copy, instead of a genesis
+    #[arg(long, value_name = "FILE", required_unless_present = "genesis")]
+    file: Option<PathBuf>,
     /// Signed genesis of the circle; its digest is pinned
-    #[arg(long, value_name = "FILE")]
-    genesis: PathBuf,
+    #[arg(long, value_name = "FILE", requires = "token_file", conflicts_with = "file")]
+    genesis: Option<PathBuf>,
     /// File with the access token
-    #[arg(long, value_name = "FILE")]
-    token_file: PathBuf,
+    #[arg(long, value_name = "FILE", requires = "genesis")]
+    token_file: Option<PathBuf>,
     /// Key file of the member, if the user is one
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", requires = "genesis")]
     member_key: Option<PathBuf>,
     /// State directory of a node on this machine, through which models are imported
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", requires = "genesis")]
     node: Option<PathBuf>,
     /// Authority that signed the replicas' API certificates, PEM [default: the system's authorities]
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", requires = "genesis")]
     certificate_authority: Option<PathBuf>,
 }
 
 pub(crate) fn run(command: ContextCommand, environment: &Environment) -> Result<()> {
+    let folder = ContextFolder::of_user();
     match command {
         ContextCommand::Show => show(environment),
-        ContextCommand::New(arguments) => create(arguments),
-        ContextCommand::Use { file } => select(&file),
+        ContextCommand::List => list(&folder, environment),
+        ContextCommand::Add(arguments) => add(&folder, arguments),
+        ContextCommand::Use { name } => select(&folder, &name),
+        ContextCommand::Remove { name } => {
+            folder.remove(&name)?;
+            println!("removed context {name}; its keys and tokens are where they were");
+            Ok(())
+        }
     }
 }
 
@@ -62,9 +90,10 @@ fn show(environment: &Environment) -> Result<()> {
     environment.output().print(&context, |context| {
         let member = context.member_key_file.as_ref().map(|file| file.display().to_string());
         format!(
-            "{}  circle {}\ncontrol  {}\ngateway  {}\ntoken    {}\nmember   {}",
+            "{}  circle {}\nfile     {}\ncontrol  {}\ngateway  {}\ntoken    {}\nmember   {}",
             context.name,
             context.circle.short(),
+            context.file.display(),
             context.control.join(" "),
             context.gateway.as_deref().unwrap_or("-"),
             context.token_file.display(),
@@ -74,45 +103,82 @@ fn show(environment: &Environment) -> Result<()> {
     Ok(())
 }
 
-fn create(arguments: NewContext) -> Result<()> {
-    let signed: SignedGenesis = super::circle::read_json(&arguments.genesis)?;
-    let state = human_chain::CircleState::found(&signed, None)
-        .with_context(|| format!("`{}`", arguments.genesis.display()))?;
-    let files = [
-        Some(&arguments.token_file),
-        arguments.member_key.as_ref(),
-        arguments.certificate_authority.as_ref(),
-    ];
+/// One context in the list.
+#[derive(Debug, Serialize)]
+struct ContextEntry {
+    name: ContextName,
+    chosen: bool,
+    /// The context; none if its file is damaged.
+    context: Option<Context>,
+}
+
+fn list(folder: &ContextFolder, environment: &Environment) -> Result<()> {
+    let chosen = folder.chosen()?;
+    let entry = |name: ContextName| ContextEntry {
+        chosen: chosen.as_ref() == Some(&name),
+        context: Context::read(&folder.path(&name)).ok(),
+        name,
+    };
+    let entries: Vec<ContextEntry> = folder.names()?.into_iter().map(entry).collect();
+    environment.output().print(&serde_json::json!({ "items": entries }), |_| contexts_table(&entries));
+    Ok(())
+}
+
+fn contexts_table(entries: &[ContextEntry]) -> String {
+    if entries.is_empty() {
+        return "no context; `quorate context add` adds one".into();
+    }
+    let row = |entry: &ContextEntry| {
+        let mark = if entry.chosen { "*" } else { "" };
+        let (circle, control) = match &entry.context {
+            Some(context) => (context.circle.short(), context.control.join(" ")),
+            None => ("-".into(), "damaged: `quorate context remove` removes it".into()),
+        };
+        vec![mark.to_string(), entry.name.to_string(), circle, control]
+    };
+    table(&["", "context", "circle", "control"], entries.iter().map(row).collect())
+}
+
+fn add(folder: &ContextFolder, arguments: AddContext) -> Result<()> {
+    let name = arguments.name.clone();
+    let context = match (&arguments.file, &arguments.genesis, &arguments.token_file) {
+        (Some(file), ..) => Context::read(file)?,
+        (None, Some(genesis), Some(token)) => of_genesis(genesis.clone(), token.clone(), arguments)?,
+        _ => bail!("give --file, or --genesis with --token-file"),
+    };
+    let (cluster, circle) = (context.name.clone(), context.circle);
+    let path = folder.add(&name, context)?;
+    println!("context {name} for {}, circle {circle} ({})", line(&cluster), path.display());
+    println!("next: quorate context use {name}");
+    println!("or, for this shell only: export {VARIABLE}={name}");
+    Ok(())
+}
+
+fn of_genesis(genesis: PathBuf, token_file: PathBuf, arguments: AddContext) -> Result<Context> {
+    let signed: SignedGenesis = super::circle::read_json(&genesis)?;
+    let state =
+        human_chain::CircleState::found(&signed, None).with_context(|| format!("`{}`", genesis.display()))?;
+    let files = [Some(&token_file), arguments.member_key.as_ref(), arguments.certificate_authority.as_ref()];
     if let Some(missing) = files.into_iter().flatten().find(|file| !file.is_file()) {
         bail!("`{}` is not a file", missing.display());
     }
     let endpoints = signed.genesis.nodes.iter().filter_map(|node| node.gateway.as_ref());
-    let context = Context {
+    Ok(Context {
         name: signed.genesis.name.clone(),
         circle: state.id(),
         control: signed.genesis.control.iter().map(|replica| replica.api.clone()).collect(),
         gateway: endpoints.map(|gateway| gateway.api.clone()).next(),
-        token_file: absolute(arguments.token_file),
-        member_key_file: arguments.member_key.map(absolute),
-        node_directory: arguments.node.map(absolute),
-        certificate_authority_file: arguments.certificate_authority.map(absolute),
-    };
-    write(&context, &arguments.file)?;
-    println!("context {} for circle {} ({})", context.name, context.circle, arguments.file.display());
-    println!("next: quorate context use {}", arguments.file.display());
-    println!("or, for this shell only: export {VARIABLE}={}", absolute(arguments.file).display());
-    Ok(())
+        token_file,
+        member_key_file: arguments.member_key,
+        node_directory: arguments.node,
+        certificate_authority_file: arguments.certificate_authority,
+        file: genesis,
+    })
 }
 
-fn select(file: &Path) -> Result<()> {
-    let mut context = Context::load(Some(file))?;
-    context.token_file = absolute(context.token_file);
-    context.member_key_file = context.member_key_file.map(absolute);
-    context.node_directory = context.node_directory.map(absolute);
-    context.certificate_authority_file = context.certificate_authority_file.map(absolute);
-    let path = own_path();
-    write(&context, &path)?;
-    println!("using {} ({})", context.name, path.display());
+fn select(folder: &ContextFolder, name: &ContextName) -> Result<()> {
+    let context = folder.choose(name)?;
+    println!("using {name}: {}, circle {}", line(&context.name), context.circle.short());
     if let Some(other) = std::env::var_os(VARIABLE) {
         let other = PathBuf::from(other);
         eprintln!(
@@ -123,12 +189,34 @@ fn select(file: &Path) -> Result<()> {
     Ok(())
 }
 
-fn write(context: &Context, path: &Path) -> Result<()> {
-    let text = serde_json::to_string_pretty(context)?;
-    files::write_atomically(path, text.as_bytes(), 0o644)
-        .with_context(|| format!("write `{}`", path.display()))
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use protocol::{CircleId, Digest};
 
-fn absolute(path: PathBuf) -> PathBuf {
-    std::path::absolute(&path).unwrap_or(path)
+    #[test]
+    fn the_list_marks_the_chosen_context_and_names_a_damaged_one() {
+        let context = Context {
+            name: "lab".into(),
+            circle: CircleId(Digest::of(b"circle")),
+            control: vec!["https://10.0.0.1:7601".into()],
+            gateway: None,
+            token_file: "token".into(),
+            member_key_file: None,
+            node_directory: None,
+            certificate_authority_file: None,
+            file: PathBuf::new(),
+        };
+        let entry = |name: &str, chosen, context| ContextEntry {
+            name: name.parse().expect("a name"),
+            chosen,
+            context,
+        };
+        assert!(contexts_table(&[]).starts_with("no context"));
+        let text = contexts_table(&[entry("attic", false, None), entry("lab", true, Some(context.clone()))]);
+        let lines: Vec<&str> = text.lines().collect();
+        assert!(lines[1].starts_with("   attic") && lines[1].contains("damaged"), "{text}");
+        let expected = format!("*  lab      {}  https://10.0.0.1:7601", context.circle.short());
+        assert_eq!(lines[2], expected);
+    }
 }

@@ -3,11 +3,13 @@
 use super::Environment;
 use super::proposals::{print_submitted, reason_or, signatures};
 use super::services::{POLL_INTERVAL, replicas};
+use crate::reviewed::ReviewedProposal;
 use crate::session::{PROPOSAL_LIFETIME_MS, Session};
+use crate::terminal::line;
 use anyhow::{Context as _, Result};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
-use protocol::api::{DryRun, DryRunRequest, ProposalState, ProposalView, ServiceView};
+use protocol::api::{DryRun, DryRunRequest, ProposalState, ServiceView};
 use protocol::governance::Change;
 use protocol::manifest::Manifest;
 use protocol::{Digest, Refusal, ServiceName, error_code};
@@ -55,10 +57,10 @@ pub(crate) async fn deploy(arguments: DeployArguments, environment: &Environment
     let session = Session::open(&context).await?;
     let name = manifest.name().clone();
     let reason = reason_or(arguments.reason, || format!("deploy {name}"));
-    let view = session.propose(Change::Deploy(Box::new(manifest)), reason, PROPOSAL_LIFETIME_MS).await?;
-    print_submitted(environment, &session, &view);
+    let proposal = session.propose(Change::Deploy(Box::new(manifest)), reason, PROPOSAL_LIFETIME_MS).await?;
+    print_submitted(environment, &session, &proposal);
     if arguments.wait {
-        wait(&session, view, &name, arguments.timeout.into()).await?;
+        wait(&session, proposal, &name, arguments.timeout.into()).await?;
     }
     Ok(())
 }
@@ -77,9 +79,9 @@ fn dry_run_text(answer: &DryRun) -> String {
         text.push_str(&format!("  slot {} could start on {}\n", placement.slot, placement.node));
     }
     for waiting in &answer.waiting {
-        text.push_str(&format!("{waiting}\n"));
+        text.push_str(&format!("{}\n", line(waiting)));
     }
-    text.push_str(&format!("{}\n", answer.needs));
+    text.push_str(&format!("{}\n", line(&answer.needs)));
     match answer.spend_micro_units_per_hour {
         Some(limit) => text.push_str(&format!(
             "spend limit {}.{:06} per hour; not metered in this release\n",
@@ -99,16 +101,21 @@ fn spinner() -> ProgressBar {
     bar
 }
 
-async fn wait(session: &Session, view: ProposalView, name: &ServiceName, limit: Duration) -> Result<()> {
+async fn wait(
+    session: &Session,
+    mut proposal: ReviewedProposal,
+    name: &ServiceName,
+    limit: Duration,
+) -> Result<()> {
     let bar = spinner();
     let deadline = Instant::now() + limit;
-    let mut view = view;
-    while view.state == ProposalState::Open {
-        bar.set_message(format!("waiting for votes: {}", signatures(&session.circle, &view)));
-        pause(deadline, &view.id.to_string()).await?;
-        view = session.client.get(&format!("/v1/proposals/{}", view.id)).await?;
+    let id = proposal.view.id;
+    while proposal.view.state == ProposalState::Open {
+        bar.set_message(format!("waiting for votes: {}", signatures(&session.circle, &proposal)));
+        pause(deadline, &id.to_string()).await?;
+        proposal = session.proposal(&id).await?;
     }
-    let certificate = certificate_of(view.state, view.certificate)?;
+    let certificate = certificate_of(proposal.view.state, proposal.view.certificate)?;
     loop {
         let service: ServiceView = session.client.get(&format!("/v1/services/{name}")).await?;
         if answers_under(&service, certificate)? {

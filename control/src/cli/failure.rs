@@ -2,6 +2,7 @@
 
 use super::output::Output;
 use crate::client::ClientError;
+use crate::terminal;
 use consensus::StartError;
 use gpu_agent::agent::AgentError;
 use human_chain::ChainError;
@@ -12,7 +13,7 @@ use protocol::{ErrorCode, Refusal};
 /// Prints an error with all of its causes to standard error.
 pub(super) fn print(error: &anyhow::Error, output: Output) {
     match output {
-        Output::Json => eprintln!("{}", json(error)),
+        Output::Json => eprintln!("{}", terminal::json(&json(error).to_string())),
         Output::Text => eprintln!("{}", text(error)),
     }
 }
@@ -27,14 +28,15 @@ fn json(error: &anyhow::Error) -> serde_json::Value {
 fn text(error: &anyhow::Error) -> String {
     let more = |code: &str| format!("  more: quorate explain {code}");
     let Some(problem) = problem_of(error) else {
-        let lines = [Some(format!("error: {error:#}")), code_of(error).map(|code| more(code.as_str()))];
+        let causes = terminal::lines(&format!("error: {error:#}"));
+        let lines = [Some(causes), code_of(error).map(|code| more(code.as_str()))];
         return lines.into_iter().flatten().collect::<Vec<_>>().join("\n");
     };
     let lines = [
-        Some(format!("error: {} ({})", problem.message, problem.code)),
-        problem.at.as_ref().map(|place| format!("  at: {place}")),
-        problem.remedy.as_ref().map(|remedy| format!("  do: {remedy}")),
-        Some(more(&problem.code)),
+        Some(format!("error: {} ({})", terminal::line(&problem.message), terminal::line(&problem.code))),
+        problem.at.as_ref().map(|place| format!("  at: {}", terminal::line(place))),
+        problem.remedy.as_ref().map(|remedy| format!("  do: {}", terminal::line(remedy))),
+        Some(more(&terminal::line(&problem.code))),
     ];
     lines.into_iter().flatten().collect::<Vec<_>>().join("\n")
 }
@@ -48,7 +50,7 @@ fn problem_of(error: &anyhow::Error) -> Option<&Problem> {
 }
 
 /// Returns the code of an error: that of the refusal it carries, or that of a cause with codes of its own.
-fn code_of(error: &anyhow::Error) -> Option<ErrorCode> {
+pub(super) fn code_of(error: &anyhow::Error) -> Option<ErrorCode> {
     // A refusal may be the context of another error. Only `anyhow` finds it there, not the chain of causes.
     let refusal = error.downcast_ref::<Refusal>().map(|refusal| refusal.code);
     refusal.or_else(|| error.chain().find_map(code_of_type))
@@ -140,5 +142,9 @@ error: no GPU is free (newer-than-this-client)
         assert_eq!(text(&error(&whole)), expected);
         assert_eq!(json(&error(&whole)), serde_json::json!(whole));
         assert_eq!(text(&error(&problem(None, None))).lines().count(), 2);
+        let hostile = problem(Some("a\nerror: all is well"), Some("\u{1b}[2Jquorate up"));
+        let shown = text(&error(&hostile));
+        assert_eq!(shown.lines().count(), 4, "no line is added: {shown}");
+        assert!(!shown.contains('\u{1b}'), "{shown}");
     }
 }

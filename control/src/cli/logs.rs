@@ -2,6 +2,7 @@
 
 use super::Environment;
 use super::services::POLL_INTERVAL;
+use crate::terminal;
 use anyhow::Result;
 use clap::Args;
 use protocol::ServiceName;
@@ -28,7 +29,8 @@ pub(crate) async fn logs(arguments: LogsArguments, environment: &Environment) ->
         };
         for line in &lines {
             environment.output().print(line, |line| {
-                format!("{} {}/{} {}", human_chain::show_time(line.at), line.node, line.slot, line.text)
+                let text = terminal::line(&line.text);
+                format!("{} {}/{} {text}", human_chain::show_time(line.at), line.node, line.slot)
             });
         }
         if lines.is_empty() {

@@ -5,11 +5,13 @@ use super::output::table;
 use super::proposals::{print_submitted, reason_or};
 use super::sharing::{member_key, share_text};
 use crate::node::share_keys;
+use crate::reviewed::ReviewedProposal;
 use crate::session::{PROPOSAL_LIFETIME_MS, Session};
+use crate::terminal::line;
 use anyhow::{Result, bail};
 use clap::Subcommand;
 use protocol::agent::PendingNode;
-use protocol::api::{NodeView, Page, ProposalView};
+use protocol::api::{NodeView, Page};
 use protocol::governance::{Change, NodeRole, StorageEndpoint};
 use protocol::manifest::format_bytes;
 use protocol::{NodeId, NodeName, Refusal, StoreName, error_code};
@@ -121,7 +123,7 @@ async fn admit(
     name: &NodeName,
     identity: Option<&str>,
     reason: String,
-) -> Result<ProposalView> {
+) -> Result<ReviewedProposal> {
     let page: Page<PendingNode> = session.client.get("/v1/pending-nodes").await?;
     let matches = |id: &NodeId| identity.is_none_or(|prefix| id.to_string().starts_with(prefix));
     let mut found = page.items.into_iter().filter(|node| node.admission.name == *name && matches(&node.id));
@@ -215,10 +217,10 @@ fn details(node: &NodeView) -> String {
     let mut text = format!("\nidentity {}\n", node.id);
     if let Some(StorageEndpoint { address, stores }) = &node.admission.storage {
         let stores: Vec<&str> = stores.iter().map(StoreName::as_str).collect();
-        text.push_str(&format!("storage at {address}: {}\n", stores.join(", ")));
+        text.push_str(&format!("storage at {}: {}\n", line(address), stores.join(", ")));
     }
     for label in &node.not_enforced {
-        text.push_str(&format!("not enforced: {label}\n"));
+        text.push_str(&format!("not enforced: {}\n", line(label)));
     }
     if !node.keys_lacking.is_empty() {
         text.push_str(&format!("lacks the keys of {}\n", models(node)));

@@ -1,5 +1,7 @@
-//! Output of commands: aligned text for people and JSON for scripts, from the same values.
+//! Output of commands: aligned text for people and JSON for scripts, from the same values. Nothing in it acts
+//! on a terminal.
 
+use crate::terminal;
 use serde::Serialize;
 
 /// Output format.
@@ -15,16 +17,23 @@ impl Output {
     /// Prints a value as JSON, or as the text that `text` renders from it.
     pub(crate) fn print<T: Serialize>(self, value: &T, text: impl FnOnce(&T) -> String) {
         match self {
-            Output::Json => println!("{}", serde_json::to_string_pretty(value).expect("API types are JSON")),
-            Output::Text => println!("{}", text(value).trim_end()),
+            Output::Json => print_json(value),
+            Output::Text => println!("{}", terminal::lines(text(value).trim_end())),
         }
     }
 }
 
-/// Renders a table with aligned columns; the last column may be of any length.
+/// Prints a value as a JSON document.
+pub(crate) fn print_json<T: Serialize>(value: &T) {
+    let document = serde_json::to_string_pretty(value).expect("API types are JSON");
+    println!("{}", terminal::json(&document));
+}
+
+/// Renders a table with aligned columns; the last column may be of any length. A cell is one line: what is
+/// foreign in it cannot imitate another row.
 pub(crate) fn table(header: &[&str], rows: Vec<Vec<String>>) -> String {
     let mut all = vec![header.iter().map(|cell| (*cell).to_uppercase()).collect::<Vec<_>>()];
-    all.extend(rows);
+    all.extend(rows.into_iter().map(|row| row.iter().map(|cell| terminal::line(cell)).collect()));
     let columns = header.len();
     let width = |column: usize| all.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..columns).map(width).collect();
@@ -49,6 +58,15 @@ mod tests {
     fn columns_are_as_wide_as_their_widest_cell_in_characters() {
         let rows = vec![vec!["Müller".to_string(), "1".into()], vec!["x".into(), "2".into()]];
         assert_eq!(table(&["n", "id"], rows), "N       ID\nMüller  1\nx       2\n");
+    }
+
+    /// Attack: a node's report adds a row, and clears the screen.
+    #[test]
+    fn a_cell_is_one_line_and_acts_on_no_terminal() {
+        let detail = "no memory\nminilm   2/2    approved\u{1b}[2J";
+        let text = table(&["service", "why"], vec![vec!["tiny".into(), detail.into()]]);
+        assert_eq!(text.lines().count(), 2, "{text}");
+        assert!(text.contains(r"no memory\nminilm   2/2    approved\u{1b}[2J"), "{text}");
     }
 
     #[test]

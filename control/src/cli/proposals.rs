@@ -1,20 +1,22 @@
 //! `quorate propose`, `review`, `approve` and `reject`: submitting, reading and voting.
 //!
 //! The text that a member reads is rendered on the member's machine, from the proposal, by the code that also
-//! verifies signatures. No text from the server is trusted.
+//! verifies signatures. The votes are counted there too. No text and no count of the server is trusted.
 
 use super::Environment;
 use super::output::table;
 use super::sharing::{member_key, share_after};
+use super::words::WordsArguments;
+use crate::reviewed::ReviewedProposal;
 use crate::session::{PROPOSAL_LIFETIME_MS, Session};
-use anyhow::{Context as _, Result, bail};
+use crate::terminal::line;
+use anyhow::{Context as _, Result};
 use clap::Args;
 use human_chain::CircleState;
-use protocol::api::{Page, ProposalState, ProposalView};
+use protocol::api::{Page, ProposalState};
 use protocol::governance::{Change, Choice, Quorum};
 use protocol::MemberId;
 use std::cmp::Reverse;
-use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 
 #[derive(Debug, Args)]
@@ -48,9 +50,8 @@ pub(crate) struct VoteArguments {
     /// Key file of the member [default: the context's]
     #[arg(long, value_name = "FILE")]
     key: Option<PathBuf>,
-    /// Sign without confirmation; the text is still printed
-    #[arg(long)]
-    yes: bool,
+    #[command(flatten)]
+    words: WordsArguments,
 }
 
 pub(crate) async fn propose(arguments: ProposeArguments, environment: &Environment) -> Result<()> {
@@ -60,8 +61,8 @@ pub(crate) async fn propose(arguments: ProposeArguments, environment: &Environme
         .with_context(|| format!("`{}` is not a change", arguments.change.display()))?;
     let session = Session::open(&environment.context()?).await?;
     let lifetime = arguments.days.saturating_mul(PROPOSAL_LIFETIME_MS / 3);
-    let view = session.propose(change, arguments.reason, lifetime).await?;
-    print_submitted(environment, &session, &view);
+    let proposal = session.propose(change, arguments.reason, lifetime).await?;
+    print_submitted(environment, &session, &proposal);
     Ok(())
 }
 
@@ -71,18 +72,18 @@ pub(super) fn reason_or(given: String, change: impl FnOnce() -> String) -> Strin
 }
 
 /// Prints a submitted proposal for its proposer: id, words, missing signatures and the next command.
-pub(crate) fn print_submitted(environment: &Environment, session: &Session, view: &ProposalView) {
-    environment.output().print(view, |view| {
-        let words = human_chain::render(&view.proposal).words.join(" ");
-        let (id, waits) = (view.id, signatures(&session.circle, view));
+pub(crate) fn print_submitted(environment: &Environment, session: &Session, proposal: &ReviewedProposal) {
+    environment.output().print(proposal, |proposal| {
+        let words = proposal.words.join(" ");
+        let (id, waits) = (proposal.view.id, signatures(&session.circle, proposal));
         format!("proposal {id}\nwords: {words}\n{waits}\nnext: quorate approve {}", id.short())
     });
 }
 
 /// Describes the votes of an open proposal: `1 of 2 signed; 1 more signature needed; bob or carol may sign`.
-pub(super) fn signatures(circle: &CircleState, view: &ProposalView) -> String {
-    let rule = circle.policy().quorums.get(&view.class);
-    rule.map(|rule| signatures_under(rule, &view.approved, &view.missing)).unwrap_or_default()
+pub(super) fn signatures(circle: &CircleState, proposal: &ReviewedProposal) -> String {
+    let view = &proposal.view;
+    signatures_under(circle.quorum(view.class), &view.approved, &view.missing)
 }
 
 fn signatures_under(rule: &Quorum, approved: &[MemberId], missing: &[MemberId]) -> String {
@@ -105,50 +106,60 @@ fn signatures_under(rule: &Quorum, approved: &[MemberId], missing: &[MemberId]) 
 pub(crate) async fn review(arguments: ReviewArguments, environment: &Environment) -> Result<()> {
     let session = Session::open(&environment.context()?).await?;
     if let Some(prefix) = arguments.proposal {
-        let view = session.find_proposal(&prefix).await?;
-        environment.output().print(&view, |view| full_text(&session, view));
+        let proposal = session.find_proposal(&prefix).await?;
+        environment.output().print(&proposal, |proposal| full_text(&session.circle, proposal));
         return Ok(());
     }
-    let mut views: Vec<ProposalView> = session.client.list("/v1/proposals").await?;
+    let mut proposals = session.proposals().await?;
     // The list is in the order of ids; a member looks for what is new.
-    views.sort_by_key(|view| (view.state != ProposalState::Open, Reverse(view.proposal.created_at), view.id));
-    let page = Page::whole(views);
-    environment.output().print(&page, |page| {
-        let open: Vec<_> = page.items.iter().filter(|view| view.state == ProposalState::Open).collect();
-        if open.is_empty() {
-            return "no proposal waits for votes".into();
-        }
-        let row = |view: &&ProposalView| {
-            let missing: Vec<String> = view.missing.iter().map(ToString::to_string).collect();
-            let text = human_chain::render(&view.proposal).text;
-            let first = text.lines().next().unwrap_or_default().to_string();
-            vec![view.id.to_string()[..8].to_string(), missing.join(","), first]
-        };
-        table(&["proposal", "missing", "change"], open.iter().map(row).collect())
+    proposals.sort_by_key(|proposal| {
+        let view = &proposal.view;
+        (view.state != ProposalState::Open, Reverse(view.proposal.created_at), view.id)
     });
+    let page = Page::whole(proposals);
+    environment.output().print(&page, |page| open_table(&page.items));
     Ok(())
 }
 
-fn full_text(session: &Session, view: &ProposalView) -> String {
+fn open_table(proposals: &[ReviewedProposal]) -> String {
+    let open: Vec<_> = proposals.iter().filter(|item| item.view.state == ProposalState::Open).collect();
+    if open.is_empty() {
+        return "no proposal waits for votes".into();
+    }
+    let row = |proposal: &&ReviewedProposal| {
+        let missing: Vec<String> = proposal.view.missing.iter().map(ToString::to_string).collect();
+        let text = human_chain::render(&proposal.view.proposal).text;
+        let first = text.lines().next().unwrap_or_default().trim_start_matches("| ").to_string();
+        vec![proposal.view.id.to_string()[..8].to_string(), missing.join(","), first]
+    };
+    table(&["proposal", "missing", "change"], open.iter().map(row).collect())
+}
+
+/// Returns the text that members sign, the difference beside it, and the votes as counted on this machine.
+fn full_text(circle: &CircleState, reviewed: &ReviewedProposal) -> String {
+    let ReviewedProposal { view, words, quorum_reached: _, refused } = reviewed;
     let rendering = human_chain::render(&view.proposal);
-    let difference = human_chain::render_difference(&session.circle, &view.proposal);
-    let names = |members: &[protocol::MemberId]| {
+    let difference = human_chain::render_difference(circle, &view.proposal);
+    let names = |members: &[MemberId]| {
         let names: Vec<String> = members.iter().map(ToString::to_string).collect();
         if names.is_empty() { "no member".to_string() } else { names.join(", ") }
     };
-    format!(
-        "{}\nChanges\n{difference}\n\nwords: {}\nstate: {}; approved by {}; rejected by {}{}",
+    let mut text = format!(
+        "{}\nChanges\n{difference}\n\nwords: {}\nstate: {}; approved by {}; rejected by {}",
         rendering.text,
-        rendering.words.join(" "),
-        view.state,
+        words.join(" "),
+        reviewed.state_text(),
         names(&view.approved),
         names(&view.rejected),
-        if view.state == ProposalState::Open {
-            format!("\n{}", signatures(&session.circle, view))
-        } else {
-            String::new()
-        },
-    )
+    );
+    for ballot in refused {
+        let reason = line(&ballot.reason);
+        text.push_str(&format!("\nballot of {} does not count: {reason} ({})", ballot.member, ballot.code));
+    }
+    if view.state == ProposalState::Open {
+        text.push_str(&format!("\n{}", signatures(circle, reviewed)));
+    }
+    text
 }
 
 pub(crate) async fn approve(arguments: VoteArguments, environment: &Environment) -> Result<()> {
@@ -163,33 +174,19 @@ async fn vote(arguments: VoteArguments, environment: &Environment, choice: Choic
     let context = environment.context()?;
     let member = member_key(&context, arguments.key)?;
     let session = Session::open(&context).await?;
-    let view = session.find_proposal(&arguments.proposal).await?;
-    eprintln!("{}\n", full_text(&session, &view));
-    if !arguments.yes && !confirmed(&format!("{choice} as {}? [y/N] ", member.member))? {
-        bail!("nothing was signed");
-    }
-    let view = session.vote(&view.proposal, &member, choice).await?;
-    environment.output().print(&view, |view| {
-        let outcome = match view.state {
-            ProposalState::Open => signatures(&session.circle, view),
-            ProposalState::Approved => "quorum reached; the change is in force".into(),
-            other => other.to_string(),
+    let proposal = session.find_proposal(&arguments.proposal).await?;
+    eprintln!("{}\n", full_text(&session.circle, &proposal));
+    arguments.words.confirm(&format!("{choice} as {}", member.member), &proposal.words)?;
+    let proposal = session.vote(&proposal.view.proposal, &member, choice).await?;
+    environment.output().print(&proposal, |proposal| {
+        let outcome = match proposal.view.state {
+            ProposalState::Open if !proposal.quorum_reached => signatures(&session.circle, proposal),
+            _ => proposal.state_text(),
         };
         format!("recorded: {choice} by {}\n{outcome}", member.member)
     });
     share_after(&session, &member).await;
     Ok(())
-}
-
-fn confirmed(question: &str) -> Result<bool> {
-    if !std::io::stdin().is_terminal() {
-        bail!("standard input is not a terminal; use --yes to sign without confirmation");
-    }
-    eprint!("{question}");
-    std::io::stderr().flush()?;
-    let mut answer = String::new();
-    std::io::stdin().read_line(&mut answer)?;
-    Ok(matches!(answer.trim(), "y" | "yes"))
 }
 
 #[cfg(test)]

@@ -125,8 +125,8 @@ pub(crate) async fn retire(arguments: RetireArguments, environment: &Environment
     let reason = reason_or(arguments.reason, || format!("retire {service}"));
     let grace_seconds = u32::try_from(arguments.grace.as_secs()).unwrap_or(u32::MAX);
     let change = Change::Retire { service, grace_seconds };
-    let view = session.propose(change, reason, PROPOSAL_LIFETIME_MS).await?;
-    print_submitted(environment, &session, &view);
+    let proposal = session.propose(change, reason, PROPOSAL_LIFETIME_MS).await?;
+    print_submitted(environment, &session, &proposal);
     Ok(())
 }
 

@@ -1,8 +1,10 @@
 //! `quorate new`: a commented manifest that is valid as it is.
 
 use super::Environment;
+use crate::session::Session;
 use anyhow::{Context as _, Result, anyhow};
 use clap::Subcommand;
+use human_chain::CircleState;
 use protocol::manifest::Manifest;
 use protocol::model::ModelRecord;
 use protocol::{Refusal, ServiceName, error_code};
@@ -23,12 +25,14 @@ pub(crate) enum NewCommand {
 
 pub(crate) async fn new(command: NewCommand, environment: &Environment) -> Result<()> {
     let NewCommand::Service { model, name } = command;
-    let models: Vec<ModelRecord> = environment.context()?.client()?.list("/v1/models").await?;
+    let session = Session::open(&environment.context()?).await?;
+    let models: Vec<ModelRecord> = session.client.list("/v1/models").await?;
     let record = models.iter().find(|record| record.name == model);
     let record = record.ok_or_else(|| {
         let message = format!("no model `{model}`; `quorate model list` shows all");
         Refusal::new(error_code::MODEL_NOT_FOUND, message)
     })?;
+    check_root(&session.circle, record)?;
     let name = match name {
         Some(name) => name,
         None => model.as_str().parse().map_err(|error: String| anyhow!(error))?,
@@ -37,6 +41,23 @@ pub(crate) async fn new(command: NewCommand, environment: &Environment) -> Resul
     Manifest::from_toml(&text).context("the template is not a valid manifest")?;
     print!("{text}");
     Ok(())
+}
+
+/// Checks the root that control names against the one that the circle approved under the model's name.
+fn check_root(circle: &CircleState, record: &ModelRecord) -> Result<(), Refusal> {
+    match circle.model_root(&record.name).filter(|bound| *bound != record.root) {
+        None => Ok(()),
+        Some(bound) => {
+            let message = format!(
+                "control names the root {} for model `{}`; the circle approved {} ({}) under this name",
+                record.root.short(),
+                record.name,
+                bound.short(),
+                human_chain::words_of(&bound.0).join(" "),
+            );
+            Err(Refusal::new(error_code::MODEL_NAME_TAKEN, message))
+        }
+    }
 }
 
 /// Renders a commented manifest that is valid as it is.
@@ -57,7 +78,9 @@ task = "{task}"               # "embed" or "generate"
 
 [model]
 name = "{model}"           # the name that clients send as `model`
-root = "{root}" # digest over every byte of the model
+# The next line is the digest over every byte of the model; its words, to compare with the importer's:
+#   {words}
+root = "{root}"
 
 [replicas]
 min = {min}                      # always kept running
@@ -76,6 +99,7 @@ isolation = "same_uid"       # minimum isolation accepted: "full", "same_uid", "
 "#,
         model = record.name,
         root = record.root,
+        words = human_chain::words_of(&record.root.0).join(" "),
     )
 }
 

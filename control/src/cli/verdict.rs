@@ -5,6 +5,7 @@
 //! verdict is ready as soon as the slowest has answered or timed out.
 
 use crate::client::{ClientError, ControlClient, Reachability, ReplicaProbe};
+use crate::terminal::line;
 use anyhow::Result;
 use protocol::api::{Finding, Status};
 use serde_json::{Value, json};
@@ -189,15 +190,15 @@ impl Report {
     }
 
     pub(super) fn to_text(&self) -> String {
-        let mut text = format!("{}\n", self.summary);
+        let mut text = format!("{}\n", line(&self.summary));
         for finding in &self.findings {
-            text.push_str(&format!("  {}\n    next: {}\n", finding.message, finding.next));
+            text.push_str(&format!("  {}\n    next: {}\n", line(&finding.message), line(&finding.next)));
         }
         for simulated in self.status.iter().flat_map(|status| &status.simulated) {
-            text.push_str(&format!("  simulated: {simulated}\n"));
+            text.push_str(&format!("  simulated: {}\n", line(simulated)));
         }
         for limits in self.status.iter().flat_map(|status| &status.not_enforced) {
-            text.push_str(&format!("  not enforced: {limits}\n"));
+            text.push_str(&format!("  not enforced: {}\n", line(limits)));
         }
         text
     }

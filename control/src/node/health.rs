@@ -2,6 +2,7 @@
 //!
 //! Each summary holds counts, and each fault with its location.
 
+use crate::terminal::line;
 use model_store::{FaultKind, FaultSink, HealthReport, RepairReport, ShardFault};
 use protocol::manifest::format_bytes;
 use protocol::{ErrorCode, error_code};
@@ -129,7 +130,7 @@ impl HealthSummary {
             self.segments_lost
         );
         for fault in &self.faulty {
-            text.push_str(&format!("\n  {}", fault.message));
+            text.push_str(&format!("\n  {}", line(&fault.message)));
         }
         if self.faulty_more > 0 {
             text.push_str(&format!("\n  and {} more shards", self.faulty_more));
@@ -203,7 +204,7 @@ impl RepairSummary {
             format_bytes(self.bytes_written)
         );
         for failure in &self.failures {
-            text.push_str(&format!("\nnot written: {failure}"));
+            text.push_str(&format!("\nnot written: {}", line(failure)));
         }
         text
     }

@@ -50,7 +50,7 @@ impl ImportSummary {
     pub fn text(&self) -> String {
         let record = &self.record;
         let mut text = format!(
-            "model {}  {}  {} segments  {}+{} over {} stores\nroot {}",
+            "model {}  {}  {} segments  {}+{} over {} stores\nroot {}\nwords of the root: {}",
             record.name,
             format_bytes(record.bytes),
             record.segments,
@@ -58,6 +58,7 @@ impl ImportSummary {
             record.erasure.parity,
             record.stores.len(),
             record.root,
+            human_chain::words_of(&record.root.0).join(" "),
         );
         for note in &self.notes {
             text.push_str(&format!("\nnote: {note}"));

@@ -74,7 +74,9 @@ async fn register_once(
     key: &ModelKey,
     record: &ModelRecord,
 ) -> Result<()> {
-    let session = Session::with_client(session.client.clone(), session.circle.id()).await?;
+    // An older history names removed nodes and members: no key is wrapped over less than this session
+    // verified.
+    let session = session.refresh().await?;
     let all: Vec<Recipient> = recipients(&session.circle).map(|(recipient, _)| recipient).collect();
     let wrap = |to: &Recipient| make_wrap(&session, member, key, record.root, to);
     let mut wraps: Vec<SignedWrap> = all.iter().map(wrap).collect::<Result<_>>()?;

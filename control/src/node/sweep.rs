@@ -82,7 +82,7 @@ impl SweepSummary {
             text.push_str(&format!("\nkept: {model}, complete and not registered; `model forget` removes it"));
         }
         for failure in &self.failures {
-            text.push_str(&format!("\nnot swept: {failure}"));
+            text.push_str(&format!("\nnot swept: {}", crate::terminal::line(failure)));
         }
         text
     }

@@ -227,7 +227,7 @@ impl LocalCluster {
     /// # Errors
     /// Returns an error if the file is damaged.
     pub(super) fn context(&self) -> Result<Context> {
-        Context::load(Some(&self.layout.context()))
+        Context::read(&self.layout.context())
     }
 
     /// Opens a session with a verified view of the circle.

@@ -5,9 +5,8 @@ use super::cluster::{LocalCluster, POLL_INTERVAL};
 use super::layout::{MEMBERS, NODES};
 use crate::cli::service_template;
 use crate::node::{ImportRequest, ModelAccess};
-use crate::session::{PROPOSAL_LIFETIME_MS, Session};
+use crate::session::{PROPOSAL_LIFETIME_MS, Session, create_secret};
 use anyhow::{Context as _, Result, anyhow, bail};
-use host::files;
 use host::random::fresh_secret_text;
 use indicatif::ProgressBar;
 use protocol::agent::SlotState;
@@ -39,7 +38,7 @@ pub(super) async fn api_key(cluster: &LocalCluster) -> Result<Zeroizing<String>>
         Ok(text) => Zeroizing::new(text.trim().to_string()),
         Err(_) => {
             let text = fresh_secret_text("quorate-key");
-            files::write_secret(&path, text.as_bytes())?;
+            create_secret(&path, text.as_bytes())?;
             text
         }
     };
@@ -116,11 +115,11 @@ async fn propose_and_sign(
 ) -> Result<()> {
     let manifest = Manifest::from_toml(manifest).map_err(|error| anyhow!("the template: {error}"))?;
     let change = Change::Deploy(Box::new(manifest));
-    let view = session.propose(change, "started with quorate up".into(), PROPOSAL_LIFETIME_MS).await?;
+    let view = session.propose(change, "started with quorate up".into(), PROPOSAL_LIFETIME_MS).await?.view;
     let rendering = human_chain::render(&view.proposal);
     log.line(format!("proposal {}  words: {}", view.id.short(), rendering.words.join(" ")));
     for line in rendering.text.lines() {
-        println!("            | {line}");
+        println!("            {line}");
     }
     let mut state = view.state;
     for (count, name) in MEMBERS.iter().enumerate() {
@@ -129,7 +128,7 @@ async fn propose_and_sign(
         }
         // The signer renders the proposal from its own bytes: that rendering is what the ballot binds.
         let signed = session.vote(&view.proposal, &cluster.member(name)?, Choice::Approve).await?;
-        state = signed.state;
+        state = signed.view.state;
         log.line(format!("signed by {name} (Ed25519 and ML-DSA-65)  {} of 2", count + 1));
     }
     if state != ProposalState::Approved {

@@ -10,7 +10,7 @@ use crate::context::Context;
 use crate::node::{NodeFile, UNSIGNED, create_keys};
 use crate::policy::simple_policy;
 use crate::server::create_replica;
-use crate::session::MemberKeyFile;
+use crate::session::{MemberKeyFile, create_secret};
 use anyhow::{Result, anyhow};
 use host::files;
 use host::random::fresh_secret_text;
@@ -33,7 +33,7 @@ pub(super) fn found(layout: &Layout, ports: &Ports) -> Result<()> {
         })
         .collect::<Result<_>>()?;
     let token = fresh_secret_text("quorate-token");
-    files::write_secret(&layout.token(), token.as_bytes())?;
+    create_secret(&layout.token(), token.as_bytes())?;
     let members: Vec<Member> =
         keys.iter().map(|key| Member { id: key.member.clone(), keys: key.secret.public() }).collect();
     let genesis = Genesis {
@@ -137,6 +137,7 @@ fn write_context(layout: &Layout, ports: &Ports, signed: &SignedGenesis) -> Resu
         member_key_file: Some(relative(layout.member_key(MEMBERS[0]))),
         node_directory: Some(relative(layout.node(NODES[0]))),
         certificate_authority_file: None,
+        file: layout.context(),
     };
     files::write_atomically(&layout.context(), &serde_json::to_vec_pretty(&context)?, 0o644)?;
     Ok(())

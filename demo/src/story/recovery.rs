@@ -1,10 +1,10 @@
 //! Recovery from what the story breaks: a node without its disk is admitted again, and shards are rebuilt.
 
 use super::service::wait_until_alive;
-use super::{Demonstration, MEMBERS, NODES};
+use super::{Demonstration, MEMBERS, NODES, PrintedProposal};
 use anyhow::{Result, bail};
 use protocol::agent::PendingNode;
-use protocol::api::{Page, ProposalState, ProposalView};
+use protocol::api::{Page, ProposalState};
 use protocol::model::ModelRecord;
 use serde_json::Value;
 
@@ -35,7 +35,7 @@ pub(super) async fn asks(demonstration: &Demonstration, node: &str) -> Result<bo
 /// The admission is proposed, two members vote, and the client of the second shares the models' keys.
 pub(super) async fn admit_again(demonstration: &Demonstration, node: &str) -> Result<()> {
     let words = ["node", "admit", node, "--reason", "its disk was replaced"];
-    let mut view: ProposalView = demonstration.quorate.json(&words).await?;
+    let mut view: PrintedProposal = demonstration.quorate.json(&words).await?;
     for member in &MEMBERS[1..] {
         view = demonstration.approve(&view, member).await?;
     }

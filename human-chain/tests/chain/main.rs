@@ -4,6 +4,7 @@
 mod ballots;
 mod bounds;
 mod certificates;
+mod founding;
 mod full_circle;
 mod genesis;
 mod history;

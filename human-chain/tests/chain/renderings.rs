@@ -12,7 +12,7 @@ use std::path::Path;
 
 /// Compares a text with its golden file; `REFRESH_GOLDEN=1 cargo test -p human-chain` rewrites the file.
 #[expect(clippy::disallowed_methods, reason = "a test may ask to rewrite its golden files")]
-fn check_golden(file: &str, text: &str) {
+pub(crate) fn check_golden(file: &str, text: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(file);
     if std::env::var_os("REFRESH_GOLDEN").is_some() {
         std::fs::write(&path, text).expect("golden file is writable");
@@ -98,7 +98,7 @@ fn text_alone(proposal: &Proposal) -> String {
 }
 
 /// Returns values that differ from this one in one position.
-fn mutations(value: &Value) -> Vec<Value> {
+pub(crate) fn mutations(value: &Value) -> Vec<Value> {
     let mut all = match value {
         Value::Null => vec![Value::from(1), Value::from("x"), Value::from("00".repeat(32))],
         Value::Bool(b) => vec![Value::from(!b)],

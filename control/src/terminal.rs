@@ -1,0 +1,104 @@
+//! Foreign text on a terminal: what servers, nodes and workers send is shown, and never obeyed.
+//!
+//! A terminal obeys escape sequences, and reorders or hides text at the word of some characters. Text of
+//! others therefore reaches it through this module alone. Control characters, bidirectional marks, invisible
+//! and combining characters are written as `\u{...}`; letters of every script stay as they are. Scripts that
+//! need the exact text read the JSON, where the same characters are written in JSON's own way.
+
+use std::fmt::Write;
+
+/// Returns one line of foreign text: line breaks and tabs are escaped too, so it cannot imitate another line.
+#[must_use]
+pub fn line(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        if is_harmless(c) {
+            out.push(c);
+        } else {
+            out.extend(c.escape_debug());
+        }
+    }
+    debug_assert!(out.chars().all(is_harmless), "nothing that was escaped is left");
+    out
+}
+
+/// Returns text of several lines, of which parts are foreign: each line is escaped, the line breaks stay.
+#[must_use]
+pub fn lines(text: &str) -> String {
+    text.split('\n').map(line).collect::<Vec<_>>().join("\n")
+}
+
+/// Returns a JSON document with the same meaning, in which nothing acts on a terminal.
+///
+/// Between its strings JSON has only ASCII, so what is escaped here is within a string.
+#[must_use]
+pub fn json(document: &str) -> String {
+    let mut out = String::with_capacity(document.len());
+    for c in document.chars() {
+        if c == '\n' || is_harmless(c) {
+            out.push(c);
+            continue;
+        }
+        for unit in c.encode_utf16(&mut [0; 2]) {
+            write!(out, "\\u{unit:04x}").expect("a string takes every text");
+        }
+    }
+    debug_assert!(out.split('\n').flat_map(str::chars).all(is_harmless), "nothing acts on a terminal");
+    out
+}
+
+/// Checks that a terminal prints this character, and does nothing else.
+fn is_harmless(c: char) -> bool {
+    // A quotation mark and a backslash are escaped in Rust's source, not on a terminal.
+    matches!(c, '"' | '\'' | '\\') || c.escape_debug().len() == 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Clears the screen, renames the window, prints text from right to left, hides a letter.
+    const HOSTILE: &str =
+        "ok\u{1b}[2J\u{1b}]0;root\u{7}\u{9b}31m \u{202e}live\u{2066}\u{200b}\u{feff}\r\ntwo\t3";
+
+    #[test]
+    fn foreign_text_is_shown_and_not_obeyed() {
+        let shown = line(HOSTILE);
+        let expected =
+            r"ok\u{1b}[2J\u{1b}]0;root\u{7}\u{9b}31m \u{202e}live\u{2066}\u{200b}\u{feff}\r\ntwo\t3";
+        assert_eq!(shown, expected);
+        assert!(HOSTILE.contains('\u{1b}'), "as it was sent, a terminal would obey it");
+        for (text, expected) in [
+            ("plain, \"quoted\" and C:\\path", "plain, \"quoted\" and C:\\path"),
+            ("Zürich 東京 Москва", "Zürich 東京 Москва"),
+            ("e\u{301}", r"e\u{301}"),
+            ("a\u{2028}b\u{e0041}\u{7f}", r"a\u{2028}b\u{e0041}\u{7f}"),
+            ("", ""),
+        ] {
+            assert_eq!(line(text), expected);
+        }
+    }
+
+    #[test]
+    fn only_the_line_breaks_of_several_lines_stay() {
+        assert_eq!(lines("a\u{1b}[1m\nb\r\n"), "a\\u{1b}[1m\nb\\r\n");
+        assert_eq!(lines("no break"), "no break");
+    }
+
+    #[test]
+    fn a_json_document_keeps_its_meaning_and_acts_on_no_terminal() {
+        let value = serde_json::json!({ "text": HOSTILE, "tag \u{e0041}": "東京 \u{1f600}" });
+        let document = serde_json::to_string_pretty(&value).expect("JSON");
+        assert!(document.contains('\u{9b}') && document.contains('\u{202e}'), "JSON alone leaves these");
+        let shown = json(&document);
+        assert!(shown.chars().all(|c| c == '\n' || is_harmless(c)), "{shown}");
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&shown).expect("JSON"), value);
+    }
+
+    #[test]
+    fn every_character_is_harmless_once_it_is_escaped() {
+        for c in ('\0'..=char::MAX).step_by(7) {
+            assert!(line(&c.to_string()).chars().all(is_harmless), "{}", c as u32);
+        }
+    }
+}
