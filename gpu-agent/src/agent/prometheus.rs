@@ -248,7 +248,7 @@ mod tests {
             );
         }
         for expected in [
-            "quorate_agent_slot_state{service=\"chat\",slot=\"3\",fence=\"7\",state=\"ready\"} 1",
+            "quorate_agent_slot_state{service=\"chat\",slot=\"3\",fence=\"1.7\",state=\"ready\"} 1",
             "quorate_agent_worker_requests_total{service=\"chat\",slot=\"3\"} 9",
             "quorate_agent_model_bytes{root=\"00ff\"} 4096",
             "quorate_agent_gateway_routes_version 5",

@@ -83,7 +83,7 @@ async fn wrong_orders_are_refused_by_code_and_never_run() {
         assert_eq!(verdict.code, expected, "{what}: {}", verdict.message);
         assert_eq!(verdict.accepted, expected.is_none(), "{what}");
     }
-    assert_eq!(bench.sandboxes(), ["chat.0.2"], "what is handed is judged, never executed");
+    assert_eq!(bench.sandboxes(), ["chat.0.1.2"], "what is handed is judged, never executed");
 
     // The same through control: each is refused, and the worker beside it under a good order continues.
     for wrong in [unsigned, altered] {
@@ -95,7 +95,7 @@ async fn wrong_orders_are_refused_by_code_and_never_run() {
         assert!(refused.detail.starts_with("order-signature-invalid: "), "{}", refused.detail);
         let is_ready = |told: &SlotReport| told.state == SlotState::Ready && told.fence == Fence::new(1, 2);
         bench.control.until_slot("as before", is_ready).await;
-        assert_eq!(bench.sandboxes(), ["chat.0.2"]);
+        assert_eq!(bench.sandboxes(), ["chat.0.1.2"]);
     }
     agent.stop().await;
 }

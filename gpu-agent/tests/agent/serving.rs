@@ -41,7 +41,7 @@ async fn an_order_becomes_a_worker_with_verified_weights_and_a_way_to_the_gatewa
     // Two slots share one copy; then both end, one of them by draining.
     bench.want(&bundle, vec![bench.order(&bundle, 0, 1), bench.order(&bundle, 1, 4)], &[]);
     bench.control.until_slot("the second is ready", in_state(SlotState::Ready, 1, 4)).await;
-    assert_eq!(bench.sandboxes(), ["chat.0.1", "chat.1.4"]);
+    assert_eq!(bench.sandboxes(), ["chat.0.1.1", "chat.1.1.4"]);
     bench.want(&bundle, vec![bench.order(&bundle, 1, 4)], &[1]);
     let freed = |fence| {
         move |script: &crate::control::ControlScript| {
@@ -139,7 +139,7 @@ async fn agents_killed_at_any_moment_converge() {
     bench.control.until("a new agent", |s| (Some(s.last.as_ref()?.boot) != boot).then_some(())).await;
     bench.control.until_slot("first ready", in_state(SlotState::Ready, 0, 1)).await;
     bench.control.until_slot("second ready", in_state(SlotState::Ready, 1, 1)).await;
-    assert_eq!(bench.sandboxes(), ["chat.0.1", "chat.1.1"]);
+    assert_eq!(bench.sandboxes(), ["chat.0.1.1", "chat.1.1.1"]);
     agent.stop().await;
     assert!(bench.sandboxes().is_empty(), "an orderly end leaves nothing");
 }

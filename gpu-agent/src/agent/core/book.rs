@@ -269,13 +269,13 @@ mod tests {
                 |book| {
                     book.fences.insert(key(0), Fence::new(1, 6));
                 },
-                "chat/0 is held at fence 5, its highest is 6",
+                "chat/0 is held at fence 1.5, its highest is 1.6",
             ),
             (
                 |book| {
                     book.fences.remove(&key(0));
                 },
-                "chat/0 is held at fence 5, its highest is none",
+                "chat/0 is held at fence 1.5, its highest is none",
             ),
             (
                 |book| {
@@ -289,7 +289,7 @@ mod tests {
                     let grant = book.held[&key(1)].grant.clone();
                     book.held.get_mut(&key(0)).unwrap().grant = grant;
                 },
-                "chat/0 at fence 5 is held under the grant of another",
+                "chat/0 at fence 1.5 is held under the grant of another",
             ),
         ];
         for (plant, expected) in plants {
@@ -306,8 +306,8 @@ mod tests {
         after.forget(&key(0));
         assert_eq!(after.check_follows(&before), Ok(()), "a forgotten order leaves its fence");
         after.fences.insert(key(0), Fence::new(1, 4));
-        assert_eq!(after.check_follows(&before), Err("the fence of chat/0 fell below 5".into()));
+        assert_eq!(after.check_follows(&before), Err("the fence of chat/0 fell below 1.5".into()));
         after.fences.remove(&key(0));
-        assert_eq!(after.check_follows(&before), Err("the fence of chat/0 fell below 5".into()));
+        assert_eq!(after.check_follows(&before), Err("the fence of chat/0 fell below 1.5".into()));
     }
 }

@@ -35,7 +35,7 @@ async fn succeeds(stage: &Stage, when: &str) {
     let agent = stage.start();
     stage.until_slot(0, 2, SlotState::Ready).await;
     stage.until_slot(2, 1, SlotState::Ready).await;
-    assert_eq!(stage.launcher.living(), ["chat.0.2", "chat.2.1"], "{when}");
+    assert_eq!(stage.launcher.living(), ["chat.0.1.2", "chat.2.1.1"], "{when}");
     // The old fence never comes back, no matter when the agent died after it accepted the new one.
     stage.want(&[(0, 1)], &[]);
     let refused = stage.until_slot(0, 1, SlotState::Refused).await;
@@ -106,7 +106,7 @@ async fn a_successor_keeps_what_runs_if_its_weights_were_complete() {
     stage.until("another worker runs", || stage.launcher.started() == 2).await;
     stage.model.complete();
     stage.until_slot(0, 1, SlotState::Ready).await;
-    assert_eq!(stage.launcher.living(), ["chat.0.1"]);
+    assert_eq!(stage.launcher.living(), ["chat.0.1.1"]);
     agent.stop().await;
 }
 

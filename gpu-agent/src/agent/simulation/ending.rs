@@ -49,8 +49,8 @@ async fn a_drained_worker_ends_once_it_has_nothing_to_do() {
     stage.want(&[(0, 1)], &[0]);
     stage.until_slot(0, 1, SlotState::Draining).await;
     tokio::time::sleep(Duration::from_secs(25)).await;
-    assert_eq!(stage.launcher.living(), ["chat.0.1"], "it is busy");
-    assert!(stage.launcher.set_requests("chat.0.1", 0));
+    assert_eq!(stage.launcher.living(), ["chat.0.1.1"], "it is busy");
+    assert!(stage.launcher.set_requests("chat.0.1.1", 0));
     stage.until_released(0, 1).await;
     assert!(stage.launcher.present().is_empty());
     agent.stop().await;
@@ -100,12 +100,12 @@ async fn a_higher_fence_waits_for_what_runs_and_even_for_what_is_starting() {
         tokio::time::sleep(LOOK).await;
     }
     stage.until_slot(0, 2, SlotState::Ready).await;
-    assert_eq!(stage.launcher.living(), ["chat.0.2"]);
+    assert_eq!(stage.launcher.living(), ["chat.0.1.2"]);
     // A return to the lower fence is never accepted.
     stage.want(&[(0, 1)], &[]);
     let refused = stage.until_slot(0, 1, SlotState::Refused).await;
     assert!(refused.detail.starts_with("order-replayed: "), "{}", refused.detail);
-    assert!(!stage.launcher.living().contains(&"chat.0.1".to_string()));
+    assert!(!stage.launcher.living().contains(&"chat.0.1.1".to_string()));
     agent.stop().await;
 }
 
@@ -115,15 +115,15 @@ async fn a_slot_is_not_free_while_the_kernel_has_not_ended_its_sandbox() {
     stage.want(&[(0, 1)], &[]);
     let agent = stage.start();
     stage.until_slot(0, 1, SlotState::Ready).await;
-    assert!(stage.launcher.set_unkillable("chat.0.1", true));
-    stage.launcher.hang("chat.0.1");
+    assert!(stage.launcher.set_unkillable("chat.0.1.1", true));
+    stage.launcher.hang("chat.0.1.1");
     stage.want(&[], &[]);
     tokio::time::sleep(Duration::from_secs(120)).await;
     assert!(stage.script().released.is_empty());
     let report = stage.until_slot(0, 1, SlotState::Draining).await;
     assert!(report.detail.starts_with("sandbox-failed: "), "{}", report.detail);
-    assert_eq!(stage.launcher.present(), ["chat.0.1"]);
-    stage.launcher.set_unkillable("chat.0.1", false);
+    assert_eq!(stage.launcher.present(), ["chat.0.1.1"]);
+    stage.launcher.set_unkillable("chat.0.1.1", false);
     stage.until_released(0, 1).await;
     assert!(stage.launcher.present().is_empty());
     agent.stop().await;
@@ -140,20 +140,20 @@ async fn a_gateway_out_of_reach_is_tried_until_it_is_there_and_found_again_when_
     let agent = stage.start();
     stage.until_slot(0, 1, SlotState::Ready).await;
     tokio::time::sleep(Duration::from_secs(60)).await;
-    assert!(stage.launcher.tickets("chat.0.1").is_empty());
+    assert!(stage.launcher.tickets("chat.0.1.1").is_empty());
     assert_eq!(stage.until_slot(0, 1, SlotState::Ready).await.restarts, 0);
     let accepted = accept_all(socket.listen(8).unwrap());
     stage.until("it is found", || *accepted.borrow() > 0).await;
-    stage.until("tickets are renewed", || stage.launcher.tickets("chat.0.1").len() > 5).await;
+    stage.until("tickets are renewed", || stage.launcher.tickets("chat.0.1.1").len() > 5).await;
     stage.clock.step_wall(-600_000);
-    stage.until("and go on so", || stage.launcher.tickets("chat.0.1").len() > 10).await;
-    let tickets = stage.launcher.tickets("chat.0.1");
+    stage.until("and go on so", || stage.launcher.tickets("chat.0.1.1").len() > 10).await;
+    let tickets = stage.launcher.tickets("chat.0.1.1");
     assert!(tickets.iter().all(protocol::order::SignedTicket::signature_holds));
     let ends: Vec<BootTime> = tickets.iter().map(|signed| signed.ticket.lease_until_boottime_ms).collect();
     assert!(ends.is_sorted_by(|a, b| a < b), "whatever the wall clock says: {ends:?}");
     assert!(ends.windows(2).all(|pair| pair[1].since(pair[0]) < 1_000), "continuously: {ends:?}");
     let before = *accepted.borrow();
-    assert!(stage.launcher.disconnect("chat.0.1"));
+    assert!(stage.launcher.disconnect("chat.0.1.1"));
     stage.until("it is found again", || *accepted.borrow() > before).await;
     agent.stop().await;
 }
@@ -182,7 +182,7 @@ async fn a_worker_that_dies_while_it_drains_counts_as_stopped() {
     stage.until_slot(0, 1, SlotState::Ready).await;
     stage.want(&[(0, 1)], &[0]);
     stage.until_slot(0, 1, SlotState::Draining).await;
-    assert!(stage.launcher.end("chat.0.1", SandboxExit::Signaled { signal: 11 }));
+    assert!(stage.launcher.end("chat.0.1.1", SandboxExit::Signaled { signal: 11 }));
     stage.until_released(0, 1).await;
     assert_eq!(stage.launcher.started(), 1);
     agent.stop().await;

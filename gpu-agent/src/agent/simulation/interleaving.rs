@@ -83,7 +83,7 @@ impl SimulatedHistory {
     /// Makes one event happen.
     async fn step(&mut self) {
         let slot = self.dice.roll(SLOTS) as u32;
-        let name = format!("chat.{slot}.{}", self.fences[&slot]);
+        let name = format!("chat.{slot}.1.{}", self.fences[&slot]);
         let what = match self.dice.roll(11) {
             0 => {
                 if let Some(agent) = self.agent.take() {
@@ -151,7 +151,7 @@ impl SimulatedHistory {
             self.stage.until_slot(slot, fence, SlotState::Ready).await;
         }
         let expected: Vec<String> =
-            self.fences.iter().map(|(slot, fence)| format!("chat.{slot}.{fence}")).collect();
+            self.fences.iter().map(|(slot, fence)| format!("chat.{slot}.1.{fence}")).collect();
         assert_eq!(self.stage.launcher.living(), expected, "{}", self.trace);
         // Without the time: at the millisecond at which the last slot gets ready, this task may look before
         // the agent's.

@@ -34,8 +34,8 @@ async fn an_order_becomes_a_worker_that_is_ready_within_moments() {
     let ready = stage.until_slot(0, 1, SlotState::Ready).await;
     stage.until_slot(1, 1, SlotState::Ready).await;
     assert_eq!((ready.segments_verified, ready.segments_total, ready.restarts), (3, 3, 0));
-    assert_eq!(stage.launcher.living(), ["chat.0.1", "chat.1.1"]);
-    assert!(stage.launcher.print("chat.0.1", "hello"));
+    assert_eq!(stage.launcher.living(), ["chat.0.1.1", "chat.1.1.1"]);
+    assert!(stage.launcher.print("chat.0.1.1", "hello"));
     stage.until("lines arrive", || stage.script().lines.iter().any(|line| line == "hello")).await;
     stage
         .until("numbers arrive", || {
@@ -57,7 +57,7 @@ async fn each_line_is_shown_once_however_often_its_slot_has_news() {
     stage.until("eight starts", || stage.launcher.started() >= 8).await;
     stage.launcher.decide(always(Behaviour::default()));
     stage.until_slot(0, 1, SlotState::Ready).await;
-    stage.launcher.print("chat.0.1", "the last line");
+    stage.launcher.print("chat.0.1.1", "the last line");
     stage.until("lines arrive", || stage.script().lines.iter().any(|line| line == "the last line")).await;
     let (shown, again) = {
         let script = stage.script();
@@ -150,7 +150,7 @@ async fn a_worker_out_of_memory_is_started_again_and_said_so() {
     let agent = stage.start();
     for restarts in 1..=3 {
         stage.until_slot(0, 1, SlotState::Ready).await;
-        assert!(stage.launcher.run_out_of_memory("chat.0.1"));
+        assert!(stage.launcher.run_out_of_memory("chat.0.1.1"));
         let failed = stage.until_slot(0, 1, SlotState::Failed).await;
         assert!(failed.detail.contains("after it reached its memory limit"), "{}", failed.detail);
         assert_eq!(failed.restarts, restarts);
@@ -212,7 +212,7 @@ async fn a_worker_that_falls_silent_while_it_serves_is_given_up() {
     stage.until_slot(0, 1, SlotState::Ready).await;
     tokio::time::sleep(Duration::from_secs(3600)).await;
     assert_eq!(stage.launcher.started(), 1, "one that writes its numbers is left alone");
-    assert!(stage.launcher.hang("chat.0.1"));
+    assert!(stage.launcher.hang("chat.0.1.1"));
     let failed = stage.until_slot(0, 1, SlotState::Failed).await;
     let expected = "worker-failed: it hangs: it has written no metrics for 60 s";
     assert!(failed.detail.starts_with(expected), "{}", failed.detail);
@@ -260,7 +260,7 @@ async fn a_gpu_that_is_gone_keeps_its_worker_from_starting_on_less() {
     stage.device.set_lost(2, true);
     // The listing is refreshed, and the worker notices before its agent does.
     tokio::time::sleep(Duration::from_secs(6)).await;
-    assert!(stage.launcher.end("trains.0.1", SandboxExit::Exited { status: 1 }));
+    assert!(stage.launcher.end("trains.0.1.1", SandboxExit::Exited { status: 1 }));
     stage
         .until("it is said", || {
             let script = stage.script();

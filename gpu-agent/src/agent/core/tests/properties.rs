@@ -119,7 +119,7 @@ impl History {
         if !order.signed {
             signed.signature = Signature([0; 64]);
         } else if order.here {
-            self.signed_ever.insert((key(order.slot), Fence::new(1, order.fence)));
+            self.signed_ever.insert((key(order.slot), signed.order.fence));
         }
         signed
     }
