@@ -239,11 +239,9 @@ impl SweptModels {
                 self.unregistered.contains_key(root),
                 self.forgotten.contains(root),
             ),
-            ObjectOwner::Shards(nonce) => (
-                of_registered.contains(nonce),
-                of_unregistered.contains(nonce),
-                of_forgotten.contains(nonce),
-            ),
+            ObjectOwner::Shards(nonce) => {
+                (of_registered.contains(nonce), of_unregistered.contains(nonce), of_forgotten.contains(nonce))
+            }
             // A complete write leaves nothing, so no leftover belongs to one.
             ObjectOwner::Leftover(_) => (false, false, false),
         };

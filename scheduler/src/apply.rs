@@ -95,10 +95,9 @@ fn carry_out(cluster: &mut Cluster, index: u64, command: &Command) -> Result<Rep
 fn scope_of(action: &Action) -> Option<TokenScope> {
     match action {
         // What members sign needs no more of a token than a ballot does.
-        Action::SubmitProposal(_)
-        | Action::CastBallot(_)
-        | Action::PutWraps(_)
-        | Action::DropWrap(_) => Some(TokenScope::Propose),
+        Action::SubmitProposal(_) | Action::CastBallot(_) | Action::PutWraps(_) | Action::DropWrap(_) => {
+            Some(TokenScope::Propose)
+        }
         Action::RegisterModel { .. }
         | Action::CreateApiKey(_)
         | Action::RevokeApiKey(_)

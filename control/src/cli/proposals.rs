@@ -13,9 +13,9 @@ use crate::terminal::line;
 use anyhow::{Context as _, Result};
 use clap::Args;
 use human_chain::CircleState;
+use protocol::MemberId;
 use protocol::api::{Page, ProposalState};
 use protocol::governance::{Change, Choice, Quorum};
-use protocol::MemberId;
 use std::cmp::Reverse;
 use std::path::PathBuf;
 

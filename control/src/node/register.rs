@@ -143,9 +143,8 @@ impl SharedKeys {
     /// Returns notes for people about keys that could not be shared.
     #[must_use]
     pub fn notes(&self) -> Vec<String> {
-        let names = |models: &[ModelName]| {
-            models.iter().map(ModelName::as_str).collect::<Vec<_>>().join(", ")
-        };
+        let names =
+            |models: &[ModelName]| models.iter().map(ModelName::as_str).collect::<Vec<_>>().join(", ");
         let mut notes = Vec::new();
         if !self.closed.is_empty() {
             notes.push(format!(
@@ -172,7 +171,7 @@ impl SharedKeys {
 /// Returns an error if control does not answer or rejects a wrap.
 pub async fn share_keys(session: &Session, member: &MemberKeyFile) -> Result<SharedKeys> {
     // The admission that this command completed is not in the session's history yet.
-    let session = Session::with_client(session.client.clone(), session.circle.id()).await?;
+    let session = session.refresh().await?;
     let public = member.secret.public().encryption;
     let secret =
         EncryptionSecret::from_parts(member.secret.x25519_secret(), member.secret.ml_kem_secret(), &public)?;
@@ -203,7 +202,8 @@ pub async fn share_keys(session: &Session, member: &MemberKeyFile) -> Result<Sha
         if wraps.is_empty() {
             break;
         }
-        let parties: Vec<_> = wraps.iter().map(|made| (made.wrap.root, made.wrap.recipient.clone())).collect();
+        let parties: Vec<_> =
+            wraps.iter().map(|made| (made.wrap.root, made.wrap.recipient.clone())).collect();
         match put_wraps(&session, wraps).await {
             Ok(()) => {
                 served.extend(parties);

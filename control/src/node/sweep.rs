@@ -79,7 +79,9 @@ impl SweepSummary {
             false => format!("\nremoved {removed}"),
         });
         for model in &self.unregistered {
-            text.push_str(&format!("\nkept: {model}, complete and not registered; `model forget` removes it"));
+            text.push_str(&format!(
+                "\nkept: {model}, complete and not registered; `model forget` removes it"
+            ));
         }
         for failure in &self.failures {
             text.push_str(&format!("\nnot swept: {}", crate::terminal::line(failure)));

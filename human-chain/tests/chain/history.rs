@@ -2,14 +2,13 @@
 
 use crate::support::{
     NOW, approve, check, circle, claimed_by, deploy, enact, forget, genesis, key, member, name, node, policy,
-    proposal, retire,
-    secret, signed, try_propose,
+    proposal, retire, secret, signed, try_propose,
 };
 use human_chain::{CircleState, certify, verify, verify_replay, verify_superseded};
 use proptest::prelude::*;
+use protocol::Epoch;
 use protocol::governance::{Certificate, Change, NodeRole};
 use protocol::manifest::Manifest;
-use protocol::Epoch;
 
 fn members(who: &[&str], routine: &str, sensitive: &str) -> Change {
     let members = who.iter().map(|who| member(who)).collect();
@@ -345,7 +344,8 @@ fn any_change() -> impl Strategy<Value = Change> {
         service().prop_map(retire),
         (machine(), roles).prop_map(|(who, role)| Change::AdmitNode(Box::new(node(who, &[role])))),
         machine().prop_map(|who| Change::RemoveNode { node: name(who) }),
-        (prop::sample::select(vec!["minilm", "spare"]), 0..2_u32).prop_map(|(model, grace)| forget(model, grace)),
+        (prop::sample::select(vec!["minilm", "spare"]), 0..2_u32)
+            .prop_map(|(model, grace)| forget(model, grace)),
         prop::sample::subsequence(PEOPLE.to_vec(), 2..=4).prop_map(|people| {
             let rule = format!("{} of ({})", people.len(), people.join(", "));
             members(&people, &rule, &rule)

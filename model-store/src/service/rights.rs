@@ -72,12 +72,7 @@ pub(super) fn may_seal(facts: &ImportFacts, root: ModelRoot, is_named: bool, pee
 
 /// Returns whether a peer may remove an object of an import. `is_silent` tells that no object of it is young:
 /// an import that was silent for so long has failed.
-pub(super) fn may_remove(
-    facts: &ImportFacts,
-    peer: &PublicKey,
-    now: SystemTime,
-    is_silent: bool,
-) -> bool {
+pub(super) fn may_remove(facts: &ImportFacts, peer: &PublicKey, now: SystemTime, is_silent: bool) -> bool {
     let is_own = facts.writer == Some(*peer);
     match facts.seal {
         Some(seal) => seal.is_forgotten || is_own && !seal.is_named && is_recent(seal.sealed_at, now),

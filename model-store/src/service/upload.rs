@@ -288,7 +288,9 @@ async fn is_same(
 }
 
 /// Runs work on bytes on a thread that may block.
-async fn hashed<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, ShardServiceError> {
+async fn hashed<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, ShardServiceError> {
     tokio::task::spawn_blocking(work).await.map_err(|_| panicked().into())
 }
 

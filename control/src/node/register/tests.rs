@@ -173,7 +173,8 @@ impl Lab {
             shards_per_domain_max: 1,
         };
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/tiny");
-        let summary = access.import(&self.session, &self.member, &source, request, ProgressBar::hidden()).await?;
+        let summary =
+            access.import(&self.session, &self.member, &source, request, ProgressBar::hidden()).await?;
         Ok(summary.record)
     }
 
@@ -226,8 +227,7 @@ async fn an_import_registers_a_model_and_its_key_in_one_step() {
     assert!(state.shared.is_empty(), "nothing is left for a second step");
     let body = &state.registered[0];
     assert_eq!(body.record, record);
-    let recipients: Vec<Recipient> =
-        body.wraps.iter().map(|signed| signed.wrap.recipient.clone()).collect();
+    let recipients: Vec<Recipient> = body.wraps.iter().map(|signed| signed.wrap.recipient.clone()).collect();
     let (member, node) = (Recipient::Member(lab.member.member.clone()), lab.to_node());
     assert_eq!(recipients, [member, node], "members first");
     unwrap_key(&body.wraps[0].wrap, &lab.secret()).expect("the member can share it");

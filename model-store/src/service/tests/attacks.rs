@@ -175,7 +175,10 @@ async fn a_sweep_that_is_told_of_no_models_removes_none() {
     let report = fleet.sweep(&fleet.hostile, &[]).await;
     assert_eq!((report.garbage.objects, report.removed.objects), (0, 0), "{report:?}");
     assert_eq!(report.sealed.objects, before.len() as u64);
-    assert_eq!(report.unregistered, BTreeMap::from([(imported.record.root, "sample".parse().expect("a name"))]));
+    assert_eq!(
+        report.unregistered,
+        BTreeMap::from([(imported.record.root, "sample".parse().expect("a name"))])
+    );
     assert!(fleet.reads(&imported).await);
     // A client that lies about the decision gets nowhere either: each store verifies it.
     let lied = fleet.sweep(&fleet.hostile, &[imported.record.root]).await;
@@ -192,7 +195,8 @@ async fn a_sweep_that_is_told_of_no_models_removes_none() {
 async fn a_damaged_object_takes_the_named_bytes_from_any_node() {
     let fleet = Fleet::new().await;
     let imported = fleet.import().await;
-    let (number, shard) = fleet.objects().into_iter().find(|(_, name)| name.starts_with("models")).expect("one");
+    let (number, shard) =
+        fleet.objects().into_iter().find(|(_, name)| name.starts_with("models")).expect("one");
     let file = fleet.world.store_directory(number).join(&shard);
     let whole = std::fs::read(&file).expect("there");
     flip(&file, 3, 3);
