@@ -211,7 +211,7 @@ fn request(slots: u32) -> SyncRequest {
     let slot = |slot| SlotReport {
         service: "a".parse().unwrap(),
         slot: SlotIndex(slot),
-        fence: Fence(1),
+        fence: Fence::new(1, 1),
         state: SlotState::Ready,
         detail: String::new(),
         segments_verified: 0,
@@ -227,6 +227,7 @@ fn request(slots: u32) -> SyncRequest {
         not_enforced: vec![],
         slots: (0..slots).map(slot).collect(),
         governance_length: 0,
+        complaints: vec![],
         routes_version: None,
         wait_ms: 0,
         desired: Digest([0; 32]),
@@ -279,7 +280,7 @@ fn legal_messages_are_read_within_the_bound() {
 /// Own bytes may have small items in any number: an order book of a node's lifetime.
 #[test]
 fn own_bytes_are_read_whatever_they_cost() {
-    let fence = |slot| SlotFence { service: "a".parse().unwrap(), slot: SlotIndex(slot), fence: Fence(1) };
+    let fence = |slot| SlotFence { service: "a".parse().unwrap(), slot: SlotIndex(slot), fence: Fence::new(1, 1) };
     let record = OrderBookRecord {
         version: 1,
         circle: CircleId(Digest([0; 32])),

@@ -417,12 +417,12 @@ fn a_model_that_no_service_names_is_forgotten_by_decision_after_its_grace() {
         let ballot = world.ballot(name, &proposal, Choice::Approve);
         world.must(Action::CastBallot(Box::new(ballot)));
     }
-    assert!(!tick_is_due(&world.cluster, world.wall_now()), "the grace period runs");
+    assert!(!tick_is_due(&world.cluster, &world.clocks), "the grace period runs");
     assert!(world.cluster.wrap_of(&root("unused"), &to_alice).is_some(), "its key is kept until then");
     let again = world.register(model("unused", 1), &[]);
     assert_eq!(verdict(&world, Actor::Scheduler, again.clone()), "model-forgotten");
     world.wait(60_000);
-    assert!(tick_is_due(&world.cluster, world.wall_now()));
+    assert!(tick_is_due(&world.cluster, &world.clocks));
     world.must(Action::Tick);
     assert!(world.cluster.wrap_of(&root("unused"), &to_alice).is_none(), "its key is gone with it");
     assert!(!world.cluster.models().contains_key(&root("unused")));

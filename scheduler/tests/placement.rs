@@ -10,6 +10,7 @@ mod common;
 
 use common::script::{parse_manifest, parse_node};
 use common::*;
+use protocol::governance::NodeRole;
 use protocol::manifest::{Manifest, ServiceManifest};
 use scheduler::*;
 use std::fmt::Write;

@@ -5,11 +5,13 @@
 mod common;
 
 use common::*;
-use human_chain::{CircleState, MemberSecret, propose, sign_genesis, verify_replay, vote};
+use human_chain::{CircleState, MemberSecret, propose, sign_genesis, sign_wrap, verify_replay, vote};
 use protocol::agent::{Assignment, Desired, SyncResponse};
 use protocol::canonical::{from_bytes, to_bytes};
 use protocol::governance::*;
+use protocol::keys::EncryptionKey;
 use protocol::limits::{BUNDLE_BYTES_MAX, HISTORY_PAGE_BYTES_MAX, LEASE_MS, MEMBERS_MAX, SYNC_BYTES_MAX};
+use protocol::model::Recipient;
 use protocol::order::SignedOrder;
 use protocol::{Digest, MemberId, PublicKey, Signature};
 use scheduler::*;
@@ -41,7 +43,7 @@ fn unanimous(members: &[(MemberId, MemberSecret)], node: &NodeSpec) -> SignedGen
 
 /// Applies a command without the fixture's copy of the whole cluster before each.
 fn must(world: &mut World, action: Action) {
-    let command = Command { now: world.wall_now(), actor: Actor::Scheduler, action, idempotency: None };
+    let command = Command { clocks: world.clocks.clone(), actor: Actor::Scheduler, action, idempotency: None };
     world.log.push(command);
     let index = world.log.len() as u64;
     let reply = apply(&mut world.cluster, index, &world.log[world.log.len() - 1]);
@@ -56,15 +58,16 @@ fn largest() -> (World, SignedGenesis) {
     must(&mut world, Action::Found(Box::new(founding.clone())));
     world.specs.insert(node.admission.name.clone(), node.clone());
     world.lead(1);
-    let mut record = register(model("minilm", 1 << 20), &[node.admission.id]);
-    if let Action::RegisterModel { wraps, .. } = &mut record {
-        for wrap in wraps {
-            if let protocol::model::Recipient::Member(member) = &mut wrap.recipient {
-                *member = members[0].0.clone();
-            }
-        }
-    }
-    must(&mut world, record);
+    let (maker, secret) = &members[0];
+    let circle = world.cluster.circle_id().unwrap();
+    let signed = |to: Recipient, key: &EncryptionKey| {
+        sign_wrap(secret, maker.clone(), circle, key, wrap("minilm", to))
+    };
+    let wraps = vec![
+        signed(Recipient::Member(maker.clone()), &secret.public().encryption),
+        signed(Recipient::Node(node.admission.id), &node.admission.encryption),
+    ];
+    must(&mut world, Action::RegisterModel { record: Box::new(model("minilm", 1 << 20)), wraps });
     for number in 0..SERVICES {
         let change = deploy(manifest(&format!("service-{number:02}"), 1, 1, 1000, 64));
         let nonce = Digest::of(&number.to_le_bytes());
@@ -73,7 +76,7 @@ fn largest() -> (World, SignedGenesis) {
         let proposal = propose(state, change, "test".into(), START, expires, nonce).unwrap();
         must(&mut world, Action::SubmitProposal(Box::new(proposal.clone())));
         for (id, secret) in &members {
-            let ballot = vote(secret, id.clone(), &proposal, Choice::Approve, START);
+            let ballot = vote(secret, id.clone(), proposal.history, &proposal, Choice::Approve, START);
             must(&mut world, Action::CastBallot(Box::new(ballot)));
         }
     }

@@ -9,7 +9,7 @@ use axum::extract::{Path as UrlPath, State};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use clap::Parser;
-use protocol::api::{History, Page, ProposalState, ProposalView};
+use protocol::api::{History, HistoryPage, Page, ProposalState, ProposalView};
 use protocol::governance::{Change, Choice, Proposal, SignedBallot};
 use protocol::model::ModelRecord;
 use protocol::{Digest, ErrorCode, ModelRoot, ProposalId, error_code};
@@ -56,13 +56,15 @@ impl Lab {
         let (history, hides_ballots) = (circle.history.clone(), false);
         let (proposals, models, received) = (vec![], vec![], vec![]);
         let stub = Arc::new(Mutex::new(Stub { history, proposals, models, hides_ballots, received }));
-        let history =
-            |State(stub): StubState| async move { Json(stub.lock().expect("no panic").history.clone()) };
+        let history = |State(stub): StubState| async move {
+            let History { genesis, bundles } = stub.lock().expect("no panic").history.clone();
+            Json(HistoryPage { genesis: Some(genesis), bundles, next_page_token: None })
+        };
         let proposals = |State(stub): StubState| async move {
-            Json(Page { items: stub.lock().expect("no panic").proposals.clone() })
+            Json(Page::whole(stub.lock().expect("no panic").proposals.clone()))
         };
         let models = |State(stub): StubState| async move {
-            Json(Page { items: stub.lock().expect("no panic").models.clone() })
+            Json(Page::whole(stub.lock().expect("no panic").models.clone()))
         };
         let router = Router::new()
             .route("/v1/history", get(history))

@@ -54,7 +54,7 @@ fn circle() -> History {
         let (change, nonce) = (Change::AdmitNode(Box::new(node)), Digest::of(&[number as u8]));
         let proposal =
             propose(&state, change, "test".into(), NOW, NOW.plus(3_600_000), nonce).expect("valid");
-        let ballot = vote(&secret, member.clone(), &proposal, Choice::Approve, NOW);
+        let ballot = vote(&secret, member.clone(), state.head(), &proposal, Choice::Approve, NOW);
         let certificate = certify(&state, &proposal, &[ballot]).expect("a quorum");
         state.advance(verify(&state, &certificate, NOW).expect("valid")).expect("next");
         bundles.push(Bundle { version: BUNDLE_VERSION, certificate, log_evidence: None });

@@ -43,7 +43,7 @@ async fn propose(server: &Arc<Server>, number: u16) -> Proposal {
 async fn admit(server: &Arc<Server>, number: u16) {
     let proposal = propose(server, number).await;
     let (member, secret) = alice();
-    let ballot = human_chain::vote(secret, member, &proposal, Choice::Approve, wall_clock());
+    let ballot = human_chain::vote(secret, member, proposal.history, &proposal, Choice::Approve, wall_clock());
     must(server, Action::CastBallot(Box::new(ballot))).await;
 }
 
@@ -111,7 +111,8 @@ async fn a_proposal_that_is_decided_between_two_pages_is_read_once() {
         let (member, secret) = alice();
         let open: Vec<Proposal> = server
             .cluster(|cluster| cluster.open_proposals().values().map(|open| open.proposal.clone()).collect());
-        let ballot = human_chain::vote(secret, member, open.first().unwrap(), Choice::Approve, wall_clock());
+        let first = open.first().unwrap();
+        let ballot = human_chain::vote(secret, member, first.history, first, Choice::Approve, wall_clock());
         must(server, Action::CastBallot(Box::new(ballot))).await;
     };
     let pages: Vec<Vec<ProposalView>> = pages(server, "/v1/proposals", 2, approve_all).await;
@@ -143,7 +144,10 @@ async fn models_are_read_by_root_in_pages() {
             encapsulated: protocol::keys::ByteString(vec![1; 1088]),
             sealed: protocol::keys::ByteString(vec![2; 48]),
         };
-        must(server, Action::RegisterModel { record: Box::new(record), wraps: vec![wrap] }).await;
+        let (maker, secret) = alice();
+        let circle = server.cluster(|cluster| cluster.circle_id()).unwrap();
+        let signed = human_chain::sign_wrap(secret, maker, circle, &secret.public().encryption, wrap);
+        must(server, Action::RegisterModel { record: Box::new(record), wraps: vec![signed] }).await;
         roots.insert(root);
     }
     let pages: Vec<Vec<ModelRecord>> = pages(server, "/v1/models", 3, async || {}).await;

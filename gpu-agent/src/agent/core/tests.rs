@@ -211,9 +211,10 @@ fn together(parts: &[&Desired]) -> Desired {
 fn one_whole_gpu_for_three_slots() {
     let (mut scene, orders) = on_gpus(&[("chat", 0, 0), ("chat", 1, 0), ("other", 0, 0)]);
     for order in &orders {
-        let Assignment { bundle, orders, .. } = &order.assignments[0];
+        let Assignment { certificate, orders, .. } = &order.assignments[0];
         let admitted = scene.admitted();
-        assert!(scene.verifier(&admitted).grant(bundle, &orders[0]).is_ok(), "alone it is granted");
+        let granted = scene.verifier(&admitted).grant_named(*certificate, &orders[0]);
+        assert!(granted.is_ok(), "alone it is granted");
     }
     let all = together(&[&orders[0], &orders[1], &orders[2]]);
     let refused = ["refuse 1@1 resources-exceeded", "refuse 0@1 resources-exceeded"];
@@ -221,7 +222,9 @@ fn one_whole_gpu_for_three_slots() {
     scene.settle(&all);
     assert_eq!(scene.names(&all), refused, "nor one by one");
     assert_eq!(scene.running.len(), 1);
-    let Assignment { bundle, orders: signed, .. } = &orders[1].assignments[0];
+    let Assignment { certificate, orders: signed, .. } = &orders[1].assignments[0];
+    let mut bundles = scene.world.bundles.iter();
+    let bundle = bundles.find(|bundle| bundle.certificate.digest() == *certificate).unwrap();
     assert_eq!(scene.verdict(bundle, &signed[0]), "resources-exceeded", "nor by hand");
 }
 
