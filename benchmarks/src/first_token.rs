@@ -125,14 +125,16 @@ impl BenchmarkCluster {
     fn approve(&self, proposal: &str, in_background: bool) -> Result<()> {
         let proposal: Value = serde_json::from_str(proposal)?;
         let id = proposal["id"].as_str().context("a proposal has an id")?.to_string();
+        let words = proposal["words"].as_array().context("a proposal has words")?;
+        let words = words.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(" ");
         let key = |member: &str| self.directory.join(format!("members/{member}.key")).display().to_string();
-        self.quorate(&["approve", &id, "--yes", "--key", &key("member-a")])?;
+        self.quorate(&["approve", &id, "--words", &words, "--key", &key("member-a")])?;
         if !in_background {
-            self.quorate(&["approve", &id, "--yes", "--key", &key("member-b")])?;
+            self.quorate(&["approve", &id, "--words", &words, "--key", &key("member-b")])?;
             return Ok(());
         }
         Command::new(&self.program)
-            .args(["approve", &id, "--yes", "--key", &key("member-b")])
+            .args(["approve", &id, "--words", &words, "--key", &key("member-b")])
             .env("QUORATE_CONTEXT", self.context())
             .stdout(Stdio::null())
             .stderr(Stdio::null())

@@ -1,9 +1,10 @@
 //! Contexts: the cluster, access token and member that the command line uses.
 //!
-//! A context is a file that holds paths to secrets, never secrets. Those of a user have names, and live in one
-//! folder; one of them is chosen. `--context` and `$QUORATE_CONTEXT` select another for one command or one
-//! shell: a value with a slash or the ending `.json` is a file, any other is a name. No command replaces a file
-//! that it did not make: a context pins a circle, and another one in its place would pin another circle.
+//! A context is a file that holds paths to secrets, never secrets. Those of a user have names, and live in
+//! one folder; one of them is chosen. `--context` and `$QUORATE_CONTEXT` select another for one command or
+//! one shell: a value with a slash or the ending `.json` is a file, any other is a name. No command replaces
+//! a file that it did not make: a context pins a circle, and another one in its place would pin another
+//! circle.
 
 use crate::client::ControlClient;
 use crate::head::HeadFile;
@@ -113,11 +114,12 @@ fn read_authority(path: &Path) -> Result<reqwest::Certificate> {
         .with_context(|| format!("`{}` is not a certificate in PEM", path.display()))
 }
 
-/// Environment variable that selects the context of one shell, by name or by file; it takes precedence over the
-/// chosen one.
+/// Environment variable that selects the context of one shell, by name or by file; it takes precedence over
+/// the chosen one.
 pub const VARIABLE: &str = "QUORATE_CONTEXT";
 
-/// Name of a context in a user's folder: 1 to 63 characters, `a-z 0-9 - _`. A dot or a slash makes a value a file.
+/// Name of a context in a user's folder: 1 to 63 characters, `a-z 0-9 - _`. A dot or a slash makes a value a
+/// file.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct ContextName(String);
 
@@ -171,12 +173,13 @@ impl ContextFolder {
 
     /// Returns the file that an option or a variable means.
     fn resolve(&self, asked: &Path) -> Result<PathBuf> {
-        let is_file = asked.components().count() != 1 || asked.extension().is_some_and(|e| e == EXTENSION);
+        let is_file = asked.components().count() > 1 || asked.extension().is_some_and(|e| e == EXTENSION);
         if is_file {
             return Ok(asked.to_path_buf());
         }
         let name = asked.to_str().unwrap_or_default().parse::<ContextName>();
-        let refuse = |reason| Refusal::new(error_code::CONTEXT_MISSING, format!("`{}`: {reason}", asked.display()));
+        let refuse =
+            |reason| Refusal::new(error_code::CONTEXT_MISSING, format!("`{}`: {reason}", asked.display()));
         Ok(self.path(&name.map_err(refuse)?))
     }
 
@@ -245,7 +248,8 @@ impl ContextFolder {
         files::private_directory(&self.contexts()).with_context(place)?;
         match files::create_new(&path, &serde_json::to_vec_pretty(&context)?, 0o644) {
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
-                let message = format!("there is a context `{name}`; `quorate context remove {name}` removes it");
+                let message =
+                    format!("there is a context `{name}`; `quorate context remove {name}` removes it");
                 Err(Refusal::new(error_code::CONTEXT_EXISTS, message).into())
             }
             outcome => outcome.with_context(place).map(|()| path.clone()),
@@ -261,7 +265,8 @@ impl ContextFolder {
             std::fs::remove_file(self.root.join(CHOSEN))?;
         }
         std::fs::remove_file(self.path(name)).with_context(|| {
-            let message = format!("remove `{}` (`quorate context list` shows all)", self.path(name).display());
+            let message =
+                format!("remove `{}` (`quorate context list` shows all)", self.path(name).display());
             Refusal::new(error_code::CONTEXT_MISSING, message)
         })
     }
@@ -369,7 +374,10 @@ mod tests {
         assert_eq!((&chosen.circle, &chosen.token_file), (&context.circle, &context.token_file));
         assert_eq!(folder.chosen_or_refuse().expect("chosen"), name("lab"));
         folder.remove(&name("lab")).expect("removed");
-        assert_eq!((folder.names().expect("read"), folder.chosen().expect("read")), (vec![name("attic")], None));
+        assert_eq!(
+            (folder.names().expect("read"), folder.chosen().expect("read")),
+            (vec![name("attic")], None)
+        );
         assert_eq!(code(folder.remove(&name("lab"))), Some(error_code::CONTEXT_MISSING));
     }
 

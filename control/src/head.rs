@@ -1,7 +1,7 @@
 //! The highest head of a circle's history that this machine verified, kept beside the context.
 //!
-//! Certificates prove each decision, not that none is missing. A server that leaves some out could show an old
-//! state, in which removed nodes and members are still trusted. A client therefore keeps the head of the
+//! Certificates prove each decision, not that none is missing. A server that leaves some out could show an
+//! old state, in which removed nodes and members are still trusted. A client therefore keeps the head of the
 //! longest history that it verified, and refuses one that does not continue from there.
 
 use anyhow::{Context as _, Result, anyhow};
@@ -64,8 +64,8 @@ impl HeadFile {
     /// Records the head of a verified history, unless a longer one was recorded while this one was fetched.
     ///
     /// # Errors
-    /// Fails with `history-forked` if the recorded head is of another history, and with `head-unusable` if the
-    /// record cannot be written.
+    /// Fails with `history-forked` if the recorded head is of another history, and with `head-unusable` if
+    /// the record cannot be written.
     pub fn raise(&self, circle: &CircleState) -> Result<()> {
         let unusable = || self.unusable("write");
         files::private_directory(&self.folder).with_context(unusable)?;

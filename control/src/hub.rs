@@ -4,6 +4,7 @@
 //! meaning as in the hub's own tools. No downloaded file is trusted: the import checks the files, and the
 //! circle approves the root of the imported model.
 
+use crate::terminal;
 use anyhow::{Context as _, Result};
 use futures::StreamExt;
 use indicatif::ProgressBar;
@@ -108,7 +109,7 @@ impl Hub {
         }
         let mut bytes_left = self.limits.bytes;
         for file in files {
-            bar.set_message(file.to_string());
+            bar.set_message(terminal::line(file));
             bytes_left -= self.download(name, &description.sha, file, directory, bytes_left, bar).await?;
         }
         bar.finish_and_clear();

@@ -101,7 +101,8 @@ fn check_id(view: &ProposalView) -> Result<(), Refusal> {
     Err(Refusal::new(error_code::PROPOSAL_MISMATCH, message))
 }
 
-/// Returns the certificate of the proposal in the verified history, if it was approved before that was fetched.
+/// Returns the certificate of the proposal in the verified history, if it was approved before that was
+/// fetched.
 fn decision_on<'a>(history: &'a History, view: &ProposalView) -> Option<&'a Certificate> {
     let certificates = history.bundles.iter().map(|bundle| &bundle.certificate);
     certificates.rev().find(|certificate| certificate.proposal == view.proposal)
@@ -110,8 +111,8 @@ fn decision_on<'a>(history: &'a History, view: &ProposalView) -> Option<&'a Cert
 /// Finds the proposal whose id begins with these digits. Every id is computed here.
 ///
 /// # Errors
-/// Fails with `proposal-mismatch` if any proposal is shown under a false id, with `proposal-not-found` if none
-/// matches, and if several match.
+/// Fails with `proposal-mismatch` if any proposal is shown under a false id, with `proposal-not-found` if
+/// none matches, and if several match.
 pub fn find(
     circle: &CircleState,
     history: &History,
@@ -178,8 +179,11 @@ mod tests {
         let other = circle.proposal("another");
         let mut forged = circle.ballot(1, &proposal, Choice::Approve);
         forged.signature = circle.ballot(0, &proposal, Choice::Approve).signature;
-        let ballots =
-            vec![circle.ballot(0, &proposal, Choice::Approve), forged, circle.ballot(2, &other, Choice::Approve)];
+        let ballots = vec![
+            circle.ballot(0, &proposal, Choice::Approve),
+            forged,
+            circle.ballot(2, &other, Choice::Approve),
+        ];
         let mut view = proposal_view(&proposal, ballots);
         view.class = protocol::governance::ActionClass::Sensitive;
         // Positive control: by the server's word, all three have approved.
@@ -190,8 +194,7 @@ mod tests {
         assert_eq!(names(&reviewed.view.missing), ["bob", "carol"]);
         let refused: Vec<_> =
             reviewed.refused.iter().map(|ballot| (ballot.member.as_str(), ballot.code)).collect();
-        let expected =
-            [("bob", error_code::SIGNATURE_INVALID), ("carol", error_code::BALLOT_MISMATCH)];
+        let expected = [("bob", error_code::SIGNATURE_INVALID), ("carol", error_code::BALLOT_MISMATCH)];
         assert_eq!(refused, expected);
     }
 
@@ -217,8 +220,12 @@ mod tests {
         let reviewed = review(&circle, shown).expect("its own id");
         assert_eq!(names(&reviewed.view.approved), ["alice", "bob"], "as the verified history has it");
         assert!(reviewed.quorum_reached);
-        let stale = review(&circle, ProposalView { state: ProposalState::Stale, ..view }).expect("its own id");
-        assert_eq!((stale.state_text().as_str(), stale.quorum_reached), ("stale (as control reports)", false));
+        let stale =
+            review(&circle, ProposalView { state: ProposalState::Stale, ..view }).expect("its own id");
+        assert_eq!(
+            (stale.state_text().as_str(), stale.quorum_reached),
+            ("stale (as control reports)", false)
+        );
         assert!(matches!(decided.change, Change::Deploy(_)));
     }
 }

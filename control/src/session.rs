@@ -51,27 +51,27 @@ impl Session {
     /// As [`Session::open`].
     pub async fn with_client(client: ControlClient, circle: CircleId, heads: HeadFile) -> Result<Self> {
         // Read first: a head that another command records while the history is on its way is longer, rightly.
-        let known = heads.read()?;
-        Self::fetch(client, circle, heads, known).await
+        let known: Vec<HistoryHead> = heads.read()?.into_iter().collect();
+        Self::fetch(client, circle, heads, &known).await
     }
 
-    /// Fetches the history again; it must continue the one of this session.
+    /// Fetches the history again; it must continue that of this session and the longest that was verified.
     ///
     /// # Errors
     /// As [`Session::open`].
     pub async fn refresh(&self) -> Result<Self> {
-        let known = Some(self.circle.head());
-        Self::fetch(self.client.clone(), self.circle.id(), self.heads.clone(), known).await
+        let known: Vec<HistoryHead> = self.heads.read()?.into_iter().chain([self.circle.head()]).collect();
+        Self::fetch(self.client.clone(), self.circle.id(), self.heads.clone(), &known).await
     }
 
     async fn fetch(
         client: ControlClient,
         circle: CircleId,
         heads: HeadFile,
-        known: Option<HistoryHead>,
+        known: &[HistoryHead],
     ) -> Result<Self> {
         let history: History = client.get("/v1/history").await?;
-        let circle = replay(&history, circle, known.as_ref())?;
+        let circle = replay(&history, circle, known)?;
         heads.raise(&circle)?;
         Ok(Self { client, circle, history, heads })
     }
@@ -113,11 +113,19 @@ impl Session {
         member: &MemberKeyFile,
         choice: Choice,
     ) -> Result<ReviewedProposal> {
-        let ballot = human_chain::vote(&member.secret, member.member.clone(), proposal, choice, wall_clock());
+        let ballot = human_chain::vote(
+            &member.secret,
+            member.member.clone(),
+            self.circle.head(),
+            proposal,
+            choice,
+            wall_clock(),
+        );
         let id = proposal.id();
         let view: ProposalView = self.client.post(&format!("/v1/proposals/{id}/ballots"), &ballot).await?;
         if !view.ballots.contains(&ballot) {
-            let message = format!("control does not show the ballot that it took; check `quorate review {id}`");
+            let message =
+                format!("control does not show the ballot that it took; check `quorate review {id}`");
             return Err(Refusal::new(error_code::OUTCOME_UNKNOWN, message).into());
         }
         self.review_as(&id, view)
@@ -167,12 +175,12 @@ impl Session {
 }
 
 /// Verifies a history against the pinned circle, and that it continues what was verified before.
-fn replay(history: &History, circle: CircleId, known: Option<&HistoryHead>) -> Result<CircleState> {
+fn replay(history: &History, circle: CircleId, known: &[HistoryHead]) -> Result<CircleState> {
     let certificates = history.bundles.iter().map(|bundle| &bundle.certificate);
     let state = CircleState::replay(&history.genesis, Some(circle), certificates)
         .context("the history that control sent does not verify")?;
-    if let Some(known) = known {
-        state.check_extends(known).map_err(Refusal::from).context("this machine verified a longer history")?;
+    for head in known {
+        state.check_extends(head).map_err(Refusal::from).context("this machine verified a longer history")?;
     }
     Ok(state)
 }

@@ -1,9 +1,9 @@
 //! Foreign text on a terminal: what servers, nodes and workers send is shown, and never obeyed.
 //!
-//! A terminal obeys escape sequences, and reorders or hides text at the word of some characters. Text of others
-//! therefore reaches it through this module alone. Control characters, bidirectional marks, invisible and
-//! combining characters are written as `\u{...}`; letters of every script stay as they are. Scripts that need
-//! the exact text read the JSON, where the same characters are written in JSON's own way.
+//! A terminal obeys escape sequences, and reorders or hides text at the word of some characters. Text of
+//! others therefore reaches it through this module alone. Control characters, bidirectional marks, invisible
+//! and combining characters are written as `\u{...}`; letters of every script stay as they are. Scripts that
+//! need the exact text read the JSON, where the same characters are written in JSON's own way.
 
 use std::fmt::Write;
 
@@ -58,12 +58,14 @@ mod tests {
     use super::*;
 
     /// Clears the screen, renames the window, prints text from right to left, hides a letter.
-    const HOSTILE: &str = "ok\u{1b}[2J\u{1b}]0;root\u{7}\u{9b}31m \u{202e}live\u{2066}\u{200b}\u{feff}\r\ntwo\tthree";
+    const HOSTILE: &str =
+        "ok\u{1b}[2J\u{1b}]0;root\u{7}\u{9b}31m \u{202e}live\u{2066}\u{200b}\u{feff}\r\ntwo\t3";
 
     #[test]
     fn foreign_text_is_shown_and_not_obeyed() {
         let shown = line(HOSTILE);
-        let expected = r"ok\u{1b}[2J\u{1b}]0;root\u{7}\u{9b}31m \u{202e}live\u{2066}\u{200b}\u{feff}\r\ntwo\tthree";
+        let expected =
+            r"ok\u{1b}[2J\u{1b}]0;root\u{7}\u{9b}31m \u{202e}live\u{2066}\u{200b}\u{feff}\r\ntwo\t3";
         assert_eq!(shown, expected);
         assert!(HOSTILE.contains('\u{1b}'), "as it was sent, a terminal would obey it");
         for (text, expected) in [

@@ -5,8 +5,8 @@ use crate::session::MemberKeyFile;
 use human_chain::CircleState;
 use protocol::api::{History, ProposalState, ProposalView, ServiceView, Status};
 use protocol::governance::{
-    BUNDLE_VERSION, Bundle, Change, Choice, ControlReplica, Genesis, Member, NodeAdmission, NodeRole, Proposal,
-    SignedBallot,
+    BUNDLE_VERSION, Bundle, Change, Choice, ControlReplica, Genesis, Member, NodeAdmission, NodeRole,
+    Proposal, SignedBallot,
 };
 use protocol::keys::{ByteString, EncryptionKey, ML_KEM_768_PUBLIC_KEY_LENGTH};
 use protocol::manifest::Manifest;
@@ -131,7 +131,14 @@ impl SampleCircle {
     /// Returns a member's ballot: 0 is alice, 1 is bob, 2 is carol.
     pub(crate) fn ballot(&self, member: usize, proposal: &Proposal, choice: Choice) -> SignedBallot {
         let file = &self.members[member];
-        human_chain::vote(&file.secret, file.member.clone(), proposal, choice, host::wall_clock())
+        human_chain::vote(
+            &file.secret,
+            file.member.clone(),
+            self.state.head(),
+            proposal,
+            choice,
+            host::wall_clock(),
+        )
     }
 
     /// Decides a change with the votes of alice and bob.

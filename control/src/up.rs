@@ -15,6 +15,7 @@ mod own;
 mod ports;
 mod trial;
 
+use crate::terminal;
 use anyhow::{Context as _, Result};
 use clap::Args;
 use cluster::LocalCluster;
@@ -56,6 +57,7 @@ struct StartupLog {
 impl StartupLog {
     /// Prints one step.
     fn line(&self, text: impl std::fmt::Display) {
+        let text = terminal::lines(&text.to_string());
         println!("{:6.2} s  {text}", self.began.elapsed().as_secs_f64());
     }
 }

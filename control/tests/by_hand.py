@@ -37,8 +37,10 @@ class Circle:
     def __init__(self, quorate, model, folder):
         self.quorate, self.model, self.folder = Path(quorate).resolve(), Path(model).resolve(), folder
         self.sockets, self.daemons = {}, {}
-        self.environment = {**os.environ, "QUORATE_CONTEXT": str(folder / "lab.json"), "NO_COLOR": "1",
-                            "HOME": str(folder / "home"), "XDG_CONFIG_HOME": str(folder / "home/.config")}
+        self.contexts = folder / "home/.config/quorate/contexts"
+        self.environment = {**os.environ, "NO_COLOR": "1", "HOME": str(folder / "home"),
+                            "XDG_CONFIG_HOME": str(folder / "home/.config")}
+        self.environment.pop("QUORATE_CONTEXT", None)
 
     def address(self, purpose):
         if purpose not in self.sockets:
@@ -55,7 +57,8 @@ class Circle:
     def run(self, *words, code=0):
         """Runs a command to its end; what it prints. `code` is the exit status that it has to have."""
         done = subprocess.run(
-            [self.quorate, *words], cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=LIMIT
+            [self.quorate, *words], cwd=self.folder, env=self.environment, stdin=subprocess.DEVNULL,
+            capture_output=True, text=True, timeout=LIMIT,
         )
         assert done.returncode == code, f"{words}: {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done.stdout if code == 0 else done.stdout + done.stderr
@@ -134,14 +137,23 @@ class Circle:
         error = self.run("control", "run", "--dir", "control-1", "--genesis", "genesis.json", "--overlay",
                          "127.0.0.1:0", "--api", "127.0.0.1:0", code=1)
         assert "founder-signature-missing" in error and "alice" in error, error
+        # Each founder signs a copy, with the words under the text; the drafter merges what comes back.
+        words = " ".join(self.json("circle", "read", "genesis.json")["words"])
+        unread = self.run("circle", "sign", "genesis.json", "--key", "alice.key", code=1)
+        assert "words-mismatch" in unread and "Found the circle" in unread, unread
         for member in MEMBERS:
-            self.run("circle", "sign", "genesis.json", "--key", f"{member}.key")
+            shutil.copy(self.folder / "genesis.json", self.folder / f"from-{member}.json")
+            self.run("circle", "sign", f"from-{member}.json", "--key", f"{member}.key", "--words", words)
+        merged = self.run("circle", "merge", "genesis.json", *[f"from-{member}.json" for member in MEMBERS])
+        assert "every founder has signed" in merged, merged
         plain = self.run("control", "run", "--dir", "control-1", "--genesis", "genesis.json", "--overlay",
                          "127.0.0.1:0", "--api", "0.0.0.0:0", code=1)
         assert "plain-http-refused" in plain, plain
-        made = self.run("context", "new", "lab.json", "--genesis", "genesis.json", "--token-file", "token",
+        made = self.run("context", "add", "lab", "--genesis", "genesis.json", "--token-file", "token",
                         "--member-key", "alice.key", "--node", "node-1", "--certificate-authority", "ca.pem")
         self.id = re.search(r"circle ([0-9a-f]{64})", made).group(1)
+        assert "context-missing" in self.run("context", "show", code=1), "none is chosen"
+        self.run("context", "use", "lab")
 
     def start_control(self, number):
         self.start(f"control-{number}", [
@@ -162,8 +174,9 @@ class Circle:
             self.start(name, words, [f"storage-{name}"])
 
     def vote(self, proposal):
+        words = " ".join(self.json("review", proposal)["words"][:2])
         for member in MEMBERS[1:]:
-            self.run("approve", proposal, "--key", f"{member}.key", "--yes")
+            self.run("approve", proposal, "--key", f"{member}.key", "--words", words)
 
     def stop(self):
         order = [*NODES, LATE, GATEWAY, "control-1", "control-2", "control-3"]
@@ -194,6 +207,7 @@ def a_circle_is_founded_and_runs(lab):
 
 
 def mistakes_are_explained(lab):
+    lab.run("circle", "member", "dana", "--key", "dana.key")
     taken = lab.run("control", "run", "--dir", "control-1", "--genesis", "genesis.json",
                     "--overlay", lab.address("overlay-1"), "--api", "127.0.0.1:0", code=1)
     assert "port-in-use" in taken, taken
@@ -204,7 +218,7 @@ def mistakes_are_explained(lab):
     other = lab.run("agent", "run", "--dir", LATE, "--genesis", "genesis.json", "--circle", "0" * 64,
                     "--storage", "127.0.0.1:0", code=1)
     assert "circle-mismatch" in other, other
-    context = json.loads((lab.folder / "lab.json").read_text())
+    context = json.loads((lab.contexts / "lab.json").read_text())
     for change, words in [({"certificate_authority_file": None}, "certificate"), ({"sky": "blue"}, "sky")]:
         lab.keep("other.json", json.dumps({**context, **change}))
         error = lab.run("--context", "other.json", "status", code=2)
@@ -214,23 +228,36 @@ def mistakes_are_explained(lab):
     assert "quorate control init --dir nothing --id" in lab.run(*unprepared, code=1)
     for code, words in [
         ("replica-not-prepared", unprepared),
-        ("context-missing", ["--context", "nothing.json", "node", "list"]), ("model-not-found", ["model", "show", "nothing"]),
+        ("context-missing", ["--context", "nothing.json", "node", "list"]),
+        ("context-missing", ["--context", "nothing", "node", "list"]), ("model-not-found", ["model", "show", "nothing"]),
         ("node-not-found", ["node", "show", "nothing"]), ("proposal-not-found", ["review", "f" * 64]),
         ("node-directory-missing", ["model", "sweep", "--dry-run", "--node", "nothing"]),
+        ("key-exists", ["circle", "member", "alice", "--key", "alice.key"]),
+        ("not-a-member", ["circle", "sign", "genesis.json", "--key", "dana.key", "--words", "any words"]),
     ]:
         error = lab.run(*words, "-o", "json", code=1)
         assert json.loads(error)["code"] == code, error
 
 
 def choosing_a_context_overwrites_none(lab):
-    chosen = (lab.folder / "lab.json").read_bytes()
+    chosen = (lab.contexts / "lab.json").read_bytes()
     lab.keep("second.json", json.dumps({**json.loads(chosen), "name": "second"}))
-    # As the README says, the variable names a cluster's own file; the choice is the user's, and goes to the user's own.
-    said = lab.run("context", "use", "second.json")
-    assert (lab.folder / "lab.json").read_bytes() == chosen, "the file that QUORATE_CONTEXT names was overwritten"
-    own = lab.folder / "home/.config/quorate/context.json"
-    assert json.loads(own.read_text())["name"] == "second" and str(own) in said, said
-    assert json.loads(lab.run("context", "show", "-o", "json"))["name"] == "lab", "the variable comes first"
+    second = (lab.folder / "second.json").read_bytes()
+    taken = lab.run("context", "add", "lab", "--file", "second.json", code=1)
+    assert "context-exists" in taken, taken
+    lab.run("context", "add", "second", "--file", "second.json")
+    lab.environment["QUORATE_CONTEXT"] = str(lab.folder / "second.json")
+    said = lab.run("context", "use", "lab")
+    assert (lab.folder / "second.json").read_bytes() == second, "the file that QUORATE_CONTEXT names was overwritten"
+    assert lab.json("context", "show")["name"] == "second", f"the variable comes first: {said}"
+    lab.environment["QUORATE_CONTEXT"] = "lab"
+    assert lab.json("context", "show")["name"] == "lab", "the variable may be a name"
+    del lab.environment["QUORATE_CONTEXT"]
+    listed = {entry["name"]: entry["chosen"] for entry in lab.json("context", "list")["items"]}
+    assert listed == {"lab": True, "second": False}, listed
+    lab.run("context", "remove", "second")
+    assert "context-missing" in lab.run("context", "use", "second", code=1)
+    assert (lab.contexts / "lab.json").read_bytes() == chosen
 
 
 def curl_and_python_reach_the_control_api(lab):
@@ -258,10 +285,13 @@ def a_model_is_imported_voted_on_and_served(lab):
     lab.keep("wrong.toml", (lab.folder / "tiny.toml").read_text() + "\nreplicaz = 3\n")
     assert "replicaz" in lab.run("deploy", "wrong.toml", code=1)
     proposal = lab.json("deploy", "tiny.toml", "--reason", "by hand")["id"]
-    error = lab.run("approve", proposal, "--key", f"{NODES[0]}/identity.key", "--yes", code=1)
+    error = lab.run("approve", proposal, "--key", f"{NODES[0]}/identity.key", "--words", "any words", code=1)
     assert "key" in error, error
+    wrong = lab.run("approve", proposal, "--key", "bob.key", "--words", "any words", code=1)
+    assert "words-mismatch" in wrong, wrong
     lab.vote(proposal)
-    twice = lab.run("approve", proposal, "--key", "bob.key", "--yes", code=1)
+    words = " ".join(lab.json("review", proposal)["words"])
+    twice = lab.run("approve", proposal, "--key", "bob.key", "--words", words, code=1)
     assert twice, "a decided proposal takes no ballot"
     lab.until("the service is ready", lambda: lab.json("service", "show", "tiny")["ready"] >= 1)
     assert "tiny" in lab.run("why", "tiny")
@@ -401,8 +431,11 @@ def a_service_is_scaled_and_retired(lab):
 
 def the_history_verifies_offline(lab):
     lab.keep("history.json", lab.run("circle", "history"))
-    assert lab.run("verify", "history.json", "--circle", lab.id)
+    head = lab.json("verify", "history.json", "--circle", lab.id)["head"]
+    assert head == lab.json("circle", "show")["head"] and head["size"] > 0, head
     history = json.loads((lab.folder / "history.json").read_text())
+    lab.keep("shorter.json", json.dumps({**history, "bundles": history["bundles"][:-1]}))
+    assert "history-shorter" in lab.run("verify", "shorter.json", code=1), "this machine has seen more"
     history["bundles"][0]["certificate"]["proposal"]["reason"] += "!"
     lab.keep("altered.json", json.dumps(history))
     lab.run("verify", "altered.json", "--circle", lab.id, code=1)

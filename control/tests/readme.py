@@ -44,15 +44,16 @@ class Terminal:
         self.read()
 
     def read(self):
-        """What is printed until the shell asks for the next command; a question of a command is answered by yes."""
+        """What is printed until the shell asks for the next command; words that a command asks for are typed."""
         said, deadline = "", time.monotonic() + LIMIT
         while not PROMPT.search(said):
             assert time.monotonic() < deadline, f"no prompt within {LIMIT} s: {said[-2000:]}"
             if select.select([self.descriptor], [], [], 1)[0]:
                 said += os.read(self.descriptor, 65536).decode(errors="replace").replace("\r", "")
-                if said.endswith("[y/N] "):
-                    os.write(self.descriptor, b"y\n")
-                    said += "y\n"
+                if said.endswith("type the first two of the six words: "):
+                    words = re.findall(r"^words: ((?:[a-z]+ ?){6})$", said, re.MULTILINE)[-1].split()
+                    os.write(self.descriptor, f"{words[0]} {words[1]}\n".encode())
+                    said += "\n"
         return said
 
     def paste(self, line):

@@ -18,7 +18,8 @@ use crate::Arguments;
 use crate::command::Quorate;
 use crate::openai::OpenAi;
 use anyhow::{Context as _, Result, bail};
-use protocol::api::ProposalView;
+use protocol::ProposalId;
+use protocol::api::ProposalState;
 use serde_json::Value;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -31,6 +32,15 @@ const MEMBERS: [&str; 3] = ["member-a", "member-b", "member-c"];
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// Timeout for the cluster to recover completely at the end.
 const HEALTHY_LIMIT: Duration = Duration::from_secs(120);
+
+/// A proposal as `quorate` prints it: the part of its JSON that the story needs.
+#[derive(Debug, serde::Deserialize)]
+struct PrintedProposal {
+    id: ProposalId,
+    state: ProposalState,
+    /// Six words of the text to sign, computed by the command line.
+    words: Vec<String>,
+}
 
 /// A running cluster, as a person beside it sees it: its directory, its command line, its processes.
 #[derive(Debug)]
@@ -63,9 +73,9 @@ impl Demonstration {
     }
 
     /// Signs a proposal as a member.
-    async fn approve(&self, proposal: &ProposalView, member: &str) -> Result<ProposalView> {
+    async fn approve(&self, proposal: &PrintedProposal, member: &str) -> Result<PrintedProposal> {
         let (id, key) = (proposal.id.to_string(), self.key_file(member));
-        self.quorate.json(&["approve", &id, "--key", &key, "--yes"]).await
+        self.quorate.json(&["approve", &id, "--key", &key, "--words", &proposal.words.join(" ")]).await
     }
 
     /// Returns a client of the cluster's gateway with the key that `quorate up` made.

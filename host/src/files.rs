@@ -262,7 +262,8 @@ mod tests {
         let directory = tempfile::tempdir().expect("directory");
         let path = directory.path().join("lab.json");
         create_new(&path, b"first", 0o644).expect("create");
-        std::os::unix::fs::symlink(directory.path().join("none"), directory.path().join("link")).expect("link");
+        std::os::unix::fs::symlink(directory.path().join("none"), directory.path().join("link"))
+            .expect("link");
         for taken in [&path, &directory.path().join("link")] {
             let error = create_new(taken, b"second", 0o644).expect_err("the name is taken");
             assert_eq!(error.kind(), io::ErrorKind::AlreadyExists, "{}", taken.display());

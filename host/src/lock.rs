@@ -34,7 +34,9 @@ impl DirectoryLock {
     /// Errors of the system.
     pub fn wait(directory: &Path) -> io::Result<Self> {
         let file = open(directory)?;
-        Flock::lock(file, FlockArg::LockExclusive).map(|file| Self { _file: file }).map_err(|(_, error)| error.into())
+        Flock::lock(file, FlockArg::LockExclusive)
+            .map(|file| Self { _file: file })
+            .map_err(|(_, error)| error.into())
     }
 }
 

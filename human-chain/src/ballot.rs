@@ -1,22 +1,21 @@
 //! Ballots: casting, verification and counting.
 
 use crate::propose::check_proposal;
-use crate::render::{RENDERER_VERSION, render};
+use crate::render::{RENDERER_VERSION, digests, render};
 use crate::{ChainError, CircleState, MemberSecret, class_of, quorum, signature_holds};
 use protocol::canonical::to_bytes;
-use protocol::governance::{
-    ActionClass, BALLOT_DOMAIN, Ballot, Certificate, Choice, Proposal, Quorum, SignedBallot,
-};
+use protocol::governance::{BALLOT_DOMAIN, Ballot, Certificate, Choice, HistoryHead, Proposal, SignedBallot};
 use protocol::limits::CLOCK_GRACE_MS;
 use protocol::{Digest, MemberId, Millis, ProposalId};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Returns a member's signed ballot on the proposal as [`render`] shows it. The caller must have shown that
-/// rendering to the member.
+/// rendering to the member. `seen` is the head of the history that the member's own machine verified.
 #[must_use]
 pub fn vote(
     secret: &MemberSecret,
     member: MemberId,
+    seen: HistoryHead,
     proposal: &Proposal,
     choice: Choice,
     issued_at: Millis,
@@ -28,6 +27,7 @@ pub fn vote(
         choice,
         member,
         epoch: proposal.epoch,
+        history: seen,
         issued_at,
     };
     let signature = secret.sign(BALLOT_DOMAIN, &to_bytes(&ballot));
@@ -136,7 +136,7 @@ fn count<'a>(
         "each ballot is counted"
     );
     debug_assert!(approved.union(&rejected).all(|id| state.member(id).is_some()), "only members are counted");
-    let reached = quorum::satisfied(rule(state, class_of(&proposal.change)), &approved);
+    let reached = quorum::satisfied(state.quorum(class_of(&proposal.change)), &approved);
     (Tally { approved, rejected, missing, reached, refused }, approvals)
 }
 
@@ -148,7 +148,7 @@ pub(crate) fn require_quorum(
 ) -> Result<(), ChainError> {
     debug_assert!(approvals.iter().all(|id| state.member(id).is_some()), "only members approve");
     let class = class_of(&proposal.change);
-    let rule = rule(state, class);
+    let rule = state.quorum(class);
     if quorum::satisfied(rule, approvals) {
         return Ok(());
     }
@@ -156,39 +156,37 @@ pub(crate) fn require_quorum(
     Err(ChainError::QuorumNotReached { class, approvals: approvals.len(), needed })
 }
 
-fn rule(state: &CircleState, class: ActionClass) -> &Quorum {
-    state.policy().quorums.get(&class).expect("a state has a quorum for every class")
-}
-
-/// Verifier for the ballots of one proposal. It computes the digests of the proposal and its rendering once.
+/// Verifier for the ballots of one proposal. It computes the digests of the proposal and its renderings once.
 pub(crate) struct BallotBox<'a> {
     state: &'a CircleState,
     proposal: &'a Proposal,
     id: ProposalId,
-    rendering: Digest,
+    renderings: BTreeMap<u32, Digest>,
 }
 
 impl<'a> BallotBox<'a> {
     pub(crate) fn new(state: &'a CircleState, proposal: &'a Proposal) -> Self {
-        Self { state, proposal, id: proposal.id(), rendering: render(proposal).digest }
+        Self { state, proposal, id: proposal.id(), renderings: digests(proposal) }
     }
 
     pub(crate) fn id(&self) -> ProposalId {
         self.id
     }
 
-    /// Checks that a ballot is a member's own, on this proposal as rendered, and within the proposal's time.
+    /// Checks that a ballot is a member's own, on this proposal as its version of the renderer shows it, within
+    /// the proposal's time, and cast in this history.
     pub(crate) fn check(&self, signed: &SignedBallot) -> Result<(), ChainError> {
         let ballot = &signed.ballot;
         if ballot.proposal != self.id {
             return Err(mismatch(signed, "proposal"));
         }
-        if ballot.renderer_version != RENDERER_VERSION || ballot.rendering != self.rendering {
+        if self.renderings.get(&ballot.renderer_version) != Some(&ballot.rendering) {
             return Err(mismatch(signed, "rendering"));
         }
         if ballot.epoch != self.state.epoch() || ballot.epoch != self.proposal.epoch {
             return Err(mismatch(signed, "epoch"));
         }
+        self.state.check_extends(&ballot.history)?;
         if ballot.issued_at.plus(CLOCK_GRACE_MS) < self.proposal.created_at {
             return Err(mismatch(signed, "time: it is older than its proposal"));
         }
@@ -214,11 +212,12 @@ mod tests {
     use super::*;
     use crate::{propose, sign_genesis, verify};
     use protocol::ReplicaId;
-    use protocol::governance::{Change, ControlReplica, Genesis, Member, NodeAdmission, NodeRole, Policy};
+    use protocol::governance::{
+        ActionClass, Change, ControlReplica, Genesis, Member, NodeAdmission, NodeRole, Policy, Quorum,
+    };
     use protocol::keys::{ByteString, EncryptionKey, ML_KEM_768_PUBLIC_KEY_LENGTH};
     use protocol::{NodeId, PublicKey};
     use std::cell::Cell;
-    use std::collections::BTreeMap;
 
     const NOW: Millis = Millis(1_795_264_910_000);
 
@@ -280,7 +279,7 @@ mod tests {
     ) -> Vec<SignedBallot> {
         let ballot = |(at, choice): &(usize, Choice)| {
             let (id, secret) = &people[*at];
-            vote(secret, id.clone(), proposal, *choice, NOW)
+            vote(secret, id.clone(), proposal.history, proposal, *choice, NOW)
         };
         choices.iter().map(ballot).collect()
     }

@@ -25,9 +25,9 @@ use std::collections::BTreeSet;
 /// late. A proposal that expired more than [`CLOCK_GRACE_MS`] before `now` is rejected.
 ///
 /// # Errors
-/// Returns the first check that fails, in this order: size; circle; epoch; form; subject and version; change;
-/// expiry; rendering, proposal, epoch and time of each ballot; its member; both its signatures; duplicates
-/// and order of ballots; quorum.
+/// Returns the first check that fails, in this order: size; circle; history; epoch; form; subject and version;
+/// change; expiry; proposal, rendering, epoch, history and time of each ballot; its member; both its
+/// signatures; duplicates and order of ballots; quorum.
 pub fn verify(
     state: &CircleState,
     certificate: &Certificate,

@@ -4,7 +4,7 @@ use crate::circle::CircleState;
 use crate::{ChainError, form};
 use protocol::canonical::to_bytes;
 use protocol::governance::{ActionClass, Change, Member, NodeAdmission, Policy};
-use protocol::manifest::Manifest;
+use protocol::manifest::{Manifest, ModelChoice};
 use protocol::{Digest, NodeName, ServiceName, limits};
 
 /// Subject name of members and policy.
@@ -61,7 +61,7 @@ pub(crate) fn circle_value(members: &[&Member], policy: &Policy) -> Digest {
 /// Checks that this change may be proposed in the current state. Approval is checked elsewhere.
 pub(crate) fn check_change(state: &CircleState, change: &Change) -> Result<(), ChainError> {
     match change {
-        Change::Deploy(manifest) => form::check_manifest(manifest).map(|_| ()),
+        Change::Deploy(manifest) => check_model(state, &form::check_manifest(manifest)?.model),
         Change::Retire { service, grace_seconds } => {
             if state.service(service).is_none() {
                 return Err(ChainError::invalid("retire", format!("service `{service}` does not run")));
@@ -88,6 +88,14 @@ pub(crate) fn check_change(state: &CircleState, change: &Change) -> Result<(), C
                 None => Ok(()),
             }
         }
+    }
+}
+
+/// Checks that a model's name stands for no other root. The first approval of a name binds it for ever.
+fn check_model(state: &CircleState, model: &ModelChoice) -> Result<(), ChainError> {
+    match state.model_root(&model.name).filter(|bound| *bound != model.root) {
+        None => Ok(()),
+        Some(bound) => Err(ChainError::ModelNameTaken { name: model.name.clone(), bound, asked: model.root }),
     }
 }
 

@@ -15,16 +15,18 @@ use crate::change::{
     CIRCLE_SUBJECT, check_change, circle_value, manifest_value, node_subject, node_value, service_subject,
     subject_of,
 };
+use crate::history::HistoryTree;
 use crate::{ChainError, MemberSecret, form, signature_holds};
 use protocol::canonical::to_bytes;
 use protocol::governance::{
-    AccessToken, Change, ControlReplica, GENESIS_DOMAIN, Genesis, Member, NodeAdmission, Policy,
-    SignedGenesis, SubjectVersion,
+    AccessToken, ActionClass, Change, ControlReplica, GENESIS_DOMAIN, Genesis, HistoryHead, Member,
+    NodeAdmission, Policy, Quorum, SignedGenesis, SubjectVersion,
 };
 use protocol::manifest::Manifest;
 use protocol::manifest::ServiceManifest;
 use protocol::{
-    CircleId, Digest, Epoch, MemberId, NodeId, NodeName, ProposalId, PublicKey, ServiceName, limits,
+    CircleId, Digest, Epoch, MemberId, ModelName, ModelRoot, NodeId, NodeName, ProposalId, PublicKey,
+    ServiceName, limits,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -70,7 +72,8 @@ pub struct CircleState {
     subjects: BTreeMap<String, (u64, Option<Digest>)>,
     services: BTreeMap<ServiceName, ApprovedService>,
     retired: BTreeMap<ServiceName, RetiredService>,
-    length: u64,
+    models: BTreeMap<ModelName, ModelRoot>,
+    history: HistoryTree,
 }
 
 /// Returns the id of the circle that a genesis founds: the digest of its canonical bytes.
@@ -130,7 +133,8 @@ impl CircleState {
             subjects,
             services: BTreeMap::new(),
             retired: BTreeMap::new(),
-            length: 0,
+            models: BTreeMap::new(),
+            history: HistoryTree::empty(),
         };
         debug_assert_eq!(state.check_invariants(), Ok(()));
         Ok(state)
@@ -144,9 +148,9 @@ impl CircleState {
     pub fn advance(&mut self, approved: Approved<Change>) -> Result<(), ChainError> {
         self.check_applicable(&approved)?;
         let subject = subject_of(approved.get());
-        let before = (self.length, self.subject(&subject).version);
+        let before = (self.length(), self.subject(&subject).version);
         self.apply(approved);
-        debug_assert_eq!((self.length, self.subject(&subject).version), (before.0 + 1, before.1 + 1));
+        debug_assert_eq!((self.length(), self.subject(&subject).version), (before.0 + 1, before.1 + 1));
         debug_assert_eq!(
             self.epoch.0,
             self.subject(CIRCLE_SUBJECT).version,
@@ -199,7 +203,7 @@ impl CircleState {
             }
             Change::SetMembers { members, policy } => self.apply_members(members, policy),
         }
-        self.length += 1;
+        self.history.append(&certificate);
     }
 
     fn apply_deploy(&mut self, manifest: Manifest, certificate: Digest, proposal: ProposalId) {
@@ -209,6 +213,9 @@ impl CircleState {
         };
         let version = self.bump(service_subject(&manifest.name), Some(value));
         let name = manifest.name.clone();
+        let model = &manifest.model;
+        let bound = *self.models.entry(model.name.clone()).or_insert(model.root);
+        debug_assert_eq!(bound, model.root, "a name stands for one root for ever");
         let retired = self.retired.remove(&name).map(|retired| retired.version);
         let earlier = self.services.get(&name).map(|service| service.version).or(retired);
         debug_assert_eq!(earlier.unwrap_or(0) + 1, version, "versions of `{name}` never restart");
@@ -263,7 +270,25 @@ impl CircleState {
     /// Returns the number of certificates applied since genesis.
     #[must_use]
     pub fn length(&self) -> u64 {
-        self.length
+        self.history.size()
+    }
+
+    /// Returns the head of the history: the number of certificates since genesis, and the root over them.
+    #[must_use]
+    pub fn head(&self) -> HistoryHead {
+        self.history.head()
+    }
+
+    /// Checks that this history goes on from a head that was seen before: its first decisions are the same.
+    ///
+    /// # Errors
+    /// Returns an error when decisions are missing, or are not those that were seen.
+    pub fn check_extends(&self, seen: &HistoryHead) -> Result<(), ChainError> {
+        match self.history.root_at(seen.size) {
+            None => Err(ChainError::HistoryShorter { known: seen.size, length: self.length() }),
+            Some(root) if root != seen.root => Err(ChainError::HistoryForked { size: seen.size }),
+            Some(_) => Ok(()),
+        }
     }
 
     /// Returns the members, sorted by id.
@@ -285,6 +310,24 @@ impl CircleState {
     #[must_use]
     pub fn policy(&self) -> &Policy {
         &self.policy
+    }
+
+    /// Returns the quorum that a change of this class needs. A class that the policy lacks needs that of
+    /// sensitive changes.
+    ///
+    /// # Panics
+    /// Never: a policy without a quorum for sensitive changes is refused before it is in force.
+    #[must_use]
+    pub fn quorum(&self, class: ActionClass) -> &Quorum {
+        let quorums = &self.policy.quorums;
+        let rule = quorums.get(&class).or_else(|| quorums.get(&ActionClass::Sensitive));
+        rule.expect("a policy in force has a quorum for sensitive changes")
+    }
+
+    /// Returns the root that a model's name stands for, once a manifest that names it was approved.
+    #[must_use]
+    pub fn model_root(&self, name: &ModelName) -> Option<ModelRoot> {
+        self.models.get(name).copied()
     }
 
     /// Returns the control replicas.
@@ -411,7 +454,8 @@ mod tests {
             subjects: BTreeMap::new(),
             services: BTreeMap::new(),
             retired: BTreeMap::new(),
-            length: 0,
+            models: BTreeMap::new(),
+            history: HistoryTree::empty(),
         };
         let one_more = Change::AdmitNode(Box::new(node(limits::NODES_MAX)));
         let error = check_change(&state, &one_more).expect_err("the circle is full");

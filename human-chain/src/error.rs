@@ -4,7 +4,9 @@ use crate::show_time;
 use protocol::canonical::CanonicalError;
 use protocol::error_code::{self, ErrorCode};
 use protocol::governance::ActionClass;
-use protocol::{CircleId, Epoch, Fence, MemberId, Millis, NodeId, Refusal, ServiceName, SlotIndex};
+use protocol::{
+    CircleId, Epoch, Fence, MemberId, Millis, ModelName, ModelRoot, NodeId, Refusal, ServiceName, SlotIndex,
+};
 
 /// Reason for the rejection of a genesis, proposal, ballot, certificate or order.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -40,6 +42,33 @@ pub enum ChainError {
         proposed: Epoch,
         /// Epoch of the circle.
         current: Epoch,
+    },
+    /// A signer or this machine has seen more decisions than the history has.
+    #[error("the history ends after {length} decisions; {known} are known to exist")]
+    HistoryShorter {
+        /// Number of decisions that were seen before.
+        known: u64,
+        /// Number of decisions in the history.
+        length: u64,
+    },
+    /// A signer or this machine has seen other decisions than the history has.
+    #[error("the first {size} decisions of the history are not those that were seen before")]
+    HistoryForked {
+        /// Number of decisions that were seen before.
+        size: u64,
+    },
+    /// The model's name is bound to another root.
+    #[error(
+        "the name `{name}` stands for model {}; import model {} under another name",
+        bound.short(), asked.short()
+    )]
+    ModelNameTaken {
+        /// Name of the model.
+        name: ModelName,
+        /// Root that the circle approved under this name first.
+        bound: ModelRoot,
+        /// Root that the manifest names.
+        asked: ModelRoot,
     },
     /// The subject of the proposal has changed since the proposal was made.
     #[error(
@@ -158,6 +187,9 @@ impl ChainError {
         match self {
             Self::Invalid { .. } | Self::NotCanonical { .. } => error_code::GOVERNANCE_INVALID,
             Self::OtherCircle { .. } | Self::OtherEpoch { .. } => error_code::CIRCLE_MISMATCH,
+            Self::HistoryShorter { .. } => error_code::HISTORY_SHORTER,
+            Self::HistoryForked { .. } => error_code::HISTORY_FORKED,
+            Self::ModelNameTaken { .. } => error_code::MODEL_NAME_TAKEN,
             Self::Stale { .. } => error_code::PROPOSAL_STALE,
             Self::Expired { .. } | Self::LateBallot(_) => error_code::PROPOSAL_EXPIRED,
             Self::KindNotBuilt(_) => error_code::KIND_NOT_BUILT,

@@ -64,13 +64,11 @@ pub(crate) fn check_members(members: &[Member], policy: &Policy) -> Result<(), C
             return Err(ChainError::invalid("members", format!("`{}` uses a key in use", member.id)));
         }
     }
-    for class in [ActionClass::Routine, ActionClass::Sensitive] {
-        let Some(rule) = policy.quorums.get(&class) else {
-            return Err(ChainError::invalid("policy", format!("has no quorum for {class} changes")));
-        };
-        quorum::check(rule, &ids)?;
+    if !policy.quorums.contains_key(&ActionClass::Sensitive) {
+        let reason = format!("has no quorum for {} changes", ActionClass::Sensitive);
+        return Err(ChainError::invalid("policy", reason));
     }
-    Ok(())
+    policy.quorums.values().try_for_each(|rule| quorum::check(rule, &ids))
 }
 
 fn check_member(member: &Member) -> Result<(), ChainError> {

@@ -1,7 +1,7 @@
 //! Founding: checks of a genesis before all of its founders have signed it, and the signatures so far.
 //!
 //! A circle exists only with every signature ([`CircleState::found`](crate::CircleState::found)). A genesis
-//! that could never be founded is refused before anybody signs it.
+//! that could never be founded is refused before a founder signs it.
 
 use crate::{ChainError, form, signature_holds};
 use protocol::MemberId;

@@ -16,6 +16,7 @@ mod circle;
 mod error;
 mod form;
 mod founding;
+mod history;
 mod member;
 mod order;
 mod propose;
@@ -30,8 +31,8 @@ pub use circle::{ApprovedService, CircleState, RetiredService, circle_id, sign_g
 pub use error::ChainError;
 pub use founding::{check_draft, merge_signatures, unsigned_founders};
 pub use member::{MemberSecret, signature_holds};
-pub use order::{SlotGrant, check_order, placement_allows};
-pub use propose::{PROPOSAL_LIFETIME_MS_MAX, propose};
+pub use order::{FENCE_LEAP_MAX, SlotGrant, check_order, placement_allows};
+pub use propose::{PROPOSAL_LIFETIME_MS_MAX, check_proposal, propose};
 pub use quorum::{approvals_lacking, describe, least_approvals, names, satisfied};
 pub use render::{
     RENDERER_VERSION, Rendering, render, render_difference, render_genesis, show_time, words_of,

@@ -12,6 +12,10 @@ use protocol::manifest::{Placement, Resources, ServiceManifest};
 use protocol::order::{SignedOrder, SlotOrder};
 use protocol::{Digest, Fence, Millis, NodeId, SlotIndex};
 
+/// Maximum number of counts that an order's fence may leave out: 2^20, more orders than a slot ever gets under
+/// one certificate while a node is away.
+pub const FENCE_LEAP_MAX: u64 = 1 << 20;
+
 /// Grant of a slot to a node, derived from a verified order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SlotGrant {
@@ -38,7 +42,7 @@ pub struct SlotGrant {
 ///
 /// # Errors
 /// Returns the first check that fails, in this order: signature and signer; circle; node and its admission;
-/// fence; certificate in force; validity; slot and GPUs within the envelope; role, region and labels of the
+/// fence; certificate in force; validity; version and count of the fence; slot and GPUs within the envelope; role, region and labels of the
 /// node.
 pub fn check_order(
     state: &CircleState,
@@ -62,6 +66,7 @@ pub fn check_order(
         return Err(ChainError::OrderReplayed { slot: order.slot, fence: order.fence, last });
     }
     let service = approved_service(state, order, now)?;
+    check_fence(order, service.version, last_fence)?;
     if order.slot.0 >= service.manifest.replicas.max {
         return Err(mismatch(order, "the envelope has no such slot"));
     }
@@ -75,6 +80,19 @@ pub fn check_order(
         return Err(mismatch(order, "the envelope excludes this node's region or labels"));
     }
     Ok(grant(state, order, service))
+}
+
+/// Checks that a fence is of the certificate in force, and counts on from the last one under it. One order with
+/// a huge fence would otherwise block its slot for ever.
+fn check_fence(order: &SlotOrder, version: u64, last_fence: Option<Fence>) -> Result<(), ChainError> {
+    if order.fence.version != version {
+        return Err(mismatch(order, "its fence is not of the certificate in force"));
+    }
+    let counted = last_fence.filter(|last| last.version == version).map_or(0, |last| last.count);
+    if order.fence.count == 0 || order.fence.count - 1 > counted.saturating_add(FENCE_LEAP_MAX) {
+        return Err(mismatch(order, "the count of its fence does not go on from the last one"));
+    }
+    Ok(())
 }
 
 /// Checks that an envelope's regions and labels allow a node. Isolation is checked separately, because the

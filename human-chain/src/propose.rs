@@ -34,6 +34,7 @@ pub fn propose(
     let proposal = Proposal {
         circle: state.id(),
         epoch: state.epoch(),
+        history: state.head(),
         subjects,
         change,
         reason,
@@ -46,11 +47,16 @@ pub fn propose(
     Ok(proposal)
 }
 
-/// Checks every requirement of a proposal except its expiry against a clock and its votes.
-pub(crate) fn check_proposal(state: &CircleState, proposal: &Proposal) -> Result<(), ChainError> {
+/// Checks every requirement of a proposal except its expiry against a clock and its votes. A proposal that was
+/// made earlier in the same history passes, as long as nobody changed its subject.
+///
+/// # Errors
+/// Returns the first check that fails, in this order: circle; history; epoch; form; subject and version; change.
+pub fn check_proposal(state: &CircleState, proposal: &Proposal) -> Result<(), ChainError> {
     if proposal.circle != state.id() {
         return Err(ChainError::OtherCircle { expected: state.id(), actual: proposal.circle });
     }
+    state.check_extends(&proposal.history)?;
     if proposal.epoch != state.epoch() {
         return Err(ChainError::OtherEpoch { proposed: proposal.epoch, current: state.epoch() });
     }

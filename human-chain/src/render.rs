@@ -4,7 +4,11 @@
 //! The effect of the change on the running state is shown beside it ([`render_difference`]) and never signed.
 //!
 //! A version of the renderer never changes; a new text format needs a new version, because old ballots signed
-//! the old text. The golden files under `tests/golden` pin version 1.
+//! the old text, and each ballot is judged by the renderer of its own version. The golden files under
+//! `tests/golden` pin version 2, the first of which a release will read ballots.
+//!
+//! Each line begins with a margin mark. A terminal that breaks a long line gives its rest no mark, and no value
+//! contains one, so no text of a proposer can pass for a field.
 
 mod difference;
 mod escape;
@@ -19,10 +23,14 @@ pub use genesis::render_genesis;
 use escape::{quoted, show_bytes, show_duration};
 use protocol::Digest;
 use protocol::governance::{Change, NodeAdmission, Proposal, RENDERING_DOMAIN};
-use protocol::manifest::{Manifest, ServiceManifest, Task};
+use protocol::manifest::{Manifest, ModelChoice, ServiceManifest, Task};
+use std::collections::BTreeMap;
 
 /// Version of the text that [`render`] makes.
-pub const RENDERER_VERSION: u32 = 1;
+pub const RENDERER_VERSION: u32 = 2;
+
+/// Mark at the left margin of each line. [`quoted`] escapes it.
+const MARGIN: char = '|';
 
 /// Width of the field name column; all values start behind it.
 const FIELD_COLUMN: usize = 34;
@@ -57,13 +65,19 @@ pub fn words_of(digest: &Digest) -> [&'static str; 6] {
 
 /// Returns a sentence and the fields below it, one line each.
 fn text_of(sentence: &str, fields: fields::FieldTexts) -> String {
-    let mut text = format!("{sentence}\n\n");
+    let mut text = format!("{MARGIN} {sentence}\n{MARGIN}\n");
     for (name, value) in fields {
         debug_assert!(!name.contains('\n') && !value.contains('\n'), "`{name}` takes one line");
-        text.push_str(&format!("{name:<FIELD_COLUMN$} {value}\n"));
+        debug_assert!(!name.contains(MARGIN) && !value.contains(MARGIN), "`{name}` imitates no margin");
+        text.push_str(&format!("{MARGIN} {name:<FIELD_COLUMN$} {value}\n"));
     }
-    debug_assert!(text.lines().nth(1).is_some_and(str::is_empty), "one sentence, then the fields");
+    debug_assert!(text.lines().all(|line| line.starts_with(MARGIN)), "each line has its mark");
     text
+}
+
+/// Returns the digest of the proposal's rendering by each version of the renderer that this release has.
+pub(crate) fn digests(proposal: &Proposal) -> BTreeMap<u32, Digest> {
+    BTreeMap::from([(RENDERER_VERSION, render(proposal).digest)])
 }
 
 /// Returns one sentence that describes the change in plain words.
@@ -99,9 +113,9 @@ fn deploy_sentence(manifest: &Manifest, exists: bool) -> String {
         Manifest::Job(job) => format!("{verb} the job {} on {} ranks.", job.name, job.ranks),
         Manifest::Edge(edge) => {
             format!(
-                "{verb} the rollout {} of model {} to the sites {}.",
+                "{verb} the rollout {} of {} to the sites {}.",
                 edge.name,
-                edge.model.name,
+                model_words(&edge.model),
                 quoted(&edge.sites)
             )
         }
@@ -134,13 +148,18 @@ fn service_sentence(service: &ServiceManifest) -> String {
         Some(until) => format!("until {}", show_time(until)),
     };
     format!(
-        "{}: {replicas} of model {}, which {does}, each with {} millicores, {} of memory and {gpu}, \
+        "{}: {replicas} of {}, which {does}, each with {} millicores, {} of memory and {gpu}, \
          {whereabouts}, {until}.",
         service.name,
-        service.model.name,
+        model_words(&service.model),
         resources.cpu_millicores,
         show_bytes(resources.memory_bytes),
     )
+}
+
+/// Returns a model's name with its root in words, since a name alone could stand for anything.
+fn model_words(model: &ModelChoice) -> String {
+    format!("model {} ({})", model.name, words::of(&model.root.0).join(" "))
 }
 
 fn admit_sentence(node: &NodeAdmission, exists: bool) -> String {

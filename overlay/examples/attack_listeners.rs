@@ -403,7 +403,7 @@ fn ticket(worker: &Identity, gateway: PublicKey) -> SignedTicket {
     let ticket = Ticket {
         service: "tiny".parse().expect("a name"),
         slot: SlotIndex(0),
-        fence: Fence(1_000_000),
+        fence: Fence::new(1, 1_000_000),
         node: NodeId(worker.public_key()),
         worker: worker.public_key(),
         gateway,

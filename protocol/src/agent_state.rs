@@ -94,7 +94,7 @@ mod tests {
             service: "chat".parse().expect("a name"),
             certificate: Digest::of(b"certificate"),
             slot: SlotIndex(3),
-            fence: Fence(7),
+            fence: Fence::new(1, 7),
             node: NodeId(PublicKey([1; 32])),
             gpus: vec![0, 2],
             issued_at: Millis(5),
@@ -106,8 +106,11 @@ mod tests {
     #[test]
     fn an_order_book_survives_its_encoding() {
         let held = held();
-        let fence =
-            SlotFence { service: held.signed.order.service.clone(), slot: SlotIndex(3), fence: Fence(7) };
+        let fence = SlotFence {
+            service: held.signed.order.service.clone(),
+            slot: SlotIndex(3),
+            fence: Fence::new(1, 7),
+        };
         let record = OrderBookRecord {
             version: ORDER_BOOK_VERSION,
             circle: held.signed.order.circle,

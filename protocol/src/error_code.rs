@@ -70,6 +70,12 @@ codes! {
 
     /// A certificate lacks the approvals that the policy asks for.
     QUORUM_NOT_REACHED = "quorum-not-reached";
+    /// A history lacks decisions that a signature or this machine has seen.
+    HISTORY_SHORTER = "history-shorter";
+    /// Two histories of one circle differ in a decision.
+    HISTORY_FORKED = "history-forked";
+    /// A model's name is bound to another root.
+    MODEL_NAME_TAKEN = "model-name-taken";
     /// A signature does not verify.
     SIGNATURE_INVALID = "signature-invalid";
     /// A founder has not signed the genesis.

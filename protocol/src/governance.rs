@@ -18,15 +18,15 @@ use utoipa::ToSchema;
 /// Signature domain of a genesis.
 pub const GENESIS_DOMAIN: &str = "quorate/genesis/v1";
 /// Digest domain of a proposal.
-pub const PROPOSAL_DOMAIN: &str = "quorate/proposal/v1";
+pub const PROPOSAL_DOMAIN: &str = "quorate/proposal/v2";
 /// Digest domain of a rendering.
 pub const RENDERING_DOMAIN: &str = "quorate/rendering/v1";
 /// Digest domain of a genesis's rendering.
 pub const GENESIS_RENDERING_DOMAIN: &str = "quorate/genesis-rendering/v1";
 /// Signature domain of a ballot.
-pub const BALLOT_DOMAIN: &str = "quorate/ballot/v1";
+pub const BALLOT_DOMAIN: &str = "quorate/ballot/v2";
 /// Digest domain of a certificate.
-pub const CERTIFICATE_DOMAIN: &str = "quorate/certificate/v1";
+pub const CERTIFICATE_DOMAIN: &str = "quorate/certificate/v2";
 
 /// Member of the circle: a person.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -69,7 +69,8 @@ pub enum Quorum {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Policy {
-    /// Quorum of each action class. Every class has an entry.
+    /// Quorum of each action class. The sensitive class has an entry; any other class without one has the
+    /// quorum of the sensitive class.
     pub quorums: BTreeMap<ActionClass, Quorum>,
 }
 
@@ -240,6 +241,17 @@ pub struct SubjectVersion {
     pub value: Option<Digest>,
 }
 
+/// Head of a circle's history: the number of its decisions, and a digest that commits to all of them in their
+/// order. Each signer names the head that it saw, so that a history with a decision left out does not verify.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct HistoryHead {
+    /// Number of certificates since genesis.
+    pub size: u64,
+    /// Root of the Merkle tree over their digests (RFC 6962, section 2.1, with SHA-256).
+    pub root: Digest,
+}
+
 /// Proposal for the circle to vote on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -248,6 +260,8 @@ pub struct Proposal {
     pub circle: CircleId,
     /// Epoch of members and policy that the proposal was made in.
     pub epoch: Epoch,
+    /// Head of the history that the proposer saw.
+    pub history: HistoryHead,
     /// Subjects that the change affects, in the versions that the proposer saw, sorted by subject.
     pub subjects: Vec<SubjectVersion>,
     /// Change that the proposal asks for.
@@ -296,6 +310,8 @@ pub struct Ballot {
     pub member: MemberId,
     /// Epoch of members and policy that the vote was cast in.
     pub epoch: Epoch,
+    /// Head of the history that the member saw.
+    pub history: HistoryHead,
     /// Time of signing.
     pub issued_at: Millis,
 }
@@ -342,7 +358,7 @@ pub struct Bundle {
 }
 
 /// Bundle format that this release writes and reads.
-pub const BUNDLE_VERSION: u32 = 1;
+pub const BUNDLE_VERSION: u32 = 2;
 
 /// Position of a certificate in the replicated log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]

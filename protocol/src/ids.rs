@@ -115,11 +115,6 @@ number!(
     u32
 );
 number!(
-    /// Fencing token of a slot; rises by one with every order for it. The higher fence wins.
-    Fence,
-    u64
-);
-number!(
     /// Version of members and policy; rises by one with every change to them.
     Epoch,
     u64
@@ -134,6 +129,40 @@ number!(
     Millis,
     u64
 );
+
+/// Fencing token of a slot: the version of the service's certificate in force, and the number of the order for
+/// the slot under it. The higher fence wins. No order, of any count, outlives the next certificate.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize, ToSchema,
+)]
+#[serde(deny_unknown_fields)]
+pub struct Fence {
+    /// Number of approved changes to the service when the order was made.
+    pub version: u64,
+    /// Number of the order for the slot under that version, from 1.
+    pub count: u64,
+}
+
+impl Fence {
+    /// Returns the fence with this version and count.
+    #[must_use]
+    pub const fn new(version: u64, count: u64) -> Self {
+        Self { version, count }
+    }
+
+    /// Returns the fence of the next order under this version; none after the last count.
+    #[must_use]
+    pub fn next(self, version: u64) -> Option<Self> {
+        let count = if version == self.version { self.count } else { 0 };
+        Some(Self { version, count: count.checked_add(1)? })
+    }
+}
+
+impl std::fmt::Display for Fence {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}.{}", self.version, self.count)
+    }
+}
 
 number!(
     /// Time of one machine's boot clock, which counts sleep and cannot be set (`CLOCK_BOOTTIME`), in

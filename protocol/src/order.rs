@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 /// Signature domain of an order.
-pub const ORDER_DOMAIN: &str = "quorate/order/v1";
+pub const ORDER_DOMAIN: &str = "quorate/order/v2";
 /// Signature domain of a ticket.
-pub const TICKET_DOMAIN: &str = "quorate/ticket/v1";
+pub const TICKET_DOMAIN: &str = "quorate/ticket/v2";
 
 /// Assignment of a slot to a node by control. It grants nothing: the authority is the certificate that it
 /// names.
@@ -25,7 +25,7 @@ pub struct SlotOrder {
     pub certificate: Digest,
     /// Index of the slot, within the envelope.
     pub slot: SlotIndex,
-    /// Fence of this order: one more than that of the slot's previous order.
+    /// Fence of this order, above that of the slot's previous order.
     pub fence: Fence,
     /// Node that the slot is assigned to.
     pub node: NodeId,

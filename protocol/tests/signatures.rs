@@ -5,7 +5,7 @@
 
 use ed25519_dalek::{Signer, SigningKey};
 use protocol::canonical::to_bytes;
-use protocol::governance::{Change, Proposal, SubjectVersion};
+use protocol::governance::{Change, HistoryHead, Proposal, SubjectVersion};
 use protocol::keys::signing_input;
 use protocol::order::{ORDER_DOMAIN, SignedOrder, SignedTicket, SlotOrder, TICKET_DOMAIN, Ticket};
 use protocol::{BootTime, CircleId, Digest, Epoch, Fence, Millis, NodeId, PublicKey, Signature, SlotIndex};
@@ -29,7 +29,7 @@ fn order() -> SlotOrder {
         service: "chat".parse().unwrap(),
         certificate: Digest::of(b"certificate"),
         slot: SlotIndex(3),
-        fence: Fence(7),
+        fence: Fence::new(1, 7),
         node: NodeId(public(1)),
         gpus: vec![0, 2],
         issued_at: Millis(5),
@@ -46,7 +46,7 @@ fn signed_ticket() -> SignedTicket {
     let ticket = Ticket {
         service: "chat".parse().unwrap(),
         slot: SlotIndex(3),
-        fence: Fence(7),
+        fence: Fence::new(1, 7),
         node: NodeId(public(1)),
         worker: public(2),
         gateway: public(3),
@@ -66,7 +66,7 @@ fn an_order_is_signed_in_every_field() {
         ("service", |o| o.order.service = "other".parse().unwrap()),
         ("certificate", |o| o.order.certificate = Digest::of(b"another")),
         ("slot", |o| o.order.slot = SlotIndex(4)),
-        ("fence", |o| o.order.fence = Fence(8)),
+        ("fence", |o| o.order.fence = Fence::new(1, 8)),
         ("node", |o| o.order.node = NodeId(public(2))),
         ("one GPU less", |o| o.order.gpus.truncate(1)),
         ("GPUs in another order", |o| o.order.gpus.reverse()),
@@ -88,7 +88,7 @@ fn a_ticket_is_signed_by_its_node() {
     let edits: [(&str, Edit); 9] = [
         ("service", |t| t.ticket.service = "other".parse().unwrap()),
         ("slot", |t| t.ticket.slot = SlotIndex(4)),
-        ("fence", |t| t.ticket.fence = Fence(8)),
+        ("fence", |t| t.ticket.fence = Fence::new(1, 8)),
         ("another node", |t| t.ticket.node = NodeId(public(2))),
         ("worker", |t| t.ticket.worker = public(4)),
         ("gateway", |t| t.ticket.gateway = public(4)),
@@ -135,6 +135,7 @@ fn a_proposals_id_depends_on_all_of_it() {
     let proposal = Proposal {
         circle: CircleId(Digest::of(b"circle")),
         epoch: Epoch(1),
+        history: HistoryHead { size: 3, root: Digest::of(b"history") },
         subjects: vec![subject()],
         change: Change::Retire { service: "chat".parse().unwrap(), grace_seconds: 5 },
         reason: "because".into(),
@@ -142,10 +143,12 @@ fn a_proposals_id_depends_on_all_of_it() {
         expires_at: Millis(2),
         nonce: Digest::of(b"nonce"),
     };
-    let edits: [Edit; 11] = [
+    let edits: [Edit; 13] = [
         |_| {},
         |p| p.circle = CircleId(Digest::of(b"another")),
         |p| p.epoch = Epoch(2),
+        |p| p.history.size = 4,
+        |p| p.history.root = Digest::of(b"another"),
         |p| p.subjects.clear(),
         |p| p.subjects[0].version = 2,
         |p| p.subjects[0].value = Some(Digest::of(b"v")),
@@ -163,6 +166,6 @@ fn a_proposals_id_depends_on_all_of_it() {
             altered.id()
         })
         .collect();
-    assert_eq!(ids.len(), 11, "no two of them share an id");
+    assert_eq!(ids.len(), 13, "no two of them share an id");
     assert!(ids.contains(&proposal.id()));
 }

@@ -109,6 +109,8 @@ pub struct Service {
     pub manifest: ServiceManifest,
     /// Certificate that approves the manifest.
     pub certificate: Digest,
+    /// Number of approved changes to the service, the certificate's included.
+    pub version: u64,
     /// Replicas wanted now, within the envelope.
     pub desired: u32,
     /// Phase of its life cycle.
@@ -138,7 +140,7 @@ pub enum ServicePhase {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Slot {
-    /// Fence of its last order; 0 if it was never ordered.
+    /// Fence of its last order; 0.0 if it was never ordered.
     pub fence: Fence,
     /// Current holding; none if the slot is free.
     pub holding: Option<Holding>,

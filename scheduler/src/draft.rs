@@ -252,7 +252,9 @@ fn may_leave(service: &Service, leaves: &SlotName, plan: &OrderPlan) -> bool {
 
 /// Returns the fence of a slot's next order.
 pub(crate) fn next_fence(service: &Service, index: SlotIndex) -> Option<Fence> {
-    service.slots.get(&index).map_or(0, |slot| slot.fence.0).checked_add(1).map(Fence)
+    let last = service.slots.get(&index).map(|slot| slot.fence).unwrap_or_default();
+    debug_assert!(last.version <= service.version, "no order is made under a version to come");
+    last.next(service.version)
 }
 
 fn effect(action: &'static str, subject: String, detail: String) -> Effect {

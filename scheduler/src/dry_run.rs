@@ -8,7 +8,7 @@ use crate::command::Refusal;
 use crate::plan::{CandidatePlacement, best_placement, capacities, free_slot, model_bytes};
 use crate::view::ClusterView;
 use crate::why::smallest_change;
-use human_chain::{class_of, describe, propose};
+use human_chain::{class_of, describe, propose, subject_of};
 use protocol::api::{DryRun, DryRunPlacement};
 use protocol::governance::Change;
 use protocol::manifest::Manifest;
@@ -33,11 +33,12 @@ pub fn dry_run(view: ClusterView, manifest: &Manifest) -> Result<DryRun, Refusal
         return Err(Refusal::new(code, "only services run in this release"));
     };
     let class = class_of(&change);
-    let rule = state.policy().quorums.get(&class).map(describe).unwrap_or_default();
+    let rule = describe(state.quorum(class));
     let mut services = cluster.services().clone();
     let mut service = Service {
         manifest: manifest.clone(),
         certificate: Digest::of(b"dry run"),
+        version: state.subject(&subject_of(&change)).version + 1,
         desired: cluster.desired_under(manifest),
         phase: ServicePhase::Active,
         slots: BTreeMap::new(),
@@ -87,7 +88,7 @@ fn hold(service: &mut Service, slot: protocol::SlotIndex, cluster: &Cluster, nod
         service: service.manifest.name.clone(),
         certificate: service.certificate,
         slot,
-        fence: protocol::Fence(1),
+        fence: protocol::Fence::new(1, 1),
         node,
         gpus: Vec::new(),
         issued_at: cluster.now().0,

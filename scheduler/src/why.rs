@@ -483,7 +483,7 @@ fn alternative(most: u64, text: &str) -> String {
 
 fn why_proposal(cluster: &Cluster, id: &ProposalId) -> Option<Why> {
     let view = proposal_view(cluster, id)?;
-    let rule = cluster.circle_state().and_then(|state| state.policy().quorums.get(&view.class)).map(describe);
+    let rule = cluster.circle_state().map(|state| describe(state.quorum(view.class)));
     let rule = rule.unwrap_or_default();
     let answer = match view.state {
         ProposalState::Open => format!("waits for votes: {rule} must approve"),

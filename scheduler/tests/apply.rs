@@ -226,15 +226,21 @@ fn the_first_approval_makes_the_other_proposal_stale() {
 #[test]
 fn a_new_approval_that_can_run_nowhere_ends_nothing() {
     type Edit = fn(&mut ServiceManifest);
+    fn keyless() -> (protocol::ModelName, protocol::ModelRoot) {
+        ("keyless".parse().unwrap(), root("keyless"))
+    }
     let edits: [(&str, Edit); 8] = [
         ("too much CPU", |m| m.resources.cpu_millicores = 4001),
         ("too much memory", |m| m.resources.memory_bytes = 1 << 40),
         ("a GPU", |m| m.resources.gpu_count = 1),
         ("a share of a GPU", |m| m.resources.gpu_share_percent = 10),
-        ("another model", |m| m.model.root = root("unknown")),
-        ("a model without keys", |m| m.model.root = root("keyless")),
+        ("another model", |m| (m.model.name, m.model.root) = ("unknown".parse().unwrap(), root("unknown"))),
+        ("a model without keys", |m| (m.model.name, m.model.root) = keyless()),
         ("no slot to spare, too much CPU", |m| (m.replicas.max, m.resources.cpu_millicores) = (2, 4001)),
-        ("no slot to spare, no key", |m| (m.replicas.max, m.model.root) = (2, root("keyless"))),
+        ("no slot to spare, no key", |m| {
+            m.replicas.max = 2;
+            (m.model.name, m.model.root) = keyless();
+        }),
     ];
     for (name, edit) in edits {
         let mut world = two_nodes();
@@ -367,7 +373,7 @@ fn a_wiped_node_serves_again_with_no_step_but_the_vote() {
     assert_eq!(world.placements("embed"), ["0@node-1", "1@node-2"]);
     let holding =
         world.cluster.services()[&service_name("embed")].slots[&SlotIndex(0)].holding.clone().unwrap();
-    assert_eq!((holding.order.node, holding.order.fence), (fresh.admission.id, Fence(2)));
+    assert_eq!((holding.order.node, holding.order.fence), (fresh.admission.id, Fence::new(1, 2)));
 }
 
 #[test]
@@ -468,7 +474,7 @@ fn steps_that_would_break_a_rule_are_refused() {
         let mut order = OrderPlan {
             service: service_name("embed"),
             slot: SlotIndex(1),
-            fence: Fence(1),
+            fence: Fence::new(1, 1),
             node: node_id("node-2"),
             certificate,
             gpus: vec![],
@@ -477,7 +483,8 @@ fn steps_that_would_break_a_rule_are_refused() {
         change(&mut order);
         Step::Order(order)
     };
-    let held = |fence| SlotName { service: service_name("embed"), slot: SlotIndex(0), fence: Fence(fence) };
+    let held =
+        |fence| SlotName { service: service_name("embed"), slot: SlotIndex(0), fence: Fence::new(1, fence) };
     let lapse = |ms_ago: u64| Step::Lapse {
         node: node_id("node-1"),
         silent_since: LeaderTime(Millis(world.now.0 + 5 - ms_ago)),
@@ -492,9 +499,9 @@ fn steps_that_would_break_a_rule_are_refused() {
     for (name, steps, expected) in [
         ("a good order", vec![order(&|_| {})], "ok"),
         ("twice", vec![order(&|_| {}), order(&|_| {})], "plan-stale"),
-        ("fence 0", vec![order(&|o| o.fence = Fence(0))], "plan-stale"),
-        ("fence skipped", vec![order(&|o| o.fence = Fence(2))], "plan-stale"),
-        ("a held slot", vec![order(&|o| (o.slot, o.fence) = (SlotIndex(0), Fence(2)))], "plan-stale"),
+        ("fence 0", vec![order(&|o| o.fence = Fence::new(1, 0))], "plan-stale"),
+        ("fence skipped", vec![order(&|o| o.fence = Fence::new(1, 2))], "plan-stale"),
+        ("a held slot", vec![order(&|o| (o.slot, o.fence) = (SlotIndex(0), Fence::new(1, 2)))], "plan-stale"),
         ("outside the envelope", vec![order(&|o| o.slot = SlotIndex(3))], "plan-stale"),
         ("another certificate", vec![order(&|o| o.certificate = Digest::of(b"x"))], "plan-stale"),
         ("a stranger", vec![order(&|o| o.node = node_id("node-9"))], "plan-stale"),
@@ -622,13 +629,13 @@ fn views_show_the_state() {
     let mut world = running();
     let service = service_view(world.view(), &service_name("embed")).unwrap();
     assert_eq!((service.desired, service.ready, service.slots.len()), (1, 1, 1));
-    assert_eq!(service.slots[0].why, "ready on node-1 under fence 1");
+    assert_eq!(service.slots[0].why, "ready on node-1 under fence 1.1");
     world.set_state("embed", 0, SlotState::Loading, "");
     world.heartbeat_all();
     let service = service_view(world.view(), &service_name("embed")).unwrap();
     assert_eq!(
         (service.ready, service.slots[0].why.as_str()),
-        (0, "loads on node-1 under fence 1: 3 of 12 segments")
+        (0, "loads on node-1 under fence 1.1: 3 of 12 segments")
     );
     world.wait(LEASE_MS);
     world.heartbeat("node-2");

@@ -61,7 +61,7 @@ fn a_full_circle_changes_its_members_through_the_log() {
     write(&mut cluster, 3, Action::SubmitProposal(Box::new(proposal.clone())));
     let majority = MEMBERS_MAX / 2 + 1;
     for (at, (id, secret)) in people.iter().take(majority).enumerate() {
-        let ballot = vote(secret, id.clone(), &proposal, Choice::Approve, START);
+        let ballot = vote(secret, id.clone(), proposal.history, &proposal, Choice::Approve, START);
         let reply = write(&mut cluster, 4 + at as u64, Action::CastBallot(Box::new(ballot)));
         let Reply::Counted { certificate, .. } = reply else { panic!("a vote counts: {reply:?}") };
         assert_eq!(certificate.is_some(), at + 1 == majority, "vote {at}");
@@ -75,11 +75,15 @@ fn a_full_circle_changes_its_members_through_the_log() {
 #[test]
 fn the_largest_step_and_the_largest_wrap_are_within_their_limits() {
     let service: protocol::ServiceName = "s".repeat(NAME_BYTES_MAX).parse().unwrap();
-    let name = || SlotName { service: service.clone(), slot: SlotIndex(u32::MAX), fence: Fence(u64::MAX) };
+    let name = || SlotName {
+        service: service.clone(),
+        slot: SlotIndex(u32::MAX),
+        fence: Fence::new(u64::MAX, u64::MAX),
+    };
     let order = OrderPlan {
         service: service.clone(),
         slot: SlotIndex(u32::MAX),
-        fence: Fence(u64::MAX),
+        fence: Fence::new(u64::MAX, u64::MAX),
         node: node_id("n1"),
         certificate: Digest::of(b"c"),
         gpus: (0..64).map(|at| u32::MAX - at).collect(),

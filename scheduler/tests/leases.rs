@@ -38,7 +38,7 @@ fn running(replicas: u32) -> World {
 }
 
 fn slot(index: u32, fence: u64) -> SlotName {
-    SlotName { service: service_name("embed"), slot: SlotIndex(index), fence: Fence(fence) }
+    SlotName { service: service_name("embed"), slot: SlotIndex(index), fence: Fence::new(1, fence) }
 }
 
 fn execute(world: &World, steps: Vec<Step>) -> (World, &'static str) {
@@ -220,7 +220,7 @@ fn each_phase_allows_its_own_steps() {
     let order = |fence| {
         let certificate = running.cluster.services()[&service_name("embed")].certificate;
         let (service, node) = (service_name("embed"), node_id("node-2"));
-        let (slot, fence) = (SlotIndex(0), Fence(fence));
+        let (slot, fence) = (SlotIndex(0), Fence::new(1, fence));
         Step::Order(OrderPlan { service, slot, fence, node, certificate, gpus: vec![], replaces: None })
     };
     for (name, world, may_drain, may_end, may_release, may_order) in [
@@ -252,17 +252,17 @@ fn a_fence_survives_everything_that_frees_its_slot() {
         );
         world = freed;
         let known = &world.cluster.services()[&service_name("embed")].slots[&SlotIndex(0)];
-        assert_eq!((known.fence, known.last_holder), (Fence(fence - 1), Some(node_id("node-1"))));
+        assert_eq!((known.fence, known.last_holder), (Fence::new(1, fence - 1), Some(node_id("node-1"))));
         world.settle();
         let known = &world.cluster.services()[&service_name("embed")].slots[&SlotIndex(0)];
-        assert_eq!(known.fence, Fence(fence));
+        assert_eq!(known.fence, Fence::new(1, fence));
     }
     world.approve(Change::Retire { service: service_name("embed"), grace_seconds: 0 });
     world.settle();
     world.approve(deploy(manifest("embed", 1, 4, 500, 64)));
     world.settle();
     let known = &world.cluster.services()[&service_name("embed")].slots[&SlotIndex(0)];
-    assert_eq!(known.fence, Fence(6), "nodes remember what they saw, though the service was gone");
+    assert_eq!(known.fence, Fence::new(3, 1), "the deployment is the third change: above all that nodes saw");
 }
 
 /// A moving replica names the slot that it leaves; only a running slot elsewhere makes a valid move.
@@ -274,7 +274,7 @@ fn a_move_leaves_a_slot_that_runs_elsewhere() {
         Step::Order(OrderPlan {
             service: service_name("embed"),
             slot: SlotIndex(2),
-            fence: Fence(1),
+            fence: Fence::new(1, 1),
             node: node_id(name),
             certificate,
             gpus: vec![],
@@ -346,7 +346,7 @@ fn entries_without_moves_are_written_as_before() {
     let order = OrderPlan {
         service: service_name("embed"),
         slot: SlotIndex(0),
-        fence: Fence(1),
+        fence: Fence::new(1, 1),
         node: node_id("node-1"),
         certificate: Digest::of(b"c"),
         gpus: vec![],

@@ -14,13 +14,13 @@ use std::collections::BTreeMap;
 fn a_plan_that_is_refused_in_its_generation_is_a_fault() {
     let mut world = running();
     let parent_generation = world.cluster.generation();
-    let wrong = SlotName { service: service_name("embed"), slot: SlotIndex(0), fence: Fence(9) };
+    let wrong = SlotName { service: service_name("embed"), slot: SlotIndex(0), fence: Fence::new(1, 9) };
     let action = Action::Execute { parent_generation, steps: vec![Step::Release(wrong)] };
     let fault = |world: &World, reply: &Reply| {
         refused_in_its_generation(&world.cluster, parent_generation, reply).map(|refusal| refusal.message)
     };
     let refused = world.apply(Actor::Scheduler, action.clone());
-    assert_eq!(fault(&world, &refused).as_deref(), Some("slot embed/0 is not held under fence 9"));
+    assert_eq!(fault(&world, &refused).as_deref(), Some("slot embed/0 is not held under fence 1.9"));
     let executed = world.clone().must(Action::Execute { parent_generation, steps: vec![] });
     assert_eq!(fault(&world, &executed), None, "an executed plan");
     world.must(Action::Scale { service: service_name("embed"), replicas: 2 });
@@ -49,7 +49,7 @@ fn orders_for_gpus_that_are_not_free_are_refused() {
         Step::Order(OrderPlan {
             service: service_name(service),
             slot: SlotIndex(slot),
-            fence: Fence(1),
+            fence: Fence::new(1, 1),
             node: node_id("gpu"),
             certificate: certificates[service],
             gpus: gpus.to_vec(),

@@ -115,7 +115,7 @@ fn inputs_of_workers_and_gateways_hold_no_secret() {
     let worker = WorkerManifest {
         service: "chat".parse().expect("a name"),
         slot: SlotIndex(0),
-        fence: Fence(1),
+        fence: Fence::new(1, 1),
         task: Task::Generate,
         files: vec![ModelFile { path: "config.json".to_owned(), offset: 0, length: 1 }],
         segments: vec![SegmentRange { offset: 0, length: 1 }],
@@ -133,7 +133,7 @@ fn inputs_of_workers_and_gateways_hold_no_secret() {
         task: Task::Generate,
         routes: vec![Route {
             slot: SlotIndex(0),
-            fence: Fence(1),
+            fence: Fence::new(1, 1),
             node: NodeId(PublicKey([1; 32])),
             draining: false,
         }],

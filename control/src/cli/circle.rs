@@ -197,7 +197,8 @@ fn sign(genesis: &Path, key: &Path, words: &WordsArguments) -> Result<()> {
 
 fn merge(genesis: &Path, copies: &[PathBuf]) -> Result<()> {
     let mut signed: SignedGenesis = read_json(genesis)?;
-    human_chain::merge_signatures(&mut signed, &read_all(copies)?).map_err(Refusal::from)?;
+    let copies = read_all::<SignedGenesis>(copies)?;
+    human_chain::merge_signatures(&mut signed, &copies).map_err(Refusal::from)?;
     write_signed(genesis, &signed)?;
     println!("merged; {}", progress(&signed)?);
     Ok(())
@@ -213,16 +214,17 @@ fn read(genesis: &Path, environment: &Environment) -> Result<()> {
         "words": rendering.words,
         "signed": signed.signatures.keys().collect::<Vec<_>>(),
     });
-    environment.output().print(&value, |_| {
-        format!("{}\nwords: {}\n{progress}", rendering.text, rendering.words.join(" "))
-    });
+    environment
+        .output()
+        .print(&value, |_| format!("{}\nwords: {}\n{progress}", rendering.text, rendering.words.join(" ")));
     Ok(())
 }
 
 /// The file of a genesis is replaced whole: a crash leaves the old signatures or the new ones.
 fn write_signed(path: &Path, signed: &SignedGenesis) -> Result<()> {
     let text = serde_json::to_string_pretty(signed)?;
-    files::write_atomically(path, text.as_bytes(), 0o644).with_context(|| format!("write `{}`", path.display()))
+    files::write_atomically(path, text.as_bytes(), 0o644)
+        .with_context(|| format!("write `{}`", path.display()))
 }
 
 /// Describes the signatures of a genesis, each verified: `2 signatures missing (bob, carol); circle ID`.
@@ -410,7 +412,11 @@ mod tests {
         let file = write(directory.path(), "genesis.json", &altered);
         assert_eq!(code(sign(&file, &key, &words_of(&shown))), Some(error_code::WORDS_MISMATCH));
         let unseen = WordsArguments { words: None };
-        assert_eq!(code(sign(&file, &key, &unseen)), Some(error_code::WORDS_MISMATCH), "no terminal to ask at");
+        assert_eq!(
+            code(sign(&file, &key, &unseen)),
+            Some(error_code::WORDS_MISMATCH),
+            "no terminal to ask at"
+        );
         assert_eq!(read_json::<SignedGenesis>(&file).expect("read"), altered, "nothing was signed");
         // Positive control: without the words it is signed, since the altered genesis is sound.
         sign(&file, &key, &words_of(&altered)).expect("signed");

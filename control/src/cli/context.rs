@@ -156,8 +156,8 @@ fn add(folder: &ContextFolder, arguments: AddContext) -> Result<()> {
 
 fn of_genesis(genesis: PathBuf, token_file: PathBuf, arguments: AddContext) -> Result<Context> {
     let signed: SignedGenesis = super::circle::read_json(&genesis)?;
-    let state = human_chain::CircleState::found(&signed, None)
-        .with_context(|| format!("`{}`", genesis.display()))?;
+    let state =
+        human_chain::CircleState::found(&signed, None).with_context(|| format!("`{}`", genesis.display()))?;
     let files = [Some(&token_file), arguments.member_key.as_ref(), arguments.certificate_authority.as_ref()];
     if let Some(missing) = files.into_iter().flatten().find(|file| !file.is_file()) {
         bail!("`{}` is not a file", missing.display());

@@ -180,7 +180,7 @@ mod tests {
         let report = SlotReport {
             service: "mine".parse().expect("a name"),
             slot: SlotIndex(slot),
-            fence: Fence(1),
+            fence: Fence::new(1, 1),
             state: SlotState::Loading,
             detail: String::new(),
             segments_verified,
@@ -191,7 +191,7 @@ mod tests {
         SlotView {
             slot: SlotIndex(slot),
             node: None,
-            fence: Fence(1),
+            fence: Fence::new(1, 1),
             report: Some(report),
             why: String::new(),
         }

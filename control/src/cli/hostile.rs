@@ -16,7 +16,7 @@ use protocol::{Digest, ErrorCode, ModelRoot, ProposalId, error_code};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-/// What a hostile control shows, and the ballots that it received.
+/// Answers of a hostile control, and the ballots that it received.
 struct Stub {
     history: History,
     proposals: Vec<ProposalView>,
@@ -232,7 +232,7 @@ async fn another_history_of_the_circle_is_refused() {
 #[tokio::test]
 async fn another_root_under_an_approved_name_is_refused() {
     let mut circle = SampleCircle::founded();
-    let founded = (circle.state.clone(), circle.history.clone());
+    let founded = circle.history.clone();
     circle.decide(Change::Deploy(Box::new(manifest("bert"))), "run it");
     let lab = Lab::new(circle).await;
     let approved = model_record("mine", "bert");
@@ -242,9 +242,9 @@ async fn another_root_under_an_approved_name_is_refused() {
     assert_eq!(lab.run(&new).await, Ok(()));
     lab.stub().models = vec![other];
     assert_eq!(lab.run(&new).await, Err(Some(error_code::MODEL_NAME_TAKEN)));
-    // Positive control: before any approval of the name, nothing tells the two roots apart.
+    // Positive control: before any approval of the name, nothing distinguishes the two roots.
     std::fs::remove_dir_all(lab.folder.path().join("heads")).expect("removed");
-    lab.stub().history = founded.1;
+    lab.stub().history = founded;
     assert_eq!(lab.run(&new).await, Ok(()));
 }
 

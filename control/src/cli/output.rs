@@ -1,5 +1,5 @@
-//! Output of commands: aligned text for people and JSON for scripts, from the same values. Nothing in it acts on
-//! a terminal.
+//! Output of commands: aligned text for people and JSON for scripts, from the same values. Nothing in it acts
+//! on a terminal.
 
 use crate::terminal;
 use serde::Serialize;

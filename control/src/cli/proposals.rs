@@ -81,8 +81,7 @@ pub(crate) fn print_submitted(environment: &Environment, session: &Session, prop
 /// Describes the votes of an open proposal: `1 of 2 signed; 1 more signature needed; bob or carol may sign`.
 pub(super) fn signatures(circle: &CircleState, proposal: &ReviewedProposal) -> String {
     let view = &proposal.view;
-    let rule = circle.policy().quorums.get(&view.class);
-    rule.map(|rule| signatures_under(rule, &view.approved, &view.missing)).unwrap_or_default()
+    signatures_under(circle.quorum(view.class), &view.approved, &view.missing)
 }
 
 fn signatures_under(rule: &Quorum, approved: &[MemberId], missing: &[MemberId]) -> String {
@@ -122,7 +121,7 @@ fn open_table(proposals: &[ReviewedProposal]) -> String {
     let row = |proposal: &&ReviewedProposal| {
         let missing: Vec<String> = proposal.view.missing.iter().map(ToString::to_string).collect();
         let text = human_chain::render(&proposal.view.proposal).text;
-        let first = text.lines().next().unwrap_or_default().to_string();
+        let first = text.lines().next().unwrap_or_default().trim_start_matches("| ").to_string();
         vec![proposal.view.id.to_string()[..8].to_string(), missing.join(","), first]
     };
     table(&["proposal", "missing", "change"], open.iter().map(row).collect())

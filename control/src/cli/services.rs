@@ -146,7 +146,7 @@ mod tests {
         let report = report.map(|(state, detail)| SlotReport {
             service: "mine".parse().expect("a name"),
             slot: SlotIndex(index),
-            fence: Fence(4),
+            fence: Fence::new(1, 4),
             state,
             detail: detail.into(),
             segments_verified: 12,
@@ -155,7 +155,7 @@ mod tests {
             metrics: None,
         });
         let node = node.map(|name| name.parse().expect("a name"));
-        SlotView { slot: SlotIndex(index), node, fence: Fence(4), report, why: "placed here".into() }
+        SlotView { slot: SlotIndex(index), node, fence: Fence::new(1, 4), report, why: "placed here".into() }
     }
 
     #[test]
@@ -200,9 +200,9 @@ mod tests {
         assert_eq!(
             rows,
             [
-                "0     node-1  4      ready   12/12     placed here",
-                "1     node-2  4      failed  12/12     worker-failed: no memory",
-                "2     -       4      -       -         placed here",
+                "0     node-1  1.4    ready   12/12     placed here",
+                "1     node-2  1.4    failed  12/12     worker-failed: no memory",
+                "2     -       1.4    -       -         placed here",
             ]
         );
     }

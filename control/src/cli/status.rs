@@ -4,11 +4,18 @@ use super::Environment;
 use super::output::table;
 use super::verdict;
 use crate::explain;
+use crate::reviewed::{RefusedBallot, ReviewedProposal};
+use crate::session::Session;
 use crate::terminal::line;
 use anyhow::{Result, bail};
 use clap::Args;
-use protocol::api::{AuditEvent, Page, Why};
+use human_chain::CircleState;
+use protocol::MemberId;
+use protocol::api::{AuditEvent, Page, ProposalState, Why};
 use std::process::ExitCode;
+
+/// Beginning of the subject of an answer about a proposal.
+const PROPOSAL_SUBJECT: &str = "proposal/";
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -53,9 +60,44 @@ pub(crate) async fn status(environment: &Environment) -> Result<ExitCode> {
 }
 
 pub(crate) async fn why(arguments: WhyArguments, environment: &Environment) -> Result<()> {
-    let why: Why = environment.context()?.client()?.get(&format!("/v1/why/{}", arguments.subject)).await?;
+    let context = environment.context()?;
+    let mut why: Why = context.client()?.get(&format!("/v1/why/{}", arguments.subject)).await?;
+    if why.subject.starts_with(PROPOSAL_SUBJECT) {
+        let session = Session::open(&context).await?;
+        let proposal = session.find_proposal(&arguments.subject).await?;
+        why = why_proposal(&session.circle, &proposal);
+    }
     environment.output().print(&why, why_text);
     Ok(())
+}
+
+/// Explains a proposal by the votes as counted on this machine.
+fn why_proposal(circle: &CircleState, proposal: &ReviewedProposal) -> Why {
+    let view = &proposal.view;
+    let rule = human_chain::describe(circle.quorum(view.class));
+    let answer = match view.state {
+        ProposalState::Open if !proposal.quorum_reached => format!("waits for votes: {rule} must approve"),
+        _ => proposal.state_text(),
+    };
+    let voted = |members: &[MemberId], what| -> Vec<String> {
+        members.iter().map(|member| format!("{member}: {what}")).collect()
+    };
+    let not_counted = |ballot: &RefusedBallot| {
+        format!("{}: has a ballot that does not count: {} ({})", ballot.member, ballot.reason, ballot.code)
+    };
+    let reasons = [
+        voted(&view.approved, "approved"),
+        voted(&view.rejected, "rejected"),
+        voted(&view.missing, "has not voted"),
+        proposal.refused.iter().map(not_counted).collect(),
+    ];
+    let id = view.id.short();
+    let remedy = match view.state {
+        ProposalState::Open => Some(format!("quorate review {id}")),
+        ProposalState::Expired | ProposalState::Stale => Some("propose it again".to_string()),
+        ProposalState::Approved | ProposalState::Rejected => None,
+    };
+    Why { subject: format!("{PROPOSAL_SUBJECT}{id}"), answer, reasons: reasons.concat(), remedy }
 }
 
 fn why_text(why: &Why) -> String {
@@ -116,6 +158,26 @@ pub(crate) fn explain(arguments: &ExplainArguments, environment: &Environment) -
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::{SampleCircle, proposal_view};
+    use protocol::governance::Choice;
+
+    /// Attack: `quorate why` repeats that members voted who did not.
+    #[test]
+    fn an_answer_about_a_proposal_names_the_votes_that_are_counted_here() {
+        let circle = SampleCircle::founded();
+        let proposal = circle.proposal("run it");
+        let mut view = proposal_view(&proposal, vec![circle.ballot(0, &proposal, Choice::Approve)]);
+        view.approved.push("bob".parse().expect("a name"));
+        let reviewed = ReviewedProposal::new(&circle.state, &circle.history, view).expect("its own id");
+        let why = why_proposal(&circle.state, &reviewed);
+        assert_eq!(why.answer, "waits for votes: 2 of (alice, bob, carol) must approve");
+        assert_eq!(why.reasons, ["alice: approved", "bob: has not voted", "carol: has not voted"]);
+        assert_eq!(why.remedy, Some(format!("quorate review {}", proposal.id().short())));
+        let mut decided = reviewed;
+        decided.view.state = ProposalState::Approved;
+        let why = why_proposal(&circle.state, &decided);
+        assert!(why.answer.contains("do not reach the quorum") && why.remedy.is_none(), "{why:?}");
+    }
 
     #[test]
     fn an_answer_lists_its_reasons_and_ends_with_the_remedy() {

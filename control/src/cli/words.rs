@@ -12,7 +12,7 @@ const WORDS_ASKED: usize = 2;
 
 /// The words of the text to sign, for scripts.
 #[derive(Debug, Args)]
-pub(super) struct WordsArguments {
+pub(crate) struct WordsArguments {
     /// First two of the six words of the text, instead of typing them; the text is still printed
     #[arg(long, value_name = "WORDS")]
     pub(super) words: Option<String>,
@@ -91,6 +91,9 @@ mod tests {
         let arguments = |words: &str| WordsArguments { words: Some(words.into()) };
         assert!(arguments("badge pelican").confirm("sign", &EXPECTED).is_ok());
         let error = arguments("badge barn").confirm("sign", &EXPECTED).expect_err("another text");
-        assert_eq!(error.downcast_ref::<Refusal>().map(|refusal| refusal.code), Some(error_code::WORDS_MISMATCH));
+        assert_eq!(
+            error.downcast_ref::<Refusal>().map(|refusal| refusal.code),
+            Some(error_code::WORDS_MISMATCH)
+        );
     }
 }

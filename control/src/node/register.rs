@@ -49,7 +49,8 @@ pub(super) async fn register(session: &Session, key: &ModelKey, record: &ModelRe
 }
 
 async fn register_once(session: &Session, key: &ModelKey, record: &ModelRecord) -> Result<()> {
-    // An older history names removed nodes and members: no key is wrapped over less than this session verified.
+    // An older history names removed nodes and members: no key is wrapped over less than this session
+    // verified.
     let session = session.refresh().await?;
     let mut wraps = wrap_to_all(key, record, &session.circle)?;
     // Members come first, so any member can later share wraps that do not fit into this command.

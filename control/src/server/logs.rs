@@ -184,7 +184,7 @@ mod tests {
             certificate,
             service: name.clone(),
             slot: SlotIndex(0),
-            fence: Fence(2),
+            fence: Fence::new(1, 2),
             node,
             gpus: vec![],
             issued_at: Millis(1),
@@ -195,7 +195,7 @@ mod tests {
             replaces: None,
         };
         let held = Slot {
-            fence: Fence(2),
+            fence: Fence::new(1, 2),
             holding: Some(holding),
             since: ClusterTime(Millis(1)),
             last_holder: Some(id(2)),
@@ -203,6 +203,7 @@ mod tests {
         let service = Service {
             manifest,
             certificate,
+            version: 1,
             desired: 1,
             phase: ServicePhase::Active,
             slots: BTreeMap::from([(SlotIndex(0), held)]),

@@ -118,7 +118,7 @@ async fn propose_and_sign(
     let rendering = human_chain::render(&view.proposal);
     log.line(format!("proposal {}  words: {}", view.id.short(), rendering.words.join(" ")));
     for line in rendering.text.lines() {
-        println!("            | {line}");
+        println!("            {line}");
     }
     let mut state = view.state;
     for (count, name) in MEMBERS.iter().enumerate() {

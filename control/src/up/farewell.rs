@@ -4,6 +4,7 @@
 //! columns.
 
 use super::cluster::LocalCluster;
+use crate::terminal;
 use anyhow::Result;
 use protocol::api::{Page, ServiceView, Status};
 use protocol::manifest::{Manifest, ServiceManifest, Task};
@@ -36,7 +37,7 @@ pub(super) async fn print_farewell(cluster: &LocalCluster) -> Result<()> {
     }
     println!();
     for line in honest(&status) {
-        println!("{line}");
+        println!("{}", terminal::line(&line));
     }
     Ok(())
 }

@@ -1,9 +1,9 @@
 //! Step: import, proposal, votes, and the first replicas.
 
 use super::service::{self, is_complete};
-use super::{Demonstration, MEMBERS};
+use super::{Demonstration, MEMBERS, PrintedProposal};
 use anyhow::{Context as _, Result, bail};
-use protocol::api::{Page, ProposalState, ProposalView, ServiceView};
+use protocol::api::{Page, ProposalState, ServiceView};
 use protocol::manifest::format_bytes;
 use protocol::model::ModelRecord;
 use std::collections::BTreeSet;
@@ -69,12 +69,12 @@ async fn propose_and_sign(demonstration: &Demonstration, name: &str, whole: bool
     let file = demonstration.directory.join(format!("{name}.toml"));
     std::fs::write(&file, manifest).with_context(|| format!("write `{}`", file.display()))?;
     let path = file.display().to_string();
-    let mut view: ProposalView = quorate.json(&["deploy", &path, "--reason", "the demonstration"]).await?;
+    let mut view: PrintedProposal = quorate.json(&["deploy", &path, "--reason", "the demonstration"]).await?;
     let review = quorate.text(&["review", &view.id.to_string()]).await?;
-    demonstration.say(format!("proposal {}  words: {}", view.id.short(), words(&review)?));
+    demonstration.say(format!("proposal {}  words: {}", view.id.short(), view.words.join(" ")));
     let lines = if whole { usize::MAX } else { 1 };
     for line in signed_text(&review).lines().take(lines) {
-        println!("            | {line}");
+        println!("            {line}");
     }
     for (count, member) in MEMBERS.iter().enumerate() {
         if view.state != ProposalState::Open {
@@ -91,13 +91,7 @@ async fn propose_and_sign(demonstration: &Demonstration, name: &str, whole: bool
 
 /// Returns the text that members sign, from the output of `quorate review`.
 fn signed_text(review: &str) -> &str {
-    review.split("\nWhat changes\n").next().unwrap_or_default().trim_end()
-}
-
-/// Returns the six words that stand for a proposal, from the output of `quorate review`.
-fn words(review: &str) -> Result<&str> {
-    let words = review.lines().rev().find_map(|line| line.strip_prefix("words: "));
-    words.context("`quorate review` prints the proposal's words")
+    review.split("\nChanges\n").next().unwrap_or_default().trim_end()
 }
 
 /// Waits until every desired replica of a service answers.
@@ -129,11 +123,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_signed_text_and_the_words_are_read_from_a_review() {
+    fn the_signed_text_is_read_from_a_review() {
         let review =
-            "Start the service minilm.\nIt ...\n\nWhat changes\n+ minilm\n\nwords: a b c\nstate: open";
-        assert_eq!(signed_text(review), "Start the service minilm.\nIt ...");
-        assert_eq!(words(review).expect("there are some"), "a b c");
-        assert!(words("state: open").is_err());
+            "| Start the service minilm.\n|\n| service.name minilm\n\nChanges\n+ minilm\n\nwords: a b c";
+        assert_eq!(signed_text(review), "| Start the service minilm.\n|\n| service.name minilm");
     }
 }

@@ -7,7 +7,7 @@ use protocol::agent_state::{HandOrder, ORDER_BOOK_BYTES_MAX, OrderBookRecord, Ve
 use protocol::api::History;
 use protocol::governance::Bundle;
 use protocol::order::{ORDER_DOMAIN, SignedOrder};
-use protocol::{Digest, ErrorCode, Fence, canonical, error_code};
+use protocol::{Digest, ErrorCode, canonical, error_code};
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
@@ -74,10 +74,12 @@ fn bad_orders(history: &History, genuine: &SignedOrder) -> Result<Vec<BadOrder>>
     let hand = |bundle: &Bundle, order: SignedOrder| HandOrder { bundle: bundle.clone(), order };
 
     let mut altered = genuine.clone();
-    altered.order.fence = Fence(genuine.order.fence.0 + 1);
+    altered.order.fence =
+        genuine.order.fence.next(genuine.order.fence.version).expect("a fence is not the last");
 
     let mut unsigned = genuine.clone();
-    unsigned.order.fence = Fence(genuine.order.fence.0 + 1);
+    unsigned.order.fence =
+        genuine.order.fence.next(genuine.order.fence.version).expect("a fence is not the last");
     unsigned.signature = protocol::Signature([0; 64]);
 
     let mut stranger = unsigned.clone();

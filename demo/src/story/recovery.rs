@@ -1,10 +1,10 @@
 //! Recovery from what the story breaks: a node without its disk is admitted again, and shards are rebuilt.
 
 use super::service::wait_until_alive;
-use super::{Demonstration, MEMBERS, NODES};
+use super::{Demonstration, MEMBERS, NODES, PrintedProposal};
 use anyhow::{Result, bail};
 use protocol::agent::PendingNode;
-use protocol::api::{Page, ProposalState, ProposalView};
+use protocol::api::{Page, ProposalState};
 use protocol::model::ModelRecord;
 use serde_json::Value;
 
@@ -36,7 +36,7 @@ pub(super) async fn asks(demonstration: &Demonstration, node: &str) -> Result<bo
 pub(super) async fn admit_again(demonstration: &Demonstration, node: &str) -> Result<()> {
     let key = demonstration.key_file(MEMBERS[1]);
     let words = ["node", "admit", node, "--reason", "its disk was replaced", "--key", &key];
-    let mut view: ProposalView = demonstration.quorate.json(&words).await?;
+    let mut view: PrintedProposal = demonstration.quorate.json(&words).await?;
     for member in &MEMBERS[1..] {
         view = demonstration.approve(&view, member).await?;
     }

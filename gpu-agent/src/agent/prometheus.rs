@@ -211,7 +211,7 @@ mod tests {
         let slot = SlotReport {
             service: "chat".parse().expect("a name"),
             slot: SlotIndex(3),
-            fence: Fence(7),
+            fence: Fence::new(1, 7),
             state: SlotState::Ready,
             detail: "not \"exported\"\n".into(),
             segments_verified: 1,

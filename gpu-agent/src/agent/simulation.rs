@@ -257,7 +257,9 @@ impl Stage {
             let script = self.script();
             let slots = script.last.as_ref().map_or(&[][..], |request| &request.slots);
             let mut slots = slots.iter();
-            slots.find(|r| (r.slot, r.fence, r.state) == (SlotIndex(slot), Fence(fence), state)).cloned()
+            slots
+                .find(|r| (r.slot, r.fence, r.state) == (SlotIndex(slot), Fence::new(1, fence), state))
+                .cloned()
         };
         self.until(&format!("slot {slot} under {fence} is {state:?}"), || find().is_some()).await;
         find().unwrap()
@@ -329,7 +331,7 @@ fn note(script: &mut SimulatedControl, request: &SyncRequest, clock: &Clock) {
     let label = "simulated: workers are played by the agent; nothing computes, nothing is enforced";
     assert!(request.not_enforced.iter().any(|l| l == label), "every listing says that it is simulated");
     let gone = request.slots.iter().filter(|slot| slot.state == SlotState::Released);
-    script.released.extend(gone.map(|slot| (slot.slot.0, slot.fence.0)));
+    script.released.extend(gone.map(|slot| (slot.slot.0, slot.fence.count)));
     if script.newest_line.0 != request.boot {
         script.newest_line = (request.boot, 0);
     }

@@ -230,7 +230,7 @@ mod tests {
 
     fn handle() -> SlotHandle {
         SlotHandle {
-            fence: Fence(1),
+            fence: Fence::new(1, 1),
             status: SharedStatus::default(),
             command: watch::Sender::new(SlotCommand::Serve),
             source: watch::Sender::new(None),

@@ -170,8 +170,8 @@ mod tests {
         status.set(SlotState::Failed, "no store answers");
         status.lock().restarts = 4;
         status.lock().metrics = Some(WorkerMetrics { requests_total: 9, ..WorkerMetrics::default() });
-        let report = status.report(&key(), Fence(7));
-        let plain = plain_report(&key(), Fence(7), SlotState::Failed, "no store answers");
+        let report = status.report(&key(), Fence::new(1, 7));
+        let plain = plain_report(&key(), Fence::new(1, 7), SlotState::Failed, "no store answers");
         assert_eq!(report, SlotReport { restarts: 4, metrics: report.metrics.clone(), ..plain });
         assert_eq!(report.metrics.map(|metrics| metrics.requests_total), Some(9));
     }
@@ -179,16 +179,19 @@ mod tests {
     #[test]
     fn a_reconciliation_sees_the_fence_and_since_when_a_slot_drains() {
         let status = SharedStatus::default();
-        assert_eq!(status.running(Fence(7)), RunningSlot { fence: Fence(7), draining_since: None });
+        assert_eq!(
+            status.running(Fence::new(1, 7)),
+            RunningSlot { fence: Fence::new(1, 7), draining_since: None }
+        );
         status.lock().draining_since = Some(Millis(5));
-        assert_eq!(status.clone().running(Fence(7)).draining_since, Some(Millis(5)));
+        assert_eq!(status.clone().running(Fence::new(1, 7)).draining_since, Some(Millis(5)));
     }
 
     #[test]
     fn a_refusal_is_reported_by_its_code() {
         let refusal = Refusal::new(error_code::ORDER_REPLAYED, "x".repeat(2 * DETAIL_BYTES_MAX));
-        let report = refused_report(&key(), Fence(7), &refusal);
-        assert_eq!((report.state, report.fence), (SlotState::Refused, Fence(7)));
+        let report = refused_report(&key(), Fence::new(1, 7), &refusal);
+        assert_eq!((report.state, report.fence), (SlotState::Refused, Fence::new(1, 7)));
         assert!(report.detail.starts_with("order-replayed: x"), "{}", report.detail);
         assert_eq!(report.detail.len(), DETAIL_BYTES_MAX);
     }

@@ -172,7 +172,7 @@ async fn sync(State(replica): State<TestReplica>, body: Bytes) -> Response {
         }
         script.lines.extend(request.logs.iter().map(|line| line.text.clone()));
         let released = request.slots.iter().filter(|s| s.state == protocol::agent::SlotState::Released);
-        let released: Vec<_> = released.map(|s| (s.service.to_string(), s.slot.0, s.fence.0)).collect();
+        let released: Vec<_> = released.map(|s| (s.service.to_string(), s.slot.0, s.fence.count)).collect();
         script.released.extend(released);
         script.last = Some(request.clone());
     }

@@ -66,7 +66,7 @@ async fn wrong_orders_are_refused_by_code_and_never_run() {
 
     let (mut altered, mut unsigned) = (good.clone(), good.clone());
     altered.order.slot = SlotIndex(1);
-    unsigned.order.fence = Fence(3);
+    unsigned.order.fence = Fence::new(1, 3);
     unsigned.signature = Signature([0; 64]);
     let mut forged = bundle.clone();
     forged.certificate.proposal.reason = "not what was voted on".into();
@@ -93,7 +93,7 @@ async fn wrong_orders_are_refused_by_code_and_never_run() {
             |told: &SlotReport| told.state == SlotState::Refused && (told.slot, told.fence) == (slot, fence);
         let refused = bench.control.until_slot("refused", is_refused).await;
         assert!(refused.detail.starts_with("order-signature-invalid: "), "{}", refused.detail);
-        let is_ready = |told: &SlotReport| told.state == SlotState::Ready && told.fence == Fence(2);
+        let is_ready = |told: &SlotReport| told.state == SlotState::Ready && told.fence == Fence::new(1, 2);
         bench.control.until_slot("as before", is_ready).await;
         assert_eq!(bench.sandboxes(), ["chat.0.2"]);
     }

@@ -7,7 +7,9 @@ use protocol::{Fence, SlotIndex};
 use std::time::Duration;
 
 fn in_state(state: SlotState, slot: u32, fence: u64) -> impl Fn(&protocol::agent::SlotReport) -> bool {
-    move |report| report.state == state && report.slot == SlotIndex(slot) && report.fence == Fence(fence)
+    move |report| {
+        report.state == state && report.slot == SlotIndex(slot) && report.fence == Fence::new(1, fence)
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -23,7 +25,7 @@ async fn an_order_becomes_a_worker_with_verified_weights_and_a_way_to_the_gatewa
 
     let shown = &first.ticket;
     assert!(first.signature_holds());
-    assert_eq!((shown.node, shown.slot, shown.fence), (node_id(), SlotIndex(0), Fence(1)));
+    assert_eq!((shown.node, shown.slot, shown.fence), (node_id(), SlotIndex(0), Fence::new(1, 1)));
     let renewed = ticket(&mut connection).await;
     assert!(renewed.signature_holds() && renewed.ticket.expires_at >= shown.expires_at);
     assert_eq!(renewed.ticket.worker, shown.worker);

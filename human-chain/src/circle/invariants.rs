@@ -32,6 +32,7 @@ impl CircleState {
     /// - the epoch is the version of the circle, and no node shares a key with another or with control;
     /// - each subject's version and value are those of the service, node or circle in force;
     /// - a service is in force or retired, never both, each by a certificate of its own;
+    /// - the name of a service's model stands for the root that it runs;
     /// - versions add up to the number of certificates applied.
     ///
     /// # Errors
@@ -86,6 +87,9 @@ impl CircleState {
             require!(name == manifest.name(), "service `{}` is kept as `{name}`", manifest.name());
             require!(!self.retired.contains_key(name), "service `{name}` is in force and retired");
             form::check_manifest(&manifest).map_err(|error| error.to_string())?;
+            let model = &service.manifest.model;
+            let bound = self.model_root(&model.name) == Some(model.root);
+            require!(bound, "service `{name}` runs a root that the name `{}` does not stand for", model.name);
             self.check_subject(service_subject(name), service.version, Some(manifest_value(&manifest)))?;
         }
         Ok(())
@@ -151,11 +155,11 @@ impl CircleState {
     fn check_versions(&self) -> Result<(), String> {
         let sum: u64 = self.subjects.values().map(|(version, _)| version).sum();
         let nodes = self.subjects.keys().filter(|subject| subject.starts_with("node/")).count() as u64;
-        let of_genesis = sum.checked_sub(self.length).and_then(|rest| rest.checked_sub(FIRST_EPOCH.0));
+        let of_genesis = sum.checked_sub(self.length()).and_then(|rest| rest.checked_sub(FIRST_EPOCH.0));
         require!(
             of_genesis.is_some_and(|given| given <= nodes),
             "versions add up to {sum} after {} certificates and at most {nodes} nodes of the genesis",
-            self.length
+            self.length()
         );
         Ok(())
     }

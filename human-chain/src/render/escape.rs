@@ -3,16 +3,22 @@
 //! Letters outside Latin are written as `\u{...}`. Some of them look exactly like another letter, and a
 //! signed text must not depend on the reader's ability to distinguish them.
 
+use super::MARGIN;
 use protocol::Millis;
 use protocol::manifest::format_bytes;
 
 /// Returns text in quotes, escaped so that different texts always look different. Printable ASCII and the
-/// accented letters of European languages stay as they are; every other character is escaped.
+/// accented letters of European languages stay as they are; every other character is escaped. So is each space
+/// after a space, since spaces could push a text to the place where a terminal breaks the line.
 pub(super) fn quoted(text: &str) -> String {
     let mut out = String::with_capacity(text.len() + 2);
     out.push('"');
+    let mut before = None;
     for c in text.chars() {
+        let in_run = c == ' ' && before == Some(' ');
+        before = Some(c);
         match c {
+            c if in_run => out.push_str(&format!("\\u{{{:x}}}", c as u32)),
             '"' => out.push_str("\\\""),
             '\\' => out.push_str("\\\\"),
             '\n' => out.push_str("\\n"),
@@ -26,10 +32,10 @@ pub(super) fn quoted(text: &str) -> String {
 }
 
 /// Checks that a character needs no escape: ASCII from space to tilde, and the letters of Latin-1 and Latin
-/// Extended-A. The exceptions look like another letter or like a sign: multiplication, division, dotless i,
-/// kra, long s, the l with a middle dot and the n behind an apostrophe.
+/// Extended-A. The exceptions look like another letter or like a sign: the margin mark, multiplication,
+/// division, dotless i, kra, long s, the l with a middle dot and the n behind an apostrophe.
 fn stands_for_itself(c: char) -> bool {
-    const LOOK_ALIKE: &[char] = &['×', '÷', 'ı', 'ĸ', 'ſ', 'Ŀ', 'ŀ', 'ŉ', 'Ĳ', 'ĳ'];
+    const LOOK_ALIKE: &[char] = &[MARGIN, '×', '÷', 'ı', 'ĸ', 'ſ', 'Ŀ', 'ŀ', 'ŉ', 'Ĳ', 'ĳ'];
     matches!(c, ' '..='~' | '\u{c0}'..='\u{17f}') && !LOOK_ALIKE.contains(&c)
 }
 
@@ -95,6 +101,8 @@ mod tests {
             ("dotless ı, long ſ, ×", r#""dotless \u{131}, long \u{17f}, \u{d7}""#),
             ("tag \u{e0041} emoji \u{1f600}", r#""tag \u{e0041} emoji \u{1f600}""#),
             ("\\u{202e}", r#""\\u{202e}""#),
+            ("one  two   three", r#""one \u{20}two \u{20}\u{20}three""#),
+            ("a | b", r#""a \u{7c} b""#),
         ] {
             assert_eq!(quoted(text), expected);
         }

@@ -25,12 +25,14 @@ pub(super) type FieldTexts = Vec<(String, String)>;
 const NONE: &str = "none";
 
 pub(super) fn of_proposal(proposal: &Proposal) -> FieldTexts {
-    let Proposal { circle, epoch, subjects, change, reason, created_at, expires_at, nonce } = proposal;
+    let Proposal { circle, epoch, history, subjects, change, reason, created_at, expires_at, nonce } =
+        proposal;
     let mut fields = vec![
         ("proposal".to_string(), proposal.id().to_string()),
         ("rendering version".into(), RENDERER_VERSION.to_string()),
         ("circle".into(), circle.to_string()),
         ("epoch".into(), epoch.to_string()),
+        ("history".into(), format!("{} decisions, root {}", history.size, history.root)),
         ("created at".into(), show_time(*created_at)),
         ("expires at".into(), show_time(*expires_at)),
         ("reason".into(), quoted(reason)),

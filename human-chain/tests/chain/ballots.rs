@@ -13,7 +13,7 @@ fn names<'a>(ids: impl IntoIterator<Item = &'a protocol::MemberId>) -> Vec<&'a s
 }
 
 fn ballot(who: &str, proposal: &Proposal, choice: Choice) -> SignedBallot {
-    vote(&secret(who), name(who), proposal, choice, NOW)
+    vote(&secret(who), name(who), proposal.history, proposal, choice, NOW)
 }
 
 /// Alters alice's ballot, signs it again with her keys, and checks the outcome.
@@ -59,7 +59,14 @@ fn a_ballot_has_its_time() {
         ("handed in too late", end, end + grace + 1, "proposal-expired: expired at"),
         ("signed too late", end + grace + 1, end + grace, "proposal-expired: voted after"),
     ] {
-        let signed = vote(&secret("bob"), name("bob"), &proposal, Choice::Approve, Millis(issued_at));
+        let signed = vote(
+            &secret("bob"),
+            name("bob"),
+            proposal.history,
+            &proposal,
+            Choice::Approve,
+            Millis(issued_at),
+        );
         check(case, check_ballot(&state, &proposal, &signed, Millis(now)), expected);
     }
 }

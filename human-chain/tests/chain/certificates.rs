@@ -61,28 +61,53 @@ fn a_quorum_of_members_approves() {
 fn any_invalid_ballot_spoils_the_whole() {
     altered("unaltered", "approved", |_| {});
     altered("a non-member beside a quorum", "not-a-member: `mallory`", |c| {
-        c.ballots.push(vote(&secret("mallory"), name("mallory"), &c.proposal, Choice::Approve, NOW));
+        c.ballots.push(vote(
+            &secret("mallory"),
+            name("mallory"),
+            c.proposal.history,
+            &c.proposal,
+            Choice::Approve,
+            NOW,
+        ));
     });
     altered("a non-member instead of a member", "not-a-member: `mallory`", |c| {
-        c.ballots[1] = vote(&secret("mallory"), name("mallory"), &c.proposal, Choice::Approve, NOW);
+        c.ballots[1] =
+            vote(&secret("mallory"), name("mallory"), c.proposal.history, &c.proposal, Choice::Approve, NOW);
     });
     altered("a non-member in a member's name", "signature-invalid: `bob`", |c| {
-        c.ballots[1] = vote(&secret("mallory"), name("bob"), &c.proposal, Choice::Approve, NOW);
+        c.ballots[1] =
+            vote(&secret("mallory"), name("bob"), c.proposal.history, &c.proposal, Choice::Approve, NOW);
     });
     altered("one member in another's name", "signature-invalid: `bob`", |c| {
-        c.ballots[1] = vote(&secret("alice"), name("bob"), &c.proposal, Choice::Approve, NOW);
+        c.ballots[1] =
+            vote(&secret("alice"), name("bob"), c.proposal.history, &c.proposal, Choice::Approve, NOW);
     });
     altered("the same ballot twice", "ballot-duplicate: `bob`", |c| c.ballots.push(c.ballots[1].clone()));
     altered("the same member twice", "ballot-duplicate: `alice`", |c| {
-        c.ballots[1] = vote(&secret("alice"), name("alice"), &c.proposal, Choice::Approve, Millis(NOW.0 + 1));
+        c.ballots[1] = vote(
+            &secret("alice"),
+            name("alice"),
+            c.proposal.history,
+            &c.proposal,
+            Choice::Approve,
+            Millis(NOW.0 + 1),
+        );
     });
     altered("twice, not side by side", "ballot-duplicate: `alice`", |c| c.ballots.push(c.ballots[0].clone()));
     altered("unsorted", "governance-invalid: not sorted", |c| c.ballots.reverse());
     altered("a no", "governance-invalid: no approval", |c| {
-        c.ballots.push(vote(&secret("carol"), name("carol"), &c.proposal, Choice::Reject, NOW));
+        c.ballots.push(vote(
+            &secret("carol"),
+            name("carol"),
+            c.proposal.history,
+            &c.proposal,
+            Choice::Reject,
+            NOW,
+        ));
     });
     altered("a rejection relabelled as an approval", "signature-invalid: `bob`", |c| {
-        c.ballots[1] = vote(&secret("bob"), name("bob"), &c.proposal, Choice::Reject, NOW);
+        c.ballots[1] =
+            vote(&secret("bob"), name("bob"), c.proposal.history, &c.proposal, Choice::Reject, NOW);
         c.ballots[1].ballot.choice = Choice::Approve;
     });
     altered(
@@ -97,7 +122,8 @@ fn any_invalid_ballot_spoils_the_whole() {
     });
     altered("a late ballot", "proposal-expired: voted after", |c| {
         let late = c.proposal.expires_at.plus(CLOCK_GRACE_MS + 1);
-        c.ballots[1] = vote(&secret("bob"), name("bob"), &c.proposal, Choice::Approve, late);
+        c.ballots[1] =
+            vote(&secret("bob"), name("bob"), c.proposal.history, &c.proposal, Choice::Approve, late);
     });
 }
 
@@ -144,7 +170,7 @@ fn a_proposal_cannot_change_under_its_ballots() {
     });
     // A dishonest screen: the member signs the id of the right proposal over the text of another one.
     altered("another text", "ballot-mismatch: `bob` is for another rendering", |c| {
-        let mut signed = vote(&secret("bob"), name("bob"), &mine, Choice::Approve, NOW);
+        let mut signed = vote(&secret("bob"), name("bob"), mine.history, &mine, Choice::Approve, NOW);
         signed.ballot.rendering = human_chain::render(&other).digest;
         signed.signature = secret("bob").sign(BALLOT_DOMAIN, &to_bytes(&signed.ballot));
         c.ballots[1] = signed;
@@ -312,7 +338,7 @@ fn certificates_travel_in_one_spelling() {
         Bundle { version: BUNDLE_VERSION, certificate, log_evidence: Some(LogEvidence { sequence: 7 }) };
     assert_eq!(read_bundle(&to_bytes(&bundle)), Ok(bundle.clone()));
     bundle.version += 1;
-    check("a form to come", read_bundle(&to_bytes(&bundle)), "governance-invalid: this release reads 1");
+    check("a form to come", read_bundle(&to_bytes(&bundle)), "governance-invalid: this release reads 2");
     check("not a bundle", read_bundle(&bytes), "governance-invalid: bundle");
 }
 

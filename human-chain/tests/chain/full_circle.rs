@@ -121,7 +121,9 @@ fn a_minority_of_a_full_circle_changes_nothing() {
     let voters = people.clone();
     people[0] = long_name(limits::MEMBERS_MAX);
     let proposal = proposal(&state, roster(&people));
-    let cast = |id: &String| -> SignedBallot { vote(&secret(id), name(id), &proposal, Choice::Approve, NOW) };
+    let cast = |id: &String| -> SignedBallot {
+        vote(&secret(id), name(id), proposal.history, &proposal, Choice::Approve, NOW)
+    };
     let ballots: Vec<SignedBallot> = voters[..50].iter().map(cast).collect();
     check("49 of 99", certify(&state, &proposal, &ballots[..49]), "quorum-not-reached: 49 approvals");
     check("50 of 99", certify(&state, &proposal, &ballots), "approved");

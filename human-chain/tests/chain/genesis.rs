@@ -1,7 +1,10 @@
 //! Tests of founding a circle: sound and rejected genesis documents.
 
-use crate::support::{check, circle, genesis, key, member, name, node, policy, quorum, secret, signed};
-use human_chain::{CircleState, circle_id, describe, read_genesis, sign_genesis};
+use crate::support::{
+    NOW, approve, check, circle, deploy, genesis, key, member, name, node, policy, proposal, quorum, secret,
+    signed,
+};
+use human_chain::{CircleState, circle_id, describe, read_genesis, sign_genesis, verify};
 use protocol::canonical::to_bytes;
 use protocol::governance::{ActionClass, Genesis, NodeRole, Policy};
 use protocol::keys::ByteString;
@@ -252,6 +255,23 @@ fn nodes_have_their_form() {
     });
 }
 
+fn without_a_routine_rule(genesis: &mut Genesis) {
+    genesis.policy = Policy { quorums: genesis.policy.quorums.split_off(&ActionClass::Sensitive) };
+}
+
+#[test]
+fn a_class_without_a_rule_needs_the_quorum_of_sensitive_changes() {
+    let mut genesis = genesis();
+    genesis.policy = policy("2 of (alice, bob, carol)", "3 of (alice, bob, carol)");
+    without_a_routine_rule(&mut genesis);
+    let state = CircleState::found(&signed(genesis), None).expect("a sensitive rule suffices");
+    assert_eq!(describe(state.quorum(ActionClass::Routine)), "3 of (alice, bob, carol)");
+    let routine = proposal(&state, deploy(2));
+    let two = verify(&state, &approve(&routine, &["alice", "bob"]), NOW);
+    check("two of three", two, "quorum-not-reached: 3 of (alice, bob, carol)");
+    check("all three", verify(&state, &approve(&routine, &["alice", "bob", "carol"]), NOW), "approved");
+}
+
 #[test]
 fn a_policy_keeps_its_floors() {
     const ALL: &str = "2 of (alice, bob, carol)";
@@ -294,9 +314,7 @@ fn a_policy_keeps_its_floors() {
     founded("no sensitive rule", "governance-invalid: has no quorum for sensitive", |g| {
         g.policy.quorums.remove(&ActionClass::Sensitive);
     });
-    founded("no routine rule", "governance-invalid: has no quorum for routine", |g| {
-        g.policy = Policy { quorums: g.policy.quorums.split_off(&ActionClass::Sensitive) };
-    });
+    founded("no routine rule", "approved", without_a_routine_rule);
     founded("deep", "governance-invalid: nested deeper", |g| {
         g.policy = policy(&format!("{}{ALL}{}", "1 of (".repeat(6), ")".repeat(6)), ALL);
     });

@@ -206,7 +206,14 @@ fn a_member_may_rotate_keys_and_the_old_ones_fail() {
     check("old keys", verify(&state, &approve(&fresh, &["alice", "bob"]), NOW), "signature-invalid: `bob`");
     let mut certificate = approve(&fresh, &["alice"]);
     let choice = protocol::governance::Choice::Approve;
-    certificate.ballots.push(human_chain::vote(&secret("bob-rekeyed"), name("bob"), &fresh, choice, NOW));
+    certificate.ballots.push(human_chain::vote(
+        &secret("bob-rekeyed"),
+        name("bob"),
+        fresh.history,
+        &fresh,
+        choice,
+        NOW,
+    ));
     check("new keys", verify(&state, &certificate, NOW), "approved");
 }
 
@@ -266,7 +273,7 @@ fn gittuf_128036_every_step_of_a_history_is_verified() {
 
     let replay = |steps: &[&Certificate]| CircleState::replay(&genesis, None, steps.iter().copied());
     check("whole", replay(&[&first, &middle, &last]), "quorum-not-reached: Sensitive");
-    check("without the middle", replay(&[&first, &last]), "circle-mismatch: was made in epoch 2");
+    check("without the middle", replay(&[&first, &last]), "history-shorter: 2 are known to exist");
     check("sound part", replay(&[&first]), "approved");
 }
 
@@ -289,8 +296,8 @@ fn a_replayed_history_is_the_same_state() {
 
     let mut swapped = history.clone();
     swapped.swap(0, 3);
-    check("reordered", CircleState::replay(&genesis, None, &swapped), "circle-mismatch");
-    check("first lost", CircleState::replay(&genesis, None, &history[1..]), "proposal-stale");
+    check("reordered", CircleState::replay(&genesis, None, &swapped), "history-shorter");
+    check("first lost", CircleState::replay(&genesis, None, &history[1..]), "history-shorter");
     let doubled = [&history[..1], &history].concat();
     check("doubled", CircleState::replay(&genesis, None, &doubled), "proposal-stale");
     check(
@@ -347,4 +354,28 @@ proptest! {
         }
         prop_assert_eq!(CircleState::replay(&signed(genesis()), None, &history), Ok(state));
     }
+}
+
+#[test]
+fn a_models_name_stands_for_one_root_for_ever() {
+    let planted = |state: &CircleState| {
+        let mut change = deploy(4);
+        let Change::Deploy(manifest) = &mut change else { panic!("a deployment") };
+        let Manifest::Service(service) = manifest.as_mut() else { panic!("a service") };
+        service.model.root.0.0[0] ^= 1;
+        service.name = name("other");
+        try_propose(state, change)
+    };
+    let mut state = circle();
+    assert!(planted(&state).is_ok(), "a name that nobody approved stands for nothing yet");
+    let aside = approve(&planted(&state).expect("it may be asked"), &["alice", "bob"]);
+    let aside = verify(&state, &aside, NOW).expect("sound alone");
+    enact(&mut state, deploy(4), &["alice", "bob"]);
+    let expected = "model-name-taken: the name `minilm` stands for model ";
+    check("proposed", planted(&state), expected);
+    check("verified before the name was bound", state.advance(aside), expected);
+    enact(&mut state, retire("embed"), &["alice", "bob"]);
+    check("after retirement", planted(&state), expected);
+    let bound = state.model_root(&name("minilm")).map(|root| root.0);
+    assert_eq!(bound, Some(protocol::Digest::of(b"minilm")), "importers and clients ask the chain");
 }

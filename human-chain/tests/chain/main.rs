@@ -9,6 +9,7 @@ mod full_circle;
 mod genesis;
 mod history;
 mod members;
+mod omissions;
 mod orders;
 mod recorded;
 mod renderings;

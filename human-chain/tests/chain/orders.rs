@@ -2,7 +2,7 @@
 
 use crate::samples::full_service;
 use crate::support::{NOW, check, circle, deploy, enact, key, name, node, order, policy, retire, sign_order};
-use human_chain::{CircleState, check_order, placement_allows};
+use human_chain::{CircleState, FENCE_LEAP_MAX, check_order, placement_allows};
 use proptest::prelude::*;
 use protocol::canonical::{from_bytes, to_bytes};
 use protocol::governance::{Change, NodeAdmission, NodeRole};
@@ -26,10 +26,10 @@ fn n1() -> NodeId {
 fn ordered(case: &str, expected: &str, alter: impl FnOnce(&mut SlotOrder)) {
     let state = deployed();
     let mut order = order(&state);
-    order.fence = Fence(5);
+    order.fence = Fence::new(1, 5);
     alter(&mut order);
     let signed = sign_order(order, "control");
-    check(case, check_order(&state, &signed, n1(), Some(Fence(4)), NOW), expected);
+    check(case, check_order(&state, &signed, n1(), Some(Fence::new(1, 4)), NOW), expected);
 }
 
 #[test]
@@ -40,7 +40,7 @@ fn an_order_grants_one_slot() {
     let service = state.service(&name("embed")).expect("approved");
     assert_eq!((grant.certificate_digest(), grant.proposal()), (service.certificate, service.proposal));
     let grant = grant.into_inner();
-    assert_eq!((grant.slot, grant.fence, grant.node), (SlotIndex(0), Fence(1), n1()));
+    assert_eq!((grant.slot, grant.fence, grant.node), (SlotIndex(0), Fence::new(1, 1), n1()));
     assert_eq!((grant.service, grant.certificate), (service.manifest.clone(), service.certificate));
 }
 
@@ -54,9 +54,37 @@ fn an_order_is_bounded_by_its_envelope() {
     ordered("another certificate", "order-not-approved: not the one in force", |o| o.certificate.0[0] ^= 1);
     ordered("another service", "order-not-approved: no certificate approves", |o| o.service = name("other"));
     ordered("a GPU that was not asked for", "order-mismatch: its GPUs", |o| o.gpus = vec![0]);
-    ordered("a higher fence", "approved", |o| o.fence = Fence(9));
-    ordered("the same fence", "order-replayed: fence 4, not above 4", |o| o.fence = Fence(4));
-    ordered("a lower fence", "order-replayed: fence 3, not above 4", |o| o.fence = Fence(3));
+    ordered("a higher fence", "approved", |o| o.fence = Fence::new(1, 9));
+    ordered("the same fence", "order-replayed: fence 1.4, not above 1.4", |o| o.fence = Fence::new(1, 4));
+    ordered("a lower fence", "order-replayed: fence 1.3, not above 1.4", |o| o.fence = Fence::new(1, 3));
+}
+
+/// Attack: one order with the highest fence of all, after which no honest order would pass.
+#[test]
+fn a_fence_that_leaps_blocks_no_slot() {
+    let mut state = deployed();
+    for (case, fence, expected) in [
+        (
+            "the highest of all",
+            Fence::new(u64::MAX, u64::MAX),
+            "order-mismatch: not of the certificate in force",
+        ),
+        ("a version to come", Fence::new(2, 1), "order-mismatch: not of the certificate in force"),
+        ("the highest count", Fence::new(1, u64::MAX), "order-mismatch: does not go on"),
+        ("one count too far", Fence::new(1, 4 + FENCE_LEAP_MAX + 2), "order-mismatch: does not go on"),
+        ("as far as allowed", Fence::new(1, 4 + FENCE_LEAP_MAX + 1), "approved"),
+    ] {
+        ordered(case, expected, |o| o.fence = fence);
+    }
+    let zero = sign_order(SlotOrder { fence: Fence::new(1, 0), ..order(&state) }, "control");
+    check("no count", check_order(&state, &zero, n1(), None, NOW), "order-mismatch: does not go on");
+    // Whatever was accepted under one certificate, the first order under the next is higher.
+    let farthest = Some(Fence::new(1, u64::MAX));
+    let honest = sign_order(order(&state), "control");
+    check("blocked", check_order(&state, &honest, n1(), farthest, NOW), "order-replayed");
+    enact(&mut state, deploy(3), &["alice", "bob"]);
+    let honest = sign_order(order(&state), "control");
+    check("free again", check_order(&state, &honest, n1(), farthest, NOW), "approved");
 }
 
 #[test]
@@ -219,11 +247,12 @@ proptest! {
     }
 
     #[test]
-    fn fences_only_rise(last in prop::option::of(0u64..6), fence in 0u64..6) {
+    fn fences_only_rise(last in prop::option::of(0u64..6), fence in 1u64..6) {
         static STATE: LazyLock<CircleState> = LazyLock::new(deployed);
         let state: &CircleState = &STATE;
-        let order = SlotOrder { fence: Fence(fence), ..order(state) };
-        let outcome = check_order(state, &sign_order(order, "control"), n1(), last.map(Fence), NOW);
+        let order = SlotOrder { fence: Fence::new(1, fence), ..order(state) };
+        let seen = last.map(|count| Fence::new(1, count));
+        let outcome = check_order(state, &sign_order(order, "control"), n1(), seen, NOW);
         prop_assert_eq!(outcome.is_ok(), last.is_none_or(|last| fence > last));
     }
 }

@@ -83,7 +83,9 @@ fn a_rendering_is_made_of_the_proposal_alone_and_is_its_digest() {
             "{case}"
         );
         assert!(rendering.text.contains(&proposal.id().to_string()), "{case}: names the proposal");
-        assert!(rendering.text.contains(&format!("rendering version                  {RENDERER_VERSION}\n")));
+        assert!(
+            rendering.text.contains(&format!("| rendering version                  {RENDERER_VERSION}\n"))
+        );
     }
 }
 
@@ -91,7 +93,7 @@ fn a_rendering_is_made_of_the_proposal_alone_and_is_its_digest() {
 /// any two proposals, so the tests below would pass trivially.
 fn text_alone(proposal: &Proposal) -> String {
     let text = render(proposal).text;
-    text.lines().filter(|line| !line.starts_with("proposal ")).collect::<Vec<_>>().join("\n")
+    text.lines().filter(|line| !line.starts_with("| proposal ")).collect::<Vec<_>>().join("\n")
 }
 
 /// Returns values that differ from this one in one position.
@@ -234,8 +236,59 @@ proptest! {
         let text = render(&Proposal { reason, ..proposal }).text;
         let harmless = |c: char| c == '\n' || matches!(c, ' '..='~' | '\u{c0}'..='\u{17f}');
         prop_assert!(text.chars().all(harmless), "{}", text);
-        let lines = text.lines().filter(|line| line.starts_with("circle ")).count();
+        let lines = text.lines().filter(|line| line.starts_with("| circle ")).count();
         prop_assert_eq!(lines, 1, "a reason cannot imitate a field");
+    }
+}
+
+/// Returns the lines that a terminal of this width shows of a text, which it breaks at any character.
+fn on_a_screen(text: &str, width: usize) -> Vec<String> {
+    let breaks = |line: &str| {
+        let letters: Vec<char> = line.chars().collect();
+        letters.chunks(width).map(|part| part.iter().collect()).collect::<Vec<String>>()
+    };
+    text.lines().flat_map(breaks).collect()
+}
+
+/// Texts of a proposer that a terminal breaks so that their last part stands below the names of fields.
+fn padded_reasons(line: &str) -> impl Iterator<Item = String> {
+    (0..200).map(move |pad| format!("Nothing.{}{line}", " ".repeat(pad)))
+}
+
+#[test]
+fn no_reason_wraps_into_a_line_that_looks_like_a_field() {
+    let field = format!("| {:<34} 3", "service.replicas.max");
+    let sample = proposal(&circle(), deploy(900));
+    let imitations = |show: fn(&Proposal) -> String| {
+        let shown = padded_reasons(&field).map(|reason| show(&Proposal { reason, ..sample.clone() }));
+        let lines = shown.flat_map(|text| [80, 100, 120].map(|width| on_a_screen(&text, width)));
+        lines.flatten().filter(|line| line.starts_with(field.as_str())).count()
+    };
+    assert_eq!(imitations(|proposal| render(proposal).text), 0);
+    let without_escapes = |proposal: &Proposal| format!("| {:<34} {}\n", "reason", proposal.reason);
+    assert!(imitations(without_escapes) > 0, "the attack succeeds without the escapes");
+}
+
+#[test]
+fn another_root_under_the_same_name_reads_differently() {
+    let state = circle();
+    let mut other = proposal(&state, deploy(4));
+    let Change::Deploy(manifest) = &mut other.change else { panic!("a deployment") };
+    let Manifest::Service(service) = manifest.as_mut() else { panic!("a service") };
+    service.model.root.0 = Digest::of(b"planted");
+    let sentence = |proposal: &Proposal| render(proposal).text.lines().next().map(str::to_owned);
+    assert_ne!(sentence(&proposal(&state, deploy(4))), sentence(&other), "the first line tells them apart");
+}
+
+#[test]
+fn a_ballot_is_judged_by_the_renderer_that_it_names() {
+    let state = circle();
+    let mut certificate = approve(&proposal(&state, deploy(2)), &["alice", "bob"]);
+    for version in [0, RENDERER_VERSION - 1, RENDERER_VERSION + 1, u32::MAX] {
+        certificate.ballots[0].ballot.renderer_version = version;
+        let error =
+            human_chain::verify(&state, &certificate, NOW).expect_err("this release has one renderer");
+        assert!(error.to_string().contains("another rendering"), "{version}: {error}");
     }
 }
 

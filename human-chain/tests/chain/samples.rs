@@ -49,6 +49,7 @@ fn plain(change: Change, subject: &str, value: Option<&[u8]>) -> Proposal {
     Proposal {
         circle: circle().id(),
         epoch: protocol::Epoch(1),
+        history: circle().head(),
         subjects: vec![subject],
         change,
         reason: "because".into(),

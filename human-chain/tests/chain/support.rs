@@ -167,8 +167,10 @@ pub(crate) fn try_propose(state: &CircleState, change: Change) -> Result<Proposa
 
 /// Returns a certificate with these members' approvals, sorted, whether they reach a quorum or not.
 pub(crate) fn approve(proposal: &Proposal, who: &[&str]) -> Certificate {
-    let mut ballots: Vec<_> =
-        who.iter().map(|who| vote(&secret(who), name(who), proposal, Choice::Approve, NOW)).collect();
+    let mut ballots: Vec<_> = who
+        .iter()
+        .map(|who| vote(&secret(who), name(who), proposal.history, proposal, Choice::Approve, NOW))
+        .collect();
     ballots.sort_by(|a, b| a.ballot.member.cmp(&b.ballot.member));
     Certificate { proposal: proposal.clone(), ballots }
 }
@@ -186,12 +188,13 @@ pub(crate) fn enact(state: &mut CircleState, change: Change, who: &[&str]) -> Ce
 
 /// Returns an order for slot 0 of `embed` on `n1` with the first fence.
 pub(crate) fn order(state: &CircleState) -> SlotOrder {
+    let version = state.service(&name("embed")).map_or(1, |service| service.version);
     SlotOrder {
         circle: state.id(),
         service: name("embed"),
         certificate: state.service(&name("embed")).map_or(Digest([0; 32]), |service| service.certificate),
         slot: SlotIndex(0),
-        fence: Fence(1),
+        fence: Fence::new(version, 1),
         node: NodeId(key("n1")),
         gpus: Vec::new(),
         issued_at: NOW,

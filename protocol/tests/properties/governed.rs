@@ -7,8 +7,8 @@ use proptest::option;
 use proptest::prelude::*;
 use protocol::governance::{
     AccessToken, ActionClass, Ballot, Bundle, Certificate, Change, Choice, ControlReplica, GatewayEndpoint,
-    Genesis, LogEvidence, Member, NodeAdmission, NodeRole, Policy, Proposal, Quorum, SignedBallot,
-    SignedGenesis, StorageEndpoint, SubjectVersion, TokenScope,
+    Genesis, HistoryHead, LogEvidence, Member, NodeAdmission, NodeRole, Policy, Proposal, Quorum,
+    SignedBallot, SignedGenesis, StorageEndpoint, SubjectVersion, TokenScope,
 };
 use protocol::{MemberId, ReplicaId};
 
@@ -86,31 +86,36 @@ pub(crate) fn change() -> BoxedStrategy<Change> {
     .boxed()
 }
 
+fn head() -> impl Strategy<Value = HistoryHead> {
+    (number(), digest()).prop_map(|(size, root)| HistoryHead { size, root })
+}
+
 fn subject() -> impl Strategy<Value = SubjectVersion> {
     let of = |(subject, version, value)| SubjectVersion { subject, version, value };
     (text(), number(), option::of(digest())).prop_map(of)
 }
 
 pub(crate) fn proposal() -> BoxedStrategy<Proposal> {
-    let basis = (circle(), epoch(), vec(subject(), 0..3));
+    let basis = (circle(), epoch(), head(), vec(subject(), 0..3));
     let request = (change(), text(), millis(), millis(), digest());
     (basis, request)
-        .prop_map(|((circle, epoch, subjects), request)| {
+        .prop_map(|((circle, epoch, history, subjects), request)| {
             let (change, reason, created_at, expires_at, nonce) = request;
-            Proposal { circle, epoch, subjects, change, reason, created_at, expires_at, nonce }
+            Proposal { circle, epoch, history, subjects, change, reason, created_at, expires_at, nonce }
         })
         .boxed()
 }
 
 pub(crate) fn ballot() -> impl Strategy<Value = Ballot> {
-    (proposal_id(), digest(), number32(), one_of(&CHOICES), name(), epoch(), millis()).prop_map(
-        |(proposal, rendering, renderer_version, choice, member, epoch, issued_at)| Ballot {
+    (proposal_id(), digest(), number32(), one_of(&CHOICES), name(), epoch(), head(), millis()).prop_map(
+        |(proposal, rendering, renderer_version, choice, member, epoch, history, issued_at)| Ballot {
             proposal,
             rendering,
             renderer_version,
             choice,
             member,
             epoch,
+            history,
             issued_at,
         },
     )

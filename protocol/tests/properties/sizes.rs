@@ -3,7 +3,9 @@
 use protocol::agent::{LOG_LINES_MAX, WorkerLine};
 use protocol::agent_state::{ORDER_BOOK_BYTES_MAX, SlotFence};
 use protocol::canonical::to_bytes;
-use protocol::governance::{Ballot, Choice, LogEvidence, Member, Quorum, SignedBallot, SubjectVersion};
+use protocol::governance::{
+    Ballot, Choice, HistoryHead, LogEvidence, Member, Quorum, SignedBallot, SubjectVersion,
+};
 use protocol::keys::{
     ByteString, EncryptionKey, HybridSignature, ML_DSA_65_PUBLIC_KEY_LENGTH, ML_DSA_65_SIGNATURE_LENGTH,
     ML_KEM_768_PUBLIC_KEY_LENGTH, MemberKeys,
@@ -51,6 +53,7 @@ fn the_largest_member_ballot_and_rule_fit() {
         choice: Choice::Approve,
         member: longest(),
         epoch: Epoch(u64::MAX),
+        history: HistoryHead { size: u64::MAX, root: DIGEST },
         issued_at: Millis(u64::MAX),
     };
     let ballot = to_bytes(&SignedBallot { ballot, signature: signature() }).len();
@@ -79,7 +82,7 @@ fn the_largest_ticket_fits() {
     let ticket = Ticket {
         service: longest(),
         slot: SlotIndex(u32::MAX),
-        fence: Fence(u64::MAX),
+        fence: Fence::new(u64::MAX, u64::MAX),
         node: NodeId(KEY),
         worker: KEY,
         gateway: KEY,
@@ -121,7 +124,8 @@ fn the_log_lines_of_a_sync_leave_room_for_the_rest() {
 
 #[test]
 fn an_order_book_holds_the_fences_of_a_nodes_lifetime() {
-    let fence = SlotFence { service: longest(), slot: SlotIndex(u32::MAX), fence: Fence(u64::MAX) };
+    let fence =
+        SlotFence { service: longest(), slot: SlotIndex(u32::MAX), fence: Fence::new(u64::MAX, u64::MAX) };
     assert!(200_000 * to_bytes(&fence).len() <= ORDER_BOOK_BYTES_MAX);
 }
 

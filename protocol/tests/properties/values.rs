@@ -42,7 +42,7 @@ pub(crate) fn millis() -> impl Strategy<Value = Millis> {
 }
 
 pub(crate) fn fence() -> impl Strategy<Value = Fence> {
-    number().prop_map(Fence)
+    (number(), number()).prop_map(|(version, count)| Fence { version, count })
 }
 
 pub(crate) fn epoch() -> impl Strategy<Value = Epoch> {

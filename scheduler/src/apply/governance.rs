@@ -4,7 +4,7 @@ use super::execute::settle;
 use crate::cluster::{Circle, Cluster, HoldingPhase, OpenProposal, Service, ServicePhase};
 use crate::command::{Actor, Refusal, Reply};
 use human_chain::{
-    ChainError, CircleState, assemble, check_ballot, class_of, propose, satisfied, show_time, subject_of,
+    ChainError, CircleState, assemble, check_ballot, check_proposal, class_of, satisfied, show_time,
 };
 use protocol::api::ProposalState;
 use protocol::error_code::{
@@ -63,31 +63,12 @@ pub(super) fn submit(cluster: &mut Cluster, actor: &Actor, proposal: &Proposal) 
     Ok(Reply::Submitted { proposal: id })
 }
 
-/// Checks a submitted proposal: it is valid only if the circle's current state would produce exactly the same
-/// one.
+/// Checks a submitted proposal. Decisions about other subjects since it was made do not matter.
 fn check_submitted(state: &CircleState, proposal: &Proposal, now: Millis) -> Result<(), Refusal> {
-    if proposal.circle != state.id() {
-        return Err(ChainError::OtherCircle { expected: state.id(), actual: proposal.circle }.into());
-    }
-    if proposal.epoch != state.epoch() {
-        return Err(ChainError::OtherEpoch { proposed: proposal.epoch, current: state.epoch() }.into());
-    }
-    if proposal.expires_at <= now {
+    if proposal.circle == state.id() && proposal.expires_at <= now {
         return Err(ChainError::Expired { expired_at: proposal.expires_at, now }.into());
     }
-    let today = propose(
-        state,
-        proposal.change.clone(),
-        proposal.reason.clone(),
-        proposal.created_at,
-        proposal.expires_at,
-        proposal.nonce,
-    )?;
-    if today != *proposal {
-        let message = format!("{} has changed since the proposal was made", subject_of(&proposal.change));
-        return Err(Refusal::new(PROPOSAL_STALE, message));
-    }
-    Ok(())
+    Ok(check_proposal(state, proposal)?)
 }
 
 pub(super) fn cast(cluster: &mut Cluster, index: u64, signed: &SignedBallot) -> Result<Reply, Refusal> {
@@ -141,9 +122,7 @@ fn not_open(cluster: &Cluster, id: ProposalId) -> Refusal {
 /// changes while it is open. A new epoch closes every proposal of an earlier one.
 fn judge(state: &CircleState, open: &OpenProposal) -> ProposalState {
     debug_assert_eq!(open.proposal.epoch, state.epoch(), "a new epoch closes every earlier proposal");
-    let Some(rule) = state.policy().quorums.get(&class_of(&open.proposal.change)) else {
-        return ProposalState::Open;
-    };
+    let rule = state.quorum(class_of(&open.proposal.change));
     let (approved, possible) = votes(state, open);
     if satisfied(rule, &approved) {
         ProposalState::Approved
@@ -224,10 +203,14 @@ fn deploy(cluster: &mut Cluster, manifest: &ServiceManifest, certificate: Digest
     let desired = cluster.desired_under(manifest);
     let range = manifest.replicas;
     debug_assert!((range.min..=range.max).contains(&desired), "replicas are wanted inside the envelope");
+    let approved = cluster.circle_state().and_then(|state| state.service(&manifest.name));
+    let version = approved.map_or(0, |service| service.version);
+    debug_assert!(version > 0, "the circle's own state takes a change before the cluster does");
     let known = cluster.services.remove(&manifest.name);
     let service = Service {
         manifest: manifest.clone(),
         certificate,
+        version,
         desired,
         phase: ServicePhase::Active,
         slots: known.map(|service| service.slots).unwrap_or_default(),

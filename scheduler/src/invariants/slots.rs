@@ -42,7 +42,7 @@ fn check_service(cluster: &Cluster, name: &ServiceName, service: &Service) -> In
 
 fn check_slot(cluster: &Cluster, name: &ServiceName, index: SlotIndex, slot: &Slot) -> InvariantResult {
     let subject = || format!("{name}/{index}");
-    ensure(slot.fence.0 > 0, OrderNamesSlot, subject)?;
+    ensure(slot.fence.count > 0 && slot.fence.version > 0, OrderNamesSlot, subject)?;
     ensure(slot.since <= cluster.now, RecordedInPast, subject)?;
     match &slot.holding {
         Some(holding) => check_holding(cluster, name, index, slot, holding),

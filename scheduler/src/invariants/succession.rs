@@ -65,14 +65,14 @@ mod tests {
             service: "chat".parse().expect("a name"),
             certificate: Digest::of(b"certificate"),
             slot: SlotIndex(0),
-            fence: Fence(fence),
+            fence: Fence::new(1, fence),
             node: NodeId(PublicKey([node; 32])),
             gpus: vec![],
             issued_at: Millis(1),
         };
         let holding =
             node.map(|node| Holding { order: order(node), phase: HoldingPhase::Running, replaces: None });
-        Slot { fence: Fence(fence), holding, ..Slot::default() }
+        Slot { fence: Fence::new(1, fence), holding, ..Slot::default() }
     }
 
     #[test]

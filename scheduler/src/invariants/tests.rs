@@ -47,8 +47,8 @@ fn later(cluster: &Cluster) -> ClusterTime {
 
 fn wrong_slots() -> Table {
     vec![
-        (OrderNamesSlot, "another fence", |c| held(c, "chat").1.order.fence = Fence(77)),
-        (OrderNamesSlot, "the slot has a newer fence", |c| *held(c, "chat").0 = Fence(77)),
+        (OrderNamesSlot, "another fence", |c| held(c, "chat").1.order.fence = Fence::new(1, 77)),
+        (OrderNamesSlot, "the slot has a newer fence", |c| *held(c, "chat").0 = Fence::new(1, 77)),
         (OrderNamesSlot, "another slot", |c| held(c, "chat").1.order.slot = SlotIndex(3)),
         (OrderNamesSlot, "another service", |c| held(c, "chat").1.order.service = service_name("large")),
         (OrderNamesSlot, "another circle", |c| held(c, "chat").1.order.circle = CircleId(Digest::of(b"x"))),
@@ -192,7 +192,7 @@ fn wrong_changes() -> Table {
         (CountsRise, "the generation falls", |c| c.generation -= 1),
         (CountsRise, "audit events are forgotten", |c| c.audit = Default::default()),
         (CountsRise, "outcomes are forgotten", |c| c.outcomes = Default::default()),
-        (FenceRises, "a fence falls", |c| *held(c, "chat").0 = Fence(0)),
+        (FenceRises, "a fence falls", |c| *held(c, "chat").0 = Fence::new(1, 0)),
         (FenceRises, "a slot is forgotten", |c| service(c, "chat").slots.clear()),
         (FenceRises, "a service is forgotten", |c| drop(c.services.remove(&service_name("old")))),
         (FenceRises, "a fence names another node", |c| held(c, "chat").1.order.node = node_id("gpu")),

@@ -17,7 +17,7 @@ fn wrong() -> Step {
     Step::Order(OrderPlan {
         service: "chat".parse().expect("a name"),
         slot: SlotIndex(0),
-        fence: Fence(1),
+        fence: Fence::new(1, 1),
         node: node(),
         certificate: Digest::of(b"none"),
         gpus: vec![],

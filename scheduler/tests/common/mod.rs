@@ -292,7 +292,7 @@ impl World {
     }
 
     pub(crate) fn ballot(&self, name: &str, proposal: &Proposal, choice: Choice) -> SignedBallot {
-        vote(&secrets()[&member(name)], member(name), proposal, choice, self.now)
+        vote(&secrets()[&member(name)], member(name), proposal.history, proposal, choice, self.now)
     }
 
     /// Submits a proposal and lets the quorum approve it; returns the certificate's digest.

@@ -134,11 +134,11 @@ fn every_step(world: &World) -> Action {
     let chat = &world.cluster.services()[&service_name("chat")];
     let large = &world.cluster.services()[&service_name("large")];
     let order = |name: &str, service: &Service, slot: u32, node: &str, gpus, replaces| {
-        let known = service.slots.get(&SlotIndex(slot)).map_or(0, |slot| slot.fence.0);
+        let known = service.slots.get(&SlotIndex(slot)).map_or(0, |slot| slot.fence.count);
         Step::Order(OrderPlan {
             service: service_name(name),
             slot: SlotIndex(slot),
-            fence: Fence(known + 1),
+            fence: Fence::new(1, known + 1),
             node: node_id(node),
             certificate: service.certificate,
             gpus,

@@ -119,7 +119,7 @@ mod tests {
         Ticket {
             service: "chat".parse().expect("a name"),
             slot: SlotIndex(0),
-            fence: Fence(1),
+            fence: Fence::new(1, 1),
             node: NodeId(PublicKey([1; 32])),
             worker: PublicKey([worker; 32]),
             gateway: PublicKey([2; 32]),

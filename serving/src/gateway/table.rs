@@ -100,7 +100,7 @@ mod tests {
     fn service(name: &str, model: &str, slots: &[u32]) -> RoutedService {
         let route = |slot: &u32| Route {
             slot: SlotIndex(*slot),
-            fence: Fence(1),
+            fence: Fence::new(1, 1),
             node: NodeId(PublicKey([1; 32])),
             draining: false,
         };

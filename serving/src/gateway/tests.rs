@@ -78,7 +78,7 @@ impl Simulation {
             began: Instant::now(),
             workers: AtomicU32::new(0),
         };
-        simulation.push(1, Fence(1));
+        simulation.push(1, Fence::new(1, 1));
         Arc::new(simulation)
     }
 
@@ -108,7 +108,7 @@ impl Simulation {
         let ticket = Ticket {
             service: "chat".parse().expect("a name"),
             slot: SlotIndex(slot),
-            fence: Fence(1),
+            fence: Fence::new(1, 1),
             node: NodeId(self.node.public_key()),
             worker: worker.public_key(),
             gateway: self.gateway.identity.public_key(),

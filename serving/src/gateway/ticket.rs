@@ -165,7 +165,7 @@ mod tests {
     fn table(scene: &Scene) -> Table {
         let route = Route {
             slot: SlotIndex(2),
-            fence: Fence(5),
+            fence: Fence::new(1, 5),
             node: NodeId(scene.node.public_key()),
             draining: false,
         };
@@ -182,7 +182,7 @@ mod tests {
         Ticket {
             service: "chat".parse().expect("a name"),
             slot: SlotIndex(2),
-            fence: Fence(5),
+            fence: Fence::new(1, 5),
             node: NodeId(scene.node.public_key()),
             worker: scene.worker,
             gateway: scene.gateway,
@@ -217,8 +217,8 @@ mod tests {
         assert_eq!(verdict(|ticket, _| ticket.gateway = outsider(9)), "foreign_gateway");
         assert_eq!(verdict(|ticket, _| ticket.service = "other".parse().expect("a name")), "unknown_slot");
         assert_eq!(verdict(|ticket, _| ticket.slot = SlotIndex(0)), "unknown_slot");
-        assert_eq!(verdict(|ticket, _| ticket.fence = Fence(4)), "fence");
-        assert_eq!(verdict(|ticket, _| ticket.fence = Fence(6)), "fence");
+        assert_eq!(verdict(|ticket, _| ticket.fence = Fence::new(1, 4)), "fence");
+        assert_eq!(verdict(|ticket, _| ticket.fence = Fence::new(1, 6)), "fence");
         // The node signs a ticket that names another node: the signature is not that node's.
         assert_eq!(verdict(|ticket, _| ticket.node = NodeId(outsider(9))), "signature");
     }
@@ -245,8 +245,8 @@ mod tests {
             check_renewal(&old, &new).is_ok()
         };
         assert!(with(|ticket| ticket.lease_until_boottime_ms = BootTime(5_009)));
-        assert!(with(|ticket| ticket.fence = Fence(6)));
-        assert!(!with(|ticket| ticket.fence = Fence(4)));
+        assert!(with(|ticket| ticket.fence = Fence::new(1, 6)));
+        assert!(!with(|ticket| ticket.fence = Fence::new(1, 4)));
         assert!(!with(|ticket| ticket.slot = SlotIndex(3)));
         assert!(!with(|ticket| ticket.node = NodeId(PublicKey([8; 32]))));
     }
@@ -260,11 +260,11 @@ mod tests {
             alter(&mut ticket);
             decide(&ticket, &table)
         };
-        let fence = |ticket| TicketError::Fence { ticket: Fence(ticket), table: Fence(5) };
+        let fence = |ticket| TicketError::Fence { ticket: Fence::new(1, ticket), table: Fence::new(1, 5) };
         let outsider = NodeId(Identity::from_seed(&[9; 32]).public_key());
         assert_eq!(decision(&|_| {}), Admit);
-        assert_eq!(decision(&|ticket| ticket.fence = Fence(4)), Refuse(fence(4)));
-        assert_eq!(decision(&|ticket| ticket.fence = Fence(6)), AwaitTable(fence(6)));
+        assert_eq!(decision(&|ticket| ticket.fence = Fence::new(1, 4)), Refuse(fence(4)));
+        assert_eq!(decision(&|ticket| ticket.fence = Fence::new(1, 6)), AwaitTable(fence(6)));
         assert_eq!(decision(&|ticket| ticket.slot = SlotIndex(0)), AwaitTable(TicketError::UnknownSlot));
         assert_eq!(decision(&|ticket| ticket.node = outsider), AwaitNode(TicketError::ForeignNode));
         let unknown_slot = |ticket: &mut Ticket| (ticket.node, ticket.slot) = (outsider, SlotIndex(0));

@@ -37,7 +37,7 @@ fn outsider(cluster: &Cluster, came: &Arc<AtomicUsize>) -> JoinHandle<()> {
             let identity = Identity::generate().expect("randomness");
             let mut ticket = template.clone();
             (ticket.worker, ticket.node) = (identity.public_key(), NodeId(identity.public_key()));
-            ticket.fence = Fence(7);
+            ticket.fence = Fence::new(1, 7);
             let preface = Bytes::from(canonical::to_bytes(&signed_by(&identity, ticket)));
             let Ok(tcp) = dial("127.0.0.2", workers).await else { continue };
             let router = Tickets::default().router(Arc::new(WorkerService::new(None)));
@@ -78,7 +78,7 @@ async fn a_worker_of_an_unknown_node_waits_for_the_table_that_names_it() {
     let cluster = Cluster::start().await;
     // Retried if the table came later than a lease: test machines are shared.
     for fence in 2.. {
-        let (node, fence) = (Identity::generate().expect("randomness"), Fence(fence));
+        let (node, fence) = (Identity::generate().expect("randomness"), Fence::new(1, fence));
         let worker = cluster
             .outsider(echo(Duration::ZERO), |worker| {
                 let mut ticket = cluster.ticket(worker, "chat", 0);

@@ -147,7 +147,7 @@ impl Cluster {
 
     async fn with_table(self) -> Self {
         let cluster = self;
-        let table = cluster.table(Fence(1));
+        let table = cluster.table(Fence::new(1, 1));
         cluster.push(table).await;
         cluster
     }
@@ -187,7 +187,7 @@ impl Cluster {
         Ticket {
             service: service.parse().expect("a name"),
             slot: SlotIndex(slot),
-            fence: Fence(1),
+            fence: Fence::new(1, 1),
             node: NodeId(self.node.public_key()),
             worker: worker.public_key(),
             gateway: self.gateway.public_key(),

@@ -127,7 +127,7 @@ async fn keys_are_required_and_never_repeated() {
 async fn a_gateway_without_a_table_refuses_no_key_but_waits() {
     let cluster = Cluster::patient(PATIENCE).await;
     let ask = cluster.request(Method::GET, "/v1/models", Some(KEY), "");
-    let push = cluster.push(cluster.table(Fence(1)));
+    let push = cluster.push(cluster.table(Fence::new(1, 1)));
     let (answer, _) = tokio::join!(ask, push);
     assert_eq!(answer.status(), 200, "the key is known as soon as anything is");
     let hasty = Cluster::bare().await;
@@ -338,7 +338,7 @@ async fn a_client_that_disconnects_stops_the_engine() {
 #[tokio::test(start_paused = true)]
 async fn a_request_without_a_worker_waits_for_one() {
     let cluster = Cluster::patient(PATIENCE).await;
-    let table = cluster.table(Fence(1));
+    let table = cluster.table(Fence::new(1, 1));
     cluster.push(table).await;
     let held = "quorate_requests_held_total{model_name=\"echo\"}";
     let body = chat("hi", "");
@@ -354,7 +354,7 @@ async fn a_request_without_a_worker_waits_for_one() {
 #[tokio::test(start_paused = true)]
 async fn a_loading_worker_gets_requests_once_it_is_ready() {
     let cluster = Cluster::patient(PATIENCE).await;
-    cluster.push(cluster.table(Fence(1))).await;
+    cluster.push(cluster.table(Fence::new(1, 1))).await;
     let identity = Identity::generate().expect("randomness");
     let ticket = cluster.signed(cluster.ticket(&identity, "chat", 0));
     let worker = cluster.connect_loading(identity, echo(Duration::ZERO), ticket).await;
@@ -375,7 +375,7 @@ async fn a_loading_worker_gets_requests_once_it_is_ready() {
 #[tokio::test(start_paused = true)]
 async fn a_request_whose_only_worker_dies_waits_for_the_next() {
     let cluster = Cluster::patient(PATIENCE).await;
-    let table = cluster.table(Fence(1));
+    let table = cluster.table(Fence::new(1, 1));
     cluster.push(table).await;
     let first = cluster.worker("chat", 0, echo(Duration::from_secs(600))).await;
     let body = chat("hi", "");
@@ -393,7 +393,7 @@ async fn a_request_whose_only_worker_dies_waits_for_the_next() {
 #[tokio::test(start_paused = true)]
 async fn a_held_request_fails_when_its_service_is_retired() {
     let cluster = Cluster::patient(PATIENCE).await;
-    let table = cluster.table(Fence(1));
+    let table = cluster.table(Fence::new(1, 1));
     cluster.push(table).await;
     let held = "quorate_requests_held_total{model_name=\"echo\"}";
     let ask = cluster.post(CHAT, chat("hi", ""));
@@ -402,7 +402,7 @@ async fn a_held_request_fails_when_its_service_is_retired() {
         _ = &mut ask => panic!("nobody serves it"),
         () = eventually("it is held", async || cluster.metrics().await.get(held) == Some(&1.0)) => {}
     }
-    let mut without = cluster.table(Fence(1));
+    let mut without = cluster.table(Fence::new(1, 1));
     without.services.retain(|service| service.service.as_str() != "chat");
     let asked = Instant::now();
     cluster.push(without).await;
@@ -459,7 +459,7 @@ async fn lapsed_forged_and_foreign_tickets_are_refused() {
     assert_eq!(refusal(|_, ticket| ticket.worker = outsider(), false).await, "foreign_worker");
     assert_eq!(refusal(|_, ticket| ticket.gateway = outsider(), false).await, "foreign_gateway");
     assert_eq!(refusal(|_, ticket| ticket.node = NodeId(outsider()), false).await, "signature");
-    assert_eq!(refusal(|_, ticket| ticket.fence = Fence(0), false).await, "fence");
+    assert_eq!(refusal(|_, ticket| ticket.fence = Fence::new(1, 0), false).await, "fence");
 }
 
 #[tokio::test(start_paused = true)]
@@ -506,7 +506,7 @@ async fn a_moved_slot_gets_no_further_requests() {
     let cluster = Cluster::start().await;
     let old = cluster.worker("chat", 0, echo(Duration::ZERO)).await;
     assert_eq!(cluster.json(CHAT, &chat("hi", "")).await.0, 200);
-    let table = cluster.table(Fence(2));
+    let table = cluster.table(Fence::new(1, 2));
     assert_eq!(cluster.push(table).await.version, 2);
     assert_eq!(cluster.json(CHAT, &chat("hi", "")).await.0, 503);
     eventually("the old worker is left", async || old.is_left()).await;
@@ -516,7 +516,7 @@ async fn a_moved_slot_gets_no_further_requests() {
 async fn an_older_or_unusable_table_changes_nothing() {
     let cluster = Cluster::start().await;
     let _worker = cluster.worker("chat", 0, echo(Duration::ZERO)).await;
-    let mut older = cluster.table(Fence(7));
+    let mut older = cluster.table(Fence::new(1, 7));
     older.version = 1;
     assert_eq!(cluster.push(older.clone()).await.version, 1);
     older.version = 9;
@@ -529,7 +529,7 @@ async fn an_older_or_unusable_table_changes_nothing() {
 async fn a_slot_that_is_about_to_end_gets_nothing_new() {
     let cluster = Cluster::start().await;
     let _worker = cluster.worker("chat", 0, echo(Duration::ZERO)).await;
-    let mut table = cluster.table(Fence(1));
+    let mut table = cluster.table(Fence::new(1, 1));
     table.services[0].routes[0].draining = true;
     cluster.push(table).await;
     assert_eq!(cluster.json(CHAT, &chat("hi", "")).await.0, 503);
@@ -540,7 +540,7 @@ async fn a_worker_may_be_faster_than_the_table() {
     let cluster = Cluster::bare().await;
     let ticket = |worker: &Identity| cluster.signed(cluster.ticket(worker, "chat", 1));
     let worker = cluster.outsider(echo(Duration::ZERO), ticket).await;
-    let table = cluster.table(Fence(1));
+    let table = cluster.table(Fence::new(1, 1));
     cluster.push(table).await;
     eventually("it is served", async || cluster.json(CHAT, &chat("hi", "")).await.0 == 200).await;
     assert!(!worker.is_left());

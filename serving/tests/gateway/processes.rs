@@ -303,7 +303,7 @@ fn shared(directory: &Path) -> (std::fs::File, std::fs::File, WorkerManifest) {
     let manifest = WorkerManifest {
         service: "chat".parse().expect("a name"),
         slot: SlotIndex(0),
-        fence: Fence(1),
+        fence: Fence::new(1, 1),
         task: Task::Generate,
         files,
         segments,

@@ -31,7 +31,7 @@ pub(super) fn proposal(server: &Server, name: &str) -> Proposal {
 
 pub(super) fn ballot(proposal: &Proposal) -> SignedBallot {
     let (member, secret) = alice();
-    human_chain::vote(secret, member, proposal, Choice::Approve, wall_clock())
+    human_chain::vote(secret, member, proposal.history, proposal, Choice::Approve, wall_clock())
 }
 
 fn is_open(server: &Server, proposal: &Proposal) -> bool {

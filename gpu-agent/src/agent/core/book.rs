@@ -207,7 +207,8 @@ impl OrderBook {
                     Ok(state)
                 });
             }
-            let before = order.signed.order.fence.0.checked_sub(1).map(Fence);
+            let fence = order.signed.order.fence;
+            let before = fence.count.checked_sub(1).map(|count| Fence { count, ..fence });
             let grant = state
                 .as_ref()
                 .map_err(Clone::clone)
@@ -260,7 +261,7 @@ mod tests {
         let plants: [(Plant, &str); 4] = [
             (
                 |book| {
-                    book.fences.insert(key(0), Fence(6));
+                    book.fences.insert(key(0), Fence::new(1, 6));
                 },
                 "chat/0 is held at fence 5, its highest is 6",
             ),
@@ -298,7 +299,7 @@ mod tests {
         let mut after = before.clone();
         after.forget(&key(0));
         assert_eq!(after.check_follows(&before), Ok(()), "a forgotten order leaves its fence");
-        after.fences.insert(key(0), Fence(4));
+        after.fences.insert(key(0), Fence::new(1, 4));
         assert_eq!(after.check_follows(&before), Err("the fence of chat/0 fell below 5".into()));
         after.fences.remove(&key(0));
         assert_eq!(after.check_follows(&before), Err("the fence of chat/0 fell below 5".into()));

@@ -73,7 +73,9 @@ impl TestCircle {
         let proposal = propose(&self.state, change, "test".into(), self.now, expires, nonce).unwrap();
         let ballots: Vec<_> = self.founders[..2]
             .iter()
-            .map(|(id, secret)| vote(secret, id.clone(), &proposal, Choice::Approve, self.now))
+            .map(|(id, secret)| {
+                vote(secret, id.clone(), self.state.head(), &proposal, Choice::Approve, self.now)
+            })
             .collect();
         let certificate = certify(&self.state, &proposal, &ballots).unwrap();
         Bundle { version: BUNDLE_VERSION, certificate, log_evidence: None }
@@ -101,7 +103,7 @@ impl TestCircle {
             service: manifest.name().clone(),
             certificate: bundle.certificate.digest(),
             slot: SlotIndex(slot),
-            fence: Fence(fence),
+            fence: Fence::new(bundle.certificate.proposal.subjects[0].version + 1, fence),
             node,
             gpus: vec![],
             issued_at: self.now,

@@ -383,7 +383,7 @@ fn a_newer_order_waits_until_nothing_runs_under_the_last() {
     scene.settle(&desired(&bundle, vec![scene.order(&bundle, 0, 1)], &[]));
     let newer = desired(&bundle, vec![scene.order(&bundle, 0, 2)], &[]);
     assert_eq!(scene.names(&newer), ["end 0"]);
-    assert_eq!(scene.book.last_fence(&key(0)), Some(Fence(1)), "not even accepted");
+    assert_eq!(scene.book.last_fence(&key(0)), Some(Fence::new(1, 1)), "not even accepted");
     scene.end(&key(0));
     for expected in ["accept 0@2", "start 0"] {
         assert_eq!(scene.names(&newer), [expected]);
@@ -555,13 +555,16 @@ fn the_book_comes_back_from_disk_with_proofs_and_fences() {
     assert!(unproven.is_empty());
     assert_eq!(book.to_record(circle, scene.facts.id), record);
     assert_eq!(book.held(&key(0)).unwrap().grant.get().service.model.root, root());
-    assert_eq!((book.last_fence(&key(0)), book.last_fence(&key(1))), (Some(Fence(3)), Some(Fence(9))));
+    assert_eq!(
+        (book.last_fence(&key(0)), book.last_fence(&key(1))),
+        (Some(Fence::new(1, 3)), Some(Fence::new(1, 9)))
+    );
     assert!(book.held(&key(1)).is_none());
 
     let other = NodeId(Identity::from_seed(&[8; 32]).public_key());
     assert_eq!(read(record.clone(), circle, other).unwrap_err(), BookError::Foreign("node"));
     let mut wrong = record.clone();
-    wrong.fences[0].fence = Fence(99);
+    wrong.fences[0].fence = Fence::new(1, 99);
     assert!(matches!(read(wrong, circle, scene.facts.id).unwrap_err(), BookError::Contradiction(_)));
     let mut wrong = record.clone();
     wrong.version = 2;
@@ -587,6 +590,6 @@ fn an_order_that_was_altered_on_disk_is_not_held_but_its_fence_stays() {
             OrderBook::from_record(record, &world.genesis, &world.bundles, circle, scene.facts.id).unwrap();
         assert_eq!(unproven.len(), 1, "{what}");
         assert!(book.held(&key(0)).is_none(), "{what}");
-        assert_eq!(book.last_fence(&key(0)), Some(Fence(3)), "{what}");
+        assert_eq!(book.last_fence(&key(0)), Some(Fence::new(1, 3)), "{what}");
     }
 }

@@ -100,7 +100,7 @@ fn a_saved_book_is_read_back_with_releases_and_fences() {
     assert_eq!(node.record(&again), node.record(&book));
     assert_eq!(again.check_invariants(), Ok(()));
     assert!(again.held(&key(1)).unwrap().order.released && !again.held(&key(0)).unwrap().order.released);
-    assert_eq!(again.last_fence(&key(2)), Some(Fence(4)), "the fence of a forgotten order stays");
+    assert_eq!(again.last_fence(&key(2)), Some(Fence::new(1, 4)), "the fence of a forgotten order stays");
     let mode = fs::metadata(node.file().path()).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
 }
@@ -150,7 +150,7 @@ fn a_stored_order_that_does_not_verify_is_not_held_and_its_fence_stays() {
     node.write(&record);
     let book = node.open().unwrap();
     assert!(book.held(&key(0)).is_none() && book.held(&key(1)).is_some());
-    assert_eq!(book.last_fence(&key(0)), Some(Fence(3)));
+    assert_eq!(book.last_fence(&key(0)), Some(Fence::new(1, 3)));
 }
 
 #[test]

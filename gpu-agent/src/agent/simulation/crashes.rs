@@ -19,7 +19,7 @@ async fn wait(stage: &Stage, slots: &[(u32, u64)]) {
         let ready = |(slot, fence): &(u32, u64)| {
             let script = stage.script();
             let mut slots = script.last.iter().flat_map(|request| &request.slots);
-            let (slot, fence) = (SlotIndex(*slot), Fence(*fence));
+            let (slot, fence) = (SlotIndex(*slot), Fence::new(1, *fence));
             slots.any(|r| (r.slot, r.fence, r.state) == (slot, fence, SlotState::Ready))
         };
         if slots.iter().all(ready) {

@@ -129,14 +129,14 @@ mod tests {
             service: service.parse().expect("a name"),
             slot: SlotIndex(slot),
         };
-        assert_eq!(sandbox_name(&key("chat", 3), Fence(7)), "chat.3.7");
+        assert_eq!(sandbox_name(&key("chat", 3), Fence::new(1, 7)), "chat.3.1.7");
         let long = "x".repeat(63);
         let names = [
-            sandbox_name(&key(&long, 3), Fence(7)),
-            sandbox_name(&key(&long, 3), Fence(8)),
-            sandbox_name(&key(&long, 4), Fence(7)),
-            sandbox_name(&key(&format!("{}y", "x".repeat(62)), 3), Fence(7)),
-            sandbox_name(&key(&long, u32::MAX), Fence(u64::MAX)),
+            sandbox_name(&key(&long, 3), Fence::new(1, 7)),
+            sandbox_name(&key(&long, 3), Fence::new(1, 8)),
+            sandbox_name(&key(&long, 4), Fence::new(1, 7)),
+            sandbox_name(&key(&format!("{}y", "x".repeat(62)), 3), Fence::new(1, 7)),
+            sandbox_name(&key(&long, u32::MAX), Fence::new(u64::MAX, u64::MAX)),
         ];
         for name in &names {
             assert!(name.parse::<ServiceName>().is_ok(), "{name}");

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::circle::ApprovedService;
+use crate::history::HistoryTree;
 use crate::{ChainError, MemberSecret, certify, propose, sign_genesis, verify, vote};
 use protocol::governance::{
     ActionClass, Change, Choice, ControlReplica, Genesis, NodeAdmission, NodeRole, Policy, Quorum,
@@ -91,7 +92,14 @@ fn approved(state: &CircleState, change: Change) -> crate::Approved<Change> {
     let nonce = Digest::of(&state.length().to_be_bytes());
     let proposal = propose(state, change, String::new(), NOW, NOW.plus(1000), nonce).expect("admissible");
     let cast = |member: &Member| {
-        vote(&secret(member.id.as_str()), member.id.clone(), &proposal, Choice::Approve, NOW)
+        vote(
+            &secret(member.id.as_str()),
+            member.id.clone(),
+            proposal.history,
+            &proposal,
+            Choice::Approve,
+            NOW,
+        )
     };
     let ballots: Vec<_> = state.members().map(cast).collect();
     let certificate = certify(state, &proposal, &ballots).expect("all members approve");
@@ -257,6 +265,13 @@ fn damage_to_services_is_found() {
     ]);
 }
 
+/// Returns the tree of that many certificates.
+fn of_size(size: u64) -> HistoryTree {
+    let mut tree = HistoryTree::empty();
+    (0..size).for_each(|number| tree.append(&Digest::of(&number.to_be_bytes())));
+    tree
+}
+
 #[test]
 fn damage_to_versions_is_found() {
     all_found(&[
@@ -272,8 +287,8 @@ fn damage_to_versions_is_found() {
         ("`node/ghost` has version 0", |s| {
             s.subjects.insert("node/ghost".into(), (0, None));
         }),
-        ("after 3 certificates", |s| s.length = 3),
-        ("after 14 certificates", |s| s.length = 14),
+        ("after 3 certificates", |s| s.history = of_size(3)),
+        ("after 14 certificates", |s| s.history = of_size(14)),
         ("after 11 certificates", |s| {
             s.subjects.get_mut("node/n2").expect("removed").0 += 9;
         }),

@@ -119,7 +119,7 @@ impl History {
         if !order.signed {
             signed.signature = Signature([0; 64]);
         } else if order.here {
-            self.signed_ever.insert((key(order.slot), Fence(order.fence)));
+            self.signed_ever.insert((key(order.slot), Fence::new(1, order.fence)));
         }
         signed
     }
@@ -232,7 +232,7 @@ proptest! {
         let signed = scene.order(&bundle, 0, 1);
         let mut edited = signed.clone();
         edited.order.slot = SlotIndex(slot);
-        edited.order.fence = Fence(fence);
+        edited.order.fence = Fence::new(1, fence);
         edited.order.gpus = gpus;
         edited.order.issued_at = edited.order.issued_at.plus(issued);
         let expected = if edited == signed { "granted" } else { "order-signature-invalid" };
