@@ -173,7 +173,7 @@ impl ContextFolder {
 
     /// Returns the file that an option or a variable means.
     fn resolve(&self, asked: &Path) -> Result<PathBuf> {
-        let is_file = asked.components().count() != 1 || asked.extension().is_some_and(|e| e == EXTENSION);
+        let is_file = asked.components().count() > 1 || asked.extension().is_some_and(|e| e == EXTENSION);
         if is_file {
             return Ok(asked.to_path_buf());
         }

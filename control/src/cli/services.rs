@@ -200,9 +200,9 @@ mod tests {
         assert_eq!(
             rows,
             [
-                "0     node-1  4      ready   12/12     placed here",
-                "1     node-2  4      failed  12/12     worker-failed: no memory",
-                "2     -       4      -       -         placed here",
+                "0     node-1  1.4    ready   12/12     placed here",
+                "1     node-2  1.4    failed  12/12     worker-failed: no memory",
+                "2     -       1.4    -       -         placed here",
             ]
         );
     }
