@@ -6,8 +6,8 @@
 
 use crate::codec::shard_length;
 use object_store::path::Path;
-use protocol::{Digest, ModelRoot};
 use protocol::model::{ErasureCode, ModelManifest, ModelNonce, Segment};
+use protocol::{Digest, ModelRoot};
 use std::ops::Range;
 
 /// Directory of all shard objects.

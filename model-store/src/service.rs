@@ -188,7 +188,9 @@ impl Inner {
             return Ok(());
         }
         let text = match facts.seal {
-            Some(seal) => format!("model {} is kept until the circle decides to forget it", seal.root.short()),
+            Some(seal) => {
+                format!("model {} is kept until the circle decides to forget it", seal.root.short())
+            }
             None => "the import is another node's, and may still run".into(),
         };
         Err(ShardServiceError(StatusCode::LOCKED, code::STORE_OBJECT_HELD, text))

@@ -13,8 +13,8 @@ use protocol::governance::{NodeAdmission, Proposal, SignedBallot, SignedGenesis}
 use protocol::model::{KeyWrap, ModelRecord};
 use protocol::order::SlotOrder;
 use protocol::{
-    CircleId, Digest, ErrorCode, Fence, MemberId, NodeId, ProposalId, ReplicaId, ServiceName,
-    SlotIndex, TokenName,
+    CircleId, Digest, ErrorCode, Fence, MemberId, NodeId, ProposalId, ReplicaId, ServiceName, SlotIndex,
+    TokenName,
 };
 use serde::{Deserialize, Serialize};
 

@@ -157,8 +157,8 @@ fn a_replaced_key_allows_another_wrap() {
     assert!(world.cluster.wrap_for(&root("minilm"), node_id("node-1")).is_some(), "others keep theirs");
 }
 
-/// One token once ended a model for ever. Now no command of a token does: the circle decides, and the key goes
-/// when the grace period is over.
+/// Before, one token ended a model. Now no command of a token does: the circle decides, and the key is
+/// deleted when the grace period is over.
 #[test]
 fn a_model_that_no_service_names_is_forgotten_by_decision_after_its_grace() {
     let mut world = running();

@@ -90,8 +90,8 @@ impl SharedKeys {
         let first = names.first()?;
         let all = names.join(", ");
         Some(format!(
-            "no member or node holds the key of {all}: run `quorate model forget {first}`, and import it again \
-             under another name"
+            "no member or node holds the key of {all}: run `quorate model forget {first}`, and import it \
+             again under another name"
         ))
     }
 }

@@ -134,11 +134,7 @@ impl CircleState {
             let bound = self.model_root(&model.name) == Some(*root);
             require!(bound, "the name of forgotten model `{}` stands for another root", model.name);
             let user = self.services.iter().find(|(_, service)| service.manifest.model.root == *root);
-            require!(
-                user.is_none(),
-                "model `{}` is forgotten, but a service in force names it",
-                model.name
-            );
+            require!(user.is_none(), "model `{}` is forgotten, but a service in force names it", model.name);
             self.check_subject(model_subject(&model.name), 1, Some(model_value(model)))?;
         }
         Ok(())

@@ -2,8 +2,8 @@
 
 use crate::samples::{full_service, proposals};
 use crate::support::{
-    HOUR, NOW, approve, check, circle, deploy, enact, forget, genesis, manifest, name, proposal, retire, secret,
-    signed, try_propose,
+    HOUR, NOW, approve, check, circle, deploy, enact, forget, genesis, manifest, name, proposal, retire,
+    secret, signed, try_propose,
 };
 use human_chain::{
     CircleState, PROPOSAL_LIFETIME_MS_MAX, propose, read_bundle, read_certificate, verify, verify_replay,

@@ -1,8 +1,8 @@
 //! Tests of histories: replays, rollbacks, races and changes of members.
 
 use crate::support::{
-    NOW, approve, check, circle, deploy, enact, forget, genesis, key, member, name, node, policy, proposal, retire,
-    secret, signed, try_propose,
+    NOW, approve, check, circle, deploy, enact, forget, genesis, key, member, name, node, policy, proposal,
+    retire, secret, signed, try_propose,
 };
 use human_chain::{CircleState, certify, verify, verify_replay};
 use proptest::prelude::*;
@@ -324,7 +324,8 @@ fn any_change() -> impl Strategy<Value = Change> {
         service().prop_map(retire),
         (machine(), roles).prop_map(|(who, role)| Change::AdmitNode(Box::new(node(who, &[role])))),
         machine().prop_map(|who| Change::RemoveNode { node: name(who) }),
-        (prop::sample::select(vec!["minilm", "spare"]), 0..2_u32).prop_map(|(model, grace)| forget(model, grace)),
+        (prop::sample::select(vec!["minilm", "spare"]), 0..2_u32)
+            .prop_map(|(model, grace)| forget(model, grace)),
         prop::sample::subsequence(PEOPLE.to_vec(), 2..=4).prop_map(|people| {
             let rule = format!("{} of ({})", people.len(), people.join(", "));
             members(&people, &rule, &rule)

@@ -1,7 +1,9 @@
 //! Tests of renderings: golden texts, and distinct texts for distinct proposals.
 
 use crate::samples::{full_service, proposals};
-use crate::support::{NOW, approve, circle, deploy, enact, forget, member, name, node, policy, proposal, retire};
+use crate::support::{
+    NOW, approve, circle, deploy, enact, forget, member, name, node, policy, proposal, retire,
+};
 use human_chain::{RENDERER_VERSION, render, render_difference};
 use proptest::prelude::*;
 use protocol::governance::{Change, NodeRole, Proposal, RENDERING_DOMAIN};

@@ -87,11 +87,8 @@ impl Store {
         if let Access::Directory { root, disk, .. } = &self.access {
             let directory = ImportDirectory::at(root, prefix);
             // Not empty, gone already, or on a failing disk: the directory stays, without harm.
-            let _ = tokio::time::timeout(
-                SILENCE_MAX,
-                disk.run_blocking(move || directory.remove_if_empty()),
-            )
-            .await;
+            let _ = tokio::time::timeout(SILENCE_MAX, disk.run_blocking(move || directory.remove_if_empty()))
+                .await;
         }
     }
 }

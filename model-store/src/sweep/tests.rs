@@ -79,7 +79,7 @@ async fn the_garbage_of_a_killed_import_is_removed_and_earlier_models_stay() {
         });
         let report = collect(&world, &stores, options(later()), &[&earlier]).await.expect("collected");
         if is_sealed {
-            // A manifest is stored: this import may be registered any moment, whatever the register says.
+            // A manifest is stored, so this import may be registered at any moment.
             assert!(report.sealed.objects > 0 && report.removed.objects == 1, "{report:?}");
             if killed.is_ok() {
                 break;
@@ -279,7 +279,8 @@ async fn progress_counts_what_is_listed_and_what_is_removed() {
     let note = |step| steps.lock().expect("no panic").push(step);
     let register = || async { Ok::<_, std::io::Error>(Vec::new()) };
     let none = BTreeSet::new();
-    let report = sweep(&stores, options(later()), &none, &world.pool, register, note).await.expect("collected");
+    let report =
+        sweep(&stores, options(later()), &none, &world.pool, register, note).await.expect("collected");
     let steps = steps.into_inner().expect("no panic");
     let all = report.garbage.objects;
     assert_eq!(steps[all as usize - 1], SweepProgress { listed: all, removed: 0, to_remove: 0 });
@@ -308,6 +309,7 @@ async fn a_register_that_lists_nothing_removes_no_model() {
     assert_eq!(report.removed.objects * 2, before.iter().map(|them| them.len() as u64).sum::<u64>());
     world.read_all(&kept.manifest, &world.placed(&kept, &stores)).await.expect("reads");
     assert!(!objects(&world, 3).iter().flat_map(BTreeMap::keys).any(|name| {
-        name.contains(&forgotten.manifest.nonce.to_string()) || name.contains(&forgotten.record.root.to_string())
+        name.contains(&forgotten.manifest.nonce.to_string())
+            || name.contains(&forgotten.record.root.to_string())
     }));
 }

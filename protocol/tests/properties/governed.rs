@@ -81,8 +81,7 @@ pub(crate) fn change() -> BoxedStrategy<Change> {
         (name(), number32()).prop_map(|(service, grace_seconds)| Change::Retire { service, grace_seconds }),
         admission().prop_map(|admission| Change::AdmitNode(Box::new(admission))),
         name().prop_map(|node| Change::RemoveNode { node }),
-        (model(), number32())
-            .prop_map(|(model, grace_seconds)| Change::ForgetModel { model, grace_seconds }),
+        (model(), number32()).prop_map(|(model, grace_seconds)| Change::ForgetModel { model, grace_seconds }),
         (vec(member(), 0..3), policy()).prop_map(|(members, policy)| Change::SetMembers { members, policy }),
     ]
     .boxed()
