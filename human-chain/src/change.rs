@@ -107,7 +107,7 @@ pub(crate) fn check_change(state: &CircleState, change: &Change) -> Result<(), C
 }
 
 /// Checks that a model is not forgotten, and that its name stands for no other root. The first approval of a
-/// name binds it for ever.
+/// name binds it permanently.
 fn check_model(state: &CircleState, model: &ModelChoice) -> Result<(), ChainError> {
     if state.forgotten(&model.root).is_some() {
         return Err(ChainError::ModelForgotten { name: model.name.clone(), root: model.root });

@@ -104,7 +104,7 @@ impl ImportDirectory {
         Ok(youngest)
     }
 
-    /// Removes the directory with its links, unless anything else is in it. A failure leaves it, without harm.
+    /// Removes the directory with its links, unless anything else is in it. A failure leaves it there.
     pub(crate) fn remove_if_empty(&self) {
         let Ok(mut entries) = self.entries() else { return };
         let links = [WRITER, ROOT, ROOT_NEXT].map(|link| self.path.join(link));

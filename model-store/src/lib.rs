@@ -14,7 +14,8 @@
 //! - [`ModelKey`], [`EncryptionSecret`], [`wrap_key`], [`unwrap_key`] control read access.
 //!
 //! Out of scope: the meaning of tensors, and decisions, which callers take from a verified history
-//! ([`ModelDecisions`]): which peers are admitted, and which models are forgotten. Work on bytes runs on the threads of a [`Pool`], never on tokio's; only waiting for other machines is asynchronous.
+//! ([`ModelDecisions`]): the peers that are admitted, and the models that are forgotten. Work on bytes runs
+//! on the threads of a [`Pool`], never on tokio's; only waiting for other machines is asynchronous.
 
 mod age;
 mod codec;

@@ -79,7 +79,7 @@ impl RemoteStore {
         found.map_ok(listed).boxed()
     }
 
-    /// Removes an object that the store lets go, or an old leftover.
+    /// Removes an object that the store releases, or an old leftover.
     pub(crate) async fn remove(&self, name: &str) -> Result<()> {
         let uri = format!("/shards/v1/{}/{}", self.store, name.replace('#', "%23"));
         let request = Request::delete(uri).body(Body::empty()).map_err(generic)?;

@@ -215,12 +215,6 @@ impl Store {
         Self { reference, access: Access::Objects(objects) }
     }
 
-    /// Wraps another node's store.
-    #[cfg(test)]
-    pub(crate) fn from_remote(reference: StoreReference, remote: RemoteStore) -> Self {
-        Self { reference, access: Access::Node { objects: Arc::new(remote.clone()), remote } }
-    }
-
     /// Opens a store; one that cannot be opened answers every request with the reason.
     #[must_use]
     pub fn open_or_closed(reference: &StoreReference, context: &Context) -> Self {

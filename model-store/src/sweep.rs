@@ -5,8 +5,8 @@
 //! register is never a reason to remove anything: it only adds models whose objects are kept.
 //!
 //! An import without a manifest is incomplete. Two rules guarantee that a running one loses nothing. First,
-//! the stores are listed *before* the register is read: an import that is sealed and registered meanwhile is
-//! kept. Second, the age of an import is that of its *youngest* object in any store.
+//! the stores are listed *before* the register is read: an import that is sealed and registered after that
+//! is kept. Second, the age of an import is that of its *youngest* object in any store.
 //!
 //! The second rule suffices because a running import writes at least every [`IMPORT_SILENCE_MAX`] or ends
 //! with an error. An import whose youngest object is older than [`SWEEP_AGE_MIN`] will therefore never be
@@ -181,9 +181,9 @@ struct SweptModels {
     nonces: [BTreeSet<ModelNonce>; 3],
 }
 
-/// What a collection does with the objects of an owner.
+/// Standing of an owner: its model is kept, or goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Verdict {
+enum Standing {
     Registered,
     Unregistered,
     Forgotten,
@@ -231,7 +231,7 @@ impl SweptModels {
         Ok(models)
     }
 
-    fn verdict(&self, owner: &ObjectOwner) -> Verdict {
+    fn standing(&self, owner: &ObjectOwner) -> Standing {
         let [of_registered, of_unregistered, of_forgotten] = &self.nonces;
         let (registered, unregistered, forgotten) = match owner {
             ObjectOwner::Manifest(root) => (
@@ -246,18 +246,18 @@ impl SweptModels {
             ObjectOwner::Leftover(_) => (false, false, false),
         };
         match (registered, unregistered, forgotten) {
-            (true, ..) => Verdict::Registered,
-            (false, true, _) => Verdict::Unregistered,
-            (false, false, true) => Verdict::Forgotten,
-            (false, false, false) => Verdict::Open,
+            (true, ..) => Standing::Registered,
+            (false, true, _) => Standing::Unregistered,
+            (false, false, true) => Standing::Forgotten,
+            (false, false, false) => Standing::Open,
         }
     }
 }
 
 /// Lists `stores`, and removes the objects of `forgotten` models and the incomplete imports that are older
 /// than `options.older_than`. `forgotten` holds the models whose grace period is over, by a verified history.
-/// `register` is called once, after the last store was listed. It should return every model that is registered
-/// by then (a linearizable read), each with its stores; what it leaves out is not removed for that.
+/// `register` is called once, after the last store was listed. It should return every model that is
+/// registered by then (a linearizable read), each with its stores. No model is removed because it is absent.
 ///
 /// # Errors
 /// [`SweepError`]: nothing was removed. A store that fails is in the report; the others are processed.
@@ -299,7 +299,7 @@ where
 }
 
 /// Garbage of the stores: owner and store, and whether the owner's age matters.
-type Garbage = BTreeMap<(ObjectOwner, usize), Verdict>;
+type Garbage = BTreeMap<(ObjectOwner, usize), Standing>;
 
 /// Determines the garbage of each store, and counts everything. Pure.
 fn find_garbage(
@@ -319,21 +319,21 @@ fn find_garbage(
         report.foreign.add(inventory.foreign);
         report.failures.extend(inventory.failure.as_ref().map(ToString::to_string));
         for (owner, objects) in &inventory.owned {
-            let verdict = models.verdict(owner);
-            let goes = verdict == Verdict::Forgotten || is_old(youngest[owner], options);
-            match verdict {
-                Verdict::Registered => report.registered.add(objects.totals),
-                Verdict::Unregistered => report.sealed.add(objects.totals),
-                Verdict::Forgotten | Verdict::Open if inventory.failure.is_none() && goes => {
+            let standing = models.standing(owner);
+            let goes = standing == Standing::Forgotten || is_old(youngest[owner], options);
+            match standing {
+                Standing::Registered => report.registered.add(objects.totals),
+                Standing::Unregistered => report.sealed.add(objects.totals),
+                Standing::Forgotten | Standing::Open if inventory.failure.is_none() && goes => {
                     report.garbage.add(objects.totals);
-                    garbage.insert((owner.clone(), number), verdict);
+                    garbage.insert((owner.clone(), number), standing);
                 }
-                Verdict::Forgotten | Verdict::Open => report.young.add(objects.totals),
+                Standing::Forgotten | Standing::Open => report.young.add(objects.totals),
             }
         }
     }
     let is_kept = |(owner, _): &(ObjectOwner, usize)| {
-        matches!(models.verdict(owner), Verdict::Registered | Verdict::Unregistered)
+        matches!(models.standing(owner), Standing::Registered | Standing::Unregistered)
     };
     assert!(!garbage.keys().any(is_kept), "objects of models that nobody forgot are kept");
     garbage
@@ -353,8 +353,8 @@ async fn remove(
     progress: impl Fn(ObjectTotals),
 ) -> (ObjectTotals, Vec<String>) {
     let (mut removed, mut failures) = (ObjectTotals::default(), BTreeMap::new());
-    for ((owner, number), verdict) in garbage {
-        let keeps = |object: &Listed| *verdict != Verdict::Forgotten && !is_old(object.modified, options);
+    for ((owner, number), standing) in garbage {
+        let keeps = |object: &Listed| *standing != Standing::Forgotten && !is_old(object.modified, options);
         if !failures.contains_key(number)
             && let Err(error) = remove_owned(&stores[*number], owner, keeps, &mut removed, &progress).await
         {

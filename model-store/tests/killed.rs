@@ -180,7 +180,7 @@ async fn a_process_killed_during_an_import_loses_nothing_and_leaves_no_garbage()
     println!("{cut_short} of {ROUNDS} processes died in the middle and left {torn} torn files");
 }
 
-/// Collects garbage as if two days had passed. What is complete without being registered goes by decision.
+/// Collects garbage as if two days had passed. Complete imports that are not registered go by decision.
 async fn swept(directory: &Path, registered: &Imported) {
     let now = SystemTime::now() + Duration::from_secs(48 * 3600);
     let options = SweepOptions { older_than: SWEEP_AGE_DEFAULT, now, remove: true };

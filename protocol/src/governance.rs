@@ -252,7 +252,7 @@ pub enum Change {
         /// Name of the node.
         node: NodeName,
     },
-    /// Forgets a model for ever: after the grace period its key and its stored shards are deleted.
+    /// Forgets a model permanently: after the grace period its key and its stored shards are deleted.
     ForgetModel {
         /// Name and root of the model. The name is never given to another root.
         model: ModelChoice,

@@ -390,8 +390,8 @@ fn a_request_for_admission_is_signed_by_its_node() {
     );
 }
 
-/// One token once ended a model for ever. Now no command of a token does: the circle decides, and the key goes
-/// when the grace period is over.
+/// Before, one token ended a model. Now no command of a token does: the circle decides, and the key is
+/// deleted when the grace period is over.
 #[test]
 fn a_model_that_no_service_names_is_forgotten_by_decision_after_its_grace() {
     let mut world = running();

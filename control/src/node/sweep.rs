@@ -1,7 +1,7 @@
 //! Garbage collection of stores through a node (`quorate model sweep`).
 //!
-//! An object is removed if the circle decided to forget its model, or if its import was never completed and is
-//! old. Control's word removes nothing.
+//! An object is removed if the circle decided to forget its model, or if its import was never completed and
+//! is old. Control's word removes nothing.
 
 use super::models::ModelAccess;
 use crate::client::ClientError;

@@ -1,8 +1,8 @@
 //! Rights at a store: the peers that may write or remove an object. Pure functions of facts.
 //!
 //! An import belongs to its writer until its manifest is stored, which *seals* it. A sealed import only takes
-//! bytes that its manifest names, from any writing node. It is let go against a decision of the circle to
-//! forget its model. Its writer may let it go for a short time, as long as it may not be registered yet.
+//! bytes that its manifest names, from any writing node. It is released against a decision of the circle to
+//! forget its model. Its writer may remove it for a short time, while it may not be registered yet.
 
 use crate::age::IMPORT_SILENCE_MAX;
 use protocol::{ModelRoot, PublicKey};
@@ -70,8 +70,8 @@ pub(super) fn may_seal(facts: &ImportFacts, root: ModelRoot, is_named: bool, pee
     }
 }
 
-/// Returns whether a peer may remove an object of an import. `is_silent` tells that no object of it is young:
-/// an import that was silent for so long has failed.
+/// Returns whether a peer may remove an object of an import. `is_silent` states that no object of it is
+/// young: an import that was silent for so long has failed.
 pub(super) fn may_remove(facts: &ImportFacts, peer: &PublicKey, now: SystemTime, is_silent: bool) -> bool {
     let is_own = facts.writer == Some(*peer);
     match facts.seal {

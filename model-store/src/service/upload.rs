@@ -29,7 +29,7 @@ const WRITE_BYTES: usize = 1024 * 1024;
 
 type Upload = Box<dyn MultipartUpload>;
 
-/// Body of an upload: exactly the declared bytes, in parts, at a rate that does not hold a permit for ever.
+/// Body of an upload: exactly the declared bytes, in parts, at a rate that frees its permit some day.
 pub(super) struct IncomingObject {
     body: BodyDataStream,
     length: u64,

@@ -79,7 +79,7 @@ async fn the_garbage_of_a_killed_import_is_removed_and_earlier_models_stay() {
         });
         let report = collect(&world, &stores, options(later()), &[&earlier]).await.expect("collected");
         if is_sealed {
-            // A manifest is stored: this import may be registered any moment, whatever the register says.
+            // A manifest is stored, so this import may be registered at any moment.
             assert!(report.sealed.objects > 0 && report.removed.objects == 1, "{report:?}");
             if killed.is_ok() {
                 break;

@@ -35,12 +35,18 @@ impl Fleet {
 
     /// Opens the stores as this peer.
     fn stores(&self, peer: &Identity) -> Vec<Store> {
-        let store = |(number, node)| {
-            let url = format!("node://n{number}/a");
-            let reference = StoreReference { url, failure_domain: format!("n{number}") };
-            Store::from_remote(reference, remote(node, peer, "a"))
+        let address = |(number, node): (usize, &Node)| {
+            let address = node.address.to_string().parse().expect("an address");
+            let name: protocol::NodeName = format!("n{number}").parse().expect("a name");
+            (name, NodeAddress { address, key: node.identity.public_key() })
         };
-        self.nodes.iter().enumerate().map(store).collect()
+        let addresses: BTreeMap<_, _> = self.nodes.iter().enumerate().map(address).collect();
+        let context = Context::new().with_nodes(peer.clone(), move |name| addresses.get(name).cloned());
+        let store = |number| {
+            let url = format!("node://n{number}/a");
+            open_store(&StoreReference { url, failure_domain: format!("n{number}") }, &context)
+        };
+        (0..self.nodes.len()).map(|number| store(number).expect("a store")).collect()
     }
 
     async fn import(&self) -> Imported {
@@ -180,7 +186,7 @@ async fn a_sweep_that_is_told_of_no_models_removes_none() {
         BTreeMap::from([(imported.record.root, "sample".parse().expect("a name"))])
     );
     assert!(fleet.reads(&imported).await);
-    // A client that lies about the decision gets nowhere either: each store verifies it.
+    // A client that claims the decision gets nowhere either: each store verifies it.
     let lied = fleet.sweep(&fleet.hostile, &[imported.record.root]).await;
     assert_eq!((lied.removed.objects, lied.failures.len()), (0, 3), "{lied:?}");
     assert_eq!(fleet.objects(), before);
@@ -230,7 +236,7 @@ async fn a_new_disk_is_filled_by_a_repair() {
 }
 
 /// A hostile node seals a new disk with a manifest of its own that names the import of another model. The
-/// model that a service names takes its place; before, the repair is refused.
+/// model that a service names takes its place; until then the repair is refused.
 #[tokio::test]
 async fn a_planted_manifest_gives_way_to_the_one_that_a_service_names() {
     let fleet = Fleet::new().await;
@@ -287,8 +293,8 @@ async fn a_running_import_is_sealed_by_its_writer_alone() {
     assert_eq!(fleet.put(&fleet.importer, 0, &manifest, bytes).await, "taken");
 }
 
-/// The writer lets a complete import go while it cannot be registered yet, and no later. A model that a service
-/// names is kept at once.
+/// The writer removes a complete import while it may not be registered yet, and no later. A model that a
+/// service names is kept at once.
 #[tokio::test]
 async fn a_complete_import_is_let_go_by_its_writer_before_it_is_registered() {
     let fleet = Fleet::new().await;
@@ -307,7 +313,7 @@ async fn a_complete_import_is_let_go_by_its_writer_before_it_is_registered() {
     assert!(fleet.objects().is_empty());
 }
 
-/// Objects that did not come through the service have no writer there. Their manifest seals them all the same.
+/// Objects that did not come through the service have no writer there. Their manifest seals them too.
 #[tokio::test]
 async fn a_model_that_the_node_imported_itself_is_kept_too() {
     let fleet = Fleet::new().await;
@@ -319,4 +325,55 @@ async fn a_model_that_the_node_imported_itself_is_kept_too() {
     fleet.world.read_all(&imported.manifest, &fleet.world.placed(&imported, &local)).await.expect("reads");
     fleet.decisions.forget(imported.record.root);
     assert_eq!(fleet.delete_all(&fleet.hostile).await, BTreeSet::from(["removed"]));
+}
+
+/// A store that cannot read one of its manifests does not know whether it seals an import without a writer, and
+/// keeps that import however old it is. The control is the same import after the damage is gone.
+#[tokio::test]
+async fn an_unreadable_manifest_keeps_what_it_might_seal() {
+    let fleet = Fleet::new().await;
+    let local = fleet.world.stores(3);
+    let imported = fleet.world.import(&local, 2, 1).await;
+    let manifest = crate::geometry::manifest_path(imported.record.root);
+    for number in 0..3 {
+        flip(&fleet.world.store_directory(number).join(manifest.as_ref()), 0, 0);
+    }
+    fleet.decisions.wait(Duration::from_secs(48 * 3600));
+    let shards =
+        |fleet: &Fleet| fleet.objects().iter().filter(|(_, name)| name.starts_with("models")).count();
+    let before = shards(&fleet);
+    assert!(!fleet.delete_all(&fleet.hostile).await.contains("removed"));
+    assert_eq!(shards(&fleet), before);
+    for number in 0..3 {
+        std::fs::remove_file(fleet.world.store_directory(number).join(manifest.as_ref())).expect("remove");
+    }
+    assert_eq!(fleet.delete_all(&fleet.hostile).await, BTreeSet::from(["removed"]));
+}
+
+/// Of two uploads of one object at once, one is taken; the other is taken only if its bytes are the same.
+#[tokio::test]
+async fn two_uploads_of_one_object_leave_one_of_them_whole() {
+    let fleet = Fleet::new().await;
+    let object = name(9).to_string();
+    let bytes = |byte: u8| vec![byte; 2_500_000];
+    let put = |byte| fleet.put(&fleet.importer, 0, &object, bytes(byte));
+    let answers = futures::future::join_all([put(1), put(2), put(1)]).await;
+    let stored = std::fs::read(fleet.world.store_directory(0).join(&object)).expect("there");
+    let winner = stored[0];
+    assert_eq!(stored, bytes(winner));
+    for (byte, answer) in [1, 2, 1].into_iter().zip(answers) {
+        assert_eq!(answer, if byte == winner { "taken" } else { "store-object-exists" }, "{byte}");
+    }
+}
+
+/// A forgotten model is not stored again; the control is the same manifest before the decision.
+#[tokio::test]
+async fn a_forgotten_model_takes_no_manifest_any_more() {
+    let fleet = Fleet::new().await;
+    let imported = fleet.import().await;
+    let manifest = crate::geometry::manifest_path(imported.record.root).to_string();
+    let bytes = protocol::canonical::to_bytes(&*imported.manifest);
+    assert_eq!(fleet.put(&fleet.importer, 0, &manifest, bytes.clone()).await, "taken");
+    fleet.decisions.forget(imported.record.root);
+    assert_eq!(fleet.put(&fleet.importer, 0, &manifest, bytes).await, "store-refused");
 }
