@@ -210,10 +210,10 @@ fn mismatch(signed: &SignedBallot, what: &'static str) -> ChainError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{propose, sign_genesis, verify};
-    use protocol::ReplicaId;
     use crate::testing::node;
+    use crate::{propose, sign_genesis, verify};
     use protocol::PublicKey;
+    use protocol::ReplicaId;
     use protocol::governance::{ActionClass, Change, ControlReplica, Genesis, Member, Policy, Quorum};
     use std::cell::Cell;
 

@@ -132,10 +132,16 @@ fn check_encryption(what: &'static str, key: &EncryptionKey) -> Result<(), Chain
         return Err(ChainError::invalid(what, format!("an ML-KEM-768 key has {length} bytes, not {wanted}")));
     }
     if !has_reduced_coefficients(&key.ml_kem.0) {
-        return Err(ChainError::invalid(what, "an ML-KEM-768 key is none: a coefficient exceeds the modulus"));
+        return Err(ChainError::invalid(
+            what,
+            "an ML-KEM-768 key is none: a coefficient exceeds the modulus",
+        ));
     }
     if !is_canonical_x25519(&key.x25519) || X25519_LOW_ORDER.contains(&key.x25519.0) {
-        return Err(ChainError::invalid(what, "an X25519 key is none: of low order, or not in canonical form"));
+        return Err(ChainError::invalid(
+            what,
+            "an X25519 key is none: of low order, or not in canonical form",
+        ));
     }
     Ok(())
 }

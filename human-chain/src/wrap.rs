@@ -21,7 +21,8 @@ fn receives_keys(node: &NodeAdmission) -> bool {
 
 /// Returns every party that may hold a model's key, with the key to wrap it to: the members first.
 pub fn recipients(state: &CircleState) -> impl Iterator<Item = (Recipient, &EncryptionKey)> {
-    let members = state.members().map(|member| (Recipient::Member(member.id.clone()), &member.keys.encryption));
+    let members =
+        state.members().map(|member| (Recipient::Member(member.id.clone()), &member.keys.encryption));
     let nodes = state.nodes().filter(|node| receives_keys(node));
     members.chain(nodes.map(|node| (Recipient::Node(node.id), &node.encryption)))
 }

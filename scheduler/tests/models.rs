@@ -22,8 +22,7 @@ fn models_and_wraps_are_checked() {
         change(&mut record);
         world.register(record, &[])
     };
-    let keyed =
-        |wraps: Vec<SignedWrap>| Action::RegisterModel { record: Box::new(model("other", 1)), wraps };
+    let keyed = |wraps: Vec<SignedWrap>| Action::RegisterModel { record: Box::new(model("other", 1)), wraps };
     let for_node = || world.wrap_to("other", "node-1");
     let for_member = || world.wrap("other", Recipient::Member(member("bob")));
     let put = |change: &dyn Fn(&mut KeyWrap)| {
@@ -92,9 +91,21 @@ fn a_wrap_without_a_members_signature_for_its_recipients_key_is_refused() {
             ("in a member's name", by(&mallory, "alice"), "signature-invalid"),
             ("another maker named", altered(&|signed| signed.maker = member("bob")), "signature-invalid"),
             ("other bytes", altered(&|signed| signed.wrap.sealed.0[0] ^= 1), "signature-invalid"),
-            ("classical half alone", altered(&|signed| signed.signature.ml_dsa.0.clear()), "signature-invalid"),
-            ("post-quantum half alone", altered(&|signed| signed.signature.ed25519.0 = [0; 64]), "signature-invalid"),
-            ("another's signature", altered(&|signed| signed.signature = twin.signature.clone()), "signature-invalid"),
+            (
+                "classical half alone",
+                altered(&|signed| signed.signature.ml_dsa.0.clear()),
+                "signature-invalid",
+            ),
+            (
+                "post-quantum half alone",
+                altered(&|signed| signed.signature.ed25519.0 = [0; 64]),
+                "signature-invalid",
+            ),
+            (
+                "another's signature",
+                altered(&|signed| signed.signature = twin.signature.clone()),
+                "signature-invalid",
+            ),
             (
                 "for another key",
                 Action::PutWraps(vec![signed_for(circle, &encryption("mallory"), own.clone())]),
@@ -117,11 +128,13 @@ fn a_wrap_without_a_members_signature_for_its_recipients_key_is_refused() {
 fn a_wrap_for_a_node_that_was_never_admitted_is_refused() {
     let mut world = two_nodes();
     let late = node("late", 1000, 1000).admission;
-    let wrap = || Action::PutWraps(vec![signed_for(
-        world_id(&two_nodes()),
-        &late.encryption,
-        wrap("minilm", Recipient::Node(late.id)),
-    )]);
+    let wrap = || {
+        Action::PutWraps(vec![signed_for(
+            world_id(&two_nodes()),
+            &late.encryption,
+            wrap("minilm", Recipient::Node(late.id)),
+        )])
+    };
     assert_eq!(verdict(&world, Actor::Scheduler, wrap()), "node-not-admitted", "unknown");
     world.must(Action::Enrol(Box::new(late.clone())));
     assert_eq!(verdict(&world, Actor::Scheduler, wrap()), "node-not-admitted", "it asks");
@@ -205,7 +218,7 @@ fn a_garbage_wrap_that_was_planted_first_is_dropped_by_its_recipient_and_replace
     assert!(world.cluster.wrap_for(&root("minilm"), node_id("node-1")).is_some(), "others keep theirs");
 }
 
-/// What a member's client has to wrap, and what people read until it does.
+/// A member's client learns the wraps to make, and people read of them until it has made them.
 #[test]
 fn parties_that_lack_a_key_are_listed_until_a_member_has_shared_it() {
     let mut world = two_nodes();
@@ -225,7 +238,8 @@ fn parties_that_lack_a_key_are_listed_until_a_member_has_shared_it() {
     };
     assert_eq!(shown(&world), (vec![], vec![]));
     world.approve(Change::AdmitNode(Box::new(node("node-3", 4000, 4096).admission)));
-    let expected = (vec!["node-3 minilm".to_string()], vec!["node node-3 lacks the key of minilm".to_string()]);
+    let expected =
+        (vec!["node-3 minilm".to_string()], vec!["node node-3 lacks the key of minilm".to_string()]);
     assert_eq!(shown(&world), expected);
     let asked = |world: &World, name: &str, most| member_wraps(&world.cluster, &member(name), most);
     for name in ["alice", "bob"] {

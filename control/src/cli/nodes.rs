@@ -192,9 +192,8 @@ fn notes(nodes: &[NodeView]) -> String {
         }
     }
     let lacking = nodes.iter().filter(|node| !node.keys_lacking.is_empty());
-    let lacking = lacking.map(|node| {
-        format!("\n{} lacks the keys of {}; next: quorate node share", node.name, models(node))
-    });
+    let lacking = lacking
+        .map(|node| format!("\n{} lacks the keys of {}; next: quorate node share", node.name, models(node)));
     let line = |(limits, names): (Vec<&str>, Vec<&str>)| {
         format!(
             "\n* not enforced on {}: {}; why: quorate node show {}",

@@ -10,9 +10,9 @@ use crate::session::{PROPOSAL_LIFETIME_MS, Session};
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use human_chain::CircleState;
+use protocol::MemberId;
 use protocol::api::{Page, ProposalState, ProposalView};
 use protocol::governance::{Change, Choice, Quorum};
-use protocol::MemberId;
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 

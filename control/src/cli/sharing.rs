@@ -24,7 +24,9 @@ pub(super) async fn share_after(session: &Session, member: &MemberKeyFile) {
             shared.lines().iter().for_each(|line| eprintln!("{line}"));
             shared.notes().iter().for_each(|note| eprintln!("note: {note}"));
         }
-        Err(error) => eprintln!("note: models' keys could not be shared ({error:#}); run: quorate node share"),
+        Err(error) => {
+            eprintln!("note: models' keys could not be shared ({error:#}); run: quorate node share")
+        }
     }
 }
 

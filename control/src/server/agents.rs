@@ -14,8 +14,8 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use host::wall_clock;
-use overlay::{Limits, Peer, PeerAddress};
 use human_chain::check_complaint;
+use overlay::{Limits, Peer, PeerAddress};
 use protocol::agent::{
     Assignment, COMPLAINTS_MAX, Desired, EnrolRequest, EnrolResponse, NotLeader, SyncRequest, SyncResponse,
 };
@@ -169,7 +169,8 @@ impl Server {
             let complaint = &signed.complaint;
             let stands = self.cluster(|cluster| {
                 let held = cluster.wrap_of(&complaint.root, &complaint.recipient);
-                let holds = cluster.circle_state().is_some_and(|state| check_complaint(state, signed).is_ok());
+                let holds =
+                    cluster.circle_state().is_some_and(|state| check_complaint(state, signed).is_ok());
                 holds && held.is_some_and(|held| held.digest() == complaint.wrap)
             });
             if stands {

@@ -17,7 +17,8 @@ use super::slot::{self, SlotCommand, SlotEnded, SlotHandle};
 use super::status::{plain_report, refused_report};
 use overlay::CancellationToken;
 use protocol::agent::{
-    COMPLAINTS_MAX, Desired, EnrolRequest, EnrolResponse, SlotReport, SlotState, SyncRequest, SyncResponse, WorkerLine,
+    COMPLAINTS_MAX, Desired, EnrolRequest, EnrolResponse, SlotReport, SlotState, SyncRequest, SyncResponse,
+    WorkerLine,
 };
 use protocol::agent_state::HandOrder;
 use protocol::gateway::RouteTable;

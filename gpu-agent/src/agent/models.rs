@@ -2,11 +2,11 @@
 //! against the root that the circle approved, and the copy is freed with its last user.
 
 use super::core::Refusal;
+use human_chain::{ChainError, CircleState};
 use model_store::{
     Context, Destination, EncryptionSecret, FaultSink, ModelKey, Pool, ReadError, Reader, ShardFault, Store,
     fetch_manifest, unwrap_key,
 };
-use human_chain::{ChainError, CircleState};
 use protocol::error_code;
 use protocol::manifest::ServiceManifest;
 use protocol::model::{ModelManifest, ModelRecord, SignedWrap};
@@ -137,7 +137,10 @@ impl Models {
     }
 
     /// Returns those of the wraps that control sends now that were found unusable; all others are forgotten.
-    pub(super) fn unusable_wraps<'a>(&self, sent: impl Iterator<Item = &'a SignedWrap>) -> Vec<&'a SignedWrap> {
+    pub(super) fn unusable_wraps<'a>(
+        &self,
+        sent: impl Iterator<Item = &'a SignedWrap>,
+    ) -> Vec<&'a SignedWrap> {
         let mut unusable = self.unusable_wraps.lock().unwrap_or_else(PoisonError::into_inner);
         if unusable.is_empty() {
             return Vec::new();

@@ -162,7 +162,8 @@ async fn a_wrap_of_a_wrong_key_is_complained_about_and_its_replacement_is_used()
         .until("the node complains", |script| script.last.as_ref()?.complaints.first().cloned())
         .await;
     assert_eq!(complaint.complaint.wrap, digest);
-    human_chain::check_complaint(&bench.control.script().world.state, &complaint).expect("signed by the node");
+    human_chain::check_complaint(&bench.control.script().world.state, &complaint)
+        .expect("signed by the node");
     bench.control.say(|script| script.desired = Desired { assignments: vec![sound], routes: None });
     bench.control.until_slot("ready", in_state(SlotState::Ready, 0, 1)).await;
     let quiet = |script: &crate::control::ControlScript| {

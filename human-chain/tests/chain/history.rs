@@ -1,14 +1,14 @@
 //! Tests of histories: replays, rollbacks, races and changes of members.
 
 use crate::support::{
-    NOW, approve, check, circle, claimed_by, deploy, enact, genesis, key, member, name, node, policy, proposal, retire,
-    secret, signed, try_propose,
+    NOW, approve, check, circle, claimed_by, deploy, enact, genesis, key, member, name, node, policy,
+    proposal, retire, secret, signed, try_propose,
 };
 use human_chain::{CircleState, certify, verify, verify_replay};
 use proptest::prelude::*;
+use protocol::Epoch;
 use protocol::governance::{Certificate, Change, NodeRole};
 use protocol::manifest::Manifest;
-use protocol::Epoch;
 
 fn members(who: &[&str], routine: &str, sensitive: &str) -> Change {
     let members = who.iter().map(|who| member(who)).collect();

@@ -98,10 +98,7 @@ pub(crate) fn node(who: &str, roles: &[NodeRole]) -> NodeAdmission {
     let node = NodeAdmission {
         name: name(who),
         id: NodeId(key(who)),
-        encryption: EncryptionKey {
-            x25519,
-            ml_kem: ml_kem(&format!("{who} node")),
-        },
+        encryption: EncryptionKey { x25519, ml_kem: ml_kem(&format!("{who} node")) },
         roles: roles.iter().copied().collect(),
         region: "ghent".into(),
         labels: BTreeMap::from([("disk".into(), "nvme".into())]),

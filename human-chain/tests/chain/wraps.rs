@@ -1,7 +1,9 @@
 //! Tests of keys and wraps: keys that are none or that another party has, keys that a node did not claim, and
 //! wraps, complaints and requests by the wrong party.
 
-use crate::support::{check, circle, claimed_by, enact, founded, member, name, node, policy, secret, try_propose};
+use crate::support::{
+    check, circle, claimed_by, enact, founded, member, name, node, policy, secret, try_propose,
+};
 use aws_lc_rs::agreement;
 use human_chain::{
     CircleState, check_complaint, check_wrap, check_wrap_request, recipient_key, recipients, sign_complaint,
@@ -37,7 +39,9 @@ fn keys_that_a_node_did_not_claim_are_refused() {
         ("both halves of the key", &|node| node.encryption = other.encryption.clone()),
         ("the classical half", &|node| node.encryption.x25519 = other.encryption.x25519),
         ("the post-quantum half", &|node| node.encryption.ml_kem = other.encryption.ml_kem.clone()),
-        ("the gateway's key", &|node| node.gateway.as_mut().unwrap().key = other.gateway.as_ref().unwrap().key),
+        ("the gateway's key", &|node| {
+            node.gateway.as_mut().unwrap().key = other.gateway.as_ref().unwrap().key
+        }),
         ("the identity", &|node| node.id = other.id),
     ];
     for (case, swap) in swaps {
@@ -56,7 +60,7 @@ fn keys_that_a_node_did_not_claim_are_refused() {
     founded("at the founding", UNPROVEN.replace("n4", "n1").as_str(), |genesis| {
         genesis.nodes[0].encryption = other.encryption.clone();
     });
-    // What the claim does not cover is the circle's to judge, and not the node's.
+    // The rest of an admission is the circle's to judge, and no claim of the node.
     let mut moved = sound();
     moved.region = "oslo".into();
     proposed("another region", moved, "approved");
@@ -73,7 +77,9 @@ fn no_keys() -> Vec<(&'static str, EncryptionKey, &'static str)> {
         change(&mut key.ml_kem.0);
         key
     };
-    let prime = |less: u8| std::array::from_fn(|at| [0xed - less, 0xff, 0x7f][usize::from(at > 0) + usize::from(at == 31)]);
+    let prime = |less: u8| {
+        std::array::from_fn(|at| [0xed - less, 0xff, 0x7f][usize::from(at > 0) + usize::from(at == 31)])
+    };
     let small = |value: u8| std::array::from_fn(|at| if at == 0 { value } else { 0 });
     let mut disguised = sound.x25519.0;
     disguised[31] |= 0x80;
@@ -82,14 +88,30 @@ fn no_keys() -> Vec<(&'static str, EncryptionKey, &'static str)> {
         ("zero", x25519([0; 32]), X25519),
         ("one", x25519(small(1)), X25519),
         ("minus one", x25519(prime(1)), X25519),
-        ("order 8", x25519(order_8("e0eb7a7c3b41b8ae1656e3faf19fc46ada098deb9c32b1fd866205165f49b800")), X25519),
-        ("order 8, again", x25519(order_8("5f9c95bca3508c24b1d0b1559c83ef5b04445cc4581c8e86d8224eddd09f1157")), X25519),
+        (
+            "order 8",
+            x25519(order_8("e0eb7a7c3b41b8ae1656e3faf19fc46ada098deb9c32b1fd866205165f49b800")),
+            X25519,
+        ),
+        (
+            "order 8, again",
+            x25519(order_8("5f9c95bca3508c24b1d0b1559c83ef5b04445cc4581c8e86d8224eddd09f1157")),
+            X25519,
+        ),
         ("the prime", x25519(prime(0)), X25519),
         ("all ones", x25519([0xff; 32]), X25519),
         ("a key with a bit that is ignored", x25519(disguised), X25519),
-        ("coefficients of all ones", EncryptionKey { ml_kem: ByteString(vec![0xff; 1184]), ..sound.clone() }, ML_KEM),
+        (
+            "coefficients of all ones",
+            EncryptionKey { ml_kem: ByteString(vec![0xff; 1184]), ..sound.clone() },
+            ML_KEM,
+        ),
         ("first coefficient is q", ml_kem(&|key| (key[0], key[1]) = (0x01, key[1] & 0xf0 | 0x0d)), ML_KEM),
-        ("last coefficient is q", ml_kem(&|key| (key[1150], key[1151]) = (key[1150] & 0x0f | 0x10, 0xd0)), ML_KEM),
+        (
+            "last coefficient is q",
+            ml_kem(&|key| (key[1150], key[1151]) = (key[1150] & 0x0f | 0x10, 0xd0)),
+            ML_KEM,
+        ),
         ("short", ml_kem(&|key| key.truncate(1183)), "an ML-KEM-768 key has 1183 bytes"),
     ]
 }
@@ -119,7 +141,11 @@ fn keys_that_are_none_are_refused_for_nodes_and_members() {
     proposed("weak identity", node_weak, "governance-invalid: `n4` has an Ed25519 key that is none");
     let mut gateway_weak = node("n4", &[NodeRole::Gateway]);
     gateway_weak.gateway.as_mut().unwrap().key = weak;
-    proposed("weak gateway", claimed_by("n4", gateway_weak), "governance-invalid: an Ed25519 key that is none");
+    proposed(
+        "weak gateway",
+        claimed_by("n4", gateway_weak),
+        "governance-invalid: an Ed25519 key that is none",
+    );
 }
 
 /// The list of low-order points is that of the library: each gives no shared secret, and a sound key does.
@@ -128,7 +154,8 @@ fn every_x25519_key_that_is_refused_as_low_order_gives_no_secret() {
     let private = agreement::PrivateKey::from_private_key(&agreement::X25519, &[8; 32]).unwrap();
     let secret_with = |key: &PublicKey| {
         let public = agreement::UnparsedPublicKey::new(&agreement::X25519, key.0);
-        let agreed = agreement::agree(&private, public, (), |secret| Ok(secret.iter().any(|byte| *byte != 0)));
+        let agreed =
+            agreement::agree(&private, public, (), |secret| Ok(secret.iter().any(|byte| *byte != 0)));
         agreed.unwrap_or(false)
     };
     for (case, key, _) in no_keys().into_iter().take(5) {
@@ -158,14 +185,22 @@ fn no_two_parties_share_a_key() {
             genesis.nodes.push(taken);
         });
     }
-    founded("a member with control's key", "governance-invalid: genesis.members: `alice` uses a key", |genesis| {
-        genesis.control[0].key = genesis.members[0].keys.ed25519;
-    });
+    founded(
+        "a member with control's key",
+        "governance-invalid: genesis.members: `alice` uses a key",
+        |genesis| {
+            genesis.control[0].key = genesis.members[0].keys.ed25519;
+        },
+    );
     let rule = "2 of (alice, bob, carol)";
     let mut members = ["alice", "bob", "carol"].map(member).to_vec();
     members[2].keys.encryption = other.encryption.clone();
     let change = Change::SetMembers { members, policy: policy(rule, rule) };
-    check("a member with a node's", try_propose(&circle(), change), "governance-invalid: `carol` uses a key in use");
+    check(
+        "a member with a node's",
+        try_propose(&circle(), change),
+        "governance-invalid: `carol` uses a key in use",
+    );
 }
 
 /// Gives a node alice's signing key as its identity, and her signature.
@@ -224,7 +259,11 @@ fn a_wrap_holds_for_its_circle_its_recipients_key_and_its_maker() {
     let mut state = circle();
     let sound = signed(&state, "alice", wrap(to("n1")));
     check("sound", check_wrap(&state, &sound), "approved");
-    check("for a member", check_wrap(&state, &signed(&state, "bob", wrap(Recipient::Member(name("carol"))))), "approved");
+    check(
+        "for a member",
+        check_wrap(&state, &signed(&state, "bob", wrap(Recipient::Member(name("carol"))))),
+        "approved",
+    );
     type Edit = fn(&mut SignedWrap);
     let edits: [(&str, Edit, &str); 8] = [
         ("another maker", |w| w.maker = name("bob"), "signature-invalid: `bob`"),
@@ -243,7 +282,8 @@ fn a_wrap_holds_for_its_circle_its_recipients_key_and_its_maker() {
         assert_ne!(altered.digest(), sound.digest(), "{case}");
     }
     let key = recipient_key(&state, &to("n1")).expect("a worker").clone();
-    let elsewhere = sign_wrap(&secret("alice"), name("alice"), CircleId(Digest::of(b"x")), &key, wrap(to("n1")));
+    let elsewhere =
+        sign_wrap(&secret("alice"), name("alice"), CircleId(Digest::of(b"x")), &key, wrap(to("n1")));
     check("another circle", check_wrap(&state, &elsewhere), "signature-invalid");
     let other_key = node("n4", &WORKER).encryption;
     let for_other = sign_wrap(&secret("alice"), name("alice"), state.id(), &other_key, wrap(to("n1")));

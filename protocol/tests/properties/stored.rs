@@ -245,8 +245,11 @@ pub(crate) fn complaint() -> impl Strategy<Value = SignedComplaint> {
 }
 
 pub(crate) fn signed_wrap() -> impl Strategy<Value = SignedWrap> {
-    (wrap(), name(), hybrid_signature())
-        .prop_map(|(wrap, maker, signature)| SignedWrap { wrap, maker, signature })
+    (wrap(), name(), hybrid_signature()).prop_map(|(wrap, maker, signature)| SignedWrap {
+        wrap,
+        maker,
+        signature,
+    })
 }
 
 fn wrap() -> impl Strategy<Value = KeyWrap> {

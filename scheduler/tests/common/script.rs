@@ -121,9 +121,9 @@ impl ScriptRunner {
                 Action::Scale { service: service_name(name), replicas: replicas.parse().unwrap() }
             }
             ["enrol", name, rest @ ..] => Action::Enrol(Box::new(parse_node(name, rest).admission)),
-            ["share", name, nodes @ ..] => Action::PutWraps(
-                nodes.iter().map(|node| self.world.wrap_to(name, node)).collect(),
-            ),
+            ["share", name, nodes @ ..] => {
+                Action::PutWraps(nodes.iter().map(|node| self.world.wrap_to(name, node)).collect())
+            }
             ["key", name, text] => {
                 let (name, hash) = (name.parse().unwrap(), Digest::of(text.as_bytes()));
                 Action::CreateApiKey(ApiKey { name, hash, requests_per_minute: None })

@@ -64,7 +64,7 @@ async fn put_wraps(State(state): RegisterState, Json(body): Json<PutWraps>) -> R
     Json(serde_json::json!({ "done": true })).into_response()
 }
 
-/// Lists what lacks, except for what was shared. A hostile control would go on for ever.
+/// Lists the same lacking keys forever, as a hostile control would.
 async fn member_wraps(State(state): RegisterState, Json(body): Json<SignedWrapRequest>) -> Json<MemberWraps> {
     let mut state = locked(&state);
     state.requests.push(body);
@@ -168,7 +168,8 @@ impl Lab {
             shards_per_domain_max: 1,
         };
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/tiny");
-        let summary = access.import(&self.session, &self.member, &source, request, ProgressBar::hidden()).await?;
+        let summary =
+            access.import(&self.session, &self.member, &source, request, ProgressBar::hidden()).await?;
         Ok(summary.record)
     }
 
@@ -182,7 +183,7 @@ impl Lab {
         Recipient::Node(self.node.id)
     }
 
-    /// Tells the client that these parties lack a model's key, which is wrapped to the member by itself.
+    /// Tells the client that these parties lack a model's key, which the member has wrapped to itself.
     fn lacks(&self, name: &str, key: &ModelKey, recipients: Vec<Recipient>) {
         let to = Recipient::Member(self.member.member.clone());
         let wrap = make_wrap(&self.session, &self.member, key, self.record(name).root, &to).expect("wrapped");
@@ -221,8 +222,7 @@ async fn an_import_registers_a_model_and_its_key_in_one_step() {
     assert!(state.shared.is_empty(), "nothing is left for a second step");
     let body = &state.registered[0];
     assert_eq!(body.record, record);
-    let recipients: Vec<Recipient> =
-        body.wraps.iter().map(|signed| signed.wrap.recipient.clone()).collect();
+    let recipients: Vec<Recipient> = body.wraps.iter().map(|signed| signed.wrap.recipient.clone()).collect();
     let (member, node) = (Recipient::Member(lab.member.member.clone()), lab.to_node());
     assert_eq!(recipients, [member, node], "members first");
     unwrap_key(&body.wraps[0].wrap, &lab.secret()).expect("the member can share it");

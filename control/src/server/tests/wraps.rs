@@ -107,7 +107,11 @@ impl Lab {
     }
 
     /// Sends the sync of a node with this key, over its authenticated connection.
-    async fn sync(&self, identity: &Identity, complaints: Vec<SignedComplaint>) -> Result<SyncResponse, StatusCode> {
+    async fn sync(
+        &self,
+        identity: &Identity,
+        complaints: Vec<SignedComplaint>,
+    ) -> Result<SyncResponse, StatusCode> {
         let request = SyncRequest {
             boot: 1,
             version: "test".into(),
@@ -122,7 +126,8 @@ impl Lab {
             logs: vec![],
             complaints,
         };
-        let mut request = Request::post(agents::SYNC).body(Body::from(canonical::to_bytes(&request))).unwrap();
+        let mut request =
+            Request::post(agents::SYNC).body(Body::from(canonical::to_bytes(&request))).unwrap();
         request.extensions_mut().insert(Peer(identity.public_key()));
         let answer = agents::router(self.server().clone()).oneshot(request).await.unwrap();
         let (head, body) = answer.into_parts();
@@ -243,7 +248,8 @@ async fn a_members_complaint_needs_the_members_signature() {
     lab.register(lab.wrap(&lab.key, lab.secret.public(), lab.to_node())).await;
     let (member, secret) = alice();
     let recipient = Recipient::Member(member);
-    let wrap = lab.server().cluster(|cluster| cluster.wrap_of(&lab.record.root, &recipient).unwrap().digest());
+    let wrap =
+        lab.server().cluster(|cluster| cluster.wrap_of(&lab.record.root, &recipient).unwrap().digest());
     let complaint = WrapComplaint { circle: lab.circle(), root: lab.record.root, recipient, wrap };
     let forged = sign_complaint(&MemberSecret::generate(&[66; 64]), complaint.clone());
     assert_eq!(lab.code(Method::POST, "/v1/wraps/complaints", Some(&forged)).await, "signature-invalid");

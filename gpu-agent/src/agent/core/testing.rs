@@ -15,7 +15,9 @@ use protocol::manifest::{
 };
 use protocol::model::{ErasureCode, KeyWrap, ModelRecord, SignedWrap};
 use protocol::order::{ORDER_DOMAIN, SignedOrder, SlotOrder};
-use protocol::{Digest, Fence, MemberId, Millis, ModelRoot, NodeId, ReplicaId, Signature, SlotIndex, canonical};
+use protocol::{
+    Digest, Fence, MemberId, Millis, ModelRoot, NodeId, ReplicaId, Signature, SlotIndex, canonical,
+};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Default time of all fixtures.
