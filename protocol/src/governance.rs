@@ -184,7 +184,7 @@ pub struct GatewayEndpoint {
 pub enum TokenScope {
     /// Read everything except secrets.
     Read,
-    /// Submit proposals and deliver ballots.
+    /// Submit proposals, and deliver what carries its own signature: ballots, wraps and complaints.
     Propose,
     /// Scale inside envelopes, create and revoke API keys, register models.
     Submit,

@@ -280,7 +280,8 @@ fn legal_messages_are_read_within_the_bound() {
 /// Own bytes may have small items in any number: an order book of a node's lifetime.
 #[test]
 fn own_bytes_are_read_whatever_they_cost() {
-    let fence = |slot| SlotFence { service: "a".parse().unwrap(), slot: SlotIndex(slot), fence: Fence::new(1, 1) };
+    let fence =
+        |slot| SlotFence { service: "a".parse().unwrap(), slot: SlotIndex(slot), fence: Fence::new(1, 1) };
     let record = OrderBookRecord {
         version: 1,
         circle: CircleId(Digest([0; 32])),

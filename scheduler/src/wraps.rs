@@ -1,5 +1,5 @@
-//! Recipients that lack a model's key: what a member's client has still to wrap, and what people are told until
-//! then.
+//! Recipients that lack a model's key: the wraps that members' clients have still to make, and the names that
+//! people read until then.
 
 use crate::cluster::Cluster;
 use protocol::api::{KEYS_LACKING_SHOWN, LackingKey, MemberWraps};
@@ -31,8 +31,8 @@ fn lacking<'a>(
     asked.iter().filter(|recipient| cluster.wrap_of(&record.root, recipient).is_none())
 }
 
-/// Returns the keys that a member can share and others lack, with at most `recipients_max` recipients in
-/// all, and the models whose key no member holds.
+/// Returns the keys that a member can share and others lack, and the models whose key no member holds. The
+/// answer names at most `recipients_max` recipients in all.
 #[must_use]
 pub fn member_wraps(cluster: &Cluster, member: &MemberId, recipients_max: usize) -> MemberWraps {
     let (all, own) = (all_recipients(cluster), Recipient::Member(member.clone()));

@@ -218,7 +218,7 @@ fn a_garbage_wrap_that_was_planted_first_is_dropped_by_its_recipient_and_replace
     assert!(world.cluster.wrap_for(&root("minilm"), node_id("node-1")).is_some(), "others keep theirs");
 }
 
-/// What a member's client has to wrap, and what people read until it does.
+/// A member's client learns the wraps to make, and people read of them until it has made them.
 #[test]
 fn parties_that_lack_a_key_are_listed_until_a_member_has_shared_it() {
     let mut world = two_nodes();

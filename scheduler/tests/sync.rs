@@ -43,7 +43,8 @@ fn unanimous(members: &[(MemberId, MemberSecret)], node: &NodeSpec) -> SignedGen
 
 /// Applies a command without the fixture's copy of the whole cluster before each.
 fn must(world: &mut World, action: Action) {
-    let command = Command { clocks: world.clocks.clone(), actor: Actor::Scheduler, action, idempotency: None };
+    let command =
+        Command { clocks: world.clocks.clone(), actor: Actor::Scheduler, action, idempotency: None };
     world.log.push(command);
     let index = world.log.len() as u64;
     let reply = apply(&mut world.cluster, index, &world.log[world.log.len() - 1]);

@@ -26,7 +26,7 @@ const ATTEMPTS_MAX: u32 = 3;
 /// Maximum number of commands in which one call shares keys: a million wraps. A server that never has enough
 /// cannot keep the client busy.
 const ROUNDS_MAX: u32 = 8192;
-/// Refusals of a wrap for a party or a key that the circle has meanwhile replaced.
+/// Refusals of a wrap for a party or a key that the circle has replaced since.
 const CIRCLE_CHANGED: [ErrorCode; 4] = [
     error_code::NODE_NOT_ADMITTED,
     error_code::NOT_A_MEMBER,
@@ -117,7 +117,7 @@ fn is_refused(error: &anyhow::Error, code: protocol::ErrorCode) -> bool {
 pub struct SharedKeys {
     /// Models whose keys were shared, with the parties that got them.
     pub shared: Vec<SharedKey>,
-    /// Models whose key did not open for this member. Another member shares it anew.
+    /// Models whose key did not open for this member. Another member shares it again.
     pub closed: Vec<ModelName>,
     /// Models whose key no member holds: they can only be forgotten and imported again.
     pub keyless: Vec<ModelName>,

@@ -60,7 +60,7 @@ fn keys_that_a_node_did_not_claim_are_refused() {
     founded("at the founding", UNPROVEN.replace("n4", "n1").as_str(), |genesis| {
         genesis.nodes[0].encryption = other.encryption.clone();
     });
-    // What the claim does not cover is the circle's to judge, and not the node's.
+    // The rest of an admission is the circle's to judge, and no claim of the node.
     let mut moved = sound();
     moved.region = "oslo".into();
     proposed("another region", moved, "approved");

@@ -390,7 +390,7 @@ fn answer_unrecorded(
     let fresh = |known: &PendingNode| {
         known.admission == *admission && ClusterTime(known.last_seen).plus(PENDING_REFRESH_MS) > now
     };
-    // What is on the list was checked before.
+    // An admission that is on the list was checked before.
     let known = cluster.pending.get(&admission.id);
     if known.is_none_or(|known| known.admission != *admission)
         && let Err(error) = check_node(admission)

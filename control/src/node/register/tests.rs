@@ -65,7 +65,7 @@ async fn put_wraps(State(state): RegisterState, Json(body): Json<PutWraps>) -> R
     Json(serde_json::json!({ "done": true })).into_response()
 }
 
-/// Lists what lacks, except for what was shared. A hostile control would go on for ever.
+/// Lists the same lacking keys forever, as a hostile control would.
 async fn member_wraps(State(state): RegisterState, Json(body): Json<SignedWrapRequest>) -> Json<MemberWraps> {
     let mut state = locked(&state);
     state.requests.push(body);
@@ -188,7 +188,7 @@ impl Lab {
         Recipient::Node(self.node.id)
     }
 
-    /// Tells the client that these parties lack a model's key, which is wrapped to the member by itself.
+    /// Tells the client that these parties lack a model's key, which the member has wrapped to itself.
     fn lacks(&self, name: &str, key: &ModelKey, recipients: Vec<Recipient>) {
         let to = Recipient::Member(self.member.member.clone());
         let wrap = make_wrap(&self.session, &self.member, key, self.record(name).root, &to).expect("wrapped");
