@@ -43,7 +43,8 @@ async fn propose(server: &Arc<Server>, number: u16) -> Proposal {
 async fn admit(server: &Arc<Server>, number: u16) {
     let proposal = propose(server, number).await;
     let (member, secret) = alice();
-    let ballot = human_chain::vote(secret, member, proposal.history, &proposal, Choice::Approve, wall_clock());
+    let ballot =
+        human_chain::vote(secret, member, proposal.history, &proposal, Choice::Approve, wall_clock());
     must(server, Action::CastBallot(Box::new(ballot))).await;
 }
 
