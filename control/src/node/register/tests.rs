@@ -356,32 +356,3 @@ async fn no_key_is_wrapped_over_a_shorter_history() {
     register(&lab.session, &lab.member, &key, &record).await.expect("registered");
     assert_eq!(locked(&lab.register).registered.len(), 1);
 }
-
-/// Attack: the importer's last look at the circle leaves out a decision, such as the removal of a node.
-#[tokio::test]
-async fn no_key_is_wrapped_over_a_shorter_history() {
-    let lab = Lab::new().await;
-    let founded = locked(&lab.register).history.clone();
-    let state = &lab.session.circle;
-    let change = Change::Deploy(Box::new(crate::testing::manifest("bert")));
-    let now = host::wall_clock();
-    let nonce = Digest::of(b"nonce");
-    let proposal = human_chain::propose(state, change, "run it".into(), now, now.plus(1000), nonce);
-    let proposal = proposal.expect("it may be proposed");
-    let member = lab.member.member.clone();
-    let ballot = human_chain::vote(&lab.member.secret, member, state.head(), &proposal, Choice::Approve, now);
-    let certificate = human_chain::certify(state, &proposal, &[ballot]).expect("one of one");
-    let bundle = Bundle { version: BUNDLE_VERSION, certificate, log_evidence: None };
-    locked(&lab.register).history.bundles.push(bundle);
-    let session = lab.session.refresh().await.expect("it continues the session's history");
-    let (key, record) = (ModelKey::generate().expect("a key"), lab.record("tiny"));
-    locked(&lab.register).history = founded;
-    let error = register(&session, &key, &record).await.expect_err("a decision is missing");
-    let code = error.downcast_ref::<Refusal>().map(|refusal| refusal.code);
-    assert_eq!(code, Some(error_code::HISTORY_SHORTER), "{error:#}");
-    assert!(locked(&lab.register).registered.is_empty(), "no key was wrapped");
-    // Positive control: an importer that has not seen the decision wraps the key over the same answer.
-    std::fs::remove_dir_all(lab.folder.path().join("heads")).expect("removed");
-    register(&lab.session, &key, &record).await.expect("registered");
-    assert_eq!(locked(&lab.register).registered.len(), 1);
-}
