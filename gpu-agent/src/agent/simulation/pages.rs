@@ -13,7 +13,8 @@ async fn a_node_far_behind_arrives_page_by_page_and_runs_what_was_decided_last()
     let root = ModelRoot(Digest::of(b"model"));
     for decision in 1..DECISIONS {
         let replicas_max = 300 + (decision % 2) as u32;
-        stage.bundle = stage.script().world.deploy(&service("chat", root, replicas_max));
+        let bundle = stage.script().world.deploy(&service("chat", root, replicas_max));
+        stage.bundle = bundle;
     }
     stage.want(&[(0, 1)], &[]);
     let agent = stage.start();
