@@ -54,43 +54,47 @@ fn peak<R>(act: impl FnOnce() -> R) -> (usize, R) {
     (PEAK.get() - before, result)
 }
 
+/// Returns the head of an item in its shortest form: the kind's three bits, and the argument.
+fn head(kind: u8, argument: usize) -> Vec<u8> {
+    match argument {
+        0..24 => vec![kind | argument as u8],
+        24..256 => vec![kind | 24, argument as u8],
+        256..65_536 => [&[kind | 25][..], &(argument as u16).to_be_bytes()].concat(),
+        _ => [&[kind | 26][..], &u32::try_from(argument).unwrap().to_be_bytes()].concat(),
+    }
+}
+
 /// Returns an array of as many one-byte items as fit into `bytes`.
 fn list(item: u8, bytes: usize) -> Vec<u8> {
-    let mut list = vec![0x9a];
-    list.extend(u32::try_from(bytes - 5).unwrap().to_be_bytes());
-    list.resize(bytes, item);
+    let mut list = head(0x80, bytes - 5);
+    list.resize(list.len() + bytes - 5, item);
     list
 }
 
 /// Returns a text or byte string with content of this length.
-fn string(head: u8, content: u8, length: usize) -> Vec<u8> {
-    let mut string = vec![head | 26];
-    string.extend(u32::try_from(length).unwrap().to_be_bytes());
-    string.resize(5 + length, content);
+fn string(kind: u8, content: u8, length: usize) -> Vec<u8> {
+    let mut string = head(kind, length);
+    string.resize(string.len() + length, content);
     string
 }
 
 /// Returns a map with sorted keys of four letters and values of one byte.
 fn map(value: u8, bytes: usize) -> Vec<u8> {
     let count = (bytes - 5) / 6;
-    let mut map = vec![0xba];
-    map.extend(u32::try_from(count).unwrap().to_be_bytes());
+    let mut map = head(0xa0, count);
     for number in 0..count {
-        let number = u32::try_from(number).unwrap();
-        let letters = [18, 12, 6, 0].map(|shift| 0x30 + (number >> shift & 63) as u8);
         map.push(0x64);
-        map.extend(letters);
+        map.extend([18, 12, 6, 0].map(|shift| 0x30 + (number >> shift & 63) as u8));
         map.push(value);
     }
     map
 }
 
-/// Returns an array of arrays, each with the same bytes inside.
-fn lists(inside: &[u8], bytes: usize) -> Vec<u8> {
-    let count = (bytes - 5) / inside.len();
-    let mut lists = vec![0x9a];
-    lists.extend(u32::try_from(count).unwrap().to_be_bytes());
-    (0..count).for_each(|_| lists.extend(inside));
+/// Returns an array of items that are each the same bytes.
+fn lists(item: &[u8], bytes: usize) -> Vec<u8> {
+    let count = (bytes - 5) / item.len();
+    let mut lists = head(0x80, count);
+    (0..count).for_each(|_| lists.extend(item));
     lists
 }
 
@@ -131,7 +135,9 @@ fn hostile(bytes: usize) -> Vec<(&'static str, Vec<u8>)> {
 /// Checks that these bytes cost at most four times their number, and returns whether they are a value.
 fn check<T: Serialize + DeserializeOwned>(name: &str, bytes: &[u8]) -> bool {
     let (peak, read) = peak(|| from_bytes::<T>(bytes, bytes.len()).is_ok());
-    let allowed = (3 * bytes.len()).max(2 * MEMORY_BYTES_MIN);
+    // Few bytes may cost a little more than three times their number beside themselves.
+    let slack = if bytes.len() < SYNC_BYTES_MAX { MEMORY_BYTES_MIN } else { 0 };
+    let allowed = (3 * bytes.len()).max(MEMORY_BYTES_MIN) + slack;
     let kind = std::any::type_name::<T>();
     assert!(peak <= allowed, "{name} as {kind}: {} bytes cost {peak} more", bytes.len());
     read
@@ -145,16 +151,18 @@ fn hostile_bytes_cost_at_most_four_times_their_size() {
     for (name, bytes) in hostile(SYNC_BYTES_MAX) {
         assert!(!check::<SyncRequest>(name, &bytes), "{name}");
         assert!(!check::<SyncResponse>(name, &bytes), "{name}");
+        assert!(!check::<ServiceName>(name, &bytes), "{name}");
+    }
+    for (name, bytes) in hostile(SYNC_BYTES_MAX / 4) {
         assert!(!check::<EnrolRequest>(name, &bytes), "{name}");
         assert!(!check::<ModelManifest>(name, &bytes), "{name}");
         assert!(!check::<Quorum>(name, &bytes), "{name}");
-        assert!(!check::<ServiceName>(name, &bytes), "{name}");
     }
 }
 
 #[test]
 fn no_type_makes_much_of_little() {
-    for bytes in [1 << 10, 1 << 20, 3 << 20] {
+    for bytes in [1 << 10, 1 << 20] {
         for (name, bytes) in hostile(bytes) {
             check::<Vec<u64>>(name, &bytes);
             check::<Vec<String>>(name, &bytes);
@@ -177,7 +185,7 @@ fn no_type_makes_much_of_little() {
 #[test]
 fn hostile_fields_cost_no_more() {
     for field in ["slots", "not_enforced", "logs", "version", "resources", "isolation"] {
-        for (name, inside) in hostile(SYNC_BYTES_MAX / 4) {
+        for (name, inside) in hostile(SYNC_BYTES_MAX / 8) {
             let bytes = with_field(&to_bytes(&request(1)), field, &inside);
             let read = check::<SyncRequest>(&format!("{field}: {name}"), &bytes);
             assert!(!read || matches!(field, "version" | "not_enforced"), "{field}: {name}");
@@ -255,7 +263,7 @@ fn manifest(segments: u32) -> ModelManifest {
     }
 }
 
-/// Returns whether a value of a legal size is read within the bound.
+/// Returns whether a value is read within the bound.
 fn is_read<T: Serialize + DeserializeOwned + PartialEq>(value: &T, limit: usize) -> bool {
     let bytes = to_bytes(value);
     match from_bytes::<T>(&bytes, limit) {

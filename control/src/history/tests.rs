@@ -7,9 +7,10 @@ use axum::extract::{Query, State};
 use axum::routing::get;
 use axum::{Json, Router};
 use human_chain::{MemberSecret, certify, propose, sign_genesis, verify, vote};
+use overlay::Identity;
 use protocol::api::Page;
 use protocol::governance::*;
-use protocol::{Digest, MemberId, Millis, ReplicaId};
+use protocol::{Digest, MemberId, Millis, NodeId, ReplicaId};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
@@ -25,6 +26,11 @@ struct FakeControl {
 }
 
 type FakeState = State<Arc<Mutex<FakeControl>>>;
+
+fn node() -> NodeAdmission {
+    let id = NodeId(Identity::from_seed(&[8; 32]).public_key());
+    NodeAdmission { id, ..crate::testing::admission("first") }
+}
 
 /// Founds a circle of one member that admits as many nodes.
 fn circle() -> History {
@@ -42,14 +48,14 @@ fn circle() -> History {
         policy: simple_policy(&members, 1),
         members,
         control: vec![control],
-        nodes: vec![crate::testing::admission("first")],
+        nodes: vec![node()],
         tokens: vec![],
     };
     let genesis = sign_genesis(genesis, &[(member.clone(), &secret)]);
     let mut state = CircleState::found(&genesis, None).expect("a circle");
     let mut bundles = Vec::new();
     for number in 0..DECISIONS {
-        let mut node = crate::testing::admission("first");
+        let mut node = node();
         node.labels.insert("number".into(), number.to_string());
         let (change, nonce) = (Change::AdmitNode(Box::new(node)), Digest::of(&[number as u8]));
         let proposal =

@@ -25,10 +25,11 @@ const TEXT_BYTES_MAX: usize = 256;
 pub(super) struct MemoryBudget(usize);
 
 impl MemoryBudget {
-    /// Returns the budget of bytes from a peer: with the bytes themselves and with what serde reserves, four
-    /// times their number. Short messages, which cannot do harm, have a floor.
+    /// Returns the budget of bytes from a peer: with the bytes themselves, and with what serde reserves for
+    /// the list that is refused, four times their number at 16 MiB. Short messages, which cannot do harm, have
+    /// a floor.
     pub(super) fn of_peer(bytes: usize) -> Self {
-        Self((bytes.saturating_mul(3)).saturating_sub(RESERVED_BYTES_MAX).max(MEMORY_BYTES_MIN))
+        Self((bytes.saturating_mul(3) - bytes / 16).max(MEMORY_BYTES_MIN))
     }
 
     /// Returns the budget of bytes from this process or its own replica group.
