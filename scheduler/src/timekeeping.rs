@@ -1,8 +1,8 @@
 //! Movement of the cluster's time: forward with a majority of the replicas' clocks, and back with them.
 //!
-//! One wrong clock moves nothing. A majority that is wrong is believed, since nothing distinguishes it from the
-//! truth. Once it is right again, the leader's next tick sets the time back. Otherwise the time would stand
-//! still, and nothing could be proposed, for as long as the clocks had been ahead.
+//! One wrong clock moves nothing. A majority that is wrong is believed, since nothing distinguishes it from
+//! the truth. Once it is right again, the leader's next tick sets the time back. Otherwise the time would
+//! stand still, and nothing could be proposed, for as long as the clocks had been ahead.
 
 use crate::clock::{ClockDeviation, ClockReadings, ClusterTime, MajorityTime, show_span};
 use crate::cluster::{Cluster, HoldingPhase, ServicePhase};
