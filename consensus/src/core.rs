@@ -217,7 +217,7 @@ impl Core {
 
     /// Returns whether the next tick would begin a campaign that a barred replica leaves to the others.
     ///
-    /// If nobody leads for [`BARRED_TIMEOUTS`] election timeouts, it campaigns: it may be the only one that
+    /// If no replica leads for [`BARRED_TIMEOUTS`] election timeouts, it campaigns: it may be the only one that
     /// holds everything committed. It then hands leadership over as soon as another replica holds that too.
     fn leaves_campaign_to_others(&mut self) -> bool {
         let raft = &self.raw.raft;

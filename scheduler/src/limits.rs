@@ -73,7 +73,7 @@ pub const REBALANCE_GAIN_MIN: u32 = 2;
 pub const CLOCK_BOUND_MS: u64 = 30_000;
 /// Most clock readings of one command: more than a circle has control replicas.
 pub const CLOCK_READINGS_MAX: usize = 8;
-/// Most open proposals of one actor, so that a leaked access token leaves room for everybody else's.
+/// Most open proposals of one actor, so that a leaked access token leaves room for those of others.
 pub const PROPOSALS_PER_ACTOR_MAX: usize = 16;
 /// Most rejected proposals remembered until they expire. Each took the votes of members.
 pub const REJECTED_PROPOSALS_MAX: usize = 4096;

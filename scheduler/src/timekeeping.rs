@@ -1,8 +1,8 @@
 //! Movement of the cluster's time: forward with a majority of the replicas' clocks, and back with them.
 //!
-//! One wrong clock moves nothing. A majority that is wrong is believed, since nothing tells it from the
-//! truth. Once it is right again, the leader's next tick sets the time back: otherwise it would stand still,
-//! and nothing could be proposed, for as long as the clocks had been ahead.
+//! One wrong clock moves nothing. A majority that is wrong is believed, since nothing distinguishes it from
+//! the truth. Once it is right again, the leader's next tick sets the time back. Otherwise the time would
+//! stand still, and nothing could be proposed, for as long as the clocks had been ahead.
 
 use crate::clock::{ClockDeviation, ClockReadings, ClusterTime, MajorityTime, show_span};
 use crate::cluster::{Cluster, HoldingPhase, ServicePhase};
@@ -50,14 +50,14 @@ impl Cluster {
 
     /// Returns the time to which a tick with these readings sets the cluster back; none if it leaves it. That
     /// is the case if a majority's clocks are more than [`CLOCK_GRACE_MS`] behind it. A smaller difference
-    /// passes by itself.
+    /// passes without a correction.
     pub(crate) fn earlier_time(&self, clocks: &ClockReadings) -> Option<ClusterTime> {
         let earlier = self.majority_time(clocks)?.limit.max(self.signed_floor());
         (earlier.plus(CLOCK_GRACE_MS) < self.now).then_some(earlier)
     }
 
-    /// Sets the time back, and with it every recorded time. What was recorded later than `to` counts as
-    /// recorded then, and a deadline to come stays as far ahead as it was.
+    /// Sets the time back, and with it every recorded time. A record of a later time than `to` counts
+    /// as made then, and a deadline to come stays as far ahead as it was.
     pub(crate) fn set_back(&mut self, to: ClusterTime) {
         let from = self.now;
         debug_assert!(to < from, "a time is set back to an earlier one");

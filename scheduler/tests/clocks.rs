@@ -79,7 +79,7 @@ fn a_clock_400_days_behind_stops_no_time_while_a_majority_is_known() {
 }
 
 #[test]
-fn a_small_difference_passes_by_itself() {
+fn a_small_difference_passes_without_a_correction() {
     let mut world = two_nodes();
     let grace = CLOCK_GRACE_MS as i64;
     let before = world.cluster.now();
@@ -235,8 +235,8 @@ fn median(errors: [i64; 3], now: Millis) -> ClusterTime {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 100, ..ProptestConfig::default() })]
 
-    /// However the clocks jump, the time goes forward no further than a majority's clocks. It is right as
-    /// soon as all of them are.
+    /// The time goes forward no further than a majority's clocks, for any jumps. It is right as soon as all of
+    /// them are.
     #[test]
     fn no_history_of_clocks_leads_the_time_past_a_majority(steps in prop::collection::vec(clock_step(), 1..60)) {
         let mut world = two_nodes();

@@ -45,7 +45,7 @@ fn a_proposal_from_the_future_is_refused() {
     assert_eq!(submit(&mut world, &token("operator"), &late), "ok");
 }
 
-/// A leaked access token fills its own share, and leaves the rest to everybody else.
+/// A leaked access token fills its own share, and leaves the rest to others.
 #[test]
 fn one_actor_opens_no_more_than_its_share() {
     let mut world = two_nodes();
@@ -61,7 +61,7 @@ fn one_actor_opens_no_more_than_its_share() {
     assert_eq!(opened, PROPOSALS_PER_ACTOR_MAX);
     let mine = numbered(&world, 1000, 0, 3_600_000);
     assert_eq!(submit(&mut world, &Actor::Member(member("alice")), &mine), "ok");
-    // What is decided makes room.
+    // A decision makes room.
     let first = numbered(&world, 0, 0, 3_600_000);
     for name in ["alice", "bob"] {
         let ballot = world.ballot(name, &first, Choice::Reject);

@@ -23,7 +23,7 @@ pub(crate) struct ReplicaClocks {
 }
 
 /// A reading of another replica's wall clock, and the time of its arrival by this machine's boot clock. That
-/// clock goes on while the machine sleeps, so a reading from before counts no more.
+/// clock continues while the machine sleeps, so a reading from before counts no more.
 #[derive(Debug, Clone, Copy)]
 struct HeardClock {
     wall: Millis,

@@ -115,6 +115,11 @@ fn gauges(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntGa
     metric
 }
 
+fn clock_wrong(registry: &Registry) -> IntGaugeVec {
+    let help = "1 for a control replica with a clock far from a majority's; it may not lead.";
+    gauges(registry, "quorate_control_clock_wrong", help, &["replica"])
+}
+
 impl ServerMetrics {
     pub(crate) fn new() -> Self {
         let r = Registry::new();
@@ -144,12 +149,7 @@ impl ServerMetrics {
                 "quorate_control_replicas_alive",
                 "Control replicas that answered this one recently, itself included.",
             ),
-            clock_wrong: gauges(
-                &r,
-                "quorate_control_clock_wrong",
-                "1 for a control replica whose clock is far from a majority's; it may not lead.",
-                &["replica"],
-            ),
+            clock_wrong: clock_wrong(&r),
             applied: gauge(&r, "quorate_control_applied_index", "Last log entry applied."),
             committed: gauge(&r, "quorate_control_commit_index", "Last log entry known to be committed."),
             scraping: Mutex::default(),

@@ -21,7 +21,7 @@ use std::time::Duration;
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// Timeout of a health check; a replica that takes longer counts as silent until the next round.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(1);
-/// Pause between two rounds while the clocks of too few replicas are known to tell the time.
+/// Pause between two rounds while the clocks of too few replicas are known.
 const FIRST_CHECK_INTERVAL: Duration = Duration::from_millis(100);
 /// Largest answer to a health check, in bytes.
 const ANSWER_BYTES_MAX: usize = 64;
@@ -91,10 +91,10 @@ pub(crate) async fn watch(server: Arc<Server>, shutdown: CancellationToken) {
     loop {
         server.peers.check_all(&server.clocks).await;
         server.bar_wrong_clocks();
-        let told = 2 * server.peers.alive().unwrap_or(0) > server.genesis.genesis.control.len() as u64;
+        let suffices = 2 * server.peers.alive().unwrap_or(0) > server.genesis.genesis.control.len() as u64;
         tokio::select! {
             () = shutdown.cancelled() => return,
-            () = tokio::time::sleep(if told { CHECK_INTERVAL } else { FIRST_CHECK_INTERVAL }) => {}
+            () = tokio::time::sleep(if suffices { CHECK_INTERVAL } else { FIRST_CHECK_INTERVAL }) => {}
         }
     }
 }
