@@ -324,7 +324,7 @@ mod tests {
         assert!(!knows(&outcomes, "busy", 10, 0) && knows(&outcomes, "busy", 11, 0));
         let bytes = to_bytes(&outcomes);
         assert_eq!(
-            from_bytes::<Outcomes>(&bytes, 64 << 20).as_ref(),
+            from_own_bytes::<Outcomes>(&bytes, 64 << 20).as_ref(),
             Ok(&outcomes),
             "as a snapshot keeps it"
         );

@@ -2,8 +2,8 @@
 
 use crate::samples::{full_service, proposals};
 use crate::support::{
-    HOUR, NOW, approve, check, circle, deploy, enact, forget, genesis, manifest, name, proposal, retire,
-    secret, signed, try_propose,
+    HOUR, NOW, approve, check, circle, deploy, enact, forget, genesis, manifest, name, policy, proposal,
+    retire, secret, signed, try_propose,
 };
 use human_chain::{
     CircleState, PROPOSAL_LIFETIME_MS_MAX, propose, read_bundle, read_certificate, verify, verify_replay,
@@ -311,7 +311,9 @@ fn changes_must_make_sense_where_they_are_asked_for() {
 
 #[test]
 fn a_model_is_forgotten_once_and_never_while_a_service_names_it() {
-    let mut state = circle();
+    let mut founding = genesis();
+    founding.policy = policy("2 of (alice, bob, carol)", "3 of (alice, bob, carol)");
+    let mut state = CircleState::found(&signed(founding), None).expect("a sound genesis");
     enact(&mut state, deploy(4), &["alice", "bob"]);
     let month = 30 * 24 * 3600;
     for (case, change, expected) in [
