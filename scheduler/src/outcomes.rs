@@ -233,7 +233,7 @@ impl TryFrom<OutcomesRecord> for Outcomes {
 mod tests {
     use super::*;
     use protocol::Millis;
-    use protocol::canonical::from_bytes;
+    use protocol::canonical::from_own_bytes;
     use protocol::error_code::NAME_TAKEN;
 
     fn key(token: &str, number: usize) -> IdempotencyKey {
