@@ -162,7 +162,8 @@ impl<'a> Room<'a> {
             let finishes = named.assignment.draining.contains(&key.slot);
             !finishes && required_end(input, held, input.running.get(key)).is_none()
         };
-        let held = book.all_granted().map(|(key, grant)| (key, (grant, stays(key)))).collect();
+        let held: BTreeMap<_, _> =
+            book.all_granted().map(|(key, grant)| (key, (grant, stays(key)))).collect();
         let is_here = |(grant, _): &(&SlotGrant, bool)| grant.node == input.verifier.facts.id;
         debug_assert!(held.values().all(is_here), "each held order is for this node");
         Self { node: &input.verifier.facts.resources, held, accepted: BTreeMap::new() }
