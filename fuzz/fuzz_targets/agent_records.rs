@@ -21,17 +21,8 @@ macro_rules! check {
 
 fuzz_target!(|bytes: &[u8]| {
     check!(bytes, SandboxRecord, SandboxExit, SandboxReport, SandboxSpec, SandboxGo);
-    check!(
-        bytes,
-        ClockReading,
-        SyncResponse,
-        EnrolResponse,
-        NotLeader,
-        Desired,
-        OrderBookRecord,
-        HandOrder,
-        Verdict
-    );
+    check!(bytes, SyncResponse, EnrolResponse, NotLeader, Desired, OrderBookRecord, HandOrder, Verdict);
+    check!(bytes, ClockReading);
     if let Ok(stat) = std::str::from_utf8(bytes) {
         let _ = parse_start_ticks(stat);
     }

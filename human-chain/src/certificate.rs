@@ -25,8 +25,8 @@ use std::collections::BTreeSet;
 /// late. A proposal that expired more than [`CLOCK_GRACE_MS`] before `now` is rejected.
 ///
 /// # Errors
-/// Returns the first check that fails, in this order: size; circle; history; epoch; form; subject and version;
-/// change; expiry; proposal, rendering, epoch, history and time of each ballot; its member; both its
+/// Returns the first check that fails, in this order: size; circle; history; epoch; form; subject and
+/// version; change; expiry; proposal, rendering, epoch, history and time of each ballot; its member; both its
 /// signatures; duplicates and order of ballots; quorum.
 pub fn verify(
     state: &CircleState,
@@ -48,19 +48,21 @@ pub fn verify_replay(state: &CircleState, certificate: &Certificate) -> Result<A
     check(state, certificate, None)
 }
 
-/// Verifies a certificate about subjects that were changed since: its form, its ballots and its quorum, by the
-/// current members. It finds out whether the certificate was altered; it mints nothing and approves nothing,
-/// and it needs no earlier state.
+/// Verifies a certificate about subjects that were changed since: its form, its ballots and its quorum, by
+/// the current members. It finds out whether the certificate was altered; it mints nothing and approves
+/// nothing, and it needs no earlier state.
 ///
 /// # Errors
-/// Returns the first check that fails, in this order: size; circle; history; epoch; form; proposal, rendering,
-/// epoch, history and time of each ballot; its member; both its signatures; duplicates and order of ballots;
-/// quorum.
+/// Returns the first check that fails, in this order: size; circle; history; epoch; form; proposal,
+/// rendering, epoch, history and time of each ballot; its member; both its signatures; duplicates and order
+/// of ballots; quorum.
 pub fn verify_superseded(state: &CircleState, certificate: &Certificate) -> Result<(), ChainError> {
     let proposal = &certificate.proposal;
     check_size(certificate, to_bytes(certificate).len())?;
     check_bound(state, proposal)?;
+    debug_assert_eq!(proposal.epoch, state.epoch(), "the members are those who voted");
     let approvals = check_ballots(&BallotBox::new(state, proposal), &certificate.ballots)?;
+    debug_assert_eq!(approvals.len(), certificate.ballots.len(), "each ballot approves");
     require_quorum(state, proposal, &approvals)
 }
 

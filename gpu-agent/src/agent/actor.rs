@@ -24,10 +24,10 @@ use protocol::agent::{
 };
 use protocol::agent_state::HandOrder;
 use protocol::gateway::RouteTable;
-use protocol::governance::{Bundle, NodeAdmission};
+use protocol::governance::{Bundle, HistoryHead, NodeAdmission};
 use protocol::limits::{LEASE_MS, SYNC_INTERVAL_MS};
 use protocol::model::SignedComplaint;
-use protocol::{BootTime, CircleId, Digest, Fence, Millis, error_code};
+use protocol::{BootTime, CircleId, Digest, Fence, Millis, ServiceName, SlotIndex, error_code};
 use sandbox::Running;
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
@@ -129,7 +129,9 @@ pub(super) struct Volatile {
     refused_bundles: BTreeMap<Digest, Refusal>,
     refusals: Refusals,
     /// Parts of the latest route table that were not handed to the gateway.
-    refused_routes: Vec<RefusedRoute>,
+    refused_routes: BTreeSet<(ServiceName, Option<SlotIndex>)>,
+    /// Table and history that the gateway's table was made from.
+    routes_from: Option<(Option<Digest>, HistoryHead)>,
     /// Released slots that have not been reported to control yet.
     unacknowledged_releases: BTreeSet<(SlotKey, Fence)>,
     /// Orders that were granted but could not be persisted, and why. They do not count as accepted.
@@ -330,8 +332,8 @@ impl AgentActor {
     }
 
     /// Applies a response in the order that keeps every guarantee: first the circle's decisions, then this
-    /// node's desired state. The lease comes last, when everything that must not run has been stopped. Returns
-    /// the delay before the next request.
+    /// node's desired state. The lease comes last, when everything that must not run has been stopped.
+    /// Returns the delay before the next request.
     fn absorb(&mut self, response: SyncResponse, sent_at: BootTime) -> Duration {
         if let Some(desired) = response.desired {
             self.state.desired_digest = Some(desired.digest());
@@ -370,7 +372,8 @@ impl AgentActor {
     /// If control's history lacks or changes a decision that this node has verified before.
     fn take_governance(&mut self, bundles: Vec<Bundle>, sent_at: Millis) -> Result<(), Refusal> {
         let before = self.chain.state().head();
-        // After an answer without bundles, and after one with junk, the chain had all that control could give.
+        // After an answer without bundles, and after one with junk, the chain had all that control could
+        // give.
         let mut complete = bundles.is_empty();
         let mut outcome = Ok(());
         if let Err(RefusedBundle { certificate, refusal }) = self.chain.append(bundles) {
@@ -387,7 +390,7 @@ impl AgentActor {
         } else {
             self.state.chain_complete = complete;
         }
-        if self.chain.state().head() != before {
+        if self.chain.state().head() != before && self.chain.check_whole().is_ok() {
             let length = self.chain.state().length();
             tracing::info!(length, "governance bundles verified and persisted");
             self.node.circle.send_replace(Arc::new(self.chain.state().clone()));
@@ -421,22 +424,25 @@ impl AgentActor {
     }
 
     /// Hands the gateway the part of control's route table that the circle covers. While the chain is not
-    /// complete, the last table stays.
+    /// complete, or if control sends no table, the last table stays.
     fn hand_routes(&mut self) {
+        let from = Some((self.state.desired_digest, self.chain.state().head()));
         let table = self.state.desired.as_ref().and_then(|desired| desired.routes.as_ref());
-        let checked = table.map(|table| check_routes(self.chain.state(), table));
-        let (table, refused) = checked.map_or((None, Vec::new()), |(table, refused)| (Some(table), refused));
+        let Some(table) = table.filter(|_| self.state.routes_from != from) else { return };
+        let (table, refused) = check_routes(self.chain.state(), table);
         if !refused.is_empty() && !self.state.chain_complete {
             return;
         }
-        let news: Vec<&RefusedRoute> =
-            refused.iter().filter(|refused| !self.state.refused_routes.contains(refused)).collect();
+        let key = |refused: &RefusedRoute| (refused.service.clone(), refused.slot);
+        let known = std::mem::take(&mut self.state.refused_routes);
+        let news: Vec<&RefusedRoute> = refused.iter().filter(|part| !known.contains(&key(part))).collect();
         self.state.counts.routes_refused += news.len() as u64;
         if let Some(first) = news.first() {
             let text = format!("{} routes are refused, the first of {first}", news.len());
             self.log_throttled("routes", &text);
         }
-        self.state.refused_routes = refused;
+        self.state.refused_routes = refused.iter().map(key).collect();
+        self.state.routes_from = from;
         self.routes.send_if_modified(|handed| replace_table(handed, table));
     }
 
@@ -658,11 +664,10 @@ impl AgentActor {
     }
 }
 
-/// Replaces the table that the gateway was handed, if the new one differs. Its version rises, since the gateway
-/// ignores an older one, and the circle's decisions change a table that control sent once. A gateway keeps its
-/// last table if control sends none. Returns whether it was replaced.
-fn replace_table(handed: &mut Option<RouteTable>, table: Option<RouteTable>) -> bool {
-    let Some(mut table) = table else { return false };
+/// Replaces the table that the gateway was handed, if the new one differs. Its version rises, since the
+/// gateway ignores an older one, and the circle's decisions change a table that control sent once. Returns
+/// whether it was replaced.
+fn replace_table(handed: &mut Option<RouteTable>, mut table: RouteTable) -> bool {
     if let Some(last) = handed {
         let same = last.services == table.services && last.api_keys == table.api_keys;
         if same && table.version <= last.version {

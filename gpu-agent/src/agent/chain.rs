@@ -268,8 +268,8 @@ impl Chain {
         next.check_extends(&self.highest)
     }
 
-    /// Returns the time after which no bundle was admitted that this node lacks. What the circle signed since
-    /// comes after it too; members' clocks and control's may each be off by the grace.
+    /// Returns the time up to which each admitted bundle is known here: that of the last complete sync, or of
+    /// the latest signatures, less the grace for the clocks of members and of control.
     fn mark(&self) -> Millis {
         self.synced_at.max(Millis(self.signed_at.0.saturating_sub(2 * CLOCK_GRACE_MS)))
     }

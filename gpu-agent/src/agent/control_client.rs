@@ -141,8 +141,8 @@ impl AgentControlClient {
         self.replicas.len()
     }
 
-    /// Returns the clock of one replica, whether it leads or not, and the boot clock just before it was asked.
-    /// Returns none if it does not answer.
+    /// Returns the clock of one replica, whether it leads or not, and the boot clock just before it was
+    /// asked. Returns none if it does not answer.
     pub(super) async fn clock_of(&self, replica: usize) -> Option<(Millis, BootTime)> {
         let asked_at = self.clock.boot();
         let response =

@@ -78,7 +78,7 @@ async fn orders_are_passed_on_and_their_decisions_returned() {
         });
         assert_eq!(passed, submitted);
         let answer = answer.unwrap();
-        assert_eq!((answer.code, answer.message), (Some(error_code::NODE_UNFIT), fence.to_string()));
+        assert_eq!((answer.code, answer.message), (Some(error_code::NODE_UNFIT), format!("1.{fence}")));
     }
 }
 

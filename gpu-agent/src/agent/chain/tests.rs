@@ -104,9 +104,17 @@ fn a_damaged_file_ends_the_chain_which_is_then_fetched_again() {
     }
 }
 
-/// Returns the bundles of a circle with the same first decision that decided something else since.
-fn forked(first: &Bundle, count: u8) -> Vec<Bundle> {
+/// Returns another future of the same circle, before its first decision.
+fn future(world: &TestCircle) -> TestCircle {
     let mut other = ChainDirectory::new().world;
+    other.genesis = world.genesis.clone();
+    other.state = CircleState::found(&world.genesis, None).unwrap();
+    other
+}
+
+/// Returns the bundles of the circle after the same first decision and other ones since.
+fn forked(world: &TestCircle, first: &Bundle, count: u8) -> Vec<Bundle> {
+    let mut other = future(world);
     let approved = verify_replay(&other.state, &first.certificate).unwrap();
     other.state.advance(approved).unwrap();
     other.bundles.push(first.clone());
@@ -116,8 +124,8 @@ fn forked(first: &Bundle, count: u8) -> Vec<Bundle> {
     other.bundles
 }
 
-/// The attack: a damaged chain is fetched again from control that cut or replaced its end. The positive control
-/// is a node without a record of its highest head, which takes either.
+/// The attack: a damaged chain is fetched again from control that cut or replaced its end. The positive
+/// control is a node without a record of its highest head, which takes either.
 #[test]
 fn a_damaged_chain_comes_back_neither_shorter_nor_forked() {
     let damaged = |keep_head: bool| {
@@ -135,7 +143,7 @@ fn a_damaged_chain_comes_back_neither_shorter_nor_forked() {
     chain.append(bundles[1..2].to_vec()).unwrap();
     assert_eq!(chain.check_whole().unwrap_err().code, error_code::HISTORY_SHORTER);
     let (node, mut chain, bundles) = damaged(true);
-    let refused = chain.append(forked(&bundles[0], 3)[1..].to_vec()).expect_err("a fork");
+    let refused = chain.append(forked(&node.world, &bundles[0], 3)[1..].to_vec()).expect_err("a fork");
     assert_eq!(refused.refusal.code, error_code::HISTORY_FORKED);
     assert_eq!((chain.state().length(), chain.admitted().len()), (0, 0), "none of it can be trusted");
     assert_eq!(node.files(), ["head"]);
@@ -146,11 +154,9 @@ fn a_damaged_chain_comes_back_neither_shorter_nor_forked() {
     let (_node, mut chain, bundles) = damaged(false);
     chain.append(bundles[1..2].to_vec()).unwrap();
     assert_eq!(chain.check_whole(), Ok(()));
-    let (_node, mut chain, bundles) = damaged(false);
-    assert_eq!(
-        (chain.append(forked(&bundles[0], 3)[1..].to_vec()).unwrap(), chain.check_whole()),
-        (2, Ok(()))
-    );
+    let (node, mut chain, bundles) = damaged(false);
+    let fork = forked(&node.world, &bundles[0], 3)[1..].to_vec();
+    assert_eq!((chain.append(fork).unwrap(), chain.check_whole()), (2, Ok(())));
 }
 
 #[test]
@@ -158,7 +164,7 @@ fn a_chain_that_is_not_the_one_it_was_is_fetched_again() {
     let mut node = ChainDirectory::new();
     let bundles = node.deploy(3);
     node.open().append(bundles.clone()).unwrap();
-    for (number, bundle) in forked(&bundles[0], 4).iter().enumerate() {
+    for (number, bundle) in forked(&node.world, &bundles[0], 4).iter().enumerate() {
         fs::write(node.path().join(format!("{:010}", number + 1)), canonical::to_bytes(bundle)).unwrap();
     }
     let mut chain = node.open();
@@ -205,10 +211,11 @@ fn a_bundle_that_expired_before_a_complete_sync_is_refused() {
 fn what_expired_before_the_circle_last_signed_is_refused() {
     let evil = service("evil", ModelRoot(Digest::of(b"evil")), 4);
     let evil = Change::Deploy(Box::new(protocol::manifest::Manifest::Service(evil)));
-    let withheld = ChainDirectory::new().world.certify(evil);
+    let origin = ChainDirectory::new();
+    let withheld = origin.world.certify(evil);
     let expires = withheld.certificate.proposal.expires_at;
     for (later_ms, expected) in [(4 * CLOCK_GRACE_MS, Some(error_code::PROPOSAL_EXPIRED)), (0, None)] {
-        let mut node = ChainDirectory::new();
+        let mut node = ChainDirectory { world: future(&origin.world), ..ChainDirectory::new() };
         node.deploy(1);
         node.world.now = expires.plus(later_ms);
         node.deploy(1);

@@ -106,6 +106,7 @@ struct Named<'a> {
 /// Returns the actions that reconcile the node with the desired state.
 #[must_use]
 pub fn reconcile(input: &ReconcileInput<'_>) -> Vec<SlotAction> {
+    debug_assert_eq!(input.verifier.book.check_invariants(), Ok(()), "the order book");
     let named = named(input.desired);
     let mut room = Room::new(input, &named);
     let mut actions = Vec::new();
@@ -161,12 +162,16 @@ impl<'a> Room<'a> {
             let finishes = named.assignment.draining.contains(&key.slot);
             !finishes && required_end(input, held, input.running.get(key)).is_none()
         };
-        let held = book.all_granted().map(|(key, grant)| (key, (grant, stays(key)))).collect();
+        let held: BTreeMap<_, _> =
+            book.all_granted().map(|(key, grant)| (key, (grant, stays(key)))).collect();
+        let is_here = |(grant, _): &(&SlotGrant, bool)| grant.node == input.verifier.facts.id;
+        debug_assert!(held.values().all(is_here), "each held order is for this node");
         Self { node: &input.verifier.facts.resources, held, accepted: BTreeMap::new() }
     }
 
     /// Checks that a grant fits beside the orders of other slots; it replaces that of its own.
-    fn check(&self, key: &SlotKey, grant: &SlotGrant) -> Fit {
+    fn check(&self, key: &SlotKey, grant: &SlotGrant) -> RoomDecision {
+        debug_assert!(!self.accepted.contains_key(key), "one order of a slot is accepted at a time");
         let others = |staying: bool| {
             let held = self.held.iter().filter(move |(_, (_, stays))| *stays || !staying);
             let held = held.filter(|(other, _)| !self.accepted.contains_key(**other) && **other != key);
@@ -174,11 +179,11 @@ impl<'a> Room<'a> {
             GrantedResources::of(held.map(|(_, (grant, _))| *grant).chain(accepted.map(|(_, grant)| grant)))
         };
         if others(false).check_room(grant, self.node).is_ok() {
-            return Fit::Now;
+            return RoomDecision::Now;
         }
         match others(true).check_room(grant, self.node) {
-            Ok(()) => Fit::Soon,
-            Err(refusal) => Fit::Never(refusal),
+            Ok(()) => RoomDecision::Soon,
+            Err(refusal) => RoomDecision::Never(refusal),
         }
     }
 
@@ -186,6 +191,7 @@ impl<'a> Room<'a> {
     fn count(&mut self, key: &SlotKey, actions: &[SlotAction]) {
         for action in actions {
             if let SlotAction::Accept { grant, .. } = action {
+                debug_assert_eq!(grant.get().slot, key.slot, "the grant is of this slot");
                 self.accepted.insert(key.clone(), grant.get().clone());
             }
         }
@@ -193,7 +199,7 @@ impl<'a> Room<'a> {
 }
 
 /// Whether a grant fits beside the other orders of the node.
-enum Fit {
+enum RoomDecision {
     Now,
     /// Once slots have ended that control no longer wants.
     Soon,
@@ -281,9 +287,9 @@ fn verify(
     });
     match granted {
         Ok(grant) => match room.check(key, grant.get()) {
-            Fit::Now => OrderDecision::Granted(Box::new(grant)),
-            Fit::Soon => OrderDecision::Early,
-            Fit::Never(refusal) => OrderDecision::Refused(refusal),
+            RoomDecision::Now => OrderDecision::Granted(Box::new(grant)),
+            RoomDecision::Soon => OrderDecision::Early,
+            RoomDecision::Never(refusal) => OrderDecision::Refused(refusal),
         },
         Err(refusal) if !input.chain_complete && may_be_early(&refusal) => OrderDecision::Early,
         Err(refusal) => {

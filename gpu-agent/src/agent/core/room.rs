@@ -41,6 +41,7 @@ impl GrantedResources {
 
     /// Adds a grant.
     pub fn add(&mut self, grant: &SlotGrant) {
+        debug_assert!(grant.gpus.is_sorted_by(|a, b| a < b), "a grant names each of its GPUs once");
         let needs = &grant.service.resources;
         self.cpu_millicores = self.cpu_millicores.saturating_add(needs.cpu_millicores);
         self.memory_bytes = self.memory_bytes.saturating_add(needs.memory_bytes);
@@ -51,8 +52,8 @@ impl GrantedResources {
         }
     }
 
-    /// Checks that a grant fits on a node beside these. A whole GPU belongs to one slot, and shares of one add
-    /// up to at most all of it.
+    /// Checks that a grant fits on a node beside these. A whole GPU belongs to one slot, and shares of one
+    /// add up to at most all of it.
     ///
     /// # Errors
     /// The first resource of which too little is left.
@@ -89,13 +90,14 @@ fn check_sum(what: &str, held: u64, needs: u64, there: u64, grant: &SlotGrant) -
     if held.checked_add(needs).is_some_and(|sum| sum <= there) {
         return Ok(());
     }
+    debug_assert!(held > 0 || needs > there, "too little is left, or too little is there");
     let slot = SlotKey { service: grant.service.name.clone(), slot: grant.slot };
     let message = format!("{slot} needs {needs} of {what}; the node has {there}, other slots hold {held}");
     Err(Refusal::new(error_code::RESOURCES_EXCEEDED, message))
 }
 
-#[cfg(test)]
 #[allow(clippy::unwrap_used)]
+#[cfg(test)]
 mod tests {
     use super::super::testing::service;
     use super::*;

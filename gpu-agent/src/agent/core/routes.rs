@@ -1,5 +1,5 @@
-//! Judgement of a route table before it is handed to the gateway: prompts go to nodes that the circle admitted,
-//! for services that it approved, and nowhere else.
+//! Judgement of a route table before it is handed to the gateway: prompts go to nodes that the circle
+//! admitted, for services that it approved, and nowhere else.
 //!
 //! API keys pass as they are: the chain does not hold them.
 
@@ -9,7 +9,8 @@ use protocol::error_code;
 use protocol::gateway::{Route, RouteTable, RoutedService};
 use protocol::governance::NodeRole;
 use protocol::manifest::ServiceManifest;
-use protocol::{ServiceName, SlotIndex};
+use protocol::{NodeId, ServiceName, SlotIndex};
+use std::collections::BTreeSet;
 
 /// Part of a route table that is not handed on: a whole service, or one of its slots.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,11 +35,13 @@ impl std::fmt::Display for RefusedRoute {
 /// A route of a retired service is handed on as draining: running requests finish, and no new one is sent.
 #[must_use]
 pub fn check_routes(circle: &CircleState, table: &RouteTable) -> (RouteTable, Vec<RefusedRoute>) {
+    let workers = circle.nodes().filter(|node| node.roles.contains(&NodeRole::Worker));
+    let workers: BTreeSet<NodeId> = workers.map(|node| node.id).collect();
     let mut refused = Vec::new();
     let mut services = Vec::new();
     for routed in &table.services {
         match check_service(circle, routed) {
-            Ok(retired) => services.push(admitted_routes(circle, routed, retired, &mut refused)),
+            Ok(retired) => services.push(admitted_routes(&workers, routed, retired, &mut refused)),
             Err(message) => refused.push(refused_route(routed, None, message)),
         }
     }
@@ -53,6 +56,7 @@ fn check_service(circle: &CircleState, routed: &RoutedService) -> Result<bool, S
     let Some((service, retired)) = approved.or_else(retired) else {
         return Err("no certificate approves the service".into());
     };
+    debug_assert_eq!(service.manifest.name, routed.service, "a service is approved under its own name");
     let ServiceManifest { model, task, .. } = &service.manifest;
     if model.name != routed.model || *task != routed.task {
         return Err(format!("the circle approved it for another model or task: `{}`", model.name));
@@ -61,23 +65,22 @@ fn check_service(circle: &CircleState, routed: &RoutedService) -> Result<bool, S
 }
 
 fn admitted_routes(
-    circle: &CircleState,
+    workers: &BTreeSet<NodeId>,
     routed: &RoutedService,
     retired: bool,
     refused: &mut Vec<RefusedRoute>,
 ) -> RoutedService {
-    let is_worker = |route: &Route| {
-        circle.node_by_id(route.node).is_some_and(|node| node.roles.contains(&NodeRole::Worker))
-    };
     let mut routes = Vec::new();
     for route in &routed.routes {
-        if is_worker(route) {
+        if workers.contains(&route.node) {
             routes.push(Route { draining: route.draining || retired, ..route.clone() });
         } else {
             let message = format!("no certificate admits node {} as a worker", route.node);
             refused.push(refused_route(routed, Some(route.slot), message));
         }
     }
+    debug_assert!(routes.len() <= routed.routes.len(), "no route is added");
+    debug_assert!(routes.iter().all(|route| workers.contains(&route.node)), "each leads to a worker");
     RoutedService { routes, ..routed.clone() }
 }
 
@@ -86,8 +89,8 @@ fn refused_route(routed: &RoutedService, slot: Option<SlotIndex>, message: Strin
     RefusedRoute { service: routed.service.clone(), slot, refusal }
 }
 
-#[cfg(test)]
 #[allow(clippy::unwrap_used)]
+#[cfg(test)]
 mod tests {
     use super::super::testing::{NOW, TestCircle, admission, model_name, routed, service};
     use super::*;
@@ -96,8 +99,7 @@ mod tests {
     use protocol::gateway::ApiKey;
     use protocol::governance::Change;
     use protocol::manifest::Task;
-    use protocol::{Digest, ModelRoot, NodeId};
-    use std::collections::BTreeSet;
+    use protocol::{Digest, ModelRoot};
 
     fn identity(seed: u8) -> Identity {
         Identity::from_seed(&[seed; 32])

@@ -246,7 +246,7 @@ fn more_memory_than_there_is() {
 
 #[test]
 fn a_resource_that_will_be_free_soon_is_waited_for() {
-    let (mut scene, orders) = on_gpus(&[("chat", 0, 0), ("other", 0, 0)]);
+    let (mut scene, orders) = on_gpus(&[("chat", 0, 0), ("other", 0, 0), ("chat", 1, 0)]);
     let (first, second) = (&orders[0], &orders[1]);
     scene.settle(first);
     // Control moves the GPU: it names the first order no more, or asks it to finish.
@@ -262,8 +262,7 @@ fn a_resource_that_will_be_free_soon_is_waited_for() {
     let record = scene.book.to_record(circle, node);
     let read = OrderBook::from_record(record, &scene.world.genesis, &scene.world.bundles, circle, node);
     scene.book = read.unwrap().0;
-    let (_, others) = on_gpus(&[("chat", 1, 0)]);
-    assert_eq!(scene.names(&together(&[second, &others[0]])), ["refuse 1@1 resources-exceeded"]);
+    assert_eq!(scene.names(&together(&[second, &orders[2]])), ["refuse 1@1 resources-exceeded"]);
 }
 
 #[test]

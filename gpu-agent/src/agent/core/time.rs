@@ -19,7 +19,9 @@ struct ClockSample {
 impl ClockSample {
     /// Returns the time that the clock shows at `boot`, if it was not set since.
     fn at(self, boot: BootTime) -> Millis {
-        self.wall.plus(boot.since(self.at))
+        let now = self.wall.plus(boot.since(self.at));
+        debug_assert!(now >= self.wall, "a clock that is not set never falls");
+        now
     }
 }
 
@@ -38,6 +40,7 @@ impl TrustedTime {
     /// Returns the state of a node that has asked none of these control replicas yet.
     #[must_use]
     pub fn new(replicas: usize) -> Self {
+        debug_assert!(replicas > 0, "a circle has a control replica");
         Self { replicas: vec![None; replicas], agreed: None, asked: false }
     }
 
@@ -74,7 +77,9 @@ impl TrustedTime {
                 self.agreed.map_or_else(|| wall.clamp(earliest, latest), |agreed| agreed.at(boot))
             }
         };
-        now.max(signed)
+        let now = now.max(signed);
+        debug_assert!(now >= signed, "time never falls behind what is signed");
+        now
     }
 
     /// Returns this node's clock if a majority of the replicas confirms it, or if no majority answers. A
@@ -95,7 +100,7 @@ impl TrustedTime {
         let majority = self.majority();
         let latest = *clocks.get(majority.checked_sub(1)?)?;
         let earliest = *clocks.get(clocks.len().checked_sub(majority)?)?;
-        debug_assert!(earliest <= latest, "two majorities share a replica");
+        debug_assert!(earliest <= latest, "what a majority has reached is not ahead of a majority");
         Some((Millis(earliest.0.saturating_sub(CLOCK_GRACE_MS)), latest.plus(CLOCK_GRACE_MS)))
     }
 
@@ -104,12 +109,14 @@ impl TrustedTime {
     }
 
     fn majority(&self) -> usize {
-        self.replicas.len() / 2 + 1
+        let majority = self.replicas.len() / 2 + 1;
+        debug_assert!(2 * majority > self.replicas.len(), "two majorities share a replica");
+        majority
     }
 }
 
-/// Returns the time by which half of a certificate's members had signed it. A single member with a wrong clock
-/// moves it no further than to another member's time, unless one ballot is the quorum.
+/// Returns the time by which half of a certificate's members had signed it. A single member with a wrong
+/// clock moves it no further than to another member's time, unless one ballot is the quorum.
 #[must_use]
 pub fn signed_at(certificate: &Certificate) -> Millis {
     let mut times: Vec<Millis> = certificate.ballots.iter().map(|signed| signed.ballot.issued_at).collect();
@@ -118,8 +125,8 @@ pub fn signed_at(certificate: &Certificate) -> Millis {
     times.get(lower_median).copied().unwrap_or_default()
 }
 
-#[cfg(test)]
 #[allow(clippy::unwrap_used)]
+#[cfg(test)]
 mod tests {
     use super::super::testing::{NOW, TestCircle, service};
     use super::*;

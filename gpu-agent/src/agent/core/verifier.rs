@@ -37,6 +37,7 @@ impl OrderVerifier<'_> {
         let key = SlotKey::of(&signed.order);
         let others = self.book.all_granted().filter(|(other, _)| **other != key);
         let held = GrantedResources::of(others.map(|(_, grant)| grant));
+        debug_assert_eq!(grant.get().node, self.facts.id, "a grant is for this node");
         held.check_room(grant.get(), &self.facts.resources)?;
         Ok(grant)
     }
@@ -78,8 +79,8 @@ impl OrderVerifier<'_> {
         }
         let digest = bundle.certificate.digest();
         if !self.admitted.contains(&digest) {
-            // The chain does not have this certificate. An altered one must be reported as altered, not merely
-            // as different.
+            // The chain does not have this certificate. An altered one must be reported as altered, not
+            // merely as different.
             if self.is_about_present(&bundle.certificate) {
                 drop(verify(self.circle, &bundle.certificate, self.now)?);
             } else {

@@ -92,7 +92,7 @@ async fn route_to_a_stranger() {
     });
     let passes = || agent.handed().is_some_and(|table| table.services == services && table.version > 7);
     stage.until("all of it passes, as a newer table", passes).await;
-    // What the circle takes back is taken from the gateway, though control's table stays.
+    // The circle removes the node, and the gateway loses the route, though control's table stays.
     stage.say(|script| drop(script.world.decide(Change::RemoveNode { node: name.parse().unwrap() })));
     let gone = || agent.handed().is_some_and(|table| table.services[0].routes.len() == 1);
     stage.until("the removed node gets no prompt", gone).await;
@@ -245,7 +245,7 @@ async fn fast_forward() {
         slots.any(|report| (report.fence, report.state) == (second, SlotState::Ready))
     };
     stage.until("the next certificate opens the slot", serves).await;
-    // What control ordered under the earlier certificate is behind it, whatever its count.
+    // Any order under the earlier certificate is behind it, with any count.
     let earlier = {
         let script = stage.script();
         let order = script.world.plain_order(&stage.bundle, node_id(), 0, 1);

@@ -18,8 +18,10 @@ use tokio::sync::watch;
 const PROCESSES_BASE: u32 = 32;
 /// Open files of a worker: its connections to gateways and its maps, with ample headroom.
 const OPEN_FILES_MAX: u32 = 1024;
-/// Characters of a service's name that fit into a sandbox's name beside a digest, a slot and a fence.
-const NAME_PART: usize = 20;
+/// Characters of a service's name that fit into a sandbox's name beside a digest and a slot.
+const NAME_PART: usize = 16;
+/// Characters of the digest that stands for a name that is too long: 128 bits.
+const DIGEST_PART: usize = 32;
 /// Directories of a driver's user libraries on the supported systems.
 const DRIVER_DIRECTORIES: [&str; 3] =
     ["/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib/aarch64-linux-gnu"];
@@ -31,11 +33,9 @@ pub(in crate::agent) fn sandbox_name(key: &SlotKey, fence: Fence) -> String {
     if name.len() <= limits::NAME_BYTES_MAX {
         return name;
     }
-    let digest = Digest::of(key.service.as_str().as_bytes());
-    let digest = digest.short();
+    let digest: String = Digest::of(name.as_bytes()).to_string().chars().take(DIGEST_PART).collect();
     let start: String = key.service.as_str().chars().take(NAME_PART).collect();
-    let tail = format!("{digest}.{}.{fence}", key.slot);
-    format!("{start}_{tail}")
+    format!("{start}_{digest}.{}", key.slot)
 }
 
 /// Inputs that a start waits for.
