@@ -120,3 +120,28 @@ async fn end_healthy(demonstration: &Demonstration) -> Result<()> {
         tokio::time::sleep(POLL_INTERVAL).await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_proposal_is_read_from_what_the_command_line_prints() {
+        let id = "ab".repeat(32);
+        let printed = serde_json::json!({
+            "id": id,
+            "state": "open",
+            "words": ["badge", "pelican", "gecko", "iris", "barn", "velvet"],
+            "approved": ["member-a"],
+            "refused": [],
+        });
+        let proposal: PrintedProposal = serde_json::from_value(printed.clone()).expect("a proposal");
+        assert_eq!((proposal.id.to_string(), proposal.state), (id, ProposalState::Open));
+        assert_eq!(proposal.words.join(" "), "badge pelican gecko iris barn velvet");
+        for missing in ["id", "state", "words"] {
+            let mut part = printed.clone();
+            part.as_object_mut().expect("an object").remove(missing);
+            assert!(serde_json::from_value::<PrintedProposal>(part).is_err(), "without `{missing}`");
+        }
+    }
+}

@@ -56,5 +56,6 @@ pub fn merge_signatures(signed: &mut SignedGenesis, copies: &[SignedGenesis]) ->
         signed.signatures.entry(id.clone()).or_insert_with(|| signature.clone());
     }
     debug_assert!(unsigned_founders(signed).is_ok(), "each signature was verified over the same bytes");
+    debug_assert_eq!(crate::circle_id(&signed.genesis), expected, "joining alters no genesis");
     Ok(())
 }

@@ -18,6 +18,7 @@ use protocol::governance::{
 #[must_use]
 pub fn render_genesis(genesis: &Genesis) -> Rendering {
     let text = text_of(&sentence(genesis), of_genesis(genesis));
+    debug_assert!(text.contains(&circle_id(genesis).to_string()), "the digest of the whole is shown");
     let digest = Digest::of_domain(GENESIS_RENDERING_DOMAIN, text.as_bytes());
     Rendering { words: words::of(&digest), text, digest }
 }
@@ -26,6 +27,7 @@ fn sentence(genesis: &Genesis) -> String {
     let members: Vec<&str> = genesis.members.iter().map(|member| member.id.as_str()).collect();
     let quorum = |(class, rule)| format!("{class} changes need {}", describe(rule));
     let quorums: Vec<String> = genesis.policy.quorums.iter().map(quorum).collect();
+    debug_assert_eq!(quorums.len(), genesis.policy.quorums.len(), "each class shows its rule");
     format!(
         "Found the circle {} of {}: {}; {}; it begins with {}, {} and {}.",
         quoted(&genesis.name),
@@ -50,6 +52,7 @@ fn of_genesis(genesis: &Genesis) -> FieldTexts {
     fields.extend(control.iter().flat_map(of_replica));
     fields.extend(nodes.iter().flat_map(of_admitted));
     fields.extend(tokens.iter().flat_map(of_token));
+    debug_assert!(fields.len() >= 4 + members.len() + control.len() + nodes.len() + tokens.len());
     fields
 }
 
