@@ -64,8 +64,8 @@ impl OrderVerifier<'_> {
         self.grant(signed)
     }
 
-    /// Verifies an order that the node does not hold yet, and whose certificate control names. The certificate
-    /// is in this node's chain, or approves nothing here.
+    /// Verifies an order that the node does not hold yet, and whose certificate control names. The
+    /// certificate is in this node's chain, or approves nothing here.
     ///
     /// # Errors
     /// The first check that fails: the named certificate; then those of [`OrderVerifier::verify`].
@@ -78,7 +78,9 @@ impl OrderVerifier<'_> {
             let message = "the certificate of the assignment is not the one that the order names";
             return Err(Refusal::new(error_code::ORDER_MISMATCH, message));
         }
-        self.grant(signed)
+        let grant = self.grant(signed)?;
+        debug_assert_eq!(grant.get().certificate, certificate, "the certificate in force is the named one");
+        Ok(grant)
     }
 
     fn grant(&self, signed: &SignedOrder) -> Result<Approved<SlotGrant>, Refusal> {
