@@ -208,8 +208,8 @@ impl Server {
         };
         let command = Command { clocks: self.clocks.readings(), actor, action, idempotency };
         let answer = self.once(canonical::to_bytes(&command).into(), lane).await?;
-        canonical::from_own_bytes(&answer, protocol::limits::API_BODY_BYTES_MAX)
-            .map_err(problem::effect_unknown)
+        let reply = canonical::from_own_bytes(&answer, protocol::limits::API_BODY_BYTES_MAX);
+        reply.map_err(problem::effect_unknown)
     }
 
     /// Waits until this replica has applied every command that was acknowledged before the call.

@@ -37,8 +37,8 @@ pub struct Problem {
     pub remedy: Option<String>,
 }
 
-/// Genesis and every governance bundle in log order: all input needed to recompute the circle's state. Clients
-/// assemble it from [`HistoryPage`]s.
+/// Genesis and every governance bundle in log order: all input needed to recompute the circle's state.
+/// Clients assemble it from [`HistoryPage`]s.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct History {

@@ -1,12 +1,12 @@
 //! Deterministic CBOR (RFC 8949, section 4.2): one value, one byte string.
 //!
-//! Every value that is signed, hashed or sent between components is encoded here. Decoding checks the form of
-//! the bytes in one pass without building anything, reads the value, and compares the bytes with the value's
-//! own encoding. This rejects any second spelling of the same value, such as unsorted keys, indefinite lengths
-//! and padded integers. It also rejects duplicate keys, unknown fields, floats and tags.
+//! Every value that is signed, hashed or sent between components is encoded here. Decoding checks the form
+//! of the bytes in one pass without building anything, reads the value, and compares the bytes with the
+//! value's own encoding. This rejects any second spelling of the same value, such as unsorted keys,
+//! indefinite lengths and padded integers. It also rejects duplicate keys, unknown fields, floats and tags.
 //!
-//! Bytes from a peer cost at most four times their number in memory, whatever they are. Fewer than 16 MiB may
-//! cost [`MEMORY_BYTES_MIN`] more, which is also the floor. `protocol/tests/memory.rs` measures it.
+//! Any bytes from a peer cost at most four times their number in memory. Fewer than 16 MiB may cost
+//! [`MEMORY_BYTES_MIN`] more, which is also the floor. `protocol/tests/memory.rs` measures it.
 
 mod comparison;
 mod encoder;

@@ -53,8 +53,8 @@ pub const API_BODY_BYTES_MAX: usize = 4 * 1024 * 1024;
 pub const INFERENCE_BODY_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Maximum size of a message between an agent and control in bytes.
 pub const SYNC_BYTES_MAX: usize = 16 * 1024 * 1024;
-/// Maximum size in bytes of the bundles in one answer to an agent; any bundle fits. A node with 7 Mbit/s reads
-/// it before its request times out, and a history of any length reaches it page by page.
+/// Maximum size in bytes of the bundles in one answer to an agent; any bundle fits. A node with 7 Mbit/s
+/// reads it before its request times out, and a history of any length reaches it page by page.
 pub const HISTORY_PAGE_BYTES_MAX: usize = 1024 * 1024;
 /// Maximum size of a frame in bytes on a unix socket between an agent and a process that it started.
 pub const FRAME_BYTES_MAX: usize = 1024 * 1024;

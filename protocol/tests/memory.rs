@@ -201,7 +201,7 @@ fn a_tree_of_values_costs_more_than_four_times_its_bytes() {
     assert!(read && peak > 16 * bytes.len(), "{peak} for {} bytes", bytes.len());
 }
 
-/// Replaces the value of a field, which must sort as the last of the message's own keys or be where it is.
+/// Replaces the value of a field of a message.
 fn with_field(message: &[u8], field: &str, value: &[u8]) -> Vec<u8> {
     let Cbor::Map(entries) = ciborium::from_reader(message).unwrap() else { panic!("a message is a map") };
     let mut out = vec![0xa0 | u8::try_from(entries.len()).unwrap()];

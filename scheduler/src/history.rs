@@ -3,8 +3,8 @@
 use protocol::canonical::to_bytes;
 use protocol::governance::Bundle;
 
-/// Returns the bundles after the first `length`, as many as stay within `bytes_max`, but at least one: a reader
-/// always advances. The chain only grows, so that pages read at different times continue each other.
+/// Returns the bundles after the first `length`, as many as stay within `bytes_max`, but at least one: a
+/// reader always advances. The chain only grows, so that pages read at different times continue each other.
 #[must_use]
 pub fn history_page(chain: &[Bundle], length: u64, bytes_max: usize) -> Vec<Bundle> {
     let skip = usize::try_from(length).unwrap_or(usize::MAX);

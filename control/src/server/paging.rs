@@ -2,7 +2,7 @@
 //!
 //! That style lets an answer hold fewer items than asked for, which bounds its bytes, and its tokens need no
 //! state: they hold the key of the last item read. Each list is in the order of its keys. A page therefore
-//! continues behind the last item whatever has changed since, and every item that stays is read once.
+//! continues behind the last item regardless of changes, and every item that stays is read once.
 
 use super::problem::Failure;
 use axum::extract::Query;

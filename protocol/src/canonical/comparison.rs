@@ -1,8 +1,9 @@
 //! Serializer that compares a value with bytes instead of writing it.
 //!
 //! A type may read several encodings as one value: an absent optional field, an unsorted set. Only the
-//! value's own encoding is canonical. Writing it takes memory and sorting; a comparison takes an index of each map
-//! that is open, because a type writes its fields in its own order and canonical form has them sorted.
+//! value's own encoding is canonical. Writing it takes memory and sorting; a comparison takes an index of
+//! each map that is open, because a type writes its fields in its own order and canonical form has them
+//! sorted.
 
 use super::encoder::to_bytes;
 use super::item::{FALSE, ItemHead, ItemKind, NULL, TRUE, end_of};
@@ -48,6 +49,7 @@ impl<'a> EncodingComparison<'a> {
     }
 
     fn open(&mut self, kind: ItemKind) -> Compared<u64> {
+        debug_assert!(self.at <= self.input.len(), "the position is in the bytes");
         let head = self.head(self.at)?;
         if head.kind != kind {
             return Err(OtherEncoding);
@@ -61,6 +63,7 @@ impl<'a> EncodingComparison<'a> {
     }
 
     fn content(&mut self, kind: ItemKind, content: &[u8]) -> Compared {
+        debug_assert!(matches!(kind, ItemKind::Bytes | ItemKind::Text), "only strings have content");
         let head = self.head(self.at)?;
         let found = head.kind == kind && head.content(self.input, self.at) == Ok(content);
         self.at += head.bytes + content.len();
@@ -88,8 +91,18 @@ impl<'a> EncodingComparison<'a> {
             let value = end_of(self.input, end).map_err(|_| OtherEncoding)?;
             end = end_of(self.input, value).map_err(|_| OtherEncoding)?;
         }
+        debug_assert!(end <= self.input.len(), "a validated map ends within the bytes");
         Ok(MapComparison { comparison: self, entries, end, next: 0, compared: 0 })
     }
+}
+
+/// Implements the methods of numbers, which differ in width alone.
+macro_rules! numbers {
+    ($($name:ident $kind:ty $wide:ident),*) => {
+        $(fn $name(self, number: $kind) -> Compared {
+            self.$wide(number.into())
+        })*
+    };
 }
 
 impl<'b, 'a> ser::Serializer for &'b mut EncodingComparison<'a> {
@@ -111,18 +124,6 @@ impl<'b, 'a> ser::Serializer for &'b mut EncodingComparison<'a> {
         self.number(ItemKind::Simple, if value { TRUE } else { FALSE })
     }
 
-    fn serialize_i8(self, number: i8) -> Compared {
-        self.serialize_i64(number.into())
-    }
-
-    fn serialize_i16(self, number: i16) -> Compared {
-        self.serialize_i64(number.into())
-    }
-
-    fn serialize_i32(self, number: i32) -> Compared {
-        self.serialize_i64(number.into())
-    }
-
     fn serialize_i64(self, number: i64) -> Compared {
         match u64::try_from(number) {
             Ok(number) => self.number(ItemKind::Unsigned, number),
@@ -130,16 +131,9 @@ impl<'b, 'a> ser::Serializer for &'b mut EncodingComparison<'a> {
         }
     }
 
-    fn serialize_u8(self, number: u8) -> Compared {
-        self.serialize_u64(number.into())
-    }
-
-    fn serialize_u16(self, number: u16) -> Compared {
-        self.serialize_u64(number.into())
-    }
-
-    fn serialize_u32(self, number: u32) -> Compared {
-        self.serialize_u64(number.into())
+    numbers! {
+        serialize_i8 i8 serialize_i64, serialize_i16 i16 serialize_i64, serialize_i32 i32 serialize_i64,
+        serialize_u8 u8 serialize_u64, serialize_u16 u16 serialize_u64, serialize_u32 u32 serialize_u64
     }
 
     fn serialize_u64(self, number: u64) -> Compared {
@@ -322,6 +316,7 @@ impl MapComparison<'_, '_> {
         let index = found.map_err(|_| OtherEncoding)?;
         let entry = *self.entries.get(index).ok_or(OtherEncoding)?;
         self.comparison.at = entry as usize + key_at(input, entry)?.1.len();
+        debug_assert!(self.comparison.at < self.end, "a value follows each key");
         self.next = index + 1;
         Ok(())
     }
@@ -338,6 +333,7 @@ impl MapComparison<'_, '_> {
     }
 
     fn finish(self) -> Compared {
+        debug_assert!(self.next <= self.entries.len(), "the index counts entries");
         if self.compared != self.entries.len() {
             return Err(OtherEncoding);
         }

@@ -38,6 +38,7 @@ impl OpenItem {
         }
         self.left -= 1;
         self.next = end;
+        debug_assert!(self.last_key.end <= end, "a key ends before its value");
         Ok(())
     }
 }
@@ -77,6 +78,7 @@ pub(super) fn check(input: &[u8]) -> Result<(), CanonicalError> {
             break;
         }
     }
+    debug_assert!(open.is_empty() && at <= input.len(), "the outermost item ended");
     if at < input.len() {
         return Err(CanonicalError::Invalid(format!("bytes follow the value, at byte {at}")));
     }
@@ -86,6 +88,7 @@ pub(super) fn check(input: &[u8]) -> Result<(), CanonicalError> {
 /// Closes every array and map that ends with the item that ended at `end`. Returns whether the outermost item
 /// ended.
 fn close(open: &mut Vec<OpenItem>, input: &[u8], end: usize) -> Result<bool, CanonicalError> {
+    debug_assert!(open.last().is_none_or(|item| item.left > 0), "an item without items left is closed");
     while let Some(innermost) = open.last_mut() {
         innermost.advance(input, end)?;
         if innermost.left > 0 {

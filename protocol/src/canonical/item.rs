@@ -58,6 +58,7 @@ impl ItemHead {
         let argument = rest.get(..width).ok_or_else(|| truncated(at))?;
         let argument = argument.iter().fold(0_u64, |number, byte| number << 8 | u64::from(*byte));
         let least = if width == 1 { 24 } else { 1 << (4 * width) };
+        debug_assert!(width == 8 || argument >> (8 * width) == 0, "an argument has its width");
         if argument < least {
             return Err(CanonicalError::NotCanonical);
         }
@@ -99,6 +100,7 @@ pub(super) fn truncated(at: usize) -> CanonicalError {
 /// Returns the end of the item that begins at `at`. The bytes must have passed [`super::form::check`], which
 /// bounds the walk.
 pub(super) fn end_of(input: &[u8], mut at: usize) -> Result<usize, CanonicalError> {
+    debug_assert!(at < input.len(), "an item begins in the bytes");
     let mut left = 1_u64;
     while left > 0 {
         let head = ItemHead::read(input, at)?;

@@ -26,8 +26,8 @@ pub(super) struct MemoryBudget(usize);
 
 impl MemoryBudget {
     /// Returns the budget of bytes from a peer: with the bytes themselves, and with what serde reserves for
-    /// the list that is refused, four times their number at 16 MiB. Short messages, which cannot do harm, have
-    /// a floor.
+    /// the list that is refused, four times their number at 16 MiB. Short messages, which cannot do harm,
+    /// have a floor.
     pub(super) fn of_peer(bytes: usize) -> Self {
         Self((bytes.saturating_mul(3) - bytes / 16).max(MEMORY_BYTES_MIN))
     }
@@ -48,6 +48,7 @@ fn list_bytes(length: u64, item: usize) -> usize {
     while capacity < length {
         capacity = capacity.saturating_mul(2);
     }
+    debug_assert!(capacity >= length, "a list has space for its items");
     // The last doubling holds the old and the new half at once.
     let old = if capacity > reserved { capacity / 2 } else { 0 };
     tree.max((capacity.saturating_add(old)).saturating_mul(item))
@@ -61,28 +62,28 @@ fn entry_bytes(key: usize, value: usize) -> usize {
 
 /// Reason why validated bytes are not a value of the type.
 #[derive(Debug)]
-pub(super) enum ReadError {
+pub(super) enum DecodeFailure {
     Invalid(String),
     /// The value would take more memory than the budget allows.
     Costly,
 }
 
-impl From<ReadError> for CanonicalError {
-    fn from(error: ReadError) -> Self {
+impl From<DecodeFailure> for CanonicalError {
+    fn from(error: DecodeFailure) -> Self {
         match error {
-            ReadError::Invalid(reason) => Self::Invalid(reason),
-            ReadError::Costly => Self::Costly,
+            DecodeFailure::Invalid(reason) => Self::Invalid(reason),
+            DecodeFailure::Costly => Self::Costly,
         }
     }
 }
 
-impl From<CanonicalError> for ReadError {
+impl From<CanonicalError> for DecodeFailure {
     fn from(error: CanonicalError) -> Self {
         de::Error::custom(error)
     }
 }
 
-impl fmt::Display for ReadError {
+impl fmt::Display for DecodeFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Invalid(reason) => f.write_str(reason),
@@ -91,9 +92,9 @@ impl fmt::Display for ReadError {
     }
 }
 
-impl std::error::Error for ReadError {}
+impl std::error::Error for DecodeFailure {}
 
-impl de::Error for ReadError {
+impl de::Error for DecodeFailure {
     fn custom<T: fmt::Display>(reason: T) -> Self {
         let mut text = ShortText(String::new());
         // The error reports only that the text is cut.
@@ -113,13 +114,14 @@ impl Write for ShortText {
             return Ok(());
         }
         self.0.extend(part.char_indices().take_while(|(at, c)| at + c.len_utf8() <= space).map(|(_, c)| c));
+        debug_assert!(self.0.len() <= TEXT_BYTES_MAX, "the text is cut");
         self.0.push('…');
         Err(fmt::Error)
     }
 }
 
 /// Reads a value from bytes that [`super::form::check`] accepted.
-pub(super) fn read<T: DeserializeOwned>(input: &[u8], budget: MemoryBudget) -> Result<T, ReadError> {
+pub(super) fn read<T: DeserializeOwned>(input: &[u8], budget: MemoryBudget) -> Result<T, DecodeFailure> {
     let mut reader = CanonicalReader { input, at: 0, budget };
     let value = T::deserialize(&mut reader)?;
     debug_assert_eq!(reader.at, input.len(), "validated bytes are one item, and it was read");
@@ -134,22 +136,22 @@ struct CanonicalReader<'de> {
 }
 
 impl<'de> CanonicalReader<'de> {
-    fn charge(&mut self, bytes: usize) -> Result<(), ReadError> {
-        self.budget.0 = self.budget.0.checked_sub(bytes).ok_or(ReadError::Costly)?;
+    fn charge(&mut self, bytes: usize) -> Result<(), DecodeFailure> {
+        self.budget.0 = self.budget.0.checked_sub(bytes).ok_or(DecodeFailure::Costly)?;
         Ok(())
     }
 
-    fn peek(&self) -> Result<ItemHead, ReadError> {
+    fn peek(&self) -> Result<ItemHead, DecodeFailure> {
         Ok(ItemHead::read(self.input, self.at)?)
     }
 
-    fn is_null(&self) -> Result<bool, ReadError> {
+    fn is_null(&self) -> Result<bool, DecodeFailure> {
         let head = self.peek()?;
         Ok((head.kind, head.argument) == (ItemKind::Simple, NULL))
     }
 
     /// Consumes the head of the next item, which must be of this kind.
-    fn open(&mut self, kind: ItemKind, expected: &dyn de::Expected) -> Result<u64, ReadError> {
+    fn open(&mut self, kind: ItemKind, expected: &dyn de::Expected) -> Result<u64, DecodeFailure> {
         let head = self.peek()?;
         if head.kind != kind {
             return Err(de::Error::invalid_type(unexpected(head), expected));
@@ -159,14 +161,15 @@ impl<'de> CanonicalReader<'de> {
     }
 
     /// Consumes a text or byte string.
-    fn content(&mut self, head: ItemHead) -> Result<&'de [u8], ReadError> {
+    fn content(&mut self, head: ItemHead) -> Result<&'de [u8], DecodeFailure> {
         let content = head.content(self.input, self.at)?;
         self.at += head.bytes + content.len();
+        debug_assert!(self.at <= self.input.len(), "content is within the bytes");
         Ok(content)
     }
 
     /// Consumes a text.
-    fn text(&mut self, expected: &dyn de::Expected) -> Result<&'de str, ReadError> {
+    fn text(&mut self, expected: &dyn de::Expected) -> Result<&'de str, DecodeFailure> {
         let head = self.peek()?;
         if head.kind != ItemKind::Text {
             return Err(de::Error::invalid_type(unexpected(head), expected));
@@ -174,7 +177,7 @@ impl<'de> CanonicalReader<'de> {
         std::str::from_utf8(self.content(head)?).map_err(de::Error::custom)
     }
 
-    fn visit_list<V: Visitor<'de>>(&mut self, visitor: V) -> Result<V::Value, ReadError> {
+    fn visit_list<V: Visitor<'de>>(&mut self, visitor: V) -> Result<V::Value, DecodeFailure> {
         let length = self.open(ItemKind::Array, &visitor)?;
         let mut items = ListItems { reader: self, left: length, is_charged: false };
         let value = visitor.visit_seq(&mut items)?;
@@ -185,7 +188,11 @@ impl<'de> CanonicalReader<'de> {
     }
 
     /// Reads a map. A struct keeps its fields in place; any other map is a B-tree.
-    fn visit_entries<V: Visitor<'de>>(&mut self, visitor: V, of_struct: bool) -> Result<V::Value, ReadError> {
+    fn visit_entries<V: Visitor<'de>>(
+        &mut self,
+        visitor: V,
+        of_struct: bool,
+    ) -> Result<V::Value, DecodeFailure> {
         let length = self.open(ItemKind::Map, &visitor)?;
         let mut entries = MapEntries { reader: self, left: length, of_struct, key_bytes: 0 };
         let value = visitor.visit_map(&mut entries)?;
@@ -210,13 +217,13 @@ fn unexpected(head: ItemHead) -> de::Unexpected<'static> {
 }
 
 impl<'de> de::Deserializer<'de> for &mut CanonicalReader<'de> {
-    type Error = ReadError;
+    type Error = DecodeFailure;
 
     fn is_human_readable(&self) -> bool {
         false
     }
 
-    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ReadError> {
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DecodeFailure> {
         let head = self.peek()?;
         match head.kind {
             ItemKind::Bytes => return self.deserialize_bytes(visitor),
@@ -236,17 +243,17 @@ impl<'de> de::Deserializer<'de> for &mut CanonicalReader<'de> {
         }
     }
 
-    fn deserialize_str<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ReadError> {
+    fn deserialize_str<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DecodeFailure> {
         let text = self.text(&visitor)?;
         self.charge(text.len() + ALLOCATION_BYTES)?;
         visitor.visit_borrowed_str(text)
     }
 
-    fn deserialize_string<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ReadError> {
+    fn deserialize_string<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DecodeFailure> {
         self.deserialize_str(visitor)
     }
 
-    fn deserialize_bytes<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ReadError> {
+    fn deserialize_bytes<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DecodeFailure> {
         let head = self.peek()?;
         if head.kind != ItemKind::Bytes {
             return Err(de::Error::invalid_type(unexpected(head), &visitor));
@@ -260,11 +267,11 @@ impl<'de> de::Deserializer<'de> for &mut CanonicalReader<'de> {
         visitor.visit_borrowed_bytes(content)
     }
 
-    fn deserialize_byte_buf<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ReadError> {
+    fn deserialize_byte_buf<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DecodeFailure> {
         self.deserialize_bytes(visitor)
     }
 
-    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ReadError> {
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DecodeFailure> {
         if !self.is_null()? {
             return visitor.visit_some(self);
         }
@@ -276,15 +283,19 @@ impl<'de> de::Deserializer<'de> for &mut CanonicalReader<'de> {
         self,
         _name: &'static str,
         visitor: V,
-    ) -> Result<V::Value, ReadError> {
+    ) -> Result<V::Value, DecodeFailure> {
         visitor.visit_newtype_struct(self)
     }
 
-    fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ReadError> {
+    fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DecodeFailure> {
         self.visit_list(visitor)
     }
 
-    fn deserialize_tuple<V: Visitor<'de>>(self, _length: usize, visitor: V) -> Result<V::Value, ReadError> {
+    fn deserialize_tuple<V: Visitor<'de>>(
+        self,
+        _length: usize,
+        visitor: V,
+    ) -> Result<V::Value, DecodeFailure> {
         self.visit_list(visitor)
     }
 
@@ -293,11 +304,11 @@ impl<'de> de::Deserializer<'de> for &mut CanonicalReader<'de> {
         _name: &'static str,
         _length: usize,
         visitor: V,
-    ) -> Result<V::Value, ReadError> {
+    ) -> Result<V::Value, DecodeFailure> {
         self.visit_list(visitor)
     }
 
-    fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ReadError> {
+    fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DecodeFailure> {
         self.visit_entries(visitor, false)
     }
 
@@ -306,7 +317,7 @@ impl<'de> de::Deserializer<'de> for &mut CanonicalReader<'de> {
         _name: &'static str,
         _fields: &'static [&'static str],
         visitor: V,
-    ) -> Result<V::Value, ReadError> {
+    ) -> Result<V::Value, DecodeFailure> {
         self.visit_entries(visitor, true)
     }
 
@@ -315,7 +326,7 @@ impl<'de> de::Deserializer<'de> for &mut CanonicalReader<'de> {
         _name: &'static str,
         _variants: &'static [&'static str],
         visitor: V,
-    ) -> Result<V::Value, ReadError> {
+    ) -> Result<V::Value, DecodeFailure> {
         let has_value = self.peek()?.kind == ItemKind::Map;
         if has_value && self.open(ItemKind::Map, &visitor)? != 1 {
             return Err(de::Error::invalid_length(1, &visitor));
@@ -324,12 +335,12 @@ impl<'de> de::Deserializer<'de> for &mut CanonicalReader<'de> {
     }
 
     /// Reads the name of a field or variant, which no value keeps.
-    fn deserialize_identifier<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ReadError> {
+    fn deserialize_identifier<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DecodeFailure> {
         let text = self.text(&visitor)?;
         visitor.visit_borrowed_str(text)
     }
 
-    fn deserialize_ignored_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ReadError> {
+    fn deserialize_ignored_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DecodeFailure> {
         self.at = end_of(self.input, self.at)?;
         visitor.visit_unit()
     }
@@ -347,9 +358,12 @@ struct ListItems<'a, 'de> {
 }
 
 impl<'de> de::SeqAccess<'de> for &mut ListItems<'_, 'de> {
-    type Error = ReadError;
+    type Error = DecodeFailure;
 
-    fn next_element_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, ReadError> {
+    fn next_element_seed<S: DeserializeSeed<'de>>(
+        &mut self,
+        seed: S,
+    ) -> Result<Option<S::Value>, DecodeFailure> {
         if self.left == 0 {
             return Ok(None);
         }
@@ -377,9 +391,9 @@ struct MapEntries<'a, 'de> {
 }
 
 impl<'de> de::MapAccess<'de> for &mut MapEntries<'_, 'de> {
-    type Error = ReadError;
+    type Error = DecodeFailure;
 
-    fn next_key_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, ReadError> {
+    fn next_key_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, DecodeFailure> {
         if self.left == 0 {
             return Ok(None);
         }
@@ -388,7 +402,7 @@ impl<'de> de::MapAccess<'de> for &mut MapEntries<'_, 'de> {
         seed.deserialize(&mut *self.reader).map(Some)
     }
 
-    fn next_value_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<S::Value, ReadError> {
+    fn next_value_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<S::Value, DecodeFailure> {
         let in_place = size_of::<u32>();
         let bytes =
             if self.of_struct { in_place } else { entry_bytes(self.key_bytes, size_of::<S::Value>()) };
@@ -408,7 +422,8 @@ struct EnumVariant<'a, 'de> {
 }
 
 impl EnumVariant<'_, '_> {
-    fn expect_value(&self, expected: &dyn de::Expected) -> Result<(), ReadError> {
+    fn expect_value(&self, expected: &dyn de::Expected) -> Result<(), DecodeFailure> {
+        debug_assert!(self.reader.at > 0, "the variant's name was read");
         if self.has_value {
             return Ok(());
         }
@@ -417,30 +432,30 @@ impl EnumVariant<'_, '_> {
 }
 
 impl<'de> de::EnumAccess<'de> for EnumVariant<'_, 'de> {
-    type Error = ReadError;
+    type Error = DecodeFailure;
     type Variant = Self;
 
-    fn variant_seed<S: DeserializeSeed<'de>>(self, seed: S) -> Result<(S::Value, Self), ReadError> {
+    fn variant_seed<S: DeserializeSeed<'de>>(self, seed: S) -> Result<(S::Value, Self), DecodeFailure> {
         Ok((seed.deserialize(&mut *self.reader)?, self))
     }
 }
 
 impl<'de> de::VariantAccess<'de> for EnumVariant<'_, 'de> {
-    type Error = ReadError;
+    type Error = DecodeFailure;
 
-    fn unit_variant(self) -> Result<(), ReadError> {
+    fn unit_variant(self) -> Result<(), DecodeFailure> {
         if self.has_value {
             return Err(de::Error::custom("a variant without a value has one"));
         }
         Ok(())
     }
 
-    fn newtype_variant_seed<S: DeserializeSeed<'de>>(self, seed: S) -> Result<S::Value, ReadError> {
+    fn newtype_variant_seed<S: DeserializeSeed<'de>>(self, seed: S) -> Result<S::Value, DecodeFailure> {
         self.expect_value(&"a variant with a value")?;
         seed.deserialize(&mut *self.reader)
     }
 
-    fn tuple_variant<V: Visitor<'de>>(self, _length: usize, visitor: V) -> Result<V::Value, ReadError> {
+    fn tuple_variant<V: Visitor<'de>>(self, _length: usize, visitor: V) -> Result<V::Value, DecodeFailure> {
         self.expect_value(&visitor)?;
         self.reader.visit_list(visitor)
     }
@@ -449,7 +464,7 @@ impl<'de> de::VariantAccess<'de> for EnumVariant<'_, 'de> {
         self,
         _fields: &'static [&'static str],
         visitor: V,
-    ) -> Result<V::Value, ReadError> {
+    ) -> Result<V::Value, DecodeFailure> {
         self.expect_value(&visitor)?;
         self.reader.visit_entries(visitor, true)
     }

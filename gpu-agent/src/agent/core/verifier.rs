@@ -58,7 +58,9 @@ impl OrderVerifier<'_> {
             let message = "the certificate of the assignment is not the one that the order names";
             return Err(Refusal::new(error_code::ORDER_MISMATCH, message));
         }
-        self.grant(signed)
+        let grant = self.grant(signed)?;
+        debug_assert_eq!(grant.get().certificate, certificate, "the certificate in force is the named one");
+        Ok(grant)
     }
 
     fn grant(&self, signed: &SignedOrder) -> Result<Approved<SlotGrant>, Refusal> {
