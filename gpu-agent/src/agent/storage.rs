@@ -103,7 +103,7 @@ mod tests {
     }
 
     /// Every decision that a store obeys is read from the verified history, which a client cannot alter.
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_store_obeys_the_decisions_of_the_nodes_own_history() {
         let identity = Identity::from_seed(&[7; 32]);
         let encryption = human_chain::MemberSecret::generate(&[9; 64]).public().encryption;
