@@ -98,7 +98,7 @@ impl<'a> EncodingComparison<'a> {
 
 /// Implements the methods of numbers, which differ in width alone.
 macro_rules! numbers {
-    ($($name:ident $kind:ty $wide:ident),*) => {
+    ($($name:ident $kind:ident $wide:ident),*) => {
         $(fn $name(self, number: $kind) -> Compared {
             self.$wide(number.into())
         })*
