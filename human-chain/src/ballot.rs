@@ -173,8 +173,8 @@ impl<'a> BallotBox<'a> {
         self.id
     }
 
-    /// Checks that a ballot is a member's own, on this proposal as its version of the renderer shows it, within
-    /// the proposal's time, and cast in this history.
+    /// Checks that a ballot is a member's own, on this proposal as its version of the renderer shows it,
+    /// within the proposal's time, and cast in this history.
     pub(crate) fn check(&self, signed: &SignedBallot) -> Result<(), ChainError> {
         let ballot = &signed.ballot;
         if ballot.proposal != self.id {

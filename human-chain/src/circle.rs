@@ -307,7 +307,7 @@ impl CircleState {
         self.history.head()
     }
 
-    /// Checks that this history goes on from a head that was seen before: its first decisions are the same.
+    /// Checks that this history continues a head that was seen before: its first decisions are the same.
     ///
     /// # Errors
     /// Returns an error when decisions are missing, or are not those that were seen.

@@ -1,14 +1,15 @@
 //! Commitment to a circle's history: the Merkle tree of RFC 6962 (section 2.1) over the digests of its
 //! certificates, in the order in which they were admitted.
 //!
-//! Every root since genesis is kept, 32 bytes each. Whether a head that a signer saw is a prefix of this history
-//! is then one look-up, for a head of any age.
+//! Every root since genesis is kept, 32 bytes each. Whether a head that a signer saw is a prefix of this
+//! history is then one look-up, for a head of any age.
 
 use aws_lc_rs::digest::{Context, SHA256};
 use protocol::Digest;
 use protocol::governance::HistoryHead;
 
-/// Prefixes of the hash input for a leaf and for an inner node, so that neither passes for the other (RFC 6962).
+/// Prefixes of the hash input for a leaf and for an inner node, so that neither passes for the other (RFC
+/// 6962).
 const LEAF: u8 = 0;
 const NODE: u8 = 1;
 

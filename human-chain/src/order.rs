@@ -12,8 +12,8 @@ use protocol::manifest::{Placement, Resources, ServiceManifest};
 use protocol::order::{SignedOrder, SlotOrder};
 use protocol::{Digest, Fence, Millis, NodeId, SlotIndex};
 
-/// Maximum number of counts that an order's fence may leave out: 2^20, more orders than a slot ever gets under
-/// one certificate while a node is away.
+/// Maximum number of counts that an order's fence may leave out: 2^20, more orders than a slot ever gets
+/// under one certificate while a node is away.
 pub const FENCE_LEAP_MAX: u64 = 1 << 20;
 
 /// Grant of a slot to a node, derived from a verified order.
@@ -85,8 +85,8 @@ pub fn check_order(
     Ok(grant(state, order, service))
 }
 
-/// Checks that a fence is of the certificate in force, and counts on from the last one under it. One order with
-/// a huge fence would otherwise block its slot for ever.
+/// Checks that a fence is of the certificate in force, and counts on from the last one under it. One order
+/// with a huge fence would otherwise block its slot indefinitely.
 fn check_fence(order: &SlotOrder, version: u64, last_fence: Option<Fence>) -> Result<(), ChainError> {
     if order.fence.version != version {
         return Err(mismatch(order, "its fence is not of the certificate in force"));

@@ -47,11 +47,12 @@ pub fn propose(
     Ok(proposal)
 }
 
-/// Checks every requirement of a proposal except its expiry against a clock and its votes. A proposal that was
-/// made earlier in the same history passes, as long as nobody changed its subject.
+/// Checks every requirement of a proposal except its expiry against a clock and its votes. A proposal that
+/// was made earlier in the same history passes, as long as its subject is unchanged.
 ///
 /// # Errors
-/// Returns the first check that fails, in this order: circle; history; epoch; form; subject and version; change.
+/// Returns the first check that fails, in this order: circle; history; epoch; form; subject and version;
+/// change.
 pub fn check_proposal(state: &CircleState, proposal: &Proposal) -> Result<(), ChainError> {
     check_bound(state, proposal)?;
     check_subjects(state, proposal)?;

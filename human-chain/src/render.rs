@@ -7,8 +7,8 @@
 //! the old text, and each ballot is judged by the renderer of its own version. The golden files under
 //! `tests/golden` pin version 2, the first of which a release will read ballots.
 //!
-//! Each line begins with a margin mark. A terminal that breaks a long line gives its rest no mark, and no value
-//! contains one, so no text of a proposer can pass for a field.
+//! Each line begins with a margin mark. A terminal that breaks a long line gives its rest no mark, and no
+//! value contains one, so no text of a proposer can pass for a field.
 
 mod difference;
 mod escape;
@@ -96,8 +96,8 @@ fn sentence(proposal: &Proposal) -> String {
             )
         }
         Change::ForgetModel { model, grace_seconds } => format!(
-            "Forget the {} for ever: its key and all its stored bytes are deleted {} after the last approval, \
-             and no machine can read it again.",
+            "Forget the {} for ever: its key and all its stored bytes are deleted {} after the last \
+             approval, and no machine can read it again.",
             model_words(model),
             show_duration(u64::from(*grace_seconds))
         ),

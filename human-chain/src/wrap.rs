@@ -1,5 +1,5 @@
-//! Wraps of model keys: the parties that may receive one, the signature of its maker, and the complaint of its
-//! recipient.
+//! Wraps of model keys: the parties that may receive one, the signature of its maker, and the complaint of
+//! its recipient.
 //!
 //! A wrap is verified by the state machine before it is kept and by its recipient before it is used. Nothing
 //! here opens one: only the holder of the recipient's secret can.

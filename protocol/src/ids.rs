@@ -137,8 +137,8 @@ number!(
     u64
 );
 
-/// Fencing token of a slot: the version of the service's certificate in force, and the number of the order for
-/// the slot under it. The higher fence wins. No order, of any count, outlives the next certificate.
+/// Fencing token of a slot: the version of the service's certificate in force, and the number of the order
+/// for the slot under it. The higher fence wins. No order, of any count, outlives the next certificate.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize, ToSchema,
 )]

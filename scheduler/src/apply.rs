@@ -94,7 +94,7 @@ fn carry_out(cluster: &mut Cluster, index: u64, command: &Command) -> Result<Rep
 /// Returns the scope that an access token needs for an action; none if the action takes no token.
 fn scope_of(action: &Action) -> Option<TokenScope> {
     match action {
-        // What members sign needs no more of a token than a ballot does.
+        // A command that a member signed needs no more of a token than a ballot does.
         Action::SubmitProposal(_) | Action::CastBallot(_) | Action::PutWraps(_) | Action::DropWrap(_) => {
             Some(TokenScope::Propose)
         }

@@ -1,8 +1,8 @@
 //! Cluster state machine: the replicated state ([`Cluster`]), its transitions ([`apply`]), the planner
 //! ([`plan()`]), and explanations of the state ([`why()`]).
 //!
-//! It is pure: clock readings are an argument, and the same log gives the same bytes on every replica. It grants
-//! nothing: every order names a certificate that its node verifies independently.
+//! It is pure: clock readings are an argument, and the same log gives the same bytes on every replica. It
+//! grants nothing: every order names a certificate that its node verifies independently.
 //!
 //! On the leader, the shell (`control`) applies an [`Action::Lead`], creates an [`Observed`], and records
 //! every agent's request in it. It then repeats three steps: [`plan()`], [`Observed::begin_eviction`], and a

@@ -4,8 +4,9 @@
 //! every member. If the importer is killed before that command, it leaves shards that garbage collection
 //! removes. If it is killed afterwards, the model is registered and any member can share its key.
 //!
-//! Each wrap is made for a key of the verified history and signed by the member that makes it. What control
-//! says decides only whom a client tries to serve: a party that the circle has not admitted gets nothing.
+//! Each wrap is made for a key of the verified history and signed by the member that makes it. The
+//! list of control decides only whom a client tries to serve: a party that the circle has not admitted gets
+//! nothing.
 
 use crate::client::ClientError;
 use crate::session::{MemberKeyFile, Session};

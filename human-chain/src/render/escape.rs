@@ -8,8 +8,8 @@ use protocol::Millis;
 use protocol::manifest::format_bytes;
 
 /// Returns text in quotes, escaped so that different texts always look different. Printable ASCII and the
-/// accented letters of European languages stay as they are; every other character is escaped. So is each space
-/// after a space, since spaces could push a text to the place where a terminal breaks the line.
+/// accented letters of European languages stay as they are; every other character is escaped. So is each
+/// space after a space, since spaces could push a text to the place where a terminal breaks the line.
 pub(super) fn quoted(text: &str) -> String {
     let mut out = String::with_capacity(text.len() + 2);
     out.push('"');

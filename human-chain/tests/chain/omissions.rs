@@ -17,8 +17,8 @@ fn certificate_naming(head: HistoryHead, state: &CircleState, change: Change) ->
     Certificate { proposal, ballots }
 }
 
-/// Enacts a history in which a service is deployed, restricted, and retired, a node is removed, and another node
-/// is admitted. `named` chooses the head that the signers name.
+/// Enacts a history in which a service is deployed, restricted, and retired, a node is removed, and another
+/// node is admitted. `named` chooses the head that the signers name.
 fn history(named: impl Fn(&CircleState) -> HistoryHead) -> (CircleState, Vec<Certificate>) {
     let mut state = circle();
     let changes = [

@@ -78,7 +78,7 @@ fn a_fence_that_leaps_blocks_no_slot() {
     }
     let zero = sign_order(SlotOrder { fence: Fence::new(1, 0), ..order(&state) }, "control");
     check("no count", check_order(&state, &zero, n1(), None, NOW), "order-mismatch: does not go on");
-    // Whatever was accepted under one certificate, the first order under the next is higher.
+    // The first order under the next certificate is higher than any under this one.
     let farthest = Some(Fence::new(1, u64::MAX));
     let honest = sign_order(order(&state), "control");
     check("blocked", check_order(&state, &honest, n1(), farthest, NOW), "order-replayed");

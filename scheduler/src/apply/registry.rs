@@ -170,7 +170,7 @@ fn circle(cluster: &Cluster) -> Result<&CircleState, Refusal> {
     cluster.circle_state().ok_or_else(missing)
 }
 
-/// Checks new wraps. An existing wrap is not replaced: only its recipient can tell whether it opens, and
+/// Checks new wraps. An existing wrap is not replaced: only its recipient knows whether it opens, and
 /// complains if it does not. Signatures are verified last, because they cost most.
 fn check_wraps(cluster: &Cluster, wraps: &[SignedWrap]) -> Result<(), Refusal> {
     if wraps.is_empty() || wraps.len() > WRAPS_PER_COMMAND_MAX {
@@ -352,8 +352,9 @@ pub(super) fn scale(
     Ok(Reply::Done)
 }
 
-/// Returns the reply of [`enrol`] if it would record nothing at these readings; none if it would. The shell calls this
-/// before it proposes the command: an unknown key may ask often, but must not write to the log each time.
+/// Returns the reply of [`enrol`] if it would record nothing at these readings; none if it would. The shell
+/// calls this before it proposes the command: an unknown key may ask often, but must not write to the log
+/// each time.
 #[must_use]
 pub fn enrol_answer(
     cluster: &Cluster,

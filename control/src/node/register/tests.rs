@@ -188,7 +188,7 @@ impl Lab {
         Recipient::Node(self.node.id)
     }
 
-    /// Tells the client that these parties lack a model's key, which the member has wrapped to itself.
+    /// States to the client that these parties lack a model's key, which the member has wrapped to itself.
     fn lacks(&self, name: &str, key: &ModelKey, recipients: Vec<Recipient>) {
         let to = Recipient::Member(self.member.member.clone());
         let wrap = make_wrap(&self.session, &self.member, key, self.record(name).root, &to).expect("wrapped");

@@ -327,8 +327,8 @@ async fn a_model_that_the_node_imported_itself_is_kept_too() {
     assert_eq!(fleet.delete_all(&fleet.hostile).await, BTreeSet::from(["removed"]));
 }
 
-/// A store that cannot read one of its manifests does not know whether it seals an import without a writer, and
-/// keeps that import however old it is. The control is the same import after the damage is gone.
+/// A store that cannot read one of its manifests does not know whether it seals an import without a writer,
+/// and keeps that import however old it is. The control is the same import after the damage is gone.
 #[tokio::test]
 async fn an_unreadable_manifest_keeps_what_it_might_seal() {
     let fleet = Fleet::new().await;
