@@ -217,8 +217,9 @@ impl Core {
 
     /// Returns whether the next tick would begin a campaign that a barred replica leaves to the others.
     ///
-    /// If no replica leads for [`BARRED_TIMEOUTS`] election timeouts, it campaigns: it may be the only one that
-    /// holds everything committed. It then hands leadership over as soon as another replica holds that too.
+    /// If no replica leads for [`BARRED_TIMEOUTS`] election timeouts, it campaigns: it may be the only one
+    /// that holds everything committed. It then hands leadership over as soon as another replica holds that
+    /// too.
     fn leaves_campaign_to_others(&mut self) -> bool {
         let raft = &self.raw.raft;
         let due = !self.leads() && raft.election_elapsed + 1 >= raft.randomized_election_timeout();

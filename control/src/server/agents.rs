@@ -169,8 +169,8 @@ impl Server {
         Ok(true)
     }
 
-    /// Drops the wraps about which a node complains. A complaint that changes nothing, or does not hold, is not
-    /// written to the log: a node cannot fill it.
+    /// Drops the wraps about which a node complains. A complaint that changes nothing, or does not hold, is
+    /// not written to the log: a node cannot fill it.
     async fn drop_wraps(&self, complaints: &[SignedComplaint]) {
         for signed in complaints.iter().take(COMPLAINTS_MAX) {
             let complaint = &signed.complaint;

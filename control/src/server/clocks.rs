@@ -1,7 +1,7 @@
 //! Wall clocks of the control replicas, as this one knows them: its own, and those that the others answer.
 //!
-//! The readings go with every command, and `scheduler` judges them. A replica whose clock is wrong by them may
-//! not lead.
+//! The readings go with every command, and `scheduler` judges them. A replica whose clock is wrong by them
+//! may not lead.
 
 use super::Server;
 use host::Clock;

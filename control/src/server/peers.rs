@@ -1,6 +1,7 @@
 //! Health checks among control replicas: each queries the others over the overlay once a second.
 //!
-//! Thus `status` can report a dead replica before a second one dies. Each answer shows the other's wall clock.
+//! Thus `status` can report a dead replica before a second one dies. Each answer shows the other's wall
+//! clock.
 
 use super::Server;
 use super::clocks::ReplicaClocks;

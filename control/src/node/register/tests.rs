@@ -284,8 +284,8 @@ async fn a_client_wraps_no_key_for_a_party_outside_the_verified_circle() {
     assert_eq!(lab.share().await.lines(), ["shared the key of other with node node-1"]);
 }
 
-/// Attack: control exchanges the encryption key of a node that asks, so that models' keys are wrapped to a key
-/// of its own. The control case is the same exchange, signed by the node: its signature is all that is
+/// Attack: control exchanges the encryption key of a node that asks, so that models' keys are wrapped to a
+/// key of its own. The control case is the same exchange, signed by the node: its signature is all that is
 /// missing.
 #[tokio::test]
 async fn an_admission_with_an_exchanged_key_is_not_proposed() {

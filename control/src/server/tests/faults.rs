@@ -54,7 +54,8 @@ impl SimulatedServers {
         Self { group, servers, clocks }
     }
 
-    /// Lets these replicas, by index, learn each other's clocks and judge them, as every round of checks does.
+    /// Lets these replicas, by index, learn each other's clocks and judge them, as every round of checks
+    /// does.
     pub(super) fn check_clocks(&self, alive: &[usize]) {
         for index in alive {
             let server = &self.servers[*index];

@@ -42,9 +42,10 @@ impl OrderVerifier<'_> {
         Ok(grant)
     }
 
-    /// Verifies an order that the node does not hold yet, and whose certificate control names. The certificate
-    /// is in this node's chain, or approves nothing here. An order that is already held counts as replayed.
-    /// Other orders are not considered. Nothing is replayed: the cost grows with the logarithm of the history.
+    /// Verifies an order that the node does not hold yet, and whose certificate control names. The
+    /// certificate is in this node's chain, or approves nothing here. An order that is already held counts as
+    /// replayed. Other orders are not considered. Nothing is replayed: the cost grows with the logarithm of
+    /// the history.
     ///
     /// # Errors
     /// The first check that fails: the named certificate; the order itself, see [`human_chain::check_order`];
