@@ -156,8 +156,8 @@ impl SharedKeys {
         }
         if let Some(first) = self.keyless.first() {
             notes.push(format!(
-                "no member holds the key of {}: run `quorate model forget {first}`, and import it again under \
-                 another name",
+                "no member holds the key of {}: run `quorate model forget {first}`, and import it again \
+                 under another name",
                 names(&self.keyless)
             ));
         }
