@@ -76,3 +76,58 @@ fn a_barred_leader_does_not_hand_over_to_another_barred_replica() {
     world.node(leader).core.transfer_leadership();
     assert_eq!(world.nodes[&leader].core.raw.raft.lead_transferee, None);
 }
+
+#[test]
+fn a_new_group_elects_its_first_leader_among_those_that_are_not_barred() {
+    for seed in 0..20 {
+        let mut world = World::new(3, seed);
+        bar(&mut world, 1 + seed % 3);
+        world.run(8);
+        let leaders = world.leaders();
+        assert!(leaders.len() == 1 && leaders[0] != 1 + seed % 3, "seed {seed}: {leaders:?}");
+    }
+}
+
+/// Every replica is barred, which no judgement by a majority gives: the group still gets a leader.
+#[test]
+fn a_group_of_barred_replicas_elects_a_leader_in_the_end() {
+    for seed in 0..20 {
+        let mut world = World::new(3, seed);
+        for barred in world.nodes.values_mut().map(|node| &mut node.core) {
+            barred.bar((1..=3).map(ReplicaId).collect());
+            assert!(barred.is_barred());
+        }
+        let leader = world.elect();
+        world.propose(leader, "a");
+        world.run(10);
+        assert_eq!(world.texts(1 + leader % 3), ["a"], "seed {seed}");
+    }
+}
+
+/// Bars come and go while leaders are cut off: nothing committed is lost, and the next leader is a free one
+/// once all replicas have caught up.
+#[test]
+fn changing_bars_lose_nothing_and_leave_the_leadership_to_a_free_replica() {
+    for seed in 0..30 {
+        let mut world = World::new(5, seed);
+        let mut written: Vec<String> = Vec::new();
+        for round in 0..8 {
+            let leader = world.elect();
+            let text = format!("{seed}/{round}");
+            world.propose(leader, &text);
+            written.push(text);
+            world.run(5);
+            let barred = 1 + world.dice.roll(5);
+            bar(&mut world, barred);
+            world.cut = BTreeSet::from([leader]);
+            let next = world.elect();
+            assert_ne!(next, barred, "seed {seed}, round {round}: all others have caught up");
+            world.cut.clear();
+            world.run(25);
+            assert_eq!(world.leaders().len(), 1, "seed {seed}, round {round}");
+        }
+        for id in 1..=5 {
+            assert_eq!(world.texts(id), written, "seed {seed}: replica {id}");
+        }
+    }
+}
