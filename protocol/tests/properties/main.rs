@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod amounts;
+mod decoders;
 mod encoding;
 mod governed;
 mod manifests;
