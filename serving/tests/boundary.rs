@@ -148,6 +148,7 @@ fn inputs_of_workers_and_gateways_hold_no_secret() {
         "api_keys",
         "batch_sequences_max",
         "context_tokens_max",
+        "count",
         "draining",
         "fence",
         "files",

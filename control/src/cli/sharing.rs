@@ -56,6 +56,9 @@ mod tests {
         (shared.closed, shared.keyless) = (vec![model("garbage")], vec![model("lost")]);
         let text = share_text(&shared);
         assert!(text.contains("\nnote: your wrap of the key of garbage does not open"), "{text}");
-        assert!(text.ends_with("run `quorate model forget lost`, then import it again"), "{text}");
+        assert!(
+            text.ends_with("`quorate model forget lost`, and import it again under another name"),
+            "{text}"
+        );
     }
 }

@@ -28,8 +28,12 @@ struct FakeControl {
 type FakeState = State<Arc<Mutex<FakeControl>>>;
 
 fn node() -> NodeAdmission {
-    let id = NodeId(Identity::from_seed(&[8; 32]).public_key());
-    NodeAdmission { id, ..crate::testing::admission("first") }
+    let identity = Identity::from_seed(&[8; 32]);
+    let id = NodeId(identity.public_key());
+    let encryption = MemberSecret::generate(&[8; 64]).public().encryption;
+    let mut node = NodeAdmission { id, encryption, ..crate::testing::admission("first") };
+    node.proof = identity.sign(NODE_KEYS_DOMAIN, &node.key_claim());
+    node
 }
 
 /// Founds a circle of one member that admits as many nodes.
@@ -38,7 +42,7 @@ fn circle() -> History {
     let members = vec![Member { id: member.clone(), keys: secret.public() }];
     let control = ControlReplica {
         id: ReplicaId(1),
-        key: secret.public().ed25519,
+        key: Identity::from_seed(&[7; 32]).public_key(),
         address: "127.0.0.1:1".into(),
         api: "http://127.0.0.1:1".into(),
     };

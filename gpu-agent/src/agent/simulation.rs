@@ -298,12 +298,13 @@ impl Stage {
 
     /// Waits until a slot is reported in this state, and returns the report.
     async fn until_slot(&self, slot: u32, fence: u64, state: SlotState) -> SlotReport {
+        let version = self.bundle.certificate.proposal.subjects[0].version + 1;
         let find = || {
             let script = self.script();
             let slots = script.last.as_ref().map_or(&[][..], |request| &request.slots);
             let mut slots = slots.iter();
             slots
-                .find(|r| (r.slot, r.fence, r.state) == (SlotIndex(slot), Fence::new(1, fence), state))
+                .find(|r| (r.slot, r.fence, r.state) == (SlotIndex(slot), Fence::new(version, fence), state))
                 .cloned()
         };
         self.until(&format!("slot {slot} under {fence} is {state:?}"), || find().is_some()).await;

@@ -92,7 +92,7 @@ fn refused_route(routed: &RoutedService, slot: Option<SlotIndex>, message: Strin
 #[allow(clippy::unwrap_used)]
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{NOW, TestCircle, admission, model_name, routed, service};
+    use super::super::testing::{NOW, TestCircle, admission, claimed_by, model_name, routed, service};
     use super::*;
     use human_chain::MemberSecret;
     use overlay::Identity;
@@ -111,15 +111,16 @@ mod tests {
 
     /// Returns a circle with a worker, a node for storage alone, and a service.
     fn world() -> TestCircle {
-        let encryption = MemberSecret::generate(&[9; 64]).public().encryption;
-        let worker = admission("worker", &identity(7), encryption.clone());
-        let mut storage = admission("storage", &identity(8), encryption);
+        let encryption = |seed| MemberSecret::generate(&[seed; 64]).public().encryption;
+        let worker = admission("worker", &identity(7), encryption(9));
+        let mut storage = admission("storage", &identity(8), encryption(10));
         storage.roles = BTreeSet::from([NodeRole::Gateway]);
         storage.gateway = Some(protocol::governance::GatewayEndpoint {
             key: identity(18).public_key(),
             address: "127.0.0.1:1".into(),
             api: "http://127.0.0.1:1".into(),
         });
+        let storage = claimed_by(&identity(8), storage);
         let mut world = TestCircle::new(vec![worker, storage], &["127.0.0.1:1".into()], NOW);
         world.deploy(&service("chat", ModelRoot(Digest::of(b"model")), 4));
         world

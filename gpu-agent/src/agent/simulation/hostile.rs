@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::agent::core::testing::routed;
-use human_chain::FENCE_LEAP_MAX;
+use human_chain::{FENCE_LEAP_MAX, MemberSecret};
 use protocol::governance::Change;
 use protocol::manifest::{Manifest, ServiceManifest};
 use protocol::order::SlotOrder;
@@ -86,7 +86,7 @@ async fn route_to_a_stranger() {
     assert_eq!(agent.number(|numbers| numbers.routes_refused), 2, "each is counted once");
     // The positive control: the circle admits the node and approves the service, and the same table passes.
     stage.say(|script| {
-        let encryption = script.world.genesis.genesis.nodes[0].encryption.clone();
+        let encryption = MemberSecret::generate(&[66; 64]).public().encryption;
         script.world.decide(Change::AdmitNode(Box::new(admission(name, &stranger, encryption))));
         script.world.deploy(&service("evil", ModelRoot(Digest::of(b"model")), 4));
     });
