@@ -339,7 +339,12 @@ async fn remove(
             let (objects, path) = (store.objects.clone(), object_path(&object)?);
             store.run(async move { objects.delete(&path).await }).await?;
             let directory = store.import(nonce);
-            store.block(move || Ok(directory.remove_if_empty())).await?;
+            store
+                .block(move || {
+                    directory.remove_if_empty();
+                    Ok(())
+                })
+                .await?;
         }
         Name::Manifest(root) => {
             if !inner.decisions.is_forgotten(root) {
