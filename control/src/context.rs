@@ -238,7 +238,6 @@ impl ContextFolder {
     /// # Errors
     /// Fails with `context-exists` if there is a context of this name.
     pub fn add(&self, name: &ContextName, mut context: Context) -> Result<PathBuf> {
-        let absolute = |path: PathBuf| std::path::absolute(&path).unwrap_or(path);
         context.token_file = absolute(context.token_file);
         context.member_key_file = context.member_key_file.map(absolute);
         context.node_directory = context.node_directory.map(absolute);
@@ -270,6 +269,11 @@ impl ContextFolder {
             Refusal::new(error_code::CONTEXT_MISSING, message)
         })
     }
+}
+
+/// Returns the path as it is found from any directory.
+fn absolute(path: PathBuf) -> PathBuf {
+    std::path::absolute(&path).unwrap_or(path)
 }
 
 #[cfg(test)]

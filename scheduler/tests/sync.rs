@@ -5,7 +5,7 @@
 mod common;
 
 use common::*;
-use human_chain::{CircleState, MemberSecret, propose, sign_genesis, sign_wrap, verify_replay, vote};
+use human_chain::{CircleState, MemberSecret, propose, sign_genesis, sign_wrap, verify, vote};
 use protocol::agent::{Assignment, Desired, SyncResponse};
 use protocol::canonical::{from_bytes, to_bytes};
 use protocol::governance::*;
@@ -137,7 +137,7 @@ fn a_node_of_fifty_services_under_99_ballots_each_is_reached_by_bounded_answers(
             break;
         }
         for bundle in &read.governance {
-            let approved = verify_replay(&state, &bundle.certificate).unwrap();
+            let approved = verify(&state, &bundle.certificate, START).unwrap();
             state.advance(approved).unwrap();
         }
         answers += 1;

@@ -83,7 +83,7 @@ fn no_keys() -> Vec<(&'static str, EncryptionKey, &'static str)> {
     let small = |value: u8| std::array::from_fn(|at| if at == 0 { value } else { 0 });
     let mut disguised = sound.x25519.0;
     disguised[31] |= 0x80;
-    let order_8 = |text: &str| -> [u8; 32] { hex(text).try_into().unwrap() };
+    let order_8 = |text: &str| -> [u8; 32] { hex(text).try_into().expect("32 bytes") };
     vec![
         ("zero", x25519([0; 32]), X25519),
         ("one", x25519(small(1)), X25519),
@@ -117,7 +117,10 @@ fn no_keys() -> Vec<(&'static str, EncryptionKey, &'static str)> {
 }
 
 fn hex(text: &str) -> Vec<u8> {
-    (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
+    (0..text.len())
+        .step_by(2)
+        .map(|at| u8::from_str_radix(&text[at..at + 2], 16).expect("hex digits"))
+        .collect()
 }
 
 #[test]
