@@ -72,14 +72,15 @@ fn shape(value: &Cbor) -> BTreeSet<String> {
 const HAS_FREE_KEYS: [&str; 7] =
     [".services", ".api_keys", ".labels", ".node_selector", ".signatures", ".ballots", ".wraps{}"];
 
-/// Replaces signatures, and digests of certificates, by as many equal bytes: ML-DSA draws randomness for
-/// each.
+/// Replaces signatures, and digests that cover one, by as many equal bytes: ML-DSA draws randomness for each.
+/// The root of a history covers certificates, and so does the id of a proposal that names it.
 fn without_signatures(value: &mut Cbor) {
     match value {
         Cbor::Map(entries) => {
             for (key, value) in entries {
                 match key.as_text() {
-                    Some("signature" | "signatures" | "certificate") => blank(value),
+                    Some("signature" | "signatures" | "certificate" | "history") => blank(value),
+                    Some("proposal" | "rendering" | "wrap") if value.is_bytes() => blank(value),
                     _ => without_signatures(value),
                 }
             }
