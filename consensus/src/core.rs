@@ -228,7 +228,9 @@ impl Core {
             return false;
         }
         self.withheld_ticks += 1;
-        self.withheld_ticks <= BARRED_TIMEOUTS * self.settings.timings.election_ticks
+        // Replicas that are all barred take turns; at the same tick they would split their votes in each term.
+        let turn = self.settings.voters.iter().position(|voter| *voter == self.settings.id).unwrap_or(0);
+        self.withheld_ticks <= (BARRED_TIMEOUTS + turn) * self.settings.timings.election_ticks
     }
 
     /// Bars these replicas from leading, and no others. A barred replica does not campaign while another may

@@ -88,6 +88,22 @@ fn a_new_group_elects_its_first_leader_among_those_that_are_not_barred() {
     }
 }
 
+/// Every replica is barred, which no judgement by a majority gives: the group still gets a leader.
+#[test]
+fn a_group_of_barred_replicas_elects_a_leader_in_the_end() {
+    for seed in 0..20 {
+        let mut world = World::new(3, seed);
+        for barred in world.nodes.values_mut().map(|node| &mut node.core) {
+            barred.bar((1..=3).map(ReplicaId).collect());
+            assert!(barred.is_barred());
+        }
+        let leader = world.elect();
+        world.propose(leader, "a");
+        world.run(10);
+        assert_eq!(world.texts(1 + leader % 3), ["a"], "seed {seed}");
+    }
+}
+
 /// Bars come and go while leaders are cut off: nothing committed is lost, and the next leader is a free one
 /// once all replicas have caught up.
 #[test]
