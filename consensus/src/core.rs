@@ -228,7 +228,7 @@ impl Core {
             return false;
         }
         self.withheld_ticks += 1;
-        // Replicas that are all barred take turns; at the same tick they would split their votes in each term.
+        // Replicas that are all barred take turns: at the same tick they would split the votes of each term.
         let turn = self.settings.voters.iter().position(|voter| *voter == self.settings.id).unwrap_or(0);
         self.withheld_ticks <= (BARRED_TIMEOUTS + turn) * self.settings.timings.election_ticks
     }
