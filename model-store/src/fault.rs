@@ -71,3 +71,45 @@ pub type FaultSink = Arc<dyn Fn(ShardFault) + Send + Sync>;
 pub fn log_faults() -> FaultSink {
     Arc::new(|fault| tracing::warn!(%fault, "shard fault; reading on from the others"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fault(kind: FaultKind) -> ShardFault {
+        ShardFault { store: "node://n1/disk".into(), object: "ab/3".into(), segment: 7, shard: 2, kind }
+    }
+
+    #[test]
+    fn a_fault_names_store_object_segment_and_shard() {
+        for (kind, name) in [
+            (FaultKind::Missing, "missing"),
+            (FaultKind::Unreachable, "unreachable"),
+            (FaultKind::Short, "short"),
+            (FaultKind::Long, "long"),
+            (FaultKind::Wrong, "wrong"),
+        ] {
+            let expected = format!("shard 2 of segment 7 is {name} in `ab/3` of `node://n1/disk`");
+            assert_eq!(fault(kind).to_string(), expected);
+            assert_eq!(format!("{kind:>12}"), format!("{name:>12}"), "a column of a listing is padded");
+        }
+    }
+
+    #[test]
+    fn a_fault_of_a_store_is_told_from_a_fault_of_a_shard() {
+        let store = || "file:///a".to_string();
+        let object = || "ab/3".to_string();
+        let short = StoreError::Short { url: store(), object: object(), expected: 9, received: 8 };
+        assert_eq!(FaultKind::of(&short), FaultKind::Short);
+        let surplus = StoreError::Surplus { url: store(), expected: "9 bytes of `ab/3`".into() };
+        assert_eq!(FaultKind::of(&surplus), FaultKind::Long);
+        let missing = StoreError::Missing { url: store(), object: object() };
+        assert_eq!(FaultKind::of(&missing), FaultKind::Missing);
+        let full = StoreError::Full { url: store() };
+        assert_eq!(
+            FaultKind::of(&full),
+            FaultKind::Unreachable,
+            "any other error is no verdict on the shard"
+        );
+    }
+}

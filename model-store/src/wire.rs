@@ -58,3 +58,39 @@ pub(crate) struct ListPage {
     /// Whether objects follow; a client continues after the last name.
     pub(crate) more: bool,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use protocol::canonical::{from_bytes, to_bytes};
+
+    #[test]
+    fn a_store_name_is_a_file_name_and_a_part_of_a_url() {
+        for name in ["a", "disk-1", "0", &"x".repeat(32)] {
+            assert!(is_store_name(name), "{name}");
+        }
+        for name in ["", ".", "..", "a/b", "Disk", "a b", "a%2f", "ä", "a\0", &"x".repeat(33)] {
+            assert!(!is_store_name(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_full_page_of_the_longest_names_has_space() {
+        let object = ListedObject { name: "f".repeat(80), bytes: u64::MAX, modified_ms: u64::MAX };
+        let page = ListPage { objects: vec![object; 1000], more: true };
+        let bytes = to_bytes(&page);
+        assert!(bytes.len() <= PAGE_BYTES_MAX, "{} bytes", bytes.len());
+        assert_eq!(from_bytes::<ListPage>(&bytes, PAGE_BYTES_MAX), Ok(page));
+    }
+
+    #[test]
+    fn a_slow_upload_ends_before_its_request_does() {
+        let slowest = Duration::from_secs(OBJECT_BYTES_MAX as u64 / UPLOAD_RATE_MIN);
+        let limits = limits();
+        assert!(limits.request > slowest + UPLOAD_SILENCE_MAX, "{:?} for {slowest:?}", limits.request);
+        assert_eq!(
+            (limits.request_bytes_max, limits.response_bytes_max),
+            (OBJECT_BYTES_MAX, OBJECT_BYTES_MAX)
+        );
+    }
+}

@@ -105,29 +105,36 @@ impl ServedDirectory {
         decisions: &dyn ModelDecisions,
     ) -> Result<ImportFacts, ShardServiceError> {
         let directory = self.import(nonce);
-        let of = directory.clone();
-        let (writer, mut seal) = self.block(move || Ok((of.writer()?, of.seal()?))).await?;
-        let (mut is_empty, mut is_certain) = (false, true);
+        let (writer, seal) = self.block(move || Ok((directory.writer()?, directory.seal()?))).await?;
         if writer.is_none() && seal.is_none() {
-            // An import that did not come through this service has no links yet.
-            let (found, complete) = self.find_manifest(nonce).await?;
-            is_certain = complete;
-            (seal, is_empty) = self
-                .block(move || {
-                    if let Some(root) = found {
-                        directory.bind(root)?;
-                    }
-                    Ok((directory.seal()?, directory.is_empty()?))
-                })
-                .await?;
+            return self.facts_without_links(nonce, decisions).await;
         }
-        let seal = seal.map(|(root, sealed_at)| Seal {
-            root,
-            sealed_at,
-            is_named: decisions.is_named(root),
-            is_forgotten: decisions.is_forgotten(root),
+        let seal = seal.map(|seal| sealed(seal, decisions));
+        Ok(ImportFacts { writer, seal, is_empty: false, is_certain: true })
+    }
+
+    /// Returns the facts about an import that had neither writer nor seal: a new one, or one whose objects
+    /// did not come through this service.
+    ///
+    /// Its first objects may arrive together, and one of them is claimed while the facts about another are
+    /// gathered. The writer is therefore read after the objects: each object that is seen was claimed before.
+    async fn facts_without_links(
+        &self,
+        nonce: ModelNonce,
+        decisions: &dyn ModelDecisions,
+    ) -> Result<ImportFacts, ShardServiceError> {
+        let (found, is_certain) = self.find_manifest(nonce).await?;
+        let directory = self.import(nonce);
+        let reading = self.block(move || {
+            if let Some(root) = found {
+                directory.bind(root)?;
+            }
+            let (seal, is_empty) = (directory.seal()?, directory.is_empty()?);
+            Ok((directory.writer()?, seal, is_empty))
         });
-        Ok(ImportFacts { writer, seal, is_empty, is_certain })
+        let (writer, seal, is_empty) = reading.await?;
+        let seal = seal.map(|seal| sealed(seal, decisions));
+        Ok(ImportFacts { writer, seal, is_empty: is_empty && writer.is_none(), is_certain })
     }
 
     /// Returns the root of a stored manifest that names this import, and whether all manifests could be read.
@@ -209,6 +216,11 @@ impl ServedDirectory {
     }
 }
 
+/// Returns a seal with the circle's decisions about its model.
+fn sealed((root, sealed_at): (ModelRoot, SystemTime), decisions: &dyn ModelDecisions) -> Seal {
+    Seal { root, sealed_at, is_named: decisions.is_named(root), is_forgotten: decisions.is_forgotten(root) }
+}
+
 /// Decodes a manifest and checks that it is the one of this root.
 pub(super) fn check_manifest(root: ModelRoot, bytes: &[u8]) -> Result<ModelManifest, String> {
     let manifest = parse_manifest(root, bytes)?;
@@ -218,4 +230,83 @@ pub(super) fn check_manifest(root: ModelRoot, bytes: &[u8]) -> Result<ModelManif
 
 fn held<T>(value: &Mutex<T>) -> MutexGuard<'_, T> {
     value.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::service::rights::{WriteRule, write_rule};
+    use object_store::local::LocalFileSystem;
+    use protocol::PublicKey;
+
+    const NONCE: ModelNonce = ModelNonce([1; 16]);
+    const WRITER: PublicKey = PublicKey([2; 32]);
+    const OTHER: PublicKey = PublicKey([3; 32]);
+
+    /// Decisions of a circle that names and forgets no model.
+    struct Undecided;
+
+    impl ModelDecisions for Undecided {
+        fn now(&self) -> SystemTime {
+            SystemTime::UNIX_EPOCH
+        }
+
+        fn is_writer(&self, _peer: &PublicKey) -> bool {
+            true
+        }
+
+        fn is_forgotten(&self, _root: ModelRoot) -> bool {
+            false
+        }
+
+        fn is_named(&self, _root: ModelRoot) -> bool {
+            false
+        }
+    }
+
+    fn served(directory: &tempfile::TempDir) -> ServedDirectory {
+        let objects = LocalFileSystem::new_with_prefix(directory.path()).expect("a directory");
+        ServedDirectory::new(directory.path().into(), Arc::new(objects))
+    }
+
+    /// Stores the first object of an import for its writer, as an upload does.
+    fn first_object(directory: &tempfile::TempDir, store: &ServedDirectory) {
+        assert_eq!(store.import(NONCE).claim(WRITER).expect("claimed"), WRITER);
+        let path = directory.path().join(crate::geometry::model_prefix(NONCE).as_ref()).join("00000000-00");
+        std::fs::write(path, b"shard").expect("written");
+    }
+
+    #[tokio::test]
+    async fn an_import_that_is_claimed_while_its_facts_are_gathered_has_its_writer() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let store = served(&directory);
+        let new = store.facts(NONCE, &Undecided).await.expect("facts");
+        assert_eq!((new.writer, new.is_empty), (None, true));
+        assert_eq!(write_rule(&new, &WRITER), Some(WriteRule::First));
+        // The upload beside this one ends after the links were looked for.
+        first_object(&directory, &store);
+        let facts = store.facts_without_links(NONCE, &Undecided).await.expect("facts");
+        assert_eq!((facts.writer, facts.is_empty), (Some(WRITER), false));
+        assert_eq!(write_rule(&facts, &WRITER), Some(WriteRule::Once), "the same writer goes on");
+        assert_eq!(write_rule(&facts, &OTHER), None, "and no other peer");
+        assert_eq!(store.facts(NONCE, &Undecided).await.expect("facts"), facts);
+    }
+
+    /// Attack: objects without a record of their writer, which did not come through the service, are claimed.
+    #[tokio::test]
+    async fn an_import_of_unknown_origin_is_claimed_by_no_peer() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let store = served(&directory);
+        first_object(&directory, &store);
+        let link = directory.path().join(crate::geometry::model_prefix(NONCE).as_ref()).join("writer");
+        std::fs::remove_file(link).expect("removed");
+        let facts = store.facts(NONCE, &Undecided).await.expect("facts");
+        assert_eq!((facts.writer, facts.is_empty), (None, false));
+        assert_eq!(write_rule(&facts, &OTHER), None);
+        // Positive control: an import without objects is claimed by the first to write one.
+        let path = directory.path().join(crate::geometry::model_prefix(NONCE).as_ref()).join("00000000-00");
+        std::fs::remove_file(path).expect("removed");
+        let facts = store.facts(NONCE, &Undecided).await.expect("facts");
+        assert_eq!(write_rule(&facts, &OTHER), Some(WriteRule::First));
+    }
 }

@@ -65,3 +65,49 @@ fn bits(info: &TensorInfo) -> Option<u64> {
     let dimensions = info.shape.iter().map(|length| *length as u64);
     dimensions.chain([info.dtype.bitsize() as u64]).try_fold(1_u64, u64::checked_mul)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Returns a file with this header and this many bytes of tensors.
+    fn file(header: &str, bytes: usize) -> Vec<u8> {
+        [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &vec![7; bytes]].concat()
+    }
+
+    fn read(file: &[u8]) -> Result<Vec<Extent>, Flaw> {
+        extents(file, file.len() as u64)
+    }
+
+    #[test]
+    fn extents_cover_the_file_once_in_order() {
+        let a = r#""a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}"#;
+        let b = r#""b":{"dtype":"F16","shape":[3],"data_offsets":[8,14]}"#;
+        let header = format!("{{{b},{a}}}");
+        let file = file(&header, 14);
+        let found = read(&file).expect("a sound file");
+        let begins = 8 + header.len() as u64;
+        let ranges: Vec<_> = found.iter().map(|extent| extent.range.clone()).collect();
+        assert_eq!(ranges, [0..begins, begins..begins + 8, begins + 8..begins + 14]);
+    }
+
+    #[test]
+    fn a_length_that_lies_is_refused_before_memory_is_taken() {
+        for length in [u64::MAX, u64::MAX - 7, HEADER_BYTES_MAX, 1 << 40] {
+            let lie = [&length.to_le_bytes()[..], b"{}"].concat();
+            assert!(matches!(read(&lie), Err(Flaw::Damaged(_))), "{length}");
+        }
+        assert!(matches!(read(b"short"), Err(Flaw::Damaged(_))));
+    }
+
+    #[test]
+    fn a_file_that_ends_early_is_unreadable_or_damaged_and_never_read_on() {
+        let header = r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#;
+        let whole = file(header, 8);
+        for length in 0..whole.len() {
+            assert!(read(&whole[..length]).is_err(), "{length} of {} bytes", whole.len());
+        }
+        // Positive control: the whole file is sound.
+        assert_eq!(read(&whole).map(|extents| extents.len()).ok(), Some(2));
+    }
+}
