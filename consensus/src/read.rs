@@ -50,6 +50,7 @@ impl Reads {
         self.tokens_made += 1;
         let mut token = self.prefix.to_vec();
         token.extend_from_slice(&self.tokens_made.to_be_bytes());
+        debug_assert_eq!(token.len(), self.prefix.len() + 8, "a token is the prefix and a count");
         let previous = self.issued.insert(token.clone(), std::mem::take(&mut self.waiting));
         assert!(previous.is_none(), "a read token was made twice");
         Some(token)

@@ -4,11 +4,14 @@
 //! have different types, so that neither passes for the other.
 
 use nix::time::{ClockId, clock_gettime};
-use protocol::{BootTime, Millis};
+use protocol::{BootId, BootTime, Digest, Millis};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::time::Instant;
+
+/// Domain of the digest that stands for the kernel's id of a start.
+const BOOT_ID_DOMAIN: &str = "quorate/boot-id/v1";
 
 /// Returns the time since the machine started, including sleep (`CLOCK_BOOTTIME`). It never jumps, and
 /// every process of the machine reads the same value, sandboxed or not.
@@ -16,6 +19,13 @@ use tokio::time::Instant;
 pub fn boot_time() -> BootTime {
     let now = clock_gettime(ClockId::CLOCK_BOOTTIME).expect("Linux has had this clock since 2.6.39");
     BootTime(now.tv_sec().unsigned_abs() * 1000 + now.tv_nsec().unsigned_abs() / 1_000_000)
+}
+
+/// Returns the id of this start of the machine, which the kernel draws; none if it cannot be read.
+#[must_use]
+pub fn boot_id() -> Option<BootId> {
+    let text = std::fs::read("/proc/sys/kernel/random/boot_id").ok()?;
+    (!text.trim_ascii().is_empty()).then(|| BootId(Digest::of_domain(BOOT_ID_DOMAIN, text.trim_ascii())))
 }
 
 /// Returns the wall clock as of the first call in this process, advanced by the monotonic clock.
@@ -40,7 +50,7 @@ enum ClockSource {
     #[default]
     Machine,
     /// Clocks that follow the tokio runtime's, which a test may pause and advance.
-    Runtime { began: Instant, boot_at_start: BootTime, wall_at_start_ms: Arc<AtomicU64> },
+    Runtime { began: Instant, boot_at_start: BootTime, wall_at_start_ms: Arc<AtomicU64>, boot: BootId },
 }
 
 impl Clock {
@@ -53,8 +63,21 @@ impl Clock {
     /// Returns clocks that show these times now and follow the clock of the tokio runtime.
     #[must_use]
     pub fn of_runtime(boot_at_start: BootTime, wall: Millis) -> Self {
+        static STARTS: AtomicU64 = AtomicU64::new(0);
         let wall_at_start_ms = Arc::new(AtomicU64::new(wall.0));
-        Self(ClockSource::Runtime { began: Instant::now(), boot_at_start, wall_at_start_ms })
+        let start = STARTS.fetch_add(1, Ordering::Relaxed);
+        let boot = BootId(Digest::of_domain(BOOT_ID_DOMAIN, &start.to_le_bytes()));
+        Self(ClockSource::Runtime { began: Instant::now(), boot_at_start, wall_at_start_ms, boot })
+    }
+
+    /// Returns the id of the machine's start to which [`Self::boot`] belongs; none if it is not known. Clones
+    /// of one simulated clock are of one start.
+    #[must_use]
+    pub fn boot_id(&self) -> Option<BootId> {
+        match &self.0 {
+            ClockSource::Machine => boot_id(),
+            ClockSource::Runtime { boot, .. } => Some(*boot),
+        }
     }
 
     /// Returns the time since the machine started, including sleep.
@@ -120,6 +143,14 @@ mod tests {
         assert_eq!(clock.wall(), Millis(u64::MAX));
         tokio::time::advance(Duration::from_secs(1)).await;
         assert_eq!((clock.boot(), clock.wall()), (BootTime(1_000), Millis(u64::MAX)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_start_of_a_machine_has_one_id() {
+        assert!(boot_id().is_some() && boot_id() == Clock::machine().boot_id());
+        let clock = Clock::of_runtime(BootTime(0), Millis(0));
+        assert_eq!(clock.boot_id(), clock.clone().boot_id());
+        assert_ne!(clock.boot_id(), Clock::of_runtime(BootTime(0), Millis(0)).boot_id());
     }
 
     #[test]

@@ -1,9 +1,12 @@
 //! Records that an agent keeps on disk across restarts, and requests of the operator on the same machine.
 //! Nothing here crosses a network.
 
+use crate::agent::Desired;
 use crate::error_code::ErrorCode;
 use crate::governance::Bundle;
-use crate::ids::{CircleId, Fence, Millis, NodeId, ServiceName, SlotIndex};
+use crate::halt::SignedHalt;
+use crate::ids::{BootId, BootTime, CircleId, Fence, Millis, NodeId, ServiceName, SlotIndex};
+use crate::limits::SYNC_BYTES_MAX;
 use crate::order::SignedOrder;
 use serde::{Deserialize, Serialize};
 
@@ -16,6 +19,31 @@ pub const KEPT_HEAD_DOMAIN: &str = "quorate/kept-head/v1";
 pub const ORDER_BOOK_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// Format version of the order book that this release writes and reads.
 pub const ORDER_BOOK_VERSION: u32 = 1;
+/// Digest domain of control's last answer that an agent keeps.
+pub const LAST_ANSWER_DOMAIN: &str = "quorate/last-answer/v1";
+/// Format version of the last answer that this release writes and reads.
+pub const LAST_ANSWER_VERSION: u32 = 1;
+/// Maximum size of the last answer on disk in bytes: a desired state came in one answer of control.
+pub const LAST_ANSWER_BYTES_MAX: usize = SYNC_BYTES_MAX + 1024;
+
+/// Control's last answer to a node, as stored on its disk. A restarted agent that no control replica
+/// answers continues from it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LastAnswerRecord {
+    /// Format version of this record: [`LAST_ANSWER_VERSION`].
+    pub version: u32,
+    /// Circle of the control plane that answered.
+    pub circle: CircleId,
+    /// Node that was answered.
+    pub node: NodeId,
+    /// Start of the machine to whose boot clock `heard_at` belongs.
+    pub boot: BootId,
+    /// Boot clock at the request of an answer. Later ones may have followed.
+    pub heard_at: BootTime,
+    /// Desired state of the node, as answered last.
+    pub desired: Desired,
+}
 
 /// Orders that a node accepted, as stored on its disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -71,13 +99,23 @@ pub struct HandOrder {
     pub order: SignedOrder,
 }
 
-/// Result of an agent's verification of an order.
+/// Request of the operator to an agent on the same machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum AdminRequest {
+    /// Verify an order; it is never executed.
+    Order(Box<HandOrder>),
+    /// Take a halt. Its member's signature is the authority, and not the way that it came.
+    Halt(Box<SignedHalt>),
+}
+
+/// Result of an agent's verification of an order, or of a halt.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Verdict {
-    /// True if the agent would execute the order.
+    /// True if the agent would execute the order, or has taken the halt.
     pub accepted: bool,
-    /// Reason for a rejection; none if the order is accepted.
+    /// Reason for a rejection; none if the order or halt is accepted.
     pub code: Option<ErrorCode>,
     /// Result as text for people.
     pub message: String,
@@ -121,6 +159,23 @@ mod tests {
             held: vec![held],
         };
         assert_eq!(from_bytes(&to_bytes(&record), ORDER_BOOK_BYTES_MAX), Ok(record));
+    }
+
+    #[test]
+    fn a_last_answer_survives_its_encoding() {
+        let held = held();
+        let record = LastAnswerRecord {
+            version: LAST_ANSWER_VERSION,
+            circle: held.signed.order.circle,
+            node: held.signed.order.node,
+            boot: BootId(Digest::of(b"start")),
+            heard_at: BootTime(7),
+            desired: Desired { assignments: vec![], routes: None },
+        };
+        let bytes = to_bytes(&record);
+        assert_eq!(from_bytes(&bytes, LAST_ANSWER_BYTES_MAX), Ok(record.clone()));
+        let other = LastAnswerRecord { boot: BootId(Digest::of(b"another start")), ..record };
+        assert_ne!(to_bytes(&other), bytes, "a record names the start of its machine");
     }
 
     #[test]

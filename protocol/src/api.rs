@@ -82,6 +82,9 @@ pub enum ProposalState {
     Expired,
     /// Another approved proposal changed the same subject first.
     Stale,
+    /// The quorum approved a change of members. It takes effect after the waiting time, unless a member
+    /// vetoes it.
+    Waiting,
 }
 
 /// Proposal with its votes, as members see it.
@@ -106,6 +109,8 @@ pub struct ProposalView {
     pub missing: Vec<MemberId>,
     /// Digest of the certificate; present once the proposal is approved.
     pub certificate: Option<Digest>,
+    /// End of the waiting time; present while it runs.
+    pub takes_effect_at: Option<Millis>,
 }
 
 /// Page of a list, always an object so that fields can be added. Lists are read as Google's AIP-158 has it:
@@ -409,6 +414,16 @@ pub struct LogLine {
     pub slot: SlotIndex,
     /// Text of the line, at most 4 KiB.
     pub text: String,
+}
+
+/// Answer of `POST /v1/console/links`: a link that signs one browser in at the replica's console.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ConsoleLink {
+    /// Address to open in a browser. The first browser that opens it is signed in with the token's scopes.
+    pub url: String,
+    /// Number of seconds for which the link works.
+    pub expires_in_seconds: u64,
 }
 
 /// Access token without its hash, as shown to people.

@@ -31,12 +31,12 @@ macro_rules! display {
 }
 
 display! {
-    ActionClass: Routine = "routine", Sensitive = "sensitive";
+    ActionClass: Routine = "routine", Sensitive = "sensitive", Personal = "personal";
     Choice: Approve = "approve", Reject = "reject";
     Isolation: None = "none", SameUid = "same_uid", Full = "full";
     NodeRole: Worker = "worker", Storage = "storage", Gateway = "gateway";
     ProposalState: Open = "open", Approved = "approved", Rejected = "rejected", Expired = "expired",
-        Stale = "stale";
+        Stale = "stale", Waiting = "waiting";
     SlotState: Loading = "loading", Starting = "starting", Ready = "ready", Draining = "draining",
         Released = "released", Failed = "failed", Refused = "refused";
     TokenScope: Read = "read", Propose = "propose", Submit = "submit";

@@ -17,7 +17,9 @@ impl ErrorCode {
     /// Returns the code with this text, if there is one.
     #[must_use]
     pub fn find(text: &str) -> Option<Self> {
-        ALL.iter().copied().find(|code| code.0 == text)
+        let found = ALL.iter().copied().find(|code| code.0 == text);
+        debug_assert!(found.is_none_or(|code| code.as_str() == text), "a code is found by its own text");
+        found
     }
 }
 
@@ -70,6 +72,16 @@ codes! {
 
     /// A certificate lacks the approvals that the policy asks for.
     QUORUM_NOT_REACHED = "quorum-not-reached";
+    /// A change of members has new keys without the proof that their member holds them.
+    MEMBER_KEYS_UNPROVEN = "member-keys-unproven";
+    /// A change of members has new keys of which one is or was a member's.
+    MEMBER_KEY_RETURNS = "member-key-returns";
+    /// A change both takes a member's vote and lowers a rule.
+    POLICY_LOWERED = "policy-lowered";
+    /// A suspended member signed, or is to be suspended again.
+    MEMBER_SUSPENDED = "member-suspended";
+    /// The waiting time of a change of members runs.
+    CHANGE_WAITS = "change-waits";
     /// A history lacks decisions that a signature or this machine has seen.
     HISTORY_SHORTER = "history-shorter";
     /// Two histories of one circle differ in a decision.
@@ -88,6 +100,22 @@ codes! {
     BALLOT_DUPLICATE = "ballot-duplicate";
     /// A ballot is for another proposal, rendering, circle or epoch.
     BALLOT_MISMATCH = "ballot-mismatch";
+    /// A passkey's assertion or registration does not have the form of one.
+    PASSKEY_INVALID = "passkey-invalid";
+    /// A passkey's assertion is for another relying party or another origin than the policy names.
+    PASSKEY_ORIGIN = "passkey-origin";
+    /// An authenticator did not verify its user, or no person was present.
+    PASSKEY_UNVERIFIED = "passkey-unverified";
+    /// A passkey signed another challenge than this ballot's.
+    PASSKEY_CHALLENGE = "passkey-challenge";
+    /// The counter of a passkey went back.
+    PASSKEY_COUNTER = "passkey-counter";
+    /// A passkey is not one of the member's.
+    PASSKEY_UNKNOWN = "passkey-unknown";
+    /// Ballots by passkey do not count for this change.
+    PASSKEY_NOT_COUNTED = "passkey-not-counted";
+    /// All approvals are by passkey; one by a member's keys is needed.
+    PASSKEYS_ALONE = "passkeys-alone";
     /// A proposal has expired.
     PROPOSAL_EXPIRED = "proposal-expired";
     /// A proposal's subject changed after it was made.
@@ -96,6 +124,13 @@ codes! {
     CIRCLE_MISMATCH = "circle-mismatch";
     /// A proposal, ballot or genesis breaks a rule of its form.
     GOVERNANCE_INVALID = "governance-invalid";
+
+    /// A member's halt covers the service, the node or the circle.
+    HALTED = "halted";
+    /// A halt was lifted by the circle and stays so.
+    HALT_LIFTED = "halt-lifted";
+    /// No halt that stands has this id, or several have.
+    HALT_NOT_FOUND = "halt-not-found";
 
     /// An order names a certificate that its agent does not have or cannot verify.
     ORDER_NOT_APPROVED = "order-not-approved";
@@ -122,6 +157,16 @@ codes! {
     PROPOSAL_MISMATCH = "proposal-mismatch";
     /// The words given are not the first words of the text to sign.
     WORDS_MISMATCH = "words-mismatch";
+    /// A request to a console names another host than the console's own.
+    CONSOLE_HOST_REFUSED = "console-host-refused";
+    /// A request that changes something does not come from a page of the console.
+    CONSOLE_ORIGIN_REFUSED = "console-origin-refused";
+    /// A sign-in link was used, has expired or never existed.
+    CONSOLE_LINK_INVALID = "console-link-invalid";
+    /// A browser's session at a console has ended.
+    CONSOLE_SIGNED_OUT = "console-signed-out";
+    /// A console holds no key of the member that votes.
+    CONSOLE_NO_KEY = "console-no-key";
     /// No running service has this name.
     SERVICE_NOT_FOUND = "service-not-found";
     /// No model with this root is registered.
@@ -185,6 +230,10 @@ codes! {
     CONTEXT_EXISTS = "context-exists";
     /// A file for a new secret exists already.
     KEY_EXISTS = "key-exists";
+    /// A passphrase does not open its key file, or is no good for a new one.
+    KEY_PASSPHRASE_WRONG = "key-passphrase-wrong";
+    /// A key file needs a passphrase, and there is no terminal and no file to read it from.
+    KEY_PASSPHRASE_MISSING = "key-passphrase-missing";
     /// The record of the highest verified history cannot be read or written.
     HEAD_UNUSABLE = "head-unusable";
     /// No admitted node has this name, or no node of this name waits for admission.

@@ -5,30 +5,34 @@
 //! signature given for one text can therefore never be counted for another.
 
 use crate::digest::Digest;
+use crate::halt::Halt;
 use crate::ids::{
     CircleId, Epoch, MemberId, Millis, NodeId, NodeName, ProposalId, ReplicaId, ServiceName, StoreName,
     TokenName,
 };
 use crate::keys::{EncryptionKey, HybridSignature, MemberKeys, PublicKey, Signature};
 use crate::manifest::{Manifest, ModelChoice};
+use crate::passkey::{Passkey, PasskeyAssertion, PasskeyPolicy};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use utoipa::ToSchema;
 
 /// Signature domain of a genesis.
-pub const GENESIS_DOMAIN: &str = "quorate/genesis/v1";
+pub const GENESIS_DOMAIN: &str = "quorate/genesis/v2";
 /// Digest domain of a proposal.
-pub const PROPOSAL_DOMAIN: &str = "quorate/proposal/v2";
+pub const PROPOSAL_DOMAIN: &str = "quorate/proposal/v3";
 /// Digest domain of a rendering.
 pub const RENDERING_DOMAIN: &str = "quorate/rendering/v1";
 /// Digest domain of a genesis's rendering.
 pub const GENESIS_RENDERING_DOMAIN: &str = "quorate/genesis-rendering/v1";
-/// Signature domain of a ballot.
+/// Signature domain of a ballot's hybrid signature.
 pub const BALLOT_DOMAIN: &str = "quorate/ballot/v2";
 /// Signature domain of a node's claim to its keys.
 pub const NODE_KEYS_DOMAIN: &str = "quorate/node-keys/v1";
+/// Signature domain of a member's claim to its keys.
+pub const MEMBER_KEYS_DOMAIN: &str = "quorate/member-keys/v1";
 /// Digest domain of a certificate.
-pub const CERTIFICATE_DOMAIN: &str = "quorate/certificate/v2";
+pub const CERTIFICATE_DOMAIN: &str = "quorate/certificate/v3";
 
 /// Member of the circle: a person.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -40,14 +44,43 @@ pub struct Member {
     pub keys: MemberKeys,
 }
 
+/// Statement of a person: I am known by this id and hold these keys.
+///
+/// The claim names no circle, as that of a node: a genesis has no id yet. It grants nothing alone.
+#[derive(Serialize)]
+struct MemberKeyClaim<'a> {
+    member: &'a MemberId,
+    keys: &'a MemberKeys,
+}
+
+impl Member {
+    /// Returns the bytes that a person signs with both signing keys: the id, and every public key.
+    #[must_use]
+    pub fn key_claim(&self) -> Vec<u8> {
+        crate::canonical::to_bytes(&MemberKeyClaim { member: &self.id, keys: &self.keys })
+    }
+}
+
+/// Member with a proof that the person holds the keys, as the person hands it on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ProvenMember {
+    /// Id and public keys.
+    pub member: Member,
+    /// Signature of both signing keys over [`Member::key_claim`], domain [`MEMBER_KEYS_DOMAIN`].
+    pub proof: HybridSignature,
+}
+
 /// Class of a change. The more damage a change can do, the more members must sign it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ActionClass {
     /// A2: deploy, retire, admit or remove a node.
     Routine,
-    /// A3: members and policy, and the loss of a model.
+    /// A3: members and policy, the suspension of a member, the loss of a model, and the lifting of halts.
     Sensitive,
+    /// A1: a member's own passkeys. The member decides alone; no policy has a quorum for this class.
+    Personal,
 }
 
 /// Quorum rule `k of (...)`, nested: `all` is k = n, `any` is k = 1. Approvals count once per distinct
@@ -74,6 +107,11 @@ pub struct Policy {
     /// Quorum of each action class. The sensitive class has an entry; any other class without one has the
     /// quorum of the sensitive class.
     pub quorums: BTreeMap<ActionClass, Quorum>,
+    /// Use of passkeys; none if the circle has no passkeys.
+    pub passkeys: Option<PasskeyPolicy>,
+    /// Waiting time in seconds of a change of members or policy, from its last approval until it takes
+    /// effect. Any member may veto it until then. 0 to thirty days; with 0 no veto exists.
+    pub veto_seconds: u32,
 }
 
 /// Control replica, as genesis fixes it.
@@ -184,7 +222,7 @@ pub struct GatewayEndpoint {
 pub enum TokenScope {
     /// Read everything except secrets.
     Read,
-    /// Submit proposals, and deliver what carries its own signature: ballots, wraps and complaints.
+    /// Submit proposals, and deliver what carries its own signature: ballots, halts, wraps and complaints.
     Propose,
     /// Scale inside envelopes, create and revoke API keys, register models.
     Submit,
@@ -259,12 +297,34 @@ pub enum Change {
         /// Time in seconds from the last approving signature to the deletion.
         grace_seconds: u32,
     },
+    /// Lifts halts: what they stopped may run again. A lifted halt stays lifted.
+    Lift {
+        /// Halts, sorted by id, each once; at most [`crate::halt::LIFTED_MAX`].
+        halts: Vec<Halt>,
+    },
     /// Replaces members and policy, and raises the epoch.
     SetMembers {
         /// All members after the change.
         members: Vec<Member>,
         /// Policy after the change.
         policy: Policy,
+        /// Proof of possession of each new set of keys: signatures over [`Member::key_claim`]. Exactly the
+        /// members that are new, or whose keys are, have one.
+        proofs: BTreeMap<MemberId, HybridSignature>,
+    },
+    /// Voids the ballots of a member, and every other use of its keys, until it is given new keys.
+    SuspendMember {
+        /// Id of the member.
+        member: MemberId,
+        /// Digests of those of the member's halts that stand; its other halts are void.
+        halts: BTreeSet<Digest>,
+    },
+    /// Replaces the passkeys of a member.
+    SetPasskeys {
+        /// Member that decides, alone and by hybrid signature.
+        member: MemberId,
+        /// All passkeys of the member after the change.
+        passkeys: Vec<Passkey>,
     },
 }
 
@@ -273,7 +333,8 @@ pub enum Change {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SubjectVersion {
-    /// Subject: `service/NAME`, `node/NAME`, `model/NAME` or `circle`.
+    /// Subject: `service/NAME`, `node/NAME`, `model/NAME`, `halts`, `passkeys/MEMBER`, `member/NAME` or
+    /// `circle`.
     pub subject: String,
     /// Number of approved changes to the subject, including genesis and its retirement or removal; 0 if it
     /// never existed.
@@ -307,6 +368,8 @@ pub struct Proposal {
     pub subjects: Vec<SubjectVersion>,
     /// Change that the proposal asks for.
     pub change: Change,
+    /// True if ballots by passkey count towards the quorum of this change, as the circle's policy has it.
+    pub passkeys_count: bool,
     /// Reason for the change, in the proposer's words.
     pub reason: String,
     /// Time at which the proposal was made.
@@ -357,14 +420,33 @@ pub struct Ballot {
     pub issued_at: Millis,
 }
 
-/// Ballot with its member's signature, domain [`BALLOT_DOMAIN`].
+/// Signature of a ballot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum BallotSignature {
+    /// Signature by both of the member's keys, domain [`BALLOT_DOMAIN`].
+    Hybrid(HybridSignature),
+    /// Signature by one of the member's passkeys, whose challenge is the ballot's digest in the domain
+    /// [`crate::passkey::PASSKEY_BALLOT_DOMAIN`].
+    Passkey(PasskeyAssertion),
+}
+
+/// Ballot with its member's signature.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SignedBallot {
     /// Ballot that the member signed.
     pub ballot: Ballot,
-    /// Signature by both of the member's keys.
-    pub signature: HybridSignature,
+    /// Signature by the member's keys, or by a passkey.
+    pub signature: BallotSignature,
+}
+
+impl SignedBallot {
+    /// Returns whether the ballot has the signature of the member's keys, and not that of a passkey.
+    #[must_use]
+    pub fn is_hybrid(&self) -> bool {
+        matches!(self.signature, BallotSignature::Hybrid(_))
+    }
 }
 
 /// Proposal with the approving ballots.
@@ -373,7 +455,8 @@ pub struct SignedBallot {
 pub struct Certificate {
     /// Proposal that was voted on.
     pub proposal: Proposal,
-    /// Approvals only, one per member, sorted by member.
+    /// Approvals only, sorted by member: one per member, and two of a member whose keys are replaced, the
+    /// one by the keys in force first.
     pub ballots: Vec<SignedBallot>,
 }
 
@@ -399,7 +482,7 @@ pub struct Bundle {
 }
 
 /// Bundle format that this release writes and reads.
-pub const BUNDLE_VERSION: u32 = 2;
+pub const BUNDLE_VERSION: u32 = 3;
 
 /// Position of a certificate in the replicated log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]

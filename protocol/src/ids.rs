@@ -60,6 +60,7 @@ macro_rules! name {
 fn short(text: &str) -> String {
     let end = text.char_indices().map(|(at, _)| at).nth(crate::limits::NAME_BYTES_MAX + 1);
     let (shown, rest) = text.split_at(end.unwrap_or(text.len()));
+    debug_assert!(shown.chars().count() <= crate::limits::NAME_BYTES_MAX + 1, "the text is cut");
     format!("{}{}", shown.escape_debug(), if rest.is_empty() { "" } else { "…" })
 }
 
@@ -161,7 +162,9 @@ impl Fence {
     #[must_use]
     pub fn next(self, version: u64) -> Option<Self> {
         let count = if version == self.version { self.count } else { 0 };
-        Some(Self { version, count: count.checked_add(1)? })
+        let next = Self { version, count: count.checked_add(1)? };
+        debug_assert!(version < self.version || next > self, "an order replaces those before it");
+        Some(next)
     }
 }
 
@@ -182,7 +185,9 @@ impl BootTime {
     /// Returns this time plus `milliseconds`, saturating.
     #[must_use]
     pub fn plus(self, milliseconds: u64) -> Self {
-        Self(self.0.saturating_add(milliseconds))
+        let later = Self(self.0.saturating_add(milliseconds));
+        debug_assert!(later >= self, "time does not wrap");
+        later
     }
 
     /// Returns the milliseconds since `earlier`; zero if that is later.
@@ -196,7 +201,9 @@ impl Millis {
     /// Returns this time plus `milliseconds`, saturating.
     #[must_use]
     pub fn plus(self, milliseconds: u64) -> Self {
-        Self(self.0.saturating_add(milliseconds))
+        let later = Self(self.0.saturating_add(milliseconds));
+        debug_assert!(later >= self, "time does not wrap");
+        later
     }
 }
 
@@ -243,8 +250,18 @@ wrapped!(
     Digest
 );
 wrapped!(
+    /// Id of a halt: the digest of its canonical bytes.
+    HaltId,
+    Digest
+);
+wrapped!(
     /// Root of a model: the digest of its manifest, which names every segment.
     ModelRoot,
+    Digest
+);
+wrapped!(
+    /// Id of one start of a machine. Two values of [`BootTime`] compare only within one start.
+    BootId,
     Digest
 );
 wrapped!(

@@ -15,14 +15,17 @@ pub mod digest;
 mod display;
 pub mod error_chain;
 pub mod error_code;
+pub mod foreign_text;
 pub mod gateway;
 pub mod governance;
+pub mod halt;
 pub mod ids;
 pub mod keys;
 pub mod limits;
 pub mod manifest;
 pub mod model;
 pub mod order;
+pub mod passkey;
 pub mod refusal;
 pub mod sandbox;
 pub mod worker;
@@ -33,8 +36,9 @@ pub use digest::Digest;
 pub use error_chain::error_chain;
 pub use error_code::ErrorCode;
 pub use ids::{
-    BootTime, CircleId, Epoch, Fence, MemberId, Millis, ModelName, ModelRoot, NodeId, NodeName, ProposalId,
-    ReplicaId, ServiceName, SlotIndex, StoreName, TokenName,
+    BootId, BootTime, CircleId, Epoch, Fence, HaltId, MemberId, Millis, ModelName, ModelRoot, NodeId,
+    NodeName, ProposalId, ReplicaId, ServiceName, SlotIndex, StoreName, TokenName,
 };
 pub use keys::{EncryptionKey, HybridSignature, MemberKeys, PublicKey, Signature};
+pub use passkey::{Passkey, PasskeyAssertion, PasskeyKey, PasskeyPolicy, PasskeyRegistration};
 pub use refusal::Refusal;

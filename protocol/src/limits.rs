@@ -9,6 +9,14 @@ pub const MANIFEST_BYTES_MAX: usize = 64 * 1024;
 pub const MEMBERS_MAX: usize = 99;
 /// Maximum size of one member of a roster in bytes: 3.2 kB of keys and an id as long as a name.
 pub const MEMBER_BYTES_MAX: usize = 3400;
+/// Maximum number of key sets that one change of members introduces. Larger circles change in steps.
+pub const MEMBER_PROOFS_MAX: usize = 16;
+/// Maximum size of a proof of possession in bytes: a hybrid signature and an id.
+pub const MEMBER_PROOF_BYTES_MAX: usize = 3600;
+/// Maximum number of ballots in a certificate: one of each member, and one by each new set of keys.
+pub const BALLOTS_MAX: usize = MEMBERS_MAX + MEMBER_PROOFS_MAX;
+/// Maximum number of halts that stand after the suspension of their member.
+pub const STANDING_HALTS_MAX: usize = 256;
 /// Maximum nesting of a quorum rule, `k of (k of (...))`: people cannot read deeper ones.
 pub const QUORUM_DEPTH_MAX: usize = 6;
 /// Maximum number of bytes that one member adds to a rule of a policy: its id, and a threshold of its own at
@@ -23,8 +31,27 @@ pub const PROPOSAL_FRAME_BYTES_MAX: usize = 1024;
 pub const PROPOSAL_BYTES_MAX: usize = 512 * 1024;
 /// Maximum size of a ballot in bytes: a post-quantum signature of 3.3 kB, digests and an id.
 pub const BALLOT_BYTES_MAX: usize = 4096;
-/// Maximum size of a certificate in bytes: a proposal and every member's ballot.
-pub const CERTIFICATE_BYTES_MAX: usize = PROPOSAL_BYTES_MAX + MEMBERS_MAX * BALLOT_BYTES_MAX + 1024;
+/// Maximum number of passkeys of a member: a few devices, and a spare key in a drawer.
+pub const PASSKEYS_MAX: usize = 8;
+/// Maximum length of a credential's id in bytes (WebAuthn level 3, section 4).
+pub const PASSKEY_CREDENTIAL_BYTES_MAX: usize = 1023;
+/// Maximum size of an assertion's authenticator data in bytes: 37, and the outputs of extensions.
+pub const PASSKEY_AUTHENTICATOR_DATA_BYTES_MAX: usize = 512;
+/// Maximum size of a registration's authenticator data in bytes: also a credential's id and its key.
+pub const PASSKEY_REGISTRATION_BYTES_MAX: usize =
+    PASSKEY_AUTHENTICATOR_DATA_BYTES_MAX + PASSKEY_CREDENTIAL_BYTES_MAX + 128;
+/// Maximum size of client data in bytes: five times what browsers write for an origin of usual length.
+pub const PASSKEY_CLIENT_DATA_BYTES_MAX: usize = 1536;
+/// Maximum length of a passkey's signature in bytes: 72 for ES256 in DER, 64 for EdDSA.
+pub const PASSKEY_SIGNATURE_BYTES_MAX: usize = 72;
+/// Maximum number of origins whose pages may ask for a passkey: every control replica under two names.
+pub const PASSKEY_ORIGINS_MAX: usize = 16;
+/// Maximum length of an origin in bytes: a DNS name of 253, a scheme and a port.
+pub const ORIGIN_BYTES_MAX: usize = 267;
+/// Maximum size of a policy for passkeys in bytes: its origins, and a relying party as long as one of them.
+pub const PASSKEY_POLICY_BYTES_MAX: usize = (PASSKEY_ORIGINS_MAX + 2) * (ORIGIN_BYTES_MAX + 3);
+/// Maximum size of a certificate in bytes: a proposal and every ballot.
+pub const CERTIFICATE_BYTES_MAX: usize = PROPOSAL_BYTES_MAX + BALLOTS_MAX * BALLOT_BYTES_MAX + 1024;
 /// Maximum size of a bundle in bytes: a certificate, its version and its position in the log.
 pub const BUNDLE_BYTES_MAX: usize = CERTIFICATE_BYTES_MAX + 1024;
 /// Maximum size of a genesis in bytes: a full roster, every founder's signature, and the first nodes.
@@ -68,6 +95,15 @@ pub const MODEL_MANIFEST_BYTES_MAX: usize = 64 * 1024 * 1024;
 pub const SEGMENT_BYTES_MAX: usize = 1024 * 1024;
 /// Lease in milliseconds: the time for which a node may act on one answer of control.
 pub const LEASE_MS: u64 = 3_000;
+/// Minimum autonomy of a service in seconds, and the only one of an exclusive service: one lease. A node that
+/// receives nothing for that long cannot know whether its slots were placed elsewhere.
+pub const AUTONOMY_SECONDS_MIN: u64 = LEASE_MS / 1000;
+/// Autonomy in seconds of a service whose manifest names none: a day, in which people can restore a control
+/// plane.
+pub const AUTONOMY_SECONDS_DEFAULT: u64 = 24 * 3600;
+/// Maximum autonomy of a service in seconds: a month. A node that control did not reach for longer is not
+/// managed.
+pub const AUTONOMY_SECONDS_MAX: u64 = 31 * 24 * 3600;
 /// Interval in milliseconds between two syncs of an agent with control.
 pub const SYNC_INTERVAL_MS: u64 = 500;
 /// Tolerated error in milliseconds of the wall-clock times in certificates.
@@ -75,8 +111,22 @@ pub const CLOCK_GRACE_MS: u64 = 5 * 60 * 1000;
 
 const _: () = assert!(2 * MANIFEST_BYTES_MAX < PROPOSAL_BYTES_MAX, "canonical form may be longer than TOML");
 const _: () = assert!(
-    ROSTER_BYTES_MAX + REASON_BYTES_MAX + PROPOSAL_FRAME_BYTES_MAX <= PROPOSAL_BYTES_MAX,
+    ROSTER_BYTES_MAX
+        + PASSKEY_POLICY_BYTES_MAX
+        + MEMBER_PROOFS_MAX * MEMBER_PROOF_BYTES_MAX
+        + REASON_BYTES_MAX
+        + PROPOSAL_FRAME_BYTES_MAX
+        <= PROPOSAL_BYTES_MAX,
     "a circle that can be founded can change its members"
+);
+const _: () = assert!(
+    PASSKEY_CREDENTIAL_BYTES_MAX
+        + PASSKEY_AUTHENTICATOR_DATA_BYTES_MAX
+        + PASSKEY_CLIENT_DATA_BYTES_MAX
+        + PASSKEY_SIGNATURE_BYTES_MAX
+        + 640
+        <= BALLOT_BYTES_MAX,
+    "a ballot holds an assertion"
 );
 const _: () =
     assert!(ROSTER_BYTES_MAX + MEMBERS_MAX * BALLOT_BYTES_MAX <= GENESIS_BYTES_MAX / 2, "room for nodes");
@@ -93,4 +143,8 @@ const _: () = assert!(SEGMENT_BYTES_MAX < MODEL_MANIFEST_BYTES_MAX, "segments ar
 const _: () = assert!(BUNDLE_BYTES_MAX <= HISTORY_PAGE_BYTES_MAX, "a page of history holds any bundle");
 const _: () = assert!(HISTORY_PAGE_BYTES_MAX <= SYNC_BYTES_MAX / 8, "a page leaves room for a node's orders");
 const _: () = assert!(METRICS_LINE_BYTES_MAX <= 4096, "PIPE_BUF on Linux");
+const _: () =
+    assert!(AUTONOMY_SECONDS_MIN * 1000 == LEASE_MS, "exclusive work is held for exactly one lease");
+const _: () = assert!(AUTONOMY_SECONDS_MIN < AUTONOMY_SECONDS_DEFAULT);
+const _: () = assert!(AUTONOMY_SECONDS_DEFAULT < AUTONOMY_SECONDS_MAX);
 const _: () = assert!(SYNC_INTERVAL_MS * 4 < LEASE_MS, "a lease survives three lost answers");

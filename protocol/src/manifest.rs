@@ -14,6 +14,7 @@ pub use size::{format_bytes, parse_bytes};
 
 use crate::digest::Digest;
 use crate::ids::{Millis, ModelName, ModelRoot, ServiceName};
+use crate::limits;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use utoipa::ToSchema;
@@ -158,10 +159,25 @@ pub struct ServiceManifest {
     pub valid_until: Option<Millis>,
     /// Treatment of running replicas when the approval ends.
     pub on_expiry: OnExpiry,
+    /// Time in seconds for which a node keeps a replica without hearing the control plane. In that time the
+    /// replica may be placed elsewhere too. Exactly 3, one lease, if `exclusive`.
+    pub autonomy_seconds: u64,
+    /// True if no slot may ever live on two nodes.
+    pub exclusive: bool,
     /// Maximum number of tokens of a context; none = the model's own limit.
     pub context_tokens_max: Option<u32>,
     /// Maximum number of sequences computed in one step.
     pub batch_sequences_max: u32,
+}
+
+impl ServiceManifest {
+    /// Returns the autonomy of the service's slots in milliseconds.
+    #[must_use]
+    pub fn autonomy_ms(&self) -> u64 {
+        let within = self.autonomy_seconds >= limits::AUTONOMY_SECONDS_MIN;
+        debug_assert!(within && self.autonomy_seconds <= limits::AUTONOMY_SECONDS_MAX, "it is in bounds");
+        self.autonomy_seconds.saturating_mul(1000)
+    }
 }
 
 /// Manifest of a job. This release reads and checks it, but cannot run it.

@@ -20,7 +20,9 @@ impl Refusal {
     /// Creates a refusal with this code and text.
     #[must_use]
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        Self { code, message: message.into() }
+        let message = message.into();
+        debug_assert!(!message.is_empty(), "a refusal says why: {code}");
+        Self { code, message }
     }
 
     /// Creates a refusal whose text is an error and all of its causes.

@@ -138,12 +138,13 @@ fn a_proposals_id_depends_on_all_of_it() {
         history: HistoryHead { size: 3, root: Digest::of(b"history") },
         subjects: vec![subject()],
         change: Change::Retire { service: "chat".parse().unwrap(), grace_seconds: 5 },
+        passkeys_count: false,
         reason: "because".into(),
         created_at: Millis(1),
         expires_at: Millis(2),
         nonce: Digest::of(b"nonce"),
     };
-    let edits: [Edit; 13] = [
+    let edits: [Edit; 14] = [
         |_| {},
         |p| p.circle = CircleId(Digest::of(b"another")),
         |p| p.epoch = Epoch(2),
@@ -153,6 +154,7 @@ fn a_proposals_id_depends_on_all_of_it() {
         |p| p.subjects[0].version = 2,
         |p| p.subjects[0].value = Some(Digest::of(b"v")),
         |p| p.change = Change::Retire { service: "chat".parse().unwrap(), grace_seconds: 6 },
+        |p| p.passkeys_count = true,
         |p| p.reason.push('.'),
         |p| p.created_at = Millis(0),
         |p| p.expires_at = Millis(3),
@@ -166,6 +168,6 @@ fn a_proposals_id_depends_on_all_of_it() {
             altered.id()
         })
         .collect();
-    assert_eq!(ids.len(), 13, "no two of them share an id");
+    assert_eq!(ids.len(), 14, "no two of them share an id");
     assert!(ids.contains(&proposal.id()));
 }

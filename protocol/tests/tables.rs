@@ -195,7 +195,7 @@ fn codes_are_stable() {
 /// Two releases must have the same limits, or a message of one is too long for the other.
 #[test]
 fn limits_are_stable() {
-    let all: [(&str, u64); 32] = [
+    let all: [(&str, u64); 46] = [
         ("name bytes", limits::NAME_BYTES_MAX as u64),
         ("manifest bytes", limits::MANIFEST_BYTES_MAX as u64),
         ("proposal bytes", limits::PROPOSAL_BYTES_MAX as u64),
@@ -207,7 +207,18 @@ fn limits_are_stable() {
         ("roster bytes", limits::ROSTER_BYTES_MAX as u64),
         ("proposal frame bytes", limits::PROPOSAL_FRAME_BYTES_MAX as u64),
         ("ballot bytes", limits::BALLOT_BYTES_MAX as u64),
+        ("member proofs", limits::MEMBER_PROOFS_MAX as u64),
+        ("member proof bytes", limits::MEMBER_PROOF_BYTES_MAX as u64),
+        ("ballots", limits::BALLOTS_MAX as u64),
+        ("standing halts", limits::STANDING_HALTS_MAX as u64),
         ("bundle bytes", limits::BUNDLE_BYTES_MAX as u64),
+        ("passkeys", limits::PASSKEYS_MAX as u64),
+        ("credential bytes", limits::PASSKEY_CREDENTIAL_BYTES_MAX as u64),
+        ("authenticator data bytes", limits::PASSKEY_AUTHENTICATOR_DATA_BYTES_MAX as u64),
+        ("client data bytes", limits::PASSKEY_CLIENT_DATA_BYTES_MAX as u64),
+        ("passkey signature bytes", limits::PASSKEY_SIGNATURE_BYTES_MAX as u64),
+        ("passkey origins", limits::PASSKEY_ORIGINS_MAX as u64),
+        ("origin bytes", limits::ORIGIN_BYTES_MAX as u64),
         ("JSON bytes per canonical byte", limits::JSON_BYTES_PER_CANONICAL_BYTE as u64),
         ("labels", limits::LABELS_MAX as u64),
         ("label bytes", limits::LABEL_BYTES_MAX as u64),
@@ -225,6 +236,9 @@ fn limits_are_stable() {
         ("model manifest bytes", limits::MODEL_MANIFEST_BYTES_MAX as u64),
         ("segment bytes", limits::SEGMENT_BYTES_MAX as u64),
         ("lease ms", limits::LEASE_MS),
+        ("autonomy seconds at least", limits::AUTONOMY_SECONDS_MIN),
+        ("autonomy seconds by default", limits::AUTONOMY_SECONDS_DEFAULT),
+        ("autonomy seconds at most", limits::AUTONOMY_SECONDS_MAX),
         ("sync interval ms", limits::SYNC_INTERVAL_MS),
         ("clock grace ms", limits::CLOCK_GRACE_MS),
         ("bundle version", u64::from(protocol::governance::BUNDLE_VERSION)),
@@ -235,19 +249,26 @@ fn limits_are_stable() {
 /// A domain names a purpose: a signature for one must be invalid for any other.
 #[test]
 fn domains_are_stable_and_distinct() {
-    use protocol::{agent, agent_state, governance, model, order};
+    use protocol::{agent, agent_state, governance, halt, model, order, passkey};
     let mut domains = vec![
+        passkey::PASSKEY_BALLOT_DOMAIN,
+        passkey::PASSKEY_REGISTRATION_DOMAIN,
+        passkey::PASSKEY_DOMAIN,
         governance::GENESIS_DOMAIN,
         governance::PROPOSAL_DOMAIN,
         governance::RENDERING_DOMAIN,
         governance::GENESIS_RENDERING_DOMAIN,
         governance::BALLOT_DOMAIN,
         governance::CERTIFICATE_DOMAIN,
+        governance::MEMBER_KEYS_DOMAIN,
         order::ORDER_DOMAIN,
         order::TICKET_DOMAIN,
         model::MODEL_DOMAIN,
         agent::DESIRED_DOMAIN,
         agent_state::ORDER_BOOK_DOMAIN,
+        halt::HALT_DOMAIN,
+        halt::HALT_BOOK_DOMAIN,
+        agent_state::LAST_ANSWER_DOMAIN,
     ];
     domains.sort_unstable();
     let digests: std::collections::BTreeSet<_> = domains.iter().map(|d| Digest::of_domain(d, b"x")).collect();

@@ -11,7 +11,8 @@ use ciborium::value::Value as Cbor;
 use protocol::canonical::{CanonicalError, from_bytes, to_bytes};
 use protocol::limits::JSON_BYTES_PER_CANONICAL_BYTE;
 use protocol::{
-    Digest, agent, agent_state, api, gateway, governance, keys, manifest, model, order, sandbox, worker,
+    Digest, agent, agent_state, api, gateway, governance, halt, keys, manifest, model, order, passkey,
+    sandbox, worker,
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value as Json;
@@ -20,15 +21,26 @@ use std::fmt::{Debug, Write};
 
 const LIMIT: usize = 1 << 20;
 /// Maps with user-chosen keys: removing an entry yields another legal value.
-const FREE_MAPS: [&str; 5] = ["labels", "node_selector", "environment", "quorums", "signatures"];
+const FREE_MAPS: [&str; 6] = ["labels", "node_selector", "environment", "quorums", "signatures", "proofs"];
 /// Byte strings whose length `human-chain` and `model-store` check.
-const FREE_LENGTHS: [&str; 4] = ["ml_dsa", "ml_kem", "encapsulated", "sealed"];
+const FREE_LENGTHS: [&str; 8] = [
+    "ml_dsa",
+    "ml_kem",
+    "encapsulated",
+    "sealed",
+    "credential",
+    "authenticator_data",
+    "client_data",
+    ASSERTED,
+];
+/// Signature of a passkey, in this test: other fields of the name `signature` have one length.
+const ASSERTED: &str = "signature of a passkey";
 /// Optional booleans.
 const OPTIONAL_FLAGS: [&str; 1] = ["answers"];
 /// Numbers that may be negative.
 const SIGNED: [&str; 3] = ["status", "signal", "exit"];
 /// Sets: exactly one order of their elements is canonical.
-const SETS: [&str; 2] = ["roles", "scopes"];
+const SETS: [&str; 4] = ["roles", "scopes", "origins", "halts"];
 
 macro_rules! kinds {
     ($($name:literal => $kind:ty),* $(,)?) => {
@@ -63,6 +75,15 @@ kinds! {
     "HeldOrder" => agent_state::HeldOrder,
     "HandOrder" => agent_state::HandOrder,
     "Verdict" => agent_state::Verdict,
+    "AdminRequest" => agent_state::AdminRequest,
+    "HaltScope" => halt::HaltScope,
+    "Halt" => halt::Halt,
+    "SignedHalt" => halt::SignedHalt,
+    "HaltBookRecord" => halt::HaltBookRecord,
+    "HaltsRequest" => halt::HaltsRequest,
+    "HaltsAnswer" => halt::HaltsAnswer,
+    "HaltReceipt" => halt::HaltReceipt,
+    "HaltedSlot" => halt::HaltedSlot,
     "Problem" => api::Problem,
     "History" => api::History,
     "HistoryPage" => api::HistoryPage,
@@ -113,6 +134,12 @@ kinds! {
     "Certificate" => governance::Certificate,
     "Bundle" => governance::Bundle,
     "LogEvidence" => governance::LogEvidence,
+    "PasskeyKey" => passkey::PasskeyKey,
+    "Passkey" => passkey::Passkey,
+    "PasskeyAssertion" => passkey::PasskeyAssertion,
+    "PasskeyRegistration" => passkey::PasskeyRegistration,
+    "PasskeyPolicy" => passkey::PasskeyPolicy,
+    "BallotSignature" => governance::BallotSignature,
     "EncryptionKey" => keys::EncryptionKey,
     "MemberKeys" => keys::MemberKeys,
     "HybridSignature" => keys::HybridSignature,
@@ -230,7 +257,9 @@ fn alter_map(entries: &[(Cbor, Cbor)], field: &str) -> Vec<(String, Cbor)> {
         let mut twice = entries.to_vec();
         twice.insert(at, entries[at].clone());
         altered.push((format!("{} twice", name(key)), Cbor::Map(twice)));
-        for (what, other) in alterations(value, &name(key)) {
+        let asserted = name(key) == "signature" && entries.iter().any(|(key, _)| name(key) == "client_data");
+        let field = if asserted { ASSERTED.to_string() } else { name(key) };
+        for (what, other) in alterations(value, &field) {
             let mut with = entries.to_vec();
             with[at].1 = other;
             altered.push((what, Cbor::Map(with)));

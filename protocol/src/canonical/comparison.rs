@@ -92,6 +92,7 @@ impl<'a> EncodingComparison<'a> {
             end = end_of(self.input, value).map_err(|_| OtherEncoding)?;
         }
         debug_assert!(end <= self.input.len(), "a validated map ends within the bytes");
+        debug_assert!(entries.is_sorted_by(|a, b| a < b), "each entry begins behind the one before");
         Ok(MapComparison { comparison: self, entries, end, next: 0, compared: 0 })
     }
 }
@@ -256,6 +257,7 @@ impl ListComparison<'_, '_> {
     }
 
     fn finish(self) -> Compared {
+        debug_assert!(self.comparison.at <= self.comparison.input.len(), "a list ends within the bytes");
         if self.left == 0 { Ok(()) } else { Err(OtherEncoding) }
     }
 }
@@ -302,6 +304,7 @@ fn key_at(input: &[u8], entry: u32) -> Compared<(ItemHead, &[u8])> {
     let begin = entry as usize;
     let head = ItemHead::read(input, begin).map_err(|_| OtherEncoding)?;
     let end = end_of(input, begin).map_err(|_| OtherEncoding)?;
+    debug_assert!(begin + head.bytes <= end, "an item has its head, and perhaps content");
     Ok((head, input.get(begin..end).ok_or(OtherEncoding)?))
 }
 
@@ -361,6 +364,7 @@ impl ser::SerializeMap for MapComparison<'_, '_> {
 
     fn serialize_value<T: Serialize + ?Sized>(&mut self, value: &T) -> Compared {
         self.compared += 1;
+        debug_assert!(self.comparison.at < self.end, "a value follows its key");
         value.serialize(&mut *self.comparison)
     }
 

@@ -57,7 +57,9 @@ fn list_bytes(length: u64, item: usize) -> usize {
 /// Returns the most bytes that an entry of a map takes: its share of a B-tree, and its place in the index of
 /// the comparison.
 fn entry_bytes(key: usize, value: usize) -> usize {
-    (key + value) * 9 / 4 + ALLOCATION_BYTES + size_of::<u32>()
+    let bytes = (key + value) * 9 / 4 + ALLOCATION_BYTES + size_of::<u32>();
+    debug_assert!(bytes > 2 * (key + value), "half of a B-tree's node may be empty");
+    bytes
 }
 
 /// Reason why validated bytes are not a value of the type.
@@ -181,6 +183,7 @@ impl<'de> CanonicalReader<'de> {
         let length = self.open(ItemKind::Array, &visitor)?;
         let mut items = ListItems { reader: self, left: length, is_charged: false };
         let value = visitor.visit_seq(&mut items)?;
+        debug_assert!(items.left <= length, "items are read, not added");
         match items.left {
             0 => Ok(value),
             left => Err(de::Error::custom(format_args!("a list has {left} items too many"))),
@@ -196,6 +199,7 @@ impl<'de> CanonicalReader<'de> {
         let length = self.open(ItemKind::Map, &visitor)?;
         let mut entries = MapEntries { reader: self, left: length, of_struct, key_bytes: 0 };
         let value = visitor.visit_map(&mut entries)?;
+        debug_assert!(entries.left <= length, "entries are read, not added");
         match entries.left {
             0 => Ok(value),
             left => Err(de::Error::custom(format_args!("a map has {left} entries too many"))),
@@ -267,14 +271,11 @@ impl<'de> de::Deserializer<'de> for &mut CanonicalReader<'de> {
         visitor.visit_borrowed_bytes(content)
     }
 
-    fn deserialize_byte_buf<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DecodeFailure> {
-        self.deserialize_bytes(visitor)
-    }
-
     fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DecodeFailure> {
         if !self.is_null()? {
             return visitor.visit_some(self);
         }
+        debug_assert_eq!(self.peek()?.bytes, 1, "null is one byte");
         self.at += 1;
         visitor.visit_none()
     }
@@ -285,31 +286,6 @@ impl<'de> de::Deserializer<'de> for &mut CanonicalReader<'de> {
         visitor: V,
     ) -> Result<V::Value, DecodeFailure> {
         visitor.visit_newtype_struct(self)
-    }
-
-    fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DecodeFailure> {
-        self.visit_list(visitor)
-    }
-
-    fn deserialize_tuple<V: Visitor<'de>>(
-        self,
-        _length: usize,
-        visitor: V,
-    ) -> Result<V::Value, DecodeFailure> {
-        self.visit_list(visitor)
-    }
-
-    fn deserialize_tuple_struct<V: Visitor<'de>>(
-        self,
-        _name: &'static str,
-        _length: usize,
-        visitor: V,
-    ) -> Result<V::Value, DecodeFailure> {
-        self.visit_list(visitor)
-    }
-
-    fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DecodeFailure> {
-        self.visit_entries(visitor, false)
     }
 
     fn deserialize_struct<V: Visitor<'de>>(
@@ -341,12 +317,15 @@ impl<'de> de::Deserializer<'de> for &mut CanonicalReader<'de> {
     }
 
     fn deserialize_ignored_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DecodeFailure> {
-        self.at = end_of(self.input, self.at)?;
+        let end = end_of(self.input, self.at)?;
+        debug_assert!(end > self.at && end <= self.input.len(), "an item takes bytes that are there");
+        self.at = end;
         visitor.visit_unit()
     }
 
     serde::forward_to_deserialize_any! {
         bool i8 i16 i32 i64 u8 u16 u32 u64 f32 f64 char unit unit_struct
+        byte_buf seq tuple tuple_struct map
     }
 }
 

@@ -9,7 +9,7 @@ use super::{
     EdgeManifest, JobManifest, Manifest, ModelChoice, Placement, ReplicaRange, Resources, ServiceManifest,
     format_bytes, parse_bytes,
 };
-use crate::limits::{LABEL_BYTES_MAX, LABELS_MAX, SLOTS_MAX};
+use crate::limits::{AUTONOMY_SECONDS_MAX, AUTONOMY_SECONDS_MIN, LABEL_BYTES_MAX, LABELS_MAX, SLOTS_MAX};
 
 /// Minimum CPU of one replica: 1 ms, the smallest quota that Linux accepts, of each period of 20 ms. A
 /// smaller share needs a longer period. A worker that has used up its quota would then stall for longer than
@@ -79,6 +79,7 @@ impl ServiceManifest {
         check_replicas(self.replicas)?;
         check_resources(&self.resources)?;
         check_placement(&self.placement)?;
+        check_autonomy(self.autonomy_seconds, self.exclusive)?;
         if let Some(tokens) = self.context_tokens_max {
             in_range("context_tokens_max", tokens, 1, CONTEXT_TOKENS_MAX)?;
         }
@@ -124,6 +125,7 @@ fn check_replicas(replicas: ReplicaRange) -> Result<(), OutOfBounds> {
         let message = format!("is {min}, more than replicas.max, which is {max}");
         return Err(OutOfBounds::new("replicas.min", message));
     }
+    debug_assert!((1..=SLOTS_MAX).contains(&max), "a service has a slot, and a bounded number of them");
     Ok(())
 }
 
@@ -163,6 +165,20 @@ fn check_placement(placement: &Placement) -> Result<(), OutOfBounds> {
         check_label(key).map_err(named)?;
         let named = |message| OutOfBounds::new(join("placement.node_selector", key), message);
         check_label(value).map_err(named)?;
+    }
+    Ok(())
+}
+
+/// Checks the autonomy of a service. A slot of an exclusive one ends with the lease, before control gives it
+/// to another node.
+fn check_autonomy(seconds: u64, exclusive: bool) -> Result<(), OutOfBounds> {
+    in_range("autonomy_seconds", seconds, AUTONOMY_SECONDS_MIN, AUTONOMY_SECONDS_MAX)?;
+    if exclusive && seconds != AUTONOMY_SECONDS_MIN {
+        let message = format!(
+            "is {seconds}, and the service is exclusive; accepted: {AUTONOMY_SECONDS_MIN}, or \
+             exclusive = false"
+        );
+        return Err(OutOfBounds::new("autonomy_seconds", message));
     }
     Ok(())
 }

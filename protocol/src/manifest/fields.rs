@@ -25,6 +25,7 @@ impl Fields {
     pub(super) fn of(text: &str) -> Self {
         let mut fields = Vec::new();
         collect_table(DeTable::parse_recoverable(text).0.get_ref(), "", &mut fields);
+        debug_assert!(fields.iter().all(|field| field.value.end <= text.len()), "ranges are of this text");
         Self { fields }
     }
 
@@ -53,7 +54,10 @@ impl Fields {
                 return field.value.clone();
             }
             match path.rfind(['.', '[']) {
-                Some(end) => path = &path[..end],
+                Some(end) => {
+                    debug_assert!(end < path.len(), "a parent's path is shorter");
+                    path = &path[..end];
+                }
                 None => return 0..0,
             }
         }

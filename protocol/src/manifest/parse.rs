@@ -6,9 +6,9 @@
 use super::bounds::{GPU_SHARE_PERCENT_MAX, MEMORY_BYTES_MAX, bytes_in_range, in_range, join};
 use super::fields::Fields;
 use super::*;
+use crate::canonical::to_bytes;
 use crate::error_code::{self, ErrorCode};
 use crate::manifest::Isolation;
-use crate::{canonical::to_bytes, limits};
 use std::ops::Range;
 
 /// Error in a manifest: location, problem and accepted values.
@@ -116,6 +116,7 @@ impl Source<'_> {
         debug_assert!(!field.is_empty() && !message.is_empty(), "an error names its field: {message}");
         let before = &self.text[..self.text.floor_char_boundary(span.start)];
         let line_start = before.rfind('\n').map_or(0, |at| at + 1);
+        debug_assert!(line_start <= before.len(), "a line begins before its error");
         ManifestError {
             code,
             line: before.matches('\n').count() + 1,
@@ -196,6 +197,8 @@ struct RawService {
     spend_micro_units_per_hour: Option<u64>,
     valid_until: Option<toml::value::Datetime>,
     on_expiry: Option<OnExpiry>,
+    autonomy_seconds: Option<u64>,
+    exclusive: Option<bool>,
     context_tokens_max: Option<u32>,
     batch_sequences_max: Option<u32>,
 }
@@ -209,6 +212,9 @@ impl RawService {
                 ..fault("runtime", "`process` is not built yet; use `candle`")
             });
         }
+        let exclusive = self.exclusive.unwrap_or(false);
+        let autonomy_default =
+            if exclusive { limits::AUTONOMY_SECONDS_MIN } else { limits::AUTONOMY_SECONDS_DEFAULT };
         Ok(Manifest::Service(ServiceManifest {
             name: self.name,
             model: self.model.choice(),
@@ -221,6 +227,8 @@ impl RawService {
             spend_micro_units_per_hour: self.spend_micro_units_per_hour,
             valid_until: self.valid_until.map(|at| check_time(&at, "valid_until")).transpose()?,
             on_expiry: self.on_expiry.unwrap_or(OnExpiry::Hold),
+            autonomy_seconds: self.autonomy_seconds.unwrap_or(autonomy_default),
+            exclusive,
             context_tokens_max: self.context_tokens_max,
             batch_sequences_max: self.batch_sequences_max.unwrap_or(32),
         }))

@@ -8,6 +8,7 @@
 pub fn parse_bytes(text: &str) -> Result<u64, String> {
     let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (digits, unit) = text.split_at(split);
+    debug_assert!(digits.bytes().all(|c| c.is_ascii_digit()), "an amount begins with its digits");
     let shown = text.escape_debug();
     let refuse = || format!("`{shown}` is not an amount like `512 MiB` or `2 GiB`");
     let number: u64 = digits.parse().map_err(|_| refuse())?;

@@ -87,6 +87,7 @@ agreements! {
     bundles: governed::bundle();
     desired_states: stored::desired();
     genesis_documents: governed::signed_genesis();
+    halts: governed::signed_halt();
     manifests: workloads::manifest();
     model_manifests: stored::model_manifest();
     order_books: stored::order_book();

@@ -91,6 +91,10 @@ laws! {
     bundles: governed::bundle();
     enrolments: stored::enrol_response();
     genesis_documents: governed::signed_genesis();
+    halt_answers: stored::halts_answer();
+    halt_books: stored::halt_book();
+    halt_requests: stored::halts_request();
+    halts: governed::signed_halt();
     init_replies: stored::init_reply();
     init_requests: stored::init_request();
     key_wraps: stored::signed_wrap();
@@ -121,6 +125,12 @@ proptest! {
     /// Digests name values: two values have one digest exactly if they are equal.
     #[test]
     fn ids_name_proposals(a in governed::proposal(), b in governed::proposal()) {
+        prop_assert_eq!(a == b, a.id() == b.id());
+        prop_assert_eq!(a.id(), a.clone().id());
+    }
+
+    #[test]
+    fn ids_name_halts(a in governed::halt(), b in governed::halt()) {
         prop_assert_eq!(a == b, a.id() == b.id());
         prop_assert_eq!(a.id(), a.clone().id());
     }

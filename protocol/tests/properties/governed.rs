@@ -6,13 +6,16 @@ use proptest::collection::{btree_map, btree_set, vec};
 use proptest::option;
 use proptest::prelude::*;
 use protocol::governance::{
-    AccessToken, ActionClass, Ballot, Bundle, Certificate, Change, Choice, ControlReplica, GatewayEndpoint,
-    Genesis, HistoryHead, LogEvidence, Member, NodeAdmission, NodeRole, Policy, Proposal, Quorum,
-    SignedBallot, SignedGenesis, StorageEndpoint, SubjectVersion, TokenScope,
+    AccessToken, ActionClass, Ballot, BallotSignature, Bundle, Certificate, Change, Choice, ControlReplica,
+    GatewayEndpoint, Genesis, HistoryHead, LogEvidence, Member, NodeAdmission, NodeRole, Policy, Proposal,
+    Quorum, SignedBallot, SignedGenesis, StorageEndpoint, SubjectVersion, TokenScope,
 };
-use protocol::{MemberId, ReplicaId};
+use protocol::halt::{Halt, HaltScope, SignedHalt};
+use protocol::passkey::P256Coordinate;
+use protocol::{MemberId, Passkey, PasskeyAssertion, PasskeyKey, PasskeyPolicy, ReplicaId};
 
-pub(crate) const CLASSES: [ActionClass; 2] = [ActionClass::Routine, ActionClass::Sensitive];
+pub(crate) const CLASSES: [ActionClass; 3] =
+    [ActionClass::Routine, ActionClass::Sensitive, ActionClass::Personal];
 pub(crate) const CHOICES: [Choice; 2] = [Choice::Approve, Choice::Reject];
 pub(crate) const ROLES: [NodeRole; 3] = [NodeRole::Worker, NodeRole::Storage, NodeRole::Gateway];
 pub(crate) const SCOPES: [TokenScope; 3] = [TokenScope::Read, TokenScope::Propose, TokenScope::Submit];
@@ -29,7 +32,10 @@ pub(crate) fn quorum() -> impl Strategy<Value = Quorum> {
 }
 
 pub(crate) fn policy() -> impl Strategy<Value = Policy> {
-    btree_map(one_of(&CLASSES), quorum(), 0..3).prop_map(|quorums| Policy { quorums })
+    let passkeys = (text(), btree_set(text(), 0..3), any::<bool>())
+        .prop_map(|(rp_id, origins, routine)| PasskeyPolicy { rp_id, origins, routine });
+    (btree_map(one_of(&CLASSES), quorum(), 0..3), option::of(passkeys), number32())
+        .prop_map(|(quorums, passkeys, veto_seconds)| Policy { quorums, passkeys, veto_seconds })
 }
 
 fn replica() -> impl Strategy<Value = ControlReplica> {
@@ -75,6 +81,29 @@ pub(crate) fn signed_genesis() -> BoxedStrategy<SignedGenesis> {
     (genesis(), btree_map(name(), hybrid_signature(), 0..3)).prop_map(of).boxed()
 }
 
+fn coordinate() -> impl Strategy<Value = P256Coordinate> {
+    any::<[u8; 32]>().prop_map(P256Coordinate)
+}
+
+pub(crate) fn passkey() -> impl Strategy<Value = Passkey> {
+    let key = prop_oneof![
+        (coordinate(), coordinate()).prop_map(|(x, y)| PasskeyKey::Es256 { x, y }),
+        key().prop_map(PasskeyKey::EdDsa),
+    ];
+    (bytes(), key, text()).prop_map(|(credential, key, label)| Passkey { credential, key, label })
+}
+
+fn assertion() -> impl Strategy<Value = PasskeyAssertion> {
+    (bytes(), bytes(), bytes(), bytes()).prop_map(
+        |(credential, authenticator_data, client_data, signature)| PasskeyAssertion {
+            credential,
+            authenticator_data,
+            client_data,
+            signature,
+        },
+    )
+}
+
 pub(crate) fn change() -> BoxedStrategy<Change> {
     prop_oneof![
         manifest().prop_map(|manifest| Change::Deploy(Box::new(manifest))),
@@ -82,9 +111,37 @@ pub(crate) fn change() -> BoxedStrategy<Change> {
         admission().prop_map(|admission| Change::AdmitNode(Box::new(admission))),
         name().prop_map(|node| Change::RemoveNode { node }),
         (model(), number32()).prop_map(|(model, grace_seconds)| Change::ForgetModel { model, grace_seconds }),
-        (vec(member(), 0..3), policy()).prop_map(|(members, policy)| Change::SetMembers { members, policy }),
+        vec(halt(), 0..3).prop_map(|halts| Change::Lift { halts }),
+        (vec(member(), 0..3), policy(), btree_map(name(), hybrid_signature(), 0..2))
+            .prop_map(|(members, policy, proofs)| Change::SetMembers { members, policy, proofs }),
+        (name(), btree_set(digest(), 0..3))
+            .prop_map(|(member, halts)| Change::SuspendMember { member, halts }),
+        (name(), vec(passkey(), 0..3))
+            .prop_map(|(member, passkeys)| Change::SetPasskeys { member, passkeys }),
     ]
     .boxed()
+}
+
+pub(crate) fn halt() -> impl Strategy<Value = Halt> {
+    let scope = prop_oneof![
+        name().prop_map(HaltScope::Service),
+        name().prop_map(HaltScope::Node),
+        text().prop_map(HaltScope::Region),
+        Just(HaltScope::Circle),
+    ];
+    let of = |(circle, member, scope, reason, issued_at, nonce)| Halt {
+        circle,
+        member,
+        scope,
+        reason,
+        issued_at,
+        nonce,
+    };
+    (circle(), name(), scope, text(), millis(), digest()).prop_map(of)
+}
+
+pub(crate) fn signed_halt() -> impl Strategy<Value = SignedHalt> {
+    (halt(), hybrid_signature()).prop_map(|(halt, signature)| SignedHalt { halt, signature })
 }
 
 fn head() -> impl Strategy<Value = HistoryHead> {
@@ -98,11 +155,22 @@ fn subject() -> impl Strategy<Value = SubjectVersion> {
 
 pub(crate) fn proposal() -> BoxedStrategy<Proposal> {
     let basis = (circle(), epoch(), head(), vec(subject(), 0..3));
-    let request = (change(), text(), millis(), millis(), digest());
+    let request = (change(), any::<bool>(), text(), millis(), millis(), digest());
     (basis, request)
         .prop_map(|((circle, epoch, history, subjects), request)| {
-            let (change, reason, created_at, expires_at, nonce) = request;
-            Proposal { circle, epoch, history, subjects, change, reason, created_at, expires_at, nonce }
+            let (change, passkeys_count, reason, created_at, expires_at, nonce) = request;
+            Proposal {
+                circle,
+                epoch,
+                history,
+                subjects,
+                change,
+                passkeys_count,
+                reason,
+                created_at,
+                expires_at,
+                nonce,
+            }
         })
         .boxed()
 }
@@ -123,7 +191,11 @@ pub(crate) fn ballot() -> impl Strategy<Value = Ballot> {
 }
 
 pub(crate) fn signed_ballot() -> impl Strategy<Value = SignedBallot> {
-    (ballot(), hybrid_signature()).prop_map(|(ballot, signature)| SignedBallot { ballot, signature })
+    let signature = prop_oneof![
+        hybrid_signature().prop_map(BallotSignature::Hybrid),
+        assertion().prop_map(BallotSignature::Passkey),
+    ];
+    (ballot(), signature).prop_map(|(ballot, signature)| SignedBallot { ballot, signature })
 }
 
 pub(crate) fn certificate() -> BoxedStrategy<Certificate> {

@@ -11,6 +11,7 @@ mod manifests;
 mod model_manifests;
 mod names;
 mod respelling;
+mod shapes;
 mod signing;
 mod sizes;
 mod stored;

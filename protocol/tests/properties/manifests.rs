@@ -25,6 +25,8 @@ valid_until = 2027-01-31T12:00:00Z
 on_expiry = "drain"
 context_tokens_max = 4096
 batch_sequences_max = 64
+autonomy_seconds = 600
+exclusive = false
 [model]
 name = "llama"
 root = "1111111111111111111111111111111111111111111111111111111111111111"
@@ -71,7 +73,7 @@ root = "3333333333333333333333333333333333333333333333333333333333333333"
 "#;
 
 /// Fields that a manifest may leave out.
-const OPTIONAL: [&str; 13] = [
+const OPTIONAL: [&str; 15] = [
     "runtime",
     "egress",
     "spend_micro_units_per_hour",
@@ -79,6 +81,8 @@ const OPTIONAL: [&str; 13] = [
     "on_expiry",
     "context_tokens_max",
     "batch_sequences_max",
+    "autonomy_seconds",
+    "exclusive",
     "resources.gpu_count",
     "resources.gpu_memory",
     "placement.regions",
@@ -156,7 +160,9 @@ fn a_value_of_another_type_is_reported_where_it_is() {
     for text in [SERVICE, JOB, EDGE] {
         for Assignment { at, path, key } in assignments(text) {
             let table = Some("{ a = 1 }").filter(|_| !FROM_TABLES.contains(&path.as_str()));
-            for value in ["true", "1.5"].into_iter().chain(table) {
+            // A truth value is right for `exclusive` alone.
+            let other = if path == "exclusive" { "1" } else { "true" };
+            for value in [other, "1.5"].into_iter().chain(table) {
                 let changed = with_lines(text, at, &[&format!("{key} = {value}")]);
                 let message = refused(&changed, error_code::MANIFEST_WRONG_TYPE, at, &path);
                 assert!(message.starts_with("invalid type: "), "{path}: {message}");
@@ -187,7 +193,8 @@ fn an_unknown_field_is_reported_where_it_is() {
 }
 
 /// Number of a manifest with its smallest and its largest value.
-const BOUNDED: [(&str, &str, u64, u64); 8] = [
+const BOUNDED: [(&str, &str, u64, u64); 9] = [
+    (SERVICE, "autonomy_seconds", 3, 31 * 24 * 3600),
     (SERVICE, "context_tokens_max", 1, 1 << 20),
     (SERVICE, "batch_sequences_max", 1, 1024),
     (SERVICE, "replicas.max", 1, 1024),
@@ -251,7 +258,7 @@ proptest! {
         let text = SERVICE.replace("min = 0\nmax = 3", &format!("min = {min}\nmax = {max}"));
         prop_assert_eq!(Manifest::from_toml(&text).is_ok(), min <= max);
         if min > max {
-            let message = refused(&text, error_code::MANIFEST_INVALID, 14, "replicas.min");
+            let message = refused(&text, error_code::MANIFEST_INVALID, 16, "replicas.min");
             prop_assert_eq!(message, format!("is {min}, more than replicas.max, which is {max}"));
         }
     }
@@ -333,7 +340,8 @@ fn sound() -> impl Strategy<Value = ServiceManifest> {
     let seconds = option::of((0..253_402_300_800_u64).prop_map(|seconds| Millis(seconds * 1000)));
     let spend = option::of(0..=i64::MAX as u64);
     let workload = (crate::values::name(), model, prop::sample::select(&TASKS), replicas);
-    let engine = (prop::sample::select(&EXPIRIES), option::of(1..=1_u32 << 20), 1..=1024_u32);
+    let autonomy = prop_oneof![Just((3_u64, true)), (3..=2_678_400_u64).prop_map(|seconds| (seconds, false))];
+    let engine = (prop::sample::select(&EXPIRIES), option::of(1..=1_u32 << 20), 1..=1024_u32, autonomy);
     (workload, resources(), placement, spend, seconds, engine).prop_map(
         |((name, model, task, replicas), resources, placement, spend, valid_until, engine)| ServiceManifest {
             name,
@@ -347,6 +355,8 @@ fn sound() -> impl Strategy<Value = ServiceManifest> {
             spend_micro_units_per_hour: spend,
             valid_until,
             on_expiry: engine.0,
+            autonomy_seconds: engine.3.0,
+            exclusive: engine.3.1,
             context_tokens_max: engine.1,
             batch_sequences_max: engine.2,
         },
@@ -369,7 +379,9 @@ fn to_toml(service: &ServiceManifest) -> String {
     for key in ["name", "task", "on_expiry", "spend_micro_units_per_hour", "context_tokens_max"] {
         line(key, &json[key]);
     }
-    line("batch_sequences_max", &json["batch_sequences_max"]);
+    for key in ["batch_sequences_max", "autonomy_seconds", "exclusive"] {
+        line(key, &json[key]);
+    }
     if let Some(until) = service.valid_until {
         writeln!(out, "valid_until = {}", date_text(until.0 / 1000)).unwrap();
     }

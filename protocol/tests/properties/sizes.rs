@@ -4,8 +4,10 @@ use protocol::agent::{LOG_LINES_MAX, WorkerLine};
 use protocol::agent_state::{ORDER_BOOK_BYTES_MAX, SlotFence};
 use protocol::canonical::to_bytes;
 use protocol::governance::{
-    Ballot, Choice, HistoryHead, LogEvidence, Member, Quorum, SignedBallot, SubjectVersion,
+    ActionClass, Ballot, BallotSignature, Choice, HistoryHead, LogEvidence, Member, Policy, Quorum,
+    SignedBallot, SubjectVersion,
 };
+use protocol::halt::{HALT_BYTES_MAX, HALT_REASON_BYTES_MAX, Halt, HaltScope, SignedHalt};
 use protocol::keys::{
     ByteString, EncryptionKey, HybridSignature, ML_DSA_65_PUBLIC_KEY_LENGTH, ML_DSA_65_SIGNATURE_LENGTH,
     ML_KEM_768_PUBLIC_KEY_LENGTH, MemberKeys,
@@ -14,7 +16,11 @@ use protocol::limits::*;
 use protocol::model::{Segment, is_safe_path};
 use protocol::order::{SignedTicket, TICKET_BYTES_MAX, Ticket};
 use protocol::worker::{SegmentRange, WORKER_MANIFEST_BYTES_MAX, WorkerMetrics};
-use protocol::{BootTime, Digest, Epoch, Fence, Millis, NodeId, ProposalId, PublicKey, Signature, SlotIndex};
+use protocol::{
+    BootTime, CircleId, Digest, Epoch, Fence, MemberId, Millis, NodeId, PasskeyAssertion, PasskeyPolicy,
+    ProposalId, PublicKey, Signature, SlotIndex,
+};
+use std::collections::BTreeMap;
 use std::str::FromStr;
 
 const KEY: PublicKey = PublicKey([0xff; 32]);
@@ -56,13 +62,51 @@ fn the_largest_member_ballot_and_rule_fit() {
         history: HistoryHead { size: u64::MAX, root: DIGEST },
         issued_at: Millis(u64::MAX),
     };
-    let ballot = to_bytes(&SignedBallot { ballot, signature: signature() }).len();
-    assert!(ballot <= BALLOT_BYTES_MAX, "{ballot}");
+    let assertion = PasskeyAssertion {
+        credential: bytes_of(PASSKEY_CREDENTIAL_BYTES_MAX),
+        authenticator_data: bytes_of(PASSKEY_AUTHENTICATOR_DATA_BYTES_MAX),
+        client_data: bytes_of(PASSKEY_CLIENT_DATA_BYTES_MAX),
+        signature: bytes_of(PASSKEY_SIGNATURE_BYTES_MAX),
+    };
+    for signature in [BallotSignature::Hybrid(signature()), BallotSignature::Passkey(assertion)] {
+        let ballot = to_bytes(&SignedBallot { ballot: ballot.clone(), signature }).len();
+        assert!(ballot <= BALLOT_BYTES_MAX, "{ballot}");
+    }
+    let proof: BTreeMap<MemberId, HybridSignature> = [(longest(), signature())].into();
+    let proof = to_bytes(&proof).len();
+    assert!(proof <= MEMBER_PROOF_BYTES_MAX && proof > MEMBER_PROOF_BYTES_MAX - 300, "{proof}");
     let alone = |part, _| Quorum::Threshold { required: u32::MAX, of: vec![part] };
     let rule = (0..QUORUM_DEPTH_MAX).fold(Quorum::Member(longest()), alone);
     let rule = to_bytes(&rule).len();
     assert!(rule <= QUORUM_MEMBER_BYTES_MAX, "{rule}");
     assert!(MEMBERS_MAX * (member + 2 * rule) <= ROSTER_BYTES_MAX);
+}
+
+#[test]
+fn the_largest_halt_fits() {
+    let halt = Halt {
+        circle: CircleId(DIGEST),
+        member: longest(),
+        scope: HaltScope::Region("x".repeat(LABEL_BYTES_MAX)),
+        reason: "x".repeat(HALT_REASON_BYTES_MAX),
+        issued_at: Millis(u64::MAX),
+        nonce: DIGEST,
+    };
+    let length = to_bytes(&SignedHalt { halt, signature: signature() }).len();
+    assert!(length <= HALT_BYTES_MAX && length > HALT_BYTES_MAX - 512, "{length}");
+}
+
+#[test]
+fn the_largest_policy_for_passkeys_fits() {
+    let origin = |number: usize| format!("https://{number:0>width$}:65535", width = ORIGIN_BYTES_MAX - 14);
+    let origins: std::collections::BTreeSet<String> = (0..PASSKEY_ORIGINS_MAX).map(origin).collect();
+    assert_eq!((origins.len(), origins.first().unwrap().len()), (PASSKEY_ORIGINS_MAX, ORIGIN_BYTES_MAX));
+    let rp_id = "x".repeat(ORIGIN_BYTES_MAX - 14);
+    let passkeys = Some(PasskeyPolicy { rp_id, origins, routine: true });
+    let rules = BTreeMap::from([(ActionClass::Sensitive, Quorum::Member(longest()))]);
+    let bare = to_bytes(&Policy { quorums: rules.clone(), passkeys: None, veto_seconds: 0 }).len();
+    let full = to_bytes(&Policy { quorums: rules, passkeys, veto_seconds: 0 }).len();
+    assert!(full - bare <= PASSKEY_POLICY_BYTES_MAX, "{}", full - bare);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Strategies for what components exchange or keep on disk: syncs, worker and sandbox messages, models.
 
-use crate::governed::{admission, bundle, signed_genesis};
+use crate::governed::{admission, bundle, signed_genesis, signed_halt};
 use crate::values::*;
 use crate::workloads::{ISOLATIONS, TASKS, route_table, signed_order, signed_ticket};
 use proptest::collection::vec;
@@ -13,6 +13,7 @@ use protocol::agent::{
 };
 use protocol::agent_state::{HeldOrder, OrderBookRecord, SlotFence, Verdict};
 use protocol::error_code;
+use protocol::halt::{HaltBookRecord, HaltCursor, HaltsAnswer, HaltsRequest};
 use protocol::model::{
     ErasureCode, KeyWrap, ModelFile, ModelManifest, ModelNonce, ModelRecord, Recipient, RecipientSignature,
     Segment, SignedComplaint, SignedWrap, StoreReference, WrapComplaint,
@@ -172,6 +173,23 @@ pub(crate) fn order_book() -> impl Strategy<Value = OrderBookRecord> {
     );
     let of = |(version, circle, node, fences, held)| OrderBookRecord { version, circle, node, fences, held };
     (number32(), circle(), node_id(), vec(fence, 0..3), vec(held, 0..3)).prop_map(of)
+}
+
+pub(crate) fn halt_book() -> impl Strategy<Value = HaltBookRecord> {
+    let of = |(version, circle, halts)| HaltBookRecord { version, circle, halts };
+    (number32(), circle(), vec(signed_halt(), 0..3)).prop_map(of)
+}
+
+fn halt_cursor() -> impl Strategy<Value = HaltCursor> {
+    (number(), number()).prop_map(|(boot, number)| HaltCursor { boot, number })
+}
+
+pub(crate) fn halts_request() -> impl Strategy<Value = HaltsRequest> {
+    (halt_cursor(), number32()).prop_map(|(after, wait_ms)| HaltsRequest { after, wait_ms })
+}
+
+pub(crate) fn halts_answer() -> impl Strategy<Value = HaltsAnswer> {
+    (halt_cursor(), vec(signed_halt(), 0..3)).prop_map(|(last, halts)| HaltsAnswer { last, halts })
 }
 
 pub(crate) fn verdict() -> impl Strategy<Value = Verdict> {

@@ -11,12 +11,13 @@ use protocol::sandbox::SandboxGo;
 use serde::{Serialize, de::DeserializeOwned};
 use std::fmt::{Debug, Display};
 
-const PROPOSAL_STATES: [ProposalState; 5] = [
+const PROPOSAL_STATES: [ProposalState; 6] = [
     ProposalState::Open,
     ProposalState::Approved,
     ProposalState::Rejected,
     ProposalState::Expired,
     ProposalState::Stale,
+    ProposalState::Waiting,
 ];
 
 /// Checks that these are the names of the variants in both forms, in this order, and that no other spelling
@@ -66,7 +67,7 @@ fn shown<T: Serialize + Display>(variants: &[T]) {
 
 #[test]
 fn variants_have_their_names_in_every_form() {
-    named(&CLASSES, "routine sensitive");
+    named(&CLASSES, "routine sensitive personal");
     named(&CHOICES, "approve reject");
     named(&ROLES, "worker storage gateway");
     named(&SCOPES, "read propose submit");
@@ -76,7 +77,7 @@ fn variants_have_their_names_in_every_form() {
     named(&EXPIRIES, "hold drain");
     named(&SLOT_STATES, "loading starting ready draining released failed refused");
     named(&WORKER_STATES, "loading ready draining failed");
-    named(&PROPOSAL_STATES, "open approved rejected expired stale");
+    named(&PROPOSAL_STATES, "open approved rejected expired stale waiting");
     named(&[SandboxGo::Go], "go");
 }
 

@@ -44,11 +44,11 @@ fn replicas() -> impl Strategy<Value = ReplicaRange> {
 fn service() -> impl Strategy<Value = ServiceManifest> {
     let workload = (name(), model(), one_of(&TASKS), one_of(&RUNTIMES), replicas());
     let bounds = (resources(), placement(), texts(), option::of(number()), option::of(millis()));
-    let engine = (one_of(&EXPIRIES), option::of(number32()), number32());
+    let engine = (one_of(&EXPIRIES), option::of(number32()), number32(), number(), any::<bool>());
     (workload, bounds, engine).prop_map(|(workload, bounds, engine)| {
         let (name, model, task, runtime, replicas) = workload;
         let (resources, placement, egress, spend_micro_units_per_hour, valid_until) = bounds;
-        let (on_expiry, context_tokens_max, batch_sequences_max) = engine;
+        let (on_expiry, context_tokens_max, batch_sequences_max, autonomy_seconds, exclusive) = engine;
         ServiceManifest {
             name,
             model,
@@ -61,6 +61,8 @@ fn service() -> impl Strategy<Value = ServiceManifest> {
             spend_micro_units_per_hour,
             valid_until,
             on_expiry,
+            autonomy_seconds,
+            exclusive,
             context_tokens_max,
             batch_sequences_max,
         }

@@ -43,6 +43,35 @@ fn the_smallest_service_is_read_with_its_defaults() {
     assert_eq!(service.runtime, Runtime::Candle);
     assert_eq!(service.batch_sequences_max, 32);
     assert_eq!(service.on_expiry, OnExpiry::Hold);
+    assert_eq!((service.autonomy_seconds, service.autonomy_ms()), (86_400, 86_400_000));
+    assert!(!service.exclusive);
+}
+
+#[test]
+fn an_exclusive_service_has_the_autonomy_of_one_lease() {
+    let autonomy = |lines: &str| {
+        let text = with("kind = \"service\"\n", &format!("kind = \"service\"\n{lines}"));
+        match Manifest::from_toml(&text) {
+            Ok(Manifest::Service(service)) => Ok((service.autonomy_seconds, service.exclusive)),
+            Ok(_) => panic!("kind = service reads as a service"),
+            Err(error) => Err(format!("{} {}: {}", error.line, error.field, error.message)),
+        }
+    };
+    for (lines, expected) in [
+        ("", Ok((86_400, false))),
+        ("exclusive = true\n", Ok((3, true))),
+        ("exclusive = true\nautonomy_seconds = 3\n", Ok((3, true))),
+        ("exclusive = false\nautonomy_seconds = 3\n", Ok((3, false))),
+        ("autonomy_seconds = 2678400\n", Ok((2_678_400, false))),
+        (
+            "autonomy_seconds = 4\nexclusive = true\n",
+            Err("2 autonomy_seconds: is 4, and the service is exclusive; accepted: 3, or exclusive = false"),
+        ),
+        ("autonomy_seconds = 2\n", Err("2 autonomy_seconds: is 2; accepted: 3 to 2678400")),
+        ("autonomy_seconds = 2678401\n", Err("2 autonomy_seconds: is 2678401; accepted: 3 to 2678400")),
+    ] {
+        assert_eq!(autonomy(lines), expected.map_err(str::to_string), "{lines}");
+    }
 }
 
 #[test]
