@@ -4,6 +4,7 @@
 //! A value cannot be cloned, deserialized or constructed outside this crate. A function that takes one by
 //! value consumes the authority.
 
+use crate::passkey::PasskeyUse;
 use protocol::governance::SubjectVersion;
 use protocol::{CircleId, Digest, Epoch, Millis, ProposalId};
 
@@ -29,6 +30,8 @@ pub(crate) struct Basis {
     pub(crate) subjects: Vec<SubjectVersion>,
     /// Time of the last signature that the approval rests on.
     pub(crate) decided_at: Millis,
+    /// Uses of passkeys among the ballots, whose counters the circle keeps.
+    pub(crate) passkey_uses: Vec<PasskeyUse>,
 }
 
 impl<T> Approved<T> {

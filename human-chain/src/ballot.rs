@@ -1,10 +1,18 @@
 //! Ballots: casting, verification and counting.
+//!
+//! A change of members needs the quorum in force and that of the proposed members. A ballot counts for the
+//! set of members by whose keys it is signed; if a member keeps its keys, it counts for both. A member whose
+//! keys are replaced may cast one ballot with each set of keys.
 
 use crate::propose::check_proposal;
 use crate::render::{RENDERER_VERSION, digests, render};
-use crate::{ChainError, CircleState, MemberSecret, class_of, quorum, signature_holds};
+use crate::waiting::{ballots_until, is_vetoable};
+use crate::{ChainError, CircleState, MemberSecret, class_of, membership, quorum, signature_holds};
 use protocol::canonical::to_bytes;
-use protocol::governance::{BALLOT_DOMAIN, Ballot, Certificate, Choice, HistoryHead, Proposal, SignedBallot};
+use protocol::governance::{
+    ActionClass, BALLOT_DOMAIN, Ballot, BallotSignature, Certificate, Change, Choice, HistoryHead, Member,
+    Proposal, Quorum, SignedBallot,
+};
 use protocol::limits::CLOCK_GRACE_MS;
 use protocol::{Digest, MemberId, Millis, ProposalId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,7 +28,21 @@ pub fn vote(
     choice: Choice,
     issued_at: Millis,
 ) -> SignedBallot {
-    let ballot = Ballot {
+    let ballot = unsigned_ballot(member, seen, proposal, choice, issued_at);
+    let signature = BallotSignature::Hybrid(secret.sign(BALLOT_DOMAIN, &to_bytes(&ballot)));
+    SignedBallot { ballot, signature }
+}
+
+/// Returns a member's ballot on the proposal as [`render`] shows it, for [`vote`] or for a passkey to sign.
+#[must_use]
+pub fn unsigned_ballot(
+    member: MemberId,
+    seen: HistoryHead,
+    proposal: &Proposal,
+    choice: Choice,
+    issued_at: Millis,
+) -> Ballot {
+    Ballot {
         proposal: proposal.id(),
         rendering: render(proposal).digest,
         renderer_version: RENDERER_VERSION,
@@ -29,13 +51,58 @@ pub fn vote(
         epoch: proposal.epoch,
         history: seen,
         issued_at,
-    };
-    let signature = secret.sign(BALLOT_DOMAIN, &to_bytes(&ballot));
-    SignedBallot { ballot, signature }
+    }
+}
+
+/// Set of members by whose keys a ballot is signed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Electorate {
+    /// Members in force.
+    InForce,
+    /// Members that the proposal would give these keys.
+    Proposed,
+}
+
+/// Members that approve a proposal.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Approvals {
+    /// Members that approve by their keys in force.
+    pub in_force: BTreeSet<MemberId>,
+    /// Proposed members that approve by keys that they do not have in force.
+    pub proposed: BTreeSet<MemberId>,
+    /// True if one of the approvals is hybrid. Passkeys alone approve nothing.
+    pub by_key: bool,
+}
+
+impl Approvals {
+    fn insert(&mut self, electorate: Electorate, member: MemberId) -> bool {
+        match electorate {
+            Electorate::InForce => self.in_force.insert(member),
+            Electorate::Proposed => self.proposed.insert(member),
+        }
+    }
+
+    fn contains(&self, electorate: Electorate, member: &MemberId) -> bool {
+        match electorate {
+            Electorate::InForce => self.in_force.contains(member),
+            Electorate::Proposed => self.proposed.contains(member),
+        }
+    }
+
+    /// Returns the proposed members that approve: those with new keys, and those that keep theirs.
+    fn of_proposed(&self, state: &CircleState, members: &[Member]) -> BTreeSet<MemberId> {
+        let new: BTreeSet<&MemberId> =
+            membership::with_new_keys(state, members).map(|member| &member.id).collect();
+        let approves = |id: &&MemberId| match new.contains(id) {
+            true => self.proposed.contains(*id),
+            false => self.in_force.contains(*id),
+        };
+        members.iter().map(|member| &member.id).filter(approves).cloned().collect()
+    }
 }
 
 /// Checks that a ballot may be accepted now. The proposal must still be valid, and the ballot must be the
-/// member's own on exactly this proposal as rendered.
+/// member's own on exactly this proposal as rendered. Returns the set of members that it counts for.
 ///
 /// # Errors
 /// Returns the defect of the proposal or of the ballot.
@@ -44,10 +111,11 @@ pub fn check_ballot(
     proposal: &Proposal,
     signed: &SignedBallot,
     now: Millis,
-) -> Result<(), ChainError> {
+) -> Result<Electorate, ChainError> {
     check_proposal(state, proposal)?;
-    if now > proposal.expires_at.plus(CLOCK_GRACE_MS) {
-        return Err(ChainError::Expired { expired_at: proposal.expires_at, now });
+    let expired_at = ballots_until(state, proposal, signed.ballot.choice);
+    if now > expired_at.plus(CLOCK_GRACE_MS) {
+        return Err(ChainError::Expired { expired_at, now });
     }
     if signed.ballot.issued_at > now.plus(CLOCK_GRACE_MS) {
         return Err(mismatch(signed, "time: it comes from the future"));
@@ -60,10 +128,15 @@ pub fn check_ballot(
 pub struct Tally {
     pub approved: BTreeSet<MemberId>,
     pub rejected: BTreeSet<MemberId>,
+    /// Proposed members that approve by keys that they do not have in force.
+    pub joining: BTreeSet<MemberId>,
     /// Members that have not voted yet.
     pub missing: BTreeSet<MemberId>,
-    /// True if the approvals reach the quorum.
+    /// True if the approvals reach each quorum that the change needs, one of them is hybrid, and no member
+    /// vetoes it.
     pub reached: bool,
+    /// True if the approvals would reach the quorum, but all of them are by passkey.
+    pub only_passkeys: bool,
     /// Ballots that do not count, each with the reason.
     pub refused: Vec<(MemberId, ChainError)>,
 }
@@ -86,20 +159,24 @@ pub fn certify(
     ballots: &[SignedBallot],
 ) -> Result<Certificate, ChainError> {
     let ballot_box = BallotBox::new(state, proposal);
-    let (tally, approvals) = count(state, proposal, ballots, |signed| ballot_box.check(signed));
-    require_quorum(state, proposal, &tally.approved)?;
-    Ok(assemble(proposal, approvals))
+    let (tally, mut approvals) = count(state, proposal, ballots, |signed| ballot_box.check(signed));
+    let by_key = approvals.iter().any(|(_, signed)| signed.is_hybrid());
+    let Tally { approved: in_force, joining: proposed, .. } = tally;
+    require_quorum(state, proposal, &Approvals { in_force, proposed, by_key })?;
+    approvals.sort_by_key(|(electorate, _)| *electorate);
+    Ok(assemble(proposal, approvals.into_iter().map(|(_, signed)| signed)))
 }
 
-/// Builds a certificate from ballots that were checked on receipt, one per member: approvals only, sorted by
-/// member. Nothing is verified here; [`verify`](crate::verify) verifies the complete certificate.
+/// Builds a certificate from ballots that were checked on receipt: approvals only, sorted by member. Of a
+/// member with two, the one by the keys in force comes first. Nothing is verified here;
+/// [`verify`](crate::verify) verifies the complete certificate.
 #[must_use]
 pub fn assemble<'a>(proposal: &Proposal, ballots: impl IntoIterator<Item = &'a SignedBallot>) -> Certificate {
     let approvals = ballots.into_iter().filter(|signed| signed.ballot.choice == Choice::Approve);
     let mut ballots: Vec<SignedBallot> = approvals.cloned().collect();
     ballots.sort_by(|a, b| a.ballot.member.cmp(&b.ballot.member));
-    let members = ballots.iter().map(|signed| &signed.ballot.member);
-    debug_assert!(members.is_sorted_by(|a, b| a < b), "each member has one ballot");
+    let members: Vec<&MemberId> = ballots.iter().map(|signed| &signed.ballot.member).collect();
+    debug_assert!(members.iter().zip(members.iter().skip(2)).all(|(a, b)| a < b), "a member has two ballots");
     Certificate { proposal: proposal.clone(), ballots }
 }
 
@@ -109,51 +186,111 @@ fn count<'a>(
     state: &CircleState,
     proposal: &Proposal,
     ballots: &'a [SignedBallot],
-    mut check: impl FnMut(&SignedBallot) -> Result<(), ChainError>,
-) -> (Tally, Vec<&'a SignedBallot>) {
-    let (mut approved, mut rejected) = (BTreeSet::new(), BTreeSet::new());
+    mut check: impl FnMut(&SignedBallot) -> Result<Electorate, ChainError>,
+) -> (Tally, Vec<(Electorate, &'a SignedBallot)>) {
+    let (mut given, mut denied) = (Approvals::default(), Approvals::default());
     let (mut approvals, mut refused) = (Vec::new(), Vec::new());
     for signed in ballots {
         let member = &signed.ballot.member;
-        if let Err(error) = check(signed) {
-            refused.push((member.clone(), error));
-        } else if approved.contains(member) || rejected.contains(member) {
-            refused.push((member.clone(), ChainError::DuplicateBallot(member.clone())));
-        } else if signed.ballot.choice == Choice::Approve {
-            approved.insert(member.clone());
-            approvals.push(signed);
-        } else {
-            rejected.insert(member.clone());
+        match check(signed) {
+            Err(error) => refused.push((member.clone(), error)),
+            Ok(keys) if given.contains(keys, member) || denied.contains(keys, member) => {
+                refused.push((member.clone(), ChainError::DuplicateBallot(member.clone())));
+            }
+            Ok(keys) if signed.ballot.choice == Choice::Approve => {
+                given.insert(keys, member.clone());
+                given.by_key |= signed.is_hybrid();
+                approvals.push((keys, signed));
+            }
+            Ok(keys) => drop(denied.insert(keys, member.clone())),
         }
     }
-    debug_assert_eq!(approvals.len(), approved.len(), "each member that approved has one approval");
+    let reached = is_approved(state, &proposal.change, &given);
+    let vetoed = is_vetoable(state, &proposal.change) && !denied.in_force.is_empty();
+    let with_a_key = Approvals { by_key: true, ..given.clone() };
+    let only_passkeys = !given.by_key && is_approved(state, &proposal.change, &with_a_key);
+    let Approvals { in_force: approved, proposed: joining, .. } = given;
+    let Approvals { in_force: rejected, proposed: declined, .. } = denied;
+    debug_assert_eq!(approvals.len(), approved.len() + joining.len(), "each that approved has one approval");
     debug_assert!(approved.is_disjoint(&rejected), "no member both approves and rejects");
+    debug_assert!(joining.is_disjoint(&declined), "no new keys both approve and reject");
     let voted = |id: &MemberId| approved.contains(id) || rejected.contains(id);
-    let missing = state.members().map(|member| member.id.clone()).filter(|id| !voted(id)).collect();
+    let may_vote = |id: &MemberId| !voted(id) && !state.is_suspended(id);
+    let missing = state.members().map(|member| member.id.clone()).filter(may_vote).collect();
     debug_assert_eq!(
-        refused.len() + approved.len() + rejected.len(),
+        refused.len() + approved.len() + rejected.len() + joining.len() + declined.len(),
         ballots.len(),
         "each ballot is counted"
     );
     debug_assert!(approved.union(&rejected).all(|id| state.member(id).is_some()), "only members are counted");
-    let reached = quorum::satisfied(state.quorum(class_of(&proposal.change)), &approved);
-    (Tally { approved, rejected, missing, reached, refused }, approvals)
+    let reached = reached && !vetoed;
+    (Tally { approved, rejected, joining, missing, reached, only_passkeys, refused }, approvals)
 }
 
-/// Returns an error unless these members reach the quorum of the proposal's class.
+/// Returns whether these approvals reach the quorum in force of a change's class, one of them hybrid. A
+/// change of members also needs that of the proposed members under the proposed policy.
+#[must_use]
+pub fn is_approved(state: &CircleState, change: &Change, approvals: &Approvals) -> bool {
+    require_approvals(state, change, approvals).is_ok()
+}
+
+/// Votes on a change of members by the rule of the proposed policy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProposedVotes<'a> {
+    /// Rule that the proposed members must reach.
+    pub rule: &'a Quorum,
+    /// Proposed members that approve.
+    pub approved: BTreeSet<MemberId>,
+    /// Proposed members that may still approve.
+    pub missing: BTreeSet<MemberId>,
+}
+
+/// Returns the votes of the proposed members, as a tally counted them; none for a change of another kind.
+#[must_use]
+pub fn proposed_votes<'a>(
+    state: &CircleState,
+    proposal: &'a Proposal,
+    tally: &Tally,
+) -> Option<ProposedVotes<'a>> {
+    let Change::SetMembers { members, policy, .. } = &proposal.change else { return None };
+    let rule = membership::rule(policy, ActionClass::Sensitive).ok()?;
+    let (in_force, proposed) = (tally.approved.clone(), tally.joining.clone());
+    let approved = Approvals { in_force, proposed, by_key: true }.of_proposed(state, members);
+    let joins = |id: &MemberId| state.member(id) != members.iter().find(|member| member.id == *id);
+    let may = |id: &&MemberId| !approved.contains(*id) && (joins(id) || tally.missing.contains(*id));
+    let missing = members.iter().map(|member| &member.id).filter(may).cloned().collect();
+    debug_assert!(approved.is_disjoint(&missing), "a member that approves is not missing");
+    Some(ProposedVotes { rule, approved, missing })
+}
+
+/// Returns an error unless these approvals suffice for the proposal.
 pub(crate) fn require_quorum(
     state: &CircleState,
     proposal: &Proposal,
-    approvals: &BTreeSet<MemberId>,
+    approvals: &Approvals,
 ) -> Result<(), ChainError> {
-    debug_assert!(approvals.iter().all(|id| state.member(id).is_some()), "only members approve");
-    let class = class_of(&proposal.change);
-    let rule = state.quorum(class);
-    if quorum::satisfied(rule, approvals) {
+    require_approvals(state, &proposal.change, approvals)
+}
+
+fn require_approvals(state: &CircleState, change: &Change, approvals: &Approvals) -> Result<(), ChainError> {
+    debug_assert!(approvals.in_force.iter().all(|id| state.member(id).is_some()), "only members approve");
+    let class = class_of(change);
+    let rule = state.quorum_of(change);
+    if !quorum::satisfied(&rule, &approvals.in_force) {
+        let (approvals, needed) = (approvals.in_force.len(), quorum::describe(&rule));
+        return Err(ChainError::QuorumNotReached { class, approvals, needed });
+    }
+    if !approvals.by_key {
+        return Err(ChainError::PasskeysAlone { approvals: approvals.in_force.len() });
+    }
+    let Change::SetMembers { members, policy, .. } = change else { return Ok(()) };
+    let rule = membership::rule(policy, ActionClass::Sensitive)?;
+    let of_proposed = approvals.of_proposed(state, members);
+    if quorum::satisfied(rule, &of_proposed) {
         return Ok(());
     }
-    let needed = quorum::describe(rule);
-    Err(ChainError::QuorumNotReached { class, approvals: approvals.len(), needed })
+    let (approvals, needed) = (of_proposed.len(), quorum::describe(rule));
+    Err(ChainError::ProposedQuorumNotReached { approvals, needed })
 }
 
 /// Verifier for the ballots of one proposal. It computes the digests of the proposal and its renderings once.
@@ -162,11 +299,28 @@ pub(crate) struct BallotBox<'a> {
     proposal: &'a Proposal,
     id: ProposalId,
     renderings: BTreeMap<u32, Digest>,
+    /// Proposed members with keys that they do not have in force.
+    joining: BTreeMap<&'a MemberId, &'a Member>,
+    /// True if the members that are suspended now count as they did when they signed.
+    before_suspensions: bool,
 }
 
 impl<'a> BallotBox<'a> {
     pub(crate) fn new(state: &'a CircleState, proposal: &'a Proposal) -> Self {
-        Self { state, proposal, id: proposal.id(), renderings: digests(proposal) }
+        let joining = membership::joining_members(state, &proposal.change);
+        let joining = joining.into_iter().map(|member| (&member.id, member)).collect();
+        let (id, renderings) = (proposal.id(), digests(proposal));
+        Self { state, proposal, id, renderings, joining, before_suspensions: false }
+    }
+
+    /// Returns the verifier of ballots that were counted before any member in force was suspended.
+    pub(crate) fn of_the_past(state: &'a CircleState, proposal: &'a Proposal) -> Self {
+        Self { before_suspensions: true, ..Self::new(state, proposal) }
+    }
+
+    /// Returns whether a member has keys in force and other proposed keys, and may cast a ballot with each.
+    pub(crate) fn has_two_keys(&self, member: &MemberId) -> bool {
+        self.joining.contains_key(member) && self.state.member(member).is_some()
     }
 
     pub(crate) fn id(&self) -> ProposalId {
@@ -174,8 +328,8 @@ impl<'a> BallotBox<'a> {
     }
 
     /// Checks that a ballot is a member's own, on this proposal as its version of the renderer shows it,
-    /// within the proposal's time, and cast in this history.
-    pub(crate) fn check(&self, signed: &SignedBallot) -> Result<(), ChainError> {
+    /// within the proposal's time, and cast in this history. Returns the set of members that it counts for.
+    pub(crate) fn check(&self, signed: &SignedBallot) -> Result<Electorate, ChainError> {
         let ballot = &signed.ballot;
         if ballot.proposal != self.id {
             return Err(mismatch(signed, "proposal"));
@@ -190,16 +344,45 @@ impl<'a> BallotBox<'a> {
         if ballot.issued_at.plus(CLOCK_GRACE_MS) < self.proposal.created_at {
             return Err(mismatch(signed, "time: it is older than its proposal"));
         }
-        if ballot.issued_at > self.proposal.expires_at.plus(CLOCK_GRACE_MS) {
+        let until = ballots_until(self.state, self.proposal, ballot.choice);
+        if ballot.issued_at > until.plus(CLOCK_GRACE_MS) {
             return Err(ChainError::LateBallot(ballot.member.clone()));
         }
-        let Some(member) = self.state.member(&ballot.member) else {
-            return Err(ChainError::NotAMember(ballot.member.clone()));
+        self.check_signature(signed)
+    }
+
+    /// Checks that a ballot is signed by keys that count, those in force first.
+    fn check_signature(&self, signed: &SignedBallot) -> Result<Electorate, ChainError> {
+        let id = &signed.ballot.member;
+        let in_force = match self.before_suspensions {
+            true => self.state.member(id).ok_or_else(|| ChainError::NotAMember(id.clone())),
+            false => self.state.active_member(id),
         };
-        if !signature_holds(&member.keys, BALLOT_DOMAIN, &to_bytes(ballot), &signed.signature) {
-            return Err(ChainError::SignatureInvalid(ballot.member.clone()));
+        let joining = self.joining.get(id).copied();
+        if let (Err(error), None) = (&in_force, joining) {
+            return Err(error.clone());
         }
-        Ok(())
+        let signature = match &signed.signature {
+            BallotSignature::Hybrid(signature) => signature,
+            BallotSignature::Passkey(assertion) => {
+                // Passkeys are those of a member in force.
+                in_force?;
+                self.state.check_passkey_ballot(&self.proposal.change, &signed.ballot, assertion)?;
+                return Ok(Electorate::InForce);
+            }
+        };
+        let bytes = to_bytes(&signed.ballot);
+        let holds = |member: &Member| signature_holds(&member.keys, BALLOT_DOMAIN, &bytes, signature);
+        if in_force.as_ref().is_ok_and(|member| holds(member)) {
+            return Ok(Electorate::InForce);
+        }
+        if joining.is_some_and(holds) {
+            return Ok(Electorate::Proposed);
+        }
+        match in_force {
+            Err(suspended @ ChainError::MemberSuspended(_)) => Err(suspended),
+            _ => Err(ChainError::SignatureInvalid(id.clone())),
+        }
     }
 }
 
@@ -214,7 +397,7 @@ mod tests {
     use crate::{propose, sign_genesis, verify};
     use protocol::PublicKey;
     use protocol::ReplicaId;
-    use protocol::governance::{ActionClass, Change, ControlReplica, Genesis, Member, Policy, Quorum};
+    use protocol::governance::{ControlReplica, Genesis, Policy};
     use std::cell::Cell;
 
     const NOW: Millis = Millis(1_795_264_910_000);
@@ -241,7 +424,7 @@ mod tests {
             name: "test".into(),
             founded_at: NOW,
             members: people.iter().map(|(id, key)| Member { id: id.clone(), keys: key.public() }).collect(),
-            policy: Policy { quorums: quorums.into() },
+            policy: Policy { quorums: quorums.into(), passkeys: None, veto_seconds: 0 },
             control: vec![control],
             nodes: vec![node("n1")],
             tokens: vec![],
@@ -287,7 +470,7 @@ mod tests {
             });
             assert_eq!(checked.get(), cast.len(), "{choices:?}");
             let kept: BTreeSet<MemberId> =
-                approvals.iter().map(|signed| signed.ballot.member.clone()).collect();
+                approvals.iter().map(|(_, signed)| signed.ballot.member.clone()).collect();
             assert_eq!(kept, tally.approved, "the kept ballots are the counted ones");
             assert_eq!(kept.len(), approvals.len(), "one per member");
         }
@@ -315,7 +498,8 @@ mod tests {
         assert!(verify(&state, &certificate, NOW).is_ok());
         assert_eq!(certify(&state, &proposal, &sound), Ok(certificate), "certifying gives the same");
         let mut forged = sound;
-        forged[0].signature.ed25519.0[0] ^= 1;
+        let BallotSignature::Hybrid(signature) = &mut forged[0].signature else { panic!("a hybrid one") };
+        signature.ed25519.0[0] ^= 1;
         let error = verify(&state, &assemble(&proposal, &forged), NOW).expect_err("a forged ballot");
         assert_eq!(error, ChainError::SignatureInvalid(id("carol")));
     }

@@ -6,15 +6,17 @@
 //! string has one meaning.
 
 use crate::approved::{Approved, Basis};
-use crate::ballot::{BallotBox, require_quorum};
+use crate::ballot::{Approvals, BallotBox, Electorate, require_quorum};
+use crate::passkey::PasskeyUse;
 use crate::propose::{check_bound, check_proposal};
+use crate::waiting::admitted_until;
 use crate::{ChainError, CircleState};
 use protocol::canonical::{from_bytes, to_bytes};
 use protocol::governance::{
     BUNDLE_VERSION, Bundle, CERTIFICATE_DOMAIN, Certificate, Change, Choice, SignedBallot, SignedGenesis,
 };
 use protocol::limits::{self, CLOCK_GRACE_MS};
-use protocol::{CircleId, Digest, MemberId, Millis};
+use protocol::{CircleId, Digest, Millis};
 use std::collections::BTreeSet;
 
 /// Verifies a certificate that is presented for the first time.
@@ -22,12 +24,14 @@ use std::collections::BTreeSet;
 /// `now` is the latest time at which the verifier knows that this certificate was *not* yet admitted. For
 /// control, which admits it, that is the present. For a node that follows the chain, it is the time of its
 /// last complete synchronization. A certificate that is new since then, but expired before, was admitted too
-/// late. A proposal that expired more than [`CLOCK_GRACE_MS`] before `now` is rejected.
+/// late. A proposal that expired more than [`CLOCK_GRACE_MS`] before `now` is rejected; the waiting time of a
+/// change of members extends this limit. [`check_waited`](crate::check_waited) checks that this time is over:
+/// it needs the present time.
 ///
 /// # Errors
 /// Returns the first check that fails, in this order: size; circle; history; epoch; form; subject and
 /// version; change; expiry; proposal, rendering, epoch, history and time of each ballot; its member; both its
-/// signatures; duplicates and order of ballots; quorum.
+/// signatures, or that of its passkey; duplicates and order of ballots; quorum.
 pub fn verify(
     state: &CircleState,
     certificate: &Certificate,
@@ -49,8 +53,9 @@ pub fn verify_replay(state: &CircleState, certificate: &Certificate) -> Result<A
 }
 
 /// Verifies a certificate about subjects that were changed since: its form, its ballots and its quorum, by
-/// the current members. It finds out whether the certificate was altered; it mints nothing and approves
-/// nothing, and it needs no earlier state.
+/// the current members; those that were suspended since still count. It finds out whether the certificate was
+/// altered; it mints nothing and approves nothing, and it needs no earlier state. A ballot by a passkey that
+/// was dropped since then does not verify.
 ///
 /// # Errors
 /// Returns the first check that fails, in this order: size; circle; history; epoch; form; proposal,
@@ -61,8 +66,7 @@ pub fn verify_superseded(state: &CircleState, certificate: &Certificate) -> Resu
     check_size(certificate, to_bytes(certificate).len())?;
     check_bound(state, proposal)?;
     debug_assert_eq!(proposal.epoch, state.epoch(), "the members are those who voted");
-    let approvals = check_ballots(&BallotBox::new(state, proposal), &certificate.ballots)?;
-    debug_assert_eq!(approvals.len(), certificate.ballots.len(), "each ballot approves");
+    let approvals = check_ballots(&BallotBox::of_the_past(state, proposal), &certificate.ballots)?;
     require_quorum(state, proposal, &approvals)
 }
 
@@ -99,8 +103,9 @@ fn check(
     let bytes = to_bytes(certificate);
     check_size(certificate, bytes.len())?;
     check_proposal(state, proposal)?;
-    if let Some(now) = now.filter(|now| *now > proposal.expires_at.plus(CLOCK_GRACE_MS)) {
-        return Err(ChainError::Expired { expired_at: proposal.expires_at, now });
+    let expired_at = admitted_until(state, proposal);
+    if let Some(now) = now.filter(|now| *now > expired_at.plus(CLOCK_GRACE_MS)) {
+        return Err(ChainError::Expired { expired_at, now });
     }
     let ballot_box = BallotBox::new(state, proposal);
     let approvals = check_ballots(&ballot_box, &certificate.ballots)?;
@@ -111,6 +116,7 @@ fn check(
         epoch: state.epoch(),
         subjects: proposal.subjects.clone(),
         decided_at: signed_at.max().unwrap_or(proposal.created_at),
+        passkey_uses: certificate.ballots.iter().filter_map(PasskeyUse::of).collect(),
     };
     let digest = Digest::of_domain(CERTIFICATE_DOMAIN, &bytes);
     debug_assert!(
@@ -122,8 +128,8 @@ fn check(
 
 fn check_size(certificate: &Certificate, length: usize) -> Result<(), ChainError> {
     let ballots = certificate.ballots.len();
-    if length > limits::CERTIFICATE_BYTES_MAX || ballots > limits::MEMBERS_MAX {
-        let (most, voters) = (limits::CERTIFICATE_BYTES_MAX, limits::MEMBERS_MAX);
+    if length > limits::CERTIFICATE_BYTES_MAX || ballots > limits::BALLOTS_MAX {
+        let (most, voters) = (limits::CERTIFICATE_BYTES_MAX, limits::BALLOTS_MAX);
         let reason =
             format!("{length} bytes, {ballots} ballots; accepted: at most {most} bytes, {voters} ballots");
         return Err(ChainError::invalid("certificate", reason));
@@ -131,29 +137,38 @@ fn check_size(certificate: &Certificate, length: usize) -> Result<(), ChainError
     Ok(())
 }
 
-/// Returns the members whose approvals these are. Every ballot must be a valid approval, sorted by member.
-fn check_ballots(
-    ballot_box: &BallotBox<'_>,
-    ballots: &[SignedBallot],
-) -> Result<BTreeSet<MemberId>, ChainError> {
-    debug_assert!(ballots.len() <= limits::MEMBERS_MAX, "the size is checked before any signature");
-    let mut approvals: BTreeSet<MemberId> = BTreeSet::new();
+/// Returns the members whose approvals these are. Every ballot must be a valid approval, sorted by member. Of
+/// a member with two sets of keys, the ballot by those in force comes first.
+fn check_ballots(ballot_box: &BallotBox<'_>, ballots: &[SignedBallot]) -> Result<Approvals, ChainError> {
+    debug_assert!(ballots.len() <= limits::BALLOTS_MAX, "the size is checked before any signature");
+    let mut seen = BTreeSet::new();
     for signed in ballots {
         let member = &signed.ballot.member;
-        if approvals.contains(member) {
-            return Err(ChainError::DuplicateBallot(member.clone()));
+        let twice = || ChainError::DuplicateBallot(member.clone());
+        let before: Vec<Electorate> = [Electorate::InForce, Electorate::Proposed]
+            .into_iter()
+            .filter(|keys| seen.contains(&(member.clone(), *keys)))
+            .collect();
+        if !before.is_empty() && (before != [Electorate::InForce] || !ballot_box.has_two_keys(member)) {
+            return Err(twice());
         }
-        if approvals.last().is_some_and(|last| last > member) {
+        if seen.last().is_some_and(|(last, _)| last > member) {
             return Err(ChainError::invalid("certificate", "its ballots are not sorted by member"));
         }
         if signed.ballot.choice != Choice::Approve {
             return Err(ChainError::invalid("certificate", "contains a ballot that is no approval"));
         }
-        ballot_box.check(signed)?;
-        approvals.insert(member.clone());
+        if !seen.insert((member.clone(), ballot_box.check(signed)?)) {
+            return Err(twice());
+        }
     }
-    debug_assert_eq!(approvals.len(), ballots.len(), "each ballot is another member's");
-    Ok(approvals)
+    debug_assert_eq!(seen.len(), ballots.len(), "each ballot is another member's, or by other keys");
+    let by = |wanted| {
+        let these = seen.iter().filter(move |(_, keys)| *keys == wanted);
+        these.map(|(member, _)| member.clone()).collect()
+    };
+    let by_key = ballots.iter().any(SignedBallot::is_hybrid);
+    Ok(Approvals { in_force: by(Electorate::InForce), proposed: by(Electorate::Proposed), by_key })
 }
 
 /// Reads a certificate from its canonical bytes.

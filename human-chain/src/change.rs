@@ -1,75 +1,16 @@
-//! Changes: their subject, their action class, and their admissibility in the circle's state.
+//! Changes: their admissibility in the circle's state.
 
 use crate::circle::CircleState;
-use crate::{ChainError, form};
-use protocol::canonical::to_bytes;
-use protocol::governance::{ActionClass, Change, Member, NodeAdmission, Policy};
-use protocol::manifest::{Manifest, ModelChoice};
-use protocol::{Digest, ModelName, NodeName, ServiceName, limits};
+use crate::{ChainError, form, halt, membership};
+use protocol::governance::{Change, Member, NodeAdmission};
+use protocol::limits;
+use protocol::manifest::ModelChoice;
 use std::collections::BTreeSet;
 
-/// Subject name of members and policy.
-pub(crate) const CIRCLE_SUBJECT: &str = "circle";
-/// Digest domain of a subject's approved value.
-const SUBJECT_DOMAIN: &str = "quorate/subject/v1";
 /// Maximum grace period of a retirement in seconds: a week. Requests do not run longer.
 pub(crate) const GRACE_SECONDS_MAX: u32 = 7 * 24 * 3600;
 /// Maximum grace period of a forgotten model in seconds: thirty days, as long as a proposal may be open.
 pub(crate) const MODEL_GRACE_SECONDS_MAX: u32 = 30 * 24 * 3600;
-
-/// Returns the action class of a change, which selects the required quorum.
-#[must_use]
-pub fn class_of(change: &Change) -> ActionClass {
-    match change {
-        Change::Deploy(_) | Change::Retire { .. } | Change::AdmitNode(_) | Change::RemoveNode { .. } => {
-            ActionClass::Routine
-        }
-        Change::SetMembers { .. } | Change::ForgetModel { .. } => ActionClass::Sensitive,
-    }
-}
-
-/// Returns the subject of a change: `service/NAME`, `node/NAME`, `model/NAME` or `circle`.
-#[must_use]
-pub fn subject_of(change: &Change) -> String {
-    match change {
-        Change::Deploy(manifest) => service_subject(manifest.name()),
-        Change::Retire { service, .. } => service_subject(service),
-        Change::AdmitNode(node) => node_subject(&node.name),
-        Change::RemoveNode { node } => node_subject(node),
-        Change::ForgetModel { model, .. } => model_subject(&model.name),
-        Change::SetMembers { .. } => CIRCLE_SUBJECT.to_string(),
-    }
-}
-
-pub(crate) fn service_subject(name: &ServiceName) -> String {
-    format!("service/{name}")
-}
-
-pub(crate) fn node_subject(name: &NodeName) -> String {
-    format!("node/{name}")
-}
-
-pub(crate) fn model_subject(name: &ModelName) -> String {
-    format!("model/{name}")
-}
-
-/// Returns the value of a forgotten model's subject.
-pub(crate) fn model_value(model: &ModelChoice) -> Digest {
-    Digest::of_domain(SUBJECT_DOMAIN, &to_bytes(model))
-}
-
-pub(crate) fn manifest_value(manifest: &Manifest) -> Digest {
-    Digest::of_domain(SUBJECT_DOMAIN, &to_bytes(manifest))
-}
-
-pub(crate) fn node_value(node: &NodeAdmission) -> Digest {
-    Digest::of_domain(SUBJECT_DOMAIN, &to_bytes(node))
-}
-
-pub(crate) fn circle_value(members: &[&Member], policy: &Policy) -> Digest {
-    debug_assert!(members.is_sorted_by(|a, b| a.id < b.id), "a set of members has one value");
-    Digest::of_domain(SUBJECT_DOMAIN, &to_bytes(&(members, policy)))
-}
 
 /// Checks that this change may be proposed in the current state. Approval is checked elsewhere.
 pub(crate) fn check_change(state: &CircleState, change: &Change) -> Result<(), ChainError> {
@@ -92,17 +33,13 @@ pub(crate) fn check_change(state: &CircleState, change: &Change) -> Result<(), C
         }
         Change::RemoveNode { .. } => Ok(()),
         Change::ForgetModel { model, grace_seconds } => check_forgetting(state, model, *grace_seconds),
-        Change::SetMembers { members, policy } => {
-            form::check_members(members, policy)?;
+        Change::Lift { halts } => halt::check_lift(state, halts),
+        Change::SetMembers { members, policy, proofs } => {
             check_foreign_keys(state, members)?;
-            match members.iter().find(|member| state.is_former_member(&member.id)) {
-                Some(member) => Err(ChainError::invalid(
-                    "members",
-                    format!("the id `{}` belonged to a member who left; choose another", member.id),
-                )),
-                None => Ok(()),
-            }
+            membership::check_members(state, members, policy, proofs)
         }
+        Change::SetPasskeys { member, passkeys } => state.check_passkeys(member, passkeys),
+        Change::SuspendMember { member, halts } => membership::check_suspension(state, member, halts),
     }
 }
 
@@ -133,10 +70,11 @@ fn check_forgetting(state: &CircleState, model: &ModelChoice, grace_seconds: u32
     Ok(())
 }
 
-/// Checks that no member has a key of a node or a control replica.
+/// Checks that no member has a key of a node, a control replica or a passkey.
 fn check_foreign_keys(state: &CircleState, members: &[Member]) -> Result<(), ChainError> {
     let nodes = state.nodes().flat_map(form::node_keys);
-    let taken: BTreeSet<&[u8]> = nodes.chain(form::control_keys(state.control())).collect();
+    let taken: BTreeSet<&[u8]> =
+        nodes.chain(form::control_keys(state.control())).chain(state.passkey_keys()).collect();
     let uses = |member: &&Member| form::member_keys(member).iter().any(|key| taken.contains(key));
     match members.iter().find(uses) {
         Some(member) => Err(ChainError::invalid("members", format!("`{}` uses a key in use", member.id))),
@@ -144,17 +82,20 @@ fn check_foreign_keys(state: &CircleState, members: &[Member]) -> Result<(), Cha
     }
 }
 
-/// Checks an admission. A key is of one party: no other node, gateway, control replica or member may have it.
+/// Checks an admission. A key is of one party: no other node, gateway, control replica, member or passkey may
+/// have it.
 fn check_admission(state: &CircleState, node: &NodeAdmission) -> Result<(), ChainError> {
     form::check_node(node)?;
     let keys: BTreeSet<&[u8]> = form::node_keys(node).collect();
     let within = keys.len() < form::node_keys(node).count();
     let others = state.nodes().filter(|other| other.name != node.name);
-    let taken = others
+    let mut taken = others
         .flat_map(form::node_keys)
         .chain(form::control_keys(state.control()))
-        .chain(state.members().flat_map(form::member_keys));
-    if within || taken.into_iter().any(|key| keys.contains(key)) {
+        .chain(state.members().flat_map(form::member_keys))
+        .chain(state.passkey_keys());
+    let was_a_members = keys.iter().any(|key| state.is_former_key(key));
+    if within || was_a_members || taken.any(|key| keys.contains(key)) {
         return Err(ChainError::invalid("node", format!("`{}` uses a key in use", node.name)));
     }
     if state.node(&node.name).is_none() && state.nodes().count() >= limits::NODES_MAX {

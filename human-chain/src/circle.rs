@@ -8,24 +8,29 @@
 //! Versions never restart. A service that was retired and deployed again continues its count, so the
 //! certificate of its first deployment stays stale.
 
+mod advance;
 mod invariants;
+mod passkeys;
 
 use crate::approved::Approved;
-use crate::change::{
-    CIRCLE_SUBJECT, check_change, circle_value, manifest_value, model_subject, model_value, node_subject,
-    node_value, service_subject, subject_of,
-};
 use crate::history::HistoryTree;
+use crate::member::former_key;
+use crate::subject::{
+    CIRCLE_SUBJECT, HALTS_SUBJECT, circle_value, lifted_value, manifest_value, member_subject, model_subject,
+    model_value, node_subject, node_value, service_subject, suspension_value,
+};
 use crate::{ChainError, MemberSecret, form, signature_holds};
+use passkeys::MemberPasskeys;
 use protocol::canonical::to_bytes;
 use protocol::governance::{
     AccessToken, ActionClass, Change, ControlReplica, GENESIS_DOMAIN, Genesis, HistoryHead, Member,
     NodeAdmission, Policy, Quorum, SignedGenesis, SubjectVersion,
 };
+use protocol::halt::Halt;
 use protocol::manifest::{Manifest, ModelChoice, ServiceManifest};
 use protocol::{
-    CircleId, Digest, Epoch, MemberId, Millis, ModelName, ModelRoot, NodeId, NodeName, ProposalId, PublicKey,
-    ServiceName, limits,
+    CircleId, Digest, Epoch, HaltId, MemberId, Millis, ModelName, ModelRoot, NodeId, NodeName, ProposalId,
+    PublicKey, ServiceName, limits,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -76,6 +81,16 @@ impl ForgottenModel {
     }
 }
 
+/// Halt that the circle lifted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LiftedHalt {
+    /// Halt as the members who lifted it read it.
+    pub halt: Halt,
+    pub certificate: Digest,
+    /// Time of the last approving signature.
+    pub lifted_at: Millis,
+}
+
 /// State of a circle, derived from its genesis and certificates.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CircleState {
@@ -84,7 +99,12 @@ pub struct CircleState {
     epoch: Epoch,
     members: BTreeMap<MemberId, Member>,
     former_members: BTreeSet<MemberId>,
+    /// Digests of the keys that members had and have no longer.
+    former_keys: BTreeSet<Digest>,
+    /// Suspended members, each with those of its halts that stand.
+    suspended: BTreeMap<MemberId, BTreeSet<Digest>>,
     policy: Policy,
+    passkeys: BTreeMap<MemberId, MemberPasskeys>,
     control: Vec<ControlReplica>,
     tokens: Vec<AccessToken>,
     nodes: BTreeMap<NodeName, NodeAdmission>,
@@ -93,6 +113,7 @@ pub struct CircleState {
     retired: BTreeMap<ServiceName, RetiredService>,
     forgotten: BTreeMap<ModelRoot, ForgottenModel>,
     models: BTreeMap<ModelName, ModelRoot>,
+    lifted: BTreeMap<HaltId, LiftedHalt>,
     history: HistoryTree,
 }
 
@@ -146,7 +167,10 @@ impl CircleState {
             epoch: FIRST_EPOCH,
             members,
             former_members: BTreeSet::new(),
+            former_keys: BTreeSet::new(),
+            suspended: BTreeMap::new(),
             policy: genesis.policy.clone(),
+            passkeys: BTreeMap::new(),
             control: genesis.control.clone(),
             tokens: genesis.tokens.clone(),
             nodes,
@@ -155,58 +179,17 @@ impl CircleState {
             retired: BTreeMap::new(),
             forgotten: BTreeMap::new(),
             models: BTreeMap::new(),
+            lifted: BTreeMap::new(),
             history: HistoryTree::empty(),
         };
         debug_assert_eq!(state.check_invariants(), Ok(()));
         Ok(state)
     }
 
-    /// Applies an approved change. The approval is consumed, even on an error.
-    ///
-    /// # Errors
-    /// Returns an error when the change was verified against another circle, epoch or version, or is no
-    /// longer admissible. The state is then unchanged.
-    pub fn advance(&mut self, approved: Approved<Change>) -> Result<(), ChainError> {
-        self.check_applicable(&approved)?;
-        let subject = subject_of(approved.get());
-        let before = (self.length(), self.subject(&subject).version);
-        self.apply(approved);
-        debug_assert_eq!((self.length(), self.subject(&subject).version), (before.0 + 1, before.1 + 1));
-        debug_assert_eq!(
-            self.epoch.0,
-            self.subject(CIRCLE_SUBJECT).version,
-            "the epoch counts the circle's changes"
-        );
-        Ok(())
-    }
-
-    /// Checks every precondition of a change, before any of it is applied.
-    ///
-    /// The rules for the change are checked again: two changes of different subjects that were verified
-    /// side by side can exclude each other, such as two admissions under one key.
-    fn check_applicable(&self, approved: &Approved<Change>) -> Result<(), ChainError> {
-        let basis = approved.basis();
-        let own = |seen: &SubjectVersion| seen.subject == subject_of(approved.get());
-        debug_assert!(basis.subjects.iter().all(own), "a change is verified against its own subject");
-        if basis.circle != self.id {
-            return Err(ChainError::OtherCircle { expected: self.id, actual: basis.circle });
-        }
-        if basis.epoch != self.epoch {
-            return Err(ChainError::OtherEpoch { proposed: basis.epoch, current: self.epoch });
-        }
-        for seen in &basis.subjects {
-            let current = self.subject(&seen.subject);
-            if current != *seen {
-                let (proposed, current) = (seen.version, current.version);
-                return Err(ChainError::Stale { subject: seen.subject.clone(), proposed, current });
-            }
-        }
-        check_change(self, approved.get())
-    }
-
     fn apply(&mut self, approved: Approved<Change>) {
         let certificate = approved.certificate_digest();
         let (proposal, decided_at) = (approved.proposal(), approved.basis().decided_at);
+        self.record_uses(&approved.basis().passkey_uses);
         match approved.into_inner() {
             Change::Deploy(manifest) => self.apply_deploy(*manifest, certificate, proposal),
             Change::Retire { service, grace_seconds } => {
@@ -229,7 +212,14 @@ impl CircleState {
                 let known = self.forgotten.insert(forgotten.model.root, forgotten);
                 debug_assert_eq!(known, None, "a model is forgotten once");
             }
-            Change::SetMembers { members, policy } => self.apply_members(members, policy),
+            Change::Lift { halts } => self.apply_lift(halts, certificate, decided_at),
+            Change::SetMembers { members, policy, .. } => self.apply_members(members, policy),
+            Change::SuspendMember { member, halts } => {
+                self.bump(member_subject(&member), Some(suspension_value(&halts)));
+                let known = self.suspended.insert(member, halts);
+                debug_assert_eq!(known, None, "a member is suspended once");
+            }
+            Change::SetPasskeys { member, passkeys } => self.apply_passkeys(member, passkeys),
         }
         self.history.append(&certificate);
     }
@@ -257,12 +247,34 @@ impl CircleState {
         self.retired.insert(service, RetiredService { last, certificate, grace_seconds, version });
     }
 
+    fn apply_lift(&mut self, halts: Vec<Halt>, certificate: Digest, lifted_at: Millis) {
+        for halt in halts {
+            let known = self.lifted.insert(halt.id(), LiftedHalt { halt, certificate, lifted_at });
+            debug_assert_eq!(known, None, "a halt is lifted once");
+        }
+        let value = lifted_value(self.lifted.keys());
+        self.bump(HALTS_SUBJECT.to_string(), Some(value));
+    }
+
     fn apply_members(&mut self, members: Vec<Member>, policy: Policy) {
-        let before: Vec<MemberId> = self.members.keys().cloned().collect();
         let count = members.len();
-        self.members = members.into_iter().map(|member| (member.id.clone(), member)).collect();
+        let members = members.into_iter().map(|member| (member.id.clone(), member)).collect();
+        let before = std::mem::replace(&mut self.members, members);
+        self.drop_unvouched_passkeys(&before);
         debug_assert_eq!(self.members.len(), count, "no two members of a checked roster share an id");
-        self.former_members.extend(before.into_iter().filter(|id| !self.members.contains_key(id)));
+        for (id, member) in before {
+            if self.members.get(&id) == Some(&member) {
+                continue;
+            }
+            self.former_keys.extend(form::member_keys(&member).map(former_key));
+            // New keys, or none: the suspension was of the old ones.
+            if self.suspended.remove(&id).is_some() {
+                self.end_value(&member_subject(&id));
+            }
+            if !self.members.contains_key(&id) {
+                self.former_members.insert(id);
+            }
+        }
         let returned = self.former_members.iter().find(|id| self.members.contains_key(id));
         debug_assert_eq!(returned, None, "the id of a member who left is never used again");
         self.policy = policy;
@@ -275,6 +287,15 @@ impl CircleState {
         debug_assert!(value.is_some() || entry.1.is_some(), "only what is in force is removed or retired");
         *entry = (entry.0 + 1, value);
         entry.0
+    }
+
+    /// Removes the value of a subject that ends with a change of another. Its version stays.
+    fn end_value(&mut self, subject: &str) {
+        let entry = self.subjects.get_mut(subject);
+        debug_assert!(entry.as_ref().is_some_and(|(_, value)| value.is_some()), "`{subject}` is in force");
+        if let Some((_, value)) = entry {
+            *value = None;
+        }
     }
 
     /// Returns the circle's id.
@@ -332,6 +353,35 @@ impl CircleState {
 
     pub(crate) fn is_former_member(&self, id: &MemberId) -> bool {
         self.former_members.contains(id)
+    }
+
+    /// Returns whether a key was a member's and is no longer.
+    pub(crate) fn is_former_key(&self, key: &[u8]) -> bool {
+        self.former_keys.contains(&former_key(key))
+    }
+
+    /// Returns the suspended members, each with the digests of those of its halts that stand.
+    #[must_use]
+    pub fn suspended(&self) -> &BTreeMap<MemberId, BTreeSet<Digest>> {
+        &self.suspended
+    }
+
+    /// Returns whether a member is suspended: its keys count for nothing.
+    #[must_use]
+    pub fn is_suspended(&self, id: &MemberId) -> bool {
+        self.suspended.contains_key(id)
+    }
+
+    /// Returns the member with this id whose keys count.
+    ///
+    /// # Errors
+    /// Returns an error when there is no such member, or it is suspended.
+    pub fn active_member(&self, id: &MemberId) -> Result<&Member, ChainError> {
+        let member = self.member(id).ok_or_else(|| ChainError::NotAMember(id.clone()))?;
+        if self.is_suspended(id) {
+            return Err(ChainError::MemberSuspended(id.clone()));
+        }
+        Ok(member)
     }
 
     /// Returns the approval policy.
@@ -422,6 +472,17 @@ impl CircleState {
         self.forgotten.values()
     }
 
+    /// Returns the decision to lift the halt with this id, if there is one. A lifted halt stays lifted.
+    #[must_use]
+    pub fn lifted(&self, id: &HaltId) -> Option<&LiftedHalt> {
+        self.lifted.get(id)
+    }
+
+    /// Returns the halts that the circle lifted, sorted by id.
+    pub fn lifted_halts(&self) -> impl Iterator<Item = (&HaltId, &LiftedHalt)> {
+        self.lifted.iter()
+    }
+
     /// Returns the services that were retired and not deployed again, sorted by name.
     pub fn retired(&self) -> impl Iterator<Item = &RetiredService> {
         self.retired.values()
@@ -456,6 +517,7 @@ fn check_founders(signed: &SignedGenesis, bytes: &[u8]) -> Result<(), ChainError
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::change::check_change;
     use crate::testing;
 
     fn node(number: usize) -> NodeAdmission {
@@ -479,7 +541,10 @@ mod tests {
             epoch: FIRST_EPOCH,
             members: BTreeMap::new(),
             former_members: BTreeSet::new(),
-            policy: Policy { quorums: BTreeMap::new() },
+            former_keys: BTreeSet::new(),
+            suspended: BTreeMap::new(),
+            policy: Policy { quorums: BTreeMap::new(), passkeys: None, veto_seconds: 0 },
+            passkeys: BTreeMap::new(),
             control: Vec::new(),
             tokens: Vec::new(),
             nodes,
@@ -488,6 +553,7 @@ mod tests {
             retired: BTreeMap::new(),
             forgotten: BTreeMap::new(),
             models: BTreeMap::new(),
+            lifted: BTreeMap::new(),
             history: HistoryTree::empty(),
         };
         let one_more = Change::AdmitNode(Box::new(node(limits::NODES_MAX)));

@@ -4,9 +4,10 @@ use crate::show_time;
 use protocol::canonical::CanonicalError;
 use protocol::error_code::{self, ErrorCode};
 use protocol::governance::ActionClass;
+use protocol::halt::HALTS_PER_MEMBER_MAX;
 use protocol::{
-    CircleId, Epoch, Fence, MemberId, Millis, ModelName, ModelRoot, NodeId, NodeName, Refusal, ServiceName,
-    SlotIndex,
+    CircleId, Epoch, Fence, HaltId, MemberId, Millis, ModelName, ModelRoot, NodeId, NodeName, Refusal,
+    ServiceName, SlotIndex,
 };
 
 /// Reason for the rejection of a genesis, proposal, ballot, certificate or order.
@@ -116,6 +117,56 @@ pub enum ChainError {
         /// Service that names it.
         service: ServiceName,
     },
+    /// The circle has lifted the halt.
+    #[error("halt {} was lifted by the circle and stays so; halt again if it must stop", .0.short())]
+    HaltLifted(HaltId),
+    /// As many halts of the member stand as one member may have.
+    #[error("{HALTS_PER_MEMBER_MAX} halts of `{0}` stand already; halt the circle, or lift some of them")]
+    TooManyHalts(MemberId),
+    /// A new set of keys lacks the proof that the member holds them.
+    #[error("member `{0}` has not signed these keys: the change lacks a proof that the person holds them")]
+    MemberKeysUnproven(MemberId),
+    /// A new set of keys has a key that is or was a member's.
+    #[error("`{0}` uses a key that is or was a member's; new keys are made by `quorate member init`")]
+    MemberKeyReturns(MemberId),
+    /// A rule falls in the change in which a member leaves or loses its keys.
+    #[error(
+        "the rule for {} changes falls from `{from}` to `{to}` while `{member}` leaves or changes keys; make \
+         two changes of it",
+        .class
+    )]
+    PolicyLowered {
+        /// Class whose rule falls.
+        class: ActionClass,
+        /// Member that leaves, or whose keys are replaced.
+        member: MemberId,
+        /// Rule in force.
+        from: String,
+        /// Proposed rule.
+        to: String,
+    },
+    /// The member is suspended: its keys count for nothing.
+    #[error("member `{0}` is suspended; its keys count for nothing until the circle gives it new ones")]
+    MemberSuspended(MemberId),
+    /// The waiting time of the change is not over.
+    #[error(
+        "the change takes effect at {} unless a member vetoes it; it is {}",
+        show_time(*.until), show_time(*.now)
+    )]
+    ChangeWaits {
+        /// End of the waiting time.
+        until: Millis,
+        /// Time that it was compared with.
+        now: Millis,
+    },
+    /// The approvals do not reach the quorum of the proposed members.
+    #[error("{approvals} approvals do not reach the quorum of the proposed members: {needed}")]
+    ProposedQuorumNotReached {
+        /// Number of proposed members that approved.
+        approvals: usize,
+        /// Quorum rule, in words.
+        needed: String,
+    },
     /// The person is not a member of the circle.
     #[error("`{0}` is not a member of the circle")]
     NotAMember(MemberId),
@@ -136,6 +187,46 @@ pub enum ChainError {
     /// A founder has not signed the genesis.
     #[error("founder `{0}` has not signed the genesis")]
     FounderSignatureMissing(MemberId),
+    /// An assertion or registration does not have the form of one; the text says how.
+    #[error("the passkey's answer {0}")]
+    PasskeyInvalid(String),
+    /// The passkey was used on another site than those of the policy; the text says how.
+    #[error("the passkey's answer {0}")]
+    PasskeyOrigin(String),
+    /// The authenticator did not see or verify its user.
+    #[error("the passkey was used without its user: {0}")]
+    PasskeyUnverified(&'static str),
+    /// The passkey signed another challenge.
+    #[error("the passkey signed something else than what it is handed in for")]
+    PasskeyChallenge,
+    /// The signature of the passkey does not verify.
+    #[error("the signature of the passkey does not hold")]
+    PasskeySignatureInvalid,
+    /// The counter of the passkey is not above that of an earlier use.
+    #[error("the passkey counts {counter}, and counted {last} before: it may have been copied")]
+    PasskeyCounter {
+        /// Counter of this use.
+        counter: u32,
+        /// Highest counter of an earlier use.
+        last: u32,
+    },
+    /// The member has no such passkey.
+    #[error("the passkey is none of `{0}`'s: it was never registered, or was dropped")]
+    PasskeyUnknown(MemberId),
+    /// Ballots by passkey do not count for the change.
+    #[error("`{member}` voted by passkey, which does not count for this {class} change; vote with the key")]
+    PasskeyNotCounted {
+        /// Member that the ballot names.
+        member: MemberId,
+        /// Action class of the change.
+        class: ActionClass,
+    },
+    /// The approvals would reach the quorum, but none is by a member's keys.
+    #[error("all {approvals} approvals are by passkey; one member must approve with the key")]
+    PasskeysAlone {
+        /// Number of members that approved.
+        approvals: usize,
+    },
     /// The approvals do not reach the quorum.
     #[error("{approvals} approvals do not reach the {} quorum: {needed}", title(*class))]
     QuorumNotReached {
@@ -196,6 +287,7 @@ fn title(class: ActionClass) -> &'static str {
     match class {
         ActionClass::Routine => "Routine",
         ActionClass::Sensitive => "Sensitive",
+        ActionClass::Personal => "Personal",
     }
 }
 
@@ -222,12 +314,31 @@ impl ChainError {
             Self::EgressNotBuilt(_) => error_code::EGRESS_NOT_BUILT,
             Self::ModelForgotten { .. } => error_code::MODEL_FORGOTTEN,
             Self::ModelInUse { .. } => error_code::MODEL_IN_USE,
+            Self::HaltLifted(_) => error_code::HALT_LIFTED,
+            Self::TooManyHalts(_) => error_code::LIMIT_REACHED,
             Self::NotAMember(_) => error_code::NOT_A_MEMBER,
             Self::DuplicateBallot(_) => error_code::BALLOT_DUPLICATE,
             Self::BallotMismatch { .. } => error_code::BALLOT_MISMATCH,
-            Self::SignatureInvalid(_) | Self::NodeSignatureInvalid(_) => error_code::SIGNATURE_INVALID,
+            Self::SignatureInvalid(_) | Self::NodeSignatureInvalid(_) | Self::PasskeySignatureInvalid => {
+                error_code::SIGNATURE_INVALID
+            }
+            Self::PasskeyInvalid(_) => error_code::PASSKEY_INVALID,
+            Self::PasskeyOrigin(_) => error_code::PASSKEY_ORIGIN,
+            Self::PasskeyUnverified(_) => error_code::PASSKEY_UNVERIFIED,
+            Self::PasskeyChallenge => error_code::PASSKEY_CHALLENGE,
+            Self::PasskeyCounter { .. } => error_code::PASSKEY_COUNTER,
+            Self::PasskeyUnknown(_) => error_code::PASSKEY_UNKNOWN,
+            Self::PasskeyNotCounted { .. } => error_code::PASSKEY_NOT_COUNTED,
+            Self::PasskeysAlone { .. } => error_code::PASSKEYS_ALONE,
             Self::FounderSignatureMissing(_) => error_code::FOUNDER_SIGNATURE_MISSING,
-            Self::QuorumNotReached { .. } => error_code::QUORUM_NOT_REACHED,
+            Self::QuorumNotReached { .. } | Self::ProposedQuorumNotReached { .. } => {
+                error_code::QUORUM_NOT_REACHED
+            }
+            Self::MemberKeysUnproven(_) => error_code::MEMBER_KEYS_UNPROVEN,
+            Self::MemberKeyReturns(_) => error_code::MEMBER_KEY_RETURNS,
+            Self::PolicyLowered { .. } => error_code::POLICY_LOWERED,
+            Self::MemberSuspended(_) => error_code::MEMBER_SUSPENDED,
+            Self::ChangeWaits { .. } => error_code::CHANGE_WAITS,
             Self::OrderSignatureInvalid => error_code::ORDER_SIGNATURE_INVALID,
             Self::OrderNotApproved { .. } => error_code::ORDER_NOT_APPROVED,
             Self::OrderMismatch { .. } => error_code::ORDER_MISMATCH,

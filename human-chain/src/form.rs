@@ -8,15 +8,20 @@ use protocol::governance::{
 };
 use protocol::keys::{EncryptionKey, ML_DSA_65_PUBLIC_KEY_LENGTH, ML_KEM_768_PUBLIC_KEY_LENGTH};
 use protocol::manifest::{Manifest, Runtime, ServiceManifest};
-use protocol::{MemberId, PublicKey, limits};
+use protocol::{MemberId, PasskeyPolicy, PublicKey, limits};
 use std::collections::BTreeSet;
 
+/// Maximum waiting time in seconds: thirty days, as long as a proposal may be open.
+pub const VETO_SECONDS_MAX: u32 = 30 * 24 * 3600;
 /// Maximum number of control replicas: with more votes, Raft is slower and no safer.
 const CONTROL_REPLICAS_MAX: usize = 7;
 /// Maximum number of access tokens at genesis.
 const TOKENS_MAX: usize = 256;
 /// Maximum length of a `host:port` or API address in bytes: a DNS name has at most 253.
 const ADDRESS_BYTES_MAX: usize = 300;
+
+/// Relying party of pages that a member's own machine serves.
+const LOCALHOST: &str = "localhost";
 
 /// Modulus q of ML-KEM's coefficients (FIPS 203, section 2.4).
 const ML_KEM_MODULUS: u16 = 3329;
@@ -107,11 +112,80 @@ pub(crate) fn check_members(members: &[Member], policy: &Policy) -> Result<(), C
             return Err(ChainError::invalid("members", format!("`{}` uses a key in use", member.id)));
         }
     }
+    if policy.veto_seconds > VETO_SECONDS_MAX {
+        let reason = format!(
+            "{} s for a veto; accepted: at most {VETO_SECONDS_MAX} (thirty days)",
+            policy.veto_seconds
+        );
+        return Err(ChainError::invalid("policy", reason));
+    }
     if !policy.quorums.contains_key(&ActionClass::Sensitive) {
         let reason = format!("has no quorum for {} changes", ActionClass::Sensitive);
         return Err(ChainError::invalid("policy", reason));
     }
+    if policy.quorums.contains_key(&ActionClass::Personal) {
+        let reason =
+            format!("has a quorum for {} changes, which their member decides", ActionClass::Personal);
+        return Err(ChainError::invalid("policy", reason));
+    }
+    policy.passkeys.as_ref().map_or(Ok(()), check_passkey_policy)?;
     policy.quorums.values().try_for_each(|rule| quorum::check(rule, &ids))
+}
+
+/// Checks relying party and origins of a policy for passkeys, in the forms in which browsers compare them.
+fn check_passkey_policy(policy: &PasskeyPolicy) -> Result<(), ChainError> {
+    let PasskeyPolicy { rp_id, origins, routine: _ } = policy;
+    let refuse = |reason: String| Err(ChainError::invalid("policy.passkeys", reason));
+    if rp_id != LOCALHOST && !(is_domain(rp_id) && rp_id.contains('.')) {
+        let rp_id = rp_id.escape_debug();
+        return refuse(format!("`{rp_id}` is neither a domain in lower case nor `{LOCALHOST}`"));
+    }
+    let (count, most) = (origins.len(), limits::PASSKEY_ORIGINS_MAX);
+    if count == 0 || count > most {
+        return refuse(format!("{count} origins; accepted: 1 to {most}"));
+    }
+    match origins.iter().find(|origin| !is_origin_below(rp_id, origin)) {
+        Some(origin) => refuse(format!(
+            "`{}` is no origin at or below `{rp_id}`: https://HOST or https://HOST:PORT, without a path{}",
+            origin.escape_debug(),
+            if rp_id == LOCALHOST { ", or http://localhost:PORT" } else { "" }
+        )),
+        None => Ok(()),
+    }
+}
+
+/// Checks that an origin is `https`, at or below this domain, and as browsers write it: without the port that
+/// `https` has anyway. A page on the member's own machine may be at `http://localhost`.
+fn is_origin_below(rp_id: &str, origin: &str) -> bool {
+    let (rest, default_port) = match origin.strip_prefix("https://") {
+        Some(rest) => (rest, 443),
+        None => match origin.strip_prefix("http://").filter(|_| rp_id == LOCALHOST) {
+            Some(rest) => (rest, 80),
+            None => return false,
+        },
+    };
+    let (host, port) = rest.split_once(':').map_or((rest, None), |(host, port)| (host, Some(port)));
+    let port_fits = port.is_none_or(|port| {
+        port.parse::<u16>()
+            .is_ok_and(|number| number > 0 && number != default_port && number.to_string() == port)
+    });
+    let below = || host.strip_suffix(rp_id).is_some_and(|above| above.ends_with('.'));
+    let is_local = !origin.starts_with("http://") || host == LOCALHOST;
+    port_fits && is_local && is_domain(host) && (host == rp_id || below())
+}
+
+/// Checks for a DNS name in lower case (RFC 1123, section 2.1) that is no IP address.
+fn is_domain(text: &str) -> bool {
+    let is_label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label.bytes().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-')
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    let last_is_name = |text: &str| {
+        text.rsplit('.').next().is_some_and(|last| last.starts_with(|c: char| c.is_ascii_lowercase()))
+    };
+    text.len() <= 253 && text.split('.').all(is_label) && last_is_name(text)
 }
 
 fn check_member(member: &Member) -> Result<(), ChainError> {
@@ -293,7 +367,7 @@ pub(crate) fn check_manifest(manifest: &Manifest) -> Result<&ServiceManifest, Ch
     Ok(service)
 }
 
-fn check_label(what: &'static str, text: &str) -> Result<(), ChainError> {
+pub(crate) fn check_label(what: &'static str, text: &str) -> Result<(), ChainError> {
     protocol::manifest::check_label(text).map_err(|reason| ChainError::invalid(what, reason))
 }
 

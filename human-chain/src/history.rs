@@ -35,6 +35,7 @@ impl HistoryTree {
 
     /// Returns the size and root of the tree.
     pub(crate) fn head(&self) -> HistoryHead {
+        debug_assert!(!self.roots.is_empty(), "the tree has a root at every size");
         let root = *self.roots.last().expect("the root of the empty tree is always there");
         HistoryHead { size: self.size(), root }
     }
@@ -64,7 +65,8 @@ fn join(left: &Digest, right: &Digest) -> Digest {
     sha256(&[&[NODE], &left.0, &right.0])
 }
 
-fn sha256(parts: &[&[u8]]) -> Digest {
+/// Returns the SHA-256 digest of these parts, one after the other.
+pub(crate) fn sha256(parts: &[&[u8]]) -> Digest {
     let mut context = Context::new(&SHA256);
     parts.iter().for_each(|part| context.update(part));
     let mut digest = Digest([0; 32]);

@@ -16,33 +16,48 @@ mod circle;
 mod error;
 mod form;
 mod founding;
+mod halt;
 mod history;
 mod member;
+mod membership;
 mod order;
+mod passkey;
 mod propose;
 mod quorum;
 mod render;
+mod subject;
 #[cfg(test)]
 mod testing;
+mod waiting;
 mod wrap;
 
 pub use approved::Approved;
-pub use ballot::{Tally, assemble, certify, check_ballot, tally, vote};
+pub use ballot::{
+    Approvals, Electorate, ProposedVotes, Tally, assemble, certify, check_ballot, is_approved,
+    proposed_votes, tally, unsigned_ballot, vote,
+};
 pub use certificate::{
     read_bundle, read_certificate, read_genesis, verify, verify_replay, verify_superseded,
 };
-pub use change::{class_of, subject_of};
-pub use circle::{ApprovedService, CircleState, ForgottenModel, RetiredService, circle_id, sign_genesis};
+pub use circle::{
+    ApprovedService, CircleState, ForgottenModel, LiftedHalt, RetiredService, circle_id, sign_genesis,
+};
 pub use error::ChainError;
-pub use form::check_node;
+pub use form::{VETO_SECONDS_MAX, check_node};
 pub use founding::{check_draft, merge_signatures, unsigned_founders};
-pub use member::{MemberSecret, signature_holds};
+pub use halt::{DeferredHalts, HaltBook, VerifiedHalt, check_halt, covers, halt_stands, lift, sign_halt};
+pub use member::{MemberSecret, check_proven, prove_keys, signature_holds};
+pub use membership::joining_members;
 pub use order::{FENCE_LEAP_MAX, SlotGrant, check_order, placement_allows};
+pub use passkey::{ballot_challenge, check_assertion, read_registration, registration_challenge};
 pub use propose::{PROPOSAL_LIFETIME_MS_MAX, check_proposal, propose};
 pub use quorum::{approvals_lacking, describe, least_approvals, names, satisfied};
 pub use render::{
-    RENDERER_VERSION, Rendering, render, render_difference, render_genesis, show_time, words_of,
+    RENDERER_VERSION, Rendering, describe_halt, describe_scope, passkey_words, render, render_difference,
+    render_genesis, show_time, words_of,
 };
+pub use subject::{class_of, subject_of};
+pub use waiting::{check_waited, is_vetoable, takes_effect_at, waiting_ms};
 pub use wrap::{
     check_complaint, check_wrap, check_wrap_request, recipient_key, recipients, sign_complaint, sign_wrap,
     sign_wrap_request,

@@ -11,11 +11,12 @@ use aws_lc_rs::digest::SHA3_256;
 use aws_lc_rs::kem::{DecapsulationKey, ML_KEM_768};
 use aws_lc_rs::signature::{KeyPair, ML_DSA_65, ML_DSA_65_SIGNING, PqdsaKeyPair, UnparsedPublicKey};
 use ed25519_dalek::{Signer, SigningKey};
+use protocol::governance::{MEMBER_KEYS_DOMAIN, Member, ProvenMember};
 use protocol::keys::{
     ByteString, EncryptionKey, HybridSignature, ML_DSA_65_PUBLIC_KEY_LENGTH, ML_DSA_65_SIGNATURE_LENGTH,
     ML_KEM_768_PUBLIC_KEY_LENGTH, MemberKeys, signing_input,
 };
-use protocol::{Digest, PublicKey, Signature};
+use protocol::{Digest, MemberId, PublicKey, Signature};
 use zeroize::Zeroizing;
 
 /// Length of an ML-KEM-768 decapsulation key in bytes (FIPS 203, table 3).
@@ -27,6 +28,8 @@ const ML_KEM_768_PUBLIC_OFFSET: usize = 1152;
 const MAGIC: &[u8; 16] = b"quorate-member-1";
 /// Length of the seed in bytes.
 const SEED_LENGTH: usize = 64;
+/// Digest domain of a key that a member once had.
+const FORMER_KEY_DOMAIN: &str = "quorate/former-member-key/v1";
 
 const _: () = assert!(
     ML_KEM_768_PUBLIC_OFFSET + ML_KEM_768_PUBLIC_KEY_LENGTH + 2 * 32 == ML_KEM_768_SECRET_LENGTH,
@@ -148,6 +151,27 @@ impl MemberSecret {
     }
 }
 
+/// Returns a member's entry with the proof that this secret belongs to it.
+#[must_use]
+pub fn prove_keys(secret: &MemberSecret, id: MemberId) -> ProvenMember {
+    let member = Member { id, keys: secret.public() };
+    let proof = secret.sign(MEMBER_KEYS_DOMAIN, &member.key_claim());
+    ProvenMember { member, proof }
+}
+
+/// Checks that a person holds the keys of an entry.
+///
+/// # Errors
+/// Returns an error when the proof does not hold for the id and the keys.
+pub fn check_proven(proven: &ProvenMember) -> Result<(), ChainError> {
+    let ProvenMember { member, proof } = proven;
+    if signature_holds(&member.keys, MEMBER_KEYS_DOMAIN, &member.key_claim(), proof) {
+        Ok(())
+    } else {
+        Err(ChainError::MemberKeysUnproven(member.id.clone()))
+    }
+}
+
 /// Checks that both halves of `signature` are by `keys` over the digest of `bytes` in `domain`. One half
 /// never suffices, and both are verified strictly.
 #[must_use]
@@ -155,6 +179,11 @@ pub fn signature_holds(keys: &MemberKeys, domain: &str, bytes: &[u8], signature:
     let post_quantum = UnparsedPublicKey::new(&ML_DSA_65, &keys.ml_dsa.0);
     keys.ed25519.verifies(domain, bytes, &signature.ed25519)
         && post_quantum.verify(&signing_input(domain, bytes), &signature.ml_dsa.0).is_ok()
+}
+
+/// Returns the digest under which a former key of a member is kept.
+pub(crate) fn former_key(key: &[u8]) -> Digest {
+    Digest::of_domain(FORMER_KEY_DOMAIN, key)
 }
 
 fn x25519_public(secret: &[u8; 32]) -> PublicKey {

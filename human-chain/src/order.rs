@@ -4,7 +4,7 @@
 //! lets this node hold the slot under this fence.
 
 use crate::approved::{Approved, Basis};
-use crate::change::service_subject;
+use crate::subject::service_subject;
 use crate::{ApprovedService, ChainError, CircleState};
 use protocol::governance::{NodeAdmission, NodeRole};
 use protocol::limits::CLOCK_GRACE_MS;
@@ -155,6 +155,7 @@ fn grant(state: &CircleState, order: &SlotOrder, service: &ApprovedService) -> A
         epoch: state.epoch(),
         subjects: vec![state.subject(&service_subject(&order.service))],
         decided_at: order.issued_at,
+        passkey_uses: Vec::new(),
     };
     let grant = SlotGrant {
         service: service.manifest.clone(),

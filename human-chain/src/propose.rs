@@ -1,7 +1,8 @@
 //! Construction of a proposal, and its check against the circle's state.
 
-use crate::change::{check_change, subject_of};
+use crate::change::check_change;
 use crate::circle::CircleState;
+use crate::subject::subject_of;
 use crate::{ChainError, show_time};
 use protocol::canonical::to_bytes;
 use protocol::governance::{Change, Proposal, SubjectVersion};
@@ -31,12 +32,14 @@ pub fn propose(
     nonce: Digest,
 ) -> Result<Proposal, ChainError> {
     let subjects = vec![state.subject(&subject_of(&change))];
+    let passkeys_count = state.passkeys_count(&change);
     let proposal = Proposal {
         circle: state.id(),
         epoch: state.epoch(),
         history: state.head(),
         subjects,
         change,
+        passkeys_count,
         reason,
         created_at,
         expires_at,
@@ -59,7 +62,7 @@ pub fn check_proposal(state: &CircleState, proposal: &Proposal) -> Result<(), Ch
     check_change(state, &proposal.change)
 }
 
-/// Checks that a proposal belongs to this circle, history and epoch, and has the form of a proposal.
+/// Checks that a proposal belongs to this circle, history, epoch and policy, and has the form of a proposal.
 pub(crate) fn check_bound(state: &CircleState, proposal: &Proposal) -> Result<(), ChainError> {
     if proposal.circle != state.id() {
         return Err(ChainError::OtherCircle { expected: state.id(), actual: proposal.circle });
@@ -67,6 +70,10 @@ pub(crate) fn check_bound(state: &CircleState, proposal: &Proposal) -> Result<()
     state.check_extends(&proposal.history)?;
     if proposal.epoch != state.epoch() {
         return Err(ChainError::OtherEpoch { proposed: proposal.epoch, current: state.epoch() });
+    }
+    if proposal.passkeys_count != state.passkeys_count(&proposal.change) {
+        let reason = "says otherwise than the circle's policy whether ballots by passkey count";
+        return Err(ChainError::invalid("proposal.passkeys_count", reason));
     }
     check_form(proposal)
 }
@@ -92,6 +99,7 @@ fn check_form(proposal: &Proposal) -> Result<(), ChainError> {
             "asks for a service that is valid until {end}, over when it begins at {begins}"
         ));
     }
+    debug_assert!(begins < ends, "the times were compared");
     let length = to_bytes(proposal).len();
     if length > limits::PROPOSAL_BYTES_MAX {
         return refuse(format!("{length} bytes; accepted: at most {}", limits::PROPOSAL_BYTES_MAX));

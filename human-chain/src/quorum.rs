@@ -138,41 +138,8 @@ fn disjoint_groups_reach(quorum: &Quorum) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::{PEOPLE, any_rule, groups, member_id as id};
     use proptest::prelude::*;
-
-    const PEOPLE: [&str; 6] = ["a", "b", "c", "d", "e", "f"];
-
-    fn id(name: &str) -> MemberId {
-        name.parse().expect("a name")
-    }
-
-    /// Returns every set of the six people.
-    fn groups() -> impl Iterator<Item = BTreeSet<MemberId>> {
-        (0..1usize << PEOPLE.len()).map(|bits| {
-            let chosen = PEOPLE.iter().enumerate().filter(|(at, _)| bits >> at & 1 == 1);
-            chosen.map(|(_, name)| id(name)).collect()
-        })
-    }
-
-    /// Generates rules over some of six people, each named once: the people are distributed to nested
-    /// thresholds.
-    fn any_rule() -> impl Strategy<Value = Quorum> {
-        let people: Vec<&str> = PEOPLE.to_vec();
-        (prop::sample::subsequence(people, 1..=6), prop::collection::vec((1usize..4, any::<u32>()), 1..6))
-            .prop_map(|(people, steps)| {
-                let mut parts: Vec<Quorum> =
-                    people.into_iter().map(|name| Quorum::Member(id(name))).collect();
-                for (take, required) in steps {
-                    let rest = parts.split_off(take.min(parts.len()));
-                    let required = required % parts.len() as u32 + 1;
-                    let joined = Quorum::Threshold { required, of: parts };
-                    parts = rest;
-                    parts.push(joined);
-                }
-                let required = parts.len().div_ceil(2) as u32;
-                Quorum::Threshold { required, of: parts }
-            })
-    }
 
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]

@@ -5,7 +5,7 @@
 //!
 //! A version of the renderer never changes; a new text format needs a new version, because old ballots signed
 //! the old text, and each ballot is judged by the renderer of its own version. The golden files under
-//! `tests/golden` pin version 2, the first of which a release will read ballots.
+//! `tests/golden` pin version 3, the first of which a release will read ballots.
 //!
 //! Each line begins with a margin mark. A terminal that breaks a long line gives its rest no mark, and no
 //! value contains one, so no text of a proposer can pass for a field.
@@ -14,20 +14,24 @@ mod difference;
 mod escape;
 mod fields;
 mod genesis;
+mod halts;
 mod words;
 
 pub use difference::render_difference;
 pub use escape::show_time;
 pub use genesis::render_genesis;
+pub use halts::{describe_halt, describe_scope};
 
 use escape::{quoted, show_bytes, show_duration};
-use protocol::Digest;
-use protocol::governance::{Change, NodeAdmission, Proposal, RENDERING_DOMAIN};
+use protocol::canonical::to_bytes;
+use protocol::governance::{Change, Member, NodeAdmission, Policy, Proposal, RENDERING_DOMAIN};
 use protocol::manifest::{Manifest, ModelChoice, ServiceManifest, Task};
+use protocol::passkey::PASSKEY_DOMAIN;
+use protocol::{Digest, MemberId, Passkey};
 use std::collections::BTreeMap;
 
 /// Version of the text that [`render`] makes.
-pub const RENDERER_VERSION: u32 = 2;
+pub const RENDERER_VERSION: u32 = 3;
 
 /// Mark at the left margin of each line. [`quoted`] escapes it.
 const MARGIN: char = '|';
@@ -52,7 +56,11 @@ pub struct Rendering {
 /// the digest of the whole.
 #[must_use]
 pub fn render(proposal: &Proposal) -> Rendering {
-    let text = text_of(&sentence(proposal), fields::of_proposal(proposal));
+    let mut sentence = sentence(proposal);
+    if proposal.passkeys_count {
+        sentence.push_str(" Votes by passkey count here, beside one or more signed with a member's key.");
+    }
+    let text = text_of(&sentence, fields::of_proposal(proposal));
     let digest = Digest::of_domain(RENDERING_DOMAIN, text.as_bytes());
     Rendering { words: words::of(&digest), text, digest }
 }
@@ -61,6 +69,13 @@ pub fn render(proposal: &Proposal) -> Rendering {
 #[must_use]
 pub fn words_of(digest: &Digest) -> [&'static str; 6] {
     words::of(digest)
+}
+
+/// Returns six words for a passkey, to compare the screens of a browser and a terminal. The label is no part
+/// of them.
+#[must_use]
+pub fn passkey_words(passkey: &Passkey) -> [&'static str; 6] {
+    words::of(&Digest::of_domain(PASSKEY_DOMAIN, &to_bytes(&(&passkey.credential, &passkey.key))))
 }
 
 /// Returns a sentence and the fields below it, one line each.
@@ -101,15 +116,41 @@ fn sentence(proposal: &Proposal) -> String {
             model_words(model),
             show_duration(u64::from(*grace_seconds))
         ),
-        Change::SetMembers { members, .. } => {
-            let names: Vec<&str> = members.iter().map(|member| member.id.as_str()).collect();
-            format!(
-                "Replace who decides in this circle and by which rules: from then on its {} are {}.",
-                counted(names.len() as u64, "member"),
-                names.join(", ")
-            )
-        }
+        Change::Lift { halts } => halts::sentence(halts),
+        Change::SetMembers { members, policy, .. } => members_sentence(members, policy),
+        Change::SuspendMember { member, halts } => format!(
+            "Suspend the member {member}: its ballots, open ones included, and its keys count for nothing \
+             until the circle gives it new keys; {} of its own {} standing.",
+            counted(halts.len() as u64, "halt"),
+            if halts.len() == 1 { "is left" } else { "are left" }
+        ),
+        Change::SetPasskeys { member, passkeys } => passkeys_sentence(member, passkeys),
     }
+}
+
+fn passkeys_sentence(member: &MemberId, passkeys: &[Passkey]) -> String {
+    let named =
+        |passkey: &Passkey| format!("{} ({})", quoted(&passkey.label), passkey_words(passkey).join(" "));
+    let named: Vec<String> = passkeys.iter().map(named).collect();
+    debug_assert_eq!(named.len(), passkeys.len(), "each passkey shows its words");
+    match named.as_slice() {
+        [] => format!("Take all passkeys from {member}."),
+        named => format!("Let {member} use these passkeys and no others: {}.", named.join(", ")),
+    }
+}
+
+fn members_sentence(members: &[Member], policy: &Policy) -> String {
+    let names: Vec<&str> = members.iter().map(|member| member.id.as_str()).collect();
+    let veto = match policy.veto_seconds {
+        0 => "takes effect at once".to_string(),
+        seconds => format!("waits {} for the veto of any member", show_duration(u64::from(seconds))),
+    };
+    format!(
+        "Replace who decides in this circle and by which rules: from then on its {} are {}, and the next \
+         such change {veto}.",
+        counted(names.len() as u64, "member"),
+        names.join(", ")
+    )
 }
 
 fn deploy_sentence(manifest: &Manifest, exists: bool) -> String {
@@ -155,11 +196,27 @@ fn service_sentence(service: &ServiceManifest) -> String {
     };
     format!(
         "{}: {replicas} of {}, which {does}, each with {} millicores, {} of memory and {gpu}, \
-         {whereabouts}, {until}.",
+         {whereabouts}, {until}. {}",
         service.name,
         model_words(&service.model),
         resources.cpu_millicores,
         show_bytes(resources.memory_bytes),
+        autonomy_sentence(service),
+    )
+}
+
+/// Returns what a node does with the replicas that it holds while it does not hear the control plane.
+fn autonomy_sentence(service: &ServiceManifest) -> String {
+    let time = show_duration(service.autonomy_seconds);
+    if service.exclusive {
+        return format!(
+            "No slot lives on two nodes: a node that does not hear the control plane ends its replicas \
+             after {time}."
+        );
+    }
+    format!(
+        "A node that does not hear the control plane keeps its replicas for up to {time}, so a slot may \
+         meanwhile live on each node that held it."
     )
 }
 

@@ -19,10 +19,12 @@ fn receives_keys(node: &NodeAdmission) -> bool {
     node.roles.contains(&NodeRole::Worker)
 }
 
-/// Returns every party that may hold a model's key, with the key to wrap it to: the members first.
+/// Returns every party that may hold a model's key, with the key to wrap it to: the members first. A
+/// suspended member is none: the thief of its keys would get the model's.
 pub fn recipients(state: &CircleState) -> impl Iterator<Item = (Recipient, &EncryptionKey)> {
-    let members =
-        state.members().map(|member| (Recipient::Member(member.id.clone()), &member.keys.encryption));
+    debug_assert!(state.members().next().is_some(), "a circle has a member, and so a recipient");
+    let active = state.members().filter(|member| !state.is_suspended(&member.id));
+    let members = active.map(|member| (Recipient::Member(member.id.clone()), &member.keys.encryption));
     let nodes = state.nodes().filter(|node| receives_keys(node));
     members.chain(nodes.map(|node| (Recipient::Node(node.id), &node.encryption)))
 }
@@ -30,17 +32,14 @@ pub fn recipients(state: &CircleState) -> impl Iterator<Item = (Recipient, &Encr
 /// Returns the key that wraps for this recipient are made for.
 ///
 /// # Errors
-/// Returns an error when the recipient is neither a member nor a node that is admitted as a worker. A node
-/// that waits for admission is no recipient: its key is a claim until the circle has voted.
+/// Returns an error when the recipient is neither a member that is not suspended nor an admitted worker. A
+/// node that waits for admission is no recipient: its key is a claim until the circle has voted.
 pub fn recipient_key<'a>(
     state: &'a CircleState,
     recipient: &Recipient,
 ) -> Result<&'a EncryptionKey, ChainError> {
     match recipient {
-        Recipient::Member(id) => {
-            let member = state.member(id).ok_or_else(|| ChainError::NotAMember(id.clone()))?;
-            Ok(&member.keys.encryption)
-        }
+        Recipient::Member(id) => Ok(&state.active_member(id)?.keys.encryption),
         Recipient::Node(id) => {
             let node = state.node_by_id(*id).ok_or(ChainError::NodeNotAdmitted(*id))?;
             if receives_keys(node) {
@@ -72,7 +71,7 @@ pub fn sign_wrap(
 /// hold.
 pub fn check_wrap(state: &CircleState, signed: &SignedWrap) -> Result<(), ChainError> {
     let to = recipient_key(state, &signed.wrap.recipient)?;
-    let maker = state.member(&signed.maker).ok_or_else(|| ChainError::NotAMember(signed.maker.clone()))?;
+    let maker = state.active_member(&signed.maker)?;
     let statement = signed.wrap.statement(state.id(), &signed.maker, to);
     if signature_holds(&maker.keys, WRAP_DOMAIN, &statement, &signed.signature) {
         Ok(())
@@ -143,7 +142,7 @@ fn check_member_signature(
     bytes: &[u8],
     signature: &HybridSignature,
 ) -> Result<(), ChainError> {
-    let member = state.member(id).ok_or_else(|| ChainError::NotAMember(id.clone()))?;
+    let member = state.active_member(id)?;
     if signature_holds(&member.keys, domain, bytes, signature) {
         Ok(())
     } else {

@@ -4,10 +4,13 @@
 //! Tests and fuzz targets run the check after every step. A violation is a defect of this crate, never of
 //! its input.
 
+use super::passkeys::check_list;
 use super::{CircleState, FIRST_EPOCH};
-use crate::change::{
-    CIRCLE_SUBJECT, GRACE_SECONDS_MAX, MODEL_GRACE_SECONDS_MAX, circle_value, manifest_value, model_subject,
-    model_value, node_subject, node_value, service_subject,
+use crate::change::{GRACE_SECONDS_MAX, MODEL_GRACE_SECONDS_MAX};
+use crate::subject::{
+    CIRCLE_SUBJECT, HALTS_SUBJECT, circle_value, lifted_value, manifest_value, member_subject, model_subject,
+    model_value, node_subject, node_value, passkeys_subject, passkeys_value, service_subject,
+    suspension_value,
 };
 use crate::{describe, form, satisfied};
 use protocol::governance::{Member, SubjectVersion};
@@ -28,11 +31,14 @@ impl CircleState {
     /// Checks the invariants of the state:
     ///
     /// - members, policy, nodes, control replicas and tokens have the form that a genesis must have;
-    /// - all members together reach the quorum of every class, and no former member is a member again;
+    /// - all members that are not suspended reach the quorum of every class together;
+    /// - no former member is a member again, and no former key of one is in use;
     /// - the epoch is the version of the circle, and no two parties of it share a key;
     /// - each subject's version and value are those of the service, node, model or circle in force;
     /// - a service is in force or retired, never both, each by a certificate of its own;
+    /// - passkeys are members', each of one member, with counters of no others;
     /// - a model is forgotten once, and no service in force names a forgotten one;
+    /// - a lifted halt is of this circle and known by its own id;
     /// - the name of a service's model stands for the root that it runs;
     /// - versions add up to the number of certificates applied.
     ///
@@ -41,9 +47,11 @@ impl CircleState {
     pub fn check_invariants(&self) -> Result<(), String> {
         self.check_members()?;
         self.check_nodes()?;
+        self.check_member_passkeys()?;
         self.check_services()?;
         self.check_retired()?;
         self.check_forgotten()?;
+        self.check_lifted()?;
         self.check_certificates()?;
         self.check_subjects()?;
         self.check_versions()
@@ -57,8 +65,17 @@ impl CircleState {
         for (id, member) in &self.members {
             require!(*id == member.id, "member `{}` is kept as `{id}`", member.id);
             require!(!self.former_members.contains(id), "former member `{id}` is a member");
+            let returned = form::member_keys(member).into_iter().any(|key| self.is_former_key(key));
+            require!(!returned, "member `{id}` has a key that was given up");
         }
-        let everyone: BTreeSet<MemberId> = self.members.keys().cloned().collect();
+        for (id, halts) in &self.suspended {
+            require!(self.members.contains_key(id), "`{id}` is suspended, but no member");
+            let subject = member_subject(id);
+            let version = self.subject(&subject).version;
+            self.check_subject(subject, version.max(1), Some(suspension_value(halts)))?;
+        }
+        let active = self.members.keys().filter(|id| !self.suspended.contains_key(*id));
+        let everyone: BTreeSet<MemberId> = active.cloned().collect();
         for (class, rule) in &self.policy.quorums {
             let reached = satisfied(rule, &everyone);
             require!(reached, "all members together do not reach the {class} quorum {}", describe(rule));
@@ -84,6 +101,29 @@ impl CircleState {
             let version = self.subject(&subject).version;
             self.check_subject(subject, version.max(1), Some(node_value(node)))?;
         }
+        Ok(())
+    }
+
+    fn check_member_passkeys(&self) -> Result<(), String> {
+        let mut credentials = BTreeSet::new();
+        for (member, held) in &self.passkeys {
+            require!(self.members.contains_key(member), "`{member}` has passkeys and is no member");
+            check_list(&held.passkeys).map_err(|error| error.to_string())?;
+            let own: BTreeSet<_> = held.passkeys.iter().map(|passkey| &passkey.credential).collect();
+            let counted = held.counters.keys().all(|credential| own.contains(credential));
+            require!(counted, "a counter of `{member}` is of no passkey");
+            require!(own.into_iter().all(|id| credentials.insert(id)), "`{member}` shares a credential");
+            let (subject, value) = (passkeys_subject(member), passkeys_value(&held.passkeys));
+            let version = self.subject(&subject).version;
+            self.check_subject(subject, version.max(1), Some(value))?;
+        }
+        let keys: Vec<&[u8]> = self.passkey_keys().collect();
+        let members = self.members.values().flat_map(form::member_keys);
+        let machines = self.nodes.values().flat_map(form::node_keys).chain(form::control_keys(&self.control));
+        let others: BTreeSet<&[u8]> = members.chain(machines).collect();
+        let distinct: BTreeSet<&[u8]> = keys.iter().copied().collect();
+        let is_own = distinct.len() == keys.len() && distinct.is_disjoint(&others);
+        require!(is_own, "a passkey shares its key");
         Ok(())
     }
 
@@ -144,6 +184,18 @@ impl CircleState {
         Ok(())
     }
 
+    fn check_lifted(&self) -> Result<(), String> {
+        for (id, lifted) in &self.lifted {
+            require!(*id == lifted.halt.id(), "lifted halt {} is kept as {id}", lifted.halt.id());
+            require!(lifted.halt.circle == self.id, "lifted halt {id} is of another circle");
+        }
+        if self.lifted.is_empty() {
+            return Ok(());
+        }
+        let version = self.subject(HALTS_SUBJECT).version;
+        self.check_subject(HALTS_SUBJECT.into(), version.max(1), Some(lifted_value(self.lifted.keys())))
+    }
+
     /// A certificate has one subject, so no two approvals share one.
     fn check_certificates(&self) -> Result<(), String> {
         let running = self.services.values().map(|service| service.certificate);
@@ -151,7 +203,9 @@ impl CircleState {
             self.retired.values().flat_map(|retired| [retired.certificate, retired.last.certificate]);
         let mut certificates = BTreeSet::new();
         let forgotten = self.forgotten.values().map(|forgotten| forgotten.certificate);
-        for certificate in running.chain(retired).chain(forgotten) {
+        // One certificate may lift several halts.
+        let lifted: BTreeSet<Digest> = self.lifted.values().map(|lifted| lifted.certificate).collect();
+        for certificate in running.chain(retired).chain(forgotten).chain(lifted) {
             require!(certificates.insert(certificate), "certificate {certificate} approves two things");
         }
         Ok(())
@@ -162,8 +216,17 @@ impl CircleState {
         let services = self.services.keys().map(service_subject);
         let nodes = self.nodes.keys().map(node_subject);
         let models = self.forgotten.values().map(|forgotten| model_subject(&forgotten.model.name));
-        let in_force: BTreeSet<String> =
-            services.chain(nodes).chain(models).chain([CIRCLE_SUBJECT.into()]).collect();
+        let halts = (!self.lifted.is_empty()).then(|| HALTS_SUBJECT.to_string());
+        let passkeys = self.passkeys.keys().map(passkeys_subject);
+        let suspended = self.suspended.keys().map(member_subject);
+        let in_force: BTreeSet<String> = services
+            .chain(nodes)
+            .chain(models)
+            .chain(halts)
+            .chain(passkeys)
+            .chain(suspended)
+            .chain([CIRCLE_SUBJECT.into()])
+            .collect();
         let retired: BTreeSet<String> = self.retired.keys().map(service_subject).collect();
         for (subject, (version, value)) in &self.subjects {
             require!(*version >= 1, "`{subject}` has version 0, as if it never existed");
@@ -171,8 +234,10 @@ impl CircleState {
                 value.is_some() == in_force.contains(subject),
                 "`{subject}` has a value, but is not in force, or the reverse"
             );
-            let is_removed_node = value.is_none() && subject.starts_with("node/");
-            let is_known = in_force.contains(subject) || retired.contains(subject) || is_removed_node;
+            let leaves_a_count =
+                ["node/", "passkeys/", "member/"].iter().any(|kind| subject.starts_with(kind));
+            let is_removed = value.is_none() && leaves_a_count;
+            let is_known = in_force.contains(subject) || retired.contains(subject) || is_removed;
             require!(is_known, "`{subject}` is neither in force nor retired");
         }
         Ok(())

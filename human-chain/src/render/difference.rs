@@ -3,7 +3,7 @@
 
 use super::fields::{self, FieldTexts};
 use crate::CircleState;
-use crate::change::subject_of;
+use crate::subject::subject_of;
 use protocol::governance::{Change, Proposal};
 use protocol::manifest::Manifest;
 
@@ -18,8 +18,15 @@ pub fn render_difference(state: &CircleState, proposal: &Proposal) -> String {
         Change::Retire { .. } | Change::RemoveNode { .. } | Change::ForgetModel { .. } => {
             (running(state, change), FieldTexts::new())
         }
-        Change::SetMembers { members, policy } => {
+        Change::Lift { .. } => (FieldTexts::new(), fields::of_change(change)),
+        Change::SetMembers { members, policy, .. } => {
             (running(state, change), fields::of_members(members, policy))
+        }
+        Change::SetPasskeys { member, passkeys } => {
+            (running(state, change), fields::of_passkeys(member, passkeys))
+        }
+        Change::SuspendMember { member, halts } => {
+            (running(state, change), fields::of_suspension(member, halts))
         }
     };
     let mut text = String::new();
@@ -65,7 +72,14 @@ fn running(state: &CircleState, change: &Change) -> FieldTexts {
             Some(_) => FieldTexts::new(),
             None => fields::of_model(model),
         },
+        // Halts are no part of the circle's state: they stand beside it until they are lifted.
+        Change::Lift { .. } => FieldTexts::new(),
         Change::SetMembers { .. } => fields::of_members(state.members(), state.policy()),
+        Change::SetPasskeys { member, .. } => fields::of_passkeys(member, state.passkeys(member)),
+        Change::SuspendMember { member, .. } => match state.suspended().get(member) {
+            Some(halts) => fields::of_suspension(member, halts),
+            None => FieldTexts::new(),
+        },
     }
 }
 

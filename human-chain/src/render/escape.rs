@@ -44,6 +44,7 @@ fn stands_for_itself(c: char) -> bool {
 pub fn show_time(time: Millis) -> String {
     let (seconds, milliseconds) = (time.0 / 1000, time.0 % 1000);
     let (year, month, day) = date_of(seconds / 86_400);
+    debug_assert!((1..=12).contains(&month) && (1..=31).contains(&day), "{year}-{month}-{day} is no date");
     let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
     format!(
         "{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}.{milliseconds:03} UTC ({})",
@@ -54,6 +55,7 @@ pub fn show_time(time: Millis) -> String {
 /// Returns the Gregorian date of a number of days since 1970-01-01 (Howard Hinnant, "chrono-Compatible
 /// Low-Level Date Algorithms", `civil_from_days`).
 fn date_of(days: u64) -> (u64, u64, u64) {
+    debug_assert!(days < u64::MAX / 1000, "a time in milliseconds is as many days at most");
     let days = days + 719_468;
     let era = days / 146_097;
     let day_of_era = days % 146_097;

@@ -4,8 +4,9 @@
 //! until it is rendered here. Long keys are represented by their digest.
 
 use super::escape::{quoted, show_bytes, show_duration, show_time};
-use super::{RENDERER_VERSION, counted};
+use super::{RENDERER_VERSION, counted, halts as halt_texts, passkey_words};
 use crate::quorum::describe;
+use protocol::canonical::to_bytes;
 use protocol::governance::{
     ActionClass, Change, GatewayEndpoint, Member, NodeAdmission, NodeRole, Policy, Proposal, StorageEndpoint,
     SubjectVersion,
@@ -15,18 +16,31 @@ use protocol::manifest::{
     EdgeManifest, Isolation, JobManifest, Manifest, ModelChoice, OnExpiry, Placement, Resources, Runtime,
     ServiceManifest, Task,
 };
-use protocol::{Digest, Millis, StoreName};
-use std::collections::BTreeMap;
+use protocol::{Digest, MemberId, Millis, Passkey, PasskeyKey, PasskeyPolicy, StoreName};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Names and values. A name occurs once, except for lists, whose entries are numbered.
 pub(super) type FieldTexts = Vec<(String, String)>;
 
 /// Text for an absent optional value. Quoted texts cannot look like it.
 const NONE: &str = "none";
+/// Texts for the rule whether ballots by passkey count.
+const COUNT: &str = "count, beside one or more signed with a member's key";
+const DO_NOT_COUNT: &str = "do not count";
 
 pub(super) fn of_proposal(proposal: &Proposal) -> FieldTexts {
-    let Proposal { circle, epoch, history, subjects, change, reason, created_at, expires_at, nonce } =
-        proposal;
+    let Proposal {
+        circle,
+        epoch,
+        history,
+        subjects,
+        change,
+        passkeys_count,
+        reason,
+        created_at,
+        expires_at,
+        nonce,
+    } = proposal;
     let mut fields = vec![
         ("proposal".to_string(), proposal.id().to_string()),
         ("rendering version".into(), RENDERER_VERSION.to_string()),
@@ -35,6 +49,7 @@ pub(super) fn of_proposal(proposal: &Proposal) -> FieldTexts {
         ("history".into(), format!("{} decisions, root {}", history.size, history.root)),
         ("created at".into(), show_time(*created_at)),
         ("expires at".into(), show_time(*expires_at)),
+        ("votes by passkey".into(), if *passkeys_count { COUNT.into() } else { DO_NOT_COUNT.into() }),
         ("reason".into(), quoted(reason)),
         ("nonce".into(), nonce.to_string()),
     ];
@@ -61,7 +76,17 @@ pub(super) fn of_change(change: &Change) -> FieldTexts {
             fields.push(("forget.grace".into(), show_duration(u64::from(*grace_seconds))));
             fields
         }
-        Change::SetMembers { members, policy } => of_members(members, policy),
+        Change::Lift { halts } => halt_texts::fields(halts),
+        Change::SetMembers { members, policy, proofs } => {
+            let mut fields = of_members(members, policy);
+            // Verification requires that each proof holds; they are shown so that no two changes look alike.
+            let proof =
+                |(id, proof)| (format!("member.{id}.proof"), Digest::of(&to_bytes(proof)).to_string());
+            fields.extend(proofs.iter().map(proof));
+            fields
+        }
+        Change::SuspendMember { member, halts } => of_suspension(member, halts),
+        Change::SetPasskeys { member, passkeys } => of_passkeys(member, passkeys),
     }
 }
 
@@ -72,17 +97,55 @@ pub(super) fn of_model(model: &ModelChoice) -> FieldTexts {
     fields
 }
 
+/// Returns the fields of a suspended member.
+pub(super) fn of_suspension(member: &MemberId, halts: &BTreeSet<Digest>) -> FieldTexts {
+    let mut fields = vec![("suspend.member".to_string(), member.to_string())];
+    fields.extend(halts.iter().map(|halt| ("suspend.standing halt".into(), halt.to_string())));
+    debug_assert_eq!(fields.len(), halts.len() + 1, "each halt is shown");
+    fields
+}
+
 pub(super) fn of_members<'a>(members: impl IntoIterator<Item = &'a Member>, policy: &Policy) -> FieldTexts {
-    let Policy { quorums } = policy;
+    let Policy { quorums, passkeys, veto_seconds } = policy;
     let mut fields: FieldTexts = quorums
         .iter()
         .map(|(class, quorum)| (format!("quorum.{}", class_name(*class)), describe(quorum)))
         .collect();
+    match passkeys {
+        None => fields.push(("passkeys".into(), NONE.into())),
+        Some(PasskeyPolicy { rp_id, origins, routine }) => {
+            let origins: Vec<String> = origins.iter().cloned().collect();
+            let rule = if *routine { COUNT } else { DO_NOT_COUNT };
+            fields.push(("passkeys.domain".into(), quoted(rp_id)));
+            fields.push(("passkeys.pages".into(), list(&origins)));
+            fields.push(("passkeys.votes on routine changes".into(), rule.into()));
+        }
+    }
+    fields.push(("veto.waiting time".into(), show_duration(u64::from(*veto_seconds))));
     for Member { id, keys } in members {
         let MemberKeys { ed25519, ml_dsa, encryption } = keys;
         fields.push((format!("member.{id}.ed25519"), ed25519.to_string()));
         fields.push((format!("member.{id}.ml-dsa-65"), key_digest(ml_dsa)));
         push_encryption(&mut fields, &format!("member.{id}"), encryption);
+    }
+    fields
+}
+
+pub(super) fn of_passkeys(member: &MemberId, passkeys: &[Passkey]) -> FieldTexts {
+    let mut fields = vec![("passkeys.member".to_string(), member.to_string())];
+    if passkeys.is_empty() {
+        fields.push(("passkeys".into(), NONE.into()));
+    }
+    for passkey in passkeys {
+        let Passkey { credential, key, label } = passkey;
+        let prefix = format!("passkey {}", quoted(label));
+        fields.push((format!("{prefix}.words"), passkey_words(passkey).join(" ")));
+        fields.push((format!("{prefix}.credential"), key_digest(credential)));
+        let key = match key {
+            PasskeyKey::Es256 { x, y } => format!("ES256 {x} {y}"),
+            PasskeyKey::EdDsa(key) => format!("EdDSA {key}"),
+        };
+        fields.push((format!("{prefix}.key"), key));
     }
     fields
 }
@@ -140,6 +203,8 @@ fn of_service(service: &ServiceManifest) -> FieldTexts {
         spend_micro_units_per_hour,
         valid_until,
         on_expiry,
+        autonomy_seconds,
+        exclusive,
         context_tokens_max,
         batch_sequences_max,
     } = service;
@@ -157,6 +222,9 @@ fn of_service(service: &ServiceManifest) -> FieldTexts {
     let until = optional(valid_until.as_ref(), |time: &Millis| show_time(*time));
     fields.push(("service.valid until".into(), until));
     fields.push(("service.on expiry".into(), expiry_name(*on_expiry).into()));
+    let autonomy = format!("{} without the control plane", show_duration(*autonomy_seconds));
+    fields.push(("service.autonomy".into(), autonomy));
+    fields.push(("service.exclusive".into(), exclusive_name(*exclusive).into()));
     let context = optional(context_tokens_max.as_ref(), u32::to_string);
     fields.push(("service.context tokens at most".into(), context));
     fields.push(("service.sequences per step at most".into(), batch_sequences_max.to_string()));
@@ -244,6 +312,7 @@ fn class_name(class: ActionClass) -> &'static str {
     match class {
         ActionClass::Routine => "routine",
         ActionClass::Sensitive => "sensitive",
+        ActionClass::Personal => "personal",
     }
 }
 
@@ -273,6 +342,14 @@ fn expiry_name(on_expiry: OnExpiry) -> &'static str {
     match on_expiry {
         OnExpiry::Hold => "hold: what runs goes on, nothing new starts",
         OnExpiry::Drain => "drain: what runs finishes and ends",
+    }
+}
+
+fn exclusive_name(exclusive: bool) -> &'static str {
+    if exclusive {
+        "yes: no slot lives on two nodes"
+    } else {
+        "no: a slot may live on each node that held it, for as long as the autonomy"
     }
 }
 

@@ -1,10 +1,11 @@
 //! Tests of ballots: valid and invalid ones, and their tally.
 
 use crate::support::{
-    NOW, approve, check, circle, deploy, enact, genesis, member, name, policy, proposal, secret, signed,
+    NOW, approve, check, circle, deploy, enact, genesis, member, name, policy, proposal, secret, sign_again,
+    signed,
 };
 use human_chain::{CircleState, certify, check_ballot, tally, verify, vote};
-use protocol::governance::{BALLOT_DOMAIN, Change, Choice, Proposal, SignedBallot};
+use protocol::governance::{Change, Choice, Proposal, SignedBallot};
 use protocol::limits::CLOCK_GRACE_MS;
 use protocol::{Epoch, Millis};
 
@@ -22,7 +23,7 @@ fn altered(case: &str, expected: &str, alter: impl FnOnce(&mut SignedBallot)) {
     let proposal = proposal(&state, deploy(4));
     let mut signed = ballot("alice", &proposal, Choice::Approve);
     alter(&mut signed);
-    signed.signature = secret("alice").sign(BALLOT_DOMAIN, &protocol::canonical::to_bytes(&signed.ballot));
+    sign_again(&mut signed, "alice");
     check(case, check_ballot(&state, &proposal, &signed, NOW), expected);
 }
 
@@ -141,10 +142,11 @@ fn ballots_of_two_epochs_are_not_added_up() {
     let then = ballot("alice", &old, Choice::Approve);
     let members = state.members().cloned().collect();
     let rules = policy("3 of (alice, bob, carol)", "2 of (alice, bob, carol)");
-    enact(&mut state, Change::SetMembers { members, policy: rules }, &["alice", "bob"]);
+    let change = Change::SetMembers { members, policy: rules, proofs: [].into() };
+    enact(&mut state, change, &["alice", "bob"]);
     let mut now = ballot("bob", &old, Choice::Approve);
     now.ballot.epoch = state.epoch();
-    now.signature = secret("bob").sign(BALLOT_DOMAIN, &protocol::canonical::to_bytes(&now.ballot));
+    sign_again(&mut now, "bob");
     for (case, signed) in [("then", then), ("relabelled", now)] {
         let result = tally(&state, &old, &[signed]);
         assert_eq!((result.approved.len(), result.refused.len()), (0, 1), "{case}");

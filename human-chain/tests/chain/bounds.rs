@@ -9,7 +9,7 @@ use protocol::manifest::Manifest;
 use serde_json::Value as Json;
 
 const BASE: &str = "kind = 'service'\nname = 'chat'\ntask = 'generate'\nbatch_sequences_max = 32\n\
-    context_tokens_max = 4096\n\
+    autonomy_seconds = 3600\nexclusive = false\ncontext_tokens_max = 4096\n\
     [model]\nname = 'm'\nroot = '1111111111111111111111111111111111111111111111111111111111111111'\n\
     [replicas]\nmin = 1\nmax = 3\n\
     [resources]\ncpu_millicores = 500\nmemory = '1 GiB'\ngpu_count = 1\ngpu_memory = '40 GiB'\n\
@@ -48,6 +48,12 @@ batch_sequences_max | 1025 | same | 1025 | batch_sequences_max is 1025; accepted
 context_tokens_max | 0 | same | 0 | context_tokens_max is 0; accepted: 1 to 1048576
 context_tokens_max | 1048576 | same | 1048576 | approved
 context_tokens_max | 1048577 | same | 1048577 | context_tokens_max is 1048577; accepted: 1 to 1048576
+autonomy_seconds | 2 | same | 2 | autonomy_seconds is 2; accepted: 3 to 2678400
+autonomy_seconds | 3 | same | 3 | approved
+autonomy_seconds | 2678400 | same | 2678400 | approved
+autonomy_seconds | 2678401 | same | 2678401 | autonomy_seconds is 2678401; accepted: 3 to 2678400
+exclusive | true | same | true | \
+    autonomy_seconds is 3600, and the service is exclusive; accepted: 3, or exclusive = false
 placement.regions | [('r',)*63 'r'] | same | [('r',)*63 'r'] | approved
 placement.regions | [('r',)*64 'r'] | same | [('r',)*64 'r'] | \
     placement.regions has 65 entries; accepted: at most 64
@@ -150,7 +156,7 @@ fn the_table_edits_what_it_names() {
     assert_eq!(expand("['a', '(xy)*3']"), "['a', 'xyxyxy']");
     assert!(as_toml("replicas.min", "7").contains("[replicas]\nmin = 7\nmax = 3\n"));
     assert!(as_toml("resources.gpu_share_percent", "7").contains("[resources]\ngpu_share_percent = 7\n"));
-    assert!(as_toml("batch_sequences_max", "7").contains("\nbatch_sequences_max = 7\ncontext"));
+    assert!(as_toml("batch_sequences_max", "7").contains("\nbatch_sequences_max = 7\nautonomy"));
     let Ok(Manifest::Service(service)) = as_json("replicas.min", "2") else { panic!("a service") };
     assert_eq!(service.replicas.min, 2);
 }

@@ -2,8 +2,8 @@
 
 use crate::samples::{full_service, proposals};
 use crate::support::{
-    HOUR, NOW, approve, check, circle, deploy, enact, forget, genesis, manifest, name, policy, proposal,
-    retire, secret, signed, try_propose,
+    HOUR, NOW, approve, check, circle, deploy, enact, forget, genesis, hybrid, manifest, name, policy,
+    proposal, retire, secret, sign_again, signed, try_propose,
 };
 use human_chain::{
     CircleState, PROPOSAL_LIFETIME_MS_MAX, propose, read_bundle, read_certificate, verify, verify_replay,
@@ -11,7 +11,8 @@ use human_chain::{
 };
 use protocol::canonical::to_bytes;
 use protocol::governance::{
-    BALLOT_DOMAIN, BUNDLE_VERSION, Bundle, Certificate, Change, Choice, GENESIS_DOMAIN, LogEvidence, Proposal,
+    BALLOT_DOMAIN, BUNDLE_VERSION, BallotSignature, Bundle, Certificate, Change, Choice, GENESIS_DOMAIN,
+    LogEvidence, Proposal,
 };
 use protocol::keys::ByteString;
 use protocol::limits::{self, CLOCK_GRACE_MS};
@@ -112,13 +113,13 @@ fn any_invalid_ballot_spoils_the_whole() {
     });
     altered(
         "too many ballots",
-        "governance-invalid: 100 ballots; accepted: at most 930816 bytes, 99 ballots",
+        "governance-invalid: 116 ballots; accepted: at most 996352 bytes, 115 ballots",
         |c| {
-            c.ballots = vec![c.ballots[0].clone(); limits::MEMBERS_MAX + 1];
+            c.ballots = vec![c.ballots[0].clone(); limits::BALLOTS_MAX + 1];
         },
     );
-    altered("oversized data", "governance-invalid: 2 ballots; accepted: at most 930816 bytes", |c| {
-        c.ballots[1].signature.ml_dsa = ByteString(vec![0; limits::CERTIFICATE_BYTES_MAX]);
+    altered("oversized data", "governance-invalid: 2 ballots; accepted: at most 996352 bytes", |c| {
+        hybrid(&mut c.ballots[1]).ml_dsa = ByteString(vec![0; limits::CERTIFICATE_BYTES_MAX]);
     });
     altered("a late ballot", "proposal-expired: voted after", |c| {
         let late = c.proposal.expires_at.plus(CLOCK_GRACE_MS + 1);
@@ -130,28 +131,28 @@ fn any_invalid_ballot_spoils_the_whole() {
 #[test]
 fn both_halves_of_a_signature_must_hold() {
     for (case, who) in [("first", 0), ("second", 1)] {
-        altered(case, "signature-invalid", |c| c.ballots[who].signature.ed25519.0[5] ^= 1);
-        altered(case, "signature-invalid", |c| c.ballots[who].signature.ml_dsa.0[5] ^= 1);
-        altered(case, "signature-invalid", |c| c.ballots[who].signature.ml_dsa = ByteString(Vec::new()));
-        altered(case, "signature-invalid", |c| c.ballots[who].signature.ml_dsa.0.push(0));
+        altered(case, "signature-invalid", |c| hybrid(&mut c.ballots[who]).ed25519.0[5] ^= 1);
+        altered(case, "signature-invalid", |c| hybrid(&mut c.ballots[who]).ml_dsa.0[5] ^= 1);
+        altered(case, "signature-invalid", |c| hybrid(&mut c.ballots[who]).ml_dsa = ByteString(Vec::new()));
+        altered(case, "signature-invalid", |c| hybrid(&mut c.ballots[who]).ml_dsa.0.push(0));
     }
     let whole = secret("bob");
     let other = secret("mallory");
     altered("the quantum half by another", "signature-invalid: `bob`", |c| {
         let bytes = to_bytes(&c.ballots[1].ballot);
-        c.ballots[1].signature.ml_dsa = other.sign(BALLOT_DOMAIN, &bytes).ml_dsa;
+        hybrid(&mut c.ballots[1]).ml_dsa = other.sign(BALLOT_DOMAIN, &bytes).ml_dsa;
     });
     altered("the classical half by another", "signature-invalid: `bob`", |c| {
         let bytes = to_bytes(&c.ballots[1].ballot);
-        c.ballots[1].signature.ed25519 = other.sign(BALLOT_DOMAIN, &bytes).ed25519;
+        hybrid(&mut c.ballots[1]).ed25519 = other.sign(BALLOT_DOMAIN, &bytes).ed25519;
     });
     altered("signed for another purpose", "signature-invalid: `bob`", |c| {
         let bytes = to_bytes(&c.ballots[1].ballot);
-        c.ballots[1].signature = whole.sign(GENESIS_DOMAIN, &bytes);
+        *hybrid(&mut c.ballots[1]) = whole.sign(GENESIS_DOMAIN, &bytes);
     });
     altered("halves of two signatures by the same member", "approved", |c| {
         let bytes = to_bytes(&c.ballots[1].ballot);
-        c.ballots[1].signature.ml_dsa = whole.sign(BALLOT_DOMAIN, &bytes).ml_dsa;
+        hybrid(&mut c.ballots[1]).ml_dsa = whole.sign(BALLOT_DOMAIN, &bytes).ml_dsa;
     });
 }
 
@@ -172,7 +173,7 @@ fn a_proposal_cannot_change_under_its_ballots() {
     altered("another text", "ballot-mismatch: `bob` is for another rendering", |c| {
         let mut signed = vote(&secret("bob"), name("bob"), mine.history, &mine, Choice::Approve, NOW);
         signed.ballot.rendering = human_chain::render(&other).digest;
-        signed.signature = secret("bob").sign(BALLOT_DOMAIN, &to_bytes(&signed.ballot));
+        sign_again(&mut signed, "bob");
         c.ballots[1] = signed;
     });
 }
@@ -382,7 +383,7 @@ fn certificates_travel_in_one_spelling() {
         Bundle { version: BUNDLE_VERSION, certificate, log_evidence: Some(LogEvidence { sequence: 7 }) };
     assert_eq!(read_bundle(&to_bytes(&bundle)), Ok(bundle.clone()));
     bundle.version += 1;
-    check("a form to come", read_bundle(&to_bytes(&bundle)), "governance-invalid: this release reads 2");
+    check("a form to come", read_bundle(&to_bytes(&bundle)), "governance-invalid: this release reads 3");
     check("not a bundle", read_bundle(&bytes), "governance-invalid: bundle");
 }
 
@@ -416,7 +417,8 @@ fn smallest() -> Change {
 fn dense_bits(bytes: &[u8], certificate: &Certificate) -> Vec<usize> {
     let mut inside = vec![false; bytes.len()];
     for signed in &certificate.ballots {
-        let signature = &signed.signature.ml_dsa.0;
+        let BallotSignature::Hybrid(signature) = &signed.signature else { panic!("a hybrid one") };
+        let signature = &signature.ml_dsa.0;
         let start =
             bytes.windows(signature.len()).position(|part| part == signature).expect("it is in there");
         inside[start..start + signature.len()].fill(true);

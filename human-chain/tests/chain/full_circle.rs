@@ -2,7 +2,7 @@
 //! A circle that can be founded can change its members, and the resulting certificates stay within every size
 //! limit.
 
-use crate::support::{HOUR, NOW, approve, check, genesis, member, name, secret, signed};
+use crate::support::{HOUR, NOW, approve, check, genesis, member, name, secret, set_members, signed};
 use human_chain::{
     CircleState, certify, propose, read_bundle, read_certificate, read_genesis, verify, verify_replay, vote,
 };
@@ -12,7 +12,7 @@ use protocol::governance::{
 };
 use protocol::limits;
 use protocol::{Digest, Epoch, MemberId};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Returns a name of the maximum length.
 fn long_name(number: usize) -> String {
@@ -30,12 +30,12 @@ fn deepest(members: &[String]) -> Quorum {
 
 fn rules(members: &[String]) -> Policy {
     let rule = deepest(members);
-    Policy { quorums: BTreeMap::from([(ActionClass::Routine, rule.clone()), (ActionClass::Sensitive, rule)]) }
+    let quorums = BTreeMap::from([(ActionClass::Routine, rule.clone()), (ActionClass::Sensitive, rule)]);
+    Policy { quorums, passkeys: None, veto_seconds: 0 }
 }
 
-fn roster(members: &[String]) -> Change {
-    let policy = rules(members);
-    Change::SetMembers { members: members.iter().map(|id| member(id)).collect(), policy }
+fn roster(state: &CircleState, members: &[String]) -> Change {
+    set_members(state, members.iter().map(|id| member(id)).collect(), rules(members))
 }
 
 fn full_circle() -> (Vec<String>, CircleState) {
@@ -65,7 +65,7 @@ fn a_full_circle_replaces_its_members_one_by_one() {
     for round in 0..2 {
         let voters: Vec<String> = people.clone();
         people[round] = long_name(limits::MEMBERS_MAX + round);
-        let proposal = proposal(&state, roster(&people));
+        let proposal = proposal(&state, roster(&state, &people));
         let voters: Vec<&str> = voters.iter().map(String::as_str).collect();
         let certificate = approve(&proposal, &voters);
         assert_eq!(certify(&state, &proposal, &certificate.ballots), Ok(certificate.clone()));
@@ -84,12 +84,21 @@ fn a_full_circle_replaces_its_members_one_by_one() {
 fn certificates_of_a_full_circle_are_within_every_limit() {
     let (mut people, state) = full_circle();
     let voters = people.clone();
-    people[0] = long_name(limits::MEMBERS_MAX);
-    let proposal = proposal(&state, roster(&people));
-    let voters: Vec<&str> = voters.iter().map(String::as_str).collect();
+    // Every place for a proof, and every ballot that a certificate can hold.
+    for (at, id) in people.iter_mut().take(limits::MEMBER_PROOFS_MAX).enumerate() {
+        *id = long_name(limits::MEMBERS_MAX + at);
+    }
+    let proposal = proposal(&state, roster(&state, &people));
+    let voters: BTreeSet<&str> = voters.iter().chain(&people).map(String::as_str).collect();
+    let voters: Vec<&str> = voters.into_iter().collect();
+    assert_eq!(voters.len(), limits::BALLOTS_MAX);
     let certificate = approve(&proposal, &voters);
 
-    let Change::SetMembers { members, policy } = &proposal.change else { panic!("a roster") };
+    let Change::SetMembers { members, policy, proofs } = &proposal.change else { panic!("a roster") };
+    for proof in proofs {
+        let bytes = to_bytes(&proof.0).len() + to_bytes(&proof.1).len();
+        assert!(bytes <= limits::MEMBER_PROOF_BYTES_MAX, "{bytes}");
+    }
     for member in members {
         assert!(to_bytes(member).len() <= limits::MEMBER_BYTES_MAX, "{}", to_bytes(member).len());
     }
@@ -102,7 +111,8 @@ fn certificates_of_a_full_circle_are_within_every_limit() {
     }
     let whole = to_bytes(&proposal).len();
     let change = to_bytes(&proposal.change).len();
-    assert!(change <= limits::ROSTER_BYTES_MAX, "{change}");
+    let most = limits::ROSTER_BYTES_MAX + limits::MEMBER_PROOFS_MAX * limits::MEMBER_PROOF_BYTES_MAX;
+    assert!(change <= most, "{change}");
     let frame = whole - change - proposal.reason.len();
     assert!(frame <= limits::PROPOSAL_FRAME_BYTES_MAX, "{frame}");
     let json = serde_json::to_vec(&proposal).expect("a proposal can be written as JSON").len();
@@ -120,11 +130,11 @@ fn a_minority_of_a_full_circle_changes_nothing() {
     let (mut people, state) = full_circle();
     let voters = people.clone();
     people[0] = long_name(limits::MEMBERS_MAX);
-    let proposal = proposal(&state, roster(&people));
+    let proposal = proposal(&state, roster(&state, &people));
     let cast = |id: &String| -> SignedBallot {
         vote(&secret(id), name(id), proposal.history, &proposal, Choice::Approve, NOW)
     };
-    let ballots: Vec<SignedBallot> = voters[..50].iter().map(cast).collect();
+    let ballots: Vec<SignedBallot> = voters[1..51].iter().map(cast).collect();
     check("49 of 99", certify(&state, &proposal, &ballots[..49]), "quorum-not-reached: 49 approvals");
     check("50 of 99", certify(&state, &proposal, &ballots), "approved");
 }
@@ -135,8 +145,8 @@ fn one_member_more_or_one_threshold_deeper_is_refused() {
     let ask = |change| propose(&state, change, String::new(), NOW, NOW.plus(HOUR), Digest::of(b"nonce"));
     let mut crowd = people.clone();
     crowd.push(long_name(limits::MEMBERS_MAX));
-    check("100 members", ask(roster(&crowd)), "governance-invalid: 100 members; accepted: 1 to 99");
-    let mut deeper = roster(&people);
+    check("100 members", ask(roster(&state, &crowd)), "governance-invalid: 100 members; accepted: 1 to 99");
+    let mut deeper = roster(&state, &people);
     if let Change::SetMembers { policy, .. } = &mut deeper {
         let rule = Quorum::Threshold { required: 1, of: vec![deepest(&people)] };
         policy.quorums.insert(ActionClass::Sensitive, rule);

@@ -247,7 +247,8 @@ fn nodes_have_their_form() {
 }
 
 fn without_a_routine_rule(genesis: &mut Genesis) {
-    genesis.policy = Policy { quorums: genesis.policy.quorums.split_off(&ActionClass::Sensitive) };
+    let quorums = genesis.policy.quorums.split_off(&ActionClass::Sensitive);
+    genesis.policy = Policy { quorums, passkeys: None, veto_seconds: 0 };
 }
 
 #[test]
@@ -306,6 +307,10 @@ fn a_policy_keeps_its_floors() {
         g.policy.quorums.remove(&ActionClass::Sensitive);
     });
     founded("no routine rule", "approved", without_a_routine_rule);
+    founded("a month for a veto", "approved", |g| g.policy.veto_seconds = 30 * 24 * 3600);
+    founded("longer", "governance-invalid: policy: 2592001 s for a veto; accepted: at most 2592000", |g| {
+        g.policy.veto_seconds = 30 * 24 * 3600 + 1;
+    });
     founded("deep", "governance-invalid: nested deeper", |g| {
         g.policy = policy(&format!("{}{ALL}{}", "1 of (".repeat(6), ")".repeat(6)), ALL);
     });

@@ -1,18 +1,19 @@
 //! Tests of histories: replays, rollbacks, races and changes of members.
 
 use crate::support::{
-    NOW, approve, check, circle, claimed_by, deploy, enact, forget, genesis, key, member, name, node, policy,
-    proposal, retire, secret, signed, try_propose,
+    NOW, approve, check, circle, claimed_by, deploy, enact, forget, genesis, hybrid, key, member, name, node,
+    policy, proposal, prove, retire, secret, set_members, signed, try_propose,
 };
 use human_chain::{CircleState, certify, verify, verify_replay, verify_superseded};
 use proptest::prelude::*;
 use protocol::Epoch;
 use protocol::governance::{Certificate, Change, NodeRole};
 use protocol::manifest::Manifest;
+use std::collections::BTreeSet;
 
 fn members(who: &[&str], routine: &str, sensitive: &str) -> Change {
     let members = who.iter().map(|who| member(who)).collect();
-    Change::SetMembers { members, policy: policy(routine, sensitive) }
+    set_members(&circle(), members, policy(routine, sensitive))
 }
 
 /// Returns the change that replaces bob by dave.
@@ -54,7 +55,7 @@ fn what_was_altered_in_a_superseded_certificate_is_found_without_the_history() {
     check("which brings nothing back", verify(&state, &first, NOW), "proposal-stale");
     for (case, alter, expected) in [
         ("another reason", (|c| c.proposal.reason.push('!')) as fn(&mut Certificate), "ballot-mismatch"),
-        ("one bit of a signature", |c| c.ballots[0].signature.ed25519.0[0] ^= 1, "signature-invalid"),
+        ("one bit of a signature", |c| hybrid(&mut c.ballots[0]).ed25519.0[0] ^= 1, "signature-invalid"),
         ("too few ballots", |c| drop(c.ballots.pop()), "quorum-not-reached"),
         ("one ballot twice", |c| c.ballots.insert(0, c.ballots[0].clone()), "ballot-duplicate"),
         ("another circle", |c| c.proposal.circle.0.0[0] ^= 1, "circle-mismatch"),
@@ -170,7 +171,7 @@ fn new_members_decide_from_the_next_epoch_on() {
     let pending = proposal(&state, deploy(4));
     let held =
         verify(&state, &approve(&pending, &["alice", "bob"]), NOW).expect("holds until members change");
-    enact(&mut state, dave_for_bob(), &["alice", "bob"]);
+    enact(&mut state, dave_for_bob(), &["alice", "carol"]);
     assert_eq!((state.epoch(), state.subject("circle").version), (Epoch(2), 2));
     assert_eq!(
         state.members().map(|member| member.id.as_str()).collect::<Vec<_>>(),
@@ -202,7 +203,7 @@ fn a_change_of_members_is_checked_like_a_genesis() {
     ] {
         check(case, try_propose(&state, change), expected);
     }
-    enact(&mut state, dave_for_bob(), &all[..2]);
+    enact(&mut state, dave_for_bob(), &all);
     let back = members(
         &["alice", "bob", "carol", "dave"],
         "3 of (alice, bob, carol, dave)",
@@ -220,7 +221,8 @@ fn a_member_may_rotate_keys_and_the_old_ones_fail() {
     let mut state = circle();
     let mut rotated = genesis();
     rotated.members[1].keys = member("bob-rekeyed").keys;
-    let change = Change::SetMembers { members: rotated.members, policy: rotated.policy };
+    let proofs = [(name("bob"), prove("bob-rekeyed", &rotated.members[1]))].into();
+    let change = Change::SetMembers { members: rotated.members, policy: rotated.policy, proofs };
     enact(&mut state, change, &["alice", "carol"]);
     let fresh = proposal(&state, deploy(4));
     check("old keys", verify(&state, &approve(&fresh, &["alice", "bob"]), NOW), "signature-invalid: `bob`");
@@ -287,7 +289,7 @@ fn gittuf_128036_every_step_of_a_history_is_verified() {
     let coup = members(&["carol", "mallory"], "2 of (carol, mallory)", "2 of (carol, mallory)");
     let middle = approve(&proposal(&state, coup.clone()), &["carol"]);
     let mut usurped = state.clone();
-    enact(&mut usurped, coup, &["alice", "carol"]);
+    enact(&mut usurped, coup, &["alice", "carol", "mallory"]);
     let last = approve(&proposal(&usurped, deploy(9)), &["carol", "mallory"]);
     check("last step alone", verify(&usurped, &last, NOW), "approved");
 
@@ -306,7 +308,7 @@ fn a_replayed_history_is_the_same_state() {
     let history = [
         enact(&mut state, deploy(4), &["alice", "bob"]),
         enact(&mut state, Change::AdmitNode(Box::new(new_node)), &["bob", "carol"]),
-        enact(&mut state, dave_for_bob(), &["alice", "bob"]),
+        enact(&mut state, dave_for_bob(), &["alice", "carol"]),
         enact(&mut state, deploy(2), &["alice", "dave"]),
         enact(&mut state, Change::RemoveNode { node: name("n2") }, &["carol", "dave"]),
         enact(&mut state, retire("embed"), &["alice", "carol"]),
@@ -363,8 +365,15 @@ proptest! {
         let (mut state, mut history) = (circle(), Vec::new());
         for change in changes {
             let before = state.clone();
+            let (mut people, change) = match change {
+                Change::SetMembers { members, policy, .. } => {
+                    let people = members.iter().map(|member| member.id.to_string()).collect();
+                    (people, set_members(&state, members, policy))
+                }
+                other => (BTreeSet::new(), other),
+            };
             let Ok(proposal) = try_propose(&state, change) else { continue };
-            let people: Vec<String> = state.members().map(|member| member.id.to_string()).collect();
+            people.extend(state.members().map(|member| member.id.to_string()));
             let voters: Vec<&str> = people.iter().map(String::as_str).collect();
             let certificate = approve(&proposal, &voters);
             let approved = verify(&state, &certificate, NOW).expect("all members approve");

@@ -1,18 +1,24 @@
 //! Tests of the public interface of `human-chain`: tables of accepted and rejected inputs with their
 //! messages, and properties over generated proposals.
 
+mod authenticator;
 mod ballots;
 mod bounds;
 mod certificates;
 mod founding;
 mod full_circle;
 mod genesis;
+mod halts;
 mod history;
 mod members;
+mod membership;
 mod omissions;
 mod orders;
+mod passkey_ballots;
+mod passkeys;
 mod recorded;
 mod renderings;
 mod samples;
 mod support;
+mod waiting;
 mod wraps;

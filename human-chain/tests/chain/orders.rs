@@ -137,7 +137,8 @@ fn an_order_ends_with_its_approval() {
     let rules = policy("3 of (alice, bob, carol)", "2 of (alice, bob, carol)");
     let mut state = deployed();
     let kept = sign_order(order(&state), "control");
-    enact(&mut state, Change::SetMembers { members, policy: rules }, &["alice", "bob"]);
+    let change = Change::SetMembers { members, policy: rules, proofs: [].into() };
+    enact(&mut state, change, &["alice", "bob"]);
     check("a new epoch leaves approvals in force", check_order(&state, &kept, n1(), None, NOW), "approved");
 }
 

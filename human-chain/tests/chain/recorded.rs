@@ -6,7 +6,8 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use crate::support::{
-    NOW, approve, deploy, forget, genesis, member, name, node, policy, quorum, retire, signed, try_propose,
+    NOW, approve, deploy, forget, genesis, member, name, node, policy, quorum, retire, set_members, signed,
+    suspend, try_propose,
 };
 use human_chain::{CircleState, certify, describe, least_approvals, satisfied, verify, verify_replay};
 use protocol::MemberId;
@@ -39,7 +40,7 @@ impl RecordedHistory {
             ["keep", label, ..] => {
                 let (who, what) = line.split_once(": ").unwrap();
                 let who: Vec<&str> = who.split_whitespace().skip(2).collect();
-                match try_propose(&self.state, change(what)) {
+                match try_propose(&self.state, change(&self.state, what)) {
                     Ok(proposal) => drop(self.kept.insert(label.to_string(), approve(&proposal, &who))),
                     Err(error) => return format!("{}: {error}", error.code()),
                 }
@@ -53,7 +54,7 @@ impl RecordedHistory {
             _ => {
                 let (who, what) = line.split_once(": ").unwrap();
                 let who: Vec<&str> = who.split_whitespace().collect();
-                match try_propose(&self.state, change(what)) {
+                match try_propose(&self.state, change(&self.state, what)) {
                     Err(error) => format!("{}: {error}", error.code()),
                     Ok(proposal) => {
                         let certificate = approve(&proposal, &who);
@@ -95,6 +96,9 @@ impl RecordedHistory {
         for (class, rule) in &self.state.policy().quorums {
             writeln!(text, "{class:?}: {}, at least {}", describe(rule), least_approvals(rule)).unwrap();
         }
+        for id in self.state.suspended().keys() {
+            writeln!(text, "suspended: {id}").unwrap();
+        }
         let nodes: Vec<&str> = self.state.nodes().map(|node| node.name.as_str()).collect();
         writeln!(text, "nodes: {}", nodes.join(" ")).unwrap();
         for service in self.state.services() {
@@ -113,7 +117,7 @@ impl RecordedHistory {
     }
 }
 
-fn change(text: &str) -> Change {
+fn change(state: &CircleState, text: &str) -> Change {
     let words: Vec<&str> = text.split_whitespace().collect();
     match words.as_slice() {
         ["deploy", max] => deploy(max.parse().unwrap()),
@@ -121,10 +125,11 @@ fn change(text: &str) -> Change {
         ["admit", who] => Change::AdmitNode(Box::new(node(who, &[NodeRole::Worker]))),
         ["remove", who] => Change::RemoveNode { node: name(who) },
         ["forget", model, grace] => forget(model, grace.parse().unwrap()),
+        ["suspend", who] => suspend(who),
         ["members", ..] => {
             let parts: Vec<&str> = text.strip_prefix("members ").unwrap().split(" / ").collect();
             let members = parts[0].split_whitespace().map(member).collect();
-            Change::SetMembers { members, policy: policy(parts[1], parts[2]) }
+            set_members(state, members, policy(parts[1], parts[2]))
         }
         other => panic!("no such change: {other:?}"),
     }

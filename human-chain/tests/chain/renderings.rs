@@ -1,8 +1,9 @@
 //! Tests of renderings: golden texts, and distinct texts for distinct proposals.
 
-use crate::samples::{full_service, proposals};
+use crate::samples::{full_service, lift_all, proposals};
 use crate::support::{
-    NOW, approve, circle, deploy, enact, forget, member, name, node, policy, proposal, retire,
+    NOW, approve, circle, deploy, enact, forget, member, name, node, policy, proposal, retire, set_members,
+    suspend,
 };
 use human_chain::{RENDERER_VERSION, render, render_difference};
 use proptest::prelude::*;
@@ -51,10 +52,9 @@ fn the_differences_shown_beside_them() {
         ("move-node", Change::AdmitNode(Box::new(moved))),
         ("remove-node", Change::RemoveNode { node: name("n3") }),
         ("forget-model", forget("spare", 3600)),
-        (
-            "members",
-            Change::SetMembers { members: ["alice", "bob", "dave"].map(member).to_vec(), policy: rules },
-        ),
+        ("lift", lift_all()),
+        ("members", set_members(&state, ["alice", "bob", "dave"].map(member).to_vec(), rules)),
+        ("suspend", suspend("carol")),
     ] {
         let text = render_difference(&state, &proposal(&state, change));
         check_golden(&format!("difference-{case}.txt"), &text);
@@ -282,6 +282,25 @@ fn another_root_under_the_same_name_reads_differently() {
     service.model.root.0 = Digest::of(b"planted");
     let sentence = |proposal: &Proposal| render(proposal).text.lines().next().map(str::to_owned);
     assert_ne!(sentence(&proposal(&state, deploy(4))), sentence(&other), "the first line tells them apart");
+}
+
+#[test]
+fn the_first_line_says_on_how_many_nodes_a_slot_may_live() {
+    let state = circle();
+    let mut shown = proposal(&state, deploy(4));
+    let mut sentence = |seconds, exclusive| {
+        let Change::Deploy(manifest) = &mut shown.change else { panic!("a deployment") };
+        let Manifest::Service(service) = manifest.as_mut() else { panic!("a service") };
+        (service.autonomy_seconds, service.exclusive) = (seconds, exclusive);
+        render(&shown).text.lines().next().map(str::to_owned).expect("a sentence")
+    };
+    let shared =
+        "keeps its replicas for up to 86400 seconds, so a slot may meanwhile live on each node that held it.";
+    assert!(sentence(86_400, false).ends_with(shared));
+    assert!(!sentence(3_600, false).contains("86400"), "the time is the manifest's");
+    let alone = "No slot lives on two nodes: a node that does not hear the control plane ends its replicas \
+        after 3 seconds.";
+    assert!(sentence(3, true).ends_with(alone));
 }
 
 #[test]

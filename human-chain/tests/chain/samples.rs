@@ -1,12 +1,15 @@
 //! Sample proposals, one per kind of change, for renderings and properties.
 
-use crate::support::{HOUR, NOW, circle, deploy, forget, member, name, node, policy, retire};
-use protocol::governance::{Change, NodeRole, Proposal, SubjectVersion};
+use crate::authenticator::{Authenticator, passkey_policy};
+use crate::support::{HOUR, NOW, circle, deploy, forget, halt, member, name, node, policy, retire};
+use protocol::governance::{Change, NodeRole, Policy, Proposal, SubjectVersion};
+use protocol::halt::HaltScope;
+use protocol::keys::{ByteString, HybridSignature};
 use protocol::manifest::{
     EdgeManifest, Isolation, JobManifest, Manifest, ModelChoice, OnExpiry, Placement, ReplicaRange,
     Resources, Runtime, ServiceManifest, Task,
 };
-use protocol::{Digest, ModelRoot};
+use protocol::{Digest, ModelRoot, Signature};
 use std::collections::BTreeMap;
 
 /// Returns every kind of change, with the name of its golden file. Not all of them can be approved: a
@@ -16,8 +19,14 @@ pub(crate) fn proposals() -> Vec<(&'static str, Proposal)> {
     let mut readmitted = node("n1", &all);
     readmitted.labels = BTreeMap::from([("gpu".into(), "h200".into()), ("row \"7\"".into(), "ö".into())]);
     let members = ["alice", "bob", "carol", "dave", "erin"].map(member).to_vec();
-    let rules =
+    let mut rules =
         policy("3 of (alice, bob, carol, dave, erin)", "2 of (2 of (alice, bob, carol), 2 of (dave, erin))");
+    rules.veto_seconds = 86_400;
+    // A proof that does not hold, but is the same each time.
+    let proof = HybridSignature { ed25519: Signature([7; 64]), ml_dsa: ByteString(vec![7; 3309]) };
+    let proofs = ["dave", "erin"].map(|who| (name(who), proof.clone())).into();
+    let halts = [Digest::of(b"one"), Digest::of(b"two")].into();
+    let suspended = Change::SuspendMember { member: name("bob"), halts };
     let mut hostile = plain(deploy(4), "service/embed", None);
     hostile.reason =
         "Nothing.\ncircle                             0000\u{202e}gnihton\u{202c} \u{200b}\"quoted\" \
@@ -34,11 +43,40 @@ pub(crate) fn proposals() -> Vec<(&'static str, Proposal)> {
         ("readmit-node", plain(Change::AdmitNode(Box::new(readmitted)), "node/n1", Some(b"old"))),
         ("remove-node", plain(Change::RemoveNode { node: name("n2") }, "node/n2", Some(b"old"))),
         ("forget-model", plain(forget("llama-3.1_8b", 604_800), "model/llama-3.1_8b", None)),
-        ("set-members", plain(Change::SetMembers { members, policy: rules }, "circle", Some(b"old"))),
+        ("lift", plain(lift_all(), "halts", None)),
+        ("set-members", plain(Change::SetMembers { members, policy: rules, proofs }, "circle", Some(b"old"))),
+        ("set-passkeys", plain(set_passkeys(), "passkeys/alice", None)),
+        (
+            "drop-passkeys",
+            plain(
+                Change::SetPasskeys { member: name("alice"), passkeys: vec![] },
+                "passkeys/alice",
+                Some(b"old"),
+            ),
+        ),
+        (
+            "passkeys-count",
+            Proposal { passkeys_count: true, ..plain(retire("embed"), "service/embed", Some(b"old")) },
+        ),
+        ("set-members-passkeys", plain(set_policy(), "circle", Some(b"old"))),
+        ("suspend-member", plain(suspended, "member/bob", None)),
         ("job", plain(Change::Deploy(Box::new(Manifest::Job(job()))), "service/train", None)),
         ("edge", plain(Change::Deploy(Box::new(Manifest::Edge(edge()))), "service/detector", None)),
         ("hostile-reason", hostile),
     ]
+}
+
+/// Returns the lift of a halt of each scope.
+pub(crate) fn lift_all() -> Change {
+    let state = circle();
+    let mut spoken = halt(&state, "bob", HaltScope::Region("ghent".into()), "3");
+    spoken.reason = "Smoke.\n\u{202e}| lift.9".into();
+    human_chain::lift(vec![
+        halt(&state, "alice", HaltScope::Service(name("embed")), "1"),
+        halt(&state, "alice", HaltScope::Node(name("n1")), "2"),
+        spoken,
+        halt(&state, "carol", HaltScope::Circle, "4"),
+    ])
 }
 
 fn plain(change: Change, subject: &str, value: Option<&[u8]>) -> Proposal {
@@ -53,10 +91,29 @@ fn plain(change: Change, subject: &str, value: Option<&[u8]>) -> Proposal {
         history: circle().head(),
         subjects: vec![subject],
         change,
+        passkeys_count: false,
         reason: "because".into(),
         created_at: NOW,
         expires_at: NOW.plus(HOUR),
         nonce: Digest::of(b"nonce"),
+    }
+}
+
+fn set_passkeys() -> Change {
+    let passkeys = vec![
+        Authenticator::es256("alice phone").passkey("phone"),
+        Authenticator::eddsa("alice spare").passkey("spare \"key\""),
+    ];
+    Change::SetPasskeys { member: name("alice"), passkeys }
+}
+
+/// Returns a change of the policy alone: routine changes may be approved by passkey.
+fn set_policy() -> Change {
+    let members = vec![member("alice")];
+    Change::SetMembers {
+        members,
+        policy: Policy { passkeys: Some(passkey_policy()), ..policy("alice", "alice") },
+        proofs: [].into(),
     }
 }
 
@@ -96,6 +153,8 @@ pub(crate) fn full_service() -> ServiceManifest {
         spend_micro_units_per_hour: Some(2_500_000),
         valid_until: Some(NOW.plus(1000 * HOUR)),
         on_expiry: OnExpiry::Drain,
+        autonomy_seconds: 3,
+        exclusive: true,
         context_tokens_max: Some(8192),
         batch_sequences_max: 64,
     }

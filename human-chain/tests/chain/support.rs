@@ -4,11 +4,12 @@ use ed25519_dalek::{Signer, SigningKey};
 use human_chain::{ChainError, CircleState, MemberSecret, certify, propose, sign_genesis, verify, vote};
 use protocol::canonical::to_bytes;
 use protocol::governance::{
-    AccessToken, ActionClass, Certificate, Change, Choice, ControlReplica, GatewayEndpoint, Genesis, Member,
-    NODE_KEYS_DOMAIN, NodeAdmission, NodeRole, Policy, Proposal, Quorum, SignedGenesis, StorageEndpoint,
-    TokenScope,
+    AccessToken, ActionClass, BALLOT_DOMAIN, BallotSignature, Certificate, Change, Choice, ControlReplica,
+    GatewayEndpoint, Genesis, MEMBER_KEYS_DOMAIN, Member, NODE_KEYS_DOMAIN, NodeAdmission, NodeRole, Policy,
+    Proposal, Quorum, SignedBallot, SignedGenesis, StorageEndpoint, TokenScope,
 };
-use protocol::keys::{ByteString, EncryptionKey, signing_input};
+use protocol::halt::{Halt, HaltScope};
+use protocol::keys::{ByteString, EncryptionKey, HybridSignature, signing_input};
 use protocol::manifest::{Manifest, ModelChoice};
 use protocol::model::{WRAP_COMPLAINT_DOMAIN, WrapComplaint};
 use protocol::order::{ORDER_DOMAIN, SignedOrder, SlotOrder};
@@ -73,7 +74,23 @@ pub(crate) fn quorum(text: &str) -> Quorum {
 
 pub(crate) fn policy(routine: &str, sensitive: &str) -> Policy {
     let quorums = [(ActionClass::Routine, quorum(routine)), (ActionClass::Sensitive, quorum(sensitive))];
-    Policy { quorums: BTreeMap::from(quorums) }
+    Policy { quorums: BTreeMap::from(quorums), passkeys: None, veto_seconds: 0 }
+}
+
+/// Returns the proof that a member holds its keys, by the secret of this name.
+pub(crate) fn prove(whose: &str, member: &Member) -> HybridSignature {
+    secret(whose).sign(MEMBER_KEYS_DOMAIN, &member.key_claim())
+}
+
+/// Returns a change of members in which each new member proves its keys.
+pub(crate) fn set_members(state: &CircleState, members: Vec<Member>, policy: Policy) -> Change {
+    let new = members.iter().filter(|member| state.member(&member.id) != Some(*member));
+    let proofs = new.map(|member| (member.id.clone(), prove(member.id.as_str(), member))).collect();
+    Change::SetMembers { members, policy, proofs }
+}
+
+pub(crate) fn suspend(who: &str) -> Change {
+    Change::SuspendMember { member: name(who), halts: BTreeSet::new() }
 }
 
 fn signing_key(who: &str) -> SigningKey {
@@ -193,6 +210,18 @@ pub(crate) fn forget(model: &str, grace_seconds: u32) -> Change {
     Change::ForgetModel { model: ModelChoice { name: name(model), root }, grace_seconds }
 }
 
+/// Returns a halt of this member, made at [`NOW`].
+pub(crate) fn halt(state: &CircleState, who: &str, scope: HaltScope, nonce: &str) -> Halt {
+    Halt {
+        circle: state.id(),
+        member: name(who),
+        scope,
+        reason: "because".into(),
+        issued_at: NOW,
+        nonce: Digest::of(nonce.as_bytes()),
+    }
+}
+
 /// Returns a proposal that is made at [`NOW`] and expires after an hour.
 pub(crate) fn proposal(state: &CircleState, change: Change) -> Proposal {
     try_propose(state, change).expect("the sample change can be asked for")
@@ -210,6 +239,20 @@ pub(crate) fn approve(proposal: &Proposal, who: &[&str]) -> Certificate {
         .collect();
     ballots.sort_by(|a, b| a.ballot.member.cmp(&b.ballot.member));
     Certificate { proposal: proposal.clone(), ballots }
+}
+
+/// Returns the hybrid signature of a ballot.
+pub(crate) fn hybrid(signed: &mut SignedBallot) -> &mut HybridSignature {
+    match &mut signed.signature {
+        BallotSignature::Hybrid(signature) => signature,
+        BallotSignature::Passkey(_) => panic!("a ballot by passkey"),
+    }
+}
+
+/// Signs a ballot, as it is now, with the keys of this person.
+pub(crate) fn sign_again(signed: &mut SignedBallot, who: &str) {
+    let signature = secret(who).sign(BALLOT_DOMAIN, &to_bytes(&signed.ballot));
+    signed.signature = BallotSignature::Hybrid(signature);
 }
 
 /// Proposes, lets these members approve, certifies, verifies and applies; returns the certificate.

@@ -198,7 +198,7 @@ fn no_two_parties_share_a_key() {
     let rule = "2 of (alice, bob, carol)";
     let mut members = ["alice", "bob", "carol"].map(member).to_vec();
     members[2].keys.encryption = other.encryption.clone();
-    let change = Change::SetMembers { members, policy: policy(rule, rule) };
+    let change = Change::SetMembers { members, policy: policy(rule, rule), proofs: [].into() };
     check(
         "a member with a node's",
         try_propose(&circle(), change),

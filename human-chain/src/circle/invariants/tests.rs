@@ -2,14 +2,20 @@
 
 use super::*;
 use crate::circle::ApprovedService;
+use crate::circle::passkeys::MemberPasskeys;
 use crate::history::HistoryTree;
-use crate::testing::{claimed_by, node};
+use crate::passkey::PasskeyCount;
+use crate::testing::{claimed_by, encryption, node};
 use crate::{ChainError, MemberSecret, certify, propose, sign_genesis, verify, vote};
 use protocol::governance::{
-    ActionClass, Change, Choice, ControlReplica, Genesis, NodeAdmission, Policy, Quorum,
+    ActionClass, Change, Choice, ControlReplica, Genesis, MEMBER_KEYS_DOMAIN, NodeAdmission, Policy, Quorum,
 };
+use protocol::halt::{Halt, HaltScope};
+use protocol::keys::ByteString;
 use protocol::manifest::ModelChoice;
-use protocol::{Epoch, Millis, ModelRoot, PublicKey, ReplicaId};
+use protocol::{
+    CircleId, Epoch, HaltId, Millis, ModelRoot, Passkey, PasskeyKey, PasskeyPolicy, PublicKey, ReplicaId,
+};
 use std::str::FromStr;
 use std::sync::LazyLock;
 
@@ -26,7 +32,10 @@ fn secret(who: &str) -> MemberSecret {
 }
 
 fn member(who: &str) -> Member {
-    Member { id: name(who), keys: secret(who).public() }
+    let mut keys = secret(who).public();
+    // The one key that no seed makes: a fixed value keeps the member the same each time.
+    keys.encryption.ml_kem = encryption(who).ml_kem;
+    Member { id: name(who), keys }
 }
 
 fn key(text: &str) -> PublicKey {
@@ -37,9 +46,18 @@ fn key(text: &str) -> PublicKey {
 fn all_of(people: &[&str]) -> Policy {
     let of: Vec<Quorum> = people.iter().map(|who| Quorum::Member(name(who))).collect();
     let rule = Quorum::Threshold { required: of.len() as u32, of };
-    Policy {
-        quorums: [ActionClass::Routine, ActionClass::Sensitive].map(|class| (class, rule.clone())).into(),
-    }
+    let quorums = [ActionClass::Routine, ActionClass::Sensitive].map(|class| (class, rule.clone())).into();
+    let origins = ["http://localhost:8080".to_string()].into();
+    let passkeys = Some(PasskeyPolicy { rp_id: "localhost".into(), origins, routine: true });
+    Policy { quorums, passkeys, veto_seconds: 0 }
+}
+
+/// Returns the change after which the first of these people and a new second one are the members.
+fn set_members(people: [&str; 2]) -> Change {
+    let members = people.map(member);
+    let proof = secret(people[1]).sign(MEMBER_KEYS_DOMAIN, &members[1].key_claim());
+    let proofs = [(name(people[1]), proof)].into();
+    Change::SetMembers { members: members.to_vec(), policy: all_of(&people), proofs }
 }
 
 fn deploy(service: &str, replicas_max: u32) -> Change {
@@ -52,7 +70,10 @@ fn deploy(service: &str, replicas_max: u32) -> Change {
     Change::Deploy(Box::new(Manifest::from_toml(&text).expect("a sound manifest")))
 }
 
-fn founded() -> CircleState {
+/// The circle before any decision. Part of a member's keys comes from no seed, so it is founded once.
+static FOUNDED: LazyLock<CircleState> = LazyLock::new(found);
+
+fn found() -> CircleState {
     let control = ControlReplica {
         id: ReplicaId(1),
         key: key("control"),
@@ -87,13 +108,28 @@ fn approved(state: &CircleState, change: Change) -> crate::Approved<Change> {
             NOW,
         )
     };
-    let ballots: Vec<_> = state.members().map(cast).collect();
+    let joining = match &proposal.change {
+        Change::SetMembers { members, .. } => members.as_slice(),
+        _ => &[],
+    };
+    let ballots: Vec<_> = state.members().chain(joining).map(cast).collect();
     let certificate = certify(state, &proposal, &ballots).expect("all members approve");
     verify(state, &certificate, NOW).expect("a sound certificate")
 }
 
 fn spare() -> ModelChoice {
     ModelChoice { name: name("spare"), root: ModelRoot(Digest::of(b"spare")) }
+}
+
+fn halt(nonce: &[u8]) -> Halt {
+    Halt {
+        circle: FOUNDED.id(),
+        member: name("alice"),
+        scope: HaltScope::Circle,
+        reason: String::new(),
+        issued_at: NOW,
+        nonce: Digest::of(nonce),
+    }
 }
 
 fn history() -> Vec<Change> {
@@ -104,21 +140,26 @@ fn history() -> Vec<Change> {
         Change::AdmitNode(Box::new(node("n3"))),
         Change::Retire { service: name("chat"), grace_seconds: 30 },
         Change::RemoveNode { node: name("n1") },
-        Change::SetMembers {
-            members: ["alice", "carol"].map(member).to_vec(),
-            policy: all_of(&["alice", "carol"]),
-        },
+        set_members(["alice", "carol"]),
         deploy("chat", 1),
         Change::Retire { service: name("chat"), grace_seconds: 0 },
         Change::AdmitNode(Box::new(node("n1"))),
         Change::RemoveNode { node: name("n2") },
         Change::ForgetModel { model: spare(), grace_seconds: 60 },
+        crate::lift(vec![halt(b"1"), halt(b"2")]),
+        crate::lift(vec![halt(b"3")]),
+        Change::SetPasskeys { member: name("alice"), passkeys: vec![passkey("phone")] },
     ]
+}
+
+fn passkey(label: &str) -> Passkey {
+    let key = PasskeyKey::EdDsa(secret(label).public().ed25519);
+    Passkey { credential: ByteString(label.as_bytes().to_vec()), key, label: label.into() }
 }
 
 /// Returns a state with a service in force, a retired one, a removed node and a former member.
 static SOUND: LazyLock<CircleState> = LazyLock::new(|| {
-    let mut state = founded();
+    let mut state = FOUNDED.clone();
     for change in history() {
         let approved = approved(&state, change);
         state.advance(approved).expect("just verified");
@@ -177,6 +218,17 @@ fn damage_to_members_is_found() {
             s.members.get_mut(&name("carol")).expect("a member").keys = keys;
         }),
         ("has no quorum for", |s| s.policy.quorums.clear()),
+        ("2592001 s for a veto", |s| s.policy.veto_seconds = 2_592_001),
+        ("`zoe` is suspended, but no member", |s| {
+            s.suspended.insert(name("zoe"), BTreeSet::new());
+        }),
+        ("`member/carol` has version 0", |s| {
+            s.suspended.insert(name("carol"), BTreeSet::new());
+        }),
+        ("member `carol` has a key that was given up", |s| {
+            let key = crate::member::former_key(&s.members[&name("carol")].keys.ed25519.0);
+            s.former_keys.insert(key);
+        }),
         ("lets one member decide alone", |s| {
             s.policy.quorums.insert(ActionClass::Routine, Quorum::Member(name("alice")));
         }),
@@ -288,6 +340,60 @@ fn damage_to_forgotten_models_is_found() {
     ]);
 }
 
+#[test]
+fn damage_to_lifted_halts_is_found() {
+    assert_eq!(SOUND.lifted.len(), 3);
+    all_found(&[
+        ("is kept as", |s| {
+            let (_, first) = s.lifted.pop_first().expect("lifted");
+            s.lifted.insert(HaltId(Digest::of(b"other")), first);
+        }),
+        ("is of another circle", |s| {
+            let (_, mut first) = s.lifted.pop_first().expect("lifted");
+            first.halt.circle = CircleId(Digest::of(b"other"));
+            s.lifted.insert(first.halt.id(), first);
+        }),
+        ("`halts` has version 2", |s| drop(s.lifted.pop_first())),
+        ("`halts` has a value, but is not in force", |s| s.lifted.clear()),
+        ("approves two things", |s| {
+            let certificate = retired_chat(s).certificate;
+            s.lifted.values_mut().for_each(|lifted| lifted.certificate = certificate);
+        }),
+    ]);
+}
+
+fn of_alice(state: &mut CircleState) -> &mut MemberPasskeys {
+    state.passkeys.get_mut(&name("alice")).expect("she has one")
+}
+
+#[test]
+fn damage_to_passkeys_is_found() {
+    all_found(&[
+        ("`dave` has passkeys and is no member", |s| {
+            s.passkeys.insert(name("dave"), MemberPasskeys::default());
+        }),
+        ("`again` stands in the list twice", |s| {
+            let again = Passkey { label: "again".into(), ..passkey("phone") };
+            of_alice(s).passkeys.push(again);
+        }),
+        ("has no label", |s| of_alice(s).passkeys[0].label.clear()),
+        ("a counter of `alice` is of no passkey", |s| {
+            let count = PasskeyCount { counter: 1, signed_at: NOW };
+            of_alice(s).counters.insert(ByteString(vec![1]), count);
+        }),
+        ("`carol` shares a credential", |s| {
+            let stolen = Passkey { credential: passkey("phone").credential, ..passkey("laptop") };
+            s.passkeys.entry(name("carol")).or_default().passkeys.push(stolen);
+        }),
+        ("`passkeys/carol` has version 0", |s| {
+            s.passkeys.entry(name("carol")).or_default().passkeys.push(passkey("laptop"));
+        }),
+        ("`passkeys/alice` has version 1", |s| of_alice(s).passkeys[0].label = "renamed".into()),
+        ("a passkey shares its key", |s| s.control[0].key = secret("phone").public().ed25519),
+        ("`passkeys/alice` has a value, but is not in force", |s| s.passkeys.clear()),
+    ]);
+}
+
 /// Returns the tree of that many certificates.
 fn of_size(size: u64) -> HistoryTree {
     let mut tree = HistoryTree::empty();
@@ -311,8 +417,8 @@ fn damage_to_versions_is_found() {
             s.subjects.insert("node/ghost".into(), (0, None));
         }),
         ("after 3 certificates", |s| s.history = of_size(3)),
-        ("after 15 certificates", |s| s.history = of_size(15)),
-        ("after 12 certificates", |s| {
+        ("after 18 certificates", |s| s.history = of_size(18)),
+        ("after 15 certificates", |s| {
             s.subjects.get_mut("node/n2").expect("removed").0 += 9;
         }),
     ]);
@@ -338,10 +444,7 @@ fn a_refused_change_leaves_every_invariant_as_it_was() {
     let rivals = |subject: &str| match subject {
         "service" => [deploy("embed", 7), Change::Retire { service: name("embed"), grace_seconds: 1 }],
         "node" => [Change::RemoveNode { node: name("n3") }, Change::AdmitNode(Box::new(node("n3")))],
-        _ => [["alice", "dave"], ["alice", "erin"]].map(|people| Change::SetMembers {
-            members: people.map(member).to_vec(),
-            policy: all_of(&people),
-        }),
+        _ => [["alice", "dave"], ["alice", "erin"]].map(set_members),
     };
     for subject in ["service", "node", "circle"] {
         for order in [[0, 1], [1, 0]] {

@@ -1,0 +1,139 @@
+//! Halts: signing, verification, and which of them stand.
+//!
+//! A halt is verified once, when a party takes it. From then on it stands until the circle lifts it or its
+//! member leaves: a change of the member's keys ends no halt. Verification is a function of the circle's
+//! state alone, so it needs no order and no time.
+
+mod book;
+
+pub use book::{DeferredHalts, HaltBook};
+
+use crate::{ChainError, CircleState, MemberSecret, form, signature_holds};
+use protocol::canonical::to_bytes;
+use protocol::governance::{Change, NodeAdmission};
+use protocol::halt::{
+    HALT_BYTES_MAX, HALT_DOMAIN, HALT_REASON_BYTES_MAX, Halt, HaltScope, LIFTED_MAX, SignedHalt,
+};
+use protocol::{HaltId, ServiceName};
+
+/// Signs a halt with its member's keys.
+#[must_use]
+pub fn sign_halt(secret: &MemberSecret, halt: Halt) -> SignedHalt {
+    let signature = secret.sign(HALT_DOMAIN, &to_bytes(&halt));
+    SignedHalt { halt, signature }
+}
+
+/// Halt whose signature was verified. Only [`check_halt`] makes one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VerifiedHalt {
+    id: HaltId,
+    signed: SignedHalt,
+}
+
+impl VerifiedHalt {
+    /// Returns the id of the halt.
+    #[must_use]
+    pub fn id(&self) -> HaltId {
+        self.id
+    }
+
+    /// Returns the halt.
+    #[must_use]
+    pub fn halt(&self) -> &Halt {
+        &self.signed.halt
+    }
+}
+
+/// Verifies a halt that is not known yet.
+///
+/// # Errors
+/// Returns the first check that fails, in this order: size; circle and form; lifted or not; the member; both
+/// halves of its signature.
+pub fn check_halt(state: &CircleState, signed: SignedHalt) -> Result<VerifiedHalt, ChainError> {
+    let length = to_bytes(&signed).len();
+    if length > HALT_BYTES_MAX {
+        let reason = format!("{length} bytes; accepted: at most {HALT_BYTES_MAX}");
+        return Err(ChainError::invalid("halt", reason));
+    }
+    let halt = &signed.halt;
+    check_form(state, halt)?;
+    let id = halt.id();
+    if state.lifted(&id).is_some() {
+        return Err(ChainError::HaltLifted(id));
+    }
+    let member = state.active_member(&halt.member)?;
+    if !signature_holds(&member.keys, HALT_DOMAIN, &to_bytes(halt), &signed.signature) {
+        return Err(ChainError::SignatureInvalid(halt.member.clone()));
+    }
+    debug_assert!(halt_stands(state, &id, halt), "what is verified stands");
+    Ok(VerifiedHalt { id, signed })
+}
+
+/// Checks that a halt belongs to this circle and has the form of one.
+fn check_form(state: &CircleState, halt: &Halt) -> Result<(), ChainError> {
+    if halt.circle != state.id() {
+        return Err(ChainError::OtherCircle { expected: state.id(), actual: halt.circle });
+    }
+    if halt.reason.len() > HALT_REASON_BYTES_MAX {
+        let length = halt.reason.len();
+        let reason = format!("its reason is {length} bytes; accepted: at most {HALT_REASON_BYTES_MAX}");
+        return Err(ChainError::invalid("halt", reason));
+    }
+    match &halt.scope {
+        HaltScope::Region(region) if region.is_empty() => {
+            Err(ChainError::invalid("halt.scope", "a region has a name"))
+        }
+        HaltScope::Region(region) => form::check_label("halt.scope", region),
+        HaltScope::Service(_) | HaltScope::Node(_) | HaltScope::Circle => Ok(()),
+    }
+}
+
+/// Returns whether a halt that was verified stands now: its member belongs to the circle, and the circle has
+/// neither lifted it nor left it out of the suspension of its member. Every party asks this function, and no
+/// other, which halts count.
+#[must_use]
+pub fn halt_stands(state: &CircleState, id: &HaltId, halt: &Halt) -> bool {
+    debug_assert_eq!(*id, halt.id(), "a halt is known by its own id");
+    let is_left = state.suspended().get(&halt.member).is_none_or(|left| left.contains(&id.0));
+    let is_members = state.member(&halt.member).is_some();
+    halt.circle == state.id() && is_members && is_left && state.lifted(id).is_none()
+}
+
+/// Returns whether a halt stops the slots of this service on this node.
+#[must_use]
+pub fn covers(halt: &Halt, service: &ServiceName, node: &NodeAdmission) -> bool {
+    match &halt.scope {
+        HaltScope::Service(name) => name == service,
+        HaltScope::Node(name) => *name == node.name,
+        HaltScope::Region(region) => *region == node.region,
+        HaltScope::Circle => true,
+    }
+}
+
+/// Returns the change that lifts these halts: each once, sorted by id.
+#[must_use]
+pub fn lift(mut halts: Vec<Halt>) -> Change {
+    halts.sort_by_key(Halt::id);
+    halts.dedup();
+    debug_assert!(halts.is_sorted_by(|a, b| a.id() < b.id()), "two halts of one id are equal");
+    Change::Lift { halts }
+}
+
+/// Checks the halts of a change that lifts them. Their signatures are not needed: an id is the digest of what
+/// the members read, and lifting what was never halted does no harm.
+pub(crate) fn check_lift(state: &CircleState, halts: &[Halt]) -> Result<(), ChainError> {
+    if halts.is_empty() || halts.len() > LIFTED_MAX {
+        let reason = format!("{} halts; accepted: 1 to {LIFTED_MAX}", halts.len());
+        return Err(ChainError::invalid("lift", reason));
+    }
+    halts.iter().try_for_each(|halt| check_form(state, halt))?;
+    let ids: Vec<HaltId> = halts.iter().map(Halt::id).collect();
+    if !ids.is_sorted_by(|a, b| a < b) {
+        return Err(ChainError::invalid("lift", "its halts are not sorted by id, or one is named twice"));
+    }
+    debug_assert!(halts.iter().all(|halt| halt.circle == state.id()), "a circle lifts its own halts");
+    match ids.into_iter().find(|id| state.lifted(id).is_some()) {
+        Some(lifted) => Err(ChainError::HaltLifted(lifted)),
+        None => Ok(()),
+    }
+}
