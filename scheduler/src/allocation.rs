@@ -35,6 +35,7 @@ pub(crate) fn allocated_gpus(
             let order = &holding.order;
             let manifest = manifests.get(&order.certificate).unwrap_or(&service.manifest);
             let (_, percent) = gpu_demand(&manifest.resources);
+            debug_assert!(order.gpus.is_empty() || percent > 0, "an order names GPUs that it takes part of");
             for gpu in &order.gpus {
                 let sum = allocated.entry((order.node, *gpu)).or_default();
                 *sum = sum.saturating_add(percent);

@@ -6,12 +6,14 @@
 mod execute;
 mod governance;
 mod registry;
+mod waiting;
 
 pub(crate) use governance::summary;
 pub use registry::enrol_answer;
+pub(crate) use waiting::takes_effect_at;
 
 use crate::clock::{ClockReadings, ClusterTime};
-use crate::cluster::{Cluster, Leadership};
+use crate::cluster::{Cluster, Leadership, OpenProposal};
 use crate::command::{Action, Actor, Command, IdempotencyKey, Refusal, Reply};
 use crate::limits::{COMMAND_BYTES_MAX, PENDING_NODE_MS};
 use crate::outcomes::request_of;
@@ -87,7 +89,7 @@ fn carry_out(cluster: &mut Cluster, index: u64, command: &Command) -> Result<Rep
         Action::Scale { service, replicas } => registry::scale(cluster, actor, service, *replicas),
         Action::Execute { parent_generation, steps } => execute::execute(cluster, *parent_generation, steps),
         Action::Enrol(admission) => registry::enrol(cluster, admission),
-        Action::Tick => Ok(tick(cluster, &command.clocks)),
+        Action::Tick => Ok(tick(cluster, index, &command.clocks)),
     }
 }
 
@@ -150,7 +152,8 @@ pub fn tick_is_due(cluster: &Cluster, clocks: &ClockReadings) -> bool {
 }
 
 fn is_anything_over(cluster: &Cluster, now: ClusterTime) -> bool {
-    let proposal = cluster.open.values().any(|open| is_over(open.proposal.expires_at, now));
+    let proposal =
+        cluster.open.values().any(|open| is_expired(open, now)) || waiting::is_any_due(cluster, now);
     let model = registry::models_to_forget(cluster, now).next().is_some();
     model || proposal || cluster.pending.values().any(|pending| is_forgotten(pending, now))
 }
@@ -159,26 +162,28 @@ fn is_over(expires_at: Millis, now: ClusterTime) -> bool {
     now > ClusterTime(expires_at).plus(CLOCK_GRACE_MS)
 }
 
+/// Returns whether a proposal ends undecided. One that waits to take effect has been decided.
+fn is_expired(open: &OpenProposal, now: ClusterTime) -> bool {
+    open.decided_at.is_none() && is_over(open.proposal.expires_at, now)
+}
+
 fn is_forgotten(pending: &PendingNode, now: ClusterTime) -> bool {
     ClusterTime(pending.last_seen).plus(PENDING_NODE_MS) <= now
 }
 
-fn tick(cluster: &mut Cluster, clocks: &ClockReadings) -> Reply {
+fn tick(cluster: &mut Cluster, index: u64, clocks: &ClockReadings) -> Reply {
     // Nothing expires by a time that is taken back.
     if let Some(earlier) = cluster.earlier_time(clocks) {
         cluster.set_back(earlier);
     }
     let now = cluster.now;
-    let over: Vec<_> = cluster
-        .open
-        .iter()
-        .filter(|(_, open)| is_over(open.proposal.expires_at, now))
-        .map(|(id, _)| *id)
-        .collect();
+    let over: Vec<_> =
+        cluster.open.iter().filter(|(_, open)| is_expired(open, now)).map(|(id, _)| *id).collect();
     for id in over {
         cluster.close_proposal(id, protocol::api::ProposalState::Expired, None);
         cluster.audit.record(now, "scheduler", "expire", &format!("proposal/{}", id.short()), "");
     }
+    waiting::admit_due(cluster, index);
     cluster.pending.retain(|_, pending| !is_forgotten(pending, now));
     registry::forget_models(cluster);
     debug_assert!(!is_anything_over(cluster, now), "a tick leaves nothing due");

@@ -27,7 +27,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};
 
 /// Domain separator of the state's digest.
-const CLUSTER_DOMAIN: &str = "quorate/cluster/v2";
+const CLUSTER_DOMAIN: &str = "quorate/cluster/v3";
 
 /// The replicated state of the whole cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -173,7 +173,7 @@ pub struct Holding {
     pub replaces: Option<SlotName>,
 }
 
-/// Phase of a held slot. The slot can be ordered again only once it is free.
+/// Phase of a held slot. The slot can be ordered again once it is free, or while its node is silent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum HoldingPhase {
@@ -193,6 +193,10 @@ pub enum HoldingPhase {
     },
     /// Its node is no longer admitted and gets no lease; the slot is free when the last lease ends.
     Lapsing,
+    /// Its node fell silent, and may run the slot for as long as the autonomy of its order. The slot may be
+    /// ordered elsewhere, under a higher fence. If the node returns before, it runs on. No exclusive work is
+    /// in this phase.
+    Silent,
 }
 
 /// A proposal that is open for votes.
@@ -201,8 +205,12 @@ pub enum HoldingPhase {
 pub struct OpenProposal {
     /// Proposal under vote.
     pub proposal: Proposal,
-    /// Verified ballots so far.
+    /// Verified ballots so far, by the keys in force.
     pub ballots: BTreeMap<MemberId, SignedBallot>,
+    /// Verified ballots of proposed members, by keys that they do not have in force.
+    pub joining: BTreeMap<MemberId, SignedBallot>,
+    /// Time at which the quorum was reached, while the waiting time of the change runs.
+    pub decided_at: Option<ClusterTime>,
     /// Actor that submitted it.
     pub actor: Actor,
     /// Time of submission.
@@ -430,7 +438,7 @@ impl Cluster {
         let Some(open) = self.open.remove(&id) else { return };
         self.closed.push_back(ClosedProposal {
             proposal: open.proposal,
-            ballots: open.ballots.into_values().collect(),
+            ballots: open.ballots.into_values().chain(open.joining.into_values()).collect(),
             state,
             certificate,
             closed_at: self.now,

@@ -122,7 +122,8 @@ pub enum Action {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Step {
-    /// A node's lease has ended: every slot that it held becomes free.
+    /// A node's lease has ended: every slot that it held becomes free, or may be ordered elsewhere while the
+    /// silent node runs it on.
     Lapse {
         /// Node with the ended lease.
         node: NodeId,
@@ -130,6 +131,8 @@ pub enum Step {
         /// [`protocol::limits::LEASE_MS`].
         silent_ms: u64,
     },
+    /// The node of a slot was silent and is back before the slot was ordered elsewhere: it runs on.
+    Resume(SlotName),
     /// A slot becomes free: its node no longer runs it.
     Release(SlotName),
     /// A slot finishes its requests before it is released.

@@ -39,7 +39,8 @@ pub fn desired_for(cluster: &Cluster, node: NodeId) -> Vec<NodeAssignment> {
     let mut by_certificate: BTreeMap<Digest, (Vec<SlotOrder>, Vec<SlotIndex>)> = BTreeMap::new();
     for (_, index, holding) in cluster.holdings().filter(|(_, _, holding)| holding.order.node == node) {
         let draining = match holding.phase {
-            HoldingPhase::Running => false,
+            // A node that returns continues until its slot is ordered elsewhere.
+            HoldingPhase::Running | HoldingPhase::Silent => false,
             HoldingPhase::Draining { .. } => true,
             HoldingPhase::Ending { .. } | HoldingPhase::Lapsing => continue,
         };
@@ -62,23 +63,29 @@ pub fn desired_for(cluster: &Cluster, node: NodeId) -> Vec<NodeAssignment> {
     by_certificate.into_iter().filter_map(assignment).collect()
 }
 
-/// Returns the route table: slots on nodes whose leases hold, services, and inference keys. `previous` is the
-/// last table that this leader made, initially a default one. While nothing has changed it is returned
-/// unmodified; its version rises with every change, across leaders too.
+/// Returns the route table: slots with their holders, services, and inference keys. A holder that is silent
+/// stays in the table until its slot is ordered elsewhere, unless its work is exclusive: a worker's ticket
+/// shows whether it lives. `previous` is the last table that this leader made, initially a default one. While
+/// nothing has changed it is returned unmodified; its version rises with every change, across leaders too.
 #[must_use]
 pub fn route_table(view: ClusterView, previous: &RouteTable) -> RouteTable {
     let cluster = view.cluster;
     let services = cluster.services().values().filter(|service| service.phase != ServicePhase::Retired);
     let services = services.map(|service| {
-        let serving = service.held().filter(|(_, holding)| {
-            let runs = matches!(holding.phase, HoldingPhase::Running | HoldingPhase::Draining { .. });
-            runs && view.is_alive(&holding.order.node)
+        let serving = service.held().filter(|(_, holding)| match holding.phase {
+            HoldingPhase::Silent => true,
+            HoldingPhase::Running | HoldingPhase::Draining { .. } => {
+                let manifest = cluster.manifest_of(&holding.order.certificate);
+                let exclusive = manifest.unwrap_or(&service.manifest).exclusive;
+                !exclusive || view.is_alive(&holding.order.node)
+            }
+            HoldingPhase::Ending { .. } | HoldingPhase::Lapsing => false,
         });
         let routes = serving.map(|(slot, holding)| Route {
             slot,
             fence: holding.order.fence,
             node: holding.order.node,
-            draining: holding.phase != HoldingPhase::Running,
+            draining: matches!(holding.phase, HoldingPhase::Draining { .. }),
         });
         RoutedService {
             service: service.manifest.name.clone(),

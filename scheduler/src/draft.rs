@@ -11,6 +11,7 @@ use crate::limits::AVOID_MS;
 use protocol::error_code::PLAN_STALE;
 use protocol::governance::{NodeAdmission, NodeRole};
 use protocol::limits::LEASE_MS;
+use protocol::manifest::OnExpiry;
 use protocol::order::SlotOrder;
 use protocol::{Fence, NodeId, ServiceName, SlotIndex};
 use std::collections::{BTreeMap, BTreeSet};
@@ -42,6 +43,7 @@ impl<'a> Draft<'a> {
     pub(crate) fn execute(&mut self, step: &Step) -> Result<Effect, Refusal> {
         match step {
             Step::Lapse { node, silent_ms } => self.lapse(*node, *silent_ms),
+            Step::Resume(name) => self.resume(name),
             Step::Release(name) => self.release(name),
             Step::Drain { slot, until, cause, failed } => self.drain(slot, *until, cause, *failed),
             Step::End(name) => self.end(name),
@@ -53,17 +55,53 @@ impl<'a> Draft<'a> {
         if silent_ms < LEASE_MS {
             return Err(stale(format!("the lease of node {} may still hold", self.cluster.node_name(&node))));
         }
-        let mut freed = Vec::new();
+        let (mut freed, mut kept) = (Vec::new(), Vec::new());
         for (name, service) in &mut self.services {
-            for (index, slot) in &mut service.slots {
-                if slot.holding.as_ref().is_some_and(|holding| holding.order.node == node) {
+            let of_node = |slot: &Slot| slot.holding.as_ref().is_some_and(|held| held.order.node == node);
+            let held: Vec<(SlotIndex, bool)> = service
+                .slots
+                .iter()
+                .filter(|(_, slot)| of_node(slot))
+                .map(|(index, slot)| (*index, runs_on_alone(self.cluster, service, slot, self.now)))
+                .collect();
+            for (index, runs_on) in held {
+                let Some(slot) = service.slots.get_mut(&index) else { continue };
+                if !runs_on {
                     free(slot, self.now);
                     freed.push(format!("{name}/{index}"));
+                } else if silence(slot, self.now) {
+                    kept.push(format!("{name}/{index}"));
                 }
             }
         }
+        debug_assert!(!self.holds_beyond_silence(node), "a lapse leaves its node no slot but silent ones");
         let subject = format!("node/{}", self.cluster.node_name(&node));
-        Ok(effect("lapse", subject, format!("lease expired; released: {}", freed.join(", "))))
+        let mut detail = "lease expired".to_string();
+        if !freed.is_empty() || kept.is_empty() {
+            detail.push_str(&format!("; released: {}", freed.join(", ")));
+        }
+        if !kept.is_empty() {
+            detail.push_str(&format!("; may run on there: {}", kept.join(", ")));
+        }
+        Ok(effect("lapse", subject, detail))
+    }
+
+    /// Returns whether a node holds a slot in a phase other than silence.
+    fn holds_beyond_silence(&self, node: NodeId) -> bool {
+        let mut held = self.services.values().flat_map(Service::held);
+        held.any(|(_, held)| held.order.node == node && held.phase != HoldingPhase::Silent)
+    }
+
+    fn resume(&mut self, name: &SlotName) -> Result<Effect, Refusal> {
+        let now = self.now;
+        let (slot, holding) = self.held(name)?;
+        if holding.phase != HoldingPhase::Silent {
+            return Err(stale(format!("the node of slot {}/{} was not silent", name.service, name.slot)));
+        }
+        let node = holding.order.node;
+        slot.holding = Some(Holding { phase: HoldingPhase::Running, ..holding });
+        slot.since = now;
+        Ok(effect("resume", subject_of(name), format!("on {}", self.cluster.node_name(&node))))
     }
 
     fn release(&mut self, name: &SlotName) -> Result<Effect, Refusal> {
@@ -119,6 +157,10 @@ impl<'a> Draft<'a> {
         assert!(slot.fence < order.fence, "the fence of {subject} rises with each order");
         slot.fence = plan.fence;
         slot.since = self.now;
+        if let Some(replaced) = slot.holding.take() {
+            debug_assert_eq!(replaced.phase, HoldingPhase::Silent, "no other holder is replaced");
+            slot.last_holder = Some(replaced.order.node);
+        }
         let (phase, replaces) = (HoldingPhase::Running, plan.replaces.clone());
         slot.holding = Some(Holding { order: order.clone(), phase, replaces });
         let moves_from = plan.replaces.as_ref().map(|leaves| format!(", replacing {}", subject_of(leaves)));
@@ -215,14 +257,15 @@ impl<'a> Draft<'a> {
     }
 }
 
-/// Checks that the slot is free, inside the envelope, and ordered under its next fence.
+/// Checks that the slot is free or held by a silent node, inside the envelope, and ordered under its next
+/// fence.
 fn check_slot(service: &Service, plan: &OrderPlan) -> Result<(), Refusal> {
     let subject = slot_text(&plan.service, plan.slot);
     if plan.slot.0 >= service.manifest.replicas.max {
         return Err(stale(format!("slot {subject} is outside its envelope")));
     }
     let known = service.slots.get(&plan.slot).cloned().unwrap_or_default();
-    if known.holding.is_some() || Some(plan.fence) != next_fence(service, plan.slot) {
+    if !may_be_ordered(service, &known) || Some(plan.fence) != next_fence(service, plan.slot) {
         let fence = known.fence;
         return Err(stale(format!("slot {subject} is held, or its fence is not one more than {fence}")));
     }
@@ -230,6 +273,40 @@ fn check_slot(service: &Service, plan: &OrderPlan) -> Result<(), Refusal> {
         return Err(stale(format!("slot {subject} is to replace one that does not run elsewhere")));
     }
     Ok(())
+}
+
+/// Returns whether a slot can be ordered: it is free, or its node is silent and its work is not exclusive. An
+/// exclusive order never goes out beside one of an earlier approval that may still run.
+pub(crate) fn may_be_ordered(service: &Service, slot: &Slot) -> bool {
+    let replaceable =
+        |holding: &Holding| holding.phase == HoldingPhase::Silent && !service.manifest.exclusive;
+    slot.holding.as_ref().is_none_or(replaceable)
+}
+
+/// Returns whether the node of a held slot, now silent, may continue with it: its order has an autonomy
+/// beyond the lease that has not run out, and its service is still approved. Otherwise a lapse frees the
+/// slot.
+pub(crate) fn runs_on_alone(cluster: &Cluster, service: &Service, slot: &Slot, now: ClusterTime) -> bool {
+    let Some(holding) = &slot.holding else { return false };
+    let Some(manifest) = cluster.manifest_of(&holding.order.certificate) else { return false };
+    let in_time = match holding.phase {
+        HoldingPhase::Running => true,
+        HoldingPhase::Silent => slot.since.plus(manifest.autonomy_ms()) > now,
+        HoldingPhase::Draining { .. } | HoldingPhase::Ending { .. } | HoldingPhase::Lapsing => false,
+    };
+    let expired = service.is_expired(now) && service.manifest.on_expiry == OnExpiry::Drain;
+    in_time && !manifest.exclusive && service.phase == ServicePhase::Active && !expired
+}
+
+/// Marks the holder of a slot as silent; returns whether it was not.
+fn silence(slot: &mut Slot, now: ClusterTime) -> bool {
+    let Some(holding) = slot.holding.as_mut().filter(|holding| holding.phase == HoldingPhase::Running) else {
+        return false;
+    };
+    holding.phase = HoldingPhase::Silent;
+    debug_assert!(slot.since <= now, "a slot changes in the order of time");
+    slot.since = now;
+    true
 }
 
 /// Frees a slot. Its fence remains, so that the next order's fence is higher.

@@ -25,6 +25,8 @@ pub enum Invariant {
     OrderOnAdmittedNode,
     /// No GPU of a node is allocated beyond its whole.
     GpuAllocatedOnce,
+    /// Exclusive work is held by one node: a slot of a silent node that may run on is of other work.
+    ExclusiveHeldOnce,
     /// A service wants a number of replicas inside its envelope.
     DesiredInsideEnvelope,
     /// A service runs under the manifest that its certificate approves; a retired one holds no slot.

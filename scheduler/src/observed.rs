@@ -1,5 +1,5 @@
-//! Leader's view of the nodes: their leases and their last reports. It is not replicated, and not trusted
-//! after a change of leader.
+//! Leader's view of the nodes: their leases, their last reports, and the halts that bind them. It is not
+//! replicated, and not trusted after a change of leader.
 //!
 //! The leases rest on four rules that the shell must keep:
 //! 1. A new leader answers no agent before its own [`Action::Lead`](crate::Action::Lead) of this term is
@@ -17,6 +17,7 @@ use crate::clock::LeaderTime;
 use crate::command::Step;
 use crate::plan::Plan;
 use protocol::agent::{NodeResources, SlotReport, SyncRequest};
+use protocol::halt::Halt;
 use protocol::limits::LEASE_MS;
 use protocol::manifest::Isolation;
 use protocol::{Fence, NodeId, ServiceName, SlotIndex};
@@ -29,6 +30,8 @@ pub struct Observed {
     nodes: BTreeMap<NodeId, ObservedNode>,
     /// Nodes named in a lapse in progress, with the generation in which it was planned.
     evicting: BTreeMap<NodeId, u64>,
+    /// Halts in force, as far as this leader knows. Nodes judge for themselves; a plan only wastes no order.
+    halts: Vec<Halt>,
 }
 
 /// The last report of a node.
@@ -80,7 +83,7 @@ impl Observed {
     /// after its [`Action::Lead`](crate::Action::Lead) was applied. Every later `now` is by the same clock.
     #[must_use]
     pub fn new(leader_since: LeaderTime) -> Self {
-        Self { leader_since, nodes: BTreeMap::new(), evicting: BTreeMap::new() }
+        Self { leader_since, nodes: BTreeMap::new(), evicting: BTreeMap::new(), halts: Vec::new() }
     }
 
     /// Returns the time at which this leader began.
@@ -138,6 +141,18 @@ impl Observed {
                 debug_assert!(before <= Some(plan.parent_generation), "plans follow each other");
             }
         }
+    }
+
+    /// Records the halts in force. Nothing that they cover is ordered from now on.
+    pub fn note_halts(&mut self, halts: Vec<Halt>) {
+        debug_assert!(halts.windows(2).all(|pair| pair[0].circle == pair[1].circle), "of one circle");
+        self.halts = halts;
+    }
+
+    /// Returns the halts in force.
+    #[must_use]
+    pub fn halts(&self) -> &[Halt] {
+        &self.halts
     }
 
     /// Returns a node's last report to this leader.

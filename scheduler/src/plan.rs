@@ -19,7 +19,7 @@ mod tests;
 use crate::clock::{ClockReadings, ClusterTime};
 use crate::cluster::{Cluster, Holding, HoldingPhase, Service};
 use crate::command::{Action, Actor, Command, OrderPlan, Refusal, Reply, SlotName, Step};
-use crate::draft::Draft;
+use crate::draft::{Draft, may_be_ordered};
 use crate::limits::PLAN_STEPS_MAX;
 use crate::view::ClusterView;
 use protocol::agent::{SlotReport, SlotState};
@@ -117,6 +117,7 @@ pub fn plan(view: ClusterView) -> Plan {
     let mut planner = Planner::new(view);
     if view.cluster.circle.is_some() && view.cluster.leadership.is_some() {
         planner.lapse_dead_nodes();
+        planner.resume_returned();
         planner.release_what_ended();
         planner.drain_what_must_go();
         planner.roll_out();
@@ -260,8 +261,14 @@ pub(crate) fn running(service: &Service) -> (Vec<Holding>, Vec<Holding>) {
     runs.map(|(_, holding)| holding.clone()).partition(|h| h.order.certificate == service.certificate)
 }
 
-/// Returns the lowest free slot of the envelope.
+/// Returns the slot of the envelope for a further replica: the lowest whose node is silent, so that the
+/// higher fence ends the replica there, or else the lowest free one.
 pub(crate) fn free_slot(service: &Service) -> Option<SlotIndex> {
-    let is_free = |index: &SlotIndex| service.slots.get(index).is_none_or(|slot| slot.holding.is_none());
-    (0..service.manifest.replicas.max).map(SlotIndex).find(is_free)
+    let indexes = || (0..service.manifest.replicas.max).map(SlotIndex);
+    let known = |index: &SlotIndex| service.slots.get(index);
+    let is_silent = |index: &SlotIndex| {
+        known(index).is_some_and(|slot| slot.holding.is_some() && may_be_ordered(service, slot))
+    };
+    let is_free = |index: &SlotIndex| known(index).is_none_or(|slot| slot.holding.is_none());
+    indexes().find(is_silent).or_else(|| indexes().find(is_free))
 }

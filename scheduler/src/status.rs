@@ -9,8 +9,10 @@ use crate::view::ClusterView;
 use crate::views::{not_enforced_of, ready_replicas};
 use crate::why::{Question, stuck, why};
 use crate::wraps::keys_lacking;
+use human_chain::{describe_halt, describe_scope};
 use protocol::agent::SlotState;
 use protocol::api::{Finding, Status};
+use protocol::halt::Halt;
 use protocol::limits::CLOCK_GRACE_MS;
 use protocol::manifest::Isolation;
 use protocol::model::Recipient;
@@ -19,6 +21,8 @@ use std::collections::BTreeMap;
 
 /// Most parties without a key that are named to people, each in a finding of its own.
 const RECIPIENTS_SHOWN: usize = 16;
+/// Most halts that are named to people, each in a finding of its own.
+const HALTS_SHOWN: usize = 16;
 
 /// The consensus layer's view of the replicas.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,6 +42,7 @@ pub fn status(view: ClusterView, leader: LeaderView) -> Status {
     if cluster.circle.is_none() {
         findings.push(finding("the circle is not founded yet".into(), "quorate circle --help".into()));
     }
+    findings.extend(halt_findings(view));
     findings.extend(replica_findings(&leader, replicas));
     findings.extend(clock_findings(view));
     findings.extend(node_findings(view));
@@ -99,6 +104,22 @@ fn replica_findings(leader: &LeaderView, replicas: u32) -> Vec<Finding> {
     findings
 }
 
+/// Returns the halts that stand: what they cover does not run, and only a vote lifts them.
+fn halt_findings(view: ClusterView) -> Vec<Finding> {
+    let halts = view.observed.halts();
+    let of_halt = |halt: &Halt| {
+        let message = format!("{} is {}", describe_scope(&halt.scope), describe_halt(halt));
+        finding(message, format!("quorate lift {}", halt.id().short()))
+    };
+    let mut findings: Vec<Finding> = halts.iter().take(HALTS_SHOWN).map(of_halt).collect();
+    if halts.len() > HALTS_SHOWN {
+        let message = format!("{} more halts stand", halts.len() - HALTS_SHOWN);
+        findings.push(finding(message, "quorate halts".into()));
+    }
+    debug_assert_eq!(findings.is_empty(), halts.is_empty(), "no halt is hidden");
+    findings
+}
+
 /// Returns findings about the clocks of the control replicas, which make the cluster's time.
 fn clock_findings(view: ClusterView) -> Vec<Finding> {
     let next = || "set the clock of that machine: timedatectl set-ntp true".to_string();
@@ -155,7 +176,9 @@ fn service_findings(view: ClusterView) -> Vec<Finding> {
         if service.phase != ServicePhase::Active {
             continue;
         }
+        // A halt of the whole service is a finding of its own.
         if !service.is_expired(view.cluster_time())
+            && view.halt_of(name).is_none()
             && (ready_replicas(view, service) < service.desired || stuck(view, service).is_some())
             && let Some(why) = why(view, &Question::Service(name.clone()))
         {
@@ -192,8 +215,16 @@ fn waiting_findings(view: ClusterView) -> Vec<Finding> {
     for (id, open) in view.cluster.open_proposals() {
         let left = view.cluster_time().ms_until(ClusterTime(open.proposal.expires_at)) / 60_000;
         let what = crate::apply::summary(&open.proposal.change);
-        let message =
-            format!("a proposal waits for votes: {what} ({} so far, {left} min left)", open.ballots.len());
+        let end = view.cluster.circle_state().and_then(|state| crate::apply::takes_effect_at(state, open));
+        let message = match end {
+            Some(end) => format!(
+                "approved, and waits for a veto: {what} (takes effect at {})",
+                human_chain::show_time(end)
+            ),
+            None => {
+                format!("a proposal waits for votes: {what} ({} so far, {left} min left)", open.ballots.len())
+            }
+        };
         findings.push(finding(message, format!("quorate review {}", id.short())));
     }
     let waiting_nodes = view.cluster.pending_nodes();

@@ -87,7 +87,10 @@ impl Cluster {
         for pending in self.pending.values_mut() {
             pending.last_seen = moved(ClusterTime(pending.last_seen)).0;
         }
-        self.open.values_mut().for_each(|open| move_time(&mut open.submitted_at));
+        for open in self.open.values_mut() {
+            move_time(&mut open.submitted_at);
+            open.decided_at.iter_mut().for_each(move_time);
+        }
         self.closed.iter_mut().for_each(|closed| move_time(&mut closed.closed_at));
         self.outcomes.set_back(to);
         self.audit.set_back(to);

@@ -3,7 +3,10 @@
 use crate::clock::{ClockReadings, ClusterTime, LeaderTime};
 use crate::cluster::Cluster;
 use crate::observed::{Liveness, Observed};
-use protocol::NodeId;
+use human_chain::covers;
+use protocol::governance::NodeAdmission;
+use protocol::halt::{Halt, HaltScope};
+use protocol::{NodeId, ServiceName};
 
 /// The cluster as its leader sees it at one moment.
 #[derive(Debug, Clone, Copy)]
@@ -29,6 +32,25 @@ impl ClusterView<'_> {
     #[must_use]
     pub fn liveness(&self, node: &NodeId) -> Liveness {
         self.observed.liveness(node, self.now)
+    }
+
+    /// Returns a halt that covers a service on a node.
+    #[must_use]
+    pub fn halt_on(&self, service: &ServiceName, node: &NodeAdmission) -> Option<&Halt> {
+        let halt = self.observed.halts().iter().find(|halt| covers(halt, service, node));
+        debug_assert!(halt.is_some() || self.halt_of(service).is_none(), "what stops everywhere stops here");
+        halt
+    }
+
+    /// Returns a halt that covers a service on every node.
+    #[must_use]
+    pub fn halt_of(&self, service: &ServiceName) -> Option<&Halt> {
+        let everywhere = |halt: &&Halt| match &halt.scope {
+            HaltScope::Service(name) => name == service,
+            HaltScope::Circle => true,
+            HaltScope::Node(_) | HaltScope::Region(_) => false,
+        };
+        self.observed.halts().iter().find(everywhere)
     }
 
     /// Returns whether a node's lease certainly holds now, so that it can be given work.

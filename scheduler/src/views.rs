@@ -1,5 +1,6 @@
 //! Operator's views of services, nodes and proposals.
 
+use crate::apply::takes_effect_at;
 use crate::cluster::{Cluster, Holding, HoldingPhase, OpenProposal, Service, ServicePhase};
 use crate::observed::ObservedNode;
 use crate::view::ClusterView;
@@ -176,31 +177,32 @@ pub fn proposals_after(cluster: &Cluster, after: Option<ProposalId>) -> impl Ite
 #[must_use]
 pub fn proposal_view(cluster: &Cluster, id: &ProposalId) -> Option<ProposalView> {
     if let Some(open) = cluster.open_proposals().get(id) {
-        let ballots = open.ballots.values().cloned().collect();
-        return Some(view_proposal(cluster, &open.proposal, ballots, ProposalState::Open, None));
+        return Some(view_open(cluster, open));
     }
     let closed = cluster.closed_proposals().iter().rev().find(|closed| closed.proposal.id() == *id)?;
-    Some(view_proposal(cluster, &closed.proposal, closed.ballots.clone(), closed.state, closed.certificate))
+    let view = view_ballots(&closed.proposal, closed.ballots.clone(), closed.state);
+    Some(ProposalView { certificate: closed.certificate, ..view })
 }
 
-fn view_proposal(
-    cluster: &Cluster,
-    proposal: &Proposal,
-    ballots: Vec<SignedBallot>,
-    state: ProposalState,
-    certificate: Option<protocol::Digest>,
-) -> ProposalView {
+fn view_open(cluster: &Cluster, open: &OpenProposal) -> ProposalView {
+    let state = if open.decided_at.is_some() { ProposalState::Waiting } else { ProposalState::Open };
+    let ballots = open.ballots.values().chain(open.joining.values()).cloned().collect();
+    let mut view = view_ballots(&open.proposal, ballots, state);
+    if let Some(circle) = cluster.circle_state() {
+        let may_vote = |id: &MemberId| !open.ballots.contains_key(id) && !circle.is_suspended(id);
+        let members = circle.members().map(|member| member.id.clone());
+        view.missing = members.filter(|id| state == ProposalState::Open && may_vote(id)).collect();
+        view.takes_effect_at = takes_effect_at(circle, open);
+    }
+    view
+}
+
+fn view_ballots(proposal: &Proposal, ballots: Vec<SignedBallot>, state: ProposalState) -> ProposalView {
+    // A member whose keys are replaced may have voted with both sets of keys.
     let voted = |choice| -> Vec<MemberId> {
         let matching = ballots.iter().filter(|signed| signed.ballot.choice == choice);
-        matching.map(|signed| signed.ballot.member.clone()).collect()
-    };
-    let all: BTreeSet<&MemberId> = ballots.iter().map(|signed| &signed.ballot.member).collect();
-    debug_assert_eq!(all.len(), ballots.len(), "a member votes once");
-    let missing = match (state, cluster.circle_state()) {
-        (ProposalState::Open, Some(circle)) => {
-            circle.members().map(|member| member.id.clone()).filter(|id| !all.contains(id)).collect()
-        }
-        _ => Vec::new(),
+        let members: BTreeSet<&MemberId> = matching.map(|signed| &signed.ballot.member).collect();
+        members.into_iter().cloned().collect()
     };
     ProposalView {
         id: proposal.id(),
@@ -209,8 +211,9 @@ fn view_proposal(
         state,
         approved: voted(Choice::Approve),
         rejected: voted(Choice::Reject),
-        missing,
-        certificate,
+        missing: Vec::new(),
+        certificate: None,
+        takes_effect_at: None,
         ballots,
     }
 }

@@ -104,6 +104,7 @@ fn why_service(view: ClusterView, service: &Service) -> Why {
     let runs = (fresh.len() + old.len()) as u32;
     let ready = ready_replicas(view, service);
     let head = format!("{ready} of {} replicas of {name} are ready", service.desired);
+    let halted = view.halt_of(name).map(|halt| explain(view.cluster, service, &Err(Blocked::by(halt))));
     let (answer, remedy) = match service.phase {
         ServicePhase::Retired => (format!("{name} is retired"), None),
         ServicePhase::Retiring { .. } => (format!("{name} is being retired"), None),
@@ -113,6 +114,10 @@ fn why_service(view: ClusterView, service: &Service) -> Why {
                 OnExpiry::Drain => "running replicas drain",
             };
             (format!("{head}; its approval has expired: {rest}"), Some(renew(service)))
+        }
+        ServicePhase::Active if halted.is_some() => {
+            let (cause, _, remedy) = halted.unwrap_or_default();
+            (format!("{head}; {cause}"), remedy)
         }
         ServicePhase::Active if runs < service.desired => {
             let waiting = service.desired - runs;
@@ -179,7 +184,8 @@ fn why_slot(view: ClusterView, service: &Service, slot: SlotIndex) -> Why {
     let name = &service.manifest.name;
     let subject = format!("{name}/{slot}");
     let answer = slot_sentence(view, service, slot);
-    if let Some(holding) = service.slots.get(&slot).and_then(|slot| slot.holding.as_ref()) {
+    let held = service.slots.get(&slot).and_then(|slot| slot.holding.as_ref());
+    if let Some(holding) = held.filter(|holding| holding.phase != HoldingPhase::Silent) {
         let reasons = other_nodes(view, service, holding);
         return Why { subject, answer, reasons, remedy: slot_remedy(view.observed, holding) };
     }
@@ -227,6 +233,9 @@ fn state_sentence(view: ClusterView, service: &Service, slot: SlotIndex) -> Stri
         HoldingPhase::Ending { .. } => return format!("ends {held}"),
         HoldingPhase::Lapsing => {
             return format!("{held}, which was removed; free when its lease ends");
+        }
+        HoldingPhase::Silent => {
+            return format!("{held}, which is silent and may run it on until it is placed elsewhere");
         }
         HoldingPhase::Running => {}
     }
@@ -311,6 +320,9 @@ fn next_replica(view: ClusterView, service: &Service) -> Result<NodeName, Blocke
     if service.is_expired(view.cluster_time()) {
         return Err(Blocked::Expired);
     }
+    if let Some(halt) = view.halt_of(&service.manifest.name) {
+        return Err(Blocked::by(halt));
+    }
     if !view.cluster.models().contains_key(&service.manifest.model.root) {
         return Err(Blocked::NoModel);
     }
@@ -332,6 +344,9 @@ fn explain(
     let cause = blocked_text(blocked, service);
     match blocked {
         Blocked::Expired => (cause, Vec::new(), Some(renew(service))),
+        Blocked::Halted { id, .. } => {
+            (cause, Vec::new(), Some(format!("lift the halt by a vote: quorate lift {}", id.short())))
+        }
         Blocked::NoModel => (
             cause,
             Vec::new(),
@@ -376,7 +391,7 @@ pub(crate) fn smallest_change(
 fn effort(unschedulable: &Unschedulable) -> u64 {
     match unschedulable {
         Unschedulable::Unknown { .. } | Unschedulable::Avoided { .. } => 0,
-        Unschedulable::NoWrap => 1,
+        Unschedulable::NoWrap | Unschedulable::Halted { .. } => 1,
         Unschedulable::Dead { .. } => 2,
         Unschedulable::Cpu { .. } | Unschedulable::Memory { .. } => 3,
         Unschedulable::GpuCount { .. } | Unschedulable::GpuShare { .. } | Unschedulable::GpuMemory { .. } => {
@@ -416,6 +431,7 @@ fn remedy_for(
             format!("wait: {node} has until the end of its lease to send a heartbeat")
         }
         Unschedulable::Avoided { .. } => format!("wait: {node} is retried within a minute"),
+        Unschedulable::Halted { id, .. } => format!("lift the halt of {node}: quorate lift {}", id.short()),
         Unschedulable::NoWrap => {
             format!("share the model's key with {node}: quorate node share")
         }
@@ -483,7 +499,7 @@ fn alternative(most: u64, text: &str) -> String {
 
 fn why_proposal(cluster: &Cluster, id: &ProposalId) -> Option<Why> {
     let view = proposal_view(cluster, id)?;
-    let rule = cluster.circle_state().map(|state| describe(state.quorum(view.class)));
+    let rule = cluster.circle_state().map(|state| describe(&state.quorum_of(&view.proposal.change)));
     let rule = rule.unwrap_or_default();
     let answer = match view.state {
         ProposalState::Open => format!("waits for votes: {rule} must approve"),
@@ -491,12 +507,16 @@ fn why_proposal(cluster: &Cluster, id: &ProposalId) -> Option<Why> {
         ProposalState::Rejected => format!("rejected: {rule} cannot be reached any more"),
         ProposalState::Expired => "expired: undecided at its deadline".to_string(),
         ProposalState::Stale => "stale: another proposal changed its subject first".to_string(),
+        ProposalState::Waiting => {
+            let at = view.takes_effect_at.map(human_chain::show_time).unwrap_or_default();
+            format!("approved; takes effect at {at} unless a member vetoes it")
+        }
     };
     let mut reasons: Vec<String> = view.approved.iter().map(|member| format!("{member}: approved")).collect();
     reasons.extend(view.rejected.iter().map(|member| format!("{member}: rejected")));
     reasons.extend(view.missing.iter().map(|member| format!("{member}: has not voted")));
     let remedy = match view.state {
-        ProposalState::Open => Some(format!("quorate review {}", id.short())),
+        ProposalState::Open | ProposalState::Waiting => Some(format!("quorate review {}", id.short())),
         ProposalState::Expired | ProposalState::Stale => Some("propose it again".to_string()),
         ProposalState::Approved | ProposalState::Rejected => None,
     };

@@ -28,6 +28,7 @@ fn lacking<'a>(
     // Wraps of departed parties are dropped, so a model with as many wraps as parties lacks none.
     let complete = cluster.wraps.get(&record.root).is_some_and(|wraps| wraps.len() >= all.len());
     let asked: &[Recipient] = if complete { &[] } else { all };
+    debug_assert!(asked.len() <= all.len(), "only parties of the circle are asked");
     asked.iter().filter(|recipient| cluster.wrap_of(&record.root, recipient).is_none())
 }
 
@@ -50,6 +51,7 @@ pub fn member_wraps(cluster: &Cluster, member: &MemberId, recipients_max: usize)
             answer.lacking.push(LackingKey { model: record.name.clone(), wrap: wrap.clone(), recipients });
         }
     }
+    debug_assert!(left <= recipients_max, "the answer names no more than it may");
     answer
 }
 

@@ -135,7 +135,8 @@ fn a_quorum_puts_a_change_into_force() {
     assert_eq!(proposal_view(&world.cluster, &proposal.id()).unwrap().missing.len(), 2);
 
     let mut forged = world.ballot("bob", &proposal, Choice::Approve);
-    forged.signature.ed25519.0[0] ^= 1;
+    let BallotSignature::Hybrid(signature) = &mut forged.signature else { panic!("a hybrid one") };
+    signature.ed25519.0[0] ^= 1;
     let mut stranger = world.ballot("bob", &proposal, Choice::Approve);
     stranger.ballot.member = member("mallory");
     let mut wrong_text = world.ballot("bob", &proposal, Choice::Approve);
@@ -212,7 +213,7 @@ fn the_first_approval_makes_the_other_proposal_stale() {
 
     let members: Vec<Member> = world.cluster.circle_state().unwrap().members().cloned().collect();
     let policy = world.cluster.circle_state().unwrap().policy().clone();
-    world.approve(Change::SetMembers { members, policy });
+    world.approve(Change::SetMembers { members, policy, proofs: [].into() });
     assert_eq!(
         proposal_view(&world.cluster, &unrelated.id()).unwrap().state,
         ProposalState::Stale,

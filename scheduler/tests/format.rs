@@ -133,6 +133,7 @@ fn replies() -> Vec<(&'static str, Reply)> {
         ("founded", founded),
         ("submitted", Reply::Submitted { proposal }),
         ("counted-open", counted(ProposalState::Open, None)),
+        ("counted-waiting", counted(ProposalState::Waiting, None)),
         ("counted-approved", counted(ProposalState::Approved, certificate)),
         ("counted-rejected", counted(ProposalState::Rejected, None)),
         ("executed", executed),
@@ -223,9 +224,11 @@ fn the_samples_hold_every_kind_of_action_actor_step_and_phase() {
         _ => None,
     });
     let steps: Vec<Cbor> = plan.unwrap().iter().map(tree).collect();
-    assert_eq!(kinds(steps.iter()), expected("lapse release drain end order"));
-    let phases: Vec<Cbor> = world.cluster.holdings().map(|(_, _, holding)| tree(&holding.phase)).collect();
-    assert_eq!(kinds(phases.iter()), expected("running draining lapsing"));
+    assert_eq!(kinds(steps.iter()), expected("lapse resume release drain end order"));
+    let after = after_the_plan(&world);
+    let holdings = world.cluster.holdings().chain(after.holdings());
+    let phases: Vec<Cbor> = holdings.map(|(_, _, holding)| tree(&holding.phase)).collect();
+    assert_eq!(kinds(phases.iter()), expected("running draining lapsing silent"));
 }
 
 #[test]

@@ -5,7 +5,7 @@
 mod common;
 
 use common::*;
-use human_chain::{MemberSecret, propose, sign_genesis, vote};
+use human_chain::{MemberSecret, propose, prove_keys, sign_genesis, vote};
 use protocol::canonical::{from_bytes, to_bytes};
 use protocol::governance::*;
 use protocol::limits::{MEMBERS_MAX, NAME_BYTES_MAX, REASON_BYTES_MAX};
@@ -26,7 +26,7 @@ fn roster(people: &BTreeMap<MemberId, MemberSecret>) -> (Vec<Member>, Policy) {
     let rule = Quorum::Threshold { required: of.len() as u32 / 2 + 1, of };
     let quorums = BTreeMap::from([(ActionClass::Routine, rule.clone()), (ActionClass::Sensitive, rule)]);
     let members = people.iter().map(|(id, secret)| Member { id: id.clone(), keys: secret.public() });
-    (members.collect(), Policy { quorums })
+    (members.collect(), Policy { quorums, passkeys: None, veto_seconds: 0 })
 }
 
 /// Writes a command to the log and applies the entry of the log.
@@ -50,17 +50,19 @@ fn a_full_circle_changes_its_members_through_the_log() {
 
     let leaves = people.keys().next().unwrap().clone();
     let left = people.remove_entry(&leaves).unwrap();
-    people.extend([person(MEMBERS_MAX)]);
+    let (id, new) = person(MEMBERS_MAX);
+    let proofs = [(id.clone(), prove_keys(&new, id.clone()).proof)].into();
+    people.insert(id, new);
     let (members, policy) = roster(&people);
     let state = cluster.circle_state().unwrap();
-    let change = Change::SetMembers { members, policy };
+    let change = Change::SetMembers { members, policy, proofs };
     let reason = "r".repeat(REASON_BYTES_MAX);
     let proposal = propose(state, change, reason, START, START.plus(1000), Digest::of(b"n")).unwrap();
     people.remove(&member(&format!("{MEMBERS_MAX:0>width$}", width = NAME_BYTES_MAX)));
     people.extend([left]);
     write(&mut cluster, 3, Action::SubmitProposal(Box::new(proposal.clone())));
     let majority = MEMBERS_MAX / 2 + 1;
-    for (at, (id, secret)) in people.iter().take(majority).enumerate() {
+    for (at, (id, secret)) in people.iter().skip(1).take(majority).enumerate() {
         let ballot = vote(secret, id.clone(), proposal.history, &proposal, Choice::Approve, START);
         let reply = write(&mut cluster, 4 + at as u64, Action::CastBallot(Box::new(ballot)));
         let Reply::Counted { certificate, .. } = reply else { panic!("a vote counts: {reply:?}") };

@@ -6,7 +6,7 @@
 mod common;
 
 use common::*;
-use human_chain::{MemberSecret, sign_wrap};
+use human_chain::{MemberSecret, prove_keys, sign_wrap, vote};
 use protocol::governance::*;
 use protocol::keys::ByteString;
 use protocol::model::{KeyWrap, Recipient, SignedComplaint, SignedWrap, WrapComplaint};
@@ -353,8 +353,17 @@ fn a_replaced_key_allows_another_wrap() {
     let mut members: Vec<Member> = state.members().cloned().collect();
     let policy = state.policy().clone();
     let alice = members.iter_mut().find(|member| member.id.as_str() == "alice").unwrap();
-    alice.keys.encryption = encryption("alice anew");
-    world.approve(Change::SetMembers { members, policy });
+    let fresh = MemberSecret::generate(&[77; 64]);
+    let claim = prove_keys(&fresh, member("alice"));
+    *alice = claim.member;
+    let proofs = [(member("alice"), claim.proof)].into();
+    let proposal = world.proposal(Change::SetMembers { members, policy, proofs });
+    world.must(Action::SubmitProposal(Box::new(proposal.clone())));
+    let by_new = vote(&fresh, member("alice"), proposal.history, &proposal, Choice::Approve, world.now);
+    world.must(Action::CastBallot(Box::new(by_new)));
+    for name in ["alice", "bob", "carol"] {
+        world.must(Action::CastBallot(Box::new(world.ballot(name, &proposal, Choice::Approve))));
+    }
     assert!(!held(&world, &to_alice), "alice's key was replaced");
     assert!(world.cluster.wrap_for(&root("minilm"), node_id("node-1")).is_some(), "others keep theirs");
 }

@@ -1,20 +1,18 @@
 //! Governance commands: founding the circle, proposals, ballots, and the effects of an approved change.
 
 use super::execute::settle;
-use super::is_over;
+use super::{is_over, waiting};
 use crate::cluster::{Circle, Cluster, HoldingPhase, OpenProposal, Service, ServicePhase};
 use crate::command::{Actor, Refusal, Reply};
 use crate::limits::{PROPOSALS_PER_ACTOR_MAX, REJECTED_PROPOSALS_MAX};
-use human_chain::{
-    ChainError, CircleState, assemble, check_ballot, check_proposal, class_of, satisfied, show_time,
-};
+use human_chain::{ChainError, CircleState, assemble, check_ballot, check_proposal, check_waited, show_time};
 use protocol::api::ProposalState;
 use protocol::error_code::{
-    BALLOT_DUPLICATE, CIRCLE_ALREADY_FOUNDED, CIRCLE_NOT_FOUNDED, GOVERNANCE_INVALID, LIMIT_REACHED,
-    PROPOSAL_EXPIRED, PROPOSAL_NOT_FOUND, PROPOSAL_STALE,
+    CIRCLE_ALREADY_FOUNDED, CIRCLE_NOT_FOUNDED, GOVERNANCE_INVALID, LIMIT_REACHED, PROPOSAL_EXPIRED,
+    PROPOSAL_NOT_FOUND, PROPOSAL_STALE,
 };
 use protocol::governance::{
-    BUNDLE_VERSION, Bundle, Certificate, Change, LogEvidence, Proposal, SignedBallot, SignedGenesis,
+    BUNDLE_VERSION, Bundle, Certificate, Change, Choice, LogEvidence, Proposal, SignedBallot, SignedGenesis,
 };
 use protocol::keys::EncryptionKey;
 use protocol::limits::{CLOCK_GRACE_MS, PROPOSALS_OPEN_MAX};
@@ -71,6 +69,8 @@ pub(super) fn submit(cluster: &mut Cluster, actor: &Actor, proposal: &Proposal) 
     let open = OpenProposal {
         proposal: proposal.clone(),
         ballots: BTreeMap::new(),
+        joining: BTreeMap::new(),
+        decided_at: None,
         actor: actor.clone(),
         submitted_at: cluster.now,
     };
@@ -100,35 +100,46 @@ pub(super) fn cast(cluster: &mut Cluster, index: u64, signed: &SignedBallot) -> 
     let id = signed.ballot.proposal;
     let member = &signed.ballot.member;
     let Some(open) = cluster.open.get(&id) else { return Err(not_open(cluster, id)) };
-    if open.ballots.contains_key(member) {
-        let message = format!("member `{member}` has voted on this proposal already");
-        return Err(Refusal::new(BALLOT_DUPLICATE, message));
-    }
-    check_ballot(circle(cluster)?, &open.proposal, signed, cluster.now.0)?;
+    let known = circle(cluster)?;
+    waiting::check_cast(known, open, signed)?;
+    let electorate = check_ballot(known, &open.proposal, signed, cluster.now.0)?;
     let mut open = open.clone();
-    open.ballots.insert(member.clone(), signed.clone());
-    let state = judge(circle(cluster)?, &open);
+    waiting::insert(known, &mut open, electorate, signed)?;
+    let state = waiting::judge(known, &open);
     let certificate = match state {
         ProposalState::Approved => Some(admit(cluster, index, &open)?),
         _ => None,
     };
+    open.decided_at = (state == ProposalState::Waiting).then_some(cluster.now);
     let (actor, subject) = (Actor::Member(member.clone()).to_string(), format!("proposal/{}", id.short()));
-    let action =
-        if signed.ballot.choice == protocol::governance::Choice::Approve { "approve" } else { "reject" };
+    let action = if signed.ballot.choice == Choice::Approve { "approve" } else { "reject" };
     cluster.audit.record(cluster.now, &actor, action, &subject, &summary(&open.proposal.change));
-    let expires_at = open.proposal.expires_at;
     cluster.open.insert(id, open);
-    if state != ProposalState::Open {
-        cluster.close_proposal(id, state, certificate);
-        if state == ProposalState::Rejected {
-            remember_rejected(cluster, id, expires_at);
-        }
-        let word = if state == ProposalState::Approved { "in-force" } else { "rejected" };
-        let detail = certificate.map(|digest| format!("certificate {}", digest.short())).unwrap_or_default();
-        cluster.audit.record(cluster.now, "circle", word, &subject, &detail);
-        close_stale(cluster);
+    if state == ProposalState::Waiting {
+        cluster.audit.record(cluster.now, "circle", "waiting", &subject, "any member may veto it");
+    } else if state != ProposalState::Open {
+        close_decided(cluster, id, state, certificate);
+        drop_void_ballots(cluster);
     }
     Ok(Reply::Counted { proposal: id, state, certificate })
+}
+
+/// Closes a proposal that was approved or rejected, and those that no longer apply since.
+pub(super) fn close_decided(
+    cluster: &mut Cluster,
+    id: ProposalId,
+    state: ProposalState,
+    certificate: Option<Digest>,
+) {
+    let expires_at = cluster.open.get(&id).map(|open| open.proposal.expires_at);
+    cluster.close_proposal(id, state, certificate);
+    if let Some(expires_at) = expires_at.filter(|_| state == ProposalState::Rejected) {
+        remember_rejected(cluster, id, expires_at);
+    }
+    let word = if state == ProposalState::Approved { "in-force" } else { "rejected" };
+    let detail = certificate.map(|digest| format!("certificate {}", digest.short())).unwrap_or_default();
+    cluster.audit.record(cluster.now, "circle", word, &format!("proposal/{}", id.short()), &detail);
+    close_stale(cluster);
 }
 
 /// Remembers a rejected proposal until it can no longer be brought, and forgets those that have expired.
@@ -164,43 +175,14 @@ fn not_open(cluster: &Cluster, id: ProposalId) -> Refusal {
     }
 }
 
-/// Returns the state of a proposal. Its ballots were verified on arrival, and nothing that they depend on
-/// changes while it is open. A new epoch closes every proposal of an earlier one.
-fn judge(state: &CircleState, open: &OpenProposal) -> ProposalState {
-    debug_assert_eq!(open.proposal.epoch, state.epoch(), "a new epoch closes every earlier proposal");
-    let rule = state.quorum(class_of(&open.proposal.change));
-    let (approved, possible) = votes(state, open);
-    if satisfied(rule, &approved) {
-        ProposalState::Approved
-    } else if satisfied(rule, &possible) {
-        ProposalState::Open
-    } else {
-        ProposalState::Rejected
-    }
-}
-
-/// Returns the members that have approved, and those that have approved or still may.
-fn votes(state: &CircleState, open: &OpenProposal) -> (BTreeSet<MemberId>, BTreeSet<MemberId>) {
-    let is_member = |id: &MemberId| state.member(id).is_some();
-    debug_assert!(open.ballots.keys().all(is_member), "no member leaves while a proposal is open");
-    let choice = |id: &MemberId| open.ballots.get(id).map(|signed| signed.ballot.choice);
-    let approves = Some(protocol::governance::Choice::Approve);
-    let ids = || state.members().map(|member| &member.id);
-    let approved: BTreeSet<MemberId> = ids().filter(|id| choice(id) == approves).cloned().collect();
-    let possible: BTreeSet<MemberId> =
-        ids().filter(|id| choice(id) == approves || choice(id).is_none()).cloned().collect();
-    debug_assert!(approved.is_subset(&possible), "a vote that was cast is possible");
-    (approved, possible)
-}
-
 /// Assembles the certificate, verifies it as any other verifier would, and puts the change into force.
-fn admit(cluster: &mut Cluster, index: u64, open: &OpenProposal) -> Result<Digest, Refusal> {
+pub(super) fn admit(cluster: &mut Cluster, index: u64, open: &OpenProposal) -> Result<Digest, Refusal> {
     let state = circle(cluster)?;
-    debug_assert_eq!(judge(state, open), ProposalState::Approved, "only an approved change comes into force");
     // Each ballot was verified on arrival; this verifies them all again, as every later verifier will.
-    let certificate = assemble(&open.proposal, open.ballots.values());
+    let certificate = assemble(&open.proposal, open.ballots.values().chain(open.joining.values()));
     let digest = certificate.digest();
     let approved = human_chain::verify(state, &certificate, cluster.now.0)?;
+    check_waited(state, &certificate, cluster.now.0)?;
     let keys_before = super::registry::recipient_keys(cluster);
     let circle = cluster.circle.as_mut().ok_or_else(not_founded)?;
     circle.state.advance(approved)?;
@@ -211,6 +193,9 @@ fn admit(cluster: &mut Cluster, index: u64, open: &OpenProposal) -> Result<Diges
     cluster.generation += 1;
     put_in_force(cluster, &open.proposal.change, digest);
     revoke_from_departed(cluster, &keys_before);
+    if let Change::SuspendMember { member, .. } = &open.proposal.change {
+        waiting::void_ballots(cluster, member, open.proposal.id());
+    }
     settle(cluster);
     Ok(digest)
 }
@@ -240,7 +225,12 @@ fn put_in_force(cluster: &mut Cluster, change: &Change, certificate: Digest) {
         Change::AdmitNode(admission) => {
             cluster.pending.remove(&admission.id);
         }
-        Change::RemoveNode { .. } | Change::ForgetModel { .. } | Change::SetMembers { .. } => {}
+        Change::RemoveNode { .. }
+        | Change::ForgetModel { .. }
+        | Change::Lift { .. }
+        | Change::SetMembers { .. }
+        | Change::SuspendMember { .. }
+        | Change::SetPasskeys { .. } => {}
     }
 }
 
@@ -304,6 +294,29 @@ fn close_stale(cluster: &mut Cluster) {
     }
 }
 
+/// Drops the open ballots whose passkey was dropped, or fell behind its counter, by what was just decided.
+/// Their members may vote again.
+fn drop_void_ballots(cluster: &mut Cluster) {
+    let Some(state) = cluster.circle_state() else { return };
+    let ballots = cluster.open.iter().flat_map(|(id, open)| open.ballots.iter().map(|(by, b)| (*id, by, b)));
+    let void: Vec<(ProposalId, MemberId)> = ballots
+        .filter(|(_, _, signed)| !state.ballot_stands(signed))
+        .map(|(id, member, _)| (id, member.clone()))
+        .collect();
+    for (id, member) in void {
+        if let Some(open) = cluster.open.get_mut(&id) {
+            open.ballots.remove(&member);
+        }
+        let (actor, subject) = (Actor::Member(member).to_string(), format!("proposal/{}", id.short()));
+        cluster.audit.record(cluster.now, &actor, "ballot-void", &subject, "");
+    }
+    let stands = |signed| cluster.circle_state().is_some_and(|state| state.ballot_stands(signed));
+    debug_assert!(
+        cluster.open.values().flat_map(|open| open.ballots.values()).all(stands),
+        "the rest stands"
+    );
+}
+
 fn circle(cluster: &Cluster) -> Result<&CircleState, Refusal> {
     cluster.circle_state().ok_or_else(not_founded)
 }
@@ -320,6 +333,9 @@ pub(crate) fn summary(change: &Change) -> String {
         Change::AdmitNode(node) => format!("admit node {}", node.name),
         Change::RemoveNode { node } => format!("remove node {node}"),
         Change::ForgetModel { model, .. } => format!("forget model {}", model.name),
+        Change::Lift { halts } => format!("lift {} halts", halts.len()),
         Change::SetMembers { members, .. } => format!("set {} members and the policy", members.len()),
+        Change::SetPasskeys { member, passkeys } => format!("set {} passkeys of {member}", passkeys.len()),
+        Change::SuspendMember { member, .. } => format!("suspend member {member}"),
     }
 }

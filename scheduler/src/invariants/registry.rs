@@ -9,9 +9,11 @@ use crate::cluster::{ClosedProposal, Cluster, OpenProposal};
 use crate::limits::{
     API_KEYS_MAX, CLOSED_PROPOSALS_MAX, MODELS_MAX, PENDING_NODES_MAX, REJECTED_PROPOSALS_MAX, WRAPS_MAX,
 };
-use protocol::ProposalId;
+use human_chain::is_vetoable;
 use protocol::api::ProposalState;
+use protocol::governance::SignedBallot;
 use protocol::limits::PROPOSALS_OPEN_MAX;
+use protocol::{MemberId, ProposalId};
 use std::collections::{BTreeMap, BTreeSet};
 
 pub(super) fn check(cluster: &Cluster) -> InvariantResult {
@@ -82,11 +84,15 @@ fn check_open(cluster: &Cluster, id: &ProposalId, open: &OpenProposal) -> Invari
     let subject = || format!("proposal {}", id.short());
     ensure(open.proposal.id() == *id, KeyNamesObject, subject)?;
     ensure(open.submitted_at <= cluster.now, RecordedInPast, subject)?;
+    ensure(open.decided_at.is_none_or(|at| at <= cluster.now), RecordedInPast, subject)?;
     let present = cluster.circle_state().is_some_and(|state| {
-        let votes = |(member, signed): (_, &protocol::governance::SignedBallot)| {
-            state.member(member).is_some() && signed.ballot.member == *member && signed.ballot.proposal == *id
+        let filed = |(member, signed): (&MemberId, &SignedBallot)| {
+            signed.ballot.member == *member && signed.ballot.proposal == *id
         };
-        state.epoch() == open.proposal.epoch && open.ballots.iter().all(votes)
+        let counts = |member: &MemberId| state.active_member(member).is_ok();
+        let waits = open.decided_at.is_none() || is_vetoable(state, &open.proposal.change);
+        let all_filed = open.ballots.iter().chain(&open.joining).all(filed);
+        state.epoch() == open.proposal.epoch && waits && all_filed && open.ballots.keys().all(counts)
     });
     let decided =
         cluster.closed.iter().any(|closed| closed.proposal.id() == *id) || cluster.rejected.contains_key(id);

@@ -1,8 +1,8 @@
 //! Rules about services, their slots and the orders in force.
 
 use super::Invariant::{
-    DesiredInsideEnvelope, GpuAllocatedOnce, ManifestsInUse, OrderInsideEnvelope, OrderIsApproved,
-    OrderNamesSlot, OrderOnAdmittedNode, RecordedInPast, ServicePhase as ServicePhaseRule,
+    DesiredInsideEnvelope, ExclusiveHeldOnce, GpuAllocatedOnce, ManifestsInUse, OrderInsideEnvelope,
+    OrderIsApproved, OrderNamesSlot, OrderOnAdmittedNode, RecordedInPast, ServicePhase as ServicePhaseRule,
 };
 use super::{InvariantResult, ensure};
 use crate::allocation::{GPU_PERCENT_MAX, allocated_gpus};
@@ -69,6 +69,8 @@ fn check_holding(
     let manifest = cluster.manifests.get(&order.certificate);
     ensure(approves && manifest.is_some(), OrderIsApproved, subject)?;
     ensure(manifest.is_some_and(|known| index.0 < known.replicas.max), OrderInsideEnvelope, subject)?;
+    let exclusive = manifest.is_none_or(|known| known.exclusive);
+    ensure(holding.phase != HoldingPhase::Silent || !exclusive, ExclusiveHeldOnce, subject)?;
     let lapses = holding.phase == HoldingPhase::Lapsing;
     ensure(lapses != cluster.node(&order.node).is_some(), OrderOnAdmittedNode, subject)?;
     let ended_in = match holding.phase {

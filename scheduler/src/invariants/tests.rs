@@ -66,6 +66,14 @@ fn wrong_slots() -> Table {
         (OrderOnAdmittedNode, "an admitted node lapses", |c| {
             held(c, "large").1.phase = HoldingPhase::Lapsing;
         }),
+        (ExclusiveHeldOnce, "exclusive work may be ordered beside a silent node", |c| {
+            let certificate = held(c, "large").1.order.certificate;
+            let manifest = &mut service(c, "large").manifest;
+            (manifest.exclusive, manifest.autonomy_seconds) = (true, 3);
+            let manifest = manifest.clone();
+            c.manifests.insert(certificate, manifest);
+            held(c, "large").1.phase = HoldingPhase::Silent;
+        }),
         (GpuAllocatedOnce, "two orders hold one GPU", |c| copy_slot(c, "large", 1)),
         (RecordedInPast, "an end in a generation to come", |c| {
             held(c, "large").1.phase = HoldingPhase::Ending { generation: u64::MAX };
@@ -121,6 +129,10 @@ fn wrong_records() -> Table {
         (RecordedInPast, "a proposal of the future", |c| {
             let at = later(c);
             c.open.values_mut().next().unwrap().submitted_at = at;
+        }),
+        (RecordedInPast, "a quorum of the future", |c| {
+            let at = later(c);
+            c.open.values_mut().next().unwrap().decided_at = Some(at);
         }),
         (RecordedInPast, "a decision of the future", |c| {
             let at = later(c);
@@ -188,6 +200,15 @@ fn wrong_lists() -> Table {
             let ballots = &mut c.open.values_mut().next().unwrap().ballots;
             let ballot = ballots.values().next().unwrap().clone();
             ballots.insert(member("carol"), ballot);
+        }),
+        (ProposalOpen, "a change without a veto waits", |c| {
+            let now = c.now;
+            c.open.values_mut().next().unwrap().decided_at = Some(now);
+        }),
+        (ProposalOpen, "a joining member's ballot under another name", |c| {
+            let open = c.open.values_mut().next().unwrap();
+            let ballot = open.ballots.values().next().unwrap().clone();
+            open.joining.insert(member("carol"), ballot);
         }),
         (ProposalClosed, "closed and open", |c| c.closed[0].state = ProposalState::Open),
         (ProposalClosed, "approved without a certificate", |c| c.closed[0].certificate = None),

@@ -10,7 +10,7 @@ use crate::observed::Liveness;
 use crate::view::ClusterView;
 use protocol::governance::{NodeAdmission, NodeRole};
 use protocol::manifest::{Isolation, Resources, ServiceManifest, format_bytes};
-use protocol::{ModelRoot, NodeId, NodeName, ServiceName};
+use protocol::{HaltId, ModelRoot, NodeId, NodeName, ServiceName};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A node and its remaining capacity.
@@ -67,6 +67,11 @@ pub(crate) enum Unschedulable {
         provides: Isolation,
     },
     NoWrap,
+    /// A halt covers the service on this node.
+    Halted {
+        id: HaltId,
+        text: String,
+    },
     Avoided {
         until: ClusterTime,
     },
@@ -117,6 +122,7 @@ impl std::fmt::Display for Unschedulable {
                 write!(f, "provides isolation {provides}, needs {wanted}")
             }
             Self::NoWrap => f.write_str("has no key wrap for the model"),
+            Self::Halted { text, .. } => write!(f, "is {text}"),
             Self::Avoided { .. } => f.write_str("failed to run it recently"),
             Self::Cpu { needs, free, offers } if needs > offers => {
                 write!(f, "needs {needs} millicores, the node offers {offers} ({free} free)")

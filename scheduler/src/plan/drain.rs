@@ -4,23 +4,55 @@ use super::{Planner, fits_without, moving, running, slot_label, slot_name};
 use crate::clock::ClusterTime;
 use crate::cluster::{Holding, HoldingPhase, ServicePhase};
 use crate::command::Step;
+use crate::draft::runs_on_alone;
 use crate::limits::{DRAIN_MS, RESTARTS_MAX};
 use crate::observed::Liveness;
 use protocol::agent::SlotState;
 use protocol::manifest::OnExpiry;
 use protocol::{NodeId, ServiceName};
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 impl Planner<'_> {
-    /// Frees the slots of nodes whose last possible lease has ended.
+    /// Takes the slots of nodes whose last possible lease has ended. A slot that such a node may continue
+    /// alone can be ordered elsewhere too.
     pub(super) fn lapse_dead_nodes(&mut self) {
-        let holders: BTreeSet<NodeId> = self.holdings().iter().map(|holding| holding.order.node).collect();
-        for node in holders {
+        for (node, releases) in self.to_lapse() {
             if let Liveness::Dead { silent_since } = self.view.liveness(&node) {
                 let subject = format!("node/{}", self.view.cluster.node_name(&node));
-                let text = "its lease has expired; its slots are released".to_string();
+                let text = match releases {
+                    true => "its lease has expired; its slots are released".to_string(),
+                    false => {
+                        "its lease has expired; its slots are placed elsewhere where they fit".to_string()
+                    }
+                };
                 let silent_ms = silent_since.ms_until(self.view.now);
                 self.take(Step::Lapse { node, silent_ms }, subject, text);
+            }
+        }
+    }
+
+    /// Returns the nodes with slots that a lapse would change, and whether it would free one.
+    fn to_lapse(&self) -> BTreeMap<NodeId, bool> {
+        let mut nodes = BTreeMap::new();
+        for service in self.draft.services.values() {
+            for slot in service.slots.values() {
+                let Some(holding) = &slot.holding else { continue };
+                let runs_on = runs_on_alone(self.view.cluster, service, slot, self.now());
+                if !(runs_on && holding.phase == HoldingPhase::Silent) {
+                    *nodes.entry(holding.order.node).or_default() |= !runs_on;
+                }
+            }
+        }
+        nodes
+    }
+
+    /// Lets nodes that were silent continue with the slots that were not ordered elsewhere in that time.
+    pub(super) fn resume_returned(&mut self) {
+        for holding in self.holdings() {
+            if holding.phase == HoldingPhase::Silent && self.view.is_alive(&holding.order.node) {
+                let text =
+                    format!("{} is back, and the slot was not placed elsewhere", self.node_name(&holding));
+                self.take(Step::Resume(slot_name(&holding)), slot_label(&holding), text);
             }
         }
     }
@@ -147,6 +179,7 @@ impl Planner<'_> {
                 }
                 return;
             }
+            debug_assert!(total > desired, "only a surplus is drained");
             let worst = self.worst_first(name, fresh.into_iter().chain(old).collect()).into_iter().next();
             let Some(worst) = worst else { return };
             let until = self.now().plus(DRAIN_MS);
@@ -186,6 +219,8 @@ impl Planner<'_> {
                 && let Some(holding) = self.worst_first(&name, old).into_iter().next()
                 && (total > desired || self.frees_enough(&holding))
             {
+                let is_earlier = holding.order.certificate != self.service(&name).certificate;
+                debug_assert!(is_earlier, "a roll-out drains no slot under the approval in force");
                 let cause = "roll-out of the new approval".to_string();
                 self.drain(&holding, self.now().plus(DRAIN_MS), cause, false);
             }

@@ -5,13 +5,20 @@ use crate::cluster::{Holding, Service, ServicePhase};
 use crate::command::{OrderPlan, SlotName, Step};
 use crate::draft::next_fence;
 use crate::view::ClusterView;
-use protocol::{NodeId, NodeName, ServiceName};
+use human_chain::describe_halt;
+use protocol::halt::Halt;
+use protocol::{HaltId, NodeId, NodeName, ServiceName};
 use std::collections::BTreeMap;
 
 /// The cause that keeps a wanted replica from being placed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Blocked {
     Expired,
+    /// A halt covers the service on every node.
+    Halted {
+        id: HaltId,
+        text: String,
+    },
     /// The model is not registered.
     NoModel,
     /// Every slot of the envelope is held; some still drain.
@@ -72,9 +79,22 @@ pub(crate) fn best_placement(
     })
 }
 
-/// Returns the obstacles on a node from the service's own history: no key there, or a recent failure.
+impl Blocked {
+    /// Returns the cause for a service that a halt covers on every node.
+    pub(crate) fn by(halt: &Halt) -> Self {
+        let text = describe_halt(halt);
+        debug_assert!(text.contains(halt.member.as_str()), "people read the name of the member");
+        Self::Halted { id: halt.id(), text }
+    }
+}
+
+/// Returns the obstacles on a node that are the service's own: a halt, no key there, or a recent failure.
 pub(crate) fn service_obstacles(view: ClusterView, service: &Service, node: NodeId) -> Vec<Unschedulable> {
     let mut obstacles = Vec::new();
+    let admission = view.cluster.node(&node);
+    if let Some(halt) = admission.and_then(|node| view.halt_on(&service.manifest.name, node)) {
+        obstacles.push(Unschedulable::Halted { id: halt.id(), text: describe_halt(halt) });
+    }
     if view.cluster.wrap_for(&service.manifest.model.root, node).is_none() {
         obstacles.push(Unschedulable::NoWrap);
     }
@@ -138,6 +158,9 @@ impl Planner<'_> {
         let service = self.service(name);
         if service.is_expired(self.now()) {
             return Err(Blocked::Expired);
+        }
+        if let Some(halt) = self.view.halt_of(name) {
+            return Err(Blocked::by(halt));
         }
         if !self.view.cluster.models.contains_key(&service.manifest.model.root) {
             return Err(Blocked::NoModel);
@@ -216,6 +239,7 @@ impl Planner<'_> {
 pub(crate) fn blocked_text(blocked: &Blocked, service: &Service) -> String {
     match blocked {
         Blocked::Expired => "its approval has expired; nothing new starts".into(),
+        Blocked::Halted { text, .. } => text.clone(),
         Blocked::NoModel => {
             let model = &service.manifest.model;
             format!("no model {} ({}) is registered", model.name, model.root.short())

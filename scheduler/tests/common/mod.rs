@@ -131,6 +131,12 @@ pub(crate) fn gpus(count: u32, memory_gib: u64, simulated: bool) -> Vec<Gpu> {
     (0..count).map(gpu).collect()
 }
 
+/// Returns a service that is not exclusive, with this autonomy in seconds.
+pub(crate) fn autonomous(autonomy_seconds: u64, manifest: ServiceManifest) -> ServiceManifest {
+    ServiceManifest { autonomy_seconds, exclusive: false, ..manifest }
+}
+
+/// Returns a service of exclusive work.
 pub(crate) fn manifest(
     name: &str,
     min: u32,
@@ -156,6 +162,8 @@ pub(crate) fn manifest(
         spend_micro_units_per_hour: None,
         valid_until: None,
         on_expiry: OnExpiry::Hold,
+        autonomy_seconds: protocol::limits::AUTONOMY_SECONDS_MIN,
+        exclusive: true,
         context_tokens_max: None,
         batch_sequences_max: 8,
     }
@@ -234,6 +242,8 @@ pub(crate) fn genesis(nodes: &[NodeSpec]) -> SignedGenesis {
         members: members.collect(),
         policy: Policy {
             quorums: BTreeMap::from([(ActionClass::Routine, quorum(2)), (ActionClass::Sensitive, quorum(3))]),
+            passkeys: None,
+            veto_seconds: 0,
         },
         control: (1..=3).map(replica).collect(),
         nodes: nodes.iter().map(|node| node.admission.clone()).collect(),
@@ -354,13 +364,15 @@ impl World {
         vote(&secrets()[&member(name)], member(name), proposal.history, proposal, choice, self.now)
     }
 
-    /// Submits a proposal and lets the quorum approve it; returns the certificate's digest.
+    /// Submits a proposal and lets the first members approve it until the quorum is reached; returns the
+    /// certificate's digest.
     pub(crate) fn approve(&mut self, change: Change) -> Digest {
-        let sensitive = matches!(change, Change::SetMembers { .. } | Change::ForgetModel { .. });
+        let rule = self.cluster.circle_state().unwrap().quorum_of(&change).into_owned();
+        let needed = human_chain::least_approvals(&rule);
         let proposal = self.proposal(change);
         self.must(Action::SubmitProposal(Box::new(proposal.clone())));
         let mut reply = Reply::Done;
-        for name in &MEMBERS[..if sensitive { 3 } else { 2 }] {
+        for name in &MEMBERS[..needed] {
             let ballot = self.ballot(name, &proposal, Choice::Approve);
             reply = self.must(Action::CastBallot(Box::new(ballot)));
         }

@@ -24,11 +24,11 @@ pub(crate) fn running() -> World {
     let taken = Action::CreateApiKey(api_key("app", None));
     assert!(matches!(world.apply_once("used", taken), Reply::Refused { .. }), "the name is taken");
     world.approve(deploy(manifest("old", 1, 1, 100, 64)));
-    let mut chat = manifest("chat", 2, 4, 700, 100);
+    let mut chat = autonomous(600, manifest("chat", 2, 4, 700, 100));
     chat.valid_until = Some(START.plus(1_000_000_000));
     chat.placement.regions.push("eu".into());
     world.approve(deploy(chat));
-    let mut large = manifest("large", 1, 2, 1000, 200);
+    let mut large = autonomous(86_400, manifest("large", 1, 2, 1000, 200));
     (large.resources.gpu_count, large.resources.gpu_memory_bytes) = (1, 40 << 30);
     large.placement.node_selector.insert("disk".into(), "ssd".into());
     large.context_tokens_max = Some(4096);
@@ -81,6 +81,8 @@ pub(crate) fn commands(world: &World) -> Vec<(&'static str, Command)> {
     let members = genesis(&[]).genesis.members;
     let policy = Policy {
         quorums: BTreeMap::from([(ActionClass::Routine, quorum(3)), (ActionClass::Sensitive, quorum(2))]),
+        passkeys: None,
+        veto_seconds: 3600,
     };
     let submit = |change| Action::SubmitProposal(Box::new(world.proposal(change)));
     let retire = Change::Retire { service: service_name("chat"), grace_seconds: 30 };
@@ -92,7 +94,7 @@ pub(crate) fn commands(world: &World) -> Vec<(&'static str, Command)> {
         ("submit-admit", operator(), submit(Change::AdmitNode(Box::new(node.clone())))),
         ("submit-remove", operator(), submit(Change::RemoveNode { node: "n1".parse().unwrap() })),
         ("submit-forget", operator(), submit(forget("spare", 604_800))),
-        ("submit-members", operator(), submit(Change::SetMembers { members, policy })),
+        ("submit-members", operator(), submit(Change::SetMembers { members, policy, proofs: [].into() })),
         ("cast", Actor::Member(member("bob")), Action::CastBallot(Box::new(ballot))),
         ("cast-no", Actor::Member(member("carol")), Action::CastBallot(Box::new(dissent))),
         ("register", operator(), world.register(model("llama", 3 << 30), &[node_id("n1")])),
@@ -185,6 +187,13 @@ fn every_step(world: &World) -> Action {
         order("chat", chat, 3, other, vec![], moves),
         order("large", large, 1, "gpu", vec![1], None),
         Step::Drain { slot: running, until, cause, failed: true },
+        // The other slots of this node are silent then.
+        Step::Lapse { node: node_id("gpu"), silent_ms: 4000 },
+        Step::Resume(SlotName {
+            service: service_name("large"),
+            slot: SlotIndex(1),
+            fence: Fence::new(1, 1),
+        }),
     ];
     Action::Execute { parent_generation: world.cluster.generation(), steps }
 }

@@ -148,10 +148,10 @@ impl ScriptRunner {
                     Quorum::Threshold { required: names.len() as u32, of: names.iter().map(of).collect() };
                 let quorums =
                     [ActionClass::Routine, ActionClass::Sensitive].map(|class| (class, all.clone()));
-                let person =
-                    |name: &&str| Member { id: member(name), keys: secrets()[&member(name)].public() };
-                let members = names.iter().map(person).collect();
-                Change::SetMembers { members, policy: Policy { quorums: quorums.into() } }
+                let state = self.world.cluster.circle_state().unwrap();
+                let members = names.iter().map(|name| state.member(&member(name)).unwrap().clone()).collect();
+                let policy = Policy { quorums: quorums.into(), passkeys: None, veto_seconds: 0 };
+                Change::SetMembers { members, policy, proofs: [].into() }
             }
             _ => return None,
         })
@@ -395,6 +395,7 @@ fn show_plan(plan: &Plan) -> String {
     for (step, reason) in plan.steps.iter().zip(&plan.reasons) {
         let what = match step {
             Step::Lapse { .. } => "lapse".to_string(),
+            Step::Resume(_) => "resume".into(),
             Step::Release(_) => "release".into(),
             Step::Drain { .. } => "drain".into(),
             Step::End(_) => "end".into(),
@@ -451,6 +452,7 @@ fn parse_isolation(word: &str) -> Isolation {
     serde_json::from_value(serde_json::json!(word)).unwrap()
 }
 
+/// `autonomy=3600` makes it work that is not exclusive.
 /// `replicas=1..3 cpu=1000 memory=512 gpu=1 share=50 gpu-memory=40 region=eu label=disk:ssd model=chat ...`
 pub(crate) fn parse_manifest(name: &str, words: &[&str], now: Millis) -> ServiceManifest {
     let mut manifest = manifest(name, 1, 1, 1000, 512);
@@ -474,6 +476,7 @@ pub(crate) fn parse_manifest(name: &str, words: &[&str], now: Millis) -> Service
             "isolation" => manifest.placement.isolation = parse_isolation(value),
             "model" => manifest.model = ModelChoice { name: value.parse().unwrap(), root: root(value) },
             "valid-ms" => manifest.valid_until = Some(now.plus(value.parse().unwrap())),
+            "autonomy" => manifest = autonomous(value.parse().unwrap(), manifest),
             "on-expiry" => manifest.on_expiry = serde_json::from_value(serde_json::json!(value)).unwrap(),
             other => panic!("no such property of a manifest: {other}"),
         }

@@ -1,9 +1,10 @@
 //! Simulation of a small cluster, with every fault between leaders, the log and agents.
 //!
-//! Agents behave as real ones do: they act on the last answer until their lease, counted from when they
-//! *asked*, is over. They run an order again that they accepted before, and none that is older. Requests and
-//! answers are lost or arrive late; leaders' clocks differ; commands arrive twice, in another order, or
-//! never. A deposed leader's plans arrive after its successor's.
+//! Agents behave as real ones do: they act on the last answer until the autonomy of each order, counted from
+//! when they *asked*, is over; that of exclusive work is one lease. They run an order again that they
+//! accepted before, and none that is older. Requests and answers are lost or arrive late; leaders' clocks
+//! differ; commands arrive twice, in another order, or never. A deposed leader's plans arrive after its
+//! successor's.
 
 use super::*;
 use protocol::limits::LEASE_MS;
@@ -72,7 +73,8 @@ type SlotKey = (ServiceName, SlotIndex);
 #[derive(Default, Clone)]
 pub(crate) struct Agent {
     pub(crate) runs: BTreeMap<SlotKey, (SlotOrder, SlotState)>,
-    pub(crate) lease_until: Millis,
+    /// Time at which the last answer was asked for.
+    pub(crate) heard_at: Millis,
     pub(crate) accepted: BTreeMap<SlotKey, Fence>,
     /// Answer to its outstanding request: the time of the request, and the assignments.
     answer: Option<(Millis, Vec<NodeAssignment>)>,
@@ -102,9 +104,19 @@ pub(crate) struct Sim {
     /// Time at which a replica of a service last began to move.
     moved_at: BTreeMap<ServiceName, ClusterTime>,
     pub(crate) moves: u32,
+    /// Positive control: agents hold exclusive work as long as any other.
+    pub(crate) exclusive_outlives_lease: bool,
     routes: protocol::gateway::RouteTable,
     /// Record of the events, independent of any keys.
     pub(crate) trace: String,
+}
+
+/// Autonomy in seconds of the service that is not exclusive.
+pub(crate) const AUTONOMY_SECONDS: u64 = 60;
+
+/// Returns the service that is not exclusive; the other one is.
+pub(crate) fn chat() -> ServiceManifest {
+    autonomous(AUTONOMY_SECONDS, manifest("chat", 1, 4, 700, 100))
 }
 
 pub(crate) fn name_of(node: usize) -> String {
@@ -118,7 +130,7 @@ impl Sim {
         let mut world = World::new(&specs);
         world.share_model("minilm", 50 << 20);
         world.approve(deploy(manifest("embed", 0, 3, 1000, 200)));
-        world.approve(deploy(manifest("chat", 1, 4, 700, 100)));
+        world.approve(deploy(chat()));
         Self {
             time: world.now,
             world,
@@ -130,6 +142,7 @@ impl Sim {
             fences: BTreeMap::new(),
             moved_at: BTreeMap::new(),
             moves: 0,
+            exclusive_outlives_lease: false,
             routes: Default::default(),
             trace: String::new(),
         }
@@ -207,7 +220,7 @@ impl Sim {
                 if self.world.cluster.circle_state().unwrap().service(&service_name("chat")).is_some() {
                     self.world.approve(Change::Retire { service: service_name("chat"), grace_seconds: 1 });
                 } else {
-                    self.world.approve(deploy(manifest("chat", 1, 4, 700, 100)));
+                    self.world.approve(deploy(chat()));
                 }
             }
             Event::Remove(node) => {
@@ -284,11 +297,9 @@ impl Sim {
     fn ask(&mut self, node: usize, lost: bool) {
         let spec = self.world.specs[&name_of(node).parse::<NodeName>().unwrap()].clone();
         let (id, time) = (spec.admission.id, self.time);
+        self.end_what_is_over(node);
         let agent = &mut self.agents[node];
         agent.answer = None;
-        if agent.lease_until <= time {
-            agent.runs.clear();
-        }
         let reports = agent.runs.values().map(|(order, state)| report(order, *state, "")).collect();
         if lost || self.world.cluster.node(&id).is_none() {
             return;
@@ -303,15 +314,13 @@ impl Sim {
 
     /// Delivers an answer to an agent, which refuses orders older than those it accepted before.
     fn answer(&mut self, node: usize) {
+        self.end_what_is_over(node);
         let agent = &mut self.agents[node];
         let Some((asked_at, assignments)) = agent.answer.take() else { return };
         if asked_at.plus(LEASE_MS) <= self.time {
             return;
         }
-        if agent.lease_until <= self.time {
-            agent.runs.clear();
-        }
-        agent.lease_until = asked_at.plus(LEASE_MS);
+        agent.heard_at = asked_at;
         let mut desired: BTreeMap<SlotKey, (SlotOrder, bool)> = BTreeMap::new();
         for assignment in assignments {
             for order in assignment.orders {
@@ -319,7 +328,17 @@ impl Sim {
                 desired.insert((order.service.clone(), order.slot), (order, draining));
             }
         }
-        agent.runs.retain(|key, (order, _)| desired.get(key).is_some_and(|(wanted, _)| wanted == order));
+        // A slot that is named no more ends, or drains first if it is not exclusive.
+        let (slow, chat) = (agent.slow, service_name("chat"));
+        agent.runs.retain(|key, (order, state)| {
+            let named = desired.get(key).is_some_and(|(wanted, _)| wanted == order);
+            let drains = slow && key.0 == chat && !is_over(*state);
+            if !named && drains {
+                *state = SlotState::Draining;
+            }
+            named || drains
+        });
+        desired.retain(|key, (order, _)| agent.runs.get(key).is_none_or(|(runs, _)| runs == order));
         for (key, (order, draining)) in desired {
             match agent.runs.get_mut(&key) {
                 Some((_, state)) if is_over(*state) => {}
@@ -339,17 +358,51 @@ impl Sim {
         }
     }
 
-    /// Returns the nodes that really run each slot: their lease holds, and they have not released it.
+    /// Ends the slots of an agent whose deadline has passed.
+    fn end_what_is_over(&mut self, node: usize) {
+        let mut runs = std::mem::take(&mut self.agents[node].runs);
+        runs.retain(|_, (order, _)| self.holds(node, order));
+        self.agents[node].runs = runs;
+    }
+
+    /// Returns whether an agent may run an order now: control answered less than its autonomy ago.
+    fn holds(&self, node: usize, order: &SlotOrder) -> bool {
+        let autonomy_ms = match self.is_exclusive(order) && !self.exclusive_outlives_lease {
+            true => LEASE_MS,
+            false => AUTONOMY_SECONDS * 1000,
+        };
+        self.agents[node].heard_at.plus(autonomy_ms) > self.time
+    }
+
+    fn is_exclusive(&self, order: &SlotOrder) -> bool {
+        order.service != service_name("chat")
+    }
+
+    /// Returns the nodes that really run each slot: its deadline has not passed, and it was not released.
     pub(crate) fn live(&self) -> BTreeMap<SlotKey, Vec<usize>> {
-        let mut live: BTreeMap<SlotKey, Vec<usize>> = BTreeMap::new();
+        let orders = self.live_orders().into_iter();
+        orders.map(|(key, orders)| (key, orders.into_iter().map(|(node, _)| node).collect())).collect()
+    }
+
+    /// Returns the nodes that really run each slot, with their orders.
+    fn live_orders(&self) -> BTreeMap<SlotKey, Vec<(usize, &SlotOrder)>> {
+        let mut live: BTreeMap<SlotKey, Vec<(usize, &SlotOrder)>> = BTreeMap::new();
         for (node, agent) in self.agents.iter().enumerate() {
-            for (key, (_, state)) in &agent.runs {
-                if agent.lease_until > self.time && !is_over(*state) {
-                    live.entry(key.clone()).or_default().push(node);
+            for (key, (order, state)) in &agent.runs {
+                if self.holds(node, order) && !is_over(*state) {
+                    live.entry(key.clone()).or_default().push((node, order));
                 }
             }
         }
         live
+    }
+
+    /// Returns the exclusive slots that more than one node runs.
+    pub(crate) fn exclusive_twice(&self) -> Vec<SlotKey> {
+        let twice = self.live_orders().into_iter().filter(|(_, orders)| {
+            orders.len() > 1 && orders.iter().any(|(_, order)| self.is_exclusive(order))
+        });
+        twice.map(|(key, _)| key).collect()
     }
 
     /// Checks the changes of the state: fences rise by one with each order, and moves are rare.
@@ -386,8 +439,10 @@ impl Sim {
         // One wrong clock moves the cluster's time nowhere.
         let (now, worst) = (self.world.cluster.now(), ClusterTime(self.time).plus(30_000));
         assert!(now <= worst, "the cluster's time leaps to {now:?}, and it is {:?}", self.time);
-        for (key, nodes) in self.live() {
-            assert!(nodes.len() <= 1, "{}/{} is live on {nodes:?}", key.0, key.1);
+        assert_eq!(self.exclusive_twice(), [], "exclusive work is live twice");
+        for (key, orders) in self.live_orders() {
+            let fences: BTreeSet<Fence> = orders.iter().map(|(_, order)| order.fence).collect();
+            assert_eq!(fences.len(), orders.len(), "{}/{} is live twice under one fence", key.0, key.1);
         }
         let mut used: BTreeMap<NodeId, (u64, u64)> = BTreeMap::new();
         for (name, service) in self.world.cluster.services() {
@@ -454,6 +509,7 @@ fn is_over(state: SlotState) -> bool {
 fn step_word(step: &Step) -> &'static str {
     match step {
         Step::Lapse { .. } => "lapse",
+        Step::Resume(_) => "resume",
         Step::Release(_) => "release",
         Step::Drain { .. } => "drain",
         Step::End(_) => "end",
