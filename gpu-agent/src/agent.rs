@@ -6,7 +6,7 @@
 //! ```text
 //!  control <--sync-- actor ---- core: which orders count, what follows (pure)
 //!                     | | |
-//!           chain, orders | '-- slot (one task each) -- model -- sandbox -- worker link
+//!    chain, orders, halts | '-- slot (one task each) -- model -- sandbox -- worker link
 //!            (on disk)    '---- gateway child, shard service, admin socket, metrics
 //! ```
 //!
@@ -25,6 +25,8 @@ mod config;
 mod control_client;
 mod error;
 mod gateway;
+mod halts;
+mod last_answer;
 mod lease;
 mod logs;
 mod models;
@@ -40,7 +42,7 @@ mod status;
 mod storage;
 mod worker_link;
 
-pub use admin::{ADMIN_SOCKET, hand_order};
+pub use admin::{ADMIN_SOCKET, hand_halt, hand_order};
 pub use config::{AgentConfig, GatewayConfig, StorageConfig};
 pub use control_client::{ControlCall, ControlLink};
 pub use error::AgentError;

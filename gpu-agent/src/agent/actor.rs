@@ -1,18 +1,19 @@
 //! The agent's main loop: it receives events from control, the slots, the operator and the clock. The core
 //! decides what follows and the loop carries it out. Every decision is persisted before it takes effect.
 
-use super::admin::{self, InjectedOrder};
+use super::admin::{self, InjectedRequest};
 use super::chain::{Chain, RefusedBundle};
 use super::clocks::{ClockEvent, ask_replicas};
 use super::control_client::{AgentControlClient, ReplicaAnswer, RequestOutcome};
 use super::core::{
-    NodeFacts, OrderBook, OrderVerifier, ReconcileInput, Refusal, RefusedRoute, SlotAction, SlotKey,
-    TrustedTime, check_routes, reconcile,
+    NodeFacts, OrderBook, OrderVerifier, ReconcileInput, Refusal, RefusedRoute, RunningSlot, SlotAction,
+    SlotKey, TrustedTime, check_routes, reconcile,
 };
 use super::gateway::GatewayStatus;
-use super::lease::Lease;
+use super::halts::{self, HaltFile};
+use super::last_answer::LastAnswerFile;
 use super::models::ModelSource;
-use super::node::Node;
+use super::node::{Node, RENEWAL_INTERVAL};
 use super::orders::OrderFile;
 use super::prometheus::{GatewayNumbers, Numbers};
 use super::slot::{self, SlotCommand, SlotEnded, SlotHandle};
@@ -22,7 +23,7 @@ use protocol::agent::{
     COMPLAINTS_MAX, Desired, EnrolRequest, EnrolResponse, SlotReport, SlotState, SyncRequest, SyncResponse,
     WorkerLine,
 };
-use protocol::agent_state::HandOrder;
+use protocol::agent_state::{AdminRequest, HandOrder};
 use protocol::gateway::RouteTable;
 use protocol::governance::{Bundle, HistoryHead, NodeAdmission};
 use protocol::limits::{LEASE_MS, SYNC_INTERVAL_MS};
@@ -37,7 +38,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior};
 
 /// Minimum interval between two requests. An answer with news triggers the next request, and a hostile
 /// replica must not set the pace.
@@ -107,9 +108,10 @@ pub(super) struct AgentActor {
     pub(super) chain: Chain,
     pub(super) orders: OrderFile,
     pub(super) book: OrderBook,
+    pub(super) halts: HaltFile,
     pub(super) admission: NodeAdmission,
     pub(super) circle: CircleId,
-    pub(super) lease_ms_max: u64,
+    pub(super) last_answer: LastAnswerFile,
     pub(super) incarnation: Incarnation,
     pub(super) slots: BTreeMap<SlotKey, SlotHandle>,
     pub(super) tasks: JoinSet<SlotEnded>,
@@ -124,6 +126,8 @@ pub(super) struct AgentActor {
 #[derive(Default)]
 pub(super) struct Volatile {
     desired: Option<Desired>,
+    /// Desired state that the predecessor of this agent kept. It counts once no control replica answers.
+    predecessor_desired: Option<Desired>,
     desired_digest: Option<Digest>,
     chain_complete: bool,
     refused_bundles: BTreeMap<Digest, Refusal>,
@@ -143,26 +147,39 @@ pub(super) struct Volatile {
     unanswered_since: Option<Instant>,
 }
 
+impl Volatile {
+    /// Returns the state of an agent whose predecessor kept this desired state, if any.
+    pub(super) fn after(predecessor_desired: Option<Desired>) -> Self {
+        Self { predecessor_desired, ..Self::default() }
+    }
+}
+
 impl AgentActor {
     /// Runs until `shutdown`, then ends the slots in an orderly way.
     pub(super) async fn run(
         mut self,
-        mut injected: mpsc::Receiver<InjectedOrder>,
+        mut injected: mpsc::Receiver<InjectedRequest>,
         shutdown: CancellationToken,
     ) {
         let mut in_flight: Option<InFlight> = None;
         let mut next_sync = Instant::now();
         let mut resyncs = tokio::time::interval(RESYNC_INTERVAL);
+        let mut renewals = tokio::time::interval(RENEWAL_INTERVAL);
+        renewals.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let node = self.node.clone();
         let (events, mut clocks) = mpsc::channel(CLOCK_EVENTS_MAX);
         // Dropped with this function, which ends the task.
         let mut asking = JoinSet::new();
         asking.spawn(ask_replicas(self.control.clone(), events));
+        let (received, mut halt_answers) = mpsc::channel(halts::ANSWERS_MAX);
+        asking.spawn(halts::follow_replicas(self.control.clone(), received));
         loop {
             // The order is fixed so that a simulation is reproducible; each of these events is rare.
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => break,
+                Some(received) = halt_answers.recv() => self.take_halts(received),
+                _ = renewals.tick() => node.renew_liveness(),
                 () = tokio::time::sleep_until(next_sync), if in_flight.is_none() => {
                     next_sync = Instant::now() + SYNC_GAP;
                     in_flight = Some(self.begin_sync());
@@ -182,10 +199,13 @@ impl AgentActor {
                 }
                 Some(event) = clocks.recv() => self.note_clock(event),
                 Some(ended) = self.tasks.join_next() => self.slot_ended(ended),
-                Some(InjectedOrder { order, decision }) = injected.recv() => {
-                    let verdict = admin::decision(self.verify_injected(&order));
+                Some(InjectedRequest { request, decision }) = injected.recv() => {
+                    let verdict = match request {
+                        AdminRequest::Order(order) => admin::decision_on_order(self.verify_injected(&order)),
+                        AdminRequest::Halt(halt) => admin::decision_on_halt(self.take_injected_halt(*halt)),
+                    };
                     let (accepted, code) = (verdict.accepted, verdict.code);
-                    tracing::info!(accepted, ?code, "decision on a submitted order");
+                    tracing::info!(accepted, ?code, "decision on a submitted order or halt");
                     // The operator may have gone; the verdict changes nothing.
                     let _ = decision.send(verdict);
                 }
@@ -197,8 +217,9 @@ impl AgentActor {
 
     /// Waits until the replicas' clocks are known, as far as they will be soon. Nothing is judged before.
     async fn settle_time(&mut self, clocks: &mut mpsc::Receiver<ClockEvent>) {
+        let node = self.node.clone();
         while !self.time.is_settled() {
-            let Some(event) = clocks.recv().await else { return };
+            let Some(event) = node.while_renewing(clocks.recv()).await else { return };
             self.note_clock(event);
         }
     }
@@ -232,6 +253,7 @@ impl AgentActor {
             admitted: self.chain.admitted(),
             facts: &facts,
             book: &self.book,
+            halts: self.halts.book(),
             now,
         })
     }
@@ -308,6 +330,7 @@ impl AgentActor {
                 self.time.record(replica, response.now, sent_at);
                 self.state.answered_at = Some(Instant::now());
                 self.state.unanswered_since = None;
+                self.state.predecessor_desired = None;
                 for report in &sent.unacknowledged_releases {
                     self.state.unacknowledged_releases.remove(report);
                 }
@@ -315,11 +338,13 @@ impl AgentActor {
             }
             RequestOutcome::NotAdmitted => {
                 self.node.logs.put_back(sent.lines);
+                self.resume();
                 self.enrol().await;
                 ENROL_INTERVAL
             }
             RequestOutcome::Failed(reasons) => {
                 self.node.logs.put_back(sent.lines);
+                self.resume();
                 self.state.counts.sync_failures += 1;
                 // An election or a restart takes less than a lease and is not reported.
                 let since = *self.state.unanswered_since.get_or_insert_with(Instant::now);
@@ -331,8 +356,23 @@ impl AgentActor {
         }
     }
 
+    /// Continues from the predecessor's desired state, once: no control replica answers. A slot that control
+    /// took away from this node while no agent ran is not known here, and ends when control answers again.
+    fn resume(&mut self) {
+        if let Some(desired) = self.state.predecessor_desired.take() {
+            let slots: usize = desired.assignments.iter().map(|part| part.orders.len()).sum();
+            tracing::warn!(slots, "no control replica answers; going on from its last answer on disk");
+            self.state.desired = Some(desired);
+            if self.chain.check_whole().is_ok() {
+                self.hand_routes();
+            }
+            self.reconcile();
+        }
+    }
+
     /// Applies a response in the order that keeps every guarantee: first the circle's decisions, then this
-    /// node's desired state. The lease comes last, when everything that must not run has been stopped.
+    /// node's desired state, durable before it counts. The lease comes last, when everything that must not
+    /// run has been stopped.
     /// Returns the delay before the next request.
     fn absorb(&mut self, response: SyncResponse, sent_at: BootTime) -> Duration {
         if let Some(desired) = response.desired {
@@ -353,17 +393,25 @@ impl AgentActor {
             // The rest of the history follows in the next answer.
             return Duration::ZERO;
         }
+        self.keep_answer(sent_at);
         self.hand_routes();
         self.reconcile();
-        let until = sent_at.plus(response.lease_ms.min(self.lease_ms_max));
-        self.node.lease.send_if_modified(|lease| {
-            let longer = until > lease.until;
-            if longer {
-                *lease = Lease { until };
-            }
-            longer
-        });
+        let (now, lease_ms) = (self.node.clock.boot(), self.node.lease_ms_max);
+        let granted_ms = response.lease_ms;
+        self.node.lease.send_if_modified(|lease| lease.hear(sent_at, granted_ms, now, lease_ms));
         Duration::ZERO
+    }
+
+    /// Keeps the answer that was requested at `sent_at` on disk, for a successor that no control replica
+    /// answers.
+    fn keep_answer(&mut self, sent_at: BootTime) {
+        let state = &self.state;
+        let (Some(desired), Some(digest)) = (&state.desired, state.desired_digest) else { return };
+        if let Err(error) = self.last_answer.keep(sent_at, digest, desired) {
+            let path = self.last_answer.path().display();
+            let trouble = format!("{}: write {path}: {error}", error_code::AGENT_STATE_UNUSABLE);
+            self.log_throttled("disk", &trouble);
+        }
     }
 
     /// Verifies the bundles of an answer that was requested at `sent_at`.
@@ -371,12 +419,12 @@ impl AgentActor {
     /// # Errors
     /// If control's history lacks or changes a decision that this node has verified before.
     fn take_governance(&mut self, bundles: Vec<Bundle>, sent_at: Millis) -> Result<(), Refusal> {
-        let before = self.chain.state().head();
+        let (before, now) = (self.chain.state().head(), self.trusted_now());
         // After an answer without bundles, and after one with junk, the chain had all that control could
         // give.
         let mut complete = bundles.is_empty();
         let mut outcome = Ok(());
-        if let Err(RefusedBundle { certificate, refusal }) = self.chain.append(bundles) {
+        if let Err(RefusedBundle { certificate, refusal }) = self.chain.append(bundles, now) {
             // The sender will retry. Orders that depend on the bundle are refused rather than left waiting.
             // A bundle that this node could not write is still missing.
             complete = refusal.code != error_code::AGENT_STATE_UNUSABLE;
@@ -394,6 +442,7 @@ impl AgentActor {
             let length = self.chain.state().length();
             tracing::info!(length, "governance bundles verified and persisted");
             self.node.circle.send_replace(Arc::new(self.chain.state().clone()));
+            self.follow_halts();
         }
         outcome?;
         if complete {
@@ -429,7 +478,8 @@ impl AgentActor {
         let from = Some((self.state.desired_digest, self.chain.state().head()));
         let table = self.state.desired.as_ref().and_then(|desired| desired.routes.as_ref());
         let Some(table) = table.filter(|_| self.state.routes_from != from) else { return };
-        let (table, refused) = check_routes(self.chain.state(), table);
+        let last = self.routes.borrow().clone();
+        let (table, refused) = check_routes(self.chain.state(), table, last.as_ref());
         if !refused.is_empty() && !self.state.chain_complete {
             return;
         }
@@ -448,6 +498,8 @@ impl AgentActor {
 
     /// Reconciles the desired with the observed state and carries out the resulting actions.
     pub(super) fn reconcile(&mut self) {
+        self.save_halts();
+        self.enforce_halts();
         while self.reconcile_once() {}
         self.set_source();
     }
@@ -459,8 +511,10 @@ impl AgentActor {
         }
         let now = self.trusted_now();
         let Some(desired) = &self.state.desired else { return false };
+        let observe =
+            |slot: &SlotHandle| RunningSlot { gives_way: slot.gives_way, ..slot.status.running(slot.fence) };
         let running: BTreeMap<_, _> =
-            self.slots.iter().map(|(key, slot)| (key.clone(), slot.status.running(slot.fence))).collect();
+            self.slots.iter().map(|(key, slot)| (key.clone(), observe(slot))).collect();
         let actions = self.with_verifier(now, |verifier| {
             reconcile(&ReconcileInput {
                 verifier,
@@ -501,6 +555,12 @@ impl AgentActor {
             }
             SlotAction::Start { key } => self.start_slot(key, None),
             SlotAction::Drain { key, reason } => self.tell(&key, SlotCommand::Drain, &reason),
+            SlotAction::GiveWay { key, reason } => {
+                if let Some(slot) = self.slots.get_mut(&key) {
+                    slot.gives_way = true;
+                }
+                self.tell(&key, SlotCommand::Drain, &reason);
+            }
             SlotAction::End { key, reason } => {
                 self.tell(&key, SlotCommand::End { grace_ms: END_GRACE_MS }, &reason);
             }
@@ -545,7 +605,7 @@ impl AgentActor {
         })
     }
 
-    fn tell(&self, key: &SlotKey, command: SlotCommand, reason: &str) {
+    pub(super) fn tell(&self, key: &SlotKey, command: SlotCommand, reason: &str) {
         if let Some(slot) = self.slots.get(key)
             && slot.command(command)
         {
@@ -594,7 +654,8 @@ impl AgentActor {
 
     async fn enrol(&mut self) {
         let request = EnrolRequest { admission: self.admission.clone() };
-        match self.control.enrol(&request).await {
+        let (node, control) = (self.node.clone(), self.control.clone());
+        match node.while_renewing(control.enrol(&request)).await {
             RequestOutcome::Answered(answer) => {
                 let EnrolResponse { admitted, genesis } = *answer.body;
                 if human_chain::circle_id(&genesis.genesis) != self.circle {
@@ -616,7 +677,7 @@ impl AgentActor {
     }
 
     /// Logs an error; another of the same kind within `ERROR_LOG_INTERVAL` is not logged as an error.
-    fn log_throttled(&mut self, kind: &'static str, text: &str) {
+    pub(super) fn log_throttled(&mut self, kind: &'static str, text: &str) {
         let last = self.state.error_logged_at.get(kind);
         if last.is_none_or(|at| at.elapsed() > ERROR_LOG_INTERVAL) {
             self.state.error_logged_at.insert(kind, Instant::now());
@@ -627,12 +688,13 @@ impl AgentActor {
     }
 
     fn publish(&self, slots: &[SlotReport]) {
-        let until = self.node.lease.borrow().until;
+        let (now, lease) = (self.node.clock.boot(), *self.node.lease.borrow());
         let models = self.node.models.in_memory().into_iter();
         let counts = &self.state.counts;
         let numbers = Numbers {
             slots: slots.to_vec(),
-            lease_remaining_ms: until.since(self.node.clock.boot()),
+            lease_remaining_ms: lease.granted_until().since(now),
+            control_silent_ms: lease.silent_ms(now),
             governance_length: self.chain.state().length(),
             syncs: counts.syncs,
             sync_failures: counts.sync_failures,

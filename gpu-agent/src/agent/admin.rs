@@ -1,10 +1,12 @@
-//! The agent's admin socket: an operator submits an order and gets the decision on it. Orders submitted here
-//! are verified but never executed, so the socket grants no authority.
+//! The agent's admin socket: an operator submits an order or a halt and gets the decision on it. Orders
+//! submitted here are verified but never executed, and a halt carries its member's signature, so the socket
+//! grants no authority.
 
 use super::core::Refusal;
 use overlay::CancellationToken;
 use overlay::descriptors::{FrameError, channel};
-use protocol::agent_state::{HandOrder, Verdict};
+use protocol::agent_state::{AdminRequest, HandOrder, Verdict};
+use protocol::halt::SignedHalt;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
@@ -26,16 +28,25 @@ const IDLE_LIMIT: Duration = Duration::from_secs(30);
 /// Pause after a failed `accept`: long enough not to spin when descriptors run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// An order submitted by a local operator, and the channel for its decision.
-pub(super) struct InjectedOrder {
-    pub(super) order: HandOrder,
+/// A request of a local operator, and the channel for its decision.
+pub(super) struct InjectedRequest {
+    pub(super) request: AdminRequest,
     pub(super) decision: oneshot::Sender<Verdict>,
 }
 
-/// Converts the result of a verification to the answer.
-pub(super) fn decision(verified: Result<(), Refusal>) -> Verdict {
-    match verified {
-        Ok(()) => Verdict { accepted: true, code: None, message: "this node would carry it out".into() },
+/// Converts the result of an order's verification to the answer.
+pub(super) fn decision_on_order(verified: Result<(), Refusal>) -> Verdict {
+    decision(verified, "this node would carry it out")
+}
+
+/// Converts the result of taking a halt to the answer.
+pub(super) fn decision_on_halt(taken: Result<(), Refusal>) -> Verdict {
+    decision(taken, "this node obeys it, and has it on its disk")
+}
+
+fn decision(outcome: Result<(), Refusal>, accepted: &str) -> Verdict {
+    match outcome {
+        Ok(()) => Verdict { accepted: true, code: None, message: accepted.into() },
         Err(refusal) => Verdict { accepted: false, code: Some(refusal.code), message: refusal.message },
     }
 }
@@ -62,7 +73,7 @@ pub(super) fn short_path(directory: &File, name: &str) -> String {
 /// Serves the socket until `shutdown`.
 pub(super) async fn serve(
     listener: UnixListener,
-    injected: mpsc::Sender<InjectedOrder>,
+    injected: mpsc::Sender<InjectedRequest>,
     shutdown: CancellationToken,
 ) {
     let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
@@ -89,14 +100,14 @@ pub(super) async fn serve(
     }
 }
 
-async fn converse(stream: UnixStream, injected: mpsc::Sender<InjectedOrder>) -> Result<(), FrameError> {
+async fn converse(stream: UnixStream, injected: mpsc::Sender<InjectedRequest>) -> Result<(), FrameError> {
     let (mut sender, mut receiver) = channel(stream);
     loop {
-        let frame = tokio::time::timeout(IDLE_LIMIT, receiver.receive::<HandOrder>()).await;
+        let frame = tokio::time::timeout(IDLE_LIMIT, receiver.receive::<AdminRequest>()).await;
         let Ok(frame) = frame else { return Ok(()) };
-        let Some((order, _)) = frame? else { return Ok(()) };
+        let Some((request, _)) = frame? else { return Ok(()) };
         let (decision, answer) = oneshot::channel();
-        if injected.send(InjectedOrder { order, decision }).await.is_err() {
+        if injected.send(InjectedRequest { request, decision }).await.is_err() {
             return Ok(());
         }
         let Ok(answer) = answer.await else { return Ok(()) };
@@ -109,10 +120,23 @@ async fn converse(stream: UnixStream, injected: mpsc::Sender<InjectedOrder>) -> 
 /// # Errors
 /// If no agent answers there, or the answer is malformed.
 pub async fn hand_order(directory: &Path, order: &HandOrder) -> Result<Verdict, FrameError> {
+    hand(directory, &AdminRequest::Order(Box::new(order.clone()))).await
+}
+
+/// Hands a signed halt to the agent that works in `directory` and returns its decision. The halt is durable
+/// there, and what it covers is ending, when it is accepted.
+///
+/// # Errors
+/// If no agent answers there, or the answer is malformed.
+pub async fn hand_halt(directory: &Path, halt: &SignedHalt) -> Result<Verdict, FrameError> {
+    hand(directory, &AdminRequest::Halt(Box::new(halt.clone()))).await
+}
+
+async fn hand(directory: &Path, request: &AdminRequest) -> Result<Verdict, FrameError> {
     let handle = File::open(directory)?;
     let stream = UnixStream::connect(short_path(&handle, ADMIN_SOCKET)).await?;
     let (mut sender, mut receiver) = channel(stream);
-    sender.send(order, &[]).await?;
+    sender.send(request, &[]).await?;
     let answer = tokio::time::timeout(IDLE_LIMIT, receiver.receive::<Verdict>()).await;
     match answer.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?? {
         Some((decision, _)) => Ok(decision),

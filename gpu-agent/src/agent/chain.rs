@@ -7,7 +7,7 @@
 use super::core::{Refusal, signed_at};
 use super::error::AgentError;
 use host::files;
-use human_chain::{ChainError, CircleState, read_bundle, verify, verify_replay};
+use human_chain::{ChainError, CircleState, check_waited, read_bundle, verify, verify_replay};
 use protocol::agent_state::KEPT_HEAD_DOMAIN;
 use protocol::governance::{BUNDLE_VERSION, Bundle, HistoryHead, SignedGenesis};
 use protocol::limits::CLOCK_GRACE_MS;
@@ -208,14 +208,15 @@ impl Chain {
         self.state.check_extends(&self.highest).map_err(Refusal::from)
     }
 
-    /// Verifies the next bundles and persists each before it counts. Returns the number of new ones.
+    /// Verifies the next bundles and persists each before it counts. Returns the number of new ones. A change
+    /// of members whose waiting time is not over at `now` is refused.
     ///
     /// # Errors
     /// The first bundle that is refused. Those before it count; the refused one and those after it do not. A
     /// failed write is a refusal too.
-    pub(super) fn append(&mut self, bundles: Vec<Bundle>) -> Result<usize, RefusedBundle> {
+    pub(super) fn append(&mut self, bundles: Vec<Bundle>, now: Millis) -> Result<usize, RefusedBundle> {
         let appended = bundles.into_iter().try_fold(0, |added, bundle| {
-            self.append_one(bundle)?;
+            self.append_one(bundle, now)?;
             Ok(added + 1)
         });
         if self.state.length() > self.highest.size {
@@ -224,7 +225,7 @@ impl Chain {
         appended
     }
 
-    fn append_one(&mut self, bundle: Bundle) -> Result<(), RefusedBundle> {
+    fn append_one(&mut self, bundle: Bundle, now: Millis) -> Result<(), RefusedBundle> {
         let certificate = bundle.certificate.digest();
         let refused = |refusal| RefusedBundle { certificate, refusal };
         if bundle.version != BUNDLE_VERSION {
@@ -242,7 +243,10 @@ impl Chain {
         let verified = if is_known {
             verify_replay(&self.state, &bundle.certificate)
         } else {
-            verify(&self.state, &bundle.certificate, self.mark())
+            verify(&self.state, &bundle.certificate, self.mark()).and_then(|approved| {
+                check_waited(&self.state, &bundle.certificate, now)?;
+                Ok(approved)
+            })
         };
         let approved = verified.map_err(|error| refused(error.into()))?;
         // The bundle is on disk before the node acts on it.

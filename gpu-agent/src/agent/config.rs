@@ -42,7 +42,8 @@ pub struct AgentConfig {
     pub launcher: Arc<dyn Launcher>,
     /// Source of the time.
     pub clock: Clock,
-    /// Longest lease accepted from control: [`protocol::limits::LEASE_MS`], except in tests that may stall.
+    /// Length of a liveness lease, and the longest lease accepted from control:
+    /// [`protocol::limits::LEASE_MS`], except in tests that may stall.
     pub lease_ms_max: u64,
     /// Link to the control replicas.
     pub control: ControlLink,

@@ -10,6 +10,7 @@ use protocol::agent::{ClockReading, EnrolRequest, EnrolResponse, NotLeader, Sync
 use protocol::canonical;
 use protocol::error_code;
 use protocol::governance::ControlReplica;
+use protocol::halt::{HALT_BYTES_MAX, HALTS_PAGE_MAX, HaltsAnswer, HaltsRequest};
 use protocol::limits::{GENESIS_BYTES_MAX, LEASE_MS, SYNC_BYTES_MAX};
 use protocol::{BootTime, Millis, NodeId};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -29,6 +30,8 @@ const HANDSHAKE_LIMIT: Duration = Duration::from_millis(800);
 const PROBLEM_BYTES_MAX: usize = 2048;
 /// Largest answer other than a sync response.
 const NOT_LEADER_BYTES_MAX: usize = 1024;
+/// Largest answer to a request for halts.
+const HALTS_BYTES_MAX: usize = HALTS_PAGE_MAX * HALT_BYTES_MAX + 64;
 /// Largest answer to a request for a clock.
 const CLOCK_BYTES_MAX: usize = 64;
 
@@ -150,6 +153,15 @@ impl AgentControlClient {
         let answers = response.status() == StatusCode::OK;
         let reading: ClockReading = canonical::from_bytes(response.body(), CLOCK_BYTES_MAX).ok()?;
         answers.then_some((reading.now, asked_at))
+    }
+
+    /// Returns the halts that one replica has, whether it leads or not. Returns none if it does not answer.
+    pub(super) async fn halts_of(&self, replica: usize, request: &HaltsRequest) -> Option<HaltsAnswer> {
+        let body = canonical::to_bytes(request).into();
+        let response = self.exchange(self.replicas.get(replica)?, "/agent/v1/halts", body).await.ok()?;
+        let answers = response.status() == StatusCode::OK;
+        let answer: HaltsAnswer = canonical::from_bytes(response.body(), HALTS_BYTES_MAX).ok()?;
+        (answers && answer.halts.len() <= HALTS_PAGE_MAX).then_some(answer)
     }
 
     /// Asks the preferred replica, then the leader that it names, then the others; each at most once.

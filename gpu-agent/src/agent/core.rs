@@ -5,6 +5,7 @@
 //! grant that only verification creates.
 
 mod book;
+mod halts;
 mod reconcile;
 mod room;
 mod routes;
@@ -18,6 +19,7 @@ pub(crate) mod testing;
 mod tests;
 
 pub use book::{BookError, Held, OrderBook};
+pub use halts::{halt_on, halted_slots};
 pub use protocol::Refusal;
 pub use reconcile::{ReconcileInput, RunningSlot, SlotAction, reconcile};
 pub use room::GrantedResources;

@@ -30,6 +30,14 @@ pub enum AgentError {
         /// Defect that was found.
         reason: String,
     },
+    /// The halts of the node cannot be read or trusted.
+    #[error("halts {}: {reason}", path.display())]
+    Halts {
+        /// Path of the file.
+        path: PathBuf,
+        /// Defect that was found.
+        reason: String,
+    },
     /// The recorded head of the history cannot be trusted.
     #[error("head of the history {}: its bytes are damaged", path.display())]
     Head {
@@ -70,7 +78,9 @@ impl AgentError {
     pub fn code(&self) -> ErrorCode {
         match self {
             Self::Genesis(error) => error.code(),
-            Self::File { .. } | Self::Orders { .. } | Self::Head { .. } => error_code::AGENT_STATE_UNUSABLE,
+            Self::File { .. } | Self::Orders { .. } | Self::Halts { .. } | Self::Head { .. } => {
+                error_code::AGENT_STATE_UNUSABLE
+            }
             Self::InUse { .. } => error_code::DIRECTORY_IN_USE,
             Self::Address { .. } | Self::Configuration(_) => error_code::REQUEST_INVALID,
             Self::Sandbox(error) => error.code(),
@@ -105,6 +115,11 @@ mod tests {
                 AgentError::Orders { path: path(), reason: "its bytes are damaged".into() },
                 error_code::AGENT_STATE_UNUSABLE,
                 "order book /var/lib/quorate/agent: its bytes are damaged",
+            ),
+            (
+                AgentError::Halts { path: path(), reason: "its bytes are damaged".into() },
+                error_code::AGENT_STATE_UNUSABLE,
+                "halts /var/lib/quorate/agent: its bytes are damaged",
             ),
             (
                 AgentError::Head { path: path() },

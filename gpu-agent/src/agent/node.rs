@@ -1,4 +1,4 @@
-//! State shared by all tasks of an agent: the node's identity, its lease, and the circle's state.
+//! State shared by all tasks of an agent: the node's identity, its leases, and the circle's state.
 
 use super::lease::Lease;
 use super::logs::LogQueue;
@@ -8,6 +8,8 @@ use crate::device::Device;
 use host::Clock;
 use human_chain::CircleState;
 use overlay::{Identity, PublicKey};
+use protocol::limits::SYNC_INTERVAL_MS;
+use protocol::manifest::ServiceManifest;
 use protocol::model::{
     Recipient, RecipientSignature, SignedComplaint, SignedWrap, WRAP_COMPLAINT_DOMAIN, WrapComplaint,
 };
@@ -15,9 +17,14 @@ use protocol::order::{SignedTicket, TICKET_DOMAIN, Ticket};
 use protocol::{Fence, NodeId, canonical};
 use sandbox::Launcher;
 use std::collections::BTreeMap;
+use std::future::Future;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::{Notify, watch};
+
+/// Interval at which the main loop renews the liveness lease: six renewals in each.
+pub(super) const RENEWAL_INTERVAL: Duration = Duration::from_millis(SYNC_INTERVAL_MS);
 
 /// State shared by all tasks of an agent.
 pub(super) struct Node {
@@ -31,6 +38,8 @@ pub(super) struct Node {
     pub(super) resources: OfferedResources,
     pub(super) logs: LogQueue,
     pub(super) lease: watch::Sender<Lease>,
+    /// Length of a liveness lease, and of the longest lease accepted from control, in milliseconds.
+    pub(super) lease_ms_max: u64,
     /// State of the circle, as verified and persisted.
     pub(super) circle: watch::Sender<Arc<CircleState>>,
     /// Notified when a change should be reported to control soon.
@@ -49,9 +58,28 @@ impl Node {
         endpoints.map(|gateway| (gateway.key, gateway.address.clone())).collect()
     }
 
-    /// Returns whether the node may act now.
-    pub(super) fn lease_holds(&self) -> bool {
-        self.lease.borrow().holds(&self.clock)
+    /// Returns whether the lease of control's last answer holds.
+    pub(super) fn hears_control(&self) -> bool {
+        self.clock.boot() < self.lease.borrow().granted_until()
+    }
+
+    /// Renews the liveness lease. Called by the main loop alone, so that nothing runs on if it hangs.
+    pub(super) fn renew_liveness(&self) {
+        self.lease.send_if_modified(|lease| lease.renew(self.clock.boot(), self.lease_ms_max));
+    }
+
+    /// Waits for `work` in the main loop, and keeps renewing the liveness lease while it waits: control may
+    /// be slow to answer.
+    pub(super) async fn while_renewing<T>(&self, work: impl Future<Output = T>) -> T {
+        let mut renewals = tokio::time::interval(RENEWAL_INTERVAL);
+        let mut work = std::pin::pin!(work);
+        loop {
+            tokio::select! {
+                biased;
+                done = &mut work => return done,
+                _ = renewals.tick() => self.renew_liveness(),
+            }
+        }
     }
 
     /// Signs a complaint: the wrap does not give this node the key of its model.
@@ -66,12 +94,11 @@ impl Node {
         SignedComplaint { complaint, signature: RecipientSignature::Node(signature) }
     }
 
-    /// Signs a ticket: this node states that `worker` serves a slot it holds. It expires with the node's
+    /// Signs a ticket: this node states that `worker` serves a slot it holds. It expires with the slot's
     /// lease.
     pub(super) fn ticket(
         &self,
-        key: &super::core::SlotKey,
-        fence: Fence,
+        (key, fence, service): (&super::core::SlotKey, Fence, &ServiceManifest),
         worker: PublicKey,
         gateway: PublicKey,
     ) -> SignedTicket {
@@ -83,8 +110,8 @@ impl Node {
             node: self.id(),
             worker,
             gateway,
-            expires_at: lease.expires_at(&self.clock),
-            lease_until_boottime_ms: lease.until,
+            expires_at: lease.expires_at(service, &self.clock),
+            lease_until_boottime_ms: lease.until(service),
         };
         let signature = self.identity.sign(TICKET_DOMAIN, &canonical::to_bytes(&ticket));
         SignedTicket { ticket, signature }

@@ -8,6 +8,7 @@ use std::fmt::Write;
 pub(super) struct Numbers {
     pub(super) slots: Vec<SlotReport>,
     pub(super) lease_remaining_ms: u64,
+    pub(super) control_silent_ms: u64,
     pub(super) governance_length: u64,
     pub(super) syncs: u64,
     pub(super) sync_failures: u64,
@@ -65,8 +66,14 @@ fn node_families(numbers: &Numbers) -> Vec<Family<'static>> {
         (
             "quorate_agent_lease_remaining_milliseconds",
             "gauge",
-            "Time until the node's lease ends",
+            "Time until the lease of control's last answer ends",
             numbers.lease_remaining_ms,
+        ),
+        (
+            "quorate_agent_control_silent_milliseconds",
+            "gauge",
+            "Time since control's last answer was asked for",
+            numbers.control_silent_ms,
         ),
         ("quorate_agent_governance_length", "gauge", "Bundles verified and kept", numbers.governance_length),
         ("quorate_agent_syncs_total", "counter", "Answers of control", numbers.syncs),
@@ -235,6 +242,7 @@ mod tests {
         };
         let numbers = Numbers {
             slots: vec![slot],
+            control_silent_ms: 1_500,
             models: vec![("00ff".into(), 1, 4096)],
             gateway: Some(GatewayNumbers { routes_version: 5, restarts: 0, workers: 2 }),
             ..Numbers::default()
@@ -252,6 +260,7 @@ mod tests {
             "quorate_agent_worker_requests_total{service=\"chat\",slot=\"3\"} 9",
             "quorate_agent_model_bytes{root=\"00ff\"} 4096",
             "quorate_agent_gateway_routes_version 5",
+            "quorate_agent_control_silent_milliseconds 1500",
         ] {
             assert!(text.contains(expected), "{expected}");
         }

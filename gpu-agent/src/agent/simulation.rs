@@ -3,8 +3,10 @@
 //! and an hour of the agent's life takes milliseconds.
 #![allow(clippy::unwrap_used)]
 
+mod autonomy;
 mod crashes;
 mod ending;
+mod halts;
 mod hostile;
 mod interleaving;
 mod pages;
@@ -30,12 +32,14 @@ use protocol::agent::{
 };
 use protocol::gateway::RouteTable;
 use protocol::governance::{Bundle, GatewayEndpoint, NodeRole};
+use protocol::halt::{HALTS_PAGE_MAX, HaltCursor, HaltsAnswer, HaltsRequest, SignedHalt};
 use protocol::limits::LEASE_MS;
-use protocol::manifest::Isolation;
+use protocol::manifest::{Isolation, ServiceManifest};
 use protocol::model::{ErasureCode, ModelFile, ModelManifest, ModelNonce, Segment};
 use protocol::order::SignedOrder;
 use protocol::{BootTime, Digest, Fence, Millis, ModelRoot, NodeId, SlotIndex, canonical};
 use sandbox::Start;
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -58,8 +62,12 @@ struct SimulatedControl {
     world: TestCircle,
     /// Bundles sent in place of those of the chain.
     forged: Vec<Bundle>,
-    /// No replies: a call waits until the agent gives up.
+    /// No replies: a call waits until the agent gives up. Halts are answered nevertheless, without a leader.
     silent: bool,
+    /// Replicas that are dead, by index: a connection to them breaks.
+    dead: BTreeSet<usize>,
+    /// Halts that each replica has.
+    halts: Vec<Vec<SignedHalt>>,
     /// Most bundles in one reply.
     page: usize,
     desired: Desired,
@@ -87,7 +95,8 @@ struct Stage {
     device: Simulated,
     script: Arc<Mutex<SimulatedControl>>,
     news: Arc<Notify>,
-    calls: mpsc::Sender<ControlCall>,
+    /// Queue of calls of each control replica.
+    calls: Vec<mpsc::Sender<ControlCall>>,
     model: ModelInHand,
     bundle: Bundle,
 }
@@ -156,13 +165,39 @@ impl Stage {
     /// Creates a circle that has deployed a service of two slots. Its model's bytes are present; there is no
     /// gateway.
     fn new() -> Self {
-        let stage = Self::with_gateway(None);
+        Self::with_replicas(1)
+    }
+
+    /// Creates the same with as many control replicas. They share a state, and halts are each one's own.
+    fn with_replicas(replicas: usize) -> Self {
+        let stage = Self::prepared(None, replicas);
+        stage.model.complete();
+        stage
+    }
+
+    /// Creates the same with a changed manifest.
+    fn of(change: impl FnOnce(&mut ServiceManifest)) -> Self {
+        Self::of_replicas(1, change)
+    }
+
+    /// Creates the same with as many control replicas in the genesis; the queue of one is there.
+    fn of_replicas(replicas: usize, change: impl FnOnce(&mut ServiceManifest)) -> Self {
+        let mut stage = Self::with(None, replicas, change);
+        stage.calls.truncate(1);
         stage.model.complete();
         stage
     }
 
     /// Creates the same with a gateway at an address, and a model without any byte present.
     fn with_gateway(gateway: Option<String>) -> Self {
+        Self::prepared(gateway, 1)
+    }
+
+    fn prepared(gateway: Option<String>, replicas: usize) -> Self {
+        Self::with(gateway, replicas, |_| {})
+    }
+
+    fn with(gateway: Option<String>, replicas: usize, change: impl FnOnce(&mut ServiceManifest)) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let encryption = EncryptionSecret::create(&directory.path().join("encryption.key")).unwrap();
         let mut node = admission("node-1", &Identity::from_seed(&NODE), encryption.public().clone());
@@ -173,13 +208,17 @@ impl Stage {
         node.roles.extend(node.gateway.is_some().then_some(NodeRole::Gateway));
         let node = claimed_by(&Identity::from_seed(&NODE), node);
         let clock = Clock::of_runtime(BootTime(1_000_000), BEGAN);
-        let mut world = TestCircle::new(vec![node], &["127.0.0.1:1".into()], BEGAN);
-        let root = ModelRoot(Digest::of(b"model"));
-        let bundle = world.deploy(&service("chat", root, 300));
+        let addresses: Vec<String> = (1..=replicas).map(|port| format!("127.0.0.1:{port}")).collect();
+        let mut world = TestCircle::new(vec![node], &addresses, BEGAN);
+        let mut manifest = service("chat", ModelRoot(Digest::of(b"model")), 300);
+        change(&mut manifest);
+        let bundle = world.deploy(&manifest);
         let script = Arc::new(Mutex::new(SimulatedControl {
             world,
             forged: vec![],
             silent: false,
+            dead: BTreeSet::new(),
+            halts: vec![vec![]; replicas],
             page: 3,
             desired: Desired { assignments: vec![], routes: None },
             last: None,
@@ -189,11 +228,15 @@ impl Stage {
             lines_again: 0,
             reports: vec![],
         }));
-        let (calls, queue) = mpsc::channel(16);
         let news = Arc::new(Notify::new());
         let control_clock = Clock::of_runtime(BootTime(0), BEGAN);
         let clocks = [control_clock.clone(), clock.clone()];
-        tokio::spawn(answer_all(queue, script.clone(), news.clone(), clocks));
+        let serve = |replica| {
+            let (calls, queue) = mpsc::channel(16);
+            tokio::spawn(answer_all(queue, replica, script.clone(), news.clone(), clocks.clone()));
+            calls
+        };
+        let calls = (0..replicas).map(serve).collect();
         let launcher = SimulatedLauncher::new(clock.clone(), Isolation::SameUid, |_| Behaviour::default());
         let device = "4xH100".parse().unwrap();
         let model = ModelInHand::new(tiny());
@@ -234,7 +277,7 @@ impl Stage {
             launcher: self.launcher.clone(),
             clock: self.clock.clone(),
             lease_ms_max: LEASE_MS,
-            control: ControlLink::InProcess(vec![self.calls.clone()]),
+            control: ControlLink::InProcess(self.calls.clone()),
             metrics: None,
         }
     }
@@ -325,23 +368,31 @@ fn always(behaviour: Behaviour) -> impl Fn(&Start) -> Behaviour + Send + Sync + 
 
 async fn answer_all(
     mut queue: mpsc::Receiver<ControlCall>,
+    replica: usize,
     script: Arc<Mutex<SimulatedControl>>,
     news: Arc<Notify>,
     clocks: [Clock; 2],
 ) {
     while let Some(call) = queue.recv().await {
-        tokio::spawn(answer(call, script.clone(), news.clone(), clocks.clone()));
+        tokio::spawn(answer(call, replica, script.clone(), news.clone(), clocks.clone()));
     }
 }
 
 /// Answers one call in the role of control.
 async fn answer(
     call: ControlCall,
+    replica: usize,
     script: Arc<Mutex<SimulatedControl>>,
     news: Arc<Notify>,
     [clock, node_clock]: [Clock; 2],
 ) {
     assert_eq!(call.node, node_id());
+    if script.lock().unwrap().dead.contains(&replica) {
+        return;
+    }
+    if call.path.ends_with("halts") {
+        return answer_halts(call, replica, script, news).await;
+    }
     if call.path.ends_with("clock") && !script.lock().unwrap().silent {
         let answer = canonical::to_bytes(&ClockReading { now: clock.wall() });
         let _ = call.answer.send(Response::new(Bytes::from(answer)));
@@ -375,6 +426,34 @@ async fn answer(
             *response.status_mut() = StatusCode::OK;
             // An agent that has died since needs no answer.
             let _ = call.answer.send(response);
+            return;
+        }
+    }
+}
+
+/// Incarnation of every simulated replica.
+const REPLICA_BOOT: u64 = 7;
+
+/// Answers a request for halts as soon as the replica has one, or when the wait is over.
+async fn answer_halts(
+    call: ControlCall,
+    replica: usize,
+    script: Arc<Mutex<SimulatedControl>>,
+    news: Arc<Notify>,
+) {
+    let request: HaltsRequest = canonical::from_bytes(&call.body, call.body.len()).unwrap();
+    let known = if request.after.boot == REPLICA_BOOT { request.after.number } else { 0 };
+    let deadline = tokio::time::Instant::now() + Duration::from_millis(u64::from(request.wait_ms));
+    loop {
+        let changed = news.notified();
+        let halts: Vec<SignedHalt> = {
+            let script = script.lock().unwrap();
+            script.halts[replica].iter().skip(known as usize).take(HALTS_PAGE_MAX).cloned().collect()
+        };
+        if !halts.is_empty() || tokio::time::timeout_at(deadline, changed).await.is_err() {
+            let last = HaltCursor { boot: REPLICA_BOOT, number: known + halts.len() as u64 };
+            let answer = canonical::to_bytes(&HaltsAnswer { last, halts });
+            let _ = call.answer.send(Response::new(Bytes::from(answer)));
             return;
         }
     }

@@ -43,6 +43,8 @@ pub(super) enum SlotCommand {
         /// In milliseconds.
         grace_ms: u64,
     },
+    /// End now, without any grace: a member has halted the slot.
+    Kill,
 }
 
 /// The agent's handle of a slot.
@@ -50,6 +52,8 @@ pub(super) enum SlotCommand {
 pub(super) struct SlotHandle {
     pub(super) fence: Fence,
     pub(super) status: SharedStatus,
+    /// True once the slot drains because control no longer names its order.
+    pub(super) gives_way: bool,
     command: watch::Sender<SlotCommand>,
     source: watch::Sender<Option<ModelSource>>,
 }
@@ -101,7 +105,7 @@ pub(super) struct SlotTask {
 enum ServingOutcome {
     /// The worker ended as commanded.
     Stopped,
-    /// Control did not renew the lease.
+    /// Its lease ended: control was silent for longer than the order's autonomy, or the agent did not renew.
     Lapsed,
     /// The worker did not start, or died.
     Failed(Refusal),
@@ -119,7 +123,8 @@ pub(super) fn spawn(
     let (command, command_receiver) = watch::channel(SlotCommand::Serve);
     let (source, source_receiver) = watch::channel(source);
     let status = SharedStatus::default();
-    let handle = SlotHandle { fence: order.fence, status: status.clone(), command, source };
+    let (fence, gives_way) = (order.fence, false);
+    let handle = SlotHandle { fence, status: status.clone(), gives_way, command, source };
     let key = SlotKey::of(&order);
     let slot =
         SlotTask { node, key, order, grant, command: command_receiver, source: source_receiver, status };
@@ -135,7 +140,8 @@ impl SlotTask {
             match self.attempt(adopted.take()).await {
                 ServingOutcome::Stopped => break,
                 ServingOutcome::Lapsed => {
-                    let detail = format!("{}: control did not renew the lease", error_code::LEASE_LAPSED);
+                    let why = "control was silent for longer than the autonomy of its order";
+                    let detail = format!("{}: {why}", error_code::LEASE_LAPSED);
                     self.enter(SlotState::Failed, detail);
                 }
                 ServingOutcome::Failed(refusal) => {
@@ -191,7 +197,7 @@ impl SlotTask {
     fn clone_for_waiting(&self) -> launch::PendingLaunch {
         launch::PendingLaunch {
             node: self.node.clone(),
-            root: self.grant.get().service.model.root,
+            service: self.grant.get().service.clone(),
             leases: self.node.lease.subscribe(),
             source: self.source.clone(),
         }
@@ -232,6 +238,7 @@ mod tests {
         SlotHandle {
             fence: Fence::new(1, 1),
             status: SharedStatus::default(),
+            gives_way: false,
             command: watch::Sender::new(SlotCommand::Serve),
             source: watch::Sender::new(None),
         }
@@ -250,6 +257,11 @@ mod tests {
             (soon, SlotCommand::Drain, false),
             (soon, at_once, false),
             (at_once, soon, false),
+            (SlotCommand::Serve, SlotCommand::Kill, true),
+            (soon, SlotCommand::Kill, true),
+            (at_once, SlotCommand::Kill, true),
+            (SlotCommand::Kill, soon, false),
+            (SlotCommand::Kill, SlotCommand::Kill, false),
         ] {
             let slot = handle();
             slot.command.send_replace(before);

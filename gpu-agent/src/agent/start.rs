@@ -4,9 +4,11 @@ use super::actor::{AgentActor, Incarnation};
 use super::chain::Chain;
 use super::config::AgentConfig;
 use super::control_client::AgentControlClient;
-use super::core::{OrderBook, SlotKey, TrustedTime};
+use super::core::{OrderBook, SlotKey, TrustedTime, halt_on};
 use super::error::AgentError;
 use super::gateway::{self, GatewayStatus};
+use super::halts::HaltFile;
+use super::last_answer::LastAnswerFile;
 use super::lease::Lease;
 use super::logs::LogQueue;
 use super::models::Models;
@@ -34,7 +36,7 @@ use tokio::task::JoinSet;
 /// Open files besides the connections of listeners. These are a dozen for each worker, files and connections
 /// of model loads, the stores, the admin socket and the chain.
 const OTHER_FILES: usize = 1024;
-/// Maximum number of an operator's orders that wait for a verdict.
+/// Maximum number of an operator's orders and halts that wait for a verdict.
 const INJECTED_MAX: usize = 8;
 
 /// Runs a node's agent until `shutdown`; then it ends its slots in an orderly way, and its gateway. Needs a
@@ -63,7 +65,11 @@ impl Prepared {
         let chain = Chain::open(directory.join("chain"), config.genesis.clone(), config.circle)?;
         let id = NodeId(config.identity.public_key());
         let (orders, book) = OrderFile::open(directory.join("orders"), &chain, id)?;
+        let halts = HaltFile::open(directory.join("halts"), config.circle)?;
         let (clock, replicas) = (config.clock, chain.state().control());
+        let path = directory.join("last-answer");
+        let (last_answer, predecessor) = LastAnswerFile::open(path, config.circle, id, &clock);
+        let heard_at = predecessor.as_ref().map(|answer| answer.heard_at);
         let control = AgentControlClient::new(config.control, &config.identity, replicas, clock.clone())?;
         let (circle, circles) = watch::channel(Arc::new(chain.state().clone()));
         let name = config.admission.name.clone();
@@ -78,11 +84,13 @@ impl Prepared {
             models: Models::new(context, config.encryption, circle.subscribe()),
             resources: OfferedResources::new(config.resources),
             logs: LogQueue::default(),
-            lease: watch::Sender::new(Lease::default()),
+            lease: watch::Sender::new(Lease::resumed(heard_at)),
+            lease_ms_max: config.lease_ms_max,
             circle,
             news: Notify::new(),
         });
-        let adopted = find_sandboxes(&node, &book).await?;
+        let halted = |key: &SlotKey| halt_on(halts.book(), chain.state(), id, &key.service).is_some();
+        let adopted = find_sandboxes(&node, &book, halted).await?;
         let services = Services {
             storage: config.storage,
             gateway: config.gateway,
@@ -98,9 +106,10 @@ impl Prepared {
             chain,
             orders,
             book,
+            halts,
             admission: config.admission,
             circle: config.circle,
-            lease_ms_max: config.lease_ms_max,
+            last_answer,
             incarnation: Incarnation(u64::from_le_bytes(random_bytes())),
             slots: BTreeMap::new(),
             tasks: JoinSet::new(),
@@ -108,7 +117,7 @@ impl Prepared {
             gateway: services.gateway.is_some().then(|| services.status.clone()),
             numbers: services.numbers.clone(),
             node: node.clone(),
-            state: super::actor::Volatile::default(),
+            state: super::actor::Volatile::after(predecessor.map(|answer| answer.desired)),
         };
         for (key, running) in adopted {
             actor.start_slot(key, Some(running));
@@ -158,13 +167,14 @@ fn lock(directory: &Path) -> Result<DirectoryLock, AgentError> {
     lock.ok_or_else(|| AgentError::InUse { path: directory.to_path_buf() })
 }
 
-/// Returns sandboxes of a previous agent that can be adopted: their order is held, and their weights are
-/// complete. All others are ended, and leftovers of dead ones are removed.
+/// Returns sandboxes of a previous agent that can be adopted: their order is held, no halt covers them, and
+/// their weights are complete. All others are ended, and leftovers of dead ones are removed.
 async fn find_sandboxes(
     node: &Node,
     book: &OrderBook,
+    halted: impl Fn(&SlotKey) -> bool,
 ) -> Result<Vec<(SlotKey, Arc<dyn Running>)>, AgentError> {
-    let held = book.all_held().filter(|(_, held)| !held.order.released);
+    let held = book.all_held().filter(|(key, held)| !held.order.released && !halted(key));
     let names: BTreeMap<String, SlotKey> = held
         .map(|(key, held)| (slot::sandbox_name(key, held.order.signed.order.fence), key.clone()))
         .collect();
@@ -174,7 +184,10 @@ async fn find_sandboxes(
             Some(key) if running.is_complete() => adopted.push((key.clone(), running)),
             _ => {
                 let name = running.name().to_string();
-                tracing::info!(sandbox = name, "ending sandbox: order no longer held, or weights incomplete");
+                tracing::info!(
+                    sandbox = name,
+                    "ending sandbox: order no longer held, halted, or weights incomplete"
+                );
                 if let Err(error) = running.remove().await {
                     tracing::error!(
                         sandbox = name,
@@ -204,7 +217,7 @@ impl Services {
         self,
         node: &Arc<Node>,
         directory: &Path,
-        injected: mpsc::Sender<admin::InjectedOrder>,
+        injected: mpsc::Sender<admin::InjectedRequest>,
         stop: &CancellationToken,
     ) -> Result<JoinSet<Result<(), AgentError>>, AgentError> {
         let limits = [ShardService::limits(), Limits::of_operations()];
@@ -243,7 +256,7 @@ fn metrics_router(numbers: Arc<Mutex<Numbers>>, node: Arc<Node>) -> Router {
         async move { prometheus::render(&numbers.lock().unwrap_or_else(PoisonError::into_inner)) }
     };
     let ready = move || {
-        let holds = node.lease_holds();
+        let holds = node.hears_control();
         async move { if holds { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE } }
     };
     Router::new()

@@ -88,7 +88,7 @@ impl SharedStatus {
     /// Returns the slot's input to a reconciliation.
     pub(super) fn running(&self, fence: Fence) -> RunningSlot {
         let since = self.lock().draining_since;
-        RunningSlot { fence, draining_since: since.map(|(_, boot)| boot) }
+        RunningSlot { fence, draining_since: since.map(|(_, boot)| boot), gives_way: false }
     }
 }
 
@@ -182,7 +182,7 @@ mod tests {
         let status = SharedStatus::default();
         assert_eq!(
             status.running(Fence::new(1, 7)),
-            RunningSlot { fence: Fence::new(1, 7), draining_since: None }
+            RunningSlot { fence: Fence::new(1, 7), draining_since: None, gives_way: false }
         );
         status.lock().draining_since = Some((Millis(3), BootTime(5)));
         assert_eq!(status.clone().running(Fence::new(1, 7)).draining_since, Some(BootTime(5)));

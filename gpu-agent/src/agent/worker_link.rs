@@ -12,6 +12,8 @@ use futures::stream::FuturesUnordered;
 use overlay::PublicKey;
 use overlay::descriptors::{FrameError, FrameReceiver, FrameSender, channel};
 use protocol::Fence;
+use protocol::manifest::ServiceManifest;
+use protocol::order::SignedTicket;
 use protocol::worker::{FromWorker, ToWorker, WorkerState};
 use sandbox::InputPacer;
 use sandbox::Running;
@@ -56,6 +58,8 @@ pub(super) struct About<'a> {
     pub(super) node: &'a Node,
     pub(super) key: &'a SlotKey,
     pub(super) fence: Fence,
+    /// Manifest of the slot's service, which bounds its lease.
+    pub(super) service: &'a ServiceManifest,
 }
 
 /// Serves the connection for as long as it is polled. `status` receives the worker's state; `drain` becomes
@@ -190,7 +194,8 @@ impl Talk<'_> {
 
     /// Dials the gateways that are due. Without a lease there is no ticket to present.
     fn dial_due(&mut self) {
-        if !self.about.node.lease_holds() {
+        let About { node, service, .. } = self.about;
+        if !node.lease.borrow().holds(service, &node.clock) {
             return;
         }
         let now = Instant::now();
@@ -218,10 +223,10 @@ impl Talk<'_> {
         gateway: PublicKey,
         dialled: io::Result<TcpStream>,
     ) -> Result<(), FrameError> {
+        let ticket = self.ticket(gateway);
         let Some(link) = self.links.get_mut(&gateway) else { return Ok(()) };
         match dialled {
             Ok(tcp) => {
-                let ticket = self.about.node.ticket(self.about.key, self.about.fence, self.worker, gateway);
                 sender.send(&ToWorker::Connection { gateway, ticket }, &[tcp.as_fd()]).await?;
                 link.state = LinkState::Connected(Instant::now());
             }
@@ -234,10 +239,15 @@ impl Talk<'_> {
         Ok(())
     }
 
+    fn ticket(&self, gateway: PublicKey) -> SignedTicket {
+        let About { node, key, fence, service } = self.about;
+        node.ticket((key, fence, service), self.worker, gateway)
+    }
+
     async fn renew_tickets(&mut self, sender: &mut FrameSender) -> Result<(), FrameError> {
         for (gateway, link) in &self.links {
             if matches!(link.state, LinkState::Connected(_)) {
-                let ticket = self.about.node.ticket(self.about.key, self.about.fence, self.worker, *gateway);
+                let ticket = self.ticket(*gateway);
                 sender.send(&ToWorker::Ticket(ticket), &[]).await?;
             }
         }

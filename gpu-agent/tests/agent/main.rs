@@ -10,5 +10,6 @@ mod node;
 mod program;
 
 mod following;
+mod halts;
 mod services;
 mod serving;

@@ -14,6 +14,7 @@ use model_store::{
 use overlay::{CancellationToken, Identity};
 use protocol::agent::{Assignment, Desired};
 use protocol::governance::{Bundle, GatewayEndpoint, NodeRole};
+use protocol::manifest::ServiceManifest;
 use protocol::model::{ErasureCode, ModelRecord, Recipient, SignedWrap, StoreReference};
 use protocol::order::{SignedOrder, SignedTicket};
 use protocol::{Digest, Millis, NodeId, SlotIndex, canonical};
@@ -157,7 +158,12 @@ impl Bench {
 
     /// Makes the circle deploy a service of the imported model.
     pub fn deploy(&self, name: &str) -> Bundle {
-        let manifest = service(name, self.model.root, 4);
+        self.deploy_with(name, |_| {})
+    }
+
+    pub fn deploy_with(&self, name: &str, change: impl FnOnce(&mut ServiceManifest)) -> Bundle {
+        let mut manifest = service(name, self.model.root, 4);
+        change(&mut manifest);
         let mut bundle = None;
         self.control.say(|script| bundle = Some(script.world.deploy(&manifest)));
         bundle.unwrap()

@@ -77,7 +77,9 @@ async fn what_control_stops_vouching_for_ends_and_comes_back_with_control() {
     // more lapse, and the result is the same.
     bench.control.say(|script| script.lease_ms = LEASE_MS);
     let agent = bench.start();
-    let bundle = bench.deploy("chat");
+    let bundle = bench.deploy_with("chat", |manifest| {
+        (manifest.exclusive, manifest.autonomy_seconds) = (true, LEASE_MS / 1000);
+    });
     bench.want(&bundle, vec![bench.order(&bundle, 0, 1)], &[]);
     let (_connection, before) = bench.worker().await;
     bench.control.until_slot("ready", in_state(SlotState::Ready, 0, 1)).await;

@@ -4,6 +4,7 @@
 //!
 //! A request's `user` field scripts its worker's behaviour (see [`Act`]).
 
+mod autonomy;
 mod memory;
 mod parsing;
 mod suspects;

@@ -18,7 +18,7 @@ fn order(fence: u64) -> HandOrder {
 /// A served socket, and the queue of the orders submitted to it.
 struct AdminServer {
     directory: tempfile::TempDir,
-    injected: mpsc::Receiver<InjectedOrder>,
+    injected: mpsc::Receiver<InjectedRequest>,
     shutdown: CancellationToken,
 }
 
@@ -44,9 +44,11 @@ async fn closed(stream: &mut UnixStream) {
 
 #[test]
 fn a_decision_carries_the_code_of_the_refusal() {
-    let accepted = decision(Ok(()));
+    let accepted = decision_on_order(Ok(()));
     assert!(accepted.accepted && accepted.code.is_none());
-    let refused = decision(Err(Refusal::new(error_code::ORDER_REPLAYED, "fence 3 is old")));
+    let taken = decision_on_halt(Ok(()));
+    assert!(taken.accepted && taken.message != accepted.message, "{}", taken.message);
+    let refused = decision_on_order(Err(Refusal::new(error_code::ORDER_REPLAYED, "fence 3 is old")));
     assert_eq!((refused.accepted, refused.code), (false, Some(error_code::ORDER_REPLAYED)));
     assert_eq!(refused.message, "fence 3 is old");
 }
@@ -71,15 +73,30 @@ async fn orders_are_passed_on_and_their_decisions_returned() {
     for fence in [1, 2] {
         let submitted = order(fence);
         let (answer, passed) = tokio::join!(hand_order(server.directory.path(), &submitted), async {
-            let InjectedOrder { order, decision } = server.injected.recv().await.unwrap();
+            let InjectedRequest { request, decision } = server.injected.recv().await.unwrap();
+            let AdminRequest::Order(order) = request else { panic!("an order was handed over") };
             let refusal = Refusal::new(error_code::NODE_UNFIT, order.order.order.fence.to_string());
-            decision.send(super::decision(Err(refusal))).unwrap();
-            order
+            decision.send(decision_on_order(Err(refusal))).unwrap();
+            *order
         });
         assert_eq!(passed, submitted);
         let answer = answer.unwrap();
         assert_eq!((answer.code, answer.message), (Some(error_code::NODE_UNFIT), format!("1.{fence}")));
     }
+}
+
+#[tokio::test]
+async fn a_halt_is_passed_on_whole() {
+    let mut server = AdminServer::start();
+    let world = TestCircle::new(vec![], &["127.0.0.1:1".into()], NOW);
+    let halt = world.halt(0, protocol::halt::HaltScope::Circle, 1);
+    let (answer, passed) = tokio::join!(hand_halt(server.directory.path(), &halt), async {
+        let InjectedRequest { request, decision } = server.injected.recv().await.unwrap();
+        decision.send(decision_on_halt(Ok(()))).unwrap();
+        request
+    });
+    assert_eq!(passed, AdminRequest::Halt(Box::new(halt)));
+    assert!(answer.unwrap().accepted);
 }
 
 #[tokio::test]
@@ -108,9 +125,9 @@ async fn one_connection_too_many_is_closed_and_the_others_stay() {
     // Each of the others is still served.
     for stream in streams {
         let (mut sender, mut receiver) = channel(stream);
-        sender.send(&order(1), &[]).await.unwrap();
-        let InjectedOrder { decision, .. } = server.injected.recv().await.unwrap();
-        decision.send(super::decision(Ok(()))).unwrap();
+        sender.send(&AdminRequest::Order(Box::new(order(1))), &[]).await.unwrap();
+        let InjectedRequest { decision, .. } = server.injected.recv().await.unwrap();
+        decision.send(decision_on_order(Ok(()))).unwrap();
         let (verdict, _) = receiver.receive::<Verdict>().await.unwrap().unwrap();
         assert!(verdict.accepted);
     }

@@ -4,7 +4,7 @@
 use super::*;
 use crate::agent::core::testing::{NOW, TestCircle, service};
 use protocol::ModelRoot;
-use protocol::governance::Change;
+use protocol::governance::{Change, Policy};
 
 /// A circle and the directory of a node's copy of its chain.
 struct ChainDirectory {
@@ -44,11 +44,11 @@ impl ChainDirectory {
 fn appended_bundles_are_there_after_a_restart() {
     let mut node = ChainDirectory::new();
     let bundles = node.deploy(3);
-    assert_eq!(node.open().append(bundles[..2].to_vec()).unwrap(), 2);
+    assert_eq!(node.open().append(bundles[..2].to_vec(), NOW).unwrap(), 2);
     let mut chain = node.open();
     assert_eq!((chain.state().length(), chain.bundles()), (2, &bundles[..2]));
-    assert_eq!(chain.append(vec![]).unwrap(), 0);
-    assert_eq!(chain.append(bundles[2..].to_vec()).unwrap(), 1);
+    assert_eq!(chain.append(vec![], NOW).unwrap(), 0);
+    assert_eq!(chain.append(bundles[2..].to_vec(), NOW).unwrap(), 1);
     let again = node.open();
     assert_eq!(again.state(), &node.world.state);
     assert_eq!(again.bundles(), bundles);
@@ -78,7 +78,7 @@ fn bundles_before_a_refused_one_count_and_the_others_do_not() {
         let mut bundles = node.deploy(3);
         edit(&mut bundles[1]);
         let mut chain = node.open();
-        let refused = chain.append(bundles.clone()).expect_err("the second is refused");
+        let refused = chain.append(bundles.clone(), NOW).expect_err("the second is refused");
         assert_eq!((refused.refusal.code, refused.certificate), (code, bundles[1].certificate.digest()));
         assert_eq!(chain.state().length(), 1, "{code}");
         assert_eq!(node.files(), ["0000000001", "head"], "{code}");
@@ -90,7 +90,7 @@ fn a_damaged_file_ends_the_chain_which_is_then_fetched_again() {
     let mut node = ChainDirectory::new();
     let bundles = node.deploy(3);
     let mut chain = node.open();
-    chain.append(bundles.clone()).unwrap();
+    chain.append(bundles.clone(), NOW).unwrap();
     chain.complete_at(NOW);
     for content in [&b"garbage"[..], b"", &canonical::to_bytes(&bundles[2])] {
         fs::write(node.path().join("0000000002"), content).unwrap();
@@ -98,7 +98,7 @@ fn a_damaged_file_ends_the_chain_which_is_then_fetched_again() {
         assert_eq!(chain.state().length(), 1);
         assert_eq!(node.files(), ["0000000001", "head", "synced"], "later files go too");
         assert_eq!(chain.check_whole().unwrap_err().code, error_code::HISTORY_SHORTER);
-        assert_eq!(chain.append(bundles[1..].to_vec()).unwrap(), 2, "old bundles are not late");
+        assert_eq!(chain.append(bundles[1..].to_vec(), NOW).unwrap(), 2, "old bundles are not late");
         assert_eq!(chain.check_whole(), Ok(()));
         assert_eq!(node.open().state(), &node.world.state);
     }
@@ -131,7 +131,7 @@ fn a_damaged_chain_comes_back_neither_shorter_nor_forked() {
     let damaged = |keep_head: bool| {
         let mut node = ChainDirectory::new();
         let bundles = node.deploy(3);
-        node.open().append(bundles.clone()).unwrap();
+        node.open().append(bundles.clone(), NOW).unwrap();
         fs::write(node.path().join("0000000002"), b"garbage").unwrap();
         if !keep_head {
             fs::remove_file(node.path().join(HEAD)).unwrap();
@@ -140,36 +140,36 @@ fn a_damaged_chain_comes_back_neither_shorter_nor_forked() {
         (node, chain, bundles)
     };
     let (_node, mut chain, bundles) = damaged(true);
-    chain.append(bundles[1..2].to_vec()).unwrap();
+    chain.append(bundles[1..2].to_vec(), NOW).unwrap();
     assert_eq!(chain.check_whole().unwrap_err().code, error_code::HISTORY_SHORTER);
     let (node, mut chain, bundles) = damaged(true);
-    let refused = chain.append(forked(&node.world, &bundles[0], 3)[1..].to_vec()).expect_err("a fork");
+    let refused = chain.append(forked(&node.world, &bundles[0], 3)[1..].to_vec(), NOW).expect_err("a fork");
     assert_eq!(refused.refusal.code, error_code::HISTORY_FORKED);
     assert_eq!((chain.state().length(), chain.admitted().len()), (0, 0), "none of it can be trusted");
     assert_eq!(node.files(), ["head"]);
     assert_eq!(chain.check_whole().unwrap_err().code, error_code::HISTORY_SHORTER);
-    assert_eq!(chain.append(bundles).unwrap(), 3);
+    assert_eq!(chain.append(bundles, NOW).unwrap(), 3);
     assert_eq!((chain.check_whole(), chain.state()), (Ok(()), &node.world.state));
 
     let (_node, mut chain, bundles) = damaged(false);
-    chain.append(bundles[1..2].to_vec()).unwrap();
+    chain.append(bundles[1..2].to_vec(), NOW).unwrap();
     assert_eq!(chain.check_whole(), Ok(()));
     let (node, mut chain, bundles) = damaged(false);
     let fork = forked(&node.world, &bundles[0], 3)[1..].to_vec();
-    assert_eq!((chain.append(fork).unwrap(), chain.check_whole()), (2, Ok(())));
+    assert_eq!((chain.append(fork, NOW).unwrap(), chain.check_whole()), (2, Ok(())));
 }
 
 #[test]
 fn a_chain_that_is_not_the_one_it_was_is_fetched_again() {
     let mut node = ChainDirectory::new();
     let bundles = node.deploy(3);
-    node.open().append(bundles.clone()).unwrap();
+    node.open().append(bundles.clone(), NOW).unwrap();
     for (number, bundle) in forked(&node.world, &bundles[0], 4).iter().enumerate() {
         fs::write(node.path().join(format!("{:010}", number + 1)), canonical::to_bytes(bundle)).unwrap();
     }
     let mut chain = node.open();
     assert_eq!((chain.state().length(), node.files()), (0, vec!["head".to_string()]));
-    assert_eq!(chain.append(bundles).unwrap(), 3);
+    assert_eq!(chain.append(bundles, NOW).unwrap(), 3);
     assert_eq!(node.open().check_whole(), Ok(()));
 }
 
@@ -177,7 +177,7 @@ fn a_chain_that_is_not_the_one_it_was_is_fetched_again() {
 fn a_damaged_head_stops_the_agent() {
     let mut node = ChainDirectory::new();
     let bundles = node.deploy(1);
-    node.open().append(bundles).unwrap();
+    node.open().append(bundles, NOW).unwrap();
     let path = node.path().join(HEAD);
     let whole = fs::read(&path).unwrap();
     for bytes in [&b""[..], b"short", &whole[..whole.len() - 1], &[&[whole[0] ^ 1][..], &whole[1..]].concat()]
@@ -199,7 +199,7 @@ fn a_bundle_that_expired_before_a_complete_sync_is_refused() {
     chain.complete_at(expired);
     // The time survives a restart, and so does the refusal.
     for mut chain in [chain, node.open()] {
-        let refused = chain.append(bundles.clone()).expect_err("withheld until it expired");
+        let refused = chain.append(bundles.clone(), NOW).expect_err("withheld until it expired");
         assert_eq!(refused.refusal.code, error_code::PROPOSAL_EXPIRED);
     }
 }
@@ -220,10 +220,34 @@ fn what_expired_before_the_circle_last_signed_is_refused() {
         node.world.now = expires.plus(later_ms);
         node.deploy(1);
         let mut chain = node.open();
-        chain.append(node.world.bundles.clone()).unwrap();
-        let refused = chain.append(vec![withheld.clone()]).err();
+        chain.append(node.world.bundles.clone(), NOW).unwrap();
+        let refused = chain.append(vec![withheld.clone()], NOW).err();
         assert_eq!(refused.map(|refused| refused.refusal.code), expected, "{later_ms}");
     }
+}
+
+/// The attack: control hands a change of members on before its waiting time is over, when no veto could have
+/// come. The positive control is a circle without a waiting time, and the node's own disk.
+#[test]
+fn attack_control_is_in_a_hurry_with_a_change_of_members() {
+    const DAY_MS: u64 = 24 * 3600 * 1000;
+    let change = |world: &TestCircle, veto_seconds| {
+        let members = world.state.members().cloned().collect();
+        let policy = Policy { veto_seconds, ..world.state.policy().clone() };
+        Change::SetMembers { members, policy, proofs: [].into() }
+    };
+    let mut node = ChainDirectory::new();
+    let hasty = node.world.decide(change(&node.world, 24 * 3600));
+    let waits = node.world.decide(change(&node.world, 0));
+    let mut chain = node.open();
+    assert_eq!(chain.append(vec![hasty], NOW).unwrap(), 1, "the first change had no waiting time");
+    for now in [NOW, NOW.plus(DAY_MS - CLOCK_GRACE_MS - 1)] {
+        let refused = chain.append(vec![waits.clone()], now).expect_err("too soon");
+        assert_eq!(refused.refusal.code, error_code::CHANGE_WAITS);
+        assert_eq!((chain.state().epoch().0, chain.state().length()), (2, 1));
+    }
+    assert_eq!(chain.append(vec![waits], NOW.plus(DAY_MS)).unwrap(), 1);
+    assert_eq!(node.open().state(), &node.world.state, "a replay from disk asks no clock");
 }
 
 /// The attack: one reading of a clock ten years ahead is recorded, and the clock is right again. The positive
@@ -235,11 +259,11 @@ fn one_wrong_reading_of_a_clock_does_not_last() {
     let wrong = NOW.plus(10 * 365 * 24 * 3600 * 1000);
     node.open().complete_at(wrong);
     let mut chain = node.open();
-    let refused = chain.append(bundles.clone()).expect_err("before it is discarded");
+    let refused = chain.append(bundles.clone(), NOW).expect_err("before it is discarded");
     assert_eq!(refused.refusal.code, error_code::PROPOSAL_EXPIRED);
     chain.discard_later_than(NOW);
     assert_eq!(read_synced(&node.path().join(SYNCED)), Millis(0), "durably");
-    assert_eq!(chain.append(bundles).unwrap(), 1);
+    assert_eq!(chain.append(bundles, NOW).unwrap(), 1);
     // A time that is right stays.
     chain.complete_at(NOW);
     for now in [NOW, Millis(NOW.0 - CLOCK_GRACE_MS), NOW.plus(1)] {
@@ -285,9 +309,9 @@ fn a_bundle_that_cannot_be_written_does_not_count() {
     let bundles = node.deploy(1);
     let mut chain = node.open();
     fs::create_dir(node.path().join("0000000001.new")).unwrap();
-    let refused = chain.append(bundles.clone()).expect_err("no space to write it");
+    let refused = chain.append(bundles.clone(), NOW).expect_err("no space to write it");
     assert_eq!(refused.refusal.code, error_code::AGENT_STATE_UNUSABLE);
     assert_eq!(chain.state().length(), 0);
     fs::remove_dir(node.path().join("0000000001.new")).unwrap();
-    assert_eq!(chain.append(bundles).unwrap(), 1);
+    assert_eq!(chain.append(bundles, NOW).unwrap(), 1);
 }

@@ -1,6 +1,7 @@
 //! Level-triggered reconciliation of the desired with the observed state.
 //!
-//! Two rules hold regardless of control's requests. Nothing starts without a grant from [`OrderVerifier`].
+//! Three rules hold regardless of control's requests. Nothing starts without a grant from [`OrderVerifier`].
+//! Nothing starts that a halt covers.
 //! A slot's next order is not accepted while anything runs under its last one. Two fences of a slot therefore
 //! never run here at the same time.
 
@@ -14,7 +15,8 @@ use protocol::{BootTime, Fence, limits};
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
-/// Time to drain when an approval ended and specifies a drain, in milliseconds: the same as the scheduler's.
+/// Time to drain when an approval ended and specifies a drain, and when another order has taken a slot's
+/// place, in milliseconds: the same as the scheduler's.
 const DRAIN_MS: u64 = 30_000;
 /// Margin of the node's own deadline over the scheduler's, which ends a drain first.
 const DRAIN_SLACK_MS: u64 = 5_000;
@@ -26,6 +28,8 @@ pub struct RunningSlot {
     pub fence: Fence,
     /// Time since which it drains and takes no new requests.
     pub draining_since: Option<BootTime>,
+    /// True if it drains because control no longer names its order.
+    pub gives_way: bool,
 }
 
 /// Input of a reconciliation.
@@ -63,6 +67,14 @@ pub enum SlotAction {
     /// Let running requests finish; take no new ones.
     Drain {
         /// Slot to drain.
+        key: SlotKey,
+        /// Explanation for logs and reports.
+        reason: String,
+    },
+    /// Control no longer names the slot's order, and may have given the slot to another node while this one
+    /// received nothing: let running requests finish, take no new ones, then end.
+    GiveWay {
+        /// Slot that gives way.
         key: SlotKey,
         /// Explanation for logs and reports.
         reason: String,
@@ -110,13 +122,17 @@ pub fn reconcile(input: &ReconcileInput<'_>) -> Vec<SlotAction> {
     let named = named(input.desired);
     let mut room = Room::new(input, &named);
     let mut actions = Vec::new();
-    for (key, orders) in &named {
+    // A running slot that a halt covers is killed beside this plan, which leaves it alone until it has ended.
+    let halted =
+        |key: &SlotKey| input.running.contains_key(key) && input.verifier.halt_on(&key.service).is_some();
+    for (key, orders) in named.iter().filter(|(key, _)| !halted(key)) {
         let settled = settle(input, key, orders, &room);
         room.count(key, &settled);
         actions.extend(settled);
     }
-    for key in input.running.keys().filter(|key| !named.contains_key(key)) {
-        actions.push(end(key, "control names it no more"));
+    let unnamed = input.running.iter().filter(|(key, _)| !named.contains_key(key) && !halted(key));
+    for (key, running) in unnamed {
+        actions.extend(give_way(input, key, running, "control names it no more"));
     }
     for (key, _) in input.verifier.book.all_held() {
         if !named.contains_key(key) && !input.running.contains_key(key) {
@@ -223,7 +239,7 @@ fn settle(
         let counts = match held {
             Some(held) => keep(input, key, held, named),
             None => match verify(input, key, named, room) {
-                OrderDecision::Granted(grant) => Some(take(input, key, named, grant)),
+                OrderDecision::Granted(grant) => take(input, key, named, grant),
                 OrderDecision::Early => {
                     early = true;
                     continue;
@@ -237,8 +253,9 @@ fn settle(
         };
         return counts.into_iter().chain(refused).collect();
     }
-    let nothing_counts = !early && input.running.contains_key(key);
-    nothing_counts.then(|| end(key, "control names it no more")).into_iter().chain(refused).collect()
+    let replaced = input.running.get(key).filter(|_| !early);
+    let action = replaced.and_then(|running| give_way(input, key, running, "control names it no more"));
+    action.into_iter().chain(refused).collect()
 }
 
 /// Returns the action for an order that is held.
@@ -305,16 +322,38 @@ fn take(
     key: &SlotKey,
     named: &Named<'_>,
     grant: Box<Approved<SlotGrant>>,
-) -> SlotAction {
+) -> Option<SlotAction> {
     debug_assert_eq!(grant.get().fence, named.signed.order.fence, "the grant of this order");
-    if input.running.contains_key(key) {
-        return end(key, "a newer order takes its place");
+    match input.running.get(key) {
+        Some(running) => give_way(input, key, running, "a newer order takes its place"),
+        None => Some(SlotAction::Accept { signed: Box::new(named.signed.clone()), grant }),
     }
-    SlotAction::Accept { signed: Box::new(named.signed.clone()), grant }
 }
 
-fn end(key: &SlotKey, reason: &str) -> SlotAction {
-    SlotAction::End { key: key.clone(), reason: reason.into() }
+/// Returns the action for a running slot whose order control no longer names. Its requests finish first, for
+/// a limited time. A slot ends at once if control has drained it before, if its work is exclusive, or if the
+/// circle requires it.
+fn give_way(
+    input: &ReconcileInput<'_>,
+    key: &SlotKey,
+    running: &RunningSlot,
+    reason: &str,
+) -> Option<SlotAction> {
+    debug_assert_eq!(input.running.get(key), Some(running), "the slot runs");
+    let held = input.verifier.book.held(key).filter(|held| held.order.signed.order.fence == running.fence);
+    let may_finish = held.is_some_and(|held| {
+        let ends_at_once = required_end(input, held, Some(running)).is_some_and(|required| required.at_once);
+        !held.grant.get().service.exclusive && !ends_at_once
+    });
+    let (key, reason) = (key.clone(), reason.to_string());
+    match running.draining_since {
+        None if may_finish => Some(SlotAction::GiveWay { key, reason }),
+        Some(since) if may_finish && running.gives_way => {
+            let over = input.boot > since.plus(DRAIN_MS + DRAIN_SLACK_MS);
+            over.then_some(SlotAction::End { key, reason })
+        }
+        _ => Some(SlotAction::End { key, reason }),
+    }
 }
 
 /// Reason why a slot must end, regardless of control's requests.
@@ -332,6 +371,9 @@ fn required_end(
     let (circle, service) = (input.verifier.circle, &held.grant.get().service);
     if circle.node_by_id(input.verifier.facts.id).is_none() {
         return Some(RequiredEnd { reason: "this node is no longer admitted".into(), at_once: true });
+    }
+    if let Some(halted) = input.verifier.halt_on(&service.name) {
+        return Some(RequiredEnd { reason: halted.message, at_once: true });
     }
     let (reason, grace_ms) = if circle.service(&service.name).is_none() {
         let grace = circle.retired_service(&service.name).map_or(0, |retired| retired.grace_seconds);

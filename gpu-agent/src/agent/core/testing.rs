@@ -9,6 +9,7 @@ use protocol::governance::{
     ActionClass, BUNDLE_VERSION, Bundle, Change, Choice, ControlReplica, Genesis, Member, NODE_KEYS_DOMAIN,
     NodeAdmission, NodeRole, Policy, Quorum, SignedGenesis,
 };
+use protocol::halt::{Halt, HaltScope, SignedHalt};
 use protocol::keys::EncryptionKey;
 use protocol::manifest::{
     Isolation, Manifest, ModelChoice, OnExpiry, Placement, ReplicaRange, Resources, Runtime, ServiceManifest,
@@ -58,7 +59,7 @@ impl TestCircle {
             name: "test".into(),
             founded_at: now,
             members: members.collect(),
-            policy: Policy { quorums },
+            policy: Policy { quorums, passkeys: None, veto_seconds: 0 },
             control: control.iter().enumerate().map(replica).collect(),
             nodes,
             tokens: vec![],
@@ -73,6 +74,31 @@ impl TestCircle {
     pub(crate) fn sign_wrap(&self, wrap: KeyWrap, to: &EncryptionKey) -> SignedWrap {
         let (maker, secret) = &self.founders[0];
         human_chain::sign_wrap(secret, maker.clone(), self.state.id(), to, wrap)
+    }
+
+    /// Returns a halt by a founder: 0 is alice, 1 is bob, 2 is carol.
+    pub(crate) fn halt(&self, founder: usize, scope: HaltScope, number: u64) -> SignedHalt {
+        let (member, secret) = &self.founders[founder];
+        self.halt_by(member.as_str(), secret, scope, number)
+    }
+
+    /// Returns a halt by a person, member or not.
+    pub(crate) fn halt_by(
+        &self,
+        member: &str,
+        secret: &MemberSecret,
+        scope: HaltScope,
+        number: u64,
+    ) -> SignedHalt {
+        let halt = Halt {
+            circle: self.state.id(),
+            member: member.parse().unwrap(),
+            scope,
+            reason: "smoke".into(),
+            issued_at: self.now,
+            nonce: Digest::of(&number.to_le_bytes()),
+        };
+        human_chain::sign_halt(secret, halt)
     }
 
     /// Returns a certificate for a change, signed by two members and not yet part of the chain.
@@ -179,6 +205,8 @@ pub(crate) fn service(name: &str, root: ModelRoot, max: u32) -> ServiceManifest 
         spend_micro_units_per_hour: None,
         valid_until: None,
         on_expiry: OnExpiry::Hold,
+        autonomy_seconds: protocol::limits::AUTONOMY_SECONDS_DEFAULT,
+        exclusive: false,
         context_tokens_max: None,
         batch_sequences_max: 4,
     }

@@ -1,14 +1,16 @@
 //! Tests of the decision core, as tables and properties.
 #![allow(clippy::unwrap_used)]
 
+mod giving_way;
+mod halts;
 mod properties;
 
 use super::testing::{NOW, TestCircle, admission, desired, service};
 use super::*;
-use human_chain::MemberSecret;
+use human_chain::{HaltBook, MemberSecret};
 use overlay::Identity;
 use protocol::agent::{Assignment, Desired, Gpu, NodeResources};
-use protocol::governance::{Bundle, Change};
+use protocol::governance::{BallotSignature, Bundle, Change};
 use protocol::manifest::{Isolation, OnExpiry, ServiceManifest};
 use protocol::order::SignedOrder;
 use protocol::{BootTime, Digest, Fence, Millis, ModelRoot, Signature, limits};
@@ -19,6 +21,7 @@ struct Scene {
     world: TestCircle,
     facts: NodeFacts,
     book: OrderBook,
+    halts: HaltBook,
     running: BTreeMap<SlotKey, RunningSlot>,
     refused_bundles: BTreeMap<Digest, Refusal>,
     chain_complete: bool,
@@ -62,6 +65,7 @@ impl Scene {
             world: TestCircle::new(nodes, &["127.0.0.1:1".into(), "127.0.0.1:2".into()], NOW),
             facts,
             book: OrderBook::default(),
+            halts: HaltBook::default(),
             running: BTreeMap::new(),
             refused_bundles: BTreeMap::new(),
             chain_complete: true,
@@ -91,6 +95,7 @@ impl Scene {
             admitted,
             facts: &self.facts,
             book: &self.book,
+            halts: &self.halts,
             now: self.now,
         }
     }
@@ -130,12 +135,18 @@ impl Scene {
                 }
                 SlotAction::Start { key } => {
                     let fence = self.book.held(&key).unwrap().order.signed.order.fence;
-                    let before = self.running.insert(key, RunningSlot { fence, draining_since: None });
+                    let slot = RunningSlot { fence, draining_since: None, gives_way: false };
+                    let before = self.running.insert(key, slot);
                     assert_eq!(before, None, "never two of a slot at once");
                 }
                 SlotAction::Drain { key, .. } => {
                     let boot = BootTime(self.now.0);
                     self.running.get_mut(&key).unwrap().draining_since.get_or_insert(boot);
+                }
+                SlotAction::GiveWay { key, .. } => {
+                    let boot = BootTime(self.now.0);
+                    let slot = self.running.get_mut(&key).unwrap();
+                    (slot.gives_way, slot.draining_since) = (true, Some(boot));
                 }
                 SlotAction::End { key, .. } => self.end(&key),
                 SlotAction::Release { key, .. } => self.book.release(&key),
@@ -173,6 +184,7 @@ fn name(action: &SlotAction) -> String {
         }
         SlotAction::Start { key } => format!("start {}", key.slot),
         SlotAction::Drain { key, .. } => format!("drain {}", key.slot),
+        SlotAction::GiveWay { key, .. } => format!("give-way {}", key.slot),
         SlotAction::End { key, .. } => format!("end {}", key.slot),
         SlotAction::Release { key, .. } => format!("release {}", key.slot),
         SlotAction::Forget { key } => format!("forget {}", key.slot),
@@ -253,7 +265,7 @@ fn a_resource_that_will_be_free_soon_is_waited_for() {
     let mut draining = together(&[first, second]);
     draining.assignments[0].draining = vec![SlotIndex(0)];
     assert_eq!(scene.names(&draining), ["drain 0"]);
-    assert_eq!(scene.names(second), ["end 0"]);
+    assert_eq!(scene.names(second), ["give-way 0"]);
     scene.end(&key(0));
     assert_eq!(scene.names(second), ["accept 0@1", "forget 0"]);
     // After a restart the book still knows what is held.
@@ -270,7 +282,7 @@ fn a_newer_order_of_the_same_slot_needs_no_room_beside_the_old_one() {
     let (mut scene, bundle) = Scene::deployed(|manifest| manifest.resources.cpu_millicores = 4000);
     scene.settle(&desired(&bundle, vec![scene.order(&bundle, 0, 1)], &[]));
     let newer = desired(&bundle, vec![scene.order(&bundle, 0, 2)], &[]);
-    assert_eq!(scene.names(&newer), ["end 0"]);
+    assert_eq!(scene.names(&newer), ["give-way 0"]);
     scene.end(&key(0));
     assert_eq!(scene.names(&newer), ["accept 0@2"]);
 }
@@ -381,7 +393,9 @@ fn an_order_beside_an_altered_certificate_is_refused_with_its_code() {
         (
             "beside a certificate with one bit flipped in a signature",
             |_, b, _| {
-                b.certificate.ballots[0].signature.ml_dsa.0[0] ^= 1;
+                let signature = &mut b.certificate.ballots[0].signature;
+                let BallotSignature::Hybrid(hybrid) = signature else { panic!("a hybrid one") };
+                hybrid.ml_dsa.0[0] ^= 1;
             },
             "signature-invalid",
         ),
@@ -493,6 +507,8 @@ fn a_replayed_order_is_refused_though_its_slot_is_long_free() {
     scene.settle(&desired(&bundle, vec![first.clone()], &[]));
     assert_eq!(scene.verdict(&bundle, &first), "order-replayed", "handed again while it is held");
     scene.settle(&desired(&bundle, vec![], &[]));
+    scene.end(&key(0));
+    scene.settle(&desired(&bundle, vec![], &[]));
     assert!(scene.book.held(&key(0)).is_none() && scene.running.is_empty());
     for fence in [1, 4, 5] {
         assert_eq!(scene.verdict(&bundle, &scene.order(&bundle, 0, fence)), "order-replayed", "{fence}");
@@ -533,7 +549,7 @@ fn a_newer_order_waits_until_nothing_runs_under_the_last() {
     let (mut scene, bundle) = Scene::deployed(|_| {});
     scene.settle(&desired(&bundle, vec![scene.order(&bundle, 0, 1)], &[]));
     let newer = desired(&bundle, vec![scene.order(&bundle, 0, 2)], &[]);
-    assert_eq!(scene.names(&newer), ["end 0"]);
+    assert_eq!(scene.names(&newer), ["give-way 0"]);
     assert_eq!(scene.book.last_fence(&key(0)), Some(Fence::new(1, 1)), "not even accepted");
     scene.end(&key(0));
     for expected in ["accept 0@2", "start 0"] {
@@ -577,7 +593,7 @@ fn a_refused_order_moves_nothing_beside_a_good_one() {
     scene.chain_complete = true;
     assert_eq!(scene.names(&early), ["refuse 0@4 order-not-approved"]);
     // Without the good order beside it, it means that control has replaced the good one.
-    assert_eq!(scene.names(&beside(&[&unsigned])), ["end 0", refused]);
+    assert_eq!(scene.names(&beside(&[&unsigned])), ["give-way 0", refused]);
 }
 
 #[test]
@@ -694,6 +710,8 @@ fn an_order_under_a_refused_bundle_says_why_the_bundle_was_refused() {
 fn the_book_comes_back_from_disk_with_proofs_and_fences() {
     let (mut scene, bundle) = Scene::deployed(|_| {});
     scene.settle(&desired(&bundle, vec![scene.order(&bundle, 0, 3), scene.order(&bundle, 1, 9)], &[]));
+    scene.settle(&desired(&bundle, vec![scene.order(&bundle, 0, 3)], &[]));
+    scene.end(&key(1));
     scene.settle(&desired(&bundle, vec![scene.order(&bundle, 0, 3)], &[]));
     // The approval was replaced since; the held order was valid when it was accepted.
     scene.world.deploy(&service("chat", ModelRoot(Digest::of(b"newer")), 4));

@@ -5,7 +5,8 @@
 //! circle signed. The boot clock, which cannot be set, carries a known time forward. Nothing here outlives
 //! its cause: once the clocks are right, so is this time.
 
-use protocol::governance::Certificate;
+use human_chain::class_of;
+use protocol::governance::{ActionClass, Certificate};
 use protocol::limits::CLOCK_GRACE_MS;
 use protocol::{BootTime, Millis};
 
@@ -116,9 +117,13 @@ impl TrustedTime {
 }
 
 /// Returns the time by which half of a certificate's members had signed it. A single member with a wrong
-/// clock moves it no further than to another member's time, unless one ballot is the quorum.
+/// clock moves it no further than to another member's time, unless one ballot is the quorum. A personal
+/// decision, which its member signs alone, moves no time.
 #[must_use]
 pub fn signed_at(certificate: &Certificate) -> Millis {
+    if class_of(&certificate.proposal.change) == ActionClass::Personal {
+        return Millis::default();
+    }
     let mut times: Vec<Millis> = certificate.ballots.iter().map(|signed| signed.ballot.issued_at).collect();
     times.sort_unstable();
     let lower_median = times.len().saturating_sub(1) / 2;
@@ -259,6 +264,17 @@ mod tests {
             certificate.ballots = days.iter().map(at).collect();
             assert_eq!(signed_at(&certificate), expected, "{days:?}");
         }
+        // Attack: a member decides about its own passkeys, alone, ten years ahead.
+        certificate.ballots.truncate(1);
+        certificate.ballots[0].ballot.issued_at = ahead(3650);
+        assert_eq!(
+            signed_at(&certificate),
+            ahead(3650),
+            "positive control: of another class, it would count"
+        );
+        let member = ballot.ballot.member;
+        certificate.proposal.change = protocol::governance::Change::SetPasskeys { member, passkeys: vec![] };
+        assert_eq!(signed_at(&certificate), Millis(0));
     }
 
     proptest! {

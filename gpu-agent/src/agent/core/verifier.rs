@@ -1,7 +1,7 @@
 //! Verification of orders: the checks of `human_chain`, and those that only the node itself can make.
 
 use super::{GrantedResources, NodeFacts, OrderBook, Refusal, SlotKey};
-use human_chain::{Approved, CircleState, SlotGrant, check_order, verify, verify_superseded};
+use human_chain::{Approved, CircleState, HaltBook, SlotGrant, check_order, verify, verify_superseded};
 use protocol::error_code;
 use protocol::governance::{BUNDLE_VERSION, Bundle, Certificate, SubjectVersion};
 use protocol::manifest::Runtime;
@@ -20,6 +20,8 @@ pub struct OrderVerifier<'a> {
     pub facts: &'a NodeFacts,
     /// Orders accepted before.
     pub book: &'a OrderBook,
+    /// Halts that the node has taken.
+    pub halts: &'a HaltBook,
     /// Trusted time of the node.
     pub now: Millis,
 }
@@ -49,7 +51,7 @@ impl OrderVerifier<'_> {
     ///
     /// # Errors
     /// The first check that fails: the named certificate; the order itself, see [`human_chain::check_order`];
-    /// then runtime, egress, isolation and GPUs.
+    /// halts; then runtime, egress, isolation and GPUs.
     pub fn grant_named(
         &self,
         certificate: Digest,
@@ -68,6 +70,9 @@ impl OrderVerifier<'_> {
         let last = self.book.last_fence(&SlotKey::of(&signed.order));
         let grant = check_order(self.circle, signed, self.facts.id, last, self.now)?;
         debug_assert!(last.is_none_or(|last| grant.get().fence > last), "a grant is above the last fence");
+        if let Some(halted) = self.halt_on(&signed.order.service) {
+            return Err(halted);
+        }
         self.check_node(grant.get())?;
         Ok(grant)
     }

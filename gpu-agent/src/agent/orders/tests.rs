@@ -31,7 +31,7 @@ impl NodeDirectory {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("chain");
         let mut chain = Chain::open(path, world.genesis.clone(), world.state.id()).unwrap();
-        chain.append(vec![bundle.clone()]).unwrap();
+        chain.append(vec![bundle.clone()], NOW).unwrap();
         Self { directory, world, bundle, chain, node: NodeId(identity.public_key()) }
     }
 

@@ -1,5 +1,6 @@
 //! Simulations of workers that end: leases, drains, replacement orders, and workers that do not obey.
 
+use super::autonomy::exclusive;
 use super::*;
 use protocol::BootTime;
 use protocol::sandbox::SandboxExit;
@@ -7,8 +8,8 @@ use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::watch;
 
 #[tokio::test(start_paused = true)]
-async fn a_slot_whose_lease_is_not_renewed_ends_and_comes_back() {
-    let stage = Stage::new();
+async fn an_exclusive_slot_whose_lease_is_not_renewed_ends_and_comes_back() {
+    let stage = Stage::of(exclusive);
     stage.want(&[(0, 1)], &[]);
     let agent = stage.start();
     stage.until_slot(0, 1, SlotState::Ready).await;
@@ -73,7 +74,7 @@ async fn the_wall_clock_set_back_while_a_worker_drains_keeps_it_no_longer() {
 
 #[tokio::test(start_paused = true)]
 async fn a_worker_that_ignores_its_end_is_killed_when_its_grace_is_over() {
-    let stage = Stage::new();
+    let stage = Stage::of(exclusive);
     stage.launcher.decide(always(Behaviour { obeys_after: None, ..Behaviour::default() }));
     stage.want(&[(0, 1)], &[]);
     let agent = stage.start();
@@ -161,7 +162,7 @@ async fn a_gateway_out_of_reach_is_tried_until_it_is_there_and_found_again_when_
 /// Accepts and keeps every connection, and publishes their number. The kernel takes real time for them. Until
 /// then paused time may pass and the agent may give up a dial and retry, so the connection that counts is not
 /// known.
-fn accept_all(listener: TcpListener) -> watch::Receiver<usize> {
+pub(super) fn accept_all(listener: TcpListener) -> watch::Receiver<usize> {
     let (count, counted) = watch::channel(0);
     tokio::spawn(async move {
         let mut kept = Vec::new();

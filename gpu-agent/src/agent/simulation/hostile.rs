@@ -5,7 +5,7 @@ use super::*;
 use crate::agent::core::testing::routed;
 use human_chain::{FENCE_LEAP_MAX, MemberSecret};
 use protocol::governance::Change;
-use protocol::manifest::{Manifest, ServiceManifest};
+use protocol::manifest::Manifest;
 use protocol::order::SlotOrder;
 use std::fs;
 

@@ -5,9 +5,10 @@ use crate::agent::core::{Refusal, SlotKey};
 use crate::agent::lease::Lease;
 use crate::agent::models::{LoadedModel, ModelSource, threads};
 use crate::agent::node::Node;
+use protocol::manifest::ServiceManifest;
 use protocol::sandbox::SandboxLimits;
 use protocol::worker::WORKER_MANIFEST_BYTES_MAX;
-use protocol::{Digest, Fence, ModelRoot, canonical, error_code, limits};
+use protocol::{Digest, Fence, canonical, error_code, limits};
 use sandbox::{Running, Start};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -41,7 +42,7 @@ pub(in crate::agent) fn sandbox_name(key: &SlotKey, fence: Fence) -> String {
 /// Inputs that a start waits for.
 pub(super) struct PendingLaunch {
     pub(super) node: Arc<Node>,
-    pub(super) root: ModelRoot,
+    pub(super) service: ServiceManifest,
     pub(super) leases: watch::Receiver<Lease>,
     pub(super) source: watch::Receiver<Option<ModelSource>>,
 }
@@ -50,10 +51,11 @@ impl PendingLaunch {
     /// Waits for a lease and for the model's location from control; then starts to load the model.
     pub(super) async fn prepare(&mut self) -> Result<Arc<LoadedModel>, Refusal> {
         let gone = |_| Refusal::new(error_code::CONTROL_UNAVAILABLE, "the agent is ending");
-        self.leases.wait_for(|lease| lease.holds(&self.node.clock)).await.map_err(gone)?;
+        let holds = |lease: &Lease| lease.holds(&self.service, &self.node.clock);
+        self.leases.wait_for(holds).await.map_err(gone)?;
         let source = self.source.wait_for(Option::is_some).await.map_err(gone)?.clone();
         let source = source.expect("waited for");
-        self.node.models.get(self.root, &source).await
+        self.node.models.get(self.service.model.root, &source).await
     }
 }
 
@@ -87,7 +89,7 @@ impl SlotTask {
             weights,
             progress,
             manifest,
-            lease_until: node.lease.borrow().until,
+            lease_until: node.lease.borrow().until(service),
         };
         let started = node.launcher.clone().start(start).await;
         started.map_err(|error| Refusal::of(error.code(), &error))

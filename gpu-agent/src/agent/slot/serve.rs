@@ -84,7 +84,8 @@ impl SlotTask {
     ) -> ServingOutcome {
         let (status_sender, mut reported) = watch::channel(None);
         let (drain, drain_receiver) = watch::channel(false);
-        let about = About { node: &self.node, key: &self.key, fence: self.order.fence };
+        let service = &self.grant.get().service;
+        let about = About { node: &self.node, key: &self.key, fence: self.order.fence, service };
         let mut talking = std::pin::pin!(talk(about, &**running, &status_sender, drain_receiver));
         let mut ended = running.clone().wait();
         let mut metrics = running.metrics().ok();
@@ -121,7 +122,7 @@ impl SlotTask {
                     watch.obey(requested).await;
                 }
                 Ok(()) = leases.changed() => {
-                    let until = leases.borrow_and_update().until;
+                    let until = leases.borrow_and_update().until(service);
                     watch.renew(until).await;
                 }
                 () = until(kill_at) => return ServingOutcome::Stopped,
@@ -223,6 +224,10 @@ impl<'a> Watch<'a> {
                 }
             }
             SlotCommand::End { grace_ms } => self.stop(grace_ms).await,
+            SlotCommand::Kill => {
+                self.slot.begin_draining();
+                self.kill_at = Some(Instant::now());
+            }
         }
     }
 

@@ -43,7 +43,8 @@ fn main() {
     }
 }
 
-/// Runs until it is ended. A service called `dies` exits as soon as it is ready.
+/// Runs until it is ended. A service called `dies` exits as soon as it is ready, and one called `spins` then
+/// computes without end.
 fn run() -> io::Result<()> {
     let mut bytes = Vec::new();
     own(WORKER_MANIFEST_FD).read_to_end(&mut bytes)?;
@@ -69,6 +70,16 @@ fn run() -> io::Result<()> {
         std::thread::sleep(Duration::from_millis(50));
         println!("these are my last words");
         std::process::exit(7);
+    }
+    if manifest.service.as_str() == "spins" {
+        std::thread::spawn(|| {
+            loop {
+                std::hint::spin_loop();
+            }
+        });
+        loop {
+            std::hint::spin_loop();
+        }
     }
     loop {
         std::thread::park();

@@ -1,7 +1,10 @@
 //! Properties of the decision core over random histories of a node, and over random edits of an order.
 
 use super::*;
+use crate::agent::core::halted_slots;
+use human_chain::{check_halt, lift};
 use proptest::prelude::*;
+use protocol::halt::{Halt, HaltScope};
 
 /// An order that control names: slot, fence, and its edits.
 #[derive(Debug, Clone)]
@@ -32,6 +35,10 @@ enum NodeEvent {
     Redeploy,
     /// The circle removes the node.
     RemoveNode,
+    /// A member halts the circle.
+    Halt,
+    /// The circle lifts every halt.
+    Lift,
     /// Time passes, in seconds.
     Pass(u32),
     /// Control states that the chain is complete, or that it is not.
@@ -52,6 +59,8 @@ fn events() -> impl Strategy<Value = Vec<NodeEvent>> {
         1 => Just(NodeEvent::Retire),
         1 => Just(NodeEvent::Redeploy),
         1 => Just(NodeEvent::RemoveNode),
+        1 => Just(NodeEvent::Halt),
+        1 => Just(NodeEvent::Lift),
     ];
     prop::collection::vec(event, 1..20)
 }
@@ -104,6 +113,18 @@ impl History {
             NodeEvent::RemoveNode if self.is_admitted() => {
                 self.scene.world.decide(Change::RemoveNode { node: "node-1".parse().unwrap() });
             }
+            NodeEvent::Halt => {
+                let number = self.scene.world.bundles.len() as u64;
+                let signed = self.scene.world.halt(0, HaltScope::Circle, number);
+                let verified = check_halt(&self.scene.world.state, signed).unwrap();
+                self.scene.halts.accept(verified).unwrap();
+            }
+            NodeEvent::Lift => {
+                let halts: Vec<Halt> = self.scene.halts.in_force(&self.scene.world.state).cloned().collect();
+                if !halts.is_empty() {
+                    self.scene.world.decide(lift(halts));
+                }
+            }
             NodeEvent::Pass(seconds) => {
                 self.scene.now = self.scene.now.plus(u64::from(seconds) * 1000);
             }
@@ -139,12 +160,16 @@ impl History {
 
     /// Reconciles once and checks every transition. Returns whether the plan was empty but for refusals.
     fn step(&mut self) -> Result<bool, TestCaseError> {
+        for slot in self.halted() {
+            self.scene.end(&slot);
+        }
         let actions = self.scene.plan(&self.wanted);
         prop_assert_eq!(&actions, &self.scene.plan(&self.wanted), "the same input, the same plan");
         self.check_plan(&actions)?;
         let idle = actions.iter().all(|action| matches!(action, SlotAction::Refuse { .. }));
         let before = self.scene.running.clone();
         self.scene.perform(actions);
+        prop_assert_eq!(self.halted(), vec![], "nothing starts under a halt");
         for (slot, now) in &self.scene.running {
             if before.get(slot).map(|running| running.fence) != Some(now.fence) {
                 // Started now. A slot's fence was never started before, unless it is still held after a
@@ -158,6 +183,13 @@ impl History {
         Ok(idle)
     }
 
+    /// Returns the running slots that a halt covers.
+    fn halted(&self) -> Vec<SlotKey> {
+        let scene = &self.scene;
+        let slots = halted_slots(&scene.halts, &scene.world.state, scene.facts.id, scene.running.keys());
+        slots.into_iter().map(|(key, _)| key).collect()
+    }
+
     /// Checks that the plan fits the state that it was made for.
     fn check_plan(&self, actions: &[SlotAction]) -> Result<(), TestCaseError> {
         let mut changed = BTreeSet::new();
@@ -167,6 +199,7 @@ impl History {
                 SlotAction::Accept { signed, .. } => SlotKey::of(&signed.order),
                 SlotAction::Start { key }
                 | SlotAction::Drain { key, .. }
+                | SlotAction::GiveWay { key, .. }
                 | SlotAction::End { key, .. }
                 | SlotAction::Release { key, .. }
                 | SlotAction::Forget { key } => key.clone(),
@@ -174,7 +207,7 @@ impl History {
             let runs = self.scene.running.contains_key(&key);
             let held = self.scene.book.held(&key);
             let fits = match action {
-                SlotAction::Drain { .. } | SlotAction::End { .. } => runs,
+                SlotAction::Drain { .. } | SlotAction::GiveWay { .. } | SlotAction::End { .. } => runs,
                 SlotAction::Accept { .. } | SlotAction::Refuse { .. } => !runs,
                 SlotAction::Forget { .. } => !runs && held.is_some(),
                 SlotAction::Start { .. } | SlotAction::Release { .. } => {
