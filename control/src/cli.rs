@@ -3,17 +3,21 @@
 //! Every command has an example, every list a JSON form, and every failure a stable error code.
 
 mod circle;
+mod console;
 mod context;
 mod daemons;
 mod deploy;
 mod failure;
+mod halts;
 #[cfg(test)]
 mod hostile;
 mod keys;
 mod logs;
+mod members;
 mod models;
 mod nodes;
 mod output;
+mod passkeys;
 mod proposals;
 mod services;
 mod sharing;
@@ -43,6 +47,7 @@ Examples:
   quorate status                           problems, each with the next command
   quorate deploy chat.toml --wait          propose, wait for the votes, wait for the first replica
   quorate review                           proposals that wait for your vote
+  quorate halt service chat --reason TEXT  stop it now; lifting it takes a vote
   quorate explain quorum-not-reached       the meaning of an error code
 
 Nothing runs that the circle did not sign. Everything the circle signed keeps running."
@@ -72,6 +77,9 @@ enum TopLevelCommand {
     /// Found a circle, show it, export its history
     #[command(subcommand)]
     Circle(circle::CircleCommand),
+    /// Make, rotate, suspend and recover the keys of members, and their passkeys
+    #[command(subcommand)]
+    Member(members::MemberCommand),
     /// Submit a change for voting
     Propose(proposals::ProposeArguments),
     /// Show the proposals that wait for votes, or one proposal exactly as its signature covers it
@@ -85,6 +93,14 @@ Examples:
     /// Vote against a proposal
     #[command(after_help = "Example:\n  quorate reject 7f3a --key member-a.key")]
     Reject(proposals::VoteArguments),
+    /// Stop a service, a node, a region or the whole circle at once, by your own signature
+    #[command(subcommand)]
+    Halt(halts::HaltCommand),
+    /// Propose to lift halts: what they stopped may run again
+    Lift(halts::LiftArguments),
+    /// List the halts that stand, and those that the circle lifted
+    #[command(after_help = "Example:\n  quorate halts")]
+    Halts,
     /// List, admit and remove nodes
     #[command(subcommand)]
     Node(nodes::NodeCommand),
@@ -96,6 +112,8 @@ Examples:
     New(template::NewCommand),
     /// Propose to run the service of a manifest
     Deploy(deploy::DeployArguments),
+    /// Read and vote in a browser, over a history verified on this machine
+    Console(console::ConsoleArguments),
     /// List and show services
     #[command(subcommand)]
     Service(services::ServiceCommand),
@@ -173,14 +191,19 @@ async fn dispatch(command: TopLevelCommand, environment: &Environment) -> Result
         TopLevelCommand::Control(command) => daemons::control(command).await,
         TopLevelCommand::Agent(command) => daemons::agent(command).await,
         TopLevelCommand::Circle(command) => circle::run(command, environment).await,
+        TopLevelCommand::Member(command) => members::run(command, environment).await,
         TopLevelCommand::Propose(arguments) => proposals::propose(arguments, environment).await,
         TopLevelCommand::Review(arguments) => proposals::review(arguments, environment).await,
         TopLevelCommand::Approve(arguments) => proposals::approve(arguments, environment).await,
         TopLevelCommand::Reject(arguments) => proposals::reject(arguments, environment).await,
+        TopLevelCommand::Halt(command) => halts::halt(command, environment).await,
+        TopLevelCommand::Lift(arguments) => halts::lift_halts(arguments, environment).await,
+        TopLevelCommand::Halts => halts::halts(environment).await,
         TopLevelCommand::Node(command) => nodes::run(command, environment).await,
         TopLevelCommand::Model(command) => models::run(command, environment).await,
         TopLevelCommand::New(command) => template::new(command, environment).await,
         TopLevelCommand::Deploy(arguments) => deploy::deploy(arguments, environment).await,
+        TopLevelCommand::Console(arguments) => console::run(arguments, environment).await,
         TopLevelCommand::Service(command) => services::run(command, environment).await,
         TopLevelCommand::Scale(arguments) => services::scale(arguments, environment).await,
         TopLevelCommand::Retire(arguments) => services::retire(arguments, environment).await,
@@ -245,7 +268,7 @@ mod tests {
     /// Returns whether these words name a command down to its last level; options and arguments may follow.
     fn is_command(command: &clap::Command, words: &[&str]) -> bool {
         match words {
-            [] => !command.has_subcommands(),
+            [] => !command.has_subcommands() || !command.is_subcommand_required_set(),
             [word, ..] if word.starts_with('-') || !command.has_subcommands() => true,
             [word, rest @ ..] => command.find_subcommand(word).is_some_and(|sub| is_command(sub, rest)),
         }

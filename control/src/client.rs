@@ -13,7 +13,7 @@ pub(crate) mod simulated;
 
 pub use probe::{Reachability, ReplicaProbe};
 
-use exchange::{ControlRequest, Exchange, Http};
+use exchange::{ControlRequest, Exchange, Http, OneReplica};
 use hedge::HedgedRequest;
 use protocol::api::{Page, Problem};
 use protocol::{ErrorCode, error_code};
@@ -216,6 +216,16 @@ impl ControlClient {
             url: format!("{}{path}", self.replicas[replica]),
             detail: error.to_string(),
         })
+    }
+
+    /// Returns a client of each replica alone, with its base URL, for what each answers without the others.
+    #[must_use]
+    pub fn each(&self) -> Vec<(String, Self)> {
+        let alone = |(replica, url): (usize, &String)| {
+            let exchange = Arc::new(OneReplica { exchange: self.exchange.clone(), replica });
+            (url.clone(), Self::with_exchange([url.clone()].into(), exchange))
+        };
+        self.replicas.iter().enumerate().map(alone).collect()
     }
 
     /// Queries every replica concurrently for reachability; a replica without an answer within `limit` is

@@ -5,7 +5,8 @@
 
 use crate::client::ControlClient;
 use anyhow::{Context as _, Result};
-use human_chain::{CircleState, verify_replay};
+use host::wall_clock;
+use human_chain::{CircleState, check_waited, verify_replay};
 use protocol::CircleId;
 use protocol::api::{History, HistoryPage};
 
@@ -26,6 +27,7 @@ pub async fn read_history(client: &ControlClient, circle: CircleId) -> Result<(H
         let adds = !page.bundles.is_empty();
         for bundle in page.bundles {
             let approved = verify_replay(&state, &bundle.certificate).context(UNVERIFIED)?;
+            check_waited(&state, &bundle.certificate, wall_clock()).context(UNVERIFIED)?;
             state.advance(approved).context(UNVERIFIED)?;
             history.bundles.push(bundle);
         }

@@ -12,6 +12,7 @@ pub mod explain;
 pub mod head;
 pub mod history;
 pub mod hub;
+pub mod member_key;
 pub mod node;
 pub mod policy;
 pub mod reviewed;

@@ -1,112 +1,11 @@
-//! A proposal as this machine sees it: its id, class and words computed here, its votes counted here.
-//!
-//! A server sends proposals and ballots, and its own opinion of them. The opinion is replaced before anything
-//! is shown or signed: a hostile server can withhold a ballot, but show neither one that was not cast, nor
-//! another proposal under the id that was asked for.
+//! Proposals as this machine verified them: found by the first digits of an id that is computed here.
 
-use human_chain::{CircleState, Tally};
-use protocol::api::{History, ProposalState, ProposalView};
-use protocol::governance::Certificate;
-use protocol::{ErrorCode, MemberId, Refusal, error_code};
-use serde::Serialize;
+pub use console::{RefusedBallot, ReviewedProposal};
 
-/// A ballot that does not count.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct RefusedBallot {
-    /// Member that the ballot names.
-    pub member: MemberId,
-    pub code: ErrorCode,
-    /// Reason for people.
-    pub reason: String,
-}
-
-/// A proposal with its votes, verified on this machine.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct ReviewedProposal {
-    /// The server's answer, with the votes as counted here. The state is what the server reports.
-    #[serde(flatten)]
-    pub view: ProposalView,
-    /// Six words of the rendering.
-    pub words: [&'static str; 6],
-    /// True if the approvals reach the quorum.
-    pub quorum_reached: bool,
-    /// Ballots that do not count.
-    pub refused: Vec<RefusedBallot>,
-}
-
-impl ReviewedProposal {
-    /// Verifies a server's answer in the state of the circle that this machine recomputed.
-    ///
-    /// # Errors
-    /// Fails with `proposal-mismatch` if the id is not the digest of the proposal.
-    pub fn new(circle: &CircleState, history: &History, view: ProposalView) -> Result<Self, Refusal> {
-        check_id(&view)?;
-        let words = human_chain::render(&view.proposal).words;
-        let mut reviewed = Self { view, words, quorum_reached: false, refused: Vec::new() };
-        let view = &mut reviewed.view;
-        view.class = human_chain::class_of(&view.proposal.change);
-        match decision_on(history, view) {
-            Some(certificate) => reviewed.take_decision(certificate),
-            None => {
-                let tally = human_chain::tally(circle, &view.proposal, &view.ballots);
-                reviewed.take_tally(tally);
-            }
-        }
-        Ok(reviewed)
-    }
-
-    /// Takes the votes of a certificate that the verified history holds.
-    fn take_decision(&mut self, certificate: &Certificate) {
-        let voters = certificate.ballots.iter().map(|signed| signed.ballot.member.clone());
-        self.view.approved = voters.collect();
-        (self.view.rejected, self.view.missing) = (Vec::new(), Vec::new());
-        self.view.certificate = Some(certificate.digest());
-        self.quorum_reached = true;
-    }
-
-    fn take_tally(&mut self, tally: Tally) {
-        self.view.approved = tally.approved.into_iter().collect();
-        self.view.rejected = tally.rejected.into_iter().collect();
-        let open = self.view.state == ProposalState::Open;
-        self.view.missing = if open { tally.missing.into_iter().collect() } else { Vec::new() };
-        self.quorum_reached = tally.reached;
-        let refused = |(member, error): (MemberId, human_chain::ChainError)| {
-            let refusal = Refusal::from(error);
-            RefusedBallot { member, code: refusal.code, reason: refusal.message }
-        };
-        self.refused = tally.refused.into_iter().map(refused).collect();
-    }
-
-    /// Describes the state: what control reports, and whether the votes counted here bear it out.
-    #[must_use]
-    pub fn state_text(&self) -> String {
-        match (self.view.state, self.quorum_reached) {
-            (ProposalState::Approved, true) => "quorum reached; the change is in force".into(),
-            (ProposalState::Approved, false) => {
-                "control reports it as approved, but the ballots that count do not reach the quorum".into()
-            }
-            (ProposalState::Open, true) => "quorum reached; control has not put it into force yet".into(),
-            (state, _) => format!("{state} (as control reports)"),
-        }
-    }
-}
-
-/// Checks that a proposal is shown under its own id, the digest of its bytes.
-fn check_id(view: &ProposalView) -> Result<(), Refusal> {
-    let id = view.proposal.id();
-    if id == view.id {
-        return Ok(());
-    }
-    let message = format!("control shows the proposal {id} under the id {}", view.id);
-    Err(Refusal::new(error_code::PROPOSAL_MISMATCH, message))
-}
-
-/// Returns the certificate of the proposal in the verified history, if it was approved before that was
-/// fetched.
-fn decision_on<'a>(history: &'a History, view: &ProposalView) -> Option<&'a Certificate> {
-    let certificates = history.bundles.iter().map(|bundle| &bundle.certificate);
-    certificates.rev().find(|certificate| certificate.proposal == view.proposal)
-}
+use console::check_id;
+use human_chain::CircleState;
+use protocol::api::{History, ProposalView};
+use protocol::{Refusal, error_code};
 
 /// Finds the proposal whose id begins with these digits. Every id is computed here.
 ///
@@ -136,8 +35,11 @@ pub fn find(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::member_key::MemberKeyFile;
     use crate::testing::{SampleCircle, proposal_view};
-    use protocol::governance::{Change, Choice};
+    use protocol::MemberId;
+    use protocol::api::ProposalState;
+    use protocol::governance::{Change, Choice, SignedBallot};
 
     fn names(members: &[MemberId]) -> Vec<&str> {
         members.iter().map(MemberId::as_str).collect()
@@ -196,6 +98,49 @@ mod tests {
             reviewed.refused.iter().map(|ballot| (ballot.member.as_str(), ballot.code)).collect();
         let expected = [("bob", error_code::SIGNATURE_INVALID), ("carol", error_code::BALLOT_MISMATCH)];
         assert_eq!(refused, expected);
+    }
+
+    /// Attack: control reports that a change of members waits to take effect, which a member vetoed or which
+    /// too few of the proposed members approve.
+    #[test]
+    fn a_change_that_waits_is_counted_here_too() {
+        let circle = SampleCircle::founded();
+        let dave = MemberKeyFile::generate("dave".parse().expect("a name"));
+        let entry = dave.proven();
+        let members: Vec<_> = circle.state.members().cloned().chain([entry.member]).collect();
+        let policy = crate::policy::simple_policy(&members, 3);
+        let change =
+            Change::SetMembers { members, policy, proofs: [(dave.member.clone(), entry.proof)].into() };
+        let proposal = circle.proposal_of(change, "welcome dave");
+        let by_dave = human_chain::vote(
+            &dave.secret,
+            dave.member.clone(),
+            circle.state.head(),
+            &proposal,
+            Choice::Approve,
+            host::wall_clock(),
+        );
+        let approval = |member| circle.ballot(member, &proposal, Choice::Approve);
+        let veto = circle.ballot(2, &proposal, Choice::Reject);
+        let two = vec![approval(0), approval(1)];
+        let with = |more: SignedBallot| [two.clone(), vec![more]].concat();
+        for (case, ballots, reached, lacking) in [
+            ("two of three, two of four", two.clone(), false, Some("2 of 3 signed; 1 more signature needed")),
+            ("three of four", with(approval(2)), true, None),
+            ("the new member agrees", with(by_dave), true, None),
+            ("a veto", with(veto), false, Some("2 of 3 signed")),
+        ] {
+            let mut view = proposal_view(&proposal, ballots);
+            (view.state, view.takes_effect_at) = (ProposalState::Waiting, Some(protocol::Millis(0)));
+            let reviewed = review(&circle, view).expect("its own id");
+            assert_eq!(reviewed.quorum_reached, reached, "{case}");
+            let found = reviewed.proposed_lacking.as_deref();
+            assert_eq!(found.is_some(), lacking.is_some(), "{case}: {found:?}");
+            assert!(found.unwrap_or_default().contains(lacking.unwrap_or_default()), "{case}: {found:?}");
+            let text = reviewed.state_text();
+            assert!(text.contains("takes effect at 1970-01-01"), "{text}");
+            assert_eq!(text.starts_with("quorum reached"), reached, "{case}: {text}");
+        }
     }
 
     #[test]

@@ -9,7 +9,9 @@ mod auth;
 mod bootstrap;
 mod clocks;
 mod commands;
+mod console_pages;
 mod extract;
+mod halts;
 mod idempotency;
 mod leader;
 mod logs;
@@ -73,8 +75,11 @@ pub(crate) struct Server {
     key_exchanges: Arc<KeyExchanges>,
     peers: peers::PeerHealth,
     clocks: clocks::ReplicaClocks,
+    halts: halts::HaltStore,
     unadmitted: unadmitted::UnadmittedPeers,
     session_pool: commands::SessionPool,
+    /// Browsers that are signed in at this replica's console.
+    sign_in: Arc<console::SignIn>,
     metrics: metrics::ServerMetrics,
 }
 
@@ -87,11 +92,13 @@ pub(crate) struct Server {
 pub async fn run(config: ServerConfig, shutdown: CancellationToken) -> Result<()> {
     let replica = start_replica(&config)?;
     let handle = replica.handle();
+    let circle = human_chain::circle_id(&config.genesis.genesis);
     let server = Arc::new(Server {
         id: config.id,
         identity: config.identity.clone(),
         peers: peers::PeerHealth::new(&config.identity, &config.genesis.genesis)?,
         clocks: clocks::ReplicaClocks::new(config.id, host::Clock::machine()),
+        halts: halts::HaltStore::open(&config.directory, circle)?,
         genesis: config.genesis,
         handle,
         leadership: Mutex::new(None),
@@ -99,6 +106,7 @@ pub async fn run(config: ServerConfig, shutdown: CancellationToken) -> Result<()
         key_exchanges: Arc::default(),
         unadmitted: unadmitted::UnadmittedPeers::default(),
         session_pool: commands::SessionPool::default(),
+        sign_in: Arc::new(console::SignIn::new(host::Clock::machine())),
         metrics: metrics::ServerMetrics::new(),
     });
     let gate = axum::middleware::from_fn_with_state(server.clone(), unadmitted::refuse_unadmitted);
@@ -125,12 +133,13 @@ pub async fn run(config: ServerConfig, shutdown: CancellationToken) -> Result<()
         config.api,
         config.certificate,
         api_limits,
-        api::router(server.clone()),
+        api::router(server.clone()).merge(console_pages::router(server.clone())),
         server.key_exchanges.clone(),
         ending.clone(),
     );
     let leading = leader::run(server.clone(), shutdown.clone());
     let watching = peers::watch(server.clone(), shutdown.clone());
+    let halting = halts::watch(server.clone(), shutdown.clone());
     let stopping = async {
         shutdown.cancelled().await;
         replica.stop().await;
@@ -143,7 +152,7 @@ pub async fn run(config: ServerConfig, shutdown: CancellationToken) -> Result<()
         ended = async { tokio::try_join!(overlay_serving, people_serving) } => {
             ended.map(|_| ()).context("serve")
         }
-        ((), (), ()) = async { tokio::join!(leading, watching, stopping) } => Ok(()),
+        ((), (), (), ()) = async { tokio::join!(leading, watching, halting, stopping) } => Ok(()),
         reason = stopped(&server, &shutdown) => anyhow::bail!("the replica stopped: {reason}"),
     }
 }

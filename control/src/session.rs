@@ -7,18 +7,15 @@ use crate::client::ControlClient;
 use crate::context::Context;
 use crate::head::HeadFile;
 use crate::history::read_history;
+use crate::member_key::MemberKeyFile;
 use crate::reviewed::{self, ReviewedProposal};
-use anyhow::{Context as _, Result, bail};
-use host::files;
+use anyhow::{Context as _, Result};
 use host::random::random_bytes;
 use host::wall_clock;
-use human_chain::{CircleState, MemberSecret};
+use human_chain::CircleState;
 use protocol::api::{History, ProposalView, SubmitProposal};
 use protocol::governance::{Change, Choice, HistoryHead, Proposal};
-use protocol::{CircleId, Digest, MemberId, ProposalId, Refusal, error_code};
-use serde::{Deserialize, Serialize};
-use std::path::Path;
-use zeroize::Zeroizing;
+use protocol::{CircleId, Digest, ProposalId, Refusal, error_code};
 
 /// Default lifetime of a proposal, in milliseconds: three days.
 pub const PROPOSAL_LIFETIME_MS: u64 = 3 * 24 * 3600 * 1000;
@@ -90,7 +87,14 @@ impl Session {
         reason: String,
         lifetime_ms: u64,
     ) -> Result<ReviewedProposal> {
-        let proposal = self.draft(change, reason, lifetime_ms)?;
+        self.submit(self.draft(change, reason, lifetime_ms)?).await
+    }
+
+    /// Submits a proposal that [`Session::draft`] created.
+    ///
+    /// # Errors
+    /// Returns an error if control rejects it, or answers with another one.
+    pub async fn submit(&self, proposal: Proposal) -> Result<ReviewedProposal> {
         let id = proposal.id();
         let view = self.client.post("/v1/proposals", &SubmitProposal { proposal }).await?;
         self.review_as(&id, view)
@@ -174,131 +178,5 @@ impl Session {
         }
         let message = format!("control answered with the proposal {} to {id}", reviewed.view.id);
         Err(Refusal::new(error_code::PROPOSAL_MISMATCH, message).into())
-    }
-}
-
-/// A member's key file: JSON, mode 0600.
-pub struct MemberKeyFile {
-    /// The member that owns the key.
-    pub member: MemberId,
-    pub secret: MemberSecret,
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct MemberKeyText {
-    member: MemberId,
-    secret: String,
-}
-
-impl MemberKeyFile {
-    /// Generates a new key for a member.
-    #[must_use]
-    pub fn generate(member: MemberId) -> Self {
-        Self { member, secret: MemberSecret::generate(&Zeroizing::new(random_bytes())) }
-    }
-
-    /// Reads a key file; rejects a file that other users can read.
-    ///
-    /// # Errors
-    /// Returns an error if the file is missing, readable by others, or not a member key.
-    pub fn load(path: &Path) -> Result<Self> {
-        use std::os::unix::fs::PermissionsExt;
-        let named = || format!("member key `{}`", path.display());
-        let mode = std::fs::metadata(path).with_context(named)?.permissions().mode();
-        if mode & 0o077 != 0 {
-            bail!("{} is readable by other users (mode {:o}); run chmod 600 on it", named(), mode & 0o777);
-        }
-        let text = Zeroizing::new(std::fs::read_to_string(path).with_context(named)?);
-        let parsed: MemberKeyText = serde_json::from_str(&text).with_context(named)?;
-        let encoded = Zeroizing::new(parsed.secret);
-        let bytes = Zeroizing::new(hex::decode(encoded.as_bytes()).with_context(named)?);
-        let secret = MemberSecret::from_bytes(&bytes).with_context(named)?;
-        Ok(Self { member: parsed.member, secret })
-    }
-
-    /// Writes the key to a new file.
-    ///
-    /// # Errors
-    /// Fails with `key-exists` if there is a file of this name, else with the error of the disk.
-    pub fn save(&self, path: &Path) -> Result<()> {
-        let secret = hex::encode(self.secret.to_bytes().as_slice());
-        let text = MemberKeyText { member: self.member.clone(), secret };
-        let bytes = Zeroizing::new(serde_json::to_vec(&text)?);
-        create_secret(path, &bytes)
-    }
-}
-
-/// Writes a new secret to a new file, in a directory that is created as needed.
-///
-/// # Errors
-/// Fails with `key-exists` if there is a file of this name: a secret that is overwritten is lost.
-pub(crate) fn create_secret(path: &Path, bytes: &[u8]) -> Result<()> {
-    let place = || format!("write `{}`", path.display());
-    if let Some(directory) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-        std::fs::create_dir_all(directory).with_context(place)?;
-    }
-    match files::create_secret(path, bytes) {
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
-            let message = format!("`{}` exists; give another file, or move that one away", path.display());
-            Err(Refusal::new(error_code::KEY_EXISTS, message).into())
-        }
-        outcome => outcome.with_context(place),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::fs::Permissions;
-    use std::os::unix::fs::PermissionsExt;
-
-    #[test]
-    fn a_member_key_is_read_as_it_was_written_unless_other_users_can_read_it() {
-        let directory = tempfile::tempdir().expect("temporary directory");
-        let path = directory.path().join("alice.key");
-        let written = MemberKeyFile::generate("alice".parse().expect("a name"));
-        written.save(&path).expect("saved");
-        let read = MemberKeyFile::load(&path).expect("a new file is private");
-        assert_eq!(read.member, written.member);
-        assert_eq!(read.secret.public(), written.secret.public());
-        std::fs::set_permissions(&path, Permissions::from_mode(0o640)).expect("set");
-        let error = MemberKeyFile::load(&path).err().expect("others can read it").to_string();
-        assert!(error.contains("alice.key") && error.contains("mode 640"), "{error}");
-    }
-
-    /// Attack: an existing secret is overwritten by a new one.
-    #[test]
-    fn a_key_is_never_overwritten() {
-        let directory = tempfile::tempdir().expect("temporary directory");
-        let path = directory.path().join("keys/alice.key");
-        let generate = || MemberKeyFile::generate("alice".parse().expect("a name"));
-        let first = generate();
-        first.save(&path).expect("a new file, in a new folder");
-        let error = generate().save(&path).expect_err("taken");
-        assert_eq!(error.downcast_ref::<Refusal>().map(|refusal| refusal.code), Some(error_code::KEY_EXISTS));
-        let kept = |path: &Path| MemberKeyFile::load(path).expect("a key").secret.public();
-        assert_eq!(kept(&path), first.secret.public());
-        // Positive control: a write that replaces a file, as it was before, loses the first key.
-        let text = std::fs::read(&path).expect("read");
-        generate().save(&directory.path().join("second.key")).expect("saved");
-        let second = std::fs::read(directory.path().join("second.key")).expect("read");
-        files::write_secret(&path, &second).expect("replaced");
-        assert_ne!(kept(&path), first.secret.public());
-        assert_ne!(std::fs::read(&path).expect("read"), text);
-    }
-
-    #[test]
-    fn a_damaged_member_key_is_refused_with_its_path() {
-        let directory = tempfile::tempdir().expect("temporary directory");
-        let path = directory.path().join("alice.key");
-        for text in
-            ["", "{}", r#"{"member": "alice", "secret": "zz"}"#, r#"{"member": "alice", "secret": "00"}"#]
-        {
-            std::fs::write(&path, text).expect("written");
-            std::fs::set_permissions(&path, Permissions::from_mode(0o600)).expect("set");
-            let error = MemberKeyFile::load(&path).err().expect("damaged").to_string();
-            assert!(error.contains("member key `") && error.contains("alice.key"), "{text}: {error}");
-        }
     }
 }

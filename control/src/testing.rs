@@ -1,11 +1,11 @@
 //! Fixtures shared by the tests of several modules.
 
+use crate::member_key::MemberKeyFile;
 use crate::policy::simple_policy;
-use crate::session::MemberKeyFile;
 use human_chain::CircleState;
 use protocol::api::{History, ProposalState, ProposalView, ServiceView, Status};
 use protocol::governance::{
-    BUNDLE_VERSION, Bundle, Change, Choice, ControlReplica, Genesis, Member, NodeAdmission, NodeRole,
+    BUNDLE_VERSION, Bundle, Change, Choice, ControlReplica, Genesis, Member, NodeAdmission, NodeRole, Policy,
     Proposal, SignedBallot,
 };
 use protocol::keys::{ByteString, EncryptionKey, ML_KEM_768_PUBLIC_KEY_LENGTH};
@@ -92,6 +92,11 @@ pub(crate) struct SampleCircle {
 impl SampleCircle {
     /// Founds the circle; nothing has been decided.
     pub(crate) fn founded() -> Self {
+        Self::founded_with(|policy| policy)
+    }
+
+    /// Founds the circle with a policy of its own.
+    pub(crate) fn founded_with(edit: impl FnOnce(Policy) -> Policy) -> Self {
         let members =
             ["alice", "bob", "carol"].map(|name| MemberKeyFile::generate(name.parse().expect("a name")));
         let entry = |file: &MemberKeyFile| Member { id: file.member.clone(), keys: file.secret.public() };
@@ -105,7 +110,7 @@ impl SampleCircle {
         let genesis = Genesis {
             name: "lab".into(),
             founded_at: Millis(1),
-            policy: simple_policy(&entries, 2),
+            policy: edit(simple_policy(&entries, 2)),
             members: entries,
             control: vec![control],
             nodes: vec![],
@@ -168,6 +173,7 @@ pub(crate) fn proposal_view(proposal: &Proposal, ballots: Vec<SignedBallot>) -> 
         rejected: voted(Choice::Reject),
         missing: vec![],
         certificate: None,
+        takes_effect_at: None,
         ballots,
     }
 }

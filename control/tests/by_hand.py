@@ -115,8 +115,11 @@ class Circle:
                 "-extfile", "names", "-out", "lab.pem")
 
     def make_keys(self):
+        self.keep("passphrase", "correct horse battery staple\n")
+        self.environment["QUORATE_PASSPHRASE_FILE"] = str(self.folder / "passphrase")
         for member in MEMBERS:
-            self.keep(f"{member}.json", self.run("circle", "member", member, "--key", f"{member}.key"))
+            self.keep(f"{member}.json", self.run("member", "init", member, "--key", f"{member}.key"))
+            assert "unencrypted" not in (self.folder / f"{member}.key").read_text()
         for number in (1, 2, 3):
             self.keep(f"control-{number}.json", self.run(
                 "control", "init", "--dir", f"control-{number}", "--id", str(number),
@@ -233,10 +236,49 @@ def mistakes_are_explained(lab):
         ("node-not-found", ["node", "show", "nothing"]), ("proposal-not-found", ["review", "f" * 64]),
         ("node-directory-missing", ["model", "sweep", "--dry-run", "--node", "nothing"]),
         ("key-exists", ["circle", "member", "alice", "--key", "alice.key"]),
+        ("key-exists", ["member", "init", "alice", "--key", "alice.key"]),
+        ("not-a-member", ["member", "suspend", "mallory"]),
         ("not-a-member", ["circle", "sign", "genesis.json", "--key", "dana.key", "--words", "any words"]),
     ]:
         error = lab.run(*words, "-o", "json", code=1)
         assert json.loads(error)["code"] == code, error
+    passphrase = lab.environment["QUORATE_PASSPHRASE_FILE"]
+    lab.keep("wrong", "wrong horse battery staple\n")
+    for code, file in [("key-passphrase-wrong", "wrong"), ("key-passphrase-missing", "nothing")]:
+        lab.environment["QUORATE_PASSPHRASE_FILE"] = str(lab.folder / file)
+        error = lab.run("circle", "sign", "genesis.json", "--key", "alice.key", "--words", "a b", "-o", "json", code=1)
+        assert json.loads(error)["code"] == code, error
+    lab.environment["QUORATE_PASSPHRASE_FILE"] = passphrase
+
+
+def a_change_of_members_waits_and_is_vetoed(lab):
+    lab.keep("erin.json", lab.run("member", "init", "erin", "--key", "erin.key"))
+    added = lab.json("circle", "propose-member", "--add", "erin.json")["id"]
+    words = " ".join(lab.json("review", added)["words"][:2])
+    lab.run("approve", added, "--key", "bob.key", "--words", words)
+    lab.run("approve", added, "--key", "carol.key", "--words", words)
+    assert lab.json("review", added)["state"] == "open", "the three of four need erin"
+    lab.run("approve", added, "--key", "erin.key", "--words", words)
+    waiting = lab.json("review", added)
+    assert waiting["state"] == "waiting" and waiting["takes_effect_at"] > time.time() * 1000, waiting
+    assert "waits for a veto" in json.dumps(lab.status()["findings"])
+    lab.run("reject", added, "--key", "alice.key", "--words", words)
+    assert lab.json("review", added)["state"] == "rejected"
+    together = lab.run("circle", "propose-member", "--remove", "carol", "--required", "1", "-o", "json", code=1)
+    assert json.loads(together)["code"] in ("policy-lowered", "governance-invalid"), together
+    suspended = lab.json("member", "suspend", "carol")["id"]
+    words = " ".join(lab.json("review", suspended)["words"][:2])
+    for member in ("alice", "bob"):
+        lab.run("approve", suspended, "--key", f"{member}.key", "--words", words)
+    assert "suspended" in lab.run("circle", "show")
+    lab.keep("carol-2.json", lab.run("member", "init", "carol", "--key", "carol-2.key"))
+    recovered = lab.json("member", "recover", "carol-2.json", "--reason", "stolen")["id"]
+    words = " ".join(lab.json("review", recovered)["words"][:2])
+    thief = lab.run("reject", recovered, "--key", "carol.key", "--words", words, "-o", "json", code=1)
+    assert "member-suspended" in thief, thief
+    for member in ("alice", "bob"):
+        lab.run("approve", recovered, "--key", f"{member}.key", "--words", words)
+    assert lab.json("review", recovered)["state"] == "waiting"
 
 
 def choosing_a_context_overwrites_none(lab):
@@ -461,7 +503,8 @@ STEPS = [
     a_circle_is_founded_and_runs, mistakes_are_explained, choosing_a_context_overwrites_none, curl_and_python_reach_the_control_api,
     a_model_is_imported_voted_on_and_served, a_name_is_taken_once_and_freed, a_flipped_bit_is_named_and_repaired,
     waiting_for_an_update_is_not_answered_by_what_ran_before, answers_come_over_https, a_node_joins_by_a_vote,
-    lines_are_followed_across_a_change_of_leader, a_service_is_scaled_and_retired, the_history_verifies_offline, everything_ends_in_order,
+    lines_are_followed_across_a_change_of_leader, a_service_is_scaled_and_retired,
+    a_change_of_members_waits_and_is_vetoed, the_history_verifies_offline, everything_ends_in_order,
 ]
 
 

@@ -4,10 +4,12 @@
 //! replaces the file of a secret.
 
 use super::Environment;
+use super::members::{self, ProposeMemberArguments, ProposePolicyArguments};
 use super::output::{print_json, table};
 use super::words::WordsArguments;
-use crate::policy::simple_policy;
-use crate::session::{MemberKeyFile, Session, create_secret};
+use crate::member_key::{MemberKeyFile, create_secret};
+use crate::policy::{VETO_SECONDS, simple_policy};
+use crate::session::Session;
 use crate::terminal::line;
 use anyhow::{Context as _, Result, anyhow, bail};
 use clap::{Args, Subcommand};
@@ -23,8 +25,12 @@ use std::path::{Path, PathBuf};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum CircleCommand {
-    /// Generate a member's key pair and print the member's public entry
-    #[command(after_help = "Example:\n  quorate circle member alice --key alice.key > alice.json")]
+    /// Generate a member's key without a passphrase, for tests; people use `quorate member init`
+    #[command(after_help = "\
+Example:
+  quorate circle member alice --key alice.key > alice.json
+
+Any reader of the file has the key. For a person: quorate member init alice --key alice.key > alice.json")]
     Member {
         /// Name of the member in the circle
         member: MemberId,
@@ -68,6 +74,10 @@ Examples:
         /// Genesis file
         genesis: PathBuf,
     },
+    /// Propose to add or remove members
+    ProposeMember(ProposeMemberArguments),
+    /// Propose another policy: its rules, or the time for a veto
+    ProposePolicy(ProposePolicyArguments),
     /// Show members, policy, epoch and the head of the history
     #[command(after_help = "Example:\n  quorate circle show")]
     Show,
@@ -81,18 +91,31 @@ pub(crate) struct DraftArguments {
     /// Name of the circle
     #[arg(long)]
     name: String,
-    /// Members, in the form that `quorate circle member` prints
+    /// Members, in the form that `quorate member init` prints
     #[arg(long, num_args = 1.., value_name = "FILE")]
     members: Vec<PathBuf>,
     /// Number of members that must sign each change
     #[arg(long)]
     required: u32,
+    /// Hours that a change of members or policy waits for a veto after its last approval: 0 to 720
+    #[arg(long, value_name = "HOURS", default_value_t = VETO_SECONDS / 3600,
+        value_parser = clap::value_parser!(u32).range(0..=720))]
+    veto_hours: u32,
     /// Control replicas, in the form that `quorate control init` prints
     #[arg(long, num_args = 1.., value_name = "FILE")]
     control: Vec<PathBuf>,
     /// First nodes, in the form that `quorate agent init` prints
     #[arg(long, num_args = 0.., value_name = "FILE")]
     nodes: Vec<PathBuf>,
+    /// Domain that the members' passkeys are for, or `localhost` [default: the circle has no passkeys]
+    #[arg(long, value_name = "DOMAIN", requires = "passkey_origins")]
+    passkey_domain: Option<String>,
+    /// Origins of the console's pages, at or below that domain
+    #[arg(long, num_args = 1.., value_name = "URL", requires = "passkey_domain")]
+    passkey_origins: Vec<String>,
+    /// Let votes by passkey count for routine changes, beside one or more with a member's key
+    #[arg(long, requires = "passkey_domain")]
+    passkey_votes: bool,
     /// File to write the first access token to
     #[arg(long, value_name = "FILE")]
     token_file: PathBuf,
@@ -119,13 +142,15 @@ pub(crate) async fn run(command: CircleCommand, environment: &Environment) -> Re
         CircleCommand::Member { member, key } => {
             let file = MemberKeyFile::generate(member.clone());
             file.save(&key)?;
-            print_json(&Member { id: member, keys: file.secret.public() });
+            print_json(&file.proven());
             Ok(())
         }
         CircleCommand::Draft(arguments) => draft(&arguments),
         CircleCommand::Sign { genesis, key, words } => sign(&genesis, &key, &words),
         CircleCommand::Merge { genesis, copies } => merge(&genesis, &copies),
         CircleCommand::Read { genesis } => read(&genesis, environment),
+        CircleCommand::ProposeMember(arguments) => members::propose_member(arguments, environment).await,
+        CircleCommand::ProposePolicy(arguments) => members::propose_policy(arguments, environment).await,
         CircleCommand::Show => show(environment).await,
         CircleCommand::History => {
             let session = Session::open(&environment.context()?).await?;
@@ -152,11 +177,16 @@ fn draft(arguments: &DraftArguments) -> Result<()> {
 }
 
 fn genesis_of(arguments: &DraftArguments, token: Digest) -> Result<Genesis> {
-    let members = read_all::<Member>(&arguments.members)?;
+    let entries = arguments.members.iter().map(|path| members::read_entry(path));
+    let members: Vec<Member> = entries.map(|entry| Ok(entry?.member)).collect::<Result<_>>()?;
     Ok(Genesis {
         name: arguments.name.clone(),
         founded_at: wall_clock(),
-        policy: simple_policy(&members, arguments.required),
+        policy: Policy {
+            passkeys: passkeys_of(arguments),
+            veto_seconds: arguments.veto_hours * 3600,
+            ..simple_policy(&members, arguments.required)
+        },
         members,
         control: read_all(&arguments.control)?,
         nodes: read_all(&arguments.nodes)?,
@@ -165,6 +195,14 @@ fn genesis_of(arguments: &DraftArguments, token: Digest) -> Result<Genesis> {
             scopes: BTreeSet::from([TokenScope::Read, TokenScope::Propose, TokenScope::Submit]),
             hash: token,
         }],
+    })
+}
+
+fn passkeys_of(arguments: &DraftArguments) -> Option<protocol::PasskeyPolicy> {
+    arguments.passkey_domain.clone().map(|rp_id| protocol::PasskeyPolicy {
+        rp_id,
+        origins: arguments.passkey_origins.iter().cloned().collect(),
+        routine: arguments.passkey_votes,
     })
 }
 
@@ -249,11 +287,15 @@ async fn show(environment: &Environment) -> Result<()> {
         "epoch": circle.epoch(),
         "head": circle.head(),
         "members": members,
+        "suspended": circle.suspended().keys().collect::<Vec<_>>(),
         "policy": circle.policy(),
     });
     environment.output().print(&value, |_| {
-        let rows =
-            members.iter().map(|member| vec![member.id.to_string(), member.keys.ed25519.short()]).collect();
+        let state = |member: &Member| if circle.is_suspended(&member.id) { "suspended" } else { "" };
+        let row = |member: &&Member| {
+            vec![member.id.to_string(), member.keys.ed25519.short(), state(member).to_string()]
+        };
+        let rows = members.iter().map(row).collect();
         let rules: Vec<String> = circle
             .policy()
             .quorums
@@ -261,13 +303,14 @@ async fn show(environment: &Environment) -> Result<()> {
             .map(|(class, quorum)| format!("{class}: {}", human_chain::describe(quorum)))
             .collect();
         format!(
-            "circle {} ({})\nepoch {}\n{}\n{}\n\n{}",
+            "circle {} ({})\nepoch {}\n{}\n{}\nchanges of members wait {} hours for a veto\n\n{}",
             line(circle.name()),
             circle.id(),
             circle.epoch(),
             head_text(&circle.head()),
             rules.join("\n"),
-            table(&["member", "key"], rows)
+            circle.policy().veto_seconds / 3600,
+            table(&["member", "key", ""], rows)
         )
     });
     Ok(())
@@ -468,22 +511,34 @@ mod tests {
         let directory = tempfile::tempdir().expect("temporary directory");
         let in_directory = |name: &str| directory.path().join(name);
         let members: Vec<PathBuf> = ["alice", "bob", "carol"]
-            .map(|name| write(directory.path(), &format!("{name}.json"), &member(&key_file(name))))
+            .map(|name| write(directory.path(), &format!("{name}.json"), &key_file(name).proven()))
             .to_vec();
         let control = vec![write(directory.path(), "control-1.json", &replica())];
         let arguments = |members: &[PathBuf], required| DraftArguments {
             name: "lab".into(),
             members: members.to_vec(),
             required,
+            veto_hours: 48,
             control: control.clone(),
             nodes: vec![],
+            passkey_domain: None,
+            passkey_origins: vec![],
+            passkey_votes: false,
             token_file: in_directory("token"),
         };
+        let mut elsewhere = arguments(&members, 2);
+        elsewhere.passkey_domain = Some("example.org".into());
+        elsewhere.passkey_origins = vec!["https://console.example.com".into()];
+        assert_eq!(code(draft(&elsewhere)), Some(error_code::GOVERNANCE_INVALID));
         let twice: Vec<PathBuf> = members.iter().chain(&members[..1]).cloned().collect();
         for refused in [arguments(&members, 4), arguments(&twice, 3), arguments(&members, 1)] {
             assert_eq!(code(draft(&refused)), Some(error_code::GOVERNANCE_INVALID));
             assert!(!in_directory("token").exists(), "nothing was written");
         }
+        elsewhere.passkey_origins = vec!["https://console.example.org".into()];
+        let genesis = genesis_of(&elsewhere, Digest::of(b"token")).expect("sound");
+        assert_eq!(human_chain::check_draft(&genesis), Ok(()));
+        assert!(human_chain::render_genesis(&genesis).text.contains("console.example.org"));
         draft(&arguments(&members, 2)).expect("drafted");
         let token = std::fs::read(in_directory("token")).expect("written");
         assert_eq!(code(draft(&arguments(&members, 2))), Some(error_code::KEY_EXISTS));

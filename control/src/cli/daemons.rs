@@ -80,6 +80,15 @@ Example:
 Example:
   quorate agent run --dir node-1 --genesis genesis.json --circle ID --storage 0.0.0.0:7700")]
     Run(Box<AgentRun>),
+    /// Hand a signed halt to the agent on this machine, when no control replica reaches it
+    #[command(after_help = "Example:\n  quorate agent halt halt.json --dir node-1")]
+    Halt {
+        /// File that `quorate halt --out` wrote
+        file: PathBuf,
+        /// State directory of the node
+        #[arg(long)]
+        dir: PathBuf,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -239,7 +248,7 @@ fn read_certificate(chain: &Path, key: &Path) -> Result<ServerCertificate> {
 }
 
 /// Binds a listener. If another process holds the port, the error suggests how to find that process.
-async fn listen(name: &str) -> Result<tokio::net::TcpListener> {
+pub(super) async fn listen(name: &str) -> Result<tokio::net::TcpListener> {
     overlay::listen::tcp(name).await.map_err(|error| match error.kind() {
         std::io::ErrorKind::AddrInUse => {
             let message = format!("{error}; `ss -ltnp` shows the process that uses it");
@@ -253,6 +262,7 @@ pub(crate) async fn agent(command: AgentCommand) -> Result<()> {
     match command {
         AgentCommand::Init(arguments) => init_agent(arguments),
         AgentCommand::Run(arguments) => run_agent(*arguments).await,
+        AgentCommand::Halt { file, dir } => halt_agent(&file, &dir).await,
     }
 }
 
@@ -297,6 +307,19 @@ fn init_agent(arguments: AgentInit) -> Result<()> {
     let admission = keys.claim(admission);
     NodeFile { admission: admission.clone() }.save(&arguments.dir)?;
     println!("{}", serde_json::to_string_pretty(&admission)?);
+    Ok(())
+}
+
+/// Hands a signed halt to the agent of a node on this machine.
+async fn halt_agent(file: &Path, directory: &Path) -> Result<()> {
+    let signed = super::halts::read_halt(file)?;
+    let verdict = gpu_agent::agent::hand_halt(directory, &signed)
+        .await
+        .with_context(|| format!("no agent answers in `{}`", directory.display()))?;
+    match verdict.code {
+        None => println!("halt {}: {}", signed.halt.id(), verdict.message),
+        Some(code) => return Err(Refusal::new(code, verdict.message).into()),
+    }
     Ok(())
 }
 

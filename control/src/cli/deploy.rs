@@ -1,7 +1,7 @@
 //! `quorate deploy`: proposes to run a manifest's service, and waits for the votes and the first replica.
 
 use super::Environment;
-use super::proposals::{print_submitted, reason_or, signatures};
+use super::proposals::{print_submitted, reason_or};
 use super::services::{POLL_INTERVAL, replicas};
 use crate::reviewed::ReviewedProposal;
 use crate::session::{PROPOSAL_LIFETIME_MS, Session};
@@ -111,7 +111,7 @@ async fn wait(
     let deadline = Instant::now() + limit;
     let id = proposal.view.id;
     while proposal.view.state == ProposalState::Open {
-        bar.set_message(format!("waiting for votes: {}", signatures(&session.circle, &proposal)));
+        bar.set_message(format!("waiting for votes: {}", proposal.lacking(&session.circle)));
         pause(deadline, &id.to_string()).await?;
         proposal = session.proposal(&id).await?;
     }

@@ -2,17 +2,18 @@
 //!
 //! Each attack has a positive control: the same answers reach their aim when the guard has nothing to go by.
 
-use super::{Cli, Environment, dispatch, failure};
+use super::{Cli, Environment, dispatch, failure, passkeys};
 use crate::context::Context;
 use crate::testing::{SampleCircle, manifest, model_record, proposal_view};
 use axum::extract::{Path as UrlPath, State};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use clap::Parser;
-use protocol::api::{History, HistoryPage, Page, ProposalState, ProposalView};
-use protocol::governance::{Change, Choice, Proposal, SignedBallot};
+use protocol::api::{History, HistoryPage, Page, ProposalState, ProposalView, SubmitProposal};
+use protocol::governance::{Change, Choice, Policy, Proposal, SignedBallot};
+use protocol::halt::{HaltReceipt, HaltScope, SignedHalt};
 use protocol::model::ModelRecord;
-use protocol::{Digest, ErrorCode, ModelRoot, ProposalId, error_code};
+use protocol::{Digest, ErrorCode, ModelRoot, PasskeyRegistration, ProposalId, error_code};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -24,9 +25,21 @@ struct Stub {
     /// True if ballots are taken and not shown.
     hides_ballots: bool,
     received: Vec<SignedBallot>,
+    /// Halts that were taken, or that are listed.
+    halts: Vec<SignedHalt>,
 }
 
 type StubState = State<Arc<Mutex<Stub>>>;
+
+/// Answers with the proposal that is shown under this id, whichever it is.
+async fn one(
+    State(stub): StubState,
+    UrlPath(id): UrlPath<ProposalId>,
+) -> Result<Json<ProposalView>, axum::http::StatusCode> {
+    let stub = stub.lock().expect("no panic");
+    let found = stub.proposals.iter().find(|view| view.id == id).cloned();
+    found.map(Json).ok_or(axum::http::StatusCode::NOT_FOUND)
+}
 
 async fn cast(
     State(stub): StubState,
@@ -43,6 +56,19 @@ async fn cast(
     Json(view.clone())
 }
 
+async fn submit(State(stub): StubState, Json(body): Json<SubmitProposal>) -> Json<ProposalView> {
+    let view = proposal_view(&body.proposal, vec![]);
+    stub.lock().expect("no panic").proposals.push(view.clone());
+    Json(view)
+}
+
+/// Takes a halt, and acknowledges the first one that was ever taken.
+async fn take_halt(State(stub): StubState, Json(signed): Json<SignedHalt>) -> Json<HaltReceipt> {
+    let mut stub = stub.lock().expect("no panic");
+    stub.halts.push(signed);
+    Json(HaltReceipt { id: stub.halts[0].halt.id(), slots: 0, shown: vec![] })
+}
+
 /// A member's machine, and the control that it talks to.
 struct Lab {
     folder: tempfile::TempDir,
@@ -54,8 +80,9 @@ impl Lab {
     async fn new(circle: SampleCircle) -> Self {
         let folder = tempfile::tempdir().expect("temporary directory");
         let (history, hides_ballots) = (circle.history.clone(), false);
-        let (proposals, models, received) = (vec![], vec![], vec![]);
-        let stub = Arc::new(Mutex::new(Stub { history, proposals, models, hides_ballots, received }));
+        let (proposals, models, received, halts) = (vec![], vec![], vec![], vec![]);
+        let stub = Stub { history, proposals, models, hides_ballots, received, halts };
+        let stub = Arc::new(Mutex::new(stub));
         let history = |State(stub): StubState| async move {
             let History { genesis, bundles } = stub.lock().expect("no panic").history.clone();
             Json(HistoryPage { genesis: Some(genesis), bundles, next_page_token: None })
@@ -66,11 +93,16 @@ impl Lab {
         let models = |State(stub): StubState| async move {
             Json(Page::whole(stub.lock().expect("no panic").models.clone()))
         };
+        let halts = |State(stub): StubState| async move {
+            Json(Page::whole(stub.lock().expect("no panic").halts.clone()))
+        };
         let router = Router::new()
             .route("/v1/history", get(history))
-            .route("/v1/proposals", get(proposals))
+            .route("/v1/proposals", get(proposals).post(submit))
+            .route("/v1/proposals/{id}", get(one))
             .route("/v1/proposals/{id}/ballots", post(cast))
             .route("/v1/models", get(models))
+            .route("/v1/halts", get(halts).post(take_halt))
             .with_state(stub.clone());
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("bound");
@@ -122,6 +154,32 @@ impl Lab {
 
 fn words_of(proposal: &Proposal) -> String {
     human_chain::render(proposal).words[..2].join(" ")
+}
+
+/// Attack: a replica acknowledges another halt than the one that was sent. The positive control is the first
+/// halt, whose own id it returns.
+#[tokio::test]
+async fn a_halt_that_a_replica_does_not_acknowledge_is_not_reported_as_taken() {
+    let lab = Lab::new(SampleCircle::founded()).await;
+    let file = lab.path("halt.json");
+    assert_eq!(lab.run(&["halt", "service", "chat", "--reason", "smoke", "--out", &file]).await, Ok(()));
+    let [sent] = <[SignedHalt; 1]>::try_from(lab.stub().halts.clone()).expect("one halt");
+    assert!(human_chain::check_halt(&lab.circle.state, sent.clone()).is_ok(), "alice signed it");
+    assert_eq!(
+        (sent.halt.reason.as_str(), &sent.halt.scope),
+        ("smoke", &HaltScope::Service("chat".parse().expect("a name")))
+    );
+    let written: SignedHalt = serde_json::from_slice(&std::fs::read(&file).expect("written")).expect("JSON");
+    assert_eq!(written, sent, "the file is the same halt");
+    let refused = lab.run(&["halt", "circle", "--reason", "more smoke"]).await;
+    assert_eq!(refused, Err(Some(error_code::CONTROL_UNAVAILABLE)));
+    assert_eq!(lab.run(&["halts"]).await, Ok(()));
+    let unknown = lab.run(&["lift", "zz"]).await;
+    assert_eq!(unknown, Err(Some(error_code::HALT_NOT_FOUND)));
+    let long = "x".repeat(257);
+    let refused = lab.run(&["halt", "circle", "--reason", &long]).await;
+    assert_eq!(refused, Err(Some(error_code::GOVERNANCE_INVALID)), "nothing was signed");
+    assert_eq!(lab.stub().halts.len(), 2);
 }
 
 /// Attack: `quorate approve ID` is shown another proposal under this id.
@@ -250,6 +308,52 @@ async fn another_root_under_an_approved_name_is_refused() {
     assert_eq!(lab.run(&new).await, Ok(()));
 }
 
+/// Attack: a page hands out a passkey of its own, or one that was made for another member.
+#[tokio::test]
+async fn no_passkey_is_signed_but_the_one_whose_words_the_browser_shows() {
+    let passkeys = Some(passkeys::sample_policy());
+    let circle = SampleCircle::founded_with(|policy| Policy { passkeys, ..policy });
+    let at = |who: &str, key: u8| passkeys::sample(&circle.state, &who.parse().expect("a name"), key);
+    let (mine, planted, bobs) = (at("alice", 0), at("alice", 1), at("bob", 2));
+    let lab = Lab::new(circle).await;
+    let save = |name: &str, registration: &PasskeyRegistration| {
+        std::fs::write(lab.path(name), serde_json::to_vec(registration).expect("JSON")).expect("written");
+        lab.path(name)
+    };
+    let words = |registration: &PasskeyRegistration| {
+        let circle = &lab.circle.state;
+        let policy = circle.policy().passkeys.as_ref().expect("a policy");
+        let challenge = human_chain::registration_challenge(circle.id(), &lab.circle.members[0].member);
+        let passkey = human_chain::read_registration(registration, &challenge.0, policy).expect("sound");
+        human_chain::passkey_words(&passkey)[..2].join(" ")
+    };
+    let shown = words(&mine);
+    let add = ["member", "passkey", "add", "--words", &shown, "--from"];
+    let from = |file: &str| [&add[..], &[file]].concat().iter().map(ToString::to_string).collect::<Vec<_>>();
+    let run = |words: Vec<String>| {
+        let lab = &lab;
+        async move { lab.run(&words.iter().map(String::as_str).collect::<Vec<_>>()).await }
+    };
+    assert_eq!(run(from(&save("planted.json", &planted))).await, Err(Some(error_code::WORDS_MISMATCH)));
+    assert_eq!(run(from(&save("bob.json", &bobs))).await, Err(Some(error_code::PASSKEY_CHALLENGE)));
+    let dropped = lab.run(&["member", "passkey", "drop", "phone"]).await;
+    assert_eq!(dropped, Err(Some(error_code::PASSKEY_UNKNOWN)));
+    assert!(lab.received().is_empty() && lab.stub().proposals.is_empty(), "nothing was signed or proposed");
+    // Positive control: the same command with the browser's own passkey proposes it and approves it.
+    assert_eq!(run(from(&save("mine.json", &mine))).await, Ok(()));
+    let change = lab.stub().proposals[0].proposal.change.clone();
+    let Change::SetPasskeys { member, passkeys } = change else { panic!("{change:?}") };
+    assert_eq!((member.as_str(), passkeys.len()), ("alice", 1));
+    let received = lab.received();
+    assert!(received.len() == 1 && received[0].is_hybrid(), "one signature, of the key");
+    assert_eq!(lab.run(&["member", "passkeys"]).await, Ok(()));
+    // Under the words of the planted one, it would be signed as well: only the words differ.
+    let planted_words = words(&planted);
+    let file = lab.path("planted.json");
+    let add = ["member", "passkey", "add", "--words", &planted_words, "--from", &file];
+    assert_eq!(lab.run(&add).await, Ok(()));
+}
+
 /// Attack: the commands of the founding, run twice, destroy the first key and the first token.
 #[tokio::test]
 async fn a_second_founding_command_destroys_no_key() {
@@ -260,4 +364,98 @@ async fn a_second_founding_command_destroys_no_key() {
     let first = std::fs::read(&key).expect("written");
     assert_eq!(lab.run(&member).await, Err(Some(error_code::KEY_EXISTS)));
     assert_eq!(std::fs::read(&key).expect("read"), first);
+}
+
+/// A browser on alice's machine, signed in at her console.
+struct Desk {
+    router: Router,
+    cookie: String,
+}
+
+impl Desk {
+    const HOST: &str = "localhost:7607";
+
+    async fn of(lab: &Lab) -> Self {
+        let context = Context::read(&lab.folder.path().join("context.json")).expect("a context");
+        let session = crate::session::Session::open(&context).await.expect("an honest history");
+        let key =
+            crate::member_key::MemberKeyFile::load(&lab.folder.path().join("alice.key")).expect("her key");
+        let sign_in = Arc::new(console::SignIn::new(host::Clock::machine()));
+        let code = sign_in.create_link(console::Visitor::Owner { member: Some(key.member.clone()) });
+        let origins = console::WebOrigins::of_localhost(7607);
+        let router = super::console::router(session, Some(key), sign_in, origins);
+        let mut desk = Self { router, cookie: String::new() };
+        let (_, head) = desk.send("POST", "/console/enter", &format!("code={code}")).await;
+        let cookie = head.headers["set-cookie"].to_str().expect("text");
+        desk.cookie = cookie.split(';').next().expect("a pair").to_string();
+        desk
+    }
+
+    async fn send(&self, method: &str, path: &str, body: &str) -> (String, axum::http::response::Parts) {
+        let request = axum::http::Request::builder()
+            .method(method)
+            .uri(path)
+            .header("host", Self::HOST)
+            .header("sec-fetch-site", "same-origin")
+            .header("cookie", &self.cookie)
+            .header("content-type", "application/x-www-form-urlencoded")
+            .body(axum::body::Body::from(body.to_string()))
+            .expect("a request");
+        let answer = tower::ServiceExt::oneshot(self.router.clone(), request).await.expect("an answer");
+        let (head, body) = answer.into_parts();
+        let bytes = axum::body::to_bytes(body, 1 << 20).await.expect("a page");
+        (String::from_utf8(bytes.to_vec()).expect("text"), head)
+    }
+
+    /// Votes with the words of this proposal's text, on the page of this id.
+    async fn approve(&self, id: ProposalId, words_of: &Proposal) -> String {
+        let words = words_of_text(words_of);
+        let path = format!("/console/proposals/{id}/vote");
+        self.send("POST", &path, &format!("words={words}&choice=approve")).await.0
+    }
+}
+
+fn words_of_text(proposal: &Proposal) -> String {
+    words_of(proposal).replace(' ', "+")
+}
+
+/// Attack: the console is shown another proposal under this id, and ballots that no member cast.
+#[tokio::test]
+async fn no_console_signs_another_proposal_under_the_asked_id() {
+    let lab = Lab::new(SampleCircle::founded()).await;
+    let (asked, other) = (lab.circle.proposal("asked"), lab.circle.proposal("other"));
+    let mut forged = proposal_view(&other, vec![]);
+    forged.id = asked.id();
+    lab.show(vec![forged]);
+    let desk = Desk::of(&lab).await;
+    for words in [&asked, &other] {
+        let page = desk.approve(asked.id(), words).await;
+        assert!(page.contains("proposal-mismatch"), "{page}");
+    }
+    assert!(lab.received().is_empty(), "nothing was signed");
+    // Positive control: under an id of its own, the other proposal is signed, and the claimed votes are not
+    // shown.
+    let mut honest = proposal_view(&other, vec![]);
+    honest.approved = vec!["bob".parse().expect("a name"), "carol".parse().expect("a name")];
+    lab.show(vec![honest]);
+    let path = format!("/console/proposals/{}", other.id());
+    let (page, _) = desk.send("GET", &path, "").await;
+    assert!(page.contains("0 of 2 signed") && page.contains("Verified on this machine"), "{page}");
+    desk.approve(other.id(), &other).await;
+    assert_eq!(lab.received()[0].ballot.proposal, other.id());
+}
+
+/// Attack: a history with decisions left out, after the console has seen them.
+#[tokio::test]
+async fn a_console_refuses_a_history_that_became_shorter() {
+    let mut circle = SampleCircle::founded();
+    circle.decide(Change::Deploy(Box::new(manifest("bert"))), "run it");
+    let lab = Lab::new(circle).await;
+    let desk = Desk::of(&lab).await;
+    let (page, _) = desk.send("GET", "/console/history", "").await;
+    // Positive control: as long as it is whole, it is shown.
+    assert!(page.contains("1 decision since the founding"), "{page}");
+    lab.stub().history.bundles.clear();
+    let (page, head) = desk.send("GET", "/console/history", "").await;
+    assert!(page.contains("history-shorter") && !head.status.is_success(), "{page}");
 }

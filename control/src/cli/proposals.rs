@@ -15,7 +15,7 @@ use clap::Args;
 use human_chain::CircleState;
 use protocol::MemberId;
 use protocol::api::{Page, ProposalState};
-use protocol::governance::{Change, Choice, Quorum};
+use protocol::governance::{Change, Choice};
 use std::cmp::Reverse;
 use std::path::PathBuf;
 
@@ -75,32 +75,9 @@ pub(super) fn reason_or(given: String, change: impl FnOnce() -> String) -> Strin
 pub(crate) fn print_submitted(environment: &Environment, session: &Session, proposal: &ReviewedProposal) {
     environment.output().print(proposal, |proposal| {
         let words = proposal.words.join(" ");
-        let (id, waits) = (proposal.view.id, signatures(&session.circle, proposal));
+        let (id, waits) = (proposal.view.id, proposal.lacking(&session.circle));
         format!("proposal {id}\nwords: {words}\n{waits}\nnext: quorate approve {}", id.short())
     });
-}
-
-/// Describes the votes of an open proposal: `1 of 2 signed; 1 more signature needed; bob or carol may sign`.
-pub(super) fn signatures(circle: &CircleState, proposal: &ReviewedProposal) -> String {
-    let view = &proposal.view;
-    signatures_under(circle.quorum(view.class), &view.approved, &view.missing)
-}
-
-fn signatures_under(rule: &Quorum, approved: &[MemberId], missing: &[MemberId]) -> String {
-    let (signed, open) = (approved.iter().cloned().collect(), missing.iter().cloned().collect());
-    let Some(needed) = human_chain::approvals_lacking(rule, &signed, &open) else {
-        return format!("{} can no longer be reached", human_chain::describe(rule));
-    };
-    let may_sign = missing.iter().filter(|member| human_chain::names(rule, member));
-    let names: Vec<&str> = may_sign.map(MemberId::as_str).collect();
-    let joint = if names.len() == needed { "and" } else { "or" };
-    let names = match names.split_last() {
-        Some((last, rest)) if !rest.is_empty() => format!("{} {joint} {last}", rest.join(", ")),
-        _ => names.concat(),
-    };
-    let plural = if needed == 1 { "" } else { "s" };
-    let all = signed.len() + needed;
-    format!("{} of {all} signed; {needed} more signature{plural} needed; {names} may sign", signed.len())
 }
 
 pub(crate) async fn review(arguments: ReviewArguments, environment: &Environment) -> Result<()> {
@@ -114,7 +91,11 @@ pub(crate) async fn review(arguments: ReviewArguments, environment: &Environment
     // The list is in the order of ids; a member looks for what is new.
     proposals.sort_by_key(|proposal| {
         let view = &proposal.view;
-        (view.state != ProposalState::Open, Reverse(view.proposal.created_at), view.id)
+        (
+            !matches!(view.state, ProposalState::Open | ProposalState::Waiting),
+            Reverse(view.proposal.created_at),
+            view.id,
+        )
     });
     let page = Page::whole(proposals);
     environment.output().print(&page, |page| open_table(&page.items));
@@ -122,22 +103,29 @@ pub(crate) async fn review(arguments: ReviewArguments, environment: &Environment
 }
 
 fn open_table(proposals: &[ReviewedProposal]) -> String {
-    let open: Vec<_> = proposals.iter().filter(|item| item.view.state == ProposalState::Open).collect();
+    let is_open =
+        |item: &&ReviewedProposal| matches!(item.view.state, ProposalState::Open | ProposalState::Waiting);
+    let open: Vec<_> = proposals.iter().filter(is_open).collect();
     if open.is_empty() {
         return "no proposal waits for votes".into();
     }
     let row = |proposal: &&ReviewedProposal| {
         let missing: Vec<String> = proposal.view.missing.iter().map(ToString::to_string).collect();
+        let missing = match proposal.view.takes_effect_at {
+            Some(at) => format!("a veto, until {}", human_chain::show_time(at)),
+            None => missing.join(","),
+        };
         let text = human_chain::render(&proposal.view.proposal).text;
         let first = text.lines().next().unwrap_or_default().trim_start_matches("| ").to_string();
-        vec![proposal.view.id.to_string()[..8].to_string(), missing.join(","), first]
+        vec![proposal.view.id.to_string()[..8].to_string(), missing, first]
     };
     table(&["proposal", "missing", "change"], open.iter().map(row).collect())
 }
 
 /// Returns the text that members sign, the difference beside it, and the votes as counted on this machine.
 fn full_text(circle: &CircleState, reviewed: &ReviewedProposal) -> String {
-    let ReviewedProposal { view, words, quorum_reached: _, refused } = reviewed;
+    let ReviewedProposal { view, words, quorum_reached: _, only_passkeys: _, proposed_lacking: _, refused } =
+        reviewed;
     let rendering = human_chain::render(&view.proposal);
     let difference = human_chain::render_difference(circle, &view.proposal);
     let names = |members: &[MemberId]| {
@@ -157,7 +145,7 @@ fn full_text(circle: &CircleState, reviewed: &ReviewedProposal) -> String {
         text.push_str(&format!("\nballot of {} does not count: {reason} ({})", ballot.member, ballot.code));
     }
     if view.state == ProposalState::Open {
-        text.push_str(&format!("\n{}", signatures(circle, reviewed)));
+        text.push_str(&format!("\n{}", reviewed.lacking(circle)));
     }
     text
 }
@@ -180,53 +168,11 @@ async fn vote(arguments: VoteArguments, environment: &Environment, choice: Choic
     let proposal = session.vote(&proposal.view.proposal, &member, choice).await?;
     environment.output().print(&proposal, |proposal| {
         let outcome = match proposal.view.state {
-            ProposalState::Open if !proposal.quorum_reached => signatures(&session.circle, proposal),
+            ProposalState::Open if !proposal.quorum_reached => proposal.lacking(&session.circle),
             _ => proposal.state_text(),
         };
         format!("recorded: {choice} by {}\n{outcome}", member.member)
     });
     share_after(&session, &member).await;
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Builds a threshold rule, as `describe` renders it.
-    fn rule(required: u32, of: &[Quorum]) -> Quorum {
-        Quorum::Threshold { required, of: of.to_vec() }
-    }
-
-    #[test]
-    fn needed_signatures_are_counted_and_not_eligible_members() {
-        let [a, b, c, d] =
-            ["alice", "bob", "carol", "dave"].map(|name| Quorum::Member(name.parse().expect("a name")));
-        let two = rule(2, &[a.clone(), b.clone(), c.clone()]);
-        let nested = rule(2, &[a, rule(2, &[b, c]), d]);
-        for (rule, approved, missing, expected) in [
-            (
-                &two,
-                "",
-                "alice bob carol",
-                "0 of 2 signed; 2 more signatures needed; alice, bob or carol may sign",
-            ),
-            (&two, "alice", "bob carol", "1 of 2 signed; 1 more signature needed; bob or carol may sign"),
-            (&two, "alice", "carol", "1 of 2 signed; 1 more signature needed; carol may sign"),
-            (&two, "", "bob carol", "0 of 2 signed; 2 more signatures needed; bob and carol may sign"),
-            (&two, "alice", "bob dave", "1 of 2 signed; 1 more signature needed; bob may sign"),
-            (&two, "", "carol", "2 of (alice, bob, carol) can no longer be reached"),
-            (
-                &nested,
-                "bob",
-                "alice carol dave",
-                "1 of 3 signed; 2 more signatures needed; alice, carol or dave may sign",
-            ),
-        ] {
-            let names = |text: &str| -> Vec<MemberId> {
-                text.split_whitespace().map(|name| name.parse().expect("a name")).collect()
-            };
-            assert_eq!(signatures_under(rule, &names(approved), &names(missing)), expected);
-        }
-    }
 }

@@ -1,8 +1,9 @@
 //! The member's key file of a command, and the sharing of models' keys by commands that use it.
 
 use crate::context::Context;
+use crate::member_key::MemberKeyFile;
 use crate::node::{SharedKeys, share_keys};
-use crate::session::{MemberKeyFile, Session};
+use crate::session::Session;
 use anyhow::Result;
 use protocol::{Refusal, error_code};
 use std::path::PathBuf;

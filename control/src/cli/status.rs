@@ -74,7 +74,7 @@ pub(crate) async fn why(arguments: WhyArguments, environment: &Environment) -> R
 /// Explains a proposal by the votes as counted on this machine.
 fn why_proposal(circle: &CircleState, proposal: &ReviewedProposal) -> Why {
     let view = &proposal.view;
-    let rule = human_chain::describe(circle.quorum(view.class));
+    let rule = human_chain::describe(&circle.quorum_of(&view.proposal.change));
     let answer = match view.state {
         ProposalState::Open if !proposal.quorum_reached => format!("waits for votes: {rule} must approve"),
         _ => proposal.state_text(),
@@ -93,7 +93,7 @@ fn why_proposal(circle: &CircleState, proposal: &ReviewedProposal) -> Why {
     ];
     let id = view.id.short();
     let remedy = match view.state {
-        ProposalState::Open => Some(format!("quorate review {id}")),
+        ProposalState::Open | ProposalState::Waiting => Some(format!("quorate review {id}")),
         ProposalState::Expired | ProposalState::Stale => Some("propose it again".to_string()),
         ProposalState::Approved | ProposalState::Rejected => None,
     };

@@ -73,6 +73,8 @@ task = "{task}"               # "embed" or "generate"
 # spend_micro_units_per_hour = 400000   # signed and shown; not metered in this release
 # valid_until = 2027-12-31T00:00:00Z
 # on_expiry = "hold"         # or "drain"
+# autonomy_seconds = 86400   # time for which a node keeps its replicas without hearing the control plane
+# exclusive = false          # true: no slot ever lives on two nodes, and the autonomy is 3 seconds
 # context_tokens_max = 256
 # batch_sequences_max = 32
 
@@ -129,7 +131,7 @@ mod tests {
             let text = service_template(&"mine".parse().expect("a name"), &record, 1, 3);
             let keys: Vec<usize> =
                 (0..).zip(text.lines()).filter(|(_, line)| is_key(line)).map(|(at, _)| at).collect();
-            assert_eq!(keys.len(), 9, "{text}");
+            assert_eq!(keys.len(), 11, "{text}");
             let uncommented = |chosen: &[usize]| -> String {
                 let lines = (0..).zip(text.lines());
                 lines

@@ -46,6 +46,18 @@ pub(super) trait Exchange: Send + Sync {
     fn send(&self, replica: usize, request: &ControlRequest) -> BoxFuture<'static, ExchangeOutcome>;
 }
 
+/// Transport to one replica of several, as if it were the only one.
+pub(super) struct OneReplica {
+    pub(super) exchange: Arc<dyn Exchange>,
+    pub(super) replica: usize,
+}
+
+impl Exchange for OneReplica {
+    fn send(&self, _: usize, request: &ControlRequest) -> BoxFuture<'static, ExchangeOutcome> {
+        self.exchange.send(self.replica, request)
+    }
+}
+
 /// Transport over HTTP or HTTPS.
 pub(super) struct Http {
     client: reqwest::Client,

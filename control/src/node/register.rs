@@ -9,7 +9,8 @@
 //! nothing.
 
 use crate::client::ClientError;
-use crate::session::{MemberKeyFile, Session};
+use crate::member_key::MemberKeyFile;
+use crate::session::Session;
 use anyhow::{Context as _, Result};
 use human_chain::{
     ChainError, check_wrap, recipient_key, recipients, sign_complaint, sign_wrap, sign_wrap_request,

@@ -1,9 +1,11 @@
-//! The agents' endpoints on the overlay: `sync` for admitted nodes, `enrol` for all other peers.
+//! The agents' endpoints on the overlay: `sync` for admitted nodes, `enrol` for all other peers. Every
+//! replica answers alone for its clock and its halts.
 //!
 //! Leases rest on the rules of [`scheduler::Observed`]. A leader answers only after its own announcement is
 //! applied, and after a read barrier that began when the request had arrived.
 
 use super::Server;
+use super::halts;
 use super::leader::LeaderState;
 use super::logs;
 use super::problem::{Failure, unavailable};
@@ -20,6 +22,7 @@ use protocol::agent::{
     Assignment, COMPLAINTS_MAX, ClockReading, Desired, EnrolRequest, EnrolResponse, NotLeader, SyncRequest,
     SyncResponse,
 };
+use protocol::halt::HaltsRequest;
 use protocol::limits::{HISTORY_PAGE_BYTES_MAX, LEASE_MS, NODES_MAX, SYNC_BYTES_MAX, SYNC_INTERVAL_MS};
 use protocol::model::SignedComplaint;
 use protocol::order::{ORDER_DOMAIN, SignedOrder, SlotOrder};
@@ -59,7 +62,13 @@ pub(crate) fn limits() -> Limits {
 /// Builds the router of the agents' endpoints.
 pub(crate) fn router(server: Arc<Server>) -> Router {
     let enrol = post(enrol).layer(DefaultBodyLimit::max(ENROL_BYTES_MAX));
-    Router::new().route(SYNC, post(sync)).route(ENROL, enrol).route(CLOCK, post(clock)).with_state(server)
+    let halts = post(halts_after).layer(DefaultBodyLimit::max(halts::REQUEST_BYTES_MAX));
+    Router::new()
+        .route(SYNC, post(sync))
+        .route(ENROL, enrol)
+        .route(CLOCK, post(clock))
+        .route(halts::PATH, halts)
+        .with_state(server)
 }
 
 fn cbor<T: Serialize>(status: StatusCode, value: &T) -> Response {
@@ -119,6 +128,13 @@ async fn enrol(
 /// Reports this replica's clock, as leader or follower.
 async fn clock() -> Response {
     cbor(StatusCode::OK, &ClockReading { now: wall_clock() })
+}
+
+/// Reports the halts of this replica, as leader or follower, as soon as there is a new one.
+async fn halts_after(State(server): State<Arc<Server>>, body: Bytes) -> Result<Response, Failure> {
+    let request: HaltsRequest = canonical::from_bytes(&body, halts::REQUEST_BYTES_MAX)
+        .map_err(|error| Failure::new(error_code::REQUEST_INVALID, error.to_string()))?;
+    Ok(cbor(StatusCode::OK, &server.halts.wait(request).await))
 }
 
 async fn sync(

@@ -1,10 +1,12 @@
 //! The control API for users and their programs: JSON over HTTP, described by `/openapi.json`.
 //!
 //! Every replica has the replicated state, but only the leader receives the nodes' reports. For uniform
-//! behaviour all endpoints but the probes and `/v1/replica` answer on the leader, after a read barrier. Other
-//! replicas name the leader.
+//! behaviour all endpoints but the probes, `/v1/replica` and `/v1/halts` answer on the leader, after a read
+//! barrier. Other replicas name the leader.
 
 mod circle;
+mod console;
+mod halts;
 mod keys;
 mod models;
 mod services;
@@ -39,6 +41,7 @@ pub(crate) fn router(server: Arc<Server>) -> Router {
         .route("/v1/proposals", get(circle::proposals).post(circle::submit_proposal))
         .route("/v1/proposals/{id}", get(circle::proposal))
         .route("/v1/proposals/{id}/ballots", post(circle::cast_ballot))
+        .route("/v1/halts", get(halts::halts).post(halts::take_halt))
         .route("/v1/dry-run", post(services::dry_run))
         .route("/v1/services", get(services::services))
         .route("/v1/services/{name}", get(services::service))
@@ -55,6 +58,7 @@ pub(crate) fn router(server: Arc<Server>) -> Router {
         .route("/v1/events", get(status::events))
         .route("/v1/status", get(status::status))
         .route("/v1/replica", get(status::replica))
+        .route("/v1/console/links", post(console::create_link))
         .route("/v1/why/{*subject}", get(status::why))
         .fallback(|| async { Failure::new(error_code::PATH_NOT_FOUND, "the API has no such path") })
         .method_not_allowed_fallback(|| async {
@@ -88,7 +92,7 @@ impl Server {
     }
 
     /// Reads the cluster as its leader sees it now.
-    fn read_view<R>(&self, read: impl FnOnce(ClusterView) -> R) -> Result<R, Failure> {
+    pub(super) fn read_view<R>(&self, read: impl FnOnce(ClusterView) -> R) -> Result<R, Failure> {
         let leadership = self.lock_leadership();
         let observed =
             &leadership.as_ref().ok_or_else(|| unavailable("this replica has lost leadership"))?.observed;
@@ -120,6 +124,8 @@ fn no_subject(name: &str) -> Failure {
         circle::proposal,
         circle::submit_proposal,
         circle::cast_ballot,
+        halts::halts,
+        halts::take_halt,
         services::dry_run,
         services::services,
         services::service,
@@ -138,7 +144,8 @@ fn no_subject(name: &str) -> Failure {
         status::events,
         status::status,
         status::replica,
-        status::why
+        status::why,
+        console::create_link
     ),
     components(schemas(Problem))
 )]

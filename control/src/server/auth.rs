@@ -7,7 +7,7 @@ use super::problem::Failure;
 use axum::extract::FromRequestParts;
 use axum::http::header::AUTHORIZATION;
 use axum::http::request::Parts;
-use protocol::governance::TokenScope;
+use protocol::governance::{AccessToken, TokenScope};
 use protocol::{Digest, TokenName, error_code};
 use std::sync::Arc;
 
@@ -50,7 +50,22 @@ callers! {
     Submitter = TokenScope::Submit;
 }
 
+/// A token that may read, as genesis has it.
+pub(crate) struct ReaderToken(pub(crate) AccessToken);
+
+impl FromRequestParts<Arc<Server>> for ReaderToken {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, server: &Arc<Server>) -> Result<Self, Failure> {
+        token_with(parts, server, TokenScope::Read).map(Self)
+    }
+}
+
 fn authorize(parts: &Parts, server: &Server, scope: TokenScope) -> Result<TokenName, Failure> {
+    token_with(parts, server, scope).map(|token| token.name)
+}
+
+fn token_with(parts: &Parts, server: &Server, scope: TokenScope) -> Result<AccessToken, Failure> {
     let header = parts.headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
     let text = header.and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default();
     if text.is_empty() || text.len() > TOKEN_BYTES_MAX {
@@ -73,5 +88,5 @@ fn authorize(parts: &Parts, server: &Server, scope: TokenScope) -> Result<TokenN
         let message = format!("token `{}` lacks the scope `{scope}`", token.name);
         return Err(Failure::new(error_code::TOKEN_SCOPE_MISSING, message));
     }
-    Ok(token.name)
+    Ok(token)
 }

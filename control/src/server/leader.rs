@@ -140,8 +140,10 @@ impl Server {
     /// Returns the next plan as an action, with its generation, and begins its evictions; none if the plan is
     /// empty.
     fn next_plan(&self, now: LeaderTime) -> Option<(u64, Action)> {
+        let halts = self.standing_halts();
         let mut leadership = self.lock_leadership();
         let observed = &mut leadership.as_mut()?.observed;
+        observed.note_halts(halts);
         let clocks = &self.clocks.readings();
         let plan = self.cluster(|cluster| scheduler::plan(ClusterView { cluster, observed, now, clocks }));
         self.metrics.steps_dropped.set(i64::try_from(plan.dropped.len()).unwrap_or(i64::MAX));

@@ -8,8 +8,9 @@ use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::openapi::{ContentBuilder, OpenApi, Ref, RefOr, ResponseBuilder, SecurityRequirement};
 use utoipa::{OpenApi as _, ToSchema};
 
-/// Path of the only `POST` that changes nothing.
-const DRY_RUN: &str = "/v1/dry-run";
+/// Paths of the `POST` operations that take no idempotency key: two change nothing that is replicated, and a
+/// halt is the same halt however often it is sent.
+const WITHOUT_KEY: [&str; 3] = ["/v1/dry-run", "/v1/console/links", "/v1/halts"];
 /// Name of the bearer scheme in the document.
 const BEARER: &str = "access_token";
 
@@ -22,9 +23,8 @@ pub fn document() -> OpenApi {
     components.add_security_scheme(BEARER, SecurityScheme::Http(scheme));
     document.security = Some(vec![SecurityRequirement::new(BEARER, Vec::<String>::new())]);
     for (path, item) in &mut document.paths.paths {
-        // Operations that change nothing take no idempotency key.
         let writes = [&mut item.post, &mut item.put, &mut item.delete].into_iter().flatten();
-        writes.filter(|_| path != DRY_RUN).for_each(idempotency::describe);
+        writes.filter(|_| !WITHOUT_KEY.contains(&path.as_str())).for_each(idempotency::describe);
         let operations = [&mut item.get, &mut item.post, &mut item.put, &mut item.delete];
         for operation in operations.into_iter().flatten() {
             let schema = Ref::from_schema_name(Problem::name());
@@ -56,7 +56,11 @@ mod tests {
             for (method, operation) in item.as_object().expect("operations") {
                 let parameters = operation["parameters"].as_array().cloned().unwrap_or_default();
                 let takes = parameters.iter().any(|parameter| parameter["name"] == "Idempotency-Key");
-                assert_eq!(takes, method != "get" && path != DRY_RUN, "{method} {path}");
+                assert_eq!(
+                    takes,
+                    method != "get" && !WITHOUT_KEY.contains(&path.as_str()),
+                    "{method} {path}"
+                );
                 writes += usize::from(takes);
             }
         }

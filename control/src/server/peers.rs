@@ -57,6 +57,11 @@ impl PeerHealth {
         Ok(Self { clients, silent: Mutex::default() })
     }
 
+    /// Returns a client of each other replica.
+    pub(crate) fn clients(&self) -> impl Iterator<Item = &(ReplicaId, Client)> {
+        self.clients.iter()
+    }
+
     /// Returns the replicas that do not answer this one; none before the first round.
     pub(crate) fn silent(&self) -> Option<Vec<ReplicaId>> {
         self.lock().clone()

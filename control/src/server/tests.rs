@@ -8,7 +8,9 @@
 mod bootstrap;
 mod circle;
 mod clocks;
+mod console;
 mod faults;
+mod halts;
 mod hostile;
 mod once;
 mod outcomes;

@@ -57,6 +57,7 @@ impl Farewell {
     /// Returns the lines to paste, each part with a comment.
     fn lines(&self, services: &[ServiceView]) -> Vec<String> {
         let mut lines = vec![
+            format!("# console      {}/console, after `quorate console link`", self.control),
             format!("# control API  {}/openapi.json", self.control),
             format!("# logs         {}", self.logs.display()),
             String::new(),

@@ -7,10 +7,10 @@
 use super::layout::{GATEWAY, Layout, MEMBERS, NODES, REPLICAS, REQUIRED, STORES};
 use super::ports::Ports;
 use crate::context::Context;
+use crate::member_key::{MemberKeyFile, create_secret};
 use crate::node::{NodeFile, UNSIGNED, create_keys};
 use crate::policy::simple_policy;
 use crate::server::create_replica;
-use crate::session::{MemberKeyFile, create_secret};
 use anyhow::{Result, anyhow};
 use host::files;
 use host::random::fresh_secret_text;

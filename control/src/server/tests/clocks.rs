@@ -9,7 +9,8 @@ use protocol::api::{Problem, Status, SubmitProposal};
 use std::sync::Arc;
 use std::time::Duration;
 
-const MONTH_MS: i64 = 30 * 86_400_000;
+/// A month and an hour: a difference is shown in whole days, and time passes between two readings.
+const MONTH_MS: i64 = 30 * 86_400_000 + 3_600_000;
 /// Longer than any reading of a clock counts.
 const FORGOTTEN: Duration = Duration::from_secs(11);
 

@@ -1,7 +1,9 @@
 //! Test fixture and tests of log faults: clients get accurate errors, and no command is applied twice.
 
 use super::circle::{self, TOKEN};
-use crate::server::{ClusterMachine, Server, clocks, commands, leader, logs, metrics, peers, unadmitted};
+use crate::server::{
+    ClusterMachine, Server, clocks, commands, halts, leader, logs, metrics, peers, unadmitted,
+};
 use axum::body::Body;
 use axum::http::{Method, Request, StatusCode};
 use consensus::simulation::SimulatedGroup;
@@ -22,6 +24,8 @@ pub(super) struct SimulatedServers {
     pub(super) servers: Vec<Arc<Server>>,
     /// Machine clock of each replica; a test sets their wall clocks.
     pub(super) clocks: Vec<Clock>,
+    /// A directory for each replica's halts, by its id.
+    pub(super) directory: tempfile::TempDir,
 }
 
 impl SimulatedServers {
@@ -33,12 +37,20 @@ impl SimulatedServers {
         let group = SimulatedGroup::start(count, Timings::default(), Limits::default());
         let machine = |_| Clock::of_runtime(BootTime(0), host::wall_clock());
         let clocks: Vec<Clock> = (1..=count).map(machine).collect();
+        let directory = tempfile::tempdir().unwrap();
+        let circle = human_chain::circle_id(&genesis.genesis);
+        let halts = |id: u64| {
+            let own = directory.path().join(id.to_string());
+            std::fs::create_dir(&own).unwrap();
+            halts::HaltStore::open(&own, circle).unwrap()
+        };
         let server = |(id, clock): (u64, &Clock)| {
             let identity = circle::replica(id);
             Arc::new(Server {
                 id: ReplicaId(id),
                 peers: peers::PeerHealth::new(&identity, &genesis.genesis).unwrap(),
                 clocks: clocks::ReplicaClocks::new(ReplicaId(id), clock.clone()),
+                halts: halts(id),
                 identity,
                 genesis: genesis.clone(),
                 handle: group.handle(ReplicaId(id)),
@@ -47,11 +59,12 @@ impl SimulatedServers {
                 key_exchanges: Arc::default(),
                 unadmitted: unadmitted::UnadmittedPeers::default(),
                 session_pool: commands::SessionPool::default(),
+                sign_in: Arc::new(console::SignIn::new(clock.clone())),
                 metrics: metrics::ServerMetrics::new(),
             })
         };
         let servers = (1..=count).zip(&clocks).map(server).collect();
-        Self { group, servers, clocks }
+        Self { group, servers, clocks, directory }
     }
 
     /// Lets these replicas, by index, learn each other's clocks and judge them, as every round of checks

@@ -1,0 +1,94 @@
+//! The circle and the cluster behind the pages.
+
+use crate::sign_in::Visitor;
+use futures::future::BoxFuture;
+use human_chain::CircleState;
+use protocol::agent::PendingNode;
+use protocol::api::{NodeView, ProposalView, ServiceView, Status};
+use protocol::governance::{Bundle, Certificate, Change, Choice, Proposal, SignedBallot};
+use protocol::{ProposalId, Refusal, ReplicaId};
+use std::sync::Arc;
+
+/// Answer of a backend.
+pub type BackendAnswer<'a, T> = BoxFuture<'a, Result<T, Refusal>>;
+
+/// Party that vouches for the pages.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PageSource {
+    /// A control replica: the pages are as honest as it is.
+    Replica(ReplicaId),
+    /// The member's own binary, which verified everything from genesis on.
+    OwnMachine,
+}
+
+/// The circle, and the reason for which it may be older than the cluster's.
+#[derive(Debug, Clone)]
+pub struct CircleReading {
+    pub state: Arc<CircleState>,
+    /// Text for people; none if the state is current.
+    pub note: Option<String>,
+}
+
+/// A proposal with the certificate that decided it.
+#[derive(Debug, Clone)]
+pub struct ProposalRecord {
+    /// The proposal as control reports it.
+    pub view: ProposalView,
+    /// Its certificate, if the verified history holds one.
+    pub certificate: Option<Certificate>,
+}
+
+/// State of the cluster as its leader reports it.
+#[derive(Debug, Clone, Default)]
+pub struct ClusterReport {
+    /// Findings and counts; none if no leader answered.
+    pub status: Option<Status>,
+    /// Services with their slots.
+    pub services: Vec<ServiceView>,
+    /// Admitted nodes.
+    pub nodes: Vec<NodeView>,
+    /// Reason for what is missing, for people.
+    pub note: Option<String>,
+}
+
+/// Source of all that the pages show, and destination of the ballots that they collect.
+///
+/// A control replica and a member's own binary implement it; the tests have a third one, with fixed values.
+pub trait ConsoleBackend: Send + Sync + 'static {
+    /// Returns the party that vouches for the pages.
+    fn source(&self) -> PageSource;
+
+    /// Returns the circle, verified from genesis on. Each page asks for it first.
+    fn circle(&self) -> BackendAnswer<'_, CircleReading>;
+
+    /// Returns the proposals that are open for votes.
+    fn open_proposals(&self) -> BackendAnswer<'_, Vec<ProposalView>>;
+
+    /// Returns a proposal, open or closed recently.
+    fn proposal(&self, id: ProposalId) -> BackendAnswer<'_, Option<ProposalRecord>>;
+
+    /// Returns at most `count` decisions with numbers below `before`, newest first. The first decision after
+    /// genesis has the number 1.
+    fn decisions(&self, before: u64, count: usize) -> BackendAnswer<'_, Vec<(u64, Bundle)>>;
+
+    /// Returns the state of the cluster. Without a leader the report says so.
+    fn cluster(&self) -> BackendAnswer<'_, ClusterReport>;
+
+    /// Returns the nodes that ask for admission.
+    fn pending_nodes(&self) -> BackendAnswer<'_, Vec<PendingNode>>;
+
+    /// Returns a ballot of the member whose key this backend holds; none if it holds no key.
+    fn sign(&self, circle: &CircleState, proposal: &Proposal, choice: Choice) -> Option<SignedBallot>;
+
+    /// Returns whether [`ConsoleBackend::sign`] can sign.
+    fn holds_key(&self) -> bool;
+
+    /// Proposes a change of the member whose key this backend holds, and returns the proposal's id.
+    fn propose(&self, change: Change, reason: String) -> BackendAnswer<'_, ProposalId>;
+
+    /// Delivers a signed ballot to control.
+    fn deliver(&self, ballot: SignedBallot) -> BackendAnswer<'_, ()>;
+
+    /// Returns whether a visitor who signed in before may still read.
+    fn admits(&self, visitor: &Visitor) -> bool;
+}

@@ -1,0 +1,70 @@
+//! The inbox: what waits for a vote, until when, who signed and who still can.
+
+use crate::page::{PageFrame, document, sentence, time_left, votes, words};
+use crate::reviewed::ReviewedProposal;
+use human_chain::CircleState;
+use maud::{Markup, html};
+use protocol::MemberId;
+
+/// Returns whether a proposal waits for this member's vote.
+pub(crate) fn waits_for(
+    circle: &CircleState,
+    proposal: &ReviewedProposal,
+    member: Option<&MemberId>,
+) -> bool {
+    let decides = |member| human_chain::names(&circle.quorum_of(&proposal.view.proposal.change), member);
+    let votes = |member| proposal.view.missing.contains(member) && decides(member);
+    !proposal.quorum_reached && member.is_some_and(votes)
+}
+
+/// Returns the inbox with these open proposals.
+pub(crate) fn page(frame: &PageFrame, proposals: &[ReviewedProposal]) -> Markup {
+    let member = frame.visitor.member();
+    let mut sorted: Vec<&ReviewedProposal> = proposals.iter().collect();
+    sorted.sort_by_key(|proposal| (proposal.view.proposal.expires_at, proposal.view.id));
+    let (own, others): (Vec<_>, Vec<_>) =
+        sorted.into_iter().partition(|proposal| waits_for(frame.circle, proposal, member));
+    let content = html! {
+        h1 { "Inbox" }
+        @if let Some(member) = member {
+            section {
+                h2 { "Waits for you, " (member) }
+                (list(frame, &own, "Nothing waits for your vote."))
+            }
+            @if !others.is_empty() {
+                section {
+                    h2 { "Waits for others" }
+                    (list(frame, &others, ""))
+                }
+            }
+        } @else {
+            section {
+                h2 { "Open proposals" }
+                (list(frame, &others, "No proposal waits for votes."))
+            }
+        }
+    };
+    document(frame, "Inbox", &content)
+}
+
+fn list(frame: &PageFrame, proposals: &[&ReviewedProposal], none: &str) -> Markup {
+    html! {
+        @if proposals.is_empty() {
+            p { (none) }
+        } @else {
+            ul.cards { @for proposal in proposals { li { (card(frame, proposal)) } } }
+        }
+    }
+}
+
+fn card(frame: &PageFrame, proposal: &ReviewedProposal) -> Markup {
+    let view = &proposal.view;
+    html! {
+        h3 { a href={ "/console/proposals/" (view.id) } { bdi { (sentence(&view.proposal)) } } }
+        (words(&proposal.words))
+        p {
+            (votes::rule(frame.circle, proposal)) ". "
+            span.quiet { (time_left(frame.now, view.proposal.expires_at)) }
+        }
+    }
+}

@@ -1,0 +1,221 @@
+//! A proposal as this machine sees it: its id, class and words computed here, its votes counted here.
+//!
+//! A server sends proposals and ballots, and its own opinion of them. The opinion is replaced before anything
+//! is shown or signed. A hostile server can withhold a ballot, but show neither one that was not cast, nor
+//! another proposal under the id that was asked for.
+
+use human_chain::{CircleState, Tally};
+use protocol::api::{History, ProposalState, ProposalView};
+use protocol::governance::{Certificate, Quorum};
+use protocol::{ErrorCode, MemberId, Refusal, error_code};
+use serde::Serialize;
+use std::collections::BTreeSet;
+
+/// A ballot that does not count.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RefusedBallot {
+    /// Member that the ballot names.
+    pub member: MemberId,
+    pub code: ErrorCode,
+    /// Reason for people.
+    pub reason: String,
+}
+
+/// A proposal with its votes, verified on this machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ReviewedProposal {
+    /// The server's answer, with the votes as counted here. The state is what the server reports.
+    #[serde(flatten)]
+    pub view: ProposalView,
+    /// Six words of the rendering.
+    pub words: [&'static str; 6],
+    /// True if the approvals reach the quorum.
+    pub quorum_reached: bool,
+    /// Signatures that the proposed members lack, in words; none for other changes, and once they suffice.
+    pub proposed_lacking: Option<String>,
+    /// True if the approvals would reach the quorum, but all are by passkey.
+    pub only_passkeys: bool,
+    /// Ballots that do not count.
+    pub refused: Vec<RefusedBallot>,
+}
+
+impl ReviewedProposal {
+    /// Verifies a server's answer in the state of the circle that this machine recomputed.
+    ///
+    /// # Errors
+    /// Fails with `proposal-mismatch` if the id is not the digest of the proposal.
+    pub fn new(circle: &CircleState, history: &History, view: ProposalView) -> Result<Self, Refusal> {
+        let decision = decision_on(history, &view).cloned();
+        Self::with_decision(circle, decision.as_ref(), view)
+    }
+
+    /// Verifies a server's answer about a proposal that this certificate of the verified history decided.
+    ///
+    /// # Errors
+    /// As [`ReviewedProposal::new`]; a certificate of another proposal is left out.
+    pub fn with_decision(
+        circle: &CircleState,
+        decision: Option<&Certificate>,
+        view: ProposalView,
+    ) -> Result<Self, Refusal> {
+        check_id(&view)?;
+        let words = human_chain::render(&view.proposal).words;
+        let (quorum_reached, only_passkeys, proposed_lacking) = (false, false, None);
+        let refused = Vec::new();
+        let mut reviewed = Self { view, words, quorum_reached, only_passkeys, proposed_lacking, refused };
+        let view = &mut reviewed.view;
+        view.class = human_chain::class_of(&view.proposal.change);
+        match decision.filter(|certificate| certificate.proposal == view.proposal) {
+            Some(certificate) => reviewed.take_decision(certificate),
+            None => {
+                let tally = human_chain::tally(circle, &view.proposal, &view.ballots);
+                reviewed.take_tally(circle, tally);
+            }
+        }
+        Ok(reviewed)
+    }
+
+    /// Takes the votes of a certificate that the verified history holds.
+    fn take_decision(&mut self, certificate: &Certificate) {
+        let voters = certificate.ballots.iter().map(|signed| signed.ballot.member.clone());
+        let voters: BTreeSet<MemberId> = voters.collect();
+        self.view.approved = voters.into_iter().collect();
+        (self.view.rejected, self.view.missing) = (Vec::new(), Vec::new());
+        self.view.certificate = Some(certificate.digest());
+        self.quorum_reached = true;
+    }
+
+    fn take_tally(&mut self, circle: &CircleState, tally: Tally) {
+        self.proposed_lacking = human_chain::proposed_votes(circle, &self.view.proposal, &tally)
+            .filter(|votes| !human_chain::satisfied(votes.rule, &votes.approved))
+            .map(|votes| signatures_under(votes.rule, &votes.approved, &votes.missing));
+        self.view.approved = tally.approved.into_iter().collect();
+        self.view.rejected = tally.rejected.into_iter().collect();
+        let open = self.view.state == ProposalState::Open;
+        self.view.missing = if open { tally.missing.into_iter().collect() } else { Vec::new() };
+        (self.quorum_reached, self.only_passkeys) = (tally.reached, tally.only_passkeys);
+        let refused = |(member, error): (MemberId, human_chain::ChainError)| {
+            let refusal = Refusal::from(error);
+            RefusedBallot { member, code: refusal.code, reason: refusal.message }
+        };
+        self.refused = tally.refused.into_iter().map(refused).collect();
+    }
+
+    /// Describes the state: what control reports, and whether the votes counted here bear it out.
+    #[must_use]
+    pub fn state_text(&self) -> String {
+        match (self.view.state, self.quorum_reached) {
+            (ProposalState::Approved, true) => "quorum reached; the change is in force".into(),
+            (ProposalState::Approved, false) => {
+                "control reports it as approved, but the ballots that count do not reach the quorum".into()
+            }
+            (ProposalState::Open, true) => "quorum reached; control has not put it into force yet".into(),
+            (ProposalState::Waiting, reached) => {
+                let at = self.view.takes_effect_at.map(human_chain::show_time).unwrap_or_default();
+                let count = if reached { "quorum reached" } else { "as control reports, approved" };
+                format!("{count}; takes effect at {at} unless a member vetoes it: quorate reject ID")
+            }
+            (state, _) => format!("{state} (as control reports)"),
+        }
+    }
+
+    /// Describes the signatures that an open proposal lacks.
+    #[must_use]
+    pub fn lacking(&self, circle: &CircleState) -> String {
+        let view = &self.view;
+        if self.only_passkeys {
+            let count = view.approved.len();
+            return format!(
+                "{count} approvals, all by passkey; one more is needed by `quorate approve`, with a key"
+            );
+        }
+        let approved: BTreeSet<MemberId> = view.approved.iter().cloned().collect();
+        let rule = circle.quorum_of(&view.proposal.change);
+        match &self.proposed_lacking {
+            // The members in force suffice; those that the change names must agree too.
+            Some(lacking) if human_chain::satisfied(&rule, &approved) => {
+                format!("of the proposed members {lacking}")
+            }
+            _ => signatures_under(&rule, &approved, &view.missing.iter().cloned().collect()),
+        }
+    }
+}
+
+/// Checks that a proposal is shown under its own id, the digest of its bytes.
+///
+/// # Errors
+/// Fails with `proposal-mismatch` if it is shown under another.
+pub fn check_id(view: &ProposalView) -> Result<(), Refusal> {
+    let id = view.proposal.id();
+    if id == view.id {
+        return Ok(());
+    }
+    let message = format!("control shows the proposal {id} under the id {}", view.id);
+    Err(Refusal::new(error_code::PROPOSAL_MISMATCH, message))
+}
+
+/// Returns the certificate of the proposal in the verified history, if it was approved before that was
+/// fetched.
+fn decision_on<'a>(history: &'a History, view: &ProposalView) -> Option<&'a Certificate> {
+    let certificates = history.bundles.iter().map(|bundle| &bundle.certificate);
+    certificates.rev().find(|certificate| certificate.proposal == view.proposal)
+}
+
+/// Describes the votes under a rule: `1 of 2 signed; 1 more signature needed; bob or carol may sign`.
+fn signatures_under(rule: &Quorum, approved: &BTreeSet<MemberId>, missing: &BTreeSet<MemberId>) -> String {
+    let Some(needed) = human_chain::approvals_lacking(rule, approved, missing) else {
+        return format!("{} can no longer be reached", human_chain::describe(rule));
+    };
+    let may_sign = missing.iter().filter(|member| human_chain::names(rule, member));
+    let names: Vec<&str> = may_sign.map(MemberId::as_str).collect();
+    let joint = if names.len() == needed { "and" } else { "or" };
+    let names = match names.split_last() {
+        Some((last, rest)) if !rest.is_empty() => format!("{} {joint} {last}", rest.join(", ")),
+        _ => names.concat(),
+    };
+    let plural = if needed == 1 { "" } else { "s" };
+    let all = approved.len() + needed;
+    format!("{} of {all} signed; {needed} more signature{plural} needed; {names} may sign", approved.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Builds a threshold rule, as `describe` renders it.
+    fn rule(required: u32, of: &[Quorum]) -> Quorum {
+        Quorum::Threshold { required, of: of.to_vec() }
+    }
+
+    #[test]
+    fn needed_signatures_are_counted_and_not_eligible_members() {
+        let [a, b, c, d] =
+            ["alice", "bob", "carol", "dave"].map(|name| Quorum::Member(name.parse().expect("a name")));
+        let two = rule(2, &[a.clone(), b.clone(), c.clone()]);
+        let nested = rule(2, &[a, rule(2, &[b, c]), d]);
+        for (rule, approved, missing, expected) in [
+            (
+                &two,
+                "",
+                "alice bob carol",
+                "0 of 2 signed; 2 more signatures needed; alice, bob or carol may sign",
+            ),
+            (&two, "alice", "bob carol", "1 of 2 signed; 1 more signature needed; bob or carol may sign"),
+            (&two, "alice", "carol", "1 of 2 signed; 1 more signature needed; carol may sign"),
+            (&two, "", "bob carol", "0 of 2 signed; 2 more signatures needed; bob and carol may sign"),
+            (&two, "alice", "bob dave", "1 of 2 signed; 1 more signature needed; bob may sign"),
+            (&two, "", "carol", "2 of (alice, bob, carol) can no longer be reached"),
+            (
+                &nested,
+                "bob",
+                "alice carol dave",
+                "1 of 3 signed; 2 more signatures needed; alice, carol or dave may sign",
+            ),
+        ] {
+            let names = |text: &str| -> BTreeSet<MemberId> {
+                text.split_whitespace().map(|name| name.parse().expect("a name")).collect()
+            };
+            assert_eq!(signatures_under(rule, &names(approved), &names(missing)), expected);
+        }
+    }
+}

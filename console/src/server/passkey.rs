@@ -1,0 +1,301 @@
+//! Passkeys on the pages: votes, sign-in to read, and registration.
+//!
+//! The server composes what is signed, and the browser's authenticator signs it. A vote is an ordinary
+//! ballot, which every node verifies; the console checks no assertion over one. A sign-in is checked here,
+//! over a random challenge in a domain of its own, and lets a member read.
+
+use super::{Console, Look, SignedIn, invalid, status_of};
+use crate::page::passkeys::PasskeyPage;
+use crate::page::{self, Section};
+use crate::server::{PageFailure, PageResult, html};
+use crate::sign_in::Visitor;
+use crate::words::compare_words;
+use axum::Json;
+use axum::extract::rejection::{FormRejection, JsonRejection, PathRejection};
+use axum::extract::{Form, Path, State};
+use axum::http::header::SET_COOKIE;
+use axum::response::{AppendHeaders, IntoResponse, Redirect, Response};
+use host::wall_clock;
+use human_chain::{
+    ballot_challenge, check_assertion, read_registration, registration_challenge, unsigned_ballot,
+};
+use protocol::api::Problem;
+use protocol::governance::{Ballot, BallotSignature, Change, Choice, SignedBallot};
+use protocol::keys::ByteString;
+use protocol::limits::BALLOT_BYTES_MAX;
+use protocol::passkey::{Passkey, PasskeyAssertion, PasskeyPolicy, PasskeyRegistration};
+use protocol::{MemberId, ProposalId, Refusal, canonical, error_code};
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+
+/// A refusal, for the pages' script.
+pub(crate) struct ScriptFailure(Refusal);
+
+impl From<Refusal> for ScriptFailure {
+    fn from(refusal: Refusal) -> Self {
+        Self(refusal)
+    }
+}
+
+impl From<human_chain::ChainError> for ScriptFailure {
+    fn from(error: human_chain::ChainError) -> Self {
+        Self(error.into())
+    }
+}
+
+impl From<JsonRejection> for ScriptFailure {
+    fn from(rejection: JsonRejection) -> Self {
+        Self(invalid(&rejection.body_text()))
+    }
+}
+
+impl IntoResponse for ScriptFailure {
+    fn into_response(self) -> Response {
+        (status_of(self.0.code), Json(Problem::from(self.0))).into_response()
+    }
+}
+
+type ScriptResult<T> = Result<Json<T>, ScriptFailure>;
+
+/// A vote that the script asks to have composed.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ComposeRequest {
+    words: String,
+    choice: Choice,
+}
+
+/// A challenge for an authenticator to sign.
+#[derive(Debug, Serialize)]
+pub(crate) struct ChallengeOptions {
+    /// Canonical bytes of the ballot; empty for a sign-in.
+    ballot: ByteString,
+    challenge: ByteString,
+    rp_id: String,
+    /// Credentials that may sign; none means any.
+    credentials: Vec<ByteString>,
+}
+
+/// A ballot with the answer of an authenticator.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct PasskeyVote {
+    ballot: ByteString,
+    assertion: PasskeyAssertion,
+}
+
+/// A sign-in challenge with the answer of an authenticator.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct PasskeyEntry {
+    challenge: ByteString,
+    assertion: PasskeyAssertion,
+}
+
+/// The page that the script opens next.
+#[derive(Debug, Serialize)]
+pub(crate) struct NextPage {
+    to: String,
+}
+
+/// Options of a new passkey, for the authenticator that makes it.
+#[derive(Debug, Serialize)]
+pub(crate) struct RegistrationOptions {
+    challenge: ByteString,
+    rp_id: String,
+    user: ByteString,
+    name: String,
+    /// Credentials of the member, which the authenticator must not replace.
+    credentials: Vec<ByteString>,
+}
+
+/// A passkey to remove.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct DropForm {
+    credential: ByteString,
+}
+
+fn no_passkeys() -> Refusal {
+    let message = "the circle's policy has no passkeys; `quorate approve` signs with a member's key";
+    Refusal::new(error_code::PASSKEY_NOT_COUNTED, message)
+}
+
+fn not_a_member() -> Refusal {
+    Refusal::new(error_code::CONSOLE_NO_KEY, "only a member votes; sign in as one")
+}
+
+impl Look {
+    fn policy(&self) -> Result<&PasskeyPolicy, Refusal> {
+        self.circle.policy().passkeys.as_ref().ok_or_else(no_passkeys)
+    }
+
+    /// Returns the member who reads and his passkeys.
+    fn member_with_passkeys(&self) -> Result<(&MemberId, &[Passkey]), Refusal> {
+        let member = self.member().ok_or_else(not_a_member)?;
+        Ok((member, self.circle.passkeys(member)))
+    }
+}
+
+fn credentials(passkeys: &[Passkey]) -> Vec<ByteString> {
+    passkeys.iter().map(|passkey| passkey.credential.clone()).collect()
+}
+
+/// Composes the ballot that a passkey signs, after the words were typed.
+pub(crate) async fn compose(
+    SignedIn(visitor): SignedIn,
+    State(console): State<Arc<Console>>,
+    id: Result<Path<ProposalId>, PathRejection>,
+    body: Result<Json<ComposeRequest>, JsonRejection>,
+) -> Result<Json<ChallengeOptions>, Response> {
+    let look = console.look(visitor).await.map_err(IntoResponse::into_response)?;
+    let Path(id) = id.map_err(|rejection| ScriptFailure(invalid(&rejection.body_text())).into_response())?;
+    let reviewed = console.reviewed(&look, id).await.map_err(IntoResponse::into_response)?;
+    let composed = || -> Result<ChallengeOptions, ScriptFailure> {
+        let Json(request) = body?;
+        compare_words(&request.words, &reviewed.words)?;
+        let (policy, (member, passkeys)) = (look.policy()?, look.member_with_passkeys()?);
+        let (head, proposal) = (look.circle.head(), &reviewed.view.proposal);
+        let ballot = unsigned_ballot(member.clone(), head, proposal, request.choice, wall_clock());
+        Ok(ChallengeOptions {
+            challenge: ByteString(ballot_challenge(&ballot).0.to_vec()),
+            ballot: ByteString(canonical::to_bytes(&ballot)),
+            rp_id: policy.rp_id.clone(),
+            credentials: credentials(passkeys),
+        })
+    };
+    composed().map(Json).map_err(IntoResponse::into_response)
+}
+
+/// Delivers a ballot that a passkey signed. Control and every node verify it.
+pub(crate) async fn vote(
+    SignedIn(visitor): SignedIn,
+    State(console): State<Arc<Console>>,
+    Path(id): Path<ProposalId>,
+    body: Result<Json<PasskeyVote>, JsonRejection>,
+) -> ScriptResult<NextPage> {
+    let Json(PasskeyVote { ballot, assertion }) = body?;
+    let ballot: Ballot = canonical::from_bytes(&ballot.0, BALLOT_BYTES_MAX)
+        .map_err(|error| Refusal::of(error_code::REQUEST_INVALID, &error))?;
+    if ballot.proposal != id || Some(&ballot.member) != visitor.member() {
+        let message = "the ballot is of another proposal or member than this page's";
+        return Err(Refusal::new(error_code::BALLOT_MISMATCH, message).into());
+    }
+    console.backend.deliver(SignedBallot { ballot, signature: BallotSignature::Passkey(assertion) }).await?;
+    Ok(Json(NextPage { to: format!("/console/proposals/{id}") }))
+}
+
+/// Returns a challenge with which a member's passkey signs in.
+pub(crate) async fn challenge(State(console): State<Arc<Console>>) -> ScriptResult<ChallengeOptions> {
+    let circle = console.backend.circle().await?.state;
+    let policy = circle.policy().passkeys.as_ref().ok_or_else(no_passkeys)?;
+    let challenge = ByteString(console.sign_in.create_challenge().0.to_vec());
+    let (ballot, rp_id) = (ByteString::default(), policy.rp_id.clone());
+    Ok(Json(ChallengeOptions { ballot, challenge, rp_id, credentials: Vec::new() }))
+}
+
+/// Begins a session of the member whose passkey signed the challenge.
+pub(crate) async fn enter(
+    State(console): State<Arc<Console>>,
+    body: Result<Json<PasskeyEntry>, JsonRejection>,
+) -> Result<Response, ScriptFailure> {
+    let Json(PasskeyEntry { challenge, assertion }) = body?;
+    console.sign_in.take_challenge(&challenge.0)?;
+    let circle = console.backend.circle().await?.state;
+    let policy = circle.policy().passkeys.as_ref().ok_or_else(no_passkeys)?;
+    let holds = |member: &&MemberId| {
+        circle.passkeys(member).iter().any(|passkey| passkey.credential == assertion.credential)
+    };
+    let unknown = || Refusal::new(error_code::PASSKEY_UNKNOWN, "no member of this circle has this passkey");
+    let member = circle.members().map(|member| &member.id).find(holds).ok_or_else(unknown)?;
+    let mut own = circle.passkeys(member).iter();
+    let passkey = own.find(|passkey| passkey.credential == assertion.credential).ok_or_else(unknown)?;
+    // A sign-in only reads, so a copied authenticator gains nothing by an old counter.
+    check_assertion(policy, passkey, &challenge.0, &assertion, 0)?;
+    let key = console.sign_in.begin_session(Visitor::Member(member.clone()));
+    let cookie = console.origins.cookie(&key);
+    Ok((AppendHeaders([(SET_COOKIE, cookie)]), Json(NextPage { to: "/console".into() })).into_response())
+}
+
+/// Shows the passkeys of the member on whose machine the console runs.
+pub(crate) async fn page(SignedIn(visitor): SignedIn, State(console): State<Arc<Console>>) -> PageResult {
+    let look = console.look(visitor).await?;
+    let can_register = console.backend.holds_key();
+    let (member, passkeys) = look.member_with_passkeys()?;
+    let policy = look.circle.policy().passkeys.as_ref();
+    let shown = PasskeyPage { member, passkeys, policy, can_register };
+    Ok(html(page::passkeys::page(&look.frame(Section::Members), &shown)))
+}
+
+/// Returns what a new passkey of this member is made for.
+pub(crate) async fn options(
+    SignedIn(visitor): SignedIn,
+    State(console): State<Arc<Console>>,
+) -> Result<Json<RegistrationOptions>, Response> {
+    let look = console.look(visitor).await.map_err(IntoResponse::into_response)?;
+    let made = || -> Result<RegistrationOptions, ScriptFailure> {
+        console.require_key()?;
+        let (policy, (member, passkeys)) = (look.policy()?, look.member_with_passkeys()?);
+        let challenge = registration_challenge(look.circle.id(), member);
+        Ok(RegistrationOptions {
+            challenge: ByteString(challenge.0.to_vec()),
+            rp_id: policy.rp_id.clone(),
+            user: ByteString(member.as_str().as_bytes().to_vec()),
+            name: member.to_string(),
+            credentials: credentials(passkeys),
+        })
+    };
+    made().map(Json).map_err(IntoResponse::into_response)
+}
+
+/// Proposes the member's passkeys with the new one. The member reads the proposal and signs it with his key.
+pub(crate) async fn add(
+    SignedIn(visitor): SignedIn,
+    State(console): State<Arc<Console>>,
+    body: Result<Json<PasskeyRegistration>, JsonRejection>,
+) -> Result<Json<NextPage>, Response> {
+    let look = console.look(visitor).await.map_err(IntoResponse::into_response)?;
+    let read = || -> Result<(MemberId, Vec<Passkey>, String), ScriptFailure> {
+        console.require_key()?;
+        let Json(registration) = body?;
+        let (policy, (member, passkeys)) = (look.policy()?, look.member_with_passkeys()?);
+        let challenge = registration_challenge(look.circle.id(), member);
+        let passkey = read_registration(&registration, &challenge.0, policy)?;
+        let reason = format!("add the passkey {}", passkey.label);
+        Ok((member.clone(), [passkeys, std::slice::from_ref(&passkey)].concat(), reason))
+    };
+    let (member, passkeys, reason) = read().map_err(IntoResponse::into_response)?;
+    let proposed = console.backend.propose(Change::SetPasskeys { member, passkeys }, reason).await;
+    let id = proposed.map_err(|refusal| ScriptFailure(refusal).into_response())?;
+    Ok(Json(NextPage { to: format!("/console/proposals/{id}") }))
+}
+
+/// Proposes the member's passkeys without this one.
+pub(crate) async fn drop_one(
+    SignedIn(visitor): SignedIn,
+    State(console): State<Arc<Console>>,
+    form: Result<Form<DropForm>, FormRejection>,
+) -> Result<Redirect, PageFailure> {
+    let Form(DropForm { credential }) = form.map_err(|rejection| invalid(&rejection.body_text()))?;
+    let look = console.look(visitor).await?;
+    console.require_key()?;
+    let (member, passkeys) = look.member_with_passkeys()?;
+    let kept: Vec<Passkey> = passkeys.iter().filter(|one| one.credential != credential).cloned().collect();
+    let gone = passkeys.iter().find(|one| one.credential == credential);
+    let gone = gone.ok_or_else(|| invalid("the member has no such passkey"))?;
+    let reason = format!("drop the passkey {}", gone.label);
+    let change = Change::SetPasskeys { member: member.clone(), passkeys: kept };
+    let id = console.backend.propose(change, reason).await?;
+    Ok(Redirect::to(&format!("/console/proposals/{id}")))
+}
+
+impl Console {
+    /// Checks that this console signs with a member's key: a replica's page registers no passkey.
+    fn require_key(&self) -> Result<(), Refusal> {
+        if self.backend.holds_key() {
+            return Ok(());
+        }
+        let message = "passkeys are added in `quorate console`, on the machine with the member's key";
+        Err(Refusal::new(error_code::CONSOLE_NO_KEY, message))
+    }
+}

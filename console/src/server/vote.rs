@@ -1,0 +1,89 @@
+//! Votes that are given on a page.
+
+use super::{Console, Look, PageFailure, SignedIn, invalid, status_of};
+use crate::page::Section;
+use crate::page::proposal::{self, ProposalPage, SigningMeans};
+use crate::reviewed::ReviewedProposal;
+use crate::sign_in::Visitor;
+use crate::words::compare_words;
+use axum::extract::rejection::{FormRejection, PathRejection};
+use axum::extract::{Form, Path, State};
+use axum::response::Redirect;
+use maud::Markup;
+use protocol::governance::Choice;
+use protocol::{ProposalId, Refusal, error_code};
+use serde::Deserialize;
+use std::sync::Arc;
+
+/// A vote as the form sends it.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct VoteForm {
+    words: String,
+    choice: Choice,
+}
+
+/// Signs and delivers a vote with the key of the member on this machine.
+pub(crate) async fn by_key(
+    SignedIn(visitor): SignedIn,
+    State(console): State<Arc<Console>>,
+    id: Result<Path<ProposalId>, PathRejection>,
+    form: Result<Form<VoteForm>, FormRejection>,
+) -> Result<Redirect, PageFailure> {
+    let Path(id) = id.map_err(|rejection| invalid(&rejection.body_text()))?;
+    let Form(form) = form.map_err(|rejection| invalid(&rejection.body_text()))?;
+    let look = console.look(visitor.clone()).await?;
+    let reviewed = console.reviewed(&look, id).await?;
+    match console.sign_and_deliver(&look, &reviewed, &form).await {
+        Ok(()) => Ok(Redirect::to(&format!("/console/proposals/{id}"))),
+        Err(refusal) => {
+            let page = console.proposal_page(visitor, id, Some(&refusal)).await?;
+            Err(PageFailure { status: status_of(refusal.code), page })
+        }
+    }
+}
+
+impl Console {
+    /// Returns the page of a proposal, with the reason for which a vote was not signed.
+    pub(super) async fn proposal_page(
+        &self,
+        visitor: Visitor,
+        id: ProposalId,
+        refused: Option<&Refusal>,
+    ) -> Result<Markup, PageFailure> {
+        let look = self.look(visitor).await?;
+        let reviewed = self.reviewed(&look, id).await?;
+        let report = self.backend.cluster().await?;
+        let means = self.means(&look, &reviewed);
+        let shown = ProposalPage { reviewed: &reviewed, services: &report.services, means, refused };
+        Ok(proposal::page(&look.frame(Section::Inbox), &shown))
+    }
+
+    /// Returns the means by which a visitor signs here.
+    fn means(&self, look: &Look, reviewed: &ReviewedProposal) -> SigningMeans {
+        let is_owner = matches!(look.visitor, Visitor::Owner { member: Some(_) });
+        let counts = look.circle.passkeys_count(&reviewed.view.proposal.change);
+        let passkey = counts && look.member().is_some_and(|member| !look.circle.passkeys(member).is_empty());
+        SigningMeans { key: is_owner && self.backend.holds_key(), passkey }
+    }
+
+    async fn sign_and_deliver(
+        &self,
+        look: &Look,
+        reviewed: &ReviewedProposal,
+        form: &VoteForm,
+    ) -> Result<(), Refusal> {
+        compare_words(&form.words, &reviewed.words)?;
+        let ballot = if self.means(look, reviewed).key {
+            self.backend.sign(&look.circle, &reviewed.view.proposal, form.choice)
+        } else {
+            None
+        };
+        let ballot =
+            ballot.filter(|signed| Some(&signed.ballot.member) == look.member()).ok_or_else(|| {
+                let message = "this console holds no key of yours; nothing was signed";
+                Refusal::new(error_code::CONSOLE_NO_KEY, message)
+            })?;
+        self.backend.deliver(ballot).await
+    }
+}

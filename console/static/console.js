@@ -1,0 +1,108 @@
+// Passkeys: the one thing that pages cannot do without a script. Nothing here makes markup of text.
+'use strict';
+
+const toHex = (buffer) =>
+  Array.from(new Uint8Array(buffer), (byte) => byte.toString(16).padStart(2, '0')).join('');
+
+const fromHex = (text) => new Uint8Array((text.match(/../g) || []).map((pair) => parseInt(pair, 16)));
+
+// Sends JSON to a page of ours; a refusal becomes an error with its text and code.
+async function post(path, body) {
+  const answer = await fetch(path, {
+    method: 'POST',
+    headers: { 'content-type': 'application/json' },
+    body: JSON.stringify(body),
+  });
+  const value = await answer.json();
+  if (!answer.ok) throw new Error(`${value.message} (${value.code})`);
+  return value;
+}
+
+// Asks an authenticator to sign a challenge.
+async function assertion(options) {
+  const credential = await navigator.credentials.get({
+    publicKey: {
+      challenge: fromHex(options.challenge),
+      rpId: options.rp_id,
+      allowCredentials: options.credentials.map((id) => ({ type: 'public-key', id: fromHex(id) })),
+      userVerification: 'required',
+      timeout: 120000,
+    },
+  });
+  return {
+    credential: toHex(credential.rawId),
+    authenticator_data: toHex(credential.response.authenticatorData),
+    client_data: toHex(credential.response.clientDataJSON),
+    signature: toHex(credential.response.signature),
+  };
+}
+
+// Asks an authenticator for a new passkey.
+async function registration(options, label) {
+  const credential = await navigator.credentials.create({
+    publicKey: {
+      challenge: fromHex(options.challenge),
+      rp: { id: options.rp_id, name: 'Quorate' },
+      user: { id: fromHex(options.user), name: options.name, displayName: options.name },
+      pubKeyCredParams: [{ type: 'public-key', alg: -7 }, { type: 'public-key', alg: -8 }],
+      excludeCredentials: options.credentials.map((id) => ({ type: 'public-key', id: fromHex(id) })),
+      authenticatorSelection: { residentKey: 'preferred', userVerification: 'required' },
+      attestation: 'none',
+      timeout: 120000,
+    },
+  });
+  return {
+    authenticator_data: toHex(credential.response.getAuthenticatorData()),
+    client_data: toHex(credential.response.clientDataJSON),
+    label,
+  };
+}
+
+async function vote(form, choice) {
+  const base = form.dataset.passkey;
+  const words = form.elements.words.value;
+  const options = await post(`${base}/ballot`, { words, choice });
+  return post(`${base}/passkey`, { ballot: options.ballot, assertion: await assertion(options) });
+}
+
+async function signIn() {
+  const options = await post('/console/passkeys/challenge', {});
+  const signed = await assertion(options);
+  return post('/console/passkeys/enter', { challenge: options.challenge, assertion: signed });
+}
+
+async function register(form) {
+  const options = await post('/console/passkeys/options', {});
+  const made = await registration(options, form.elements.label.value);
+  return post('/console/passkeys/add', made);
+}
+
+// Runs an action of a form: shows its refusal there, or opens the page that it leads to.
+async function act(form, action) {
+  const place = form.querySelector('[data-refusal]');
+  const buttons = form.querySelectorAll('button');
+  place.hidden = true;
+  buttons.forEach((button) => { button.disabled = true; });
+  try {
+    const { to } = await action();
+    location.assign(to);
+  } catch (error) {
+    place.textContent = error.message;
+    place.hidden = false;
+    buttons.forEach((button) => { button.disabled = false; });
+  }
+}
+
+const ACTIONS = {
+  vote: (form, button) => vote(form, button.dataset.choice),
+  enter: () => signIn(),
+  register: (form) => register(form),
+};
+
+document.querySelectorAll('button[data-act]').forEach((button) => {
+  button.hidden = false;
+  button.addEventListener('click', () => {
+    const form = button.form;
+    act(form, () => ACTIONS[button.dataset.act](form, button));
+  });
+});

@@ -1,0 +1,159 @@
+//! Attacks on the console, each with its positive control: it succeeds when its guard has nothing to go by.
+
+use crate::routes::{PORT, ask, enter, get, vote};
+use crate::world::{Lab, words};
+use axum::http::{Method, StatusCode};
+use host::Clock;
+use protocol::api::Finding;
+use protocol::governance::{Change, Choice};
+
+/// Attack: a page elsewhere votes with the member's session.
+#[tokio::test]
+async fn a_vote_that_another_page_sends_is_refused() {
+    let lab = Lab::of_member(0, PORT);
+    let cookie = enter(&lab, &lab.owner_link(0)).await;
+    let proposal = lab.world.deployment();
+    let path = format!("/console/proposals/{}/vote", proposal.id());
+    let body = format!("words={}&choice=approve", words(&proposal).replace(' ', "+"));
+    for foreign in [
+        vec![("sec-fetch-site", "cross-site"), ("origin", "https://evil.example")],
+        vec![("sec-fetch-site", "same-site"), ("origin", "http://localhost:1")],
+        vec![("origin", "null")],
+        vec![],
+    ] {
+        let headers = [foreign.as_slice(), &[("cookie", cookie.as_str())]].concat();
+        let refused = ask(&lab, Method::POST, &path, &headers, &body).await;
+        assert_eq!(refused.status, StatusCode::FORBIDDEN, "{headers:?}");
+        assert!(refused.text.contains("console-origin-refused"), "{}", refused.text);
+    }
+    assert!(lab.world.state().delivered.is_empty(), "nothing was signed");
+    // Positive control: the same request of our own page is a vote.
+    let done = vote(&lab, &cookie, proposal.id(), &words(&proposal), "approve").await;
+    assert_eq!((done.status, lab.world.state().delivered.len()), (StatusCode::SEE_OTHER, 1));
+}
+
+/// Attack: a name that resolves to this machine makes a foreign page one of the same origin.
+#[tokio::test]
+async fn a_request_for_another_host_is_refused_before_it_is_read() {
+    let lab = Lab::of_member(0, PORT);
+    let cookie = enter(&lab, &lab.owner_link(0)).await;
+    for host in ["evil.example", "evil.example:7607", "127.0.0.1:7607", "localhost:7608", "localhost"] {
+        let headers = [("host", host), ("cookie", cookie.as_str()), ("sec-fetch-site", "same-origin")];
+        for method in [Method::GET, Method::POST] {
+            let refused = ask(&lab, method, "/console/members", &headers, "").await;
+            assert_eq!(refused.status, StatusCode::MISDIRECTED_REQUEST, "{host}");
+            assert!(refused.text.contains("console-host-refused") && !refused.text.contains("alice"));
+        }
+    }
+    // Positive control: under its own name the same request is answered.
+    assert!(get(&lab, &cookie, "/console/members").await.text.contains("alice"));
+}
+
+/// Attack: a link is taken from a history or a mail and opened again.
+#[tokio::test]
+async fn a_link_that_was_used_signs_no_second_browser_in() {
+    let lab = Lab::of_member(0, PORT);
+    let code = lab.owner_link(0);
+    // A program that looks at the link before its owner uses nothing up.
+    let looked = ask(&lab, Method::GET, &format!("/console/enter?code={code}"), &[], "").await;
+    assert!(looked.status == StatusCode::OK && !looked.headers.contains_key("set-cookie"));
+    // Positive control: the first browser is signed in.
+    let cookie = enter(&lab, &code).await;
+    assert_eq!(get(&lab, &cookie, "/console").await.status, StatusCode::OK);
+    let own = [("sec-fetch-site", "same-origin")];
+    for code in [code.as_str(), "", "0000", cookie.split('=').next_back().unwrap()] {
+        let refused = ask(&lab, Method::POST, "/console/enter", &own, &format!("code={code}")).await;
+        assert_eq!(refused.status, StatusCode::FORBIDDEN);
+        assert!(refused.text.contains("console-link-invalid") && !refused.headers.contains_key("set-cookie"));
+    }
+}
+
+/// Attack: control claims that every member approved, without a ballot of any of them.
+#[tokio::test]
+async fn votes_that_no_ballot_shows_are_not_shown() {
+    let lab = Lab::of_replica(PORT, Clock::machine());
+    let cookie = enter(&lab, &lab.token_link()).await;
+    let proposal = lab.world.deployment();
+    lab.world.state().claims_votes = true;
+    let page = get(&lab, &cookie, &format!("/console/proposals/{}", proposal.id())).await.text;
+    let expected = "control reports it as approved, but the ballots that count do not reach the quorum";
+    assert!(page.contains(expected) && page.contains("No member has voted."), "{page}");
+    assert!(!page.contains("approves"), "{page}");
+    // Positive control: with the ballots, the same claim is shown as votes.
+    lab.world.vote(0, &proposal, Choice::Approve);
+    lab.world.vote(1, &proposal, Choice::Approve);
+    let page = get(&lab, &cookie, &format!("/console/proposals/{}", proposal.id())).await.text;
+    assert!(page.contains("quorum reached; the change is in force") && page.contains("approves"), "{page}");
+}
+
+/// Attack: control shows a ballot with another member's signature.
+#[tokio::test]
+async fn a_ballot_that_does_not_verify_is_named_and_not_counted() {
+    let lab = Lab::of_replica(PORT, Clock::machine());
+    let cookie = enter(&lab, &lab.token_link()).await;
+    let proposal = lab.world.deployment();
+    lab.world.vote(0, &proposal, Choice::Approve);
+    let path = format!("/console/proposals/{}", proposal.id());
+    let forge = |name: usize| {
+        let mut state = lab.world.state();
+        let view = state.open.get_mut(&proposal.id()).unwrap();
+        let mut forged = view.ballots[0].clone();
+        forged.ballot.member = crate::world::member(name);
+        view.ballots.push(forged);
+    };
+    // Positive control: the ballot counts for the member that signed it.
+    assert!(get(&lab, &cookie, &path).await.text.contains("1 of 2 signed"));
+    forge(2);
+    let page = get(&lab, &cookie, &path).await.text;
+    assert!(page.contains("1 of 2 signed") && page.contains("does not count"), "{page}");
+    assert!(page.contains("signature-invalid"), "{page}");
+}
+
+/// Attack: the form is sent unread, or with the words of another text.
+#[tokio::test]
+async fn nothing_is_signed_without_the_words_of_this_text() {
+    let lab = Lab::of_member(0, PORT);
+    let cookie = enter(&lab, &lab.owner_link(0)).await;
+    let proposal = lab.world.deployment();
+    let other = lab.world.propose(Change::RemoveNode { node: "node-2".parse().unwrap() }, "a test");
+    for given in ["", "yes", words(&other).as_str(), words(&proposal).split(' ').next().unwrap()] {
+        let refused = vote(&lab, &cookie, proposal.id(), given, "approve").await;
+        assert_eq!(refused.status, StatusCode::BAD_REQUEST, "{given}");
+        assert!(refused.text.contains("words-mismatch") && refused.text.contains("nothing was signed"));
+        assert!(refused.text.contains("id=\"words\""), "the form stays: {}", refused.text);
+    }
+    assert!(lab.world.state().delivered.is_empty());
+    // Positive control: with its words it is signed.
+    vote(&lab, &cookie, proposal.id(), &words(&proposal), "approve").await;
+    assert_eq!(lab.world.state().delivered.len(), 1);
+}
+
+/// Text that is markup and code, and that reorders what stands around it.
+pub(crate) const HOSTILE: &str = "<img src=x onerror=\"window.taken=1\"><script>window.taken=1</script>\
+    \u{202e}</pre><style>*{display:none}</style>&lt;b&gt; \u{2066}quorum reached\u{200b}";
+
+/// Attack: a reason, a finding and a node's report are markup.
+#[tokio::test]
+async fn text_of_others_stays_text() {
+    let lab = Lab::of_member(0, PORT);
+    let cookie = enter(&lab, &lab.owner_link(0)).await;
+    lab.world.propose(Change::RemoveNode { node: "node-1".parse().unwrap() }, HOSTILE);
+    {
+        let mut state = lab.world.state();
+        state.report.services[0].slots[0].why = HOSTILE.into();
+        state.report.note = Some(HOSTILE.into());
+        let status = state.report.status.as_mut().unwrap();
+        status.findings.push(Finding { message: HOSTILE.into(), next: HOSTILE.into() });
+        status.summary = HOSTILE.into();
+    }
+    let ids: Vec<String> = lab.world.state().open.keys().map(ToString::to_string).collect();
+    let pages = ids.iter().map(|id| format!("/console/proposals/{id}"));
+    let mut seen = 0;
+    for path in pages.chain(["/console".to_string(), "/console/inbox".to_string()]) {
+        let page = get(&lab, &cookie, &path).await.text;
+        assert!(!page.contains("<img") && !page.contains("<script>") && !page.contains("<style>"), "{path}");
+        assert!(!page.contains(['\u{202e}', '\u{2066}', '\u{200b}']), "{path}");
+        seen += page.matches("&lt;img src=x").count();
+    }
+    assert!(seen >= 5, "it is shown as text: {seen} times");
+}

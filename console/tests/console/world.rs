@@ -1,0 +1,409 @@
+//! Test fixture: a circle of three with a model service, a pending node and a control that may claim what is
+//! not so. All is in memory.
+
+use console::{
+    BackendAnswer, CircleReading, ClusterReport, Console, ConsoleBackend, PageSource, ProposalRecord, SignIn,
+    Visitor, WebOrigins,
+};
+use ed25519_dalek::{Signer, SigningKey};
+use host::{Clock, wall_clock};
+use human_chain::{CircleState, MemberSecret};
+use protocol::agent::PendingNode;
+use protocol::api::{Finding, NodeView, ProposalState, ProposalView, ServiceView, SlotView, Status};
+use protocol::governance::*;
+use protocol::keys::{ByteString, EncryptionKey, signing_input};
+use protocol::manifest::Manifest;
+use protocol::passkey::PasskeyPolicy;
+use protocol::{
+    Digest, Epoch, Fence, MemberId, Millis, NodeId, ProposalId, PublicKey, Refusal, ReplicaId, Signature,
+    SlotIndex,
+};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+
+/// A circle, its control, and the machine of one of its members.
+pub(crate) struct World {
+    source: PageSource,
+    /// Member whose key the console holds.
+    key: Option<usize>,
+    state: Arc<Mutex<WorldState>>,
+}
+
+/// State that changes while a test runs.
+pub(crate) struct WorldState {
+    pub(crate) circle: Arc<CircleState>,
+    pub(crate) bundles: Vec<Bundle>,
+    pub(crate) open: BTreeMap<ProposalId, ProposalView>,
+    pub(crate) closed: BTreeMap<ProposalId, ProposalView>,
+    pub(crate) report: ClusterReport,
+    pub(crate) pending: Vec<PendingNode>,
+    /// Ballots that were delivered, also those that control refused.
+    pub(crate) delivered: Vec<SignedBallot>,
+    /// True if control claims that every member approved everything.
+    pub(crate) claims_votes: bool,
+    /// True once the token of the visitor was revoked.
+    pub(crate) revoked: bool,
+}
+
+/// Names of the members.
+pub(crate) const MEMBERS: [&str; 3] = ["alice", "bob", "carol"];
+
+/// Returns the keys of a member. They are made once: a part of them does not come from the seed.
+pub(crate) fn secret(member: usize) -> &'static MemberSecret {
+    static SECRETS: OnceLock<Vec<MemberSecret>> = OnceLock::new();
+    &SECRETS.get_or_init(|| (1..=3).map(|seed| MemberSecret::generate(&[seed; 64])).collect())[member]
+}
+
+pub(crate) fn member(member: usize) -> MemberId {
+    MEMBERS[member].parse().unwrap()
+}
+
+/// Returns a node of this name, which claims its keys.
+fn node(name: &str) -> NodeAdmission {
+    let signing = SigningKey::from_bytes(&Digest::of(name.as_bytes()).0);
+    let mut x25519 = Digest::of_domain("test/x25519", name.as_bytes()).0;
+    x25519[31] &= 0x3f;
+    let ml_kem = Digest::of(name.as_bytes()).0.map(|byte| byte & 7).repeat(37);
+    let mut node = NodeAdmission {
+        name: name.parse().unwrap(),
+        id: NodeId(PublicKey(signing.verifying_key().to_bytes())),
+        encryption: EncryptionKey { x25519: PublicKey(x25519), ml_kem: ByteString(ml_kem) },
+        roles: BTreeSet::from([NodeRole::Worker]),
+        region: "eu-1".into(),
+        labels: BTreeMap::new(),
+        storage: None,
+        gateway: None,
+        proof: Signature([0; 64]),
+    };
+    node.proof = Signature(signing.sign(&signing_input(NODE_KEYS_DOMAIN, &node.key_claim())).to_bytes());
+    node
+}
+
+fn genesis(ports: &[u16]) -> SignedGenesis {
+    let entry = |at: usize| Member { id: member(at), keys: secret(at).public() };
+    let of: Vec<Quorum> = (0..3).map(|at| Quorum::Member(member(at))).collect();
+    let two = Quorum::Threshold { required: 2, of };
+    let quorums = [(ActionClass::Routine, two.clone()), (ActionClass::Sensitive, two)].into();
+    let origins = ports.iter().map(|port| format!("http://localhost:{port}")).collect();
+    let passkeys = PasskeyPolicy { rp_id: "localhost".into(), origins, routine: true };
+    let policy = Policy { quorums, passkeys: Some(passkeys), veto_seconds: 0 };
+    let control = ControlReplica {
+        id: ReplicaId(1),
+        key: PublicKey(SigningKey::from_bytes(&[7; 32]).verifying_key().to_bytes()),
+        address: "127.0.0.1:1".into(),
+        api: "http://127.0.0.1:2".into(),
+    };
+    let genesis = Genesis {
+        name: "lab".into(),
+        founded_at: Millis(1_790_000_000_000),
+        members: (0..3).map(entry).collect(),
+        policy,
+        control: vec![control],
+        nodes: vec![node("node-1"), node("node-2")],
+        tokens: vec![],
+    };
+    let founders: Vec<(MemberId, &MemberSecret)> = (0..3).map(|at| (member(at), secret(at))).collect();
+    human_chain::sign_genesis(genesis, &founders)
+}
+
+/// Returns a manifest of this service.
+pub(crate) fn manifest(name: &str, replicas: u32) -> Manifest {
+    let root = Digest::of(b"model");
+    Manifest::from_toml(&format!(
+        "kind = \"service\"\nname = \"{name}\"\ntask = \"embed\"\n\
+         [model]\nname = \"minilm\"\nroot = \"{root}\"\n\
+         [replicas]\nmin = 1\nmax = {replicas}\n[resources]\ncpu_millicores = 400\nmemory = \"512 MiB\"\n\
+         [placement]\nisolation = \"full\"\n"
+    ))
+    .unwrap()
+}
+
+/// Returns a running service as control shows it.
+fn service(manifest: Manifest, certificate: Digest) -> ServiceView {
+    let slot = |slot: u32, name: &str| SlotView {
+        slot: SlotIndex(slot),
+        node: Some(name.parse().unwrap()),
+        fence: Fence::default(),
+        report: None,
+        why: "most free cores in eu-1".into(),
+    };
+    ServiceView {
+        name: manifest.name().clone(),
+        manifest,
+        certificate,
+        desired: 2,
+        ready: 2,
+        ready_current: 2,
+        retiring: false,
+        slots: vec![slot(0, "node-1"), slot(1, "node-2")],
+    }
+}
+
+fn status() -> Status {
+    Status {
+        healthy: false,
+        summary: "1 service, 1 of 2 nodes alive".into(),
+        findings: vec![Finding {
+            message: "node-2 has been silent for 4 minutes".into(),
+            next: "quorate why minilm/1".into(),
+        }],
+        leader: Some(ReplicaId(1)),
+        replicas: 3,
+        replicas_silent: vec![],
+        nodes: 2,
+        nodes_alive: 1,
+        services: 1,
+        epoch: Epoch(1),
+        simulated: vec!["8x H100 on node-1".into()],
+        not_enforced: vec![],
+    }
+}
+
+fn node_view(admission: NodeAdmission, alive: bool) -> NodeView {
+    NodeView {
+        name: admission.name.clone(),
+        id: admission.id,
+        admission,
+        alive,
+        heard_ms_ago: Some(300),
+        cpu_millicores: 8000,
+        memory_bytes: 1 << 35,
+        gpus: vec![],
+        isolation: None,
+        not_enforced: vec![],
+        slots: 1,
+        keys_lacking: vec![],
+    }
+}
+
+impl World {
+    /// Founds the circle, lets it decide to run `minilm`, and leaves three proposals open.
+    pub(crate) fn new(source: PageSource, key: Option<usize>, ports: &[u16]) -> Arc<Self> {
+        let circle = Arc::new(CircleState::found(&genesis(ports), None).unwrap());
+        let pending =
+            vec![PendingNode { id: node("node-3").id, admission: node("node-3"), last_seen: wall_clock() }];
+        let report = ClusterReport { status: Some(status()), ..ClusterReport::default() };
+        let state = WorldState {
+            circle,
+            bundles: vec![],
+            open: BTreeMap::new(),
+            closed: BTreeMap::new(),
+            report,
+            pending,
+            delivered: vec![],
+            claims_votes: false,
+            revoked: false,
+        };
+        let world = Arc::new(Self { source, key, state: Arc::new(Mutex::new(state)) });
+        let first =
+            world.propose(Change::Deploy(Box::new(manifest("minilm", 3))), "semantic search for the archive");
+        (0..2).for_each(|at| world.vote(at, &first, Choice::Approve));
+        world.propose(Change::Deploy(Box::new(manifest("minilm", 6))), "the archive grows by a third");
+        world.propose(Change::AdmitNode(Box::new(node("node-3"))), "a third machine in the same rack");
+        let model = protocol::manifest::ModelChoice {
+            name: "old".parse().unwrap(),
+            root: protocol::ModelRoot(Digest::of(b"old")),
+        };
+        let forget =
+            world.propose(Change::ForgetModel { model, grace_seconds: 86_400 }, "its licence has ended");
+        world.vote(1, &forget, Choice::Reject);
+        world.state().delivered.clear();
+        world
+    }
+
+    /// Returns a replica of the same circle and cluster.
+    pub(crate) fn replica(&self) -> Arc<Self> {
+        Arc::new(Self { source: PageSource::Replica(ReplicaId(1)), key: None, state: self.state.clone() })
+    }
+
+    pub(crate) fn state(&self) -> MutexGuard<'_, WorldState> {
+        self.state.lock().unwrap()
+    }
+
+    /// Makes a proposal now and opens it for votes.
+    pub(crate) fn propose(&self, change: Change, reason: &str) -> Proposal {
+        let mut state = self.state();
+        let (now, nonce) = (wall_clock(), Digest::of(reason.as_bytes()));
+        let later = now.plus(3 * 86_400_000 + 3_600_000);
+        let proposal = human_chain::propose(&state.circle, change, reason.into(), now, later, nonce).unwrap();
+        let view = ProposalView {
+            id: proposal.id(),
+            class: human_chain::class_of(&proposal.change),
+            proposal: proposal.clone(),
+            state: ProposalState::Open,
+            ballots: vec![],
+            approved: vec![],
+            rejected: vec![],
+            missing: vec![],
+            certificate: None,
+            takes_effect_at: None,
+        };
+        state.open.insert(view.id, view);
+        proposal
+    }
+
+    /// Returns the open proposal of the service `minilm`.
+    pub(crate) fn deployment(&self) -> Proposal {
+        let state = self.state();
+        let mut open = state.open.values().map(|view| &view.proposal);
+        open.find(|proposal| matches!(proposal.change, Change::Deploy(_))).unwrap().clone()
+    }
+
+    /// Lets a member vote, on another machine.
+    pub(crate) fn vote(&self, at: usize, proposal: &Proposal, choice: Choice) {
+        let seen = self.state().circle.head();
+        let ballot = human_chain::vote(secret(at), member(at), seen, proposal, choice, wall_clock());
+        self.take(ballot).unwrap();
+    }
+
+    /// Takes a ballot as control does: checks it, counts, and puts the change into force.
+    fn take(&self, ballot: SignedBallot) -> Result<(), Refusal> {
+        let mut state = self.state();
+        state.delivered.push(ballot.clone());
+        let circle = state.circle.clone();
+        let id = ballot.ballot.proposal;
+        let Some(view) = state.open.get_mut(&id) else {
+            return Err(Refusal::new(protocol::error_code::PROPOSAL_NOT_FOUND, "no open proposal"));
+        };
+        human_chain::check_ballot(&circle, &view.proposal, &ballot, wall_clock())?;
+        view.ballots.push(ballot);
+        if human_chain::tally(&circle, &view.proposal, &view.ballots).reached {
+            let mut view = state.open.remove(&id).unwrap();
+            let certificate = human_chain::certify(&circle, &view.proposal, &view.ballots).unwrap();
+            let approved = human_chain::verify(&circle, &certificate, wall_clock()).unwrap();
+            Arc::make_mut(&mut state.circle).advance(approved).unwrap();
+            if let Change::Deploy(manifest) = &view.proposal.change {
+                state.report.services = vec![service(manifest.as_ref().clone(), certificate.digest())];
+                state.report.nodes = vec![node_view(node("node-1"), true), node_view(node("node-2"), false)];
+            }
+            (view.state, view.certificate) = (ProposalState::Approved, Some(certificate.digest()));
+            state.closed.insert(id, view);
+            state.bundles.push(Bundle { version: BUNDLE_VERSION, certificate, log_evidence: None });
+        }
+        Ok(())
+    }
+}
+
+impl WorldState {
+    /// Returns a proposal as this control shows it.
+    fn shown(&self, view: &ProposalView) -> ProposalView {
+        let mut view = view.clone();
+        if self.claims_votes {
+            view.approved = (0..3).map(member).collect();
+            view.state = ProposalState::Approved;
+        }
+        view
+    }
+}
+
+fn ready<'a, T: Send + 'a>(value: T) -> BackendAnswer<'a, T> {
+    Box::pin(std::future::ready(Ok(value)))
+}
+
+impl ConsoleBackend for World {
+    fn source(&self) -> PageSource {
+        self.source.clone()
+    }
+
+    fn circle(&self) -> BackendAnswer<'_, CircleReading> {
+        let state = self.state();
+        ready(CircleReading { state: state.circle.clone(), note: state.report.note.clone() })
+    }
+
+    fn open_proposals(&self) -> BackendAnswer<'_, Vec<ProposalView>> {
+        let state = self.state();
+        ready(state.open.values().map(|view| state.shown(view)).collect())
+    }
+
+    fn proposal(&self, id: ProposalId) -> BackendAnswer<'_, Option<ProposalRecord>> {
+        let state = self.state();
+        let view = state.open.get(&id).or_else(|| state.closed.get(&id)).map(|view| state.shown(view));
+        let decided = |bundle: &&Bundle| bundle.certificate.proposal.id() == id;
+        let certificate = state.bundles.iter().find(decided).map(|bundle| bundle.certificate.clone());
+        ready(view.map(|view| ProposalRecord { view, certificate }))
+    }
+
+    fn decisions(&self, before: u64, count: usize) -> BackendAnswer<'_, Vec<(u64, Bundle)>> {
+        let state = self.state();
+        let numbered = (1..).zip(state.bundles.iter().cloned()).filter(|(number, _)| *number < before);
+        let mut found: Vec<(u64, Bundle)> = numbered.collect();
+        found.reverse();
+        found.truncate(count);
+        ready(found)
+    }
+
+    fn cluster(&self) -> BackendAnswer<'_, ClusterReport> {
+        ready(self.state().report.clone())
+    }
+
+    fn pending_nodes(&self) -> BackendAnswer<'_, Vec<PendingNode>> {
+        ready(self.state().pending.clone())
+    }
+
+    fn sign(&self, circle: &CircleState, proposal: &Proposal, choice: Choice) -> Option<SignedBallot> {
+        let at = self.key?;
+        Some(human_chain::vote(secret(at), member(at), circle.head(), proposal, choice, wall_clock()))
+    }
+
+    fn holds_key(&self) -> bool {
+        self.key.is_some()
+    }
+
+    fn propose(&self, change: Change, reason: String) -> BackendAnswer<'_, ProposalId> {
+        ready(World::propose(self, change, &reason).id())
+    }
+
+    fn deliver(&self, ballot: SignedBallot) -> BackendAnswer<'_, ()> {
+        Box::pin(std::future::ready(self.take(ballot)))
+    }
+
+    fn admits(&self, _visitor: &Visitor) -> bool {
+        !self.state().revoked
+    }
+}
+
+/// A console over a world.
+pub(crate) struct Lab {
+    pub(crate) world: Arc<World>,
+    pub(crate) sign_in: Arc<SignIn>,
+    pub(crate) origins: WebOrigins,
+    pub(crate) router: axum::Router,
+}
+
+impl Lab {
+    /// Returns the console of a member on his own machine: 0 is alice, who has voted nothing that is open.
+    pub(crate) fn of_member(at: usize, port: u16) -> Self {
+        Self::new(World::new(PageSource::OwnMachine, Some(at), &[port]), port, Clock::machine())
+    }
+
+    /// Returns the console of a replica.
+    pub(crate) fn of_replica(port: u16, clock: Clock) -> Self {
+        Self::new(World::new(PageSource::Replica(ReplicaId(1)), None, &[port]), port, clock)
+    }
+
+    pub(crate) fn new(world: Arc<World>, port: u16, clock: Clock) -> Self {
+        let (sign_in, origins) = (Arc::new(SignIn::new(clock)), WebOrigins::of_localhost(port));
+        let console = Console::new(world.clone(), sign_in.clone(), origins.clone());
+        let router = console::router(Arc::new(console));
+        Self { world, sign_in, origins, router }
+    }
+
+    /// Returns the code of a link for the user of this machine, who is this member.
+    pub(crate) fn owner_link(&self, at: usize) -> String {
+        self.sign_in.create_link(Visitor::Owner { member: Some(member(at)) })
+    }
+
+    /// Returns the code of a link for the holder of a token that reads.
+    pub(crate) fn token_link(&self) -> String {
+        self.sign_in.create_link(Visitor::Token {
+            name: "ops".parse().unwrap(),
+            hash: Digest::of(b"token"),
+            scopes: BTreeSet::from([TokenScope::Read]),
+        })
+    }
+}
+
+/// Returns the first two words of a proposal's text.
+pub(crate) fn words(proposal: &Proposal) -> String {
+    human_chain::render(proposal).words[..2].join(" ")
+}

@@ -1,0 +1,167 @@
+//! The console of this replica: its state as pages for people.
+//!
+//! Every replica serves them, leader or not, after it has applied all that was committed before. Readiness
+//! and liveness are reported to the leader alone, so another replica names it instead. Without a leader a
+//! page shows what this replica last applied, and says so.
+
+use super::Server;
+use super::problem::{Failure, accepted};
+use axum::Router;
+use console::{
+    BackendAnswer, CircleReading, ClusterReport, Console, ConsoleBackend, PageSource, ProposalRecord,
+    Visitor, WebOrigins,
+};
+use human_chain::CircleState;
+use protocol::agent::PendingNode;
+use protocol::api::ProposalView;
+use protocol::governance::{Bundle, Change, Choice, Proposal, SignedBallot};
+use protocol::{ErrorCode, ProposalId, Refusal, error_code};
+use scheduler::{Action, Actor, LeaderView};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Time to wait for the leader's confirmation before a page shows the last applied state.
+const CURRENT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// A replica as the source of the pages.
+struct ReplicaBackend {
+    server: Arc<Server>,
+}
+
+/// Returns the addresses of this replica's console.
+pub(super) fn origins(server: &Server) -> WebOrigins {
+    let own = server.genesis.genesis.control.iter().find(|replica| replica.id == server.id);
+    WebOrigins::of_replica(own.map_or("", |replica| replica.api.as_str()))
+}
+
+/// Builds the routes of this replica's console.
+pub(super) fn router(server: Arc<Server>) -> Router {
+    let (sign_in, origins) = (server.sign_in.clone(), origins(&server));
+    let console = Console::new(Arc::new(ReplicaBackend { server }), sign_in, origins);
+    console::router(Arc::new(console))
+}
+
+/// Returns a failure of the API as the refusal behind it.
+fn refusal_of(failure: &Failure) -> Refusal {
+    let problem = failure.problem();
+    let code = ErrorCode::find(&problem.code).unwrap_or(error_code::CONTROL_UNAVAILABLE);
+    Refusal::new(code, problem.message.clone())
+}
+
+impl ReplicaBackend {
+    /// Returns the reason for which this replica's state may be old.
+    async fn staleness(&self) -> Option<String> {
+        let confirmed = tokio::time::timeout(CURRENT_TIMEOUT, self.server.read_barrier()).await;
+        match confirmed {
+            Ok(Ok(())) => None,
+            Ok(Err(_)) | Err(_) => {
+                Some("No leader answers: this is the state that this replica last applied.".into())
+            }
+        }
+    }
+
+    fn report(&self) -> ClusterReport {
+        let leader = LeaderView { leader: Some(self.server.id), silent: self.server.peers.silent() };
+        let viewed = self.server.read_view(|view| ClusterReport {
+            status: Some(scheduler::status(view, leader)),
+            services: scheduler::service_views(view),
+            nodes: scheduler::node_views(view),
+            note: None,
+        });
+        viewed.unwrap_or_else(|_| {
+            let id = self.server.handle.status().leader;
+            let leader = self.server.genesis.genesis.control.iter().find(|replica| Some(replica.id) == id);
+            let note = leader.map_or("no leader reports what is ready".to_string(), |leader| {
+                format!("replica {} leads and knows what is ready: {}/console", leader.id, leader.api)
+            });
+            ClusterReport { note: Some(note), ..ClusterReport::default() }
+        })
+    }
+
+    async fn cast(&self, ballot: SignedBallot) -> Result<(), Refusal> {
+        let actor = Actor::Member(ballot.ballot.member.clone());
+        let reply = self.server.write(actor, Action::CastBallot(Box::new(ballot)), None).await;
+        reply.and_then(accepted).map(|_| ()).map_err(|failure| refusal_of(&failure))
+    }
+}
+
+fn ready<'a, T: Send + 'a>(value: T) -> BackendAnswer<'a, T> {
+    Box::pin(std::future::ready(Ok(value)))
+}
+
+impl ConsoleBackend for ReplicaBackend {
+    fn source(&self) -> PageSource {
+        PageSource::Replica(self.server.id)
+    }
+
+    fn circle(&self) -> BackendAnswer<'_, CircleReading> {
+        Box::pin(async {
+            let note = self.staleness().await;
+            let state = self.server.cluster(|cluster| cluster.circle_state().cloned()).ok_or_else(|| {
+                Refusal::new(error_code::CIRCLE_NOT_FOUNDED, "the circle is being founded; retry")
+            })?;
+            Ok(CircleReading { state: Arc::new(state), note })
+        })
+    }
+
+    fn open_proposals(&self) -> BackendAnswer<'_, Vec<ProposalView>> {
+        ready(self.server.cluster(|cluster| {
+            let open = cluster.open_proposals().keys();
+            open.filter_map(|id| scheduler::proposal_view(cluster, id)).collect()
+        }))
+    }
+
+    fn proposal(&self, id: ProposalId) -> BackendAnswer<'_, Option<ProposalRecord>> {
+        ready(self.server.cluster(|cluster| {
+            let view = scheduler::proposal_view(cluster, &id)?;
+            let bundle = view.certificate.and_then(|certificate| cluster.bundle(&certificate));
+            Some(ProposalRecord { certificate: bundle.map(|bundle| bundle.certificate.clone()), view })
+        }))
+    }
+
+    fn decisions(&self, before: u64, count: usize) -> BackendAnswer<'_, Vec<(u64, Bundle)>> {
+        ready(self.server.cluster(|cluster| {
+            let chain = (1..).zip(cluster.governance_chain()).take_while(|(number, _)| *number < before);
+            let skipped = chain.clone().count().saturating_sub(count);
+            let mut page: Vec<_> =
+                chain.skip(skipped).map(|(number, bundle)| (number, bundle.clone())).collect();
+            page.reverse();
+            page
+        }))
+    }
+
+    fn cluster(&self) -> BackendAnswer<'_, ClusterReport> {
+        ready(self.report())
+    }
+
+    fn pending_nodes(&self) -> BackendAnswer<'_, Vec<PendingNode>> {
+        ready(self.server.cluster(|cluster| cluster.pending_nodes().values().cloned().collect()))
+    }
+
+    fn sign(&self, _: &CircleState, _: &Proposal, _: Choice) -> Option<SignedBallot> {
+        None
+    }
+
+    fn holds_key(&self) -> bool {
+        false
+    }
+
+    fn propose(&self, _: Change, _: String) -> BackendAnswer<'_, ProposalId> {
+        let refusal = Refusal::new(error_code::CONSOLE_NO_KEY, "a control replica proposes nothing");
+        Box::pin(std::future::ready(Err(refusal)))
+    }
+
+    fn deliver(&self, ballot: SignedBallot) -> BackendAnswer<'_, ()> {
+        Box::pin(self.cast(ballot))
+    }
+
+    fn admits(&self, visitor: &Visitor) -> bool {
+        self.server.cluster(|cluster| match visitor {
+            Visitor::Owner { .. } => false,
+            Visitor::Token { hash, .. } => cluster.token(hash).is_some(),
+            Visitor::Member(member) => {
+                cluster.circle_state().is_some_and(|circle| circle.member(member).is_some())
+            }
+        })
+    }
+}
