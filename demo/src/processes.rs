@@ -105,6 +105,13 @@ pub(crate) fn kill_node(up: i32, directory: &Path) -> Result<usize> {
     Ok(family.len())
 }
 
+/// Ends one daemon as `kill -9` does. Call this while `quorate up` is paused, for the same reason.
+pub(crate) fn kill_daemon(up: i32, directory: &Path) -> Result<()> {
+    let pid = daemon(up, directory)?;
+    signal(pid, Signal::SIGKILL);
+    wait_for_state(pid, "Z").context("kill a daemon")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

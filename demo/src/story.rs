@@ -9,6 +9,7 @@ mod flip;
 mod kill;
 mod offline;
 mod orders;
+mod outage;
 mod recovery;
 mod scan;
 mod service;
@@ -95,6 +96,7 @@ pub(crate) async fn run(demonstration: &Demonstration, arguments: &Arguments) ->
     answer::first_answers(demonstration, &api, arguments.documents.as_deref()).await?;
     flip::flip_a_bit(demonstration).await?;
     orders::hand_over_bad_orders(demonstration).await?;
+    outage::kill_control(demonstration, &api).await?;
     kill::kill_a_node(demonstration, &api).await?;
     offline::verify(demonstration).await?;
     scan::scan_ports(demonstration)?;

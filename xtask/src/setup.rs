@@ -25,6 +25,27 @@ pub(crate) fn python(name: &str, packages: &[&str]) -> Result<PathBuf, String> {
     Ok(python)
 }
 
+/// Ensures that an npm package (`name`, `version`) is installed in a folder of its own under `target/npm`.
+pub(crate) fn npm(name: &str, version: &str) -> Result<(), String> {
+    let folder = target().join("npm").join(format!("{name}-{version}"));
+    if folder.join("node_modules").join(name).join("package.json").is_file() {
+        return Ok(());
+    }
+    program("npm", "npm")?;
+    std::fs::create_dir_all(&folder).map_err(|error| format!("create {}: {error}", folder.display()))?;
+    let prefix = folder.display().to_string();
+    let package = format!("{name}@{version}");
+    let quiet = ["install", "--silent", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix", &prefix];
+    run(&mut command("npm", &[&quiet[..], &[package.as_str()]].concat()))
+}
+
+/// Installs what the tests of the console need: a real browser, and the checker of accessibility.
+pub(crate) fn browser() -> Result<(), String> {
+    program("chromium", "chromium")?;
+    // `console/tests/console/cdp.rs` reads this version.
+    npm("axe-core", "4.14.1")
+}
+
 /// Ensures that a program is installed; on Debian as root, installs its package.
 pub(crate) fn program(program: &str, package: &str) -> Result<(), String> {
     if exists(program) {

@@ -46,6 +46,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
             let rounds = rounds.parse().ok().filter(|rounds| *rounds > 0);
             let rounds = rounds.ok_or_else(|| format!("ROUNDS is a number from 1\n\n{HELP}"))?;
             crate::minilm::directory()?;
+            setup::browser()?;
             stress::tests(rounds, filter.first().map(String::as_str))
         }
         [first, ..] if first.starts_with('-') => Err(format!("`{first}` is not an option\n\n{HELP}")),
@@ -80,6 +81,7 @@ fn lint() -> Result<(), String> {
 
 fn cargo_tests() -> Result<(), String> {
     crate::minilm::directory()?;
+    setup::browser()?;
     let report = suite::run(&TestPlan::once(), None)?;
     println!("{}", report.text());
     if report.failed() > 0 {

@@ -9,15 +9,16 @@ use protocol::api::{ServiceView, SlotView};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+use tokio::task::JoinHandle;
 
 /// The service whose requests must not fail.
-const SERVICE: &str = "minilm";
+pub(super) const SERVICE: &str = "minilm";
 /// Number of clients that send requests without a pause.
 const CLIENTS: usize = 2;
 /// Timeout for the service to answer before a node is killed.
 const ANSWERED_LIMIT: Duration = Duration::from_secs(120);
 
-/// Counts of requests during the failure of the node.
+/// Counts of requests during a failure.
 #[derive(Default)]
 struct RequestCounts {
     answered: AtomicU64,
@@ -27,6 +28,44 @@ struct RequestCounts {
     reason: Mutex<Option<String>>,
 }
 
+/// Clients that send requests without a pause.
+pub(super) struct RequestLoad {
+    tally: Arc<RequestCounts>,
+    clients: Vec<JoinHandle<()>>,
+}
+
+impl RequestLoad {
+    /// Starts the clients, and waits until each is likely in the middle of a request.
+    pub(super) async fn start(api: &OpenAi) -> Result<Self> {
+        let tally = Arc::new(RequestCounts::default());
+        let clients = (0..CLIENTS).map(|_| tokio::spawn(ask_on(api.clone(), tally.clone()))).collect();
+        wait_until_answered(&tally).await?;
+        Ok(Self { tally, clients })
+    }
+
+    /// Returns the number of requests that were answered so far.
+    pub(super) fn answered(&self) -> u64 {
+        self.tally.answered.load(Ordering::Relaxed)
+    }
+
+    /// Ends the clients; returns the numbers of answered and failed requests.
+    pub(super) async fn end(self) -> Result<(u64, u64)> {
+        self.tally.stop.store(true, Ordering::Relaxed);
+        for client in self.clients {
+            client.await.context("a client task")?;
+        }
+        let tally = self.tally;
+        let (answered, failed) =
+            (tally.answered.load(Ordering::Relaxed), tally.failed.load(Ordering::Relaxed));
+        if failed > 0 || answered == 0 {
+            let reason =
+                tally.reason.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap_or_default();
+            bail!("the service did not answer throughout: {answered} answered, {failed} failed: {reason}");
+        }
+        Ok((answered, failed))
+    }
+}
+
 /// Kills a node that serves, and checks that no request fails and that another node takes its slot.
 ///
 /// `quorate up` stands still until then: it would restart the node's agent at once, as any supervisor.
@@ -34,30 +73,20 @@ pub(super) async fn kill_a_node(demonstration: &Demonstration, api: &OpenAi) -> 
     let before = service::show(demonstration, SERVICE).await?;
     let victim = before.slots.iter().find_map(|slot| slot.node.clone()).context("minilm runs somewhere")?;
     let victim = victim.as_str();
-    let tally = Arc::new(RequestCounts::default());
-    let clients: Vec<_> = (0..CLIENTS).map(|_| tokio::spawn(ask_on(api.clone(), tally.clone()))).collect();
-    wait_until_answered(&tally).await?;
+    let load = RequestLoad::start(api).await?;
     let paused = PausedSupervisor::pause(demonstration.up)?;
     let killed_at = Instant::now();
     let processes = kill_node(demonstration.up, &demonstration.node(victim))?;
     let replaced = |view: &ServiceView| replacement(view, &before, victim);
     let (slot, node) = service::wait_until(demonstration, SERVICE, "is whole again", replaced).await?;
     let replaced_after = killed_at.elapsed();
-    tally.stop.store(true, Ordering::Relaxed);
-    for client in clients {
-        client.await.context("a client task")?;
-    }
-    let (answered, failed) = (tally.answered.load(Ordering::Relaxed), tally.failed.load(Ordering::Relaxed));
+    let (answered, failed) = load.end().await?;
     demonstration.say(format!(
         "killed {victim} with SIGKILL ({processes} processes) while requests ran: {failed} of {} failed; \
          slot {SERVICE}/{slot} answers on {node} after {:.1} s",
         answered + failed,
         replaced_after.as_secs_f64()
     ));
-    if failed > 0 || answered == 0 {
-        let reason = tally.reason.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap_or_default();
-        bail!("the service did not answer throughout: {answered} answered, {failed} failed: {reason}");
-    }
     drop(paused);
     wait_until_alive(demonstration, victim).await?;
     demonstration.say(format!("{victim} is back"));
@@ -69,7 +98,7 @@ async fn wait_until_answered(tally: &RequestCounts) -> Result<()> {
     let deadline = Instant::now() + ANSWERED_LIMIT;
     while tally.answered.load(Ordering::Relaxed) < 10 * CLIENTS as u64 {
         if Instant::now() > deadline || tally.failed.load(Ordering::Relaxed) > 0 {
-            bail!("the service does not answer before any node is killed");
+            bail!("the service does not answer before anything is killed");
         }
         tokio::time::sleep(POLL_INTERVAL).await;
     }

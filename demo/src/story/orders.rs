@@ -3,7 +3,7 @@
 use super::{Demonstration, NODES};
 use anyhow::{Context as _, Result, bail};
 use overlay::descriptors::blocking;
-use protocol::agent_state::{HandOrder, ORDER_BOOK_BYTES_MAX, OrderBookRecord, Verdict};
+use protocol::agent_state::{AdminRequest, HandOrder, ORDER_BOOK_BYTES_MAX, OrderBookRecord, Verdict};
 use protocol::api::History;
 use protocol::governance::Bundle;
 use protocol::order::{ORDER_DOMAIN, SignedOrder};
@@ -47,7 +47,7 @@ fn hand_order(directory: &Path, order: &HandOrder) -> Result<Verdict> {
     // The address of a socket is at most 107 bytes, the path of a directory may be longer.
     let socket = UnixStream::connect(format!("/proc/self/fd/{}/{ADMIN_SOCKET}", handle.as_raw_fd()))?;
     socket.set_read_timeout(Some(VERDICT_LIMIT))?;
-    blocking::send(&socket, order, &[])?;
+    blocking::send(&socket, &AdminRequest::Order(Box::new(order.clone())), &[])?;
     let (verdict, _) = blocking::receive::<Verdict>(&socket)?.context("the agent answers")?;
     Ok(verdict)
 }
