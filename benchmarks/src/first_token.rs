@@ -22,7 +22,7 @@ const ATTEMPT_PAUSE: Duration = Duration::from_millis(2);
 
 /// Returns the row for the report; the bar takes the place of a peer's figure.
 pub(crate) async fn row(rounds: usize) -> Result<ComparisonRow> {
-    let cluster = BenchmarkCluster::start().await?;
+    let cluster = BenchmarkCluster::start("first-token").await?;
     let mut times = Vec::new();
     for round in 0..rounds {
         times.push(cluster.order_to_first_token(round).await?);
@@ -32,13 +32,14 @@ pub(crate) async fn row(rounds: usize) -> Result<ComparisonRow> {
     Ok(ComparisonRow::new("tiny: order to first token", "ms", "the bar itself, 300 ms", &times, &bars, bar))
 }
 
-struct BenchmarkCluster {
-    up: Child,
+/// A cluster of real processes on this machine, with the small language model.
+pub(crate) struct BenchmarkCluster {
+    pub(crate) up: Child,
     program: PathBuf,
-    directory: PathBuf,
-    gateway: String,
-    key: String,
-    http: reqwest::Client,
+    pub(crate) directory: PathBuf,
+    pub(crate) gateway: String,
+    pub(crate) key: String,
+    pub(crate) http: reqwest::Client,
 }
 
 impl Drop for BenchmarkCluster {
@@ -50,11 +51,12 @@ impl Drop for BenchmarkCluster {
 }
 
 impl BenchmarkCluster {
-    async fn start() -> Result<Self> {
+    /// Starts the cluster in a directory of this name.
+    pub(crate) async fn start(name: &str) -> Result<Self> {
         let own = std::env::current_exe()?;
         let program = own.with_file_name("quorate");
         ensure!(program.is_file(), "`{}` is missing; `cargo xtask bench` builds it", program.display());
-        let directory = directory()?.join("first-token");
+        let directory = directory()?.join(name);
         let up = Command::new(&program)
             .args(["up", "--fresh", "--dir"])
             .arg(&directory)
@@ -78,7 +80,7 @@ impl BenchmarkCluster {
         self.directory.join("context.json")
     }
 
-    async fn wait_until_healthy(&self) -> Result<()> {
+    pub(crate) async fn wait_until_healthy(&self) -> Result<()> {
         let deadline = Instant::now() + LIMIT;
         loop {
             let status = self.quorate(&["status", "-o", "json"]);
@@ -92,7 +94,8 @@ impl BenchmarkCluster {
         }
     }
 
-    fn quorate(&self, arguments: &[&str]) -> Result<String> {
+    /// Runs a command of `quorate`; returns what it printed.
+    pub(crate) fn quorate(&self, arguments: &[&str]) -> Result<String> {
         let output = Command::new(&self.program)
             .args(arguments)
             .env("QUORATE_CONTEXT", self.context())
@@ -104,14 +107,19 @@ impl BenchmarkCluster {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
+    /// Deploys the model under this name; the second vote runs while the caller already sends requests.
+    pub(crate) fn deploy(&self, service: &str) -> Result<()> {
+        let manifest = self.directory.join(format!("{service}.toml"));
+        let text = self.quorate(&["new", "service", "--model", "tiny", "--name", service])?;
+        std::fs::write(&manifest, text.replace("cpu_millicores = 200", "cpu_millicores = 600"))?;
+        let proposal = self.quorate(&["deploy", &manifest.display().to_string(), "-o", "json"])?;
+        self.approve(&proposal, true)
+    }
+
     /// Deploys under a new name, so that only the page cache is warm from an earlier round.
     async fn order_to_first_token(&self, round: usize) -> Result<f64> {
         let service = format!("first-{round}");
-        let manifest = self.directory.join(format!("{service}.toml"));
-        let text = self.quorate(&["new", "service", "--model", "tiny", "--name", &service])?;
-        std::fs::write(&manifest, text.replace("cpu_millicores = 200", "cpu_millicores = 600"))?;
-        let proposal = self.quorate(&["deploy", &manifest.display().to_string(), "-o", "json"])?;
-        self.approve(&proposal, true)?;
+        self.deploy(&service)?;
         let token_at = self.first_token(&service).await?;
         let ordered_at = self.ordered_at(&service)?;
         let retire = self.quorate(&["retire", &service, "--grace", "0s", "-o", "json"])?;
@@ -144,7 +152,7 @@ impl BenchmarkCluster {
     }
 
     /// Sends requests until the first token arrives; returns the wall clock at that moment, in milliseconds.
-    async fn first_token(&self, service: &str) -> Result<f64> {
+    pub(crate) async fn first_token(&self, service: &str) -> Result<f64> {
         let deadline = Instant::now() + LIMIT;
         let body = json!({
             "model": service, "stream": true, "max_tokens": 4,

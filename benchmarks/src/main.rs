@@ -4,10 +4,12 @@
 //! starts its peer on its own. Absolute figures are context; the ratio measured in the same run is the
 //! result.
 
+mod autonomy;
 mod ceilings;
 mod consensus;
 mod embeddings;
 mod first_token;
+mod human_chain;
 mod process;
 mod quickstart;
 mod report;
@@ -51,12 +53,14 @@ type BenchmarkFunction = fn(&Options) -> anyhow::Result<report::BenchmarkReport>
 
 /// Every benchmark: its name, its comparison, and its function.
 const BENCHMARKS: &[(&str, &str, BenchmarkFunction)] = &[
+    ("autonomy", "requests while every control replica is dead, beside the same with control", autonomy::run),
     ("consensus", "committed commands through 3 replicas with fsync, beside etcd", consensus::run),
     (
         "embeddings",
         "MiniLM vectors on the CPU, beside sentence-transformers and onnxruntime",
         embeddings::run,
     ),
+    ("human-chain", "certificates verified on one core, beside tough's TUF metadata", human_chain::run),
     ("quickstart", "order accepted to last segment verified, beside candle's loaders", quickstart::run),
 ];
 

@@ -2,7 +2,7 @@
 
 use anyhow::Context;
 use std::net::TcpListener;
-use std::process::{Child, Command};
+use std::process::{Child, ChildStdin, ChildStdout, Command};
 
 /// A child process that is killed on drop.
 pub(crate) struct ChildGuard(Child);
@@ -12,6 +12,11 @@ impl ChildGuard {
     pub(crate) fn start(command: &mut Command) -> anyhow::Result<Self> {
         let child = command.spawn().with_context(|| format!("start {:?}", command.get_program()))?;
         Ok(Self(child))
+    }
+
+    /// Returns the pipes of a process that was started with both, once.
+    pub(crate) fn pipes(&mut self) -> Option<(ChildStdin, ChildStdout)> {
+        Some((self.0.stdin.take()?, self.0.stdout.take()?))
     }
 }
 
