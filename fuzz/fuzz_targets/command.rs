@@ -7,7 +7,7 @@
 #![no_main]
 
 #[allow(unused_imports)]
-#[path = "../../scheduler/tests/common/mod.rs"]
+#[path = "../../scheduler/tests/cluster/common/mod.rs"]
 mod common;
 
 use ciborium::value::Value as Cbor;

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-#[path = "../../tests/common/mod.rs"]
+#[path = "../../tests/cluster/common/mod.rs"]
 mod common;
 
 use super::Invariant::{self, *};

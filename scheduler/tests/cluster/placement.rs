@@ -4,12 +4,8 @@
 //! the cause follows too, with the obstacles of each node and the smallest change that would help.
 //! `REFRESH_GOLDEN=1 cargo test -p scheduler` writes the answers again.
 
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
-
-mod common;
-
-use common::script::{parse_manifest, parse_node};
-use common::*;
+use crate::common::script::{parse_manifest, parse_node};
+use crate::common::*;
 use protocol::governance::NodeRole;
 use protocol::manifest::{Manifest, ServiceManifest};
 use scheduler::*;

@@ -1,10 +1,6 @@
 //! Circle of maximum size: its commands, its votes and its history fit into the log and into a snapshot.
 
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
-
-mod common;
-
-use common::*;
+use crate::common::*;
 use human_chain::{MemberSecret, propose, prove_keys, sign_genesis, vote};
 use protocol::canonical::{from_bytes, to_bytes};
 use protocol::governance::*;

@@ -1,11 +1,7 @@
 //! Tests of the register of models and keys: nothing without a key, no duplicates, no replacements, and wraps
 //! by members for recipients alone.
 
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
-
-mod common;
-
-use common::*;
+use crate::common::*;
 use human_chain::{MemberSecret, prove_keys, sign_wrap, vote};
 use protocol::governance::*;
 use protocol::keys::ByteString;

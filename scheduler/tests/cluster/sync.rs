@@ -1,10 +1,6 @@
 //! Size of what a node is sent: its assignments name certificates, and the certificates come in pages.
 
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
-
-mod common;
-
-use common::*;
+use crate::common::*;
 use human_chain::{CircleState, MemberSecret, propose, sign_genesis, sign_wrap, verify, vote};
 use protocol::agent::{Assignment, Desired, SyncResponse};
 use protocol::canonical::{from_bytes, to_bytes};

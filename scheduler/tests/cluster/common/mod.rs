@@ -1,5 +1,5 @@
 //! Test cluster: a circle of three in memory, its state, and nodes with reports that a test chooses.
-#![allow(dead_code, reason = "each test binary uses its own part")]
+#![allow(dead_code, reason = "the unit tests and the fuzz target use a part of it")]
 
 pub(crate) mod samples;
 pub(crate) mod script;

@@ -3,11 +3,7 @@
 //!
 //! They also cover the effects of a service's end and of a node's new keys.
 
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
-
-mod common;
-
-use common::*;
+use crate::common::*;
 use protocol::agent::SlotState;
 use protocol::governance::Change;
 use protocol::limits::LEASE_MS;

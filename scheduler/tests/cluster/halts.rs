@@ -1,10 +1,6 @@
 //! Tests of halts in the plan and its explanations: no covered slot is ordered, and the reason is shown.
 
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
-
-mod common;
-
-use common::*;
+use crate::common::*;
 use human_chain::{describe_halt, lift};
 use protocol::Digest;
 use protocol::halt::{Halt, HaltScope};

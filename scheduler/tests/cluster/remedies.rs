@@ -1,10 +1,6 @@
 //! Remedy tests: every "smallest change that would help" is applied, and the replica must then be placed.
 
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
-
-mod common;
-
-use common::*;
+use crate::common::*;
 use proptest::prelude::*;
 use protocol::governance::Change;
 use protocol::manifest::{ServiceManifest, parse_bytes};

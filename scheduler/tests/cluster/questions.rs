@@ -1,10 +1,6 @@
 //! Question tests: the texts that name a subject, and the times by which a replica answers.
 
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
-
-mod common;
-
-use common::*;
+use crate::common::*;
 use protocol::limits::CLOCK_GRACE_MS;
 use protocol::{Digest, ProposalId, SlotIndex};
 use scheduler::limits::*;

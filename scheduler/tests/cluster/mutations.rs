@@ -1,12 +1,8 @@
 //! Mutation tests: nearly correct commands, applied to a cluster in which everything is there.
 
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
-
-mod common;
-
+use crate::common::World;
+use crate::common::samples::{Edit, commands, count, edit, judge, running, tree};
 use ciborium::value::Value as Cbor;
-use common::World;
-use common::samples::{Edit, commands, count, edit, judge, running, tree};
 use proptest::prelude::*;
 use protocol::canonical::to_bytes;
 use protocol::error_code::COMMAND_INVALID;

@@ -1,10 +1,6 @@
 //! Tests of the bounds of proposals: their time, their number for each actor, and their return.
 
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
-
-mod common;
-
-use common::*;
+use crate::common::*;
 use human_chain::propose;
 use protocol::Digest;
 use protocol::governance::{Choice, Proposal};

@@ -3,11 +3,7 @@
 //! Each is a text file in `tests/golden`; `REFRESH_GOLDEN=1 cargo test -p scheduler` writes the answers
 //! again, for review as a diff.
 
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
-
-mod common;
-
-use common::script;
+use crate::common::script;
 
 #[test]
 fn scripts_give_the_written_answers() {

@@ -1,12 +1,8 @@
 //! Tests of nodes that control does not hear: their slots run elsewhere at once, they give way when they
 //! return, and exclusive work never runs twice.
 
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
-
-mod common;
-
-use common::sim::{Event, NODES, Sim, chat};
-use common::*;
+use crate::common::sim::{Event, NODES, Sim, chat};
+use crate::common::*;
 use protocol::agent::SlotState;
 use protocol::governance::Change;
 use protocol::limits::LEASE_MS;

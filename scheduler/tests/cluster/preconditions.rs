@@ -1,10 +1,6 @@
 //! Precondition tests: plans that a correct planner never makes are refused whole, and counted as faults.
 
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
-
-mod common;
-
-use common::*;
+use crate::common::*;
 use protocol::{Fence, SlotIndex};
 use scheduler::*;
 use std::collections::BTreeMap;

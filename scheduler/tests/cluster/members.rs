@@ -1,11 +1,7 @@
 //! Changes of members and suspensions in the cluster: waiting time, vetoes, and ballots that become void.
 //! Each attack has a control in which it succeeds without its guard.
 
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
-
-mod common;
-
-use common::*;
+use crate::common::*;
 use human_chain::{MemberSecret, prove_keys, takes_effect_at, verify, vote};
 use protocol::Millis;
 use protocol::api::ProposalState;

@@ -1,10 +1,6 @@
 //! State machine tests: accepted and refused commands, and refusals that leave no trace.
 
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
-
-mod common;
-
-use common::*;
+use crate::common::*;
 use human_chain::propose;
 use protocol::agent::SlotState;
 use protocol::api::ProposalState;

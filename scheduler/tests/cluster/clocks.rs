@@ -3,12 +3,8 @@
 //! One wrong clock moves it nowhere. A majority is believed, and the time heals with the clocks, down to what
 //! is signed.
 
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
-
-mod common;
-
-use common::samples::{running, tree};
-use common::*;
+use crate::common::samples::{running, tree};
+use crate::common::*;
 use proptest::prelude::*;
 use protocol::Millis;
 use protocol::limits::CLOCK_GRACE_MS;

@@ -7,13 +7,9 @@
 //! A digest that changes is a log that an earlier build cannot read, or the other way round. It needs a
 //! version, and a breaking line in the changelog.
 
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
-
-mod common;
-
+use crate::common::World;
+use crate::common::samples::{commands, running, tree};
 use ciborium::value::Value as Cbor;
-use common::World;
-use common::samples::{commands, running, tree};
 use protocol::api::ProposalState;
 use protocol::canonical::{from_bytes, to_bytes};
 use protocol::error_code::PLAN_STALE;
@@ -236,7 +232,7 @@ fn a_snapshot_of_before_is_read_and_written_as_it_was() {
     if refreshes() {
         return write(&path("snapshot.cbor"), &after_the_plan(&running()).to_snapshot());
     }
-    let bytes = include_bytes!("format/snapshot.cbor");
+    let bytes = include_bytes!("../format/snapshot.cbor");
     let then = Cluster::from_snapshot(bytes).expect("what was written once is read for ever");
     assert!(then.to_snapshot() == *bytes, "and written again as it was");
     let now = after_the_plan(&running());

@@ -1,14 +1,10 @@
 //! Tests of ballots by passkey in the cluster: they wait for a hybrid one, and fall with their passkey.
 
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
-
-#[path = "../../human-chain/tests/chain/authenticator.rs"]
+#[path = "../../../human-chain/tests/chain/authenticator.rs"]
 #[allow(dead_code, reason = "the tests of human-chain use all of it")]
 mod authenticator;
-mod common;
-
+use crate::common::*;
 use authenticator::{Authenticator, Ceremony, passkey_policy};
-use common::*;
 use human_chain::{ballot_challenge, unsigned_ballot};
 use protocol::api::ProposalState;
 use protocol::governance::{BallotSignature, Change, Choice, Policy, Proposal, SignedBallot};

@@ -2,12 +2,8 @@
 //!
 //! Every replica and every restored snapshot reaches the same state. The simulation is in `common/sim.rs`.
 
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
-
-mod common;
-
-use common::sim::{Event, JUMPS, NODES, Sim, events_of};
-use common::*;
+use crate::common::sim::{Event, JUMPS, NODES, Sim, events_of};
+use crate::common::*;
 use proptest::prelude::*;
 use protocol::Digest;
 use protocol::limits::LEASE_MS;

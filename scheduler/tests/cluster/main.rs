@@ -1,0 +1,26 @@
+//! Tests of the cluster state machine from outside. They are one binary, since each binary costs a link and a
+//! copy of the test cluster in `common`.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod common;
+
+mod apply;
+mod autonomy;
+mod clocks;
+mod format;
+mod full_circle;
+mod halts;
+mod leases;
+mod members;
+mod models;
+mod mutations;
+mod passkeys;
+mod placement;
+mod preconditions;
+mod properties;
+mod proposals;
+mod questions;
+mod remedies;
+mod scripts;
+mod sync;
