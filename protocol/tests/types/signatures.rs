@@ -1,8 +1,6 @@
 //! Tests of signatures and ids: each signature is bound to one key, domain and byte string, each id to all of
 //! its fields.
 
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
-
 use ed25519_dalek::{Signer, SigningKey};
 use protocol::canonical::to_bytes;
 use protocol::governance::{Change, HistoryHead, Proposal, SubjectVersion};

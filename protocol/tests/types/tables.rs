@@ -2,8 +2,6 @@
 //! untrusted peers. Each table is a text file in `cases/`; `REFRESH_GOLDEN=1 cargo test -p protocol` rewrites
 //! its answers.
 
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
-
 use protocol::canonical::{CanonicalError, from_bytes};
 use protocol::governance::{Quorum, SubjectVersion};
 use protocol::manifest::{Manifest, format_bytes, parse_bytes};

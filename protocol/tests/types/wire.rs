@@ -5,8 +5,6 @@
 //! added or of another type must be rejected. `REFRESH_GOLDEN=1 cargo test -p protocol` rewrites the digests.
 //! A changed digest means a changed format on disks and wires, and needs a new version.
 
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
-
 use ciborium::value::Value as Cbor;
 use protocol::canonical::{CanonicalError, from_bytes, to_bytes};
 use protocol::limits::JSON_BYTES_PER_CANONICAL_BYTE;
