@@ -1,6 +1,6 @@
 //! Tests of the types of `protocol` from outside: tables in `cases/` pin examples, and properties state the
-//! rules behind them for generated values. They are one binary, since a copy of each type's decoder is compiled
-//! into each binary.
+//! rules behind them for generated values. They are one binary, since a copy of each type's decoder is
+//! compiled into each binary.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 

@@ -27,8 +27,8 @@ const WRITE_PAUSE: Duration = Duration::from_millis(10);
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
 /// Number of writes between two reads of the audit.
 const WRITES_PER_AUDIT: u64 = 100;
-/// Number of writes between two proposals, and maximum of proposals. Nobody votes on them, and the operator's
-/// token may hold 16 open: the others are left to the demonstration, which makes its proposals with that token.
+/// Number of writes between two proposals, and maximum of proposals. They stay open, and the operator's token
+/// may hold 16: the others are left to the demonstration, which makes its proposals with that token.
 const WRITES_PER_PROPOSAL: u64 = 150;
 const PROPOSALS_MAX: usize = 6;
 /// Maximum number of keys that exist at the same time.
