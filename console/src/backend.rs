@@ -61,7 +61,7 @@ pub trait ConsoleBackend: Send + Sync + 'static {
     /// Returns the circle, verified from genesis on. Each page asks for it first.
     fn circle(&self) -> BackendAnswer<'_, CircleReading>;
 
-    /// Returns the proposals that are open for votes.
+    /// Returns the proposals that are open for votes, and the drafts.
     fn open_proposals(&self) -> BackendAnswer<'_, Vec<ProposalView>>;
 
     /// Returns a proposal, open or closed recently.

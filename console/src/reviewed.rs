@@ -6,6 +6,7 @@
 
 use human_chain::{CircleState, Tally};
 use protocol::api::{History, ProposalState, ProposalView};
+use protocol::foreign_text::line;
 use protocol::governance::{Certificate, Quorum};
 use protocol::{ErrorCode, MemberId, Refusal, error_code};
 use serde::Serialize;
@@ -72,7 +73,26 @@ impl ReviewedProposal {
                 reviewed.take_tally(circle, tally);
             }
         }
+        reviewed.check_proposer();
         Ok(reviewed)
+    }
+
+    /// Leaves out a proposer of whom no ballot counts: the server's word alone names none.
+    fn check_proposer(&mut self) {
+        let view = &mut self.view;
+        let counts = |member: &MemberId| view.approved.contains(member) || view.rejected.contains(member);
+        view.proposer = view.proposer.take().filter(counts);
+        view.drafted_by = view.drafted_by.take().map(|maker| line(&maker));
+    }
+
+    /// Describes the proposer, as far as its ballot counts here.
+    #[must_use]
+    pub fn proposer_text(&self) -> String {
+        match (&self.view.proposer, &self.view.drafted_by) {
+            (Some(proposer), _) => proposer.to_string(),
+            (None, Some(maker)) => format!("none yet; drafted by {maker}, as control reports"),
+            (None, None) => "none whose signature counts".into(),
+        }
     }
 
     /// Takes the votes of a certificate that the verified history holds.
@@ -87,11 +107,13 @@ impl ReviewedProposal {
 
     fn take_tally(&mut self, circle: &CircleState, tally: Tally) {
         self.proposed_lacking = human_chain::proposed_votes(circle, &self.view.proposal, &tally)
-            .filter(|votes| !human_chain::satisfied(votes.rule, &votes.approved))
-            .map(|votes| signatures_under(votes.rule, &votes.approved, &votes.missing));
+            .filter(|votes| !human_chain::carries(votes.rule, votes.proposer_counts, &votes.approved))
+            .map(|votes| {
+                signatures_under(votes.rule, votes.proposer_counts, &votes.approved, &votes.missing)
+            });
         self.view.approved = tally.approved.into_iter().collect();
         self.view.rejected = tally.rejected.into_iter().collect();
-        let open = self.view.state == ProposalState::Open;
+        let open = self.can_be_approved();
         self.view.missing = if open { tally.missing.into_iter().collect() } else { Vec::new() };
         (self.quorum_reached, self.only_passkeys) = (tally.reached, tally.only_passkeys);
         let refused = |(member, error): (MemberId, human_chain::ChainError)| {
@@ -99,6 +121,12 @@ impl ReviewedProposal {
             RefusedBallot { member, code: refusal.code, reason: refusal.message }
         };
         self.refused = tally.refused.into_iter().map(refused).collect();
+    }
+
+    /// Returns whether control reports that approvals are taken: for an open proposal, or for a draft.
+    #[must_use]
+    pub fn can_be_approved(&self) -> bool {
+        matches!(self.view.state, ProposalState::Open | ProposalState::Draft)
     }
 
     /// Describes the state: what control reports, and whether the votes counted here bear it out.
@@ -115,6 +143,9 @@ impl ReviewedProposal {
                 let count = if reached { "quorum reached" } else { "as control reports, approved" };
                 format!("{count}; takes effect at {at} unless a member vetoes it: quorate reject ID")
             }
+            (ProposalState::Draft, _) => {
+                "a draft, which no member has signed: the first that approves it proposes it".into()
+            }
             (state, _) => format!("{state} (as control reports)"),
         }
     }
@@ -130,13 +161,17 @@ impl ReviewedProposal {
             );
         }
         let approved: BTreeSet<MemberId> = view.approved.iter().cloned().collect();
-        let rule = circle.quorum_of(&view.proposal.change);
+        let change = &view.proposal.change;
+        let (rule, proposer_counts) = (circle.quorum_of(change), circle.proposer_counts(change));
         match &self.proposed_lacking {
             // The members in force suffice; those that the change names must agree too.
-            Some(lacking) if human_chain::satisfied(&rule, &approved) => {
+            Some(lacking) if human_chain::carries(&rule, proposer_counts, &approved) => {
                 format!("of the proposed members {lacking}")
             }
-            _ => signatures_under(&rule, &approved, &view.missing.iter().cloned().collect()),
+            _ => {
+                let missing = view.missing.iter().cloned().collect();
+                signatures_under(&rule, proposer_counts, &approved, &missing)
+            }
         }
     }
 }
@@ -162,9 +197,14 @@ fn decision_on<'a>(history: &'a History, view: &ProposalView) -> Option<&'a Cert
 }
 
 /// Describes the votes under a rule: `1 of 2 signed; 1 more signature needed; bob or carol may sign`.
-fn signatures_under(rule: &Quorum, approved: &BTreeSet<MemberId>, missing: &BTreeSet<MemberId>) -> String {
-    let Some(needed) = human_chain::approvals_lacking(rule, approved, missing) else {
-        return format!("{} can no longer be reached", human_chain::describe(rule));
+fn signatures_under(
+    rule: &Quorum,
+    proposer_counts: bool,
+    approved: &BTreeSet<MemberId>,
+    missing: &BTreeSet<MemberId>,
+) -> String {
+    let Some(needed) = human_chain::approvals_to_carry(rule, proposer_counts, approved, missing) else {
+        return format!("{} can no longer be reached", human_chain::describe_rule(rule, proposer_counts));
     };
     let may_sign = missing.iter().filter(|member| human_chain::names(rule, member));
     let names: Vec<&str> = may_sign.map(MemberId::as_str).collect();
@@ -215,7 +255,10 @@ mod tests {
             let names = |text: &str| -> BTreeSet<MemberId> {
                 text.split_whitespace().map(|name| name.parse().expect("a name")).collect()
             };
-            assert_eq!(signatures_under(rule, &names(approved), &names(missing)), expected);
+            assert_eq!(signatures_under(rule, true, &names(approved), &names(missing)), expected);
         }
+        let [alice, bob] = ["alice", "bob"].map(|name| name.parse::<MemberId>().expect("a name"));
+        let beside = signatures_under(&two, false, &[alice].into(), &[bob].into());
+        assert_eq!(beside, "2 of (alice, bob, carol) besides the proposer can no longer be reached");
     }
 }

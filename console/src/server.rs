@@ -192,8 +192,10 @@ impl Console {
         for view in self.backend.open_proposals().await? {
             open.push(Self::review(&circle, ProposalRecord { view, certificate: None })?);
         }
-        let waiting =
-            open.iter().filter(|one| page::inbox::waits_for(&circle, one, visitor.member())).count();
+        let waits = |one: &&ReviewedProposal| {
+            one.view.state == ProposalState::Open && page::inbox::waits_for(&circle, one, visitor.member())
+        };
+        let waiting = open.iter().filter(waits).count();
         Ok(Look { circle, note, source: self.backend.source(), visitor, open, waiting })
     }
 
@@ -305,6 +307,8 @@ fn decided_view(certificate: &Certificate) -> ProposalView {
         missing: Vec::new(),
         certificate: None,
         takes_effect_at: None,
+        proposer: None,
+        drafted_by: None,
     }
 }
 

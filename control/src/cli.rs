@@ -80,7 +80,7 @@ enum TopLevelCommand {
     /// Make, rotate, suspend and recover the keys of members, and their passkeys
     #[command(subcommand)]
     Member(members::MemberCommand),
-    /// Submit a change for voting
+    /// Propose a change, or draft it for a member to propose
     Propose(proposals::ProposeArguments),
     /// Show the proposals that wait for votes, or one proposal exactly as its signature covers it
     Review(proposals::ReviewArguments),
@@ -93,6 +93,8 @@ Examples:
     /// Vote against a proposal
     #[command(after_help = "Example:\n  quorate reject 7f3a --key member-a.key")]
     Reject(proposals::VoteArguments),
+    /// Withdraw a proposal of your own, or a draft
+    Withdraw(proposals::WithdrawArguments),
     /// Stop a service, a node, a region or the whole circle at once, by your own signature
     #[command(subcommand)]
     Halt(halts::HaltCommand),
@@ -196,6 +198,7 @@ async fn dispatch(command: TopLevelCommand, environment: &Environment) -> Result
         TopLevelCommand::Review(arguments) => proposals::review(arguments, environment).await,
         TopLevelCommand::Approve(arguments) => proposals::approve(arguments, environment).await,
         TopLevelCommand::Reject(arguments) => proposals::reject(arguments, environment).await,
+        TopLevelCommand::Withdraw(arguments) => proposals::withdraw(arguments, environment).await,
         TopLevelCommand::Halt(command) => halts::halt(command, environment).await,
         TopLevelCommand::Lift(arguments) => halts::lift_halts(arguments, environment).await,
         TopLevelCommand::Halts => halts::halts(environment).await,

@@ -15,7 +15,7 @@ pub fn simple_policy(members: &[Member], required: u32) -> Policy {
     let quorum = Quorum::Threshold { required, of };
     let classes = [ActionClass::Routine, ActionClass::Sensitive];
     let quorums = classes.into_iter().map(|class| (class, quorum.clone())).collect();
-    Policy { quorums, passkeys: None, veto_seconds: VETO_SECONDS }
+    Policy { quorums, passkeys: None, veto_seconds: VETO_SECONDS, proposer_counts: true }
 }
 
 /// Returns a policy without these members and with those, for a change of members. Members who leave are
@@ -126,7 +126,7 @@ mod tests {
         ] {
             let quorums = [(ActionClass::Sensitive, before)].into();
             let names = |text: &str| text.split_whitespace().map(member).collect::<Vec<_>>();
-            let policy = Policy { quorums, passkeys: None, veto_seconds: 7 };
+            let policy = Policy { quorums, passkeys: None, veto_seconds: 7, proposer_counts: true };
             let adapted = adapted_policy(&policy, &names(leaving), &names(joining), required);
             let found = match adapted {
                 Ok(policy) => {

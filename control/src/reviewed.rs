@@ -100,6 +100,27 @@ mod tests {
         assert_eq!(refused, expected);
     }
 
+    /// Attack: control names a proposer who did not sign, and a maker whose name moves the cursor.
+    #[test]
+    fn a_proposer_is_named_only_if_its_ballot_counts() {
+        let circle = SampleCircle::founded();
+        let proposal = circle.proposal("run it");
+        let by_alice = circle.ballot(0, &proposal, Choice::Approve);
+        for (named, expected) in [("alice", "alice"), ("bob", "none whose signature counts")] {
+            let mut view = proposal_view(&proposal, vec![by_alice.clone()]);
+            view.proposer = Some(named.parse().expect("a name"));
+            // Positive control: by the server's word, each of them proposed it.
+            assert_eq!(view.proposer.as_ref().map(MemberId::as_str), Some(named));
+            assert_eq!(review(&circle, view).expect("its own id").proposer_text(), expected);
+        }
+        let mut draft = proposal_view(&proposal, vec![]);
+        (draft.state, draft.drafted_by) = (ProposalState::Draft, Some("token/ci\u{1b}[2J".into()));
+        let reviewed = review(&circle, draft).expect("its own id");
+        assert_eq!(reviewed.proposer_text(), r"none yet; drafted by token/ci\u{1b}[2J, as control reports");
+        assert_eq!(names(&reviewed.view.missing), ["alice", "bob", "carol"]);
+        assert_eq!(reviewed.lacking(&circle.state).split(';').next(), Some("0 of 2 signed"));
+    }
+
     /// Attack: control reports that a change of members waits to take effect, which a member vetoed or which
     /// too few of the proposed members approve.
     #[test]

@@ -13,8 +13,8 @@ use anyhow::{Context as _, Result};
 use host::random::random_bytes;
 use host::wall_clock;
 use human_chain::CircleState;
-use protocol::api::{History, ProposalView, SubmitProposal};
-use protocol::governance::{Change, Choice, HistoryHead, Proposal};
+use protocol::api::{History, ProposalState, ProposalView, SubmitProposal, WithdrawProposal};
+use protocol::governance::{Change, Choice, HistoryHead, Proposal, SignedBallot, Withdrawal};
 use protocol::{CircleId, Digest, ProposalId, Refusal, error_code};
 
 /// Default lifetime of a proposal, in milliseconds: three days.
@@ -77,7 +77,7 @@ impl Session {
         Ok(Self { client, circle, history, heads })
     }
 
-    /// Creates a proposal bound to the circle's present state and submits it for voting.
+    /// Creates a proposal bound to the circle's present state and submits it as a draft.
     ///
     /// # Errors
     /// Returns an error if the change is not valid in the circle's state, or control rejects it.
@@ -90,14 +90,43 @@ impl Session {
         self.submit(self.draft(change, reason, lifetime_ms)?).await
     }
 
-    /// Submits a proposal that [`Session::draft`] created.
+    /// Submits a proposal that [`Session::draft`] created as a draft, which the first member that approves it
+    /// proposes.
     ///
     /// # Errors
     /// Returns an error if control rejects it, or answers with another one.
     pub async fn submit(&self, proposal: Proposal) -> Result<ReviewedProposal> {
         let id = proposal.id();
-        let view = self.client.post("/v1/proposals", &SubmitProposal { proposal }).await?;
-        self.review_as(&id, view)
+        let body = SubmitProposal { proposal, ballot: None };
+        self.review_as(&id, self.client.post("/v1/proposals", &body).await?)
+    }
+
+    /// Proposes what [`Session::draft`] created, with the approval of a member who has read it.
+    ///
+    /// # Errors
+    /// Returns an error if control rejects it, or its answer does not show the approval.
+    pub async fn submit_as(&self, proposal: Proposal, member: &MemberKeyFile) -> Result<ReviewedProposal> {
+        let (id, ballot) = (proposal.id(), self.ballot(&proposal, member, Choice::Approve));
+        let body = SubmitProposal { proposal, ballot: Some(ballot.clone()) };
+        let view = self.client.post("/v1/proposals", &body).await?;
+        self.review_counted(&id, &ballot, view)
+    }
+
+    /// Withdraws a proposal or a draft with a member's key, or a draft of this access token without one.
+    ///
+    /// # Errors
+    /// Returns an error if control rejects the withdrawal.
+    pub async fn withdraw(&self, view: &ProposalView, member: Option<&MemberKeyFile>) -> Result<()> {
+        let proposal = view.proposal.id();
+        let sign = |key: &MemberKeyFile| {
+            let draft = view.state == ProposalState::Draft;
+            let withdrawal = Withdrawal { proposal, draft, member: key.member.clone() };
+            human_chain::sign_withdrawal(&key.secret, withdrawal)
+        };
+        let body = WithdrawProposal { withdrawal: member.map(sign) };
+        let path = format!("/v1/proposals/{proposal}/withdrawal");
+        let _: serde_json::Value = self.client.post(&path, &body).await?;
+        Ok(())
     }
 
     /// Creates the proposal that [`Session::propose`] would submit.
@@ -121,22 +150,29 @@ impl Session {
         member: &MemberKeyFile,
         choice: Choice,
     ) -> Result<ReviewedProposal> {
-        let ballot = human_chain::vote(
-            &member.secret,
-            member.member.clone(),
-            self.circle.head(),
-            proposal,
-            choice,
-            wall_clock(),
-        );
-        let id = proposal.id();
+        let (id, ballot) = (proposal.id(), self.ballot(proposal, member, choice));
         let view: ProposalView = self.client.post(&format!("/v1/proposals/{id}/ballots"), &ballot).await?;
-        if !view.ballots.contains(&ballot) {
+        self.review_counted(&id, &ballot, view)
+    }
+
+    fn ballot(&self, proposal: &Proposal, member: &MemberKeyFile, choice: Choice) -> SignedBallot {
+        let (id, head) = (member.member.clone(), self.circle.head());
+        human_chain::vote(&member.secret, id, head, proposal, choice, wall_clock())
+    }
+
+    /// Verifies an answer that must show this ballot.
+    fn review_counted(
+        &self,
+        id: &ProposalId,
+        ballot: &SignedBallot,
+        view: ProposalView,
+    ) -> Result<ReviewedProposal> {
+        if !view.ballots.contains(ballot) {
             let message =
                 format!("control does not show the ballot that it took; check `quorate review {id}`");
             return Err(Refusal::new(error_code::OUTCOME_UNKNOWN, message).into());
         }
-        self.review_as(&id, view)
+        self.review_as(id, view)
     }
 
     /// Lists the proposals, each verified on this machine.

@@ -174,6 +174,8 @@ pub(crate) fn proposal_view(proposal: &Proposal, ballots: Vec<SignedBallot>) -> 
         missing: vec![],
         certificate: None,
         takes_effect_at: None,
+        proposer: ballots.first().map(|signed| signed.ballot.member.clone()),
+        drafted_by: None,
         ballots,
     }
 }

@@ -381,7 +381,7 @@ def waiting_for_an_update_is_not_answered_by_what_ran_before(lab):
         [lab.quorate, "deploy", "huge.toml", "--wait", "--timeout", "10s", "-o", "json"], cwd=lab.folder,
         env=lab.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     def proposed():
-        return [view["id"] for view in lab.json("review")["items"] if view["state"] == "open"]
+        return [view["id"] for view in lab.json("review")["items"] if view["state"] in ("open", "draft")]
     lab.vote(lab.until("it is proposed", proposed)[0])
     said = waits.communicate(timeout=LIMIT)[1]
     assert waits.returncode == 1 and json.loads(said.splitlines()[-1])["code"] == "timed-out", said

@@ -41,6 +41,15 @@ struct PrintedProposal {
     state: ProposalState,
     /// Six words of the text to sign, computed by the command line.
     words: Vec<String>,
+    /// Members that have not voted.
+    missing: Vec<String>,
+}
+
+impl PrintedProposal {
+    /// Returns whether the next approval counts: of an open proposal, or of a draft that it opens.
+    fn is_pending(&self) -> bool {
+        matches!(self.state, ProposalState::Open | ProposalState::Draft)
+    }
 }
 
 /// A running cluster, as a person beside it sees it: its directory, its command line, its processes.
@@ -135,12 +144,14 @@ mod tests {
             "state": "open",
             "words": ["badge", "pelican", "gecko", "iris", "barn", "velvet"],
             "approved": ["member-a"],
+            "missing": ["member-b", "member-c"],
             "refused": [],
         });
         let proposal: PrintedProposal = serde_json::from_value(printed.clone()).expect("a proposal");
         assert_eq!((proposal.id.to_string(), proposal.state), (id, ProposalState::Open));
         assert_eq!(proposal.words.join(" "), "badge pelican gecko iris barn velvet");
-        for missing in ["id", "state", "words"] {
+        assert_eq!((proposal.is_pending(), proposal.missing.len()), (true, 2));
+        for missing in ["id", "state", "words", "missing"] {
             let mut part = printed.clone();
             part.as_object_mut().expect("an object").remove(missing);
             assert!(serde_json::from_value::<PrintedProposal>(part).is_err(), "without `{missing}`");

@@ -239,6 +239,8 @@ pub fn is_approved(state: &CircleState, change: &Change, approvals: &Approvals) 
 pub struct ProposedVotes<'a> {
     /// Rule that the proposed members must reach.
     pub rule: &'a Quorum,
+    /// False if the ballot of the proposer does not count for it.
+    pub proposer_counts: bool,
     /// Proposed members that approve.
     pub approved: BTreeSet<MemberId>,
     /// Proposed members that may still approve.
@@ -260,7 +262,7 @@ pub fn proposed_votes<'a>(
     let may = |id: &&MemberId| !approved.contains(*id) && (joins(id) || tally.missing.contains(*id));
     let missing = members.iter().map(|member| &member.id).filter(may).cloned().collect();
     debug_assert!(approved.is_disjoint(&missing), "a member that approves is not missing");
-    Some(ProposedVotes { rule, approved, missing })
+    Some(ProposedVotes { rule, proposer_counts: policy.proposer_counts, approved, missing })
 }
 
 /// Returns an error unless these approvals suffice for the proposal.
@@ -275,9 +277,10 @@ pub(crate) fn require_quorum(
 fn require_approvals(state: &CircleState, change: &Change, approvals: &Approvals) -> Result<(), ChainError> {
     debug_assert!(approvals.in_force.iter().all(|id| state.member(id).is_some()), "only members approve");
     let class = class_of(change);
-    let rule = state.quorum_of(change);
-    if !quorum::satisfied(&rule, &approvals.in_force) {
-        let (approvals, needed) = (approvals.in_force.len(), quorum::describe(&rule));
+    let (rule, proposer_counts) = (state.quorum_of(change), state.proposer_counts(change));
+    if !quorum::carries(&rule, proposer_counts, &approvals.in_force) {
+        let needed = quorum::describe_rule(&rule, proposer_counts);
+        let approvals = approvals.in_force.len();
         return Err(ChainError::QuorumNotReached { class, approvals, needed });
     }
     if !approvals.by_key {
@@ -286,10 +289,11 @@ fn require_approvals(state: &CircleState, change: &Change, approvals: &Approvals
     let Change::SetMembers { members, policy, .. } = change else { return Ok(()) };
     let rule = membership::rule(policy, ActionClass::Sensitive)?;
     let of_proposed = approvals.of_proposed(state, members);
-    if quorum::satisfied(rule, &of_proposed) {
+    if quorum::carries(rule, policy.proposer_counts, &of_proposed) {
         return Ok(());
     }
-    let (approvals, needed) = (of_proposed.len(), quorum::describe(rule));
+    let needed = quorum::describe_rule(rule, policy.proposer_counts);
+    let approvals = of_proposed.len();
     Err(ChainError::ProposedQuorumNotReached { approvals, needed })
 }
 
@@ -424,7 +428,12 @@ mod tests {
             name: "test".into(),
             founded_at: NOW,
             members: people.iter().map(|(id, key)| Member { id: id.clone(), keys: key.public() }).collect(),
-            policy: Policy { quorums: quorums.into(), passkeys: None, veto_seconds: 0 },
+            policy: Policy {
+                quorums: quorums.into(),
+                passkeys: None,
+                veto_seconds: 0,
+                proposer_counts: true,
+            },
             control: vec![control],
             nodes: vec![node("n1")],
             tokens: vec![],

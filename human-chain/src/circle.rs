@@ -543,7 +543,12 @@ mod tests {
             former_members: BTreeSet::new(),
             former_keys: BTreeSet::new(),
             suspended: BTreeMap::new(),
-            policy: Policy { quorums: BTreeMap::new(), passkeys: None, veto_seconds: 0 },
+            policy: Policy {
+                quorums: BTreeMap::new(),
+                passkeys: None,
+                veto_seconds: 0,
+                proposer_counts: true,
+            },
             passkeys: BTreeMap::new(),
             control: Vec::new(),
             tokens: Vec::new(),

@@ -4,7 +4,7 @@
 
 use crate::{ChainError, quorum};
 use protocol::governance::{
-    AccessToken, ActionClass, ControlReplica, Genesis, Member, NodeAdmission, NodeRole, Policy,
+    AccessToken, ActionClass, ControlReplica, Genesis, Member, NodeAdmission, NodeRole, Policy, Quorum,
 };
 use protocol::keys::{EncryptionKey, ML_DSA_65_PUBLIC_KEY_LENGTH, ML_KEM_768_PUBLIC_KEY_LENGTH};
 use protocol::manifest::{Manifest, Runtime, ServiceManifest};
@@ -129,7 +129,20 @@ pub(crate) fn check_members(members: &[Member], policy: &Policy) -> Result<(), C
         return Err(ChainError::invalid("policy", reason));
     }
     policy.passkeys.as_ref().map_or(Ok(()), check_passkey_policy)?;
-    policy.quorums.values().try_for_each(|rule| quorum::check(rule, &ids))
+    policy.quorums.values().try_for_each(|rule| quorum::check(rule, &ids))?;
+    check_proposer_rule(members, policy)
+}
+
+/// Checks that the members reach each quorum without the ballot of a proposer, if that does not count.
+fn check_proposer_rule(members: &[Member], policy: &Policy) -> Result<(), ChainError> {
+    let all: BTreeSet<MemberId> = members.iter().map(|member| member.id.clone()).collect();
+    let carried = |rule: &&Quorum| quorum::carries(rule, policy.proposer_counts, &all);
+    let Some(rule) = policy.quorums.values().find(|rule| !carried(rule)) else { return Ok(()) };
+    let reason = format!(
+        "the quorum {} needs every member, and the ballot of the proposer does not count",
+        quorum::describe(rule)
+    );
+    Err(ChainError::invalid("policy", reason))
 }
 
 /// Checks relying party and origins of a policy for passkeys, in the forms in which browsers compare them.

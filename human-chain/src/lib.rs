@@ -29,6 +29,7 @@ mod subject;
 #[cfg(test)]
 mod testing;
 mod waiting;
+mod withdrawal;
 mod wrap;
 
 pub use approved::Approved;
@@ -51,13 +52,17 @@ pub use membership::joining_members;
 pub use order::{FENCE_LEAP_MAX, SlotGrant, check_order, placement_allows};
 pub use passkey::{ballot_challenge, check_assertion, read_registration, registration_challenge};
 pub use propose::{PROPOSAL_LIFETIME_MS_MAX, check_proposal, propose};
-pub use quorum::{approvals_lacking, describe, least_approvals, names, satisfied};
+pub use quorum::{
+    approvals_lacking, approvals_to_carry, carries, describe, describe_rule, least_approvals, names,
+    satisfied,
+};
 pub use render::{
     RENDERER_VERSION, Rendering, describe_halt, describe_scope, passkey_words, render, render_difference,
     render_genesis, show_time, words_of,
 };
 pub use subject::{class_of, subject_of};
 pub use waiting::{check_waited, is_vetoable, takes_effect_at, waiting_ms};
+pub use withdrawal::{check_withdrawal, sign_withdrawal};
 pub use wrap::{
     check_complaint, check_wrap, check_wrap_request, recipient_key, recipients, sign_complaint, sign_wrap,
     sign_wrap_request,

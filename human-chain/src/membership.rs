@@ -4,7 +4,7 @@
 //! the change in which a member leaves or loses its keys. Otherwise one change could remove the objectors and
 //! let fewer decide. Members that are suspended count as absent.
 
-use crate::quorum::{describe, least_approvals, satisfied};
+use crate::quorum::{carries, describe_rule, least_approvals, satisfied};
 use crate::{ChainError, CircleState, form, signature_holds};
 use protocol::governance::{ActionClass, Change, MEMBER_KEYS_DOMAIN, Member, Policy, Quorum};
 use protocol::keys::HybridSignature;
@@ -99,12 +99,14 @@ fn check_no_lowering(state: &CircleState, members: &[Member], policy: &Policy) -
     debug_assert!(!kept.contains(&leaves.id), "a member that leaves is not kept");
     for class in [ActionClass::Routine, ActionClass::Sensitive] {
         let (old, new) = (state.quorum(class), rule(policy, class)?);
-        if !is_at_least(new, old, &kept) || least_approvals(new) < least_approvals(old) {
+        let (counted, counts) = (state.policy().proposer_counts, policy.proposer_counts);
+        let proposer_gains = counts && !counted;
+        if !is_at_least(new, old, &kept) || least_approvals(new) < least_approvals(old) || proposer_gains {
             return Err(ChainError::PolicyLowered {
                 class,
                 member: leaves.id.clone(),
-                from: describe(old),
-                to: describe(new),
+                from: describe_rule(old, counted),
+                to: describe_rule(new, counts),
             });
         }
     }
@@ -158,10 +160,10 @@ fn check_reachable<'a>(
 ) -> Result<(), ChainError> {
     let active: BTreeSet<MemberId> = members.filter(|id| !suspended.contains(id)).cloned().collect();
     for (class, rule) in &policy.quorums {
-        if !satisfied(rule, &active) {
+        if !carries(rule, policy.proposer_counts, &active) {
             let reason = format!(
                 "without the suspended members, the {class} quorum {} could not be reached",
-                describe(rule)
+                describe_rule(rule, policy.proposer_counts)
             );
             return Err(ChainError::invalid("suspension", reason));
         }
@@ -193,6 +195,7 @@ pub(crate) fn check_suspension(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::quorum::describe;
     use crate::testing::{PEOPLE, any_rule, groups, member_id};
     use proptest::prelude::*;
 

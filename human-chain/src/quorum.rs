@@ -21,6 +21,23 @@ pub fn satisfied(quorum: &Quorum, approvals: &BTreeSet<MemberId>) -> bool {
     }
 }
 
+/// Returns whether these members carry a change. If the proposer's ballot does not count, they must reach the
+/// quorum without one of them.
+///
+/// The proposer is not named: a group that reaches the quorum without one of its own could have had that
+/// member propose.
+#[must_use]
+pub fn carries(quorum: &Quorum, proposer_counts: bool, approvals: &BTreeSet<MemberId>) -> bool {
+    if proposer_counts {
+        return satisfied(quorum, approvals);
+    }
+    approvals.iter().any(|proposer| satisfied(quorum, &without(approvals, proposer)))
+}
+
+fn without(members: &BTreeSet<MemberId>, one: &MemberId) -> BTreeSet<MemberId> {
+    members.iter().filter(|member| *member != one).cloned().collect()
+}
+
 /// Returns the minimum number of members that reach the quorum.
 #[must_use]
 pub fn least_approvals(quorum: &Quorum) -> usize {
@@ -55,6 +72,31 @@ pub fn approvals_lacking(
             (parts.len() >= required).then(|| parts.iter().take(required).sum())
         }
     }
+}
+
+/// Returns what [`approvals_lacking`] does, for a change that [`carries`] decides.
+#[must_use]
+pub fn approvals_to_carry(
+    quorum: &Quorum,
+    proposer_counts: bool,
+    approved: &BTreeSet<MemberId>,
+    open: &BTreeSet<MemberId>,
+) -> Option<usize> {
+    if proposer_counts {
+        return approvals_lacking(quorum, approved, open);
+    }
+    let beside = |proposer: &MemberId| {
+        let others = approvals_lacking(quorum, &without(approved, proposer), &without(open, proposer))?;
+        Some(others + usize::from(!approved.contains(proposer)))
+    };
+    approved.union(open).filter_map(beside).min()
+}
+
+/// Returns the rule in words, and that the ballot of the proposer does not count if so.
+#[must_use]
+pub fn describe_rule(quorum: &Quorum, proposer_counts: bool) -> String {
+    let besides = if proposer_counts { "" } else { " besides the proposer" };
+    format!("{}{besides}", describe(quorum))
 }
 
 /// Checks that the rule names this member. The approval of any other member does not count.

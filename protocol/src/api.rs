@@ -6,7 +6,7 @@
 use crate::agent::{Gpu, SlotReport};
 use crate::digest::Digest;
 use crate::governance::{
-    AccessToken, ActionClass, Bundle, NodeAdmission, Proposal, SignedBallot, SignedGenesis,
+    AccessToken, ActionClass, Bundle, NodeAdmission, Proposal, SignedBallot, SignedGenesis, SignedWithdrawal,
 };
 use crate::ids::{
     Epoch, Fence, MemberId, Millis, ModelName, NodeId, NodeName, ProposalId, ReplicaId, ServiceName,
@@ -66,6 +66,27 @@ pub struct HistoryPage {
 pub struct SubmitProposal {
     /// Proposal to vote on, built by the client.
     pub proposal: Proposal,
+    /// Approval of the member who proposes it. Without one the proposal is a draft: the first member that
+    /// approves it becomes its proposer.
+    pub ballot: Option<SignedBallot>,
+}
+
+/// Body of `POST /v1/proposals/{id}/withdrawal`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct WithdrawProposal {
+    /// Withdrawal by a member. Without one the request withdraws a draft that the same access token made.
+    pub withdrawal: Option<SignedWithdrawal>,
+}
+
+/// Answer to `POST /v1/deployments`: the draft, and the effect of its approval now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DeploymentDraft {
+    /// Draft that waits for a member; none if the request was a dry run.
+    pub draft: Option<ProposalView>,
+    /// Placement of the slots if the deployment were approved now, and the signatures that it needs.
+    pub dry_run: DryRun,
 }
 
 /// State of a proposal.
@@ -85,6 +106,10 @@ pub enum ProposalState {
     /// The quorum approved a change of members. It takes effect after the waiting time, unless a member
     /// vetoes it.
     Waiting,
+    /// No member has signed it. The first member that approves it becomes its proposer.
+    Draft,
+    /// Its proposer withdrew it.
+    Withdrawn,
 }
 
 /// Proposal with its votes, as members see it.
@@ -111,6 +136,10 @@ pub struct ProposalView {
     pub certificate: Option<Digest>,
     /// End of the waiting time; present while it runs.
     pub takes_effect_at: Option<Millis>,
+    /// Member whose approval opened it; none for a draft.
+    pub proposer: Option<MemberId>,
+    /// Maker of a draft, such as `token/NAME`; none once a member has signed it.
+    pub drafted_by: Option<String>,
 }
 
 /// Page of a list, always an object so that fields can be added. Lists are read as Google's AIP-158 has it:

@@ -120,6 +120,10 @@ codes! {
     PROPOSAL_EXPIRED = "proposal-expired";
     /// A proposal's subject changed after it was made.
     PROPOSAL_STALE = "proposal-stale";
+    /// A draft waits for a member who proposes it: only an approval by keys in force opens it.
+    PROPOSAL_UNSIGNED = "proposal-unsigned";
+    /// A proposal is withdrawn by its proposer alone, and a draft by its maker or any member.
+    WITHDRAWAL_REFUSED = "withdrawal-refused";
     /// A proposal belongs to another circle or epoch.
     CIRCLE_MISMATCH = "circle-mismatch";
     /// A proposal, ballot or genesis breaks a rule of its form.

@@ -31,6 +31,8 @@ pub const BALLOT_DOMAIN: &str = "quorate/ballot/v2";
 pub const NODE_KEYS_DOMAIN: &str = "quorate/node-keys/v1";
 /// Signature domain of a member's claim to its keys.
 pub const MEMBER_KEYS_DOMAIN: &str = "quorate/member-keys/v1";
+/// Signature domain of a withdrawal.
+pub const WITHDRAWAL_DOMAIN: &str = "quorate/withdrawal/v1";
 /// Digest domain of a certificate.
 pub const CERTIFICATE_DOMAIN: &str = "quorate/certificate/v3";
 
@@ -112,6 +114,9 @@ pub struct Policy {
     /// Waiting time in seconds of a change of members or policy, from its last approval until it takes
     /// effect. Any member may veto it until then. 0 to thirty days; with 0 no veto exists.
     pub veto_seconds: u32,
+    /// True if the ballot of a proposal's proposer counts towards its quorum. If false, a certificate has the
+    /// ballot of one member beyond the quorum. A member's own passkeys are the member's own decision.
+    pub proposer_counts: bool,
 }
 
 /// Control replica, as genesis fixes it.
@@ -222,7 +227,8 @@ pub struct GatewayEndpoint {
 pub enum TokenScope {
     /// Read everything except secrets.
     Read,
-    /// Submit proposals, and deliver what carries its own signature: ballots, halts, wraps and complaints.
+    /// Make drafts, and deliver what carries its own signature: proposals with their proposer's ballot,
+    /// ballots, withdrawals, halts, wraps and complaints.
     Propose,
     /// Scale inside envelopes, create and revoke API keys, register models.
     Submit,
@@ -447,6 +453,31 @@ impl SignedBallot {
     pub fn is_hybrid(&self) -> bool {
         matches!(self.signature, BallotSignature::Hybrid(_))
     }
+}
+
+/// Statement of a member: this proposal of mine, or this draft, is to be voted on no longer.
+///
+/// The id is the digest of a proposal that names its circle and its epoch, and a withdrawn proposal is not
+/// opened again before it expires. A withdrawal therefore has no use but its first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Withdrawal {
+    /// Id of the proposal or draft.
+    pub proposal: ProposalId,
+    /// True for a draft, which any member withdraws. A proposal is withdrawn by its proposer alone.
+    pub draft: bool,
+    /// Member who withdraws.
+    pub member: MemberId,
+}
+
+/// Withdrawal with its member's signature.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SignedWithdrawal {
+    /// Withdrawal that the member signed.
+    pub withdrawal: Withdrawal,
+    /// Signature by both of the member's keys, domain [`WITHDRAWAL_DOMAIN`].
+    pub signature: HybridSignature,
 }
 
 /// Proposal with the approving ballots.

@@ -5,6 +5,7 @@
 
 mod execute;
 mod governance;
+mod proposals;
 mod registry;
 mod waiting;
 
@@ -79,8 +80,15 @@ fn carry_out(cluster: &mut Cluster, index: u64, command: &Command) -> Result<Rep
     match &command.action {
         Action::Lead { replica } => Ok(lead(cluster, *replica)),
         Action::Found(signed) => governance::found(cluster, signed),
-        Action::SubmitProposal(proposal) => governance::submit(cluster, actor, proposal),
-        Action::CastBallot(signed) => governance::cast(cluster, index, signed),
+        Action::SubmitProposal(proposal) => proposals::submit(cluster, actor, proposal),
+        Action::DraftDeployment { manifest, reason } => {
+            proposals::draft_deployment(cluster, index, actor, manifest, reason)
+        }
+        Action::OpenProposal { proposal, ballot } => proposals::open(cluster, index, proposal, ballot),
+        Action::CastBallot(signed) => proposals::cast(cluster, index, signed),
+        Action::Withdraw { proposal, withdrawal } => {
+            proposals::withdraw(cluster, actor, *proposal, withdrawal.as_deref())
+        }
         Action::RegisterModel { record, wraps } => registry::register_model(cluster, actor, record, wraps),
         Action::PutWraps(wraps) => registry::put_wraps(cluster, actor, wraps),
         Action::DropWrap(complaint) => registry::drop_wrap(cluster, complaint),
@@ -97,9 +105,13 @@ fn carry_out(cluster: &mut Cluster, index: u64, command: &Command) -> Result<Rep
 fn scope_of(action: &Action) -> Option<TokenScope> {
     match action {
         // A command that a member signed needs no more of a token than a ballot does.
-        Action::SubmitProposal(_) | Action::CastBallot(_) | Action::PutWraps(_) | Action::DropWrap(_) => {
-            Some(TokenScope::Propose)
-        }
+        Action::SubmitProposal(_)
+        | Action::DraftDeployment { .. }
+        | Action::OpenProposal { .. }
+        | Action::CastBallot(_)
+        | Action::Withdraw { .. }
+        | Action::PutWraps(_)
+        | Action::DropWrap(_) => Some(TokenScope::Propose),
         Action::RegisterModel { .. }
         | Action::CreateApiKey(_)
         | Action::RevokeApiKey(_)
@@ -152,8 +164,9 @@ pub fn tick_is_due(cluster: &Cluster, clocks: &ClockReadings) -> bool {
 }
 
 fn is_anything_over(cluster: &Cluster, now: ClusterTime) -> bool {
-    let proposal =
-        cluster.open.values().any(|open| is_expired(open, now)) || waiting::is_any_due(cluster, now);
+    let proposal = cluster.open.values().any(|open| is_expired(open, now))
+        || proposals::expired_drafts(cluster, now).next().is_some()
+        || waiting::is_any_due(cluster, now);
     let model = registry::models_to_forget(cluster, now).next().is_some();
     model || proposal || cluster.pending.values().any(|pending| is_forgotten(pending, now))
 }
@@ -183,6 +196,7 @@ fn tick(cluster: &mut Cluster, index: u64, clocks: &ClockReadings) -> Reply {
         cluster.close_proposal(id, protocol::api::ProposalState::Expired, None);
         cluster.audit.record(now, "scheduler", "expire", &format!("proposal/{}", id.short()), "");
     }
+    proposals::drop_expired_drafts(cluster);
     waiting::admit_due(cluster, index);
     cluster.pending.retain(|_, pending| !is_forgotten(pending, now));
     registry::forget_models(cluster);

@@ -27,7 +27,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};
 
 /// Domain separator of the state's digest.
-const CLUSTER_DOMAIN: &str = "quorate/cluster/v3";
+const CLUSTER_DOMAIN: &str = "quorate/cluster/v4";
 
 /// The replicated state of the whole cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -46,11 +46,12 @@ pub struct Cluster {
     pub(crate) wraps: BTreeMap<ModelRoot, BTreeMap<Recipient, SignedWrap>>,
     pub(crate) api_keys: BTreeMap<TokenName, ApiKey>,
     pub(crate) pending: BTreeMap<NodeId, PendingNode>,
+    pub(crate) drafts: BTreeMap<ProposalId, DraftProposal>,
     pub(crate) open: BTreeMap<ProposalId, OpenProposal>,
     pub(crate) closed: VecDeque<ClosedProposal>,
-    /// Rejected proposals that have not expired, with the end of their validity. None of them is opened
+    /// Proposals of this epoch that were rejected or withdrawn and have not expired. None of them is opened
     /// again: ballots name a proposal by its id, and its public approvals would count once more.
-    pub(crate) rejected: BTreeMap<ProposalId, Millis>,
+    pub(crate) burned: BTreeMap<ProposalId, BurnedProposal>,
     pub(crate) audit: Audit,
     pub(crate) outcomes: Outcomes,
 }
@@ -199,6 +200,28 @@ pub enum HoldingPhase {
     Silent,
 }
 
+/// A proposal that no member has signed. It takes no place of an open one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DraftProposal {
+    /// Proposal that the first member to approve it opens.
+    pub proposal: Proposal,
+    /// Actor that made it.
+    pub actor: Actor,
+    /// Time of submission.
+    pub submitted_at: ClusterTime,
+}
+
+/// A proposal that was rejected or withdrawn, until it can no longer be brought.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BurnedProposal {
+    /// Member that proposed it.
+    pub proposer: MemberId,
+    /// End of its validity.
+    pub expires_at: Millis,
+}
+
 /// A proposal that is open for votes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -211,13 +234,13 @@ pub struct OpenProposal {
     pub joining: BTreeMap<MemberId, SignedBallot>,
     /// Time at which the quorum was reached, while the waiting time of the change runs.
     pub decided_at: Option<ClusterTime>,
-    /// Actor that submitted it.
-    pub actor: Actor,
-    /// Time of submission.
+    /// Member whose approval opened it.
+    pub proposer: MemberId,
+    /// Time at which it was opened.
     pub submitted_at: ClusterTime,
 }
 
-/// A proposal that is no longer open: decided, expired or stale.
+/// A proposal that is no longer open: decided, withdrawn, expired or stale.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ClosedProposal {
@@ -229,6 +252,8 @@ pub struct ClosedProposal {
     pub state: ProposalState,
     /// Its certificate, if approved.
     pub certificate: Option<Digest>,
+    /// Member that proposed it.
+    pub proposer: MemberId,
     /// Time at which it was closed.
     pub closed_at: ClusterTime,
 }
@@ -359,6 +384,12 @@ impl Cluster {
         &self.pending
     }
 
+    /// Returns the drafts that wait for a member to propose them.
+    #[must_use]
+    pub fn drafts(&self) -> &BTreeMap<ProposalId, DraftProposal> {
+        &self.drafts
+    }
+
     /// Returns the proposals that are open for votes.
     #[must_use]
     pub fn open_proposals(&self) -> &BTreeMap<ProposalId, OpenProposal> {
@@ -441,6 +472,7 @@ impl Cluster {
             ballots: open.ballots.into_values().chain(open.joining.into_values()).collect(),
             state,
             certificate,
+            proposer: open.proposer,
             closed_at: self.now,
         });
         while self.closed.len() > CLOSED_PROPOSALS_MAX {

@@ -9,7 +9,8 @@ pub use protocol::Refusal;
 use crate::clock::{ClockReadings, ClusterTime};
 use protocol::api::ProposalState;
 use protocol::gateway::ApiKey;
-use protocol::governance::{NodeAdmission, Proposal, SignedBallot, SignedGenesis};
+use protocol::governance::{NodeAdmission, Proposal, SignedBallot, SignedGenesis, SignedWithdrawal};
+use protocol::manifest::Manifest;
 use protocol::model::{ModelRecord, SignedComplaint, SignedWrap};
 use protocol::order::SlotOrder;
 use protocol::{
@@ -77,10 +78,31 @@ pub enum Action {
     },
     /// Found the circle; accepted only once.
     Found(Box<SignedGenesis>),
-    /// Open a proposal for votes.
+    /// Keep a proposal as a draft, which no member has signed.
     SubmitProposal(Box<Proposal>),
-    /// Cast a ballot; the last one needed puts the change into force.
+    /// Draft the deployment of a manifest. The cluster makes the proposal, for clients that know no circle.
+    DraftDeployment {
+        /// Manifest to run.
+        manifest: Box<Manifest>,
+        /// Reason for the deployment, in the words of the client.
+        reason: String,
+    },
+    /// Open a proposal for votes, by the approval of the member that proposes it.
+    OpenProposal {
+        /// Proposal to vote on.
+        proposal: Box<Proposal>,
+        /// Approval of its proposer.
+        ballot: Box<SignedBallot>,
+    },
+    /// Cast a ballot; the last one needed puts the change into force. The first approval of a draft opens it.
     CastBallot(Box<SignedBallot>),
+    /// Withdraw a proposal or a draft.
+    Withdraw {
+        /// Id of the proposal or draft.
+        proposal: ProposalId,
+        /// Withdrawal by a member; none if the maker of a draft withdraws it.
+        withdrawal: Option<Box<SignedWithdrawal>>,
+    },
     /// Record the location of a model, and keep wraps of its key. One command does both, so no model is ever
     /// registered without a holder of its key. The same command again changes nothing.
     RegisterModel {
@@ -190,7 +212,7 @@ pub enum Reply {
     Done,
     /// The circle was founded.
     Founded { circle: CircleId },
-    /// The proposal is open for votes.
+    /// The proposal is kept as a draft.
     Submitted { proposal: ProposalId },
     /// The ballot was counted.
     Counted {

@@ -8,7 +8,7 @@ use crate::command::Refusal;
 use crate::plan::{CandidatePlacement, best_placement, capacities, free_slot, model_bytes};
 use crate::view::ClusterView;
 use crate::why::smallest_change;
-use human_chain::{describe, propose, subject_of};
+use human_chain::{propose, subject_of};
 use protocol::api::{DryRun, DryRunPlacement};
 use protocol::governance::Change;
 use protocol::manifest::Manifest;
@@ -32,7 +32,7 @@ pub fn dry_run(view: ClusterView, manifest: &Manifest) -> Result<DryRun, Refusal
         let code: ErrorCode = error_code::KIND_NOT_BUILT;
         return Err(Refusal::new(code, "only services run in this release"));
     };
-    let rule = describe(&state.quorum_of(&change));
+    let rule = state.rule_text(&change);
     let mut services = cluster.services().clone();
     let mut service = Service {
         manifest: manifest.clone(),

@@ -43,7 +43,7 @@ pub enum Invariant {
     NameUnique,
     /// Key wraps are of registered models.
     WrapOfModel,
-    /// An open proposal is of the present epoch and not decided yet; its ballots are its members'.
+    /// An open proposal or draft is of the present epoch and not decided yet; its ballots are its members'.
     ProposalOpen,
     /// A closed proposal is decided, and has a certificate exactly if it was approved.
     ProposalClosed,

@@ -39,7 +39,8 @@ pub use apply::{apply, apply_bytes, enrol_answer, tick_is_due};
 pub use audit::Audit;
 pub use clock::{ClockDeviation, ClockReadings, ClusterTime, LeaderTime, WallTime};
 pub use cluster::{
-    ClosedProposal, Cluster, Holding, HoldingPhase, Leadership, OpenProposal, Service, ServicePhase, Slot,
+    BurnedProposal, ClosedProposal, Cluster, DraftProposal, Holding, HoldingPhase, Leadership, OpenProposal,
+    Service, ServicePhase, Slot,
 };
 pub use command::{Action, Actor, Command, IdempotencyKey, OrderPlan, Refusal, Reply, SlotName, Step};
 pub use desired::{NodeAssignment, desired_for, route_table};

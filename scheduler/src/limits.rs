@@ -73,16 +73,30 @@ pub const REBALANCE_GAIN_MIN: u32 = 2;
 pub const CLOCK_BOUND_MS: u64 = 30_000;
 /// Most clock readings of one command: more than a circle has control replicas.
 pub const CLOCK_READINGS_MAX: usize = 8;
-/// Most open proposals of one actor, so that a leaked access token leaves room for those of others.
-pub const PROPOSALS_PER_ACTOR_MAX: usize = 16;
-/// Most rejected proposals remembered until they expire. Each took the votes of members.
-pub const REJECTED_PROPOSALS_MAX: usize = 4096;
+/// Most open proposals of one member, so that a stolen key leaves room for those of others.
+pub const PROPOSALS_PER_MEMBER_MAX: usize = 16;
+/// Most drafts of one access token, so that a leaked token leaves room for those of others.
+pub const DRAFTS_PER_TOKEN_MAX: usize = 16;
+/// Most drafts of all tokens. They take no place of open proposals.
+pub const DRAFTS_MAX: usize = 256;
+/// Most proposals of one member that are open, or were rejected or withdrawn and have not expired. A member
+/// beyond this number waits for an expiry, so no such proposal is ever forgotten for another.
+pub const BURNED_PER_MEMBER_MAX: usize = 256;
+/// Most proposals that are remembered until they expire. A change of members ends their epoch, and no
+/// proposal of an earlier epoch can be brought.
+pub const BURNED_PROPOSALS_MAX: usize = protocol::limits::MEMBERS_MAX * BURNED_PER_MEMBER_MAX;
+/// Lifetime of the draft that the cluster makes of a manifest: three days, as that of the command line.
+pub const DRAFT_LIFETIME_MS: u64 = 3 * 24 * 60 * 60 * 1000;
 
 const _: () = assert!(
     CLOCK_BOUND_MS * 10 <= protocol::limits::CLOCK_GRACE_MS,
     "a replica that may lead errs little by the measure of certificates"
 );
-const _: () = assert!(16 * PROPOSALS_PER_ACTOR_MAX <= protocol::limits::PROPOSALS_OPEN_MAX);
+const _: () = assert!(16 * PROPOSALS_PER_MEMBER_MAX <= protocol::limits::PROPOSALS_OPEN_MAX);
+const _: () = assert!(16 * DRAFTS_PER_TOKEN_MAX <= DRAFTS_MAX);
+const _: () = assert!(PROPOSALS_PER_MEMBER_MAX < BURNED_PER_MEMBER_MAX);
+const _: () =
+    assert!(BURNED_PROPOSALS_MAX * 256 <= SNAPSHOT_BYTES_MAX / 64, "a snapshot holds burned proposals");
 const _: () = {
     use protocol::limits::{CERTIFICATE_BYTES_MAX, PROPOSAL_BYTES_MAX, PROPOSALS_OPEN_MAX};
     let command = COMMAND_BYTES_MAX - COMMAND_FRAME_BYTES_MAX;
@@ -92,7 +106,8 @@ const _: () = {
     assert!(WRAPS_MAX * WRAP_BYTES_MAX <= SNAPSHOT_BYTES_MAX / 3, "a snapshot holds wraps");
     let proposals = PROPOSALS_OPEN_MAX + CLOSED_PROPOSALS_MAX;
     assert!(
-        proposals * CERTIFICATE_BYTES_MAX <= SNAPSHOT_BYTES_MAX / 2,
+        proposals * CERTIFICATE_BYTES_MAX + DRAFTS_MAX * (PROPOSAL_BYTES_MAX + 1024)
+            <= SNAPSHOT_BYTES_MAX / 2,
         "a snapshot holds proposals and votes"
     );
 };

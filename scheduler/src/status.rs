@@ -1,7 +1,7 @@
 //! Cluster status: findings about faults and pending work, each with the next command.
 
 use crate::clock::{ClusterTime, show_span};
-use crate::cluster::ServicePhase;
+use crate::cluster::{DraftProposal, ServicePhase};
 use crate::limits::CLOCK_BOUND_MS;
 use crate::observed::Liveness;
 use crate::plan::{Dropped, plan};
@@ -16,13 +16,16 @@ use protocol::halt::Halt;
 use protocol::limits::CLOCK_GRACE_MS;
 use protocol::manifest::Isolation;
 use protocol::model::Recipient;
-use protocol::{Epoch, ModelName, ReplicaId};
+use protocol::{Epoch, ModelName, ProposalId, ReplicaId};
 use std::collections::BTreeMap;
 
 /// Most parties without a key that are named to people, each in a finding of its own.
 const RECIPIENTS_SHOWN: usize = 16;
 /// Most halts that are named to people, each in a finding of its own.
 const HALTS_SHOWN: usize = 16;
+
+/// Most drafts that are named to people, each in a finding of its own.
+const DRAFTS_SHOWN: usize = 16;
 
 /// The consensus layer's view of the replicas.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -227,6 +230,7 @@ fn waiting_findings(view: ClusterView) -> Vec<Finding> {
         };
         findings.push(finding(message, format!("quorate review {}", id.short())));
     }
+    findings.extend(draft_findings(view));
     let waiting_nodes = view.cluster.pending_nodes();
     for pending in waiting_nodes.values() {
         let (name, id) = (&pending.admission.name, pending.id.short());
@@ -235,6 +239,22 @@ fn waiting_findings(view: ClusterView) -> Vec<Finding> {
         let which = if namesakes > 1 { format!(" --identity {id}") } else { String::new() };
         let message = format!("node {name} ({id}) asks to be admitted");
         findings.push(finding(message, format!("quorate node admit {name}{which}")));
+    }
+    findings
+}
+
+/// Returns the drafts that wait for a member to propose them.
+fn draft_findings(view: ClusterView) -> Vec<Finding> {
+    let drafts = view.cluster.drafts();
+    let of_draft = |(id, draft): (&ProposalId, &DraftProposal)| {
+        let what = crate::apply::summary(&draft.proposal.change);
+        let message = format!("a draft of {} waits for a member to propose it: {what}", draft.actor);
+        finding(message, format!("quorate review {}", id.short()))
+    };
+    let mut findings: Vec<Finding> = drafts.iter().take(DRAFTS_SHOWN).map(of_draft).collect();
+    if drafts.len() > DRAFTS_SHOWN {
+        let message = format!("{} more drafts wait for a member", drafts.len() - DRAFTS_SHOWN);
+        findings.push(finding(message, "quorate review".into()));
     }
     findings
 }

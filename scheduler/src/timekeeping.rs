@@ -87,6 +87,7 @@ impl Cluster {
         for pending in self.pending.values_mut() {
             pending.last_seen = moved(ClusterTime(pending.last_seen)).0;
         }
+        self.drafts.values_mut().for_each(|draft| move_time(&mut draft.submitted_at));
         for open in self.open.values_mut() {
             move_time(&mut open.submitted_at);
             open.decided_at.iter_mut().for_each(move_time);

@@ -1,7 +1,7 @@
 //! Operator's views of services, nodes and proposals.
 
 use crate::apply::takes_effect_at;
-use crate::cluster::{Cluster, Holding, HoldingPhase, OpenProposal, Service, ServicePhase};
+use crate::cluster::{Cluster, DraftProposal, Holding, HoldingPhase, OpenProposal, Service, ServicePhase};
 use crate::observed::ObservedNode;
 use crate::view::ClusterView;
 use crate::why::slot_sentence;
@@ -154,34 +154,51 @@ fn not_enforced(cluster: &Cluster, known: Option<&ObservedNode>, node: NodeId) -
     labels
 }
 
-/// Returns the open proposals, then the last closed ones, newest first.
+/// Returns the open proposals and drafts, then the last closed proposals, newest first.
 #[must_use]
 pub fn proposal_views(cluster: &Cluster) -> Vec<ProposalView> {
-    let mut open: Vec<(&ProposalId, &OpenProposal)> = cluster.open_proposals().iter().collect();
-    open.sort_by_key(|(id, open)| (std::cmp::Reverse(open.submitted_at), **id));
-    let ids = open.into_iter().map(|(id, _)| *id);
+    let open = cluster.open_proposals().iter().map(|(id, open)| (*id, open.submitted_at));
+    let drafts = cluster.drafts().iter().map(|(id, draft)| (*id, draft.submitted_at));
+    let mut open: Vec<_> = open.chain(drafts).collect();
+    open.sort_by_key(|(id, submitted_at)| (std::cmp::Reverse(*submitted_at), *id));
+    let ids = open.into_iter().map(|(id, _)| id);
     let closed = cluster.closed_proposals().iter().rev().map(|closed| closed.proposal.id());
     ids.chain(closed).filter_map(|id| proposal_view(cluster, &id)).collect()
 }
 
-/// Returns the proposals, open or recently closed, with a larger id than `after`, by id. A proposal keeps its
-/// place when it is decided, so that pages read at different times continue each other.
+/// Returns the proposals with a larger id than `after`, by id: drafts, and those that are open or were closed
+/// recently. A proposal keeps its place when it is decided, so that pages read at different times continue
+/// each other.
 pub fn proposals_after(cluster: &Cluster, after: Option<ProposalId>) -> impl Iterator<Item = ProposalView> {
     let closed = cluster.closed_proposals().iter().map(|closed| closed.proposal.id());
-    let ids: BTreeSet<ProposalId> = closed.chain(cluster.open_proposals().keys().copied()).collect();
+    let pending = cluster.open_proposals().keys().chain(cluster.drafts().keys()).copied();
+    let ids: BTreeSet<ProposalId> = closed.chain(pending).collect();
     let next = ids.into_iter().filter(move |id| after.is_none_or(|after| *id > after));
     next.filter_map(|id| proposal_view(cluster, &id))
 }
 
-/// Returns one proposal, open or recently closed.
+/// Returns one proposal: a draft, open or recently closed.
 #[must_use]
 pub fn proposal_view(cluster: &Cluster, id: &ProposalId) -> Option<ProposalView> {
     if let Some(open) = cluster.open_proposals().get(id) {
         return Some(view_open(cluster, open));
     }
+    if let Some(draft) = cluster.drafts().get(id) {
+        return Some(view_draft(cluster, draft));
+    }
     let closed = cluster.closed_proposals().iter().rev().find(|closed| closed.proposal.id() == *id)?;
     let view = view_ballots(&closed.proposal, closed.ballots.clone(), closed.state);
-    Some(ProposalView { certificate: closed.certificate, ..view })
+    let proposer = Some(closed.proposer.clone());
+    Some(ProposalView { certificate: closed.certificate, proposer, ..view })
+}
+
+fn view_draft(cluster: &Cluster, draft: &DraftProposal) -> ProposalView {
+    let members = cluster.circle_state().into_iter().flat_map(|state| {
+        let active = state.members().filter(|member| !state.is_suspended(&member.id));
+        active.map(|member| member.id.clone())
+    });
+    let view = view_ballots(&draft.proposal, Vec::new(), ProposalState::Draft);
+    ProposalView { missing: members.collect(), drafted_by: Some(draft.actor.to_string()), ..view }
 }
 
 fn view_open(cluster: &Cluster, open: &OpenProposal) -> ProposalView {
@@ -194,6 +211,7 @@ fn view_open(cluster: &Cluster, open: &OpenProposal) -> ProposalView {
         view.missing = members.filter(|id| state == ProposalState::Open && may_vote(id)).collect();
         view.takes_effect_at = takes_effect_at(circle, open);
     }
+    view.proposer = Some(open.proposer.clone());
     view
 }
 
@@ -214,6 +232,8 @@ fn view_ballots(proposal: &Proposal, ballots: Vec<SignedBallot>, state: Proposal
         missing: Vec::new(),
         certificate: None,
         takes_effect_at: None,
+        proposer: None,
+        drafted_by: None,
         ballots,
     }
 }

@@ -10,7 +10,6 @@ use crate::plan::{
 };
 use crate::view::ClusterView;
 use crate::views::{proposal_view, proposal_views, ready_replicas};
-use human_chain::describe;
 use protocol::agent::SlotState;
 use protocol::api::{ProposalState, Why};
 use protocol::manifest::{OnExpiry, ServiceManifest, format_bytes};
@@ -499,7 +498,7 @@ fn alternative(most: u64, text: &str) -> String {
 
 fn why_proposal(cluster: &Cluster, id: &ProposalId) -> Option<Why> {
     let view = proposal_view(cluster, id)?;
-    let rule = cluster.circle_state().map(|state| describe(&state.quorum_of(&view.proposal.change)));
+    let rule = cluster.circle_state().map(|state| state.rule_text(&view.proposal.change));
     let rule = rule.unwrap_or_default();
     let answer = match view.state {
         ProposalState::Open => format!("waits for votes: {rule} must approve"),
@@ -511,14 +510,21 @@ fn why_proposal(cluster: &Cluster, id: &ProposalId) -> Option<Why> {
             let at = view.takes_effect_at.map(human_chain::show_time).unwrap_or_default();
             format!("approved; takes effect at {at} unless a member vetoes it")
         }
+        ProposalState::Draft => {
+            let maker = view.drafted_by.as_deref().unwrap_or("a client");
+            format!("waits for votes: {rule} must approve; a draft of {maker}, which no member has signed")
+        }
+        ProposalState::Withdrawn => "withdrawn by its proposer".to_string(),
     };
     let mut reasons: Vec<String> = view.approved.iter().map(|member| format!("{member}: approved")).collect();
     reasons.extend(view.rejected.iter().map(|member| format!("{member}: rejected")));
     reasons.extend(view.missing.iter().map(|member| format!("{member}: has not voted")));
     let remedy = match view.state {
-        ProposalState::Open | ProposalState::Waiting => Some(format!("quorate review {}", id.short())),
+        ProposalState::Open | ProposalState::Waiting | ProposalState::Draft => {
+            Some(format!("quorate review {}", id.short()))
+        }
         ProposalState::Expired | ProposalState::Stale => Some("propose it again".to_string()),
-        ProposalState::Approved | ProposalState::Rejected => None,
+        ProposalState::Approved | ProposalState::Rejected | ProposalState::Withdrawn => None,
     };
     Some(Why { subject: format!("proposal/{}", id.short()), answer, reasons, remedy })
 }

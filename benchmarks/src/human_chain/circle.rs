@@ -65,7 +65,7 @@ fn genesis(required: u32, people: &[(MemberId, MemberSecret)]) -> Genesis {
         name: "benchmark".into(),
         founded_at: NOW,
         members: people.iter().map(|(id, secret)| Member { id: id.clone(), keys: secret.public() }).collect(),
-        policy: Policy { quorums: quorums.into(), passkeys: None, veto_seconds: 0 },
+        policy: Policy { quorums: quorums.into(), passkeys: None, veto_seconds: 0, proposer_counts: true },
         control: vec![ControlReplica {
             id: ReplicaId(1),
             key: PublicKey([9; 32]),

@@ -1,10 +1,11 @@
 //! The inbox: what waits for a vote, until when, who signed and who still can.
 
-use crate::page::{PageFrame, document, sentence, time_left, votes, words};
+use crate::page::{PageFrame, document, foreign, sentence, time_left, votes, words};
 use crate::reviewed::ReviewedProposal;
 use human_chain::CircleState;
 use maud::{Markup, html};
 use protocol::MemberId;
+use protocol::api::ProposalState;
 
 /// Returns whether a proposal waits for this member's vote.
 pub(crate) fn waits_for(
@@ -17,13 +18,15 @@ pub(crate) fn waits_for(
     !proposal.quorum_reached && member.is_some_and(votes)
 }
 
-/// Returns the inbox with these open proposals.
+/// Returns the inbox with these open proposals and drafts.
 pub(crate) fn page(frame: &PageFrame, proposals: &[ReviewedProposal]) -> Markup {
     let member = frame.visitor.member();
     let mut sorted: Vec<&ReviewedProposal> = proposals.iter().collect();
     sorted.sort_by_key(|proposal| (proposal.view.proposal.expires_at, proposal.view.id));
+    let (drafts, open): (Vec<_>, Vec<_>) =
+        sorted.into_iter().partition(|proposal| proposal.view.state == ProposalState::Draft);
     let (own, others): (Vec<_>, Vec<_>) =
-        sorted.into_iter().partition(|proposal| waits_for(frame.circle, proposal, member));
+        open.into_iter().partition(|proposal| waits_for(frame.circle, proposal, member));
     let content = html! {
         h1 { "Inbox" }
         @if let Some(member) = member {
@@ -41,6 +44,13 @@ pub(crate) fn page(frame: &PageFrame, proposals: &[ReviewedProposal]) -> Markup 
             section {
                 h2 { "Open proposals" }
                 (list(frame, &others, "No proposal waits for votes."))
+            }
+        }
+        @if !drafts.is_empty() {
+            section {
+                h2 { "Drafts" }
+                p.quiet { "No member has signed these. The first member that approves one proposes it." }
+                (list(frame, &drafts, ""))
             }
         }
     };
@@ -65,6 +75,7 @@ fn card(frame: &PageFrame, proposal: &ReviewedProposal) -> Markup {
         p {
             (votes::rule(frame.circle, proposal)) ". "
             span.quiet { (time_left(frame.now, view.proposal.expires_at)) }
+            @if let Some(maker) = &view.drafted_by { " Drafted by " (foreign(maker)) "." }
         }
     }
 }

@@ -57,7 +57,7 @@ pub(crate) fn page(frame: &PageFrame, shown: &ProposalPage) -> Markup {
             p.quiet { "Counted from the signed ballots." }
             (votes::table(frame.circle, shown.reviewed, &view.ballots))
         }
-        @if view.state == ProposalState::Open { (form(frame, shown)) }
+        @if shown.reviewed.can_be_approved() { (form(frame, shown)) }
     };
     document(frame, &format!("Proposal {}", view.id.short()), &content)
 }
@@ -80,20 +80,22 @@ pub(crate) fn difference_lines(difference: &str) -> Markup {
 
 fn facts(frame: &PageFrame, shown: &ProposalPage) -> Markup {
     let view = &shown.reviewed.view;
-    let rule = frame.circle.quorum_of(&view.proposal.change);
+    let rule = frame.circle.rule_text(&view.proposal.change);
     let touched = touched(frame.circle, &view.proposal.change, shown.services);
     html! {
         section {
             h2 { "About it" }
             dl {
                 dt { "Class" }
-                dd { (view.class) ": " (human_chain::describe(&rule)) " must approve" }
+                dd { (view.class) ": " (rule) " must approve" }
+                dt { "Proposer" }
+                dd { (foreign(&shown.reviewed.proposer_text())) }
                 dt { "Made" }
                 dd { (time(view.proposal.created_at)) }
                 dt { "Open until" }
                 dd {
                     (time(view.proposal.expires_at))
-                    @if view.state == ProposalState::Open {
+                    @if shown.reviewed.can_be_approved() {
                         " (" (time_left(frame.now, view.proposal.expires_at)) ")"
                     }
                 }
@@ -199,6 +201,8 @@ fn refusal(shown: &ProposalPage) -> Markup {
 fn signing_form(shown: &ProposalPage) -> Markup {
     let view = &shown.reviewed.view;
     let base = format!("/console/proposals/{}", view.id);
+    // A draft asks for no decision yet, so there is nothing to reject.
+    let can_reject = view.state == ProposalState::Open;
     html! {
         form method="post" action={ (base) "/vote" } data-passkey=[shown.means.passkey.then_some(&base)] {
             p {
@@ -210,14 +214,16 @@ fn signing_form(shown: &ProposalPage) -> Markup {
             p.acts {
                 @if shown.means.key {
                     button name="choice" value="approve" { "Approve" }
-                    button.plain name="choice" value="reject" { "Reject" }
+                    @if can_reject { button.plain name="choice" value="reject" { "Reject" } }
                 }
                 @if shown.means.passkey {
                     button type="button" data-act="vote" data-choice="approve" hidden {
                         "Approve with a passkey"
                     }
-                    button.plain type="button" data-act="vote" data-choice="reject" hidden {
-                        "Reject with a passkey"
+                    @if can_reject {
+                        button.plain type="button" data-act="vote" data-choice="reject" hidden {
+                            "Reject with a passkey"
+                        }
                     }
                 }
             }

@@ -4,7 +4,6 @@ use crate::page::{foreign, names, time};
 use crate::reviewed::ReviewedProposal;
 use human_chain::CircleState;
 use maud::{Markup, html};
-use protocol::api::ProposalState;
 use protocol::governance::{Choice, SignedBallot};
 
 /// Returns the votes that count, those that do not, and the members that can still vote.
@@ -43,7 +42,7 @@ pub(crate) fn table(circle: &CircleState, reviewed: &ReviewedProposal, ballots: 
                 }
             }
         }
-        @if view.state == ProposalState::Open {
+        @if reviewed.can_be_approved() {
             p { (rule(circle, reviewed)) }
             p.quiet { "Has not voted: " (names(&view.missing, "no member")) "." }
         }

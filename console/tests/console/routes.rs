@@ -197,6 +197,29 @@ async fn two_members_decide_on_their_own_machines() {
 }
 
 #[tokio::test]
+async fn a_draft_is_listed_apart_and_its_first_approval_proposes_it() {
+    let lab = Lab::of_member(0, PORT);
+    let cookie = enter(&lab, &lab.owner_link(0)).await;
+    let proposal = lab.world.deployment();
+    let path = format!("/console/proposals/{}", proposal.id());
+    let inbox = get(&lab, &cookie, "/console/inbox").await.text;
+    assert!(!inbox.contains("Drafts"), "{inbox}");
+    lab.world.draft(&proposal);
+    let inbox = get(&lab, &cookie, "/console/inbox").await.text;
+    assert!(inbox.contains("<h2>Drafts</h2>") && inbox.contains("Drafted by"), "{inbox}");
+    // The maker's name is text of others.
+    assert!(inbox.contains("token/ci\\u{202e}") && !inbox.contains('\u{202e}'), "{inbox}");
+    let page = get(&lab, &cookie, &path).await.text;
+    assert!(page.contains("a draft, which no member has signed") && page.contains("none yet"), "{page}");
+    assert!(page.contains("value=\"approve\"") && !page.contains("value=\"reject\""), "{page}");
+    let done = vote(&lab, &cookie, proposal.id(), &words(&proposal), "approve").await;
+    assert_eq!(done.status, StatusCode::SEE_OTHER, "{}", done.text);
+    let page = get(&lab, &cookie, &path).await.text;
+    assert!(page.contains("<dt>Proposer</dt><dd><bdi>alice</bdi></dd>"), "{page}");
+    assert!(page.contains("1 of 2 signed"), "{page}");
+}
+
+#[tokio::test]
 async fn a_rejection_is_recorded_and_does_not_count() {
     let lab = Lab::of_member(0, PORT);
     let cookie = enter(&lab, &lab.owner_link(0)).await;

@@ -86,7 +86,7 @@ fn genesis(ports: &[u16]) -> SignedGenesis {
     let quorums = [(ActionClass::Routine, two.clone()), (ActionClass::Sensitive, two)].into();
     let origins = ports.iter().map(|port| format!("http://localhost:{port}")).collect();
     let passkeys = PasskeyPolicy { rp_id: "localhost".into(), origins, routine: true };
-    let policy = Policy { quorums, passkeys: Some(passkeys), veto_seconds: 0 };
+    let policy = Policy { quorums, passkeys: Some(passkeys), veto_seconds: 0, proposer_counts: true };
     let control = ControlReplica {
         id: ReplicaId(1),
         key: PublicKey(SigningKey::from_bytes(&[7; 32]).verifying_key().to_bytes()),
@@ -237,9 +237,18 @@ impl World {
             missing: vec![],
             certificate: None,
             takes_effect_at: None,
+            proposer: None,
+            drafted_by: None,
         };
         state.open.insert(view.id, view);
         proposal
+    }
+
+    /// Turns an open proposal into a draft of an access token.
+    pub(crate) fn draft(&self, proposal: &Proposal) {
+        let mut state = self.state();
+        let view = state.open.get_mut(&proposal.id()).unwrap();
+        (view.state, view.drafted_by) = (ProposalState::Draft, Some("token/ci\u{202e}".into()));
     }
 
     /// Returns the open proposal of the service `minilm`.
@@ -266,6 +275,10 @@ impl World {
             return Err(Refusal::new(protocol::error_code::PROPOSAL_NOT_FOUND, "no open proposal"));
         };
         human_chain::check_ballot(&circle, &view.proposal, &ballot, wall_clock())?;
+        if view.state == ProposalState::Draft {
+            (view.state, view.drafted_by) = (ProposalState::Open, None);
+            view.proposer = Some(ballot.ballot.member.clone());
+        }
         view.ballots.push(ballot);
         if human_chain::tally(&circle, &view.proposal, &view.ballots).reached {
             let mut view = state.open.remove(&id).unwrap();

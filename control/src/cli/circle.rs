@@ -101,6 +101,9 @@ pub(crate) struct DraftArguments {
     #[arg(long, value_name = "HOURS", default_value_t = VETO_SECONDS / 3600,
         value_parser = clap::value_parser!(u32).range(0..=720))]
     veto_hours: u32,
+    /// Whether the ballot of a proposal's proposer counts; if not, one more member must sign
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
+    proposer_counts: bool,
     /// Control replicas, in the form that `quorate control init` prints
     #[arg(long, num_args = 1.., value_name = "FILE")]
     control: Vec<PathBuf>,
@@ -185,6 +188,7 @@ fn genesis_of(arguments: &DraftArguments, token: Digest) -> Result<Genesis> {
         policy: Policy {
             passkeys: passkeys_of(arguments),
             veto_seconds: arguments.veto_hours * 3600,
+            proposer_counts: arguments.proposer_counts,
             ..simple_policy(&members, arguments.required)
         },
         members,
@@ -519,6 +523,7 @@ mod tests {
             members: members.to_vec(),
             required,
             veto_hours: 48,
+            proposer_counts: true,
             control: control.clone(),
             nodes: vec![],
             passkey_domain: None,
@@ -531,7 +536,10 @@ mod tests {
         elsewhere.passkey_origins = vec!["https://console.example.com".into()];
         assert_eq!(code(draft(&elsewhere)), Some(error_code::GOVERNANCE_INVALID));
         let twice: Vec<PathBuf> = members.iter().chain(&members[..1]).cloned().collect();
-        for refused in [arguments(&members, 4), arguments(&twice, 3), arguments(&members, 1)] {
+        let mut every_other = arguments(&members, 3);
+        every_other.proposer_counts = false;
+        let short = [arguments(&members, 4), arguments(&twice, 3), arguments(&members, 1)];
+        for refused in short.into_iter().chain([every_other]) {
             assert_eq!(code(draft(&refused)), Some(error_code::GOVERNANCE_INVALID));
             assert!(!in_directory("token").exists(), "nothing was written");
         }

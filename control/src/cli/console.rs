@@ -130,7 +130,9 @@ impl MemberBackend {
 
     async fn open(&self) -> Result<Vec<ProposalView>, Refusal> {
         let views: Vec<ProposalView> = self.session().client.list("/v1/proposals").await.map_err(refused)?;
-        Ok(views.into_iter().filter(|view| view.state == ProposalState::Open).collect())
+        let is_pending =
+            |view: &ProposalView| matches!(view.state, ProposalState::Open | ProposalState::Draft);
+        Ok(views.into_iter().filter(is_pending).collect())
     }
 
     async fn find(&self, id: ProposalId) -> Result<Option<ProposalRecord>, Refusal> {

@@ -1,10 +1,10 @@
 //! `quorate deploy`: proposes to run a manifest's service, and waits for the votes and the first replica.
 
 use super::Environment;
-use super::proposals::{print_submitted, reason_or};
+use super::proposals::{ProposerArguments, reason_or};
 use super::services::{POLL_INTERVAL, replicas};
 use crate::reviewed::ReviewedProposal;
-use crate::session::{PROPOSAL_LIFETIME_MS, Session};
+use crate::session::Session;
 use crate::terminal::line;
 use anyhow::{Context as _, Result};
 use clap::Args;
@@ -21,7 +21,8 @@ use tokio::time::Instant;
 #[command(after_help = "\
 Examples:
   quorate deploy chat.toml --dry-run
-  quorate deploy chat.toml --wait --reason 'support desk'")]
+  quorate deploy chat.toml --key alice.key                   propose it as alice
+  quorate deploy chat.toml --wait --reason 'support desk'    draft it for a member to propose")]
 pub(crate) struct DeployArguments {
     /// Manifest file
     manifest: PathBuf,
@@ -37,6 +38,8 @@ pub(crate) struct DeployArguments {
     /// Reason shown to the voters
     #[arg(long, default_value = "")]
     reason: String,
+    #[command(flatten)]
+    proposer: ProposerArguments,
 }
 
 pub(crate) async fn deploy(arguments: DeployArguments, environment: &Environment) -> Result<()> {
@@ -57,8 +60,8 @@ pub(crate) async fn deploy(arguments: DeployArguments, environment: &Environment
     let session = Session::open(&context).await?;
     let name = manifest.name().clone();
     let reason = reason_or(arguments.reason, || format!("deploy {name}"));
-    let proposal = session.propose(Change::Deploy(Box::new(manifest)), reason, PROPOSAL_LIFETIME_MS).await?;
-    print_submitted(environment, &session, &proposal);
+    let change = Change::Deploy(Box::new(manifest));
+    let proposal = arguments.proposer.propose(environment, &session, change, reason).await?;
     if arguments.wait {
         wait(&session, proposal, &name, arguments.timeout.into()).await?;
     }
@@ -110,7 +113,7 @@ async fn wait(
     let bar = spinner();
     let deadline = Instant::now() + limit;
     let id = proposal.view.id;
-    while proposal.view.state == ProposalState::Open {
+    while proposal.can_be_approved() {
         bar.set_message(format!("waiting for votes: {}", proposal.lacking(&session.circle)));
         pause(deadline, &id.to_string()).await?;
         proposal = session.proposal(&id).await?;

@@ -6,11 +6,11 @@
 use super::Environment;
 use super::circle::read_json;
 use super::output::table;
-use super::proposals::{print_submitted, reason_or};
+use super::proposals::{ProposerArguments, reason_or};
 use super::sharing::member_key;
 use crate::client::{ClientError, ControlClient};
 use crate::context::Context;
-use crate::session::{PROPOSAL_LIFETIME_MS, Session};
+use crate::session::Session;
 use anyhow::{Context as _, Result};
 use clap::{Args, Subcommand};
 use futures::future::join_all;
@@ -95,6 +95,8 @@ pub(crate) struct LiftArguments {
     /// Reason shown to the voters
     #[arg(long, default_value = "")]
     reason: String,
+    #[command(flatten)]
+    proposer: ProposerArguments,
 }
 
 impl HaltCommand {
@@ -264,8 +266,7 @@ pub(crate) async fn lift_halts(arguments: LiftArguments, environment: &Environme
         }
     }
     let reason = reason_or(arguments.reason, || "let it run again".into());
-    let proposal = session.propose(lift(halts), reason, PROPOSAL_LIFETIME_MS).await?;
-    print_submitted(environment, &session, &proposal);
+    arguments.proposer.propose(environment, &session, lift(halts), reason).await?;
     Ok(())
 }
 

@@ -57,8 +57,13 @@ async fn cast(
 }
 
 async fn submit(State(stub): StubState, Json(body): Json<SubmitProposal>) -> Json<ProposalView> {
-    let view = proposal_view(&body.proposal, vec![]);
-    stub.lock().expect("no panic").proposals.push(view.clone());
+    let mut view = proposal_view(&body.proposal, body.ballot.iter().cloned().collect());
+    if body.ballot.is_none() {
+        (view.state, view.drafted_by) = (ProposalState::Draft, Some("token/lab".into()));
+    }
+    let mut stub = stub.lock().expect("no panic");
+    stub.received.extend(body.ballot);
+    stub.proposals.push(view.clone());
     Json(view)
 }
 
@@ -458,4 +463,51 @@ async fn a_console_refuses_a_history_that_became_shorter() {
     lab.stub().history.bundles.clear();
     let (page, head) = desk.send("GET", "/console/history", "").await;
     assert!(page.contains("history-shorter") && !head.status.is_success(), "{page}");
+}
+
+/// Attack: control alters a draft between its listing and the signature of a member. The id and the words are
+/// computed on the member's machine.
+#[tokio::test]
+async fn no_draft_is_proposed_but_the_one_that_was_read() {
+    let lab = Lab::new(SampleCircle::founded()).await;
+    let (read, altered) = (lab.circle.proposal("as the client asked"), lab.circle.proposal("altered"));
+    let draft = |proposal: &Proposal| {
+        let mut view = proposal_view(proposal, vec![]);
+        (view.state, view.drafted_by) = (ProposalState::Draft, Some("token/ci".into()));
+        view
+    };
+    let (id, words) = (read.id().to_string(), words_of(&read));
+    let mut under_its_id = draft(&altered);
+    under_its_id.id = read.id();
+    lab.show(vec![under_its_id]);
+    let refused = lab.run(&["approve", &id, "--words", &words]).await;
+    assert_eq!(refused, Err(Some(error_code::PROPOSAL_MISMATCH)));
+    lab.show(vec![draft(&altered)]);
+    let own_id = altered.id().to_string();
+    let refused = lab.run(&["approve", &own_id, "--words", &words]).await;
+    assert_eq!(refused, Err(Some(error_code::WORDS_MISMATCH)));
+    assert!(lab.received().is_empty(), "nothing was signed");
+    // Positive control: the draft that was read is proposed by the same command.
+    lab.show(vec![draft(&read)]);
+    assert_eq!(lab.run(&["review"]).await, Ok(()));
+    assert_eq!(lab.run(&["approve", &id, "--words", &words]).await, Ok(()));
+    assert_eq!(lab.received()[0].ballot.proposal, read.id());
+}
+
+/// A command proposes with a key only after its text was read; without one it makes a draft.
+#[tokio::test]
+async fn a_command_signs_no_proposal_unread() {
+    let mut circle = SampleCircle::founded();
+    circle.decide(Change::Deploy(Box::new(manifest("bert"))), "run it");
+    let lab = Lab::new(circle).await;
+    let key = lab.path("alice.key");
+    let refused = lab.run(&["retire", "mine", "--key", &key]).await;
+    assert_eq!(refused, Err(Some(error_code::WORDS_MISMATCH)), "no terminal, no reader");
+    assert!(lab.received().is_empty() && lab.stub().proposals.is_empty(), "nothing was signed or sent");
+    assert_eq!(lab.run(&["retire", "mine"]).await, Ok(()));
+    let draft = lab.stub().proposals[0].clone();
+    assert_eq!((draft.state, draft.ballots.len()), (ProposalState::Draft, 0));
+    let (id, words) = (draft.id.to_string(), words_of(&draft.proposal));
+    assert_eq!(lab.run(&["approve", &id, "--words", &words]).await, Ok(()));
+    assert_eq!(lab.received().len(), 1);
 }

@@ -7,7 +7,7 @@ use super::Environment;
 use super::circle::read_json;
 use super::output::print_json;
 use super::passkeys::{self, PasskeyCommand};
-use super::proposals::{print_submitted, reason_or};
+use super::proposals::{ProposerArguments, print_submitted, reason_or};
 use super::sharing::{member_key, share_after};
 use crate::member_key::{MemberKeyFile, passphrase};
 use crate::policy::adapted_policy;
@@ -92,6 +92,8 @@ pub(crate) struct SuspendArguments {
     /// Reason shown to the voters
     #[arg(long, default_value = "")]
     reason: String,
+    #[command(flatten)]
+    proposer: ProposerArguments,
 }
 
 #[derive(Debug, Args)]
@@ -101,6 +103,8 @@ pub(crate) struct RecoverArguments {
     /// Reason shown to the voters
     #[arg(long, default_value = "")]
     reason: String,
+    #[command(flatten)]
+    proposer: ProposerArguments,
 }
 
 #[derive(Debug, Args)]
@@ -128,11 +132,15 @@ pub(crate) struct ProposeMemberArguments {
 Examples:
   quorate circle propose-policy --required 3
   quorate circle propose-policy --veto-hours 48
+  quorate circle propose-policy --proposer-counts false
   quorate circle propose-policy --policy policy.json")]
 pub(crate) struct ProposePolicyArguments {
     /// Hours that a change of members or policy waits for a veto after its last approval: 0 to 720
     #[arg(long, value_name = "HOURS", value_parser = clap::value_parser!(u32).range(0..=720))]
     veto_hours: Option<u32>,
+    /// Whether the ballot of a proposal's proposer counts; if not, one more member must sign
+    #[arg(long, value_name = "BOOL")]
+    proposer_counts: Option<bool>,
     #[command(flatten)]
     rules: RuleArguments,
 }
@@ -149,6 +157,8 @@ pub(crate) struct RuleArguments {
     /// Reason shown to the voters
     #[arg(long, default_value = "")]
     reason: String,
+    #[command(flatten)]
+    proposer: ProposerArguments,
 }
 
 pub(crate) async fn run(command: MemberCommand, environment: &Environment) -> Result<()> {
@@ -179,6 +189,7 @@ fn init(member: MemberId, key: &Path) -> Result<MemberKeyFile> {
 
 async fn rotate(arguments: RotateArguments, environment: &Environment) -> Result<()> {
     let context = environment.context()?;
+    let old_file = arguments.key.clone();
     let old = member_key(&context, arguments.key)?;
     let session = Session::open(&context).await?;
     let change_of = |entry| rekeying(&session.circle, entry);
@@ -190,6 +201,8 @@ async fn rotate(arguments: RotateArguments, environment: &Environment) -> Result
     let proposal = session.propose(change, reason, PROPOSAL_LIFETIME_MS).await?;
     print_submitted(environment, &session, &proposal);
     let id = proposal.view.id.short();
+    let own = old_file.map(|file| format!(" --key {}", file.display())).unwrap_or_default();
+    eprintln!("first, with the key in force: quorate approve {id}{own}");
     eprintln!("then, with the new key: quorate approve {id} --key {}", arguments.new_key.display());
     eprintln!("keep the old key file until the change is in force: quorate review {id}");
     // The models' keys that only this member holds are wrapped to the old key, which is dropped then.
@@ -199,11 +212,10 @@ async fn rotate(arguments: RotateArguments, environment: &Environment) -> Result
 
 async fn suspend(arguments: SuspendArguments, environment: &Environment) -> Result<()> {
     let session = Session::open(&environment.context()?).await?;
-    let SuspendArguments { member, halts, reason } = arguments;
+    let SuspendArguments { member, halts, reason, proposer } = arguments;
     let reason = reason_or(reason, || format!("suspend {member}"));
     let change = Change::SuspendMember { member, halts: halts.into_iter().collect() };
-    let proposal = session.propose(change, reason, PROPOSAL_LIFETIME_MS).await?;
-    print_submitted(environment, &session, &proposal);
+    proposer.propose(environment, &session, change, reason).await?;
     Ok(())
 }
 
@@ -212,8 +224,7 @@ async fn recover(arguments: RecoverArguments, environment: &Environment) -> Resu
     let session = Session::open(&environment.context()?).await?;
     let reason = reason_or(arguments.reason, || format!("new keys for {}", entry.member.id));
     let change = rekeying(&session.circle, entry)?;
-    let proposal = session.propose(change, reason, PROPOSAL_LIFETIME_MS).await?;
-    print_submitted(environment, &session, &proposal);
+    arguments.proposer.propose(environment, &session, change, reason).await?;
     Ok(())
 }
 
@@ -234,8 +245,7 @@ pub(crate) async fn propose_member(
         (joining, leaving) => format!("add {}, remove {}", names(joining), names(leaving)),
     };
     let reason = reason_or(rules.reason, default);
-    let proposal = session.propose(change, reason, PROPOSAL_LIFETIME_MS).await?;
-    print_submitted(environment, &session, &proposal);
+    rules.proposer.propose(environment, &session, change, reason).await?;
     Ok(())
 }
 
@@ -244,15 +254,15 @@ pub(crate) async fn propose_policy(
     environment: &Environment,
 ) -> Result<()> {
     let session = Session::open(&environment.context()?).await?;
-    let ProposePolicyArguments { veto_hours, rules } = arguments;
+    let ProposePolicyArguments { veto_hours, proposer_counts, rules } = arguments;
     let mut policy = rules.policy(&session.circle, &[], &[])?;
+    policy.proposer_counts = proposer_counts.unwrap_or(policy.proposer_counts);
     if let Some(hours) = veto_hours {
         policy.veto_seconds = hours * 3600;
     }
     let change = roster(&session.circle, vec![], &[], policy)?;
     let reason = reason_or(rules.reason, || "another policy".into());
-    let proposal = session.propose(change, reason, PROPOSAL_LIFETIME_MS).await?;
-    print_submitted(environment, &session, &proposal);
+    rules.proposer.propose(environment, &session, change, reason).await?;
     Ok(())
 }
 

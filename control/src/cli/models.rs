@@ -5,11 +5,11 @@
 
 use super::Environment;
 use super::output::table;
-use super::proposals::{print_submitted, reason_or};
+use super::proposals::{ProposerArguments, reason_or};
 use super::sharing::{member_key, share_after};
 use crate::context::Context;
 use crate::node::{self, ModelAccess};
-use crate::session::{PROPOSAL_LIFETIME_MS, Session};
+use crate::session::Session;
 use anyhow::Result;
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -103,6 +103,8 @@ pub(crate) struct ForgetArguments {
     /// Reason shown to the voters
     #[arg(long, default_value = "")]
     reason: String,
+    #[command(flatten)]
+    proposer: ProposerArguments,
 }
 
 #[derive(Debug, Args)]
@@ -175,7 +177,7 @@ pub(crate) async fn run(command: ModelCommand, environment: &Environment) -> Res
 }
 
 async fn forget(arguments: ForgetArguments, context: &Context, environment: &Environment) -> Result<()> {
-    let ForgetArguments { model: name, root, grace, reason } = arguments;
+    let ForgetArguments { model: name, root, grace, reason, proposer } = arguments;
     let session = Session::open(context).await?;
     let root = match root {
         Some(root) => root,
@@ -184,8 +186,7 @@ async fn forget(arguments: ForgetArguments, context: &Context, environment: &Env
     let reason = reason_or(reason, || format!("forget model {name}"));
     let grace_seconds = u32::try_from(grace.as_secs()).unwrap_or(u32::MAX);
     let change = Change::ForgetModel { model: ModelChoice { name, root }, grace_seconds };
-    let view = session.propose(change, reason, PROPOSAL_LIFETIME_MS).await?;
-    print_submitted(environment, &session, &view);
+    proposer.propose(environment, &session, change, reason).await?;
     Ok(())
 }
 

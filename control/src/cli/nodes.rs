@@ -2,11 +2,10 @@
 
 use super::Environment;
 use super::output::table;
-use super::proposals::{print_submitted, reason_or};
+use super::proposals::{ProposerArguments, reason_or};
 use super::sharing::{member_key, share_text};
 use crate::node::share_keys;
-use crate::reviewed::ReviewedProposal;
-use crate::session::{PROPOSAL_LIFETIME_MS, Session};
+use crate::session::Session;
 use crate::terminal::line;
 use anyhow::{Result, bail};
 use clap::Subcommand;
@@ -43,6 +42,8 @@ pub(crate) enum NodeCommand {
         /// Reason shown to the voters
         #[arg(long, default_value = "")]
         reason: String,
+        #[command(flatten)]
+        proposer: ProposerArguments,
     },
     /// Share the keys of all models with the nodes and members that lack them, as each vote does too
     #[command(after_help = "Example:\n  quorate node share --key alice.key")]
@@ -59,6 +60,8 @@ pub(crate) enum NodeCommand {
         /// Reason shown to the voters
         #[arg(long, default_value = "")]
         reason: String,
+        #[command(flatten)]
+        proposer: ProposerArguments,
     },
 }
 
@@ -88,11 +91,11 @@ pub(crate) async fn run(command: NodeCommand, environment: &Environment) -> Resu
                 table(&["node", "identity"], page.items.iter().map(row).collect())
             });
         }
-        NodeCommand::Admit { node, identity, reason } => {
+        NodeCommand::Admit { node, identity, reason, proposer } => {
             let session = Session::open(&context).await?;
             let reason = reason_or(reason, || format!("admit node {node}"));
-            let view = admit(&session, &node, identity.as_deref(), reason).await?;
-            print_submitted(environment, &session, &view);
+            let change = admission(&session, &node, identity.as_deref()).await?;
+            proposer.propose(environment, &session, change, reason).await?;
         }
         NodeCommand::Share { key } => {
             let member = member_key(&context, key)?;
@@ -100,12 +103,11 @@ pub(crate) async fn run(command: NodeCommand, environment: &Environment) -> Resu
             let shared = share_keys(&session, &member).await?;
             environment.output().print(&shared, share_text);
         }
-        NodeCommand::Remove { node, reason } => {
+        NodeCommand::Remove { node, reason, proposer } => {
             let session = Session::open(&context).await?;
             let reason = reason_or(reason, || format!("remove node {node}"));
             let change = Change::RemoveNode { node };
-            let view = session.propose(change, reason, PROPOSAL_LIFETIME_MS).await?;
-            print_submitted(environment, &session, &view);
+            proposer.propose(environment, &session, change, reason).await?;
         }
     }
     Ok(())
@@ -116,14 +118,9 @@ fn no_node(name: &NodeName) -> anyhow::Error {
     Refusal::new(error_code::NODE_NOT_FOUND, message).into()
 }
 
-/// Proposes the admission of a pending node. Nothing is shared with it before the vote: its keys are a claim
+/// Returns the admission of a pending node. Nothing is shared with it before the vote: its keys are a claim
 /// until then.
-async fn admit(
-    session: &Session,
-    name: &NodeName,
-    identity: Option<&str>,
-    reason: String,
-) -> Result<ReviewedProposal> {
+async fn admission(session: &Session, name: &NodeName, identity: Option<&str>) -> Result<Change> {
     let page: Page<PendingNode> = session.client.get("/v1/pending-nodes").await?;
     let matches = |id: &NodeId| identity.is_none_or(|prefix| id.to_string().starts_with(prefix));
     let mut found = page.items.into_iter().filter(|node| node.admission.name == *name && matches(&node.id));
@@ -135,8 +132,7 @@ async fn admit(
     if found.next().is_some() {
         bail!("several pending nodes are named `{name}`; choose one with --identity");
     }
-    let change = Change::AdmitNode(Box::new(pending.admission));
-    session.propose(change, reason, PROPOSAL_LIFETIME_MS).await
+    Ok(Change::AdmitNode(Box::new(pending.admission)))
 }
 
 /// Lists the nodes that wait for admission, below the list of admitted ones.

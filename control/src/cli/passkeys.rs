@@ -14,7 +14,7 @@ use anyhow::Result;
 use clap::Subcommand;
 use human_chain::{CircleState, passkey_words, read_registration, registration_challenge};
 use protocol::api::Page;
-use protocol::governance::{Change, Choice};
+use protocol::governance::Change;
 use protocol::{MemberId, Passkey, PasskeyKey, PasskeyRegistration, Refusal, error_code};
 use serde::Serialize;
 use std::path::PathBuf;
@@ -152,8 +152,7 @@ async fn decide(
     let (text, label) = (human_chain::render(&proposal).text, crate::terminal::line(&subject.label));
     eprintln!("{text}\npasskey `{label}`\nwords: {}\n", words.join(" "));
     signing.words.confirm(&format!("sign as {}", member.member), &words)?;
-    session.submit(proposal.clone()).await?;
-    let reviewed = session.vote(&proposal, &member, Choice::Approve).await?;
+    let reviewed = session.submit_as(proposal, &member).await?;
     environment.output().print(&reviewed, |reviewed| {
         format!("passkey `{label}` of {} {verb}\n{}", member.member, reviewed.state_text())
     });

@@ -1,4 +1,7 @@
-//! `quorate propose`, `review`, `approve` and `reject`: submitting, reading and voting.
+//! `quorate propose`, `review`, `approve`, `reject` and `withdraw`: proposing, reading and voting.
+//!
+//! A command that names a member's key proposes with that member's approval. Any other makes a draft, which
+//! the first member that approves it proposes.
 //!
 //! The text that a member reads is rendered on the member's machine, from the proposal, by the code that also
 //! verifies signatures. The votes are counted there too. No text and no count of the server is trusted.
@@ -6,7 +9,8 @@
 use super::Environment;
 use super::output::table;
 use super::sharing::{member_key, share_after};
-use super::words::WordsArguments;
+use super::words::{WordsArguments, confirm_own};
+use crate::member_key::MemberKeyFile;
 use crate::reviewed::ReviewedProposal;
 use crate::session::{PROPOSAL_LIFETIME_MS, Session};
 use crate::terminal::line;
@@ -15,7 +19,7 @@ use clap::Args;
 use human_chain::CircleState;
 use protocol::MemberId;
 use protocol::api::{Page, ProposalState};
-use protocol::governance::{Change, Choice};
+use protocol::governance::{Change, Choice, Proposal};
 use std::cmp::Reverse;
 use std::path::PathBuf;
 
@@ -31,6 +35,30 @@ pub(crate) struct ProposeArguments {
     /// Number of days until the proposal expires
     #[arg(long, default_value_t = 3)]
     days: u64,
+    #[command(flatten)]
+    proposer: ProposerArguments,
+}
+
+/// Member that proposes.
+#[derive(Debug, Args)]
+pub(crate) struct ProposerArguments {
+    /// Key file of the member that proposes, and approves, after reading the text [default: the command makes
+    /// a draft, and the first member that approves it proposes it]
+    #[arg(long, value_name = "FILE")]
+    key: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  quorate withdraw 7f3a --key alice.key    a proposal of alice's, or any draft
+  quorate withdraw 7f3a                    a draft that this access token made")]
+pub(crate) struct WithdrawArguments {
+    /// Id of the proposal or draft, or its first digits
+    proposal: String,
+    /// Key file of the member who withdraws it [default: the access token withdraws its own draft]
+    #[arg(long, value_name = "FILE")]
+    key: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -61,8 +89,58 @@ pub(crate) async fn propose(arguments: ProposeArguments, environment: &Environme
         .with_context(|| format!("`{}` is not a change", arguments.change.display()))?;
     let session = Session::open(&environment.context()?).await?;
     let lifetime = arguments.days.saturating_mul(PROPOSAL_LIFETIME_MS / 3);
-    let proposal = session.propose(change, arguments.reason, lifetime).await?;
-    print_submitted(environment, &session, &proposal);
+    let proposal = session.draft(change, arguments.reason, lifetime)?;
+    arguments.proposer.submit(environment, &session, proposal).await?;
+    Ok(())
+}
+
+impl ProposerArguments {
+    /// Proposes a change for the usual time, as its member or as a draft, and prints it.
+    pub(super) async fn propose(
+        &self,
+        environment: &Environment,
+        session: &Session,
+        change: Change,
+        reason: String,
+    ) -> Result<ReviewedProposal> {
+        let proposal = session.draft(change, reason, PROPOSAL_LIFETIME_MS)?;
+        self.submit(environment, session, proposal).await
+    }
+
+    async fn submit(
+        &self,
+        environment: &Environment,
+        session: &Session,
+        proposal: Proposal,
+    ) -> Result<ReviewedProposal> {
+        let Some(file) = &self.key else {
+            let draft = session.submit(proposal).await?;
+            print_submitted(environment, session, &draft);
+            return Ok(draft);
+        };
+        let member = MemberKeyFile::load(file)?;
+        let rendering = human_chain::render(&proposal);
+        let difference = human_chain::render_difference(&session.circle, &proposal);
+        eprintln!("{}\nChanges\n{difference}\n\nwords: {}\n", rendering.text, rendering.words.join(" "));
+        confirm_own(&format!("propose and approve as {}", member.member), &rendering.words)?;
+        let proposed = session.submit_as(proposal, &member).await?;
+        print_submitted(environment, session, &proposed);
+        share_after(session, &member).await;
+        Ok(proposed)
+    }
+}
+
+pub(crate) async fn withdraw(arguments: WithdrawArguments, environment: &Environment) -> Result<()> {
+    let context = environment.context()?;
+    let session = Session::open(&context).await?;
+    let found = session.find_proposal(&arguments.proposal).await?;
+    // The context's key is used for a proposal, which only its proposer withdraws.
+    let member = match (found.view.state, arguments.key) {
+        (ProposalState::Draft, None) => None,
+        (_, given) => Some(member_key(&context, given)?),
+    };
+    session.withdraw(&found.view, member.as_ref()).await?;
+    environment.output().print(&found, |found| format!("withdrawn: {}", found.view.id));
     Ok(())
 }
 
@@ -71,12 +149,22 @@ pub(super) fn reason_or(given: String, change: impl FnOnce() -> String) -> Strin
     if given.is_empty() { change() } else { given }
 }
 
-/// Prints a submitted proposal for its proposer: id, words, missing signatures and the next command.
+/// Prints a submitted proposal for its maker: id, words, missing signatures and the next command.
 pub(crate) fn print_submitted(environment: &Environment, session: &Session, proposal: &ReviewedProposal) {
     environment.output().print(proposal, |proposal| {
         let words = proposal.words.join(" ");
-        let (id, waits) = (proposal.view.id, proposal.lacking(&session.circle));
-        format!("proposal {id}\nwords: {words}\n{waits}\nnext: quorate approve {}", id.short())
+        let id = proposal.view.id;
+        let (kind, waits) = match proposal.view.state {
+            ProposalState::Draft => {
+                let note = "no member has signed it: the first that approves it proposes it";
+                ("draft", format!("{note}\n{}", proposal.lacking(&session.circle)))
+            }
+            ProposalState::Open if !proposal.quorum_reached => {
+                ("proposal", proposal.lacking(&session.circle))
+            }
+            _ => ("proposal", proposal.state_text()),
+        };
+        format!("{kind} {id}\nwords: {words}\n{waits}\nnext: quorate approve {}", id.short())
     });
 }
 
@@ -91,29 +179,28 @@ pub(crate) async fn review(arguments: ReviewArguments, environment: &Environment
     // The list is in the order of ids; a member looks for what is new.
     proposals.sort_by_key(|proposal| {
         let view = &proposal.view;
-        (
-            !matches!(view.state, ProposalState::Open | ProposalState::Waiting),
-            Reverse(view.proposal.created_at),
-            view.id,
-        )
+        (!is_pending(view.state), Reverse(view.proposal.created_at), view.id)
     });
     let page = Page::whole(proposals);
     environment.output().print(&page, |page| open_table(&page.items));
     Ok(())
 }
 
+fn is_pending(state: ProposalState) -> bool {
+    matches!(state, ProposalState::Open | ProposalState::Waiting | ProposalState::Draft)
+}
+
 fn open_table(proposals: &[ReviewedProposal]) -> String {
-    let is_open =
-        |item: &&ReviewedProposal| matches!(item.view.state, ProposalState::Open | ProposalState::Waiting);
-    let open: Vec<_> = proposals.iter().filter(is_open).collect();
+    let open: Vec<_> = proposals.iter().filter(|item| is_pending(item.view.state)).collect();
     if open.is_empty() {
         return "no proposal waits for votes".into();
     }
     let row = |proposal: &&ReviewedProposal| {
         let missing: Vec<String> = proposal.view.missing.iter().map(ToString::to_string).collect();
-        let missing = match proposal.view.takes_effect_at {
-            Some(at) => format!("a veto, until {}", human_chain::show_time(at)),
-            None => missing.join(","),
+        let missing = match (proposal.view.takes_effect_at, &proposal.view.drafted_by) {
+            (Some(at), _) => format!("a veto, until {}", human_chain::show_time(at)),
+            (None, Some(maker)) => format!("a proposer; draft of {}", line(maker)),
+            (None, None) => missing.join(","),
         };
         let text = human_chain::render(&proposal.view.proposal).text;
         let first = text.lines().next().unwrap_or_default().trim_start_matches("| ").to_string();
@@ -133,9 +220,10 @@ fn full_text(circle: &CircleState, reviewed: &ReviewedProposal) -> String {
         if names.is_empty() { "no member".to_string() } else { names.join(", ") }
     };
     let mut text = format!(
-        "{}\nChanges\n{difference}\n\nwords: {}\nstate: {}; approved by {}; rejected by {}",
+        "{}\nChanges\n{difference}\n\nwords: {}\nproposer: {}\nstate: {}; approved by {}; rejected by {}",
         rendering.text,
         words.join(" "),
+        line(&reviewed.proposer_text()),
         reviewed.state_text(),
         names(&view.approved),
         names(&view.rejected),
@@ -144,7 +232,7 @@ fn full_text(circle: &CircleState, reviewed: &ReviewedProposal) -> String {
         let reason = line(&ballot.reason);
         text.push_str(&format!("\nballot of {} does not count: {reason} ({})", ballot.member, ballot.code));
     }
-    if view.state == ProposalState::Open {
+    if reviewed.can_be_approved() {
         text.push_str(&format!("\n{}", reviewed.lacking(circle)));
     }
     text

@@ -2,8 +2,8 @@
 
 use super::Environment;
 use super::output::table;
-use super::proposals::{print_submitted, reason_or};
-use crate::session::{PROPOSAL_LIFETIME_MS, Session};
+use super::proposals::{ProposerArguments, reason_or};
+use crate::session::Session;
 use anyhow::Result;
 use clap::{Args, Subcommand};
 use protocol::ServiceName;
@@ -48,6 +48,8 @@ pub(crate) struct RetireArguments {
     /// Reason shown to the voters
     #[arg(long, default_value = "")]
     reason: String,
+    #[command(flatten)]
+    proposer: ProposerArguments,
 }
 
 pub(crate) async fn run(command: ServiceCommand, environment: &Environment) -> Result<()> {
@@ -125,8 +127,7 @@ pub(crate) async fn retire(arguments: RetireArguments, environment: &Environment
     let reason = reason_or(arguments.reason, || format!("retire {service}"));
     let grace_seconds = u32::try_from(arguments.grace.as_secs()).unwrap_or(u32::MAX);
     let change = Change::Retire { service, grace_seconds };
-    let proposal = session.propose(change, reason, PROPOSAL_LIFETIME_MS).await?;
-    print_submitted(environment, &session, &proposal);
+    arguments.proposer.propose(environment, &session, change, reason).await?;
     Ok(())
 }
 

@@ -74,9 +74,12 @@ pub(crate) async fn why(arguments: WhyArguments, environment: &Environment) -> R
 /// Explains a proposal by the votes as counted on this machine.
 fn why_proposal(circle: &CircleState, proposal: &ReviewedProposal) -> Why {
     let view = &proposal.view;
-    let rule = human_chain::describe(&circle.quorum_of(&view.proposal.change));
+    let rule = circle.rule_text(&view.proposal.change);
     let answer = match view.state {
         ProposalState::Open if !proposal.quorum_reached => format!("waits for votes: {rule} must approve"),
+        ProposalState::Draft => {
+            format!("waits for votes: {rule} must approve; {}", proposal.state_text())
+        }
         _ => proposal.state_text(),
     };
     let voted = |members: &[MemberId], what| -> Vec<String> {
@@ -93,9 +96,11 @@ fn why_proposal(circle: &CircleState, proposal: &ReviewedProposal) -> Why {
     ];
     let id = view.id.short();
     let remedy = match view.state {
-        ProposalState::Open | ProposalState::Waiting => Some(format!("quorate review {id}")),
+        ProposalState::Open | ProposalState::Waiting | ProposalState::Draft => {
+            Some(format!("quorate review {id}"))
+        }
         ProposalState::Expired | ProposalState::Stale => Some("propose it again".to_string()),
-        ProposalState::Approved | ProposalState::Rejected => None,
+        ProposalState::Approved | ProposalState::Rejected | ProposalState::Withdrawn => None,
     };
     Why { subject: format!("{PROPOSAL_SUBJECT}{id}"), answer, reasons: reasons.concat(), remedy }
 }

@@ -24,15 +24,24 @@ impl WordsArguments {
     pub(super) fn confirm(&self, question: &str, expected: &[&str]) -> Result<()> {
         let given = match &self.words {
             Some(words) => words.clone(),
-            None => typed(question)?,
+            None => typed(question, "give the first two words with --words")?,
         };
         Ok(compare_words(&given, expected)?)
     }
 }
 
-fn typed(question: &str) -> Result<String> {
+/// Asks a person for the words of a text that this command has just made: no script can know them.
+///
+/// # Errors
+/// Fails with `words-mismatch` if they are others, or if there is no person to ask.
+pub(super) fn confirm_own(question: &str, expected: &[&str]) -> Result<()> {
+    let hint = "leave out --key to make a draft, and approve that with --words";
+    Ok(compare_words(&typed(question, hint)?, expected)?)
+}
+
+fn typed(question: &str, hint: &str) -> Result<String> {
     if !std::io::stdin().is_terminal() {
-        let message = "standard input is no terminal; give the first two words with --words";
+        let message = format!("standard input is no terminal; {hint}");
         return Err(Refusal::new(error_code::WORDS_MISMATCH, message).into());
     }
     eprint!("{question}: type the first two of the six words: ");

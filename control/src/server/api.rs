@@ -6,6 +6,7 @@
 
 mod circle;
 mod console;
+mod deployments;
 mod halts;
 mod keys;
 mod models;
@@ -41,6 +42,8 @@ pub(crate) fn router(server: Arc<Server>) -> Router {
         .route("/v1/proposals", get(circle::proposals).post(circle::submit_proposal))
         .route("/v1/proposals/{id}", get(circle::proposal))
         .route("/v1/proposals/{id}/ballots", post(circle::cast_ballot))
+        .route("/v1/proposals/{id}/withdrawal", post(circle::withdraw))
+        .route("/v1/deployments", post(deployments::draft_deployment))
         .route("/v1/halts", get(halts::halts).post(halts::take_halt))
         .route("/v1/dry-run", post(services::dry_run))
         .route("/v1/services", get(services::services))
@@ -124,6 +127,8 @@ fn no_subject(name: &str) -> Failure {
         circle::proposal,
         circle::submit_proposal,
         circle::cast_ballot,
+        circle::withdraw,
+        deployments::draft_deployment,
         halts::halts,
         halts::take_halt,
         services::dry_run,

@@ -106,8 +106,8 @@ impl ConsoleBackend for ReplicaBackend {
 
     fn open_proposals(&self) -> BackendAnswer<'_, Vec<ProposalView>> {
         ready(self.server.cluster(|cluster| {
-            let open = cluster.open_proposals().keys();
-            open.filter_map(|id| scheduler::proposal_view(cluster, id)).collect()
+            let pending = cluster.open_proposals().keys().chain(cluster.drafts().keys());
+            pending.filter_map(|id| scheduler::proposal_view(cluster, id)).collect()
         }))
     }
 

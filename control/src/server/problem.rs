@@ -2,7 +2,7 @@
 //! mistake.
 
 use axum::Json;
-use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
+use axum::extract::rejection::{BytesRejection, JsonRejection, PathRejection, QueryRejection};
 use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use consensus::{LinearizableReadError, ProposeError};
@@ -58,7 +58,9 @@ impl Failure {
 fn status_of(code: ErrorCode) -> StatusCode {
     match code {
         error_code::TOKEN_UNKNOWN => StatusCode::UNAUTHORIZED,
-        error_code::TOKEN_SCOPE_MISSING | error_code::NODE_NOT_ADMITTED => StatusCode::FORBIDDEN,
+        error_code::TOKEN_SCOPE_MISSING | error_code::NODE_NOT_ADMITTED | error_code::WITHDRAWAL_REFUSED => {
+            StatusCode::FORBIDDEN
+        }
         error_code::NOT_LEADER => StatusCode::MISDIRECTED_REQUEST,
         error_code::CONTROL_UNAVAILABLE
         | error_code::CIRCLE_NOT_FOUNDED
@@ -81,6 +83,7 @@ fn status_of(code: ErrorCode) -> StatusCode {
         | error_code::WRAP_HELD
         | error_code::WRAP_NOT_HELD
         | error_code::PROPOSAL_STALE
+        | error_code::PROPOSAL_UNSIGNED
         | error_code::BALLOT_DUPLICATE
         | error_code::PLAN_STALE
         | error_code::CIRCLE_ALREADY_FOUNDED => StatusCode::CONFLICT,
@@ -130,6 +133,15 @@ impl From<LinearizableReadError> for Failure {
 
 impl From<JsonRejection> for Failure {
     fn from(rejection: JsonRejection) -> Self {
+        if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
+            return Self::new(error_code::REQUEST_TOO_LARGE, rejection.body_text());
+        }
+        Self::new(error_code::REQUEST_INVALID, rejection.body_text()).at("body")
+    }
+}
+
+impl From<BytesRejection> for Failure {
+    fn from(rejection: BytesRejection) -> Self {
         if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
             return Self::new(error_code::REQUEST_TOO_LARGE, rejection.body_text());
         }

@@ -9,6 +9,7 @@ mod bootstrap;
 mod circle;
 mod clocks;
 mod console;
+mod drafts;
 mod faults;
 mod halts;
 mod hostile;

@@ -124,7 +124,7 @@ async fn propose_and_sign(
     }
     let mut state = view.state;
     for (count, name) in MEMBERS.iter().enumerate() {
-        if state != ProposalState::Open {
+        if !matches!(state, ProposalState::Open | ProposalState::Draft) {
             break;
         }
         // The signer renders the proposal from its own bytes: that rendering is what the ballot binds.

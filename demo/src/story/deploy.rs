@@ -77,7 +77,7 @@ async fn propose_and_sign(demonstration: &Demonstration, name: &str, whole: bool
         println!("            {line}");
     }
     for (count, member) in MEMBERS.iter().enumerate() {
-        if view.state != ProposalState::Open {
+        if !view.is_pending() {
             break;
         }
         view = demonstration.approve(&view, member).await?;

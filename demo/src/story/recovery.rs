@@ -28,16 +28,35 @@ pub(super) async fn finish_earlier_run(demonstration: &Demonstration) -> Result<
 
 /// Returns whether a node asks for admission.
 pub(super) async fn asks(demonstration: &Demonstration, node: &str) -> Result<bool> {
-    let page: Page<PendingNode> = demonstration.quorate.json(&["node", "pending"]).await?;
-    Ok(page.items.iter().any(|pending| pending.admission.name.as_str() == node))
+    Ok(pending(demonstration, node).await?.is_some())
 }
 
-/// The admission is proposed, two members vote, and the client of the second shares the models' keys.
+async fn pending(demonstration: &Demonstration, node: &str) -> Result<Option<PendingNode>> {
+    let page: Page<PendingNode> = demonstration.quorate.json(&["node", "pending"]).await?;
+    Ok(page.items.into_iter().find(|pending| pending.admission.name.as_str() == node))
+}
+
+/// Returns the proposal that an earlier run made for the admission of this node, with the same keys.
+async fn made_before(demonstration: &Demonstration, node: &str) -> Result<Option<PrintedProposal>> {
+    let Some(pending) = pending(demonstration, node).await? else { return Ok(None) };
+    let admission = serde_json::to_value(&pending.admission)?;
+    let page: Page<Value> = demonstration.quorate.json(&["review"]).await?;
+    let same = page.items.into_iter().filter(|item| item["proposal"]["change"]["admit_node"] == admission);
+    let printed = same.map(serde_json::from_value).collect::<Result<Vec<PrintedProposal>, _>>()?;
+    Ok(printed.into_iter().find(PrintedProposal::is_pending))
+}
+
+/// The admission is drafted, two members approve it, and the client of the second shares the models' keys.
 pub(super) async fn admit_again(demonstration: &Demonstration, node: &str) -> Result<()> {
     let words = ["node", "admit", node, "--reason", "its disk was replaced"];
-    let mut view: PrintedProposal = demonstration.quorate.json(&words).await?;
+    let mut view = match made_before(demonstration, node).await? {
+        Some(view) => view,
+        None => demonstration.quorate.json(&words).await?,
+    };
     for member in &MEMBERS[1..] {
-        view = demonstration.approve(&view, member).await?;
+        if view.is_pending() && view.missing.iter().any(|missing| missing == member) {
+            view = demonstration.approve(&view, member).await?;
+        }
     }
     if view.state != ProposalState::Approved {
         bail!("two votes did not admit {node}: {:?}", view.state);

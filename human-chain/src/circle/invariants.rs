@@ -12,7 +12,7 @@ use crate::subject::{
     model_value, node_subject, node_value, passkeys_subject, passkeys_value, service_subject,
     suspension_value,
 };
-use crate::{describe, form, satisfied};
+use crate::{carries, describe, form};
 use protocol::governance::{Member, SubjectVersion};
 use protocol::manifest::Manifest;
 use protocol::{Digest, MemberId, limits};
@@ -77,7 +77,7 @@ impl CircleState {
         let active = self.members.keys().filter(|id| !self.suspended.contains_key(*id));
         let everyone: BTreeSet<MemberId> = active.cloned().collect();
         for (class, rule) in &self.policy.quorums {
-            let reached = satisfied(rule, &everyone);
+            let reached = carries(rule, self.policy.proposer_counts, &everyone);
             require!(reached, "all members together do not reach the {class} quorum {}", describe(rule));
         }
         let value = circle_value(&self.members().collect::<Vec<_>>(), &self.policy);

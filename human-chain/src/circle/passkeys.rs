@@ -49,6 +49,19 @@ impl CircleState {
         }
     }
 
+    /// Returns whether the ballot of the proposer counts towards the quorum of this change. A member's own
+    /// decision has no other ballot.
+    #[must_use]
+    pub fn proposer_counts(&self, change: &Change) -> bool {
+        self.policy.proposer_counts || class_of(change) == ActionClass::Personal
+    }
+
+    /// Returns the rule that this change needs, in words.
+    #[must_use]
+    pub fn rule_text(&self, change: &Change) -> String {
+        crate::quorum::describe_rule(&self.quorum_of(change), self.proposer_counts(change))
+    }
+
     /// Returns whether a ballot that was accepted still stands after later decisions. Its passkey is still
     /// its member's, and was not used with a higher counter in a ballot signed before. A hybrid ballot
     /// stands.

@@ -27,6 +27,9 @@ const NONE: &str = "none";
 /// Texts for the rule whether ballots by passkey count.
 const COUNT: &str = "count, beside one or more signed with a member's key";
 const DO_NOT_COUNT: &str = "do not count";
+/// Texts for the rule whether the ballot of a proposal's proposer counts.
+const COUNTS: &str = "counts";
+const DOES_NOT_COUNT: &str = "does not count: one more member must sign";
 
 pub(super) fn of_proposal(proposal: &Proposal) -> FieldTexts {
     let Proposal {
@@ -106,7 +109,7 @@ pub(super) fn of_suspension(member: &MemberId, halts: &BTreeSet<Digest>) -> Fiel
 }
 
 pub(super) fn of_members<'a>(members: impl IntoIterator<Item = &'a Member>, policy: &Policy) -> FieldTexts {
-    let Policy { quorums, passkeys, veto_seconds } = policy;
+    let Policy { quorums, passkeys, veto_seconds, proposer_counts } = policy;
     let mut fields: FieldTexts = quorums
         .iter()
         .map(|(class, quorum)| (format!("quorum.{}", class_name(*class)), describe(quorum)))
@@ -121,6 +124,8 @@ pub(super) fn of_members<'a>(members: impl IntoIterator<Item = &'a Member>, poli
             fields.push(("passkeys.votes on routine changes".into(), rule.into()));
         }
     }
+    let rule = if *proposer_counts { COUNTS } else { DOES_NOT_COUNT };
+    fields.push(("proposer's own vote".into(), rule.into()));
     fields.push(("veto.waiting time".into(), show_duration(u64::from(*veto_seconds))));
     for Member { id, keys } in members {
         let MemberKeys { ed25519, ml_dsa, encryption } = keys;

@@ -31,7 +31,7 @@ fn deepest(members: &[String]) -> Quorum {
 fn rules(members: &[String]) -> Policy {
     let rule = deepest(members);
     let quorums = BTreeMap::from([(ActionClass::Routine, rule.clone()), (ActionClass::Sensitive, rule)]);
-    Policy { quorums, passkeys: None, veto_seconds: 0 }
+    Policy { quorums, passkeys: None, veto_seconds: 0, proposer_counts: true }
 }
 
 fn roster(state: &CircleState, members: &[String]) -> Change {

@@ -248,7 +248,7 @@ fn nodes_have_their_form() {
 
 fn without_a_routine_rule(genesis: &mut Genesis) {
     let quorums = genesis.policy.quorums.split_off(&ActionClass::Sensitive);
-    genesis.policy = Policy { quorums, passkeys: None, veto_seconds: 0 };
+    genesis.policy = Policy { quorums, passkeys: None, veto_seconds: 0, proposer_counts: true };
 }
 
 #[test]

@@ -16,6 +16,7 @@ mod omissions;
 mod orders;
 mod passkey_ballots;
 mod passkeys;
+mod proposers;
 mod recorded;
 mod renderings;
 mod samples;

@@ -74,7 +74,7 @@ pub(crate) fn quorum(text: &str) -> Quorum {
 
 pub(crate) fn policy(routine: &str, sensitive: &str) -> Policy {
     let quorums = [(ActionClass::Routine, quorum(routine)), (ActionClass::Sensitive, quorum(sensitive))];
-    Policy { quorums: BTreeMap::from(quorums), passkeys: None, veto_seconds: 0 }
+    Policy { quorums: BTreeMap::from(quorums), passkeys: None, veto_seconds: 0, proposer_counts: true }
 }
 
 /// Returns the proof that a member holds its keys, by the secret of this name.

@@ -34,8 +34,14 @@ pub(crate) fn quorum() -> impl Strategy<Value = Quorum> {
 pub(crate) fn policy() -> impl Strategy<Value = Policy> {
     let passkeys = (text(), btree_set(text(), 0..3), any::<bool>())
         .prop_map(|(rp_id, origins, routine)| PasskeyPolicy { rp_id, origins, routine });
-    (btree_map(one_of(&CLASSES), quorum(), 0..3), option::of(passkeys), number32())
-        .prop_map(|(quorums, passkeys, veto_seconds)| Policy { quorums, passkeys, veto_seconds })
+    let of = |(quorums, passkeys, veto_seconds, proposer_counts)| Policy {
+        quorums,
+        passkeys,
+        veto_seconds,
+        proposer_counts,
+    };
+    (btree_map(one_of(&CLASSES), quorum(), 0..3), option::of(passkeys), number32(), any::<bool>())
+        .prop_map(of)
 }
 
 fn replica() -> impl Strategy<Value = ControlReplica> {

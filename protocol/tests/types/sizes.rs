@@ -104,8 +104,11 @@ fn the_largest_policy_for_passkeys_fits() {
     let rp_id = "x".repeat(ORIGIN_BYTES_MAX - 14);
     let passkeys = Some(PasskeyPolicy { rp_id, origins, routine: true });
     let rules = BTreeMap::from([(ActionClass::Sensitive, Quorum::Member(longest()))]);
-    let bare = to_bytes(&Policy { quorums: rules.clone(), passkeys: None, veto_seconds: 0 }).len();
-    let full = to_bytes(&Policy { quorums: rules, passkeys, veto_seconds: 0 }).len();
+    let of = |passkeys| {
+        let (quorums, proposer_counts) = (rules.clone(), true);
+        to_bytes(&Policy { quorums, passkeys, veto_seconds: 0, proposer_counts }).len()
+    };
+    let (bare, full) = (of(None), of(passkeys));
     assert!(full - bare <= PASSKEY_POLICY_BYTES_MAX, "{}", full - bare);
 }
 

@@ -257,6 +257,7 @@ fn domains_are_stable_and_distinct() {
         governance::RENDERING_DOMAIN,
         governance::GENESIS_RENDERING_DOMAIN,
         governance::BALLOT_DOMAIN,
+        governance::WITHDRAWAL_DOMAIN,
         governance::CERTIFICATE_DOMAIN,
         governance::MEMBER_KEYS_DOMAIN,
         order::ORDER_DOMAIN,

@@ -1,21 +1,16 @@
-//! Governance commands: founding the circle, proposals, ballots, and the effects of an approved change.
+//! Governance commands: founding the circle, counting ballots, and the effects of an approved change.
 
 use super::execute::settle;
-use super::{is_over, waiting};
+use super::{proposals, waiting};
 use crate::cluster::{Circle, Cluster, HoldingPhase, OpenProposal, Service, ServicePhase};
 use crate::command::{Actor, Refusal, Reply};
-use crate::limits::{PROPOSALS_PER_ACTOR_MAX, REJECTED_PROPOSALS_MAX};
-use human_chain::{ChainError, CircleState, assemble, check_ballot, check_proposal, check_waited, show_time};
+use human_chain::{CircleState, assemble, check_ballot, check_waited};
 use protocol::api::ProposalState;
-use protocol::error_code::{
-    CIRCLE_ALREADY_FOUNDED, CIRCLE_NOT_FOUNDED, GOVERNANCE_INVALID, LIMIT_REACHED, PROPOSAL_EXPIRED,
-    PROPOSAL_NOT_FOUND, PROPOSAL_STALE,
-};
+use protocol::error_code::{CIRCLE_ALREADY_FOUNDED, CIRCLE_NOT_FOUNDED};
 use protocol::governance::{
     BUNDLE_VERSION, Bundle, Certificate, Change, Choice, LogEvidence, Proposal, SignedBallot, SignedGenesis,
 };
 use protocol::keys::EncryptionKey;
-use protocol::limits::{CLOCK_GRACE_MS, PROPOSALS_OPEN_MAX};
 use protocol::manifest::{Manifest, ServiceManifest};
 use protocol::model::Recipient;
 use protocol::{Digest, MemberId, Millis, NodeId, ProposalId};
@@ -41,69 +36,21 @@ pub(super) fn found(cluster: &mut Cluster, signed: &SignedGenesis) -> Result<Rep
     Ok(Reply::Founded { circle })
 }
 
-pub(super) fn submit(cluster: &mut Cluster, actor: &Actor, proposal: &Proposal) -> Result<Reply, Refusal> {
-    let id = proposal.id();
-    if cluster.open.contains_key(&id) {
-        return Ok(Reply::Submitted { proposal: id });
-    }
-    // Ballots name a proposal by its id, so a decided proposal that returns would inherit its earlier votes.
-    if cluster.closed.iter().any(|closed| closed.proposal.id() == id) || cluster.rejected.contains_key(&id) {
-        return Err(not_open(cluster, id));
-    }
-    if cluster.open.len() >= PROPOSALS_OPEN_MAX {
-        let message = format!("{PROPOSALS_OPEN_MAX} proposals wait for votes; decide some of them first");
-        return Err(Refusal::new(LIMIT_REACHED, message));
-    }
-    if cluster.open.values().filter(|open| open.actor == *actor).count() >= PROPOSALS_PER_ACTOR_MAX {
-        let message = format!(
-            "{PROPOSALS_PER_ACTOR_MAX} proposals of {actor} wait for votes; decide some of them first"
-        );
-        return Err(Refusal::new(LIMIT_REACHED, message));
-    }
-    check_submitted(circle(cluster)?, proposal, cluster.now.0)?;
-    if let Change::ForgetModel { model, .. } = &proposal.change {
-        super::registry::check_forgetting(cluster, model)?;
-    }
-    let subject = format!("proposal/{}", id.short());
-    cluster.audit.record(cluster.now, &actor.to_string(), "propose", &subject, &summary(&proposal.change));
-    let open = OpenProposal {
-        proposal: proposal.clone(),
-        ballots: BTreeMap::new(),
-        joining: BTreeMap::new(),
-        decided_at: None,
-        actor: actor.clone(),
-        submitted_at: cluster.now,
-    };
-    cluster.open.insert(id, open);
-    debug_assert!(cluster.open.len() <= PROPOSALS_OPEN_MAX, "checked before the proposal was opened");
-    Ok(Reply::Submitted { proposal: id })
-}
-
-/// Checks a submitted proposal. Decisions about other subjects since it was made do not matter.
-fn check_submitted(state: &CircleState, proposal: &Proposal, now: Millis) -> Result<(), Refusal> {
-    if proposal.circle == state.id() && proposal.created_at > now.plus(CLOCK_GRACE_MS) {
-        let message = format!(
-            "proposal.created_at: {} is ahead of the cluster's time, {}; check the clock of the proposer's \
-             machine, and `quorate status` for those of the control replicas",
-            show_time(proposal.created_at),
-            show_time(now)
-        );
-        return Err(Refusal::new(GOVERNANCE_INVALID, message));
-    }
-    if proposal.circle == state.id() && proposal.expires_at <= now {
-        return Err(ChainError::Expired { expired_at: proposal.expires_at, now }.into());
-    }
-    Ok(check_proposal(state, proposal)?)
-}
-
-pub(super) fn cast(cluster: &mut Cluster, index: u64, signed: &SignedBallot) -> Result<Reply, Refusal> {
-    let id = signed.ballot.proposal;
-    let member = &signed.ballot.member;
-    let Some(open) = cluster.open.get(&id) else { return Err(not_open(cluster, id)) };
+/// Counts a ballot on a proposal that is open, or that the ballot opens.
+pub(super) fn count(
+    cluster: &mut Cluster,
+    index: u64,
+    mut open: OpenProposal,
+    signed: &SignedBallot,
+) -> Result<Reply, Refusal> {
+    let (id, member) = (signed.ballot.proposal, &signed.ballot.member);
     let known = circle(cluster)?;
-    waiting::check_cast(known, open, signed)?;
+    waiting::check_cast(known, &open, signed)?;
     let electorate = check_ballot(known, &open.proposal, signed, cluster.now.0)?;
-    let mut open = open.clone();
+    let opens = !cluster.open.contains_key(&id);
+    if opens {
+        proposals::check_opening(signed, electorate)?;
+    }
     waiting::insert(known, &mut open, electorate, signed)?;
     let state = waiting::judge(known, &open);
     let certificate = match state {
@@ -112,8 +59,12 @@ pub(super) fn cast(cluster: &mut Cluster, index: u64, signed: &SignedBallot) -> 
     };
     open.decided_at = (state == ProposalState::Waiting).then_some(cluster.now);
     let (actor, subject) = (Actor::Member(member.clone()).to_string(), format!("proposal/{}", id.short()));
+    let change = summary(&open.proposal.change);
+    if opens {
+        cluster.audit.record(cluster.now, &actor, "propose", &subject, &change);
+    }
     let action = if signed.ballot.choice == Choice::Approve { "approve" } else { "reject" };
-    cluster.audit.record(cluster.now, &actor, action, &subject, &summary(&open.proposal.change));
+    cluster.audit.record(cluster.now, &actor, action, &subject, &change);
     cluster.open.insert(id, open);
     if state == ProposalState::Waiting {
         cluster.audit.record(cluster.now, "circle", "waiting", &subject, "any member may veto it");
@@ -131,48 +82,14 @@ pub(super) fn close_decided(
     state: ProposalState,
     certificate: Option<Digest>,
 ) {
-    let expires_at = cluster.open.get(&id).map(|open| open.proposal.expires_at);
-    cluster.close_proposal(id, state, certificate);
-    if let Some(expires_at) = expires_at.filter(|_| state == ProposalState::Rejected) {
-        remember_rejected(cluster, id, expires_at);
+    if state == ProposalState::Rejected {
+        proposals::burn(cluster, id);
     }
+    cluster.close_proposal(id, state, certificate);
     let word = if state == ProposalState::Approved { "in-force" } else { "rejected" };
     let detail = certificate.map(|digest| format!("certificate {}", digest.short())).unwrap_or_default();
     cluster.audit.record(cluster.now, "circle", word, &format!("proposal/{}", id.short()), &detail);
     close_stale(cluster);
-}
-
-/// Remembers a rejected proposal until it can no longer be brought, and forgets those that have expired.
-fn remember_rejected(cluster: &mut Cluster, id: ProposalId, expires_at: Millis) {
-    let now = cluster.now;
-    cluster.rejected.retain(|_, end| !is_over(*end, now));
-    if cluster.rejected.len() >= REJECTED_PROPOSALS_MAX {
-        let first = cluster.rejected.iter().min_by_key(|(id, end)| (**end, **id)).map(|(id, _)| *id);
-        if let Some(first) = first {
-            cluster.rejected.remove(&first);
-        }
-    }
-    cluster.rejected.insert(id, expires_at);
-    debug_assert!(cluster.rejected.len() <= REJECTED_PROPOSALS_MAX, "a full list forgets before it takes");
-}
-
-fn not_open(cluster: &Cluster, id: ProposalId) -> Refusal {
-    debug_assert!(!cluster.open.contains_key(&id), "an open proposal is refused for another cause");
-    let closed = cluster.closed.iter().rev().find(|closed| closed.proposal.id() == id);
-    match closed.map(|closed| (closed.state, show_time(closed.closed_at.0))) {
-        Some((ProposalState::Expired, at)) => {
-            Refusal::new(PROPOSAL_EXPIRED, format!("the proposal expired at {at}; propose it again"))
-        }
-        Some((ProposalState::Stale, at)) => {
-            let message = format!("its subject was changed at {at}; propose it again");
-            Refusal::new(PROPOSAL_STALE, message)
-        }
-        Some((_, at)) => Refusal::new(PROPOSAL_NOT_FOUND, format!("the proposal was decided at {at}")),
-        None if cluster.rejected.contains_key(&id) => {
-            Refusal::new(PROPOSAL_NOT_FOUND, "the proposal was rejected; make a new one")
-        }
-        None => Refusal::new(PROPOSAL_NOT_FOUND, format!("no open proposal {id}")),
-    }
 }
 
 /// Assembles the certificate, verifies it as any other verifier would, and puts the change into force.
@@ -225,10 +142,11 @@ fn put_in_force(cluster: &mut Cluster, change: &Change, certificate: Digest) {
         Change::AdmitNode(admission) => {
             cluster.pending.remove(&admission.id);
         }
+        // A new epoch refuses every proposal of an earlier one.
+        Change::SetMembers { .. } => cluster.burned.clear(),
         Change::RemoveNode { .. }
         | Change::ForgetModel { .. }
         | Change::Lift { .. }
-        | Change::SetMembers { .. }
         | Change::SuspendMember { .. }
         | Change::SetPasskeys { .. } => {}
     }
@@ -282,16 +200,19 @@ fn revoke_from_departed(cluster: &mut Cluster, before: &BTreeMap<Recipient, Encr
 /// its signer did not see.
 fn close_stale(cluster: &mut Cluster) {
     let Some(state) = cluster.circle_state() else { return };
-    let stands = |proposal: &Proposal| {
-        proposal.epoch == state.epoch()
-            && proposal.subjects.iter().all(|seen| state.subject(&seen.subject) == *seen)
-    };
-    let stale: Vec<ProposalId> =
-        cluster.open.iter().filter(|(_, open)| !stands(&open.proposal)).map(|(id, _)| *id).collect();
+    let stale = cluster.open.iter().filter(|(_, open)| !stands(state, &open.proposal)).map(|(id, _)| *id);
+    let stale: Vec<ProposalId> = stale.collect();
     for id in stale {
         cluster.close_proposal(id, ProposalState::Stale, None);
         cluster.audit.record(cluster.now, "circle", "stale", &format!("proposal/{}", id.short()), "");
     }
+    proposals::drop_stale_drafts(cluster);
+}
+
+/// Returns whether a proposal still applies: nothing that it names has changed.
+pub(super) fn stands(state: &CircleState, proposal: &Proposal) -> bool {
+    proposal.epoch == state.epoch()
+        && proposal.subjects.iter().all(|seen| state.subject(&seen.subject) == *seen)
 }
 
 /// Drops the open ballots whose passkey was dropped, or fell behind its counter, by what was just decided.
@@ -317,7 +238,7 @@ fn drop_void_ballots(cluster: &mut Cluster) {
     );
 }
 
-fn circle(cluster: &Cluster) -> Result<&CircleState, Refusal> {
+pub(super) fn circle(cluster: &Cluster) -> Result<&CircleState, Refusal> {
     cluster.circle_state().ok_or_else(not_founded)
 }
 

@@ -5,9 +5,10 @@ use super::Invariant::{
 };
 use super::{InvariantResult, ensure};
 use crate::clock::ClusterTime;
-use crate::cluster::{ClosedProposal, Cluster, OpenProposal};
+use crate::cluster::{ClosedProposal, Cluster, DraftProposal, OpenProposal};
 use crate::limits::{
-    API_KEYS_MAX, CLOSED_PROPOSALS_MAX, MODELS_MAX, PENDING_NODES_MAX, REJECTED_PROPOSALS_MAX, WRAPS_MAX,
+    API_KEYS_MAX, BURNED_PER_MEMBER_MAX, BURNED_PROPOSALS_MAX, CLOSED_PROPOSALS_MAX, DRAFTS_MAX,
+    DRAFTS_PER_TOKEN_MAX, MODELS_MAX, PENDING_NODES_MAX, PROPOSALS_PER_MEMBER_MAX, WRAPS_MAX,
 };
 use human_chain::is_vetoable;
 use protocol::api::ProposalState;
@@ -24,6 +25,9 @@ pub(super) fn check(cluster: &Cluster) -> InvariantResult {
     for (id, open) in &cluster.open {
         check_open(cluster, id, open)?;
     }
+    for (id, draft) in &cluster.drafts {
+        check_draft(cluster, id, draft)?;
+    }
     for closed in &cluster.closed {
         check_closed(cluster, closed)?;
     }
@@ -38,11 +42,34 @@ fn check_bounds(cluster: &Cluster) -> InvariantResult {
         ("pending nodes", cluster.pending.len(), PENDING_NODES_MAX),
         ("open proposals", cluster.open.len(), PROPOSALS_OPEN_MAX),
         ("closed proposals", cluster.closed.len(), CLOSED_PROPOSALS_MAX),
-        ("rejected proposals", cluster.rejected.len(), REJECTED_PROPOSALS_MAX),
+        ("drafts", cluster.drafts.len(), DRAFTS_MAX),
+        ("burned proposals", cluster.burned.len(), BURNED_PROPOSALS_MAX),
+        (
+            "drafts of a token",
+            most(cluster.drafts.values().map(|one| one.actor.to_string())),
+            DRAFTS_PER_TOKEN_MAX,
+        ),
+        (
+            "open proposals of a member",
+            most(cluster.open.values().map(|one| &one.proposer)),
+            PROPOSALS_PER_MEMBER_MAX,
+        ),
+        (
+            "burned proposals of a member",
+            most(cluster.burned.values().map(|one| &one.proposer)),
+            BURNED_PER_MEMBER_MAX,
+        ),
     ] {
         ensure(length <= max, ListBounded, || format!("{length} {list}; at most {max}"))?;
     }
     Ok(())
+}
+
+/// Returns how often the most frequent of these parties occurs.
+fn most<T: Ord>(parties: impl Iterator<Item = T>) -> usize {
+    let mut counts: BTreeMap<T, usize> = BTreeMap::new();
+    parties.for_each(|party| *counts.entry(party).or_default() += 1);
+    counts.into_values().max().unwrap_or(0)
 }
 
 fn check_models(cluster: &Cluster) -> InvariantResult {
@@ -94,9 +121,20 @@ fn check_open(cluster: &Cluster, id: &ProposalId, open: &OpenProposal) -> Invari
         let all_filed = open.ballots.iter().chain(&open.joining).all(filed);
         state.epoch() == open.proposal.epoch && waits && all_filed && open.ballots.keys().all(counts)
     });
-    let decided =
-        cluster.closed.iter().any(|closed| closed.proposal.id() == *id) || cluster.rejected.contains_key(id);
-    ensure(present && !decided, ProposalOpen, subject)
+    ensure(present && !is_decided(cluster, id), ProposalOpen, subject)
+}
+
+fn check_draft(cluster: &Cluster, id: &ProposalId, draft: &DraftProposal) -> InvariantResult {
+    let subject = || format!("draft {}", id.short());
+    ensure(draft.proposal.id() == *id, KeyNamesObject, subject)?;
+    ensure(draft.submitted_at <= cluster.now, RecordedInPast, subject)?;
+    let present = cluster.circle_state().is_some_and(|state| state.epoch() == draft.proposal.epoch);
+    let opened = cluster.open.contains_key(id) || is_decided(cluster, id);
+    ensure(present && !opened, ProposalOpen, subject)
+}
+
+fn is_decided(cluster: &Cluster, id: &ProposalId) -> bool {
+    cluster.closed.iter().any(|closed| closed.proposal.id() == *id) || cluster.burned.contains_key(id)
 }
 
 fn check_closed(cluster: &Cluster, closed: &ClosedProposal) -> InvariantResult {
@@ -107,7 +145,7 @@ fn check_closed(cluster: &Cluster, closed: &ClosedProposal) -> InvariantResult {
             closed.state == ProposalState::Approved
                 && cluster.bundle(&certificate).is_some_and(|b| b.certificate.proposal == closed.proposal)
         }
-        None => !matches!(closed.state, ProposalState::Open | ProposalState::Approved),
+        None => !matches!(closed.state, ProposalState::Open | ProposalState::Draft | ProposalState::Approved),
     };
     ensure(certified, ProposalClosed, subject)
 }

@@ -7,7 +7,11 @@ mod common;
 
 use super::Invariant::{self, *};
 use crate::clock::ClusterTime;
-use crate::cluster::{Circle, Cluster, Holding, HoldingPhase, Service, ServicePhase as Phase, Slot};
+use crate::cluster::{
+    BurnedProposal, Circle, Cluster, DraftProposal, Holding, HoldingPhase, OpenProposal, Service,
+    ServicePhase as Phase, Slot,
+};
+use crate::command::Actor;
 use common::samples::{api_key, running};
 use common::{member, node_id, root, service_name};
 use protocol::api::ProposalState;
@@ -189,12 +193,19 @@ fn wrong_lists() -> Table {
         }),
         (ProposalOpen, "a rejected proposal is open", |c| {
             let open = c.open.values().next().unwrap().proposal.clone();
-            c.rejected.insert(open.id(), open.expires_at);
+            let (proposer, expires_at) = (member("alice"), open.expires_at);
+            c.burned.insert(open.id(), BurnedProposal { proposer, expires_at });
         }),
-        (ListBounded, "too many rejected proposals", |c| {
-            let ids = (0..=crate::limits::REJECTED_PROPOSALS_MAX)
+        (ListBounded, "too many burned proposals of a member", |c| {
+            let ids = (0..=crate::limits::BURNED_PER_MEMBER_MAX)
                 .map(|at| ProposalId(Digest::of(&at.to_le_bytes())));
-            c.rejected.extend(ids.map(|id| (id, Millis(u64::MAX))));
+            let burned = BurnedProposal { proposer: member("alice"), expires_at: Millis(u64::MAX) };
+            c.burned.extend(ids.map(|id| (id, burned.clone())));
+        }),
+        (ProposalOpen, "a draft is open", |c| {
+            let OpenProposal { proposal, submitted_at, .. } = c.open.values().next().unwrap().clone();
+            let actor = Actor::Token("operator".parse().unwrap());
+            c.drafts.insert(proposal.id(), DraftProposal { proposal, actor, submitted_at });
         }),
         (ProposalOpen, "a ballot under another member", |c| {
             let ballots = &mut c.open.values_mut().next().unwrap().ballots;

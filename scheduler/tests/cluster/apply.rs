@@ -1,7 +1,6 @@
 //! State machine tests: accepted and refused commands, and refusals that leave no trace.
 
 use crate::common::*;
-use human_chain::propose;
 use protocol::agent::SlotState;
 use protocol::api::ProposalState;
 use protocol::canonical::to_bytes;
@@ -123,7 +122,7 @@ fn a_quorum_puts_a_change_into_force() {
     let submit = Action::SubmitProposal(Box::new(proposal.clone()));
     world.must(submit.clone());
     world.must(submit);
-    assert_eq!(world.cluster.open_proposals().len(), 1, "bringing it twice is bringing it once");
+    assert_eq!(world.cluster.drafts().len(), 1, "bringing it twice is bringing it once");
     let cast = |ballot: SignedBallot| Action::CastBallot(Box::new(ballot));
 
     let reply = world.must(cast(world.ballot("alice", &proposal, Choice::Approve)));
@@ -173,7 +172,7 @@ fn a_quorum_puts_a_change_into_force() {
 fn a_proposal_that_cannot_be_carried_is_rejected() {
     let mut world = two_nodes();
     let proposal = world.proposal(deploy(manifest("embed", 1, 3, 1000, 64)));
-    world.must(Action::SubmitProposal(Box::new(proposal.clone())));
+    world.open_by("bob", &proposal);
     let states: Vec<ProposalState> = ["alice", "carol"]
         .iter()
         .map(|name| {
@@ -190,7 +189,7 @@ fn a_proposal_that_cannot_be_carried_is_rejected() {
     assert_eq!(proposal_view(&world.cluster, &proposal.id()).unwrap().rejected.len(), 2);
     let answer = why(world.view(), &Question::Proposal(proposal.id())).unwrap();
     assert_eq!(answer.answer, "rejected: 2 of (alice, bob, carol) cannot be reached any more");
-    assert_eq!(answer.reasons, ["alice: rejected", "carol: rejected"]);
+    assert_eq!(answer.reasons, ["bob: approved", "alice: rejected", "carol: rejected"]);
 }
 
 #[test]
@@ -199,9 +198,12 @@ fn the_first_approval_makes_the_other_proposal_stale() {
     let late = world.proposal(deploy(manifest("embed", 2, 3, 1000, 64)));
     let unrelated = world.proposal(deploy(manifest("other", 1, 1, 1000, 64)));
     for proposal in [&late, &unrelated] {
-        world.must(Action::SubmitProposal(Box::new(proposal.clone())));
+        world.open_by("carol", proposal);
     }
+    let draft = world.proposal(deploy(manifest("embed", 1, 2, 1000, 64)));
+    world.must(Action::SubmitProposal(Box::new(draft.clone())));
     world.approve(deploy(manifest("embed", 1, 3, 1000, 64)));
+    assert!(proposal_view(&world.cluster, &draft.id()).is_none(), "a draft goes with its subject");
     assert_eq!(proposal_view(&world.cluster, &late.id()).unwrap().state, ProposalState::Stale);
     assert_eq!(proposal_view(&world.cluster, &unrelated.id()).unwrap().state, ProposalState::Open);
     let ballot = Action::CastBallot(Box::new(world.ballot("alice", &late, Choice::Approve)));
@@ -266,17 +268,20 @@ fn a_new_approval_that_can_run_nowhere_ends_nothing() {
 fn proposals_expire_by_tick() {
     let mut world = two_nodes();
     let proposal = world.proposal(deploy(manifest("embed", 1, 3, 1000, 64)));
-    world.must(Action::SubmitProposal(Box::new(proposal.clone())));
+    world.open_by("alice", &proposal);
+    let draft = world.proposal(deploy(manifest("embed", 1, 2, 1000, 64)));
+    world.must(Action::SubmitProposal(Box::new(draft)));
     let end = proposal.expires_at.plus(CLOCK_GRACE_MS);
     assert!(!tick_is_due(&world.cluster, &all_at(end)));
     world.set_now(end);
     world.must(Action::Tick);
-    assert_eq!(world.cluster.open_proposals().len(), 1, "within its grace");
+    assert_eq!((world.cluster.open_proposals().len(), world.cluster.drafts().len()), (1, 1), "in its grace");
     world.wait(1);
     assert!(tick_is_due(&world.cluster, &world.clocks));
     world.must(Action::Tick);
     assert!(!tick_is_due(&world.cluster, &world.clocks));
     assert_eq!(proposal_view(&world.cluster, &proposal.id()).unwrap().state, ProposalState::Expired);
+    assert!(world.cluster.drafts().is_empty(), "a draft expires too");
 }
 
 #[test]
@@ -645,22 +650,6 @@ fn questions_are_read_as_people_write_them() {
     }
     let id = protocol::ProposalId(Digest::of(b"x"));
     assert_eq!(id.to_string().parse::<Question>(), Ok(Question::Proposal(id)));
-}
-
-#[test]
-fn proposals_are_bounded_in_number() {
-    let mut world = two_nodes();
-    let state = world.cluster.circle_state().unwrap().clone();
-    for i in 0..=protocol::limits::PROPOSALS_OPEN_MAX {
-        let change = deploy(manifest("embed", 1, 1, 1000, 64));
-        let (now, nonce) = (world.now, Digest::of(&i.to_le_bytes()));
-        let proposal = propose(&state, change, String::new(), now, now.plus(1000), nonce).unwrap();
-        // Each actor opens as many as it may.
-        let actor = Actor::Member(member(&format!("member-{}", i / PROPOSALS_PER_ACTOR_MAX)));
-        let reply = world.apply(actor, Action::SubmitProposal(Box::new(proposal)));
-        let expected = if i < protocol::limits::PROPOSALS_OPEN_MAX { "ok" } else { "limit-reached" };
-        assert_eq!(code(&reply), expected, "{i}");
-    }
 }
 
 /// A client that waits for an update sees its first replica, and no earlier one.

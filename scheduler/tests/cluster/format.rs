@@ -132,6 +132,8 @@ fn replies() -> Vec<(&'static str, Reply)> {
         ("counted-waiting", counted(ProposalState::Waiting, None)),
         ("counted-approved", counted(ProposalState::Approved, certificate)),
         ("counted-rejected", counted(ProposalState::Rejected, None)),
+        ("counted-draft", counted(ProposalState::Draft, None)),
+        ("counted-withdrawn", counted(ProposalState::Withdrawn, None)),
         ("executed", executed),
         ("leads", Reply::Leads { generation: 8 }),
         ("enrolled", Reply::Enrolled { admitted: true }),
@@ -194,7 +196,8 @@ fn the_samples_hold_every_kind_of_action_actor_step_and_phase() {
     let trees: Vec<Cbor> = commands(&world).iter().map(|(_, command)| tree(command)).collect();
     let expected = |words: &str| words.split(' ').map(str::to_string).collect::<BTreeSet<String>>();
     // A new kind without a sample here fails to compile or is missing from this list.
-    let actions = "lead found submit_proposal cast_ballot register_model put_wraps drop_wrap \
+    let actions = "lead found submit_proposal draft_deployment open_proposal withdraw cast_ballot \
+        register_model put_wraps drop_wrap \
         create_api_key revoke_api_key scale execute enrol tick";
     assert_eq!(kinds(trees.iter().map(|tree| field(tree, "action"))), expected(actions));
     assert_eq!(kinds(trees.iter().map(|tree| field(tree, "actor"))), expected("member token scheduler"));
@@ -203,6 +206,9 @@ fn the_samples_hold_every_kind_of_action_actor_step_and_phase() {
         let (Action::Lead { .. }
         | Action::Found(_)
         | Action::SubmitProposal(_)
+        | Action::DraftDeployment { .. }
+        | Action::OpenProposal { .. }
+        | Action::Withdraw { .. }
         | Action::CastBallot(_)
         | Action::RegisterModel { .. }
         | Action::PutWraps(_)

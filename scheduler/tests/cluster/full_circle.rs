@@ -22,7 +22,7 @@ fn roster(people: &BTreeMap<MemberId, MemberSecret>) -> (Vec<Member>, Policy) {
     let rule = Quorum::Threshold { required: of.len() as u32 / 2 + 1, of };
     let quorums = BTreeMap::from([(ActionClass::Routine, rule.clone()), (ActionClass::Sensitive, rule)]);
     let members = people.iter().map(|(id, secret)| Member { id: id.clone(), keys: secret.public() });
-    (members.collect(), Policy { quorums, passkeys: None, veto_seconds: 0 })
+    (members.collect(), Policy { quorums, passkeys: None, veto_seconds: 0, proposer_counts: true })
 }
 
 /// Writes a command to the log and applies the entry of the log.

@@ -1,7 +1,7 @@
 //! The circle's history, its proposals and their ballots.
 
-use super::ApiResult;
 use super::services::refuse_unused_gpus;
+use super::{ApiResult, DONE, Done};
 use crate::server::Server;
 use crate::server::auth::Proposer;
 use crate::server::extract::{LeaderRead, Submission};
@@ -10,7 +10,7 @@ use crate::server::problem::{Failure, accepted, effect_unknown};
 use axum::Json;
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
 use axum::extract::{Path, Query};
-use protocol::api::{HistoryPage, Page, ProposalView, SubmitProposal};
+use protocol::api::{HistoryPage, Page, ProposalView, SubmitProposal, WithdrawProposal};
 use protocol::governance::{Change, SignedBallot};
 use protocol::{ProposalId, error_code};
 use scheduler::{Action, Actor};
@@ -38,7 +38,7 @@ pub(super) async fn history(
         .ok_or_else(|| Failure::new(error_code::CIRCLE_NOT_FOUNDED, "the circle is being founded; retry"))
 }
 
-/// A page of the open proposals and those decided most recently, by id.
+/// A page of the drafts, the open proposals and those decided most recently, by id.
 #[utoipa::path(get, path = "/v1/proposals", params(PageParameters),
     responses((status = 200, body = Page<ProposalView>)), tag = "circle")]
 pub(super) async fn proposals(
@@ -67,21 +67,46 @@ pub(super) async fn proposal(
         .ok_or_else(|| Failure::new(error_code::PROPOSAL_NOT_FOUND, format!("no proposal {id}")))
 }
 
-/// Submits a proposal for voting.
+/// Submits a proposal. With the ballot of its proposer it is open for votes, without one it is a draft.
 #[utoipa::path(post, path = "/v1/proposals", request_body = SubmitProposal,
     responses((status = 200, body = ProposalView)), tag = "circle")]
 pub(super) async fn submit_proposal(
     Submission { caller: Proposer(token), key, server }: Submission<Proposer>,
     body: Result<Json<SubmitProposal>, JsonRejection>,
 ) -> ApiResult<ProposalView> {
-    let Json(SubmitProposal { proposal }) = body?;
+    let Json(SubmitProposal { proposal, ballot }) = body?;
     if let Change::Deploy(manifest) = &proposal.change {
         refuse_unused_gpus(manifest)?;
     }
-    let id = proposal.id();
+    let (id, proposal) = (proposal.id(), Box::new(proposal));
     let key = key.of(&token);
-    accepted(server.write(Actor::Token(token), Action::SubmitProposal(Box::new(proposal)), key).await?)?;
-    server.committed_proposal(&id, |_| true).await
+    let Some(ballot) = ballot else {
+        accepted(server.write(Actor::Token(token), Action::SubmitProposal(proposal), key).await?)?;
+        return server.committed_proposal(&id, |_| true).await;
+    };
+    let (actor, counted) = (Actor::Member(ballot.ballot.member.clone()), ballot.clone());
+    let action = Action::OpenProposal { proposal, ballot: Box::new(ballot) };
+    accepted(server.write(actor, action, key).await?)?;
+    server.committed_proposal(&id, |view| view.ballots.contains(&counted)).await
+}
+
+/// Withdraws a proposal by its proposer's signature, or a draft by any member's or by the token that made it.
+#[utoipa::path(post, path = "/v1/proposals/{id}/withdrawal", params(("id" = ProposalId, Path)),
+    request_body = WithdrawProposal, responses((status = 200, body = Done)), tag = "circle")]
+pub(super) async fn withdraw(
+    Submission { caller: Proposer(token), key, server }: Submission<Proposer>,
+    id: Result<Path<ProposalId>, PathRejection>,
+    body: Result<Json<WithdrawProposal>, JsonRejection>,
+) -> ApiResult<Done> {
+    let (Path(proposal), Json(WithdrawProposal { withdrawal })) = (id?, body?);
+    let key = key.of(&token);
+    let actor = match &withdrawal {
+        Some(signed) => Actor::Member(signed.withdrawal.member.clone()),
+        None => Actor::Token(token),
+    };
+    let action = Action::Withdraw { proposal, withdrawal: withdrawal.map(Box::new) };
+    accepted(server.write(actor, action, key).await?)?;
+    Ok(DONE)
 }
 
 /// Submits a member's signed ballot; the last required ballot puts the change into force.
@@ -109,7 +134,7 @@ impl Server {
     /// If another replica applied the command as the leader, this one waits until it has applied it too. The
     /// command is done in any case, so no later response may report that it is not. `outcome-unknown` is the
     /// worst that a client gets.
-    async fn committed_proposal(
+    pub(super) async fn committed_proposal(
         &self,
         id: &ProposalId,
         shows: impl Fn(&ProposalView) -> bool,

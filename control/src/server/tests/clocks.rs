@@ -16,7 +16,7 @@ const FORGOTTEN: Duration = Duration::from_secs(11);
 
 /// Submits a proposal that was made by a right clock; returns the code of its refusal.
 async fn propose(server: &Arc<Server>, name: &str) -> Option<String> {
-    let body = SubmitProposal { proposal: proposal(server, name) };
+    let body = SubmitProposal { proposal: proposal(server, name), ballot: None };
     let (status, body) = ask(server, Method::POST, "/v1/proposals", Some(&body)).await;
     (status != StatusCode::OK).then(|| serde_json::from_slice::<Problem>(&body).unwrap().code)
 }

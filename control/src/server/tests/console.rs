@@ -56,7 +56,7 @@ async fn a_token_opens_the_console_of_any_replica_for_reading() {
     let leads = world.lead().await;
     let leader = &world.servers[leads];
     let proposed = proposal(leader, "late");
-    let body = SubmitProposal { proposal: proposed.clone() };
+    let body = SubmitProposal { proposal: proposed.clone(), ballot: None };
     assert_eq!(ask(leader, Method::POST, "/v1/proposals", Some(&body)).await.0, StatusCode::OK);
     for (index, server) in world.servers.iter().enumerate() {
         server.read_barrier().await.unwrap();
@@ -81,7 +81,7 @@ async fn a_replica_shows_what_was_decided() {
     let world = SimulatedServers::start(1);
     let server = &world.servers[world.lead().await];
     let proposed = proposal(server, "late");
-    let body = SubmitProposal { proposal: proposed.clone() };
+    let body = SubmitProposal { proposal: proposed.clone(), ballot: None };
     assert_eq!(ask(server, Method::POST, "/v1/proposals", Some(&body)).await.0, StatusCode::OK);
     let cast = format!("/v1/proposals/{}/ballots", proposed.id());
     assert_eq!(ask(server, Method::POST, &cast, Some(&ballot(&proposed))).await.0, StatusCode::OK);

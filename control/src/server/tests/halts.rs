@@ -78,7 +78,8 @@ async fn decide(server: &Arc<Server>, change: Change) {
         human_chain::propose(state, change, "a test".into(), now, now.plus(3_600_000), nonce).unwrap()
     });
     let (vote, path) = (ballot(&proposal), format!("/v1/proposals/{}/ballots", proposal.id()));
-    let (status, body) = ask(server, Method::POST, "/v1/proposals", Some(&SubmitProposal { proposal })).await;
+    let (status, body) =
+        ask(server, Method::POST, "/v1/proposals", Some(&SubmitProposal { proposal, ballot: None })).await;
     assert_eq!(status, StatusCode::OK, "{}", String::from_utf8_lossy(&body));
     let (status, body) = ask(server, Method::POST, &path, Some(&vote)).await;
     assert_eq!(status, StatusCode::OK, "{}", String::from_utf8_lossy(&body));

@@ -49,7 +49,7 @@ async fn a_ballot_sent_again_under_its_key_gets_the_first_response() {
     let world = SimulatedServers::start(1);
     let server = &world.servers[world.lead().await];
     let proposed = proposal(server, "late");
-    let body = SubmitProposal { proposal: proposed.clone() };
+    let body = SubmitProposal { proposal: proposed.clone(), ballot: None };
     let path = format!("/v1/proposals/{}/ballots", proposed.id());
     let vote = ballot(&proposed);
     for _ in 0..2 {

@@ -34,8 +34,8 @@ pub(super) fn ballot(proposal: &Proposal) -> SignedBallot {
     human_chain::vote(secret, member, proposal.history, proposal, Choice::Approve, wall_clock())
 }
 
-fn is_open(server: &Server, proposal: &Proposal) -> bool {
-    server.cluster(|cluster| cluster.open_proposals().contains_key(&proposal.id()))
+fn is_drafted(server: &Server, proposal: &Proposal) -> bool {
+    server.cluster(|cluster| cluster.drafts().contains_key(&proposal.id()))
 }
 
 fn is_in_force(server: &Server, proposal: &Proposal) -> bool {
@@ -91,8 +91,8 @@ async fn a_proposal_that_another_leader_committed_is_answered_once_it_is_applied
     let everybody_hears =
         || world.servers.iter().for_each(|server| world.group.network().set_deaf(server.id, false));
 
-    let body = SubmitProposal { proposal: proposed.clone() };
-    let open = |leader: &Server| is_open(leader, &proposed);
+    let body = SubmitProposal { proposal: proposed.clone(), ballot: None };
+    let open = |leader: &Server| is_drafted(leader, &proposed);
     let (status, body) =
         through_a_lagging_replica(&world, "/v1/proposals", body, open, everybody_hears).await;
     assert_eq!(status, StatusCode::OK, "{}", String::from_utf8_lossy(&body));
@@ -113,8 +113,8 @@ async fn a_committed_proposal_that_this_replica_cannot_show_is_of_unknown_outcom
     let world = SimulatedServers::start(3);
     let leads = world.lead().await;
     let proposed = proposal(&world.servers[leads], "late");
-    let body = SubmitProposal { proposal: proposed.clone() };
-    let open = |leader: &Server| is_open(leader, &proposed);
+    let body = SubmitProposal { proposal: proposed.clone(), ballot: None };
+    let open = |leader: &Server| is_drafted(leader, &proposed);
     let (status, body) = through_a_lagging_replica(&world, "/v1/proposals", body, open, || {}).await;
     assert_eq!((status, problem(&body).code.as_str()), (StatusCode::GATEWAY_TIMEOUT, "outcome-unknown"));
 }

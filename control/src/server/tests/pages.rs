@@ -110,8 +110,8 @@ async fn a_proposal_that_is_decided_between_two_pages_is_read_once() {
     }
     let approve_all = async || {
         let (member, secret) = alice();
-        let open: Vec<Proposal> = server
-            .cluster(|cluster| cluster.open_proposals().values().map(|open| open.proposal.clone()).collect());
+        let open: Vec<Proposal> =
+            server.cluster(|cluster| cluster.drafts().values().map(|draft| draft.proposal.clone()).collect());
         let first = open.first().unwrap();
         let ballot = human_chain::vote(secret, member, first.history, first, Choice::Approve, wall_clock());
         must(server, Action::CastBallot(Box::new(ballot))).await;

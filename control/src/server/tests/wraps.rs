@@ -81,7 +81,7 @@ impl Lab {
         });
         let vote = ballot(&proposal);
         let path = format!("/v1/proposals/{}/ballots", proposal.id());
-        self.must(Method::POST, "/v1/proposals", &SubmitProposal { proposal }).await;
+        self.must(Method::POST, "/v1/proposals", &SubmitProposal { proposal, ballot: None }).await;
         self.must(Method::POST, &path, &vote).await;
     }
 

@@ -59,7 +59,7 @@ impl TestCircle {
             name: "test".into(),
             founded_at: now,
             members: members.collect(),
-            policy: Policy { quorums, passkeys: None, veto_seconds: 0 },
+            policy: Policy { quorums, passkeys: None, veto_seconds: 0, proposer_counts: true },
             control: control.iter().enumerate().map(replica).collect(),
             nodes,
             tokens: vec![],

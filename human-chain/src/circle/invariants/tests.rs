@@ -49,7 +49,7 @@ fn all_of(people: &[&str]) -> Policy {
     let quorums = [ActionClass::Routine, ActionClass::Sensitive].map(|class| (class, rule.clone())).into();
     let origins = ["http://localhost:8080".to_string()].into();
     let passkeys = Some(PasskeyPolicy { rp_id: "localhost".into(), origins, routine: true });
-    Policy { quorums, passkeys, veto_seconds: 0 }
+    Policy { quorums, passkeys, veto_seconds: 0, proposer_counts: true }
 }
 
 /// Returns the change after which the first of these people and a new second one are the members.

@@ -5,7 +5,7 @@ pub(crate) mod samples;
 pub(crate) mod script;
 pub(crate) mod sim;
 
-use human_chain::{MemberSecret, propose, recipient_key, sign_genesis, sign_wrap, vote};
+use human_chain::{MemberSecret, propose, recipient_key, sign_genesis, sign_withdrawal, sign_wrap, vote};
 use protocol::agent::{Gpu, NodeResources, SlotReport, SlotState, SyncRequest};
 use protocol::governance::*;
 use protocol::keys::{ByteString, EncryptionKey};
@@ -244,6 +244,7 @@ pub(crate) fn genesis(nodes: &[NodeSpec]) -> SignedGenesis {
             quorums: BTreeMap::from([(ActionClass::Routine, quorum(2)), (ActionClass::Sensitive, quorum(3))]),
             passkeys: None,
             veto_seconds: 0,
+            proposer_counts: true,
         },
         control: (1..=3).map(replica).collect(),
         nodes: nodes.iter().map(|node| node.admission.clone()).collect(),
@@ -362,6 +363,16 @@ impl World {
 
     pub(crate) fn ballot(&self, name: &str, proposal: &Proposal, choice: Choice) -> SignedBallot {
         vote(&secrets()[&member(name)], member(name), proposal.history, proposal, choice, self.now)
+    }
+
+    /// Opens a proposal by the approval of this member.
+    pub(crate) fn open_by(&mut self, name: &str, proposal: &Proposal) -> Reply {
+        self.must(self.opening(name, proposal))
+    }
+
+    pub(crate) fn opening(&self, name: &str, proposal: &Proposal) -> Action {
+        let ballot = Box::new(self.ballot(name, proposal, Choice::Approve));
+        Action::OpenProposal { proposal: Box::new(proposal.clone()), ballot }
     }
 
     /// Submits a proposal and lets the first members approve it until the quorum is reached; returns the
@@ -535,6 +546,13 @@ impl World {
         runs.map(|(slot, holding)| format!("{slot}@{}", self.cluster.node_name(&holding.order.node)))
             .collect()
     }
+}
+
+/// Returns a member's signed withdrawal of a proposal or of a draft.
+pub(crate) fn withdrawn(name: &str, proposal: &Proposal, draft: bool) -> Action {
+    let withdrawal = Withdrawal { proposal: proposal.id(), draft, member: member(name) };
+    let signed = sign_withdrawal(&secrets()[&member(name)], withdrawal);
+    Action::Withdraw { proposal: proposal.id(), withdrawal: Some(Box::new(signed)) }
 }
 
 /// Returns the same reading of each replica's clock.

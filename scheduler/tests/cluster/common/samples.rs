@@ -43,11 +43,14 @@ pub(crate) fn running() -> World {
     world.execute();
     world.must(Action::Enrol(Box::new(node("n9", 1000, 1024).admission)));
     let rejected = world.proposal(deploy(manifest("never", 1, 1, 100, 64)));
-    world.must(Action::SubmitProposal(Box::new(rejected.clone())));
+    world.open_by("carol", &rejected);
     for who in ["alice", "bob"] {
         let ballot = world.ballot(who, &rejected, Choice::Reject);
         world.must(Action::CastBallot(Box::new(ballot)));
     }
+    let draft = world.proposal(deploy(manifest("drafted", 1, 1, 100, 64)));
+    let operator = Actor::Token("operator".parse().unwrap());
+    assert!(!matches!(world.apply(operator, Action::SubmitProposal(Box::new(draft))), Reply::Refused { .. }));
     let open = waiting(&world);
     world.must(Action::SubmitProposal(Box::new(open.clone())));
     let ballot = world.ballot("alice", &open, Choice::Approve);
@@ -83,7 +86,9 @@ pub(crate) fn commands(world: &World) -> Vec<(&'static str, Command)> {
         quorums: BTreeMap::from([(ActionClass::Routine, quorum(3)), (ActionClass::Sensitive, quorum(2))]),
         passkeys: None,
         veto_seconds: 3600,
+        proposer_counts: false,
     };
+    let of = |name: &str| world.proposal(deploy(manifest(name, 1, 1, 100, 64)));
     let submit = |change| Action::SubmitProposal(Box::new(world.proposal(change)));
     let retire = Change::Retire { service: service_name("chat"), grace_seconds: 30 };
     let all: Vec<(&'static str, Actor, Action)> = vec![
@@ -95,6 +100,10 @@ pub(crate) fn commands(world: &World) -> Vec<(&'static str, Command)> {
         ("submit-remove", operator(), submit(Change::RemoveNode { node: "n1".parse().unwrap() })),
         ("submit-forget", operator(), submit(forget("spare", 604_800))),
         ("submit-members", operator(), submit(Change::SetMembers { members, policy, proofs: [].into() })),
+        ("draft", operator(), drafted(manifest("drafted-too", 1, 2, 500, 128))),
+        ("open", Actor::Member(member("bob")), world.opening("bob", &of("opened"))),
+        ("withdraw", Actor::Member(member("alice")), withdrawn("alice", &waiting(world), false)),
+        ("withdraw-draft", operator(), withdraw_draft(world)),
         ("cast", Actor::Member(member("bob")), Action::CastBallot(Box::new(ballot))),
         ("cast-no", Actor::Member(member("carol")), Action::CastBallot(Box::new(dissent))),
         ("register", operator(), world.register(model("llama", 3 << 30), &[node_id("n1")])),
@@ -118,6 +127,20 @@ pub(crate) fn commands(world: &World) -> Vec<(&'static str, Command)> {
         Command { clocks: later.clocks.clone(), actor: operator(), action, idempotency: Some(once("new")) },
     ));
     all
+}
+
+/// Returns the command that drafts the deployment of this manifest.
+pub(crate) fn drafted(manifest: ServiceManifest) -> Action {
+    let manifest = Box::new(Manifest::Service(manifest));
+    Action::DraftDeployment { manifest, reason: "a test".into() }
+}
+
+/// Returns the command with which the maker of the first draft withdraws it.
+fn withdraw_draft(world: &World) -> Action {
+    let operator = Actor::Token("operator".parse().unwrap());
+    let mut drafts = world.cluster.drafts().iter();
+    let (id, _) = drafts.find(|(_, draft)| draft.actor == operator).unwrap();
+    Action::Withdraw { proposal: *id, withdrawal: None }
 }
 
 /// Returns a node's complaint about the wrap that it holds.

@@ -116,6 +116,8 @@ impl ScriptRunner {
                 let choice = serde_json::from_value(serde_json::json!(choice)).unwrap();
                 Action::CastBallot(Box::new(self.world.ballot(name, self.proposal(label), choice)))
             }
+            ["withdraw", label] => Action::Withdraw { proposal: self.proposal(label).id(), withdrawal: None },
+            ["withdraw", label, "as", name] => withdrawn(name, self.proposal(label), false),
             ["tick"] => Action::Tick,
             ["scale", name, replicas] => {
                 Action::Scale { service: service_name(name), replicas: replicas.parse().unwrap() }
@@ -150,7 +152,12 @@ impl ScriptRunner {
                     [ActionClass::Routine, ActionClass::Sensitive].map(|class| (class, all.clone()));
                 let state = self.world.cluster.circle_state().unwrap();
                 let members = names.iter().map(|name| state.member(&member(name)).unwrap().clone()).collect();
-                let policy = Policy { quorums: quorums.into(), passkeys: None, veto_seconds: 0 };
+                let policy = Policy {
+                    quorums: quorums.into(),
+                    passkeys: None,
+                    veto_seconds: 0,
+                    proposer_counts: true,
+                };
                 Change::SetMembers { members, policy, proofs: [].into() }
             }
             _ => return None,
