@@ -5,7 +5,7 @@ use crate::common::*;
 use human_chain::{MemberSecret, propose, unsigned_ballot, vote};
 use protocol::Digest;
 use protocol::api::ProposalState;
-use protocol::governance::{BallotSignature, Change, Choice, Policy, Proposal, SignedBallot};
+use protocol::governance::{ActionClass, BallotSignature, Change, Choice, Policy, Proposal, SignedBallot};
 use protocol::limits::{CLOCK_GRACE_MS, PROPOSALS_OPEN_MAX};
 use scheduler::limits::*;
 use scheduler::*;
@@ -178,7 +178,7 @@ fn attack_a_leaked_token_takes_no_place_of_a_proposal() {
 /// Attacks on the ballot that opens a proposal. None leaves a trace.
 #[test]
 fn attack_a_proposal_without_the_approval_of_a_member() {
-    let mut world = two_nodes();
+    let mut world = two_of_three(true);
     world.approve(Change::SuspendMember { member: member("carol"), halts: [].into() });
     let (wanted, other) = (numbered(&world, 1, 0, 3_600_000), numbered(&world, 2, 0, 3_600_000));
     let mut outsider = world.ballot("alice", &wanted, Choice::Approve);
@@ -389,18 +389,22 @@ fn attack_one_member_burns_proposals_without_end() {
     assert_eq!(open(&mut world, "bob", &rejected), "proposal-not-found");
 }
 
+/// Returns a cluster whose circle decides everything by two of its three members.
+fn two_of_three(proposer_counts: bool) -> World {
+    let mut world = two_nodes();
+    let circle = world.cluster.circle_state().unwrap();
+    let members: Vec<_> = circle.members().cloned().collect();
+    let quorums = [ActionClass::Routine, ActionClass::Sensitive].map(|class| (class, quorum(2))).into();
+    let policy = Policy { quorums, proposer_counts, ..circle.policy().clone() };
+    world.approve(Change::SetMembers { members, policy, proofs: [].into() });
+    world
+}
+
 /// A circle may decide that a proposer's own ballot does not count.
 #[test]
 fn a_proposal_needs_one_more_member_where_the_proposer_does_not_count() {
     for (proposer_counts, after_two) in [(true, ProposalState::Approved), (false, ProposalState::Open)] {
-        let mut world = two_nodes();
-        let circle = world.cluster.circle_state().unwrap();
-        let members: Vec<_> = circle.members().cloned().collect();
-        let quorums =
-            [protocol::governance::ActionClass::Routine, protocol::governance::ActionClass::Sensitive];
-        let quorums = quorums.map(|class| (class, quorum(2))).into();
-        let policy = Policy { quorums, proposer_counts, ..circle.policy().clone() };
-        world.approve(Change::SetMembers { members, policy, proofs: [].into() });
+        let mut world = two_of_three(proposer_counts);
         let wanted = numbered(&world, 1, 0, 3_600_000);
         assert_eq!(open(&mut world, "alice", &wanted), "ok");
         cast(&mut world, "bob", &wanted, Choice::Approve);

@@ -86,7 +86,7 @@ pub(crate) fn commands(world: &World) -> Vec<(&'static str, Command)> {
         quorums: BTreeMap::from([(ActionClass::Routine, quorum(3)), (ActionClass::Sensitive, quorum(2))]),
         passkeys: None,
         veto_seconds: 3600,
-        proposer_counts: false,
+        proposer_counts: true,
     };
     let of = |name: &str| world.proposal(deploy(manifest(name, 1, 1, 100, 64)));
     let submit = |change| Action::SubmitProposal(Box::new(world.proposal(change)));
