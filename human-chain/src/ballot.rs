@@ -146,7 +146,7 @@ pub struct Tally {
 #[must_use]
 pub fn tally(state: &CircleState, proposal: &Proposal, ballots: &[SignedBallot]) -> Tally {
     let ballot_box = BallotBox::new(state, proposal);
-    count(state, proposal, ballots, |signed| ballot_box.check(signed)).0
+    count(state, proposal, ballots, |signed| ballot_box.check(signed)).tally
 }
 
 /// Builds a certificate from the valid approvals among these ballots: one per member, sorted by member.
@@ -159,10 +159,9 @@ pub fn certify(
     ballots: &[SignedBallot],
 ) -> Result<Certificate, ChainError> {
     let ballot_box = BallotBox::new(state, proposal);
-    let (tally, mut approvals) = count(state, proposal, ballots, |signed| ballot_box.check(signed));
-    let by_key = approvals.iter().any(|(_, signed)| signed.is_hybrid());
-    let Tally { approved: in_force, joining: proposed, .. } = tally;
-    require_quorum(state, proposal, &Approvals { in_force, proposed, by_key })?;
+    let Counted { given, mut approvals, .. } =
+        count(state, proposal, ballots, |signed| ballot_box.check(signed));
+    require_quorum(state, proposal, &given)?;
     approvals.sort_by_key(|(electorate, _)| *electorate);
     Ok(assemble(proposal, approvals.into_iter().map(|(_, signed)| signed)))
 }
@@ -180,14 +179,21 @@ pub fn assemble<'a>(proposal: &Proposal, ballots: impl IntoIterator<Item = &'a S
     Certificate { proposal: proposal.clone(), ballots }
 }
 
-/// Returns the tally and the approvals that count. Each ballot is verified once, which costs two signature
-/// checks.
+/// Result of one count: the tally, and the approvals that it was made from.
+struct Counted<'a> {
+    tally: Tally,
+    given: Approvals,
+    /// Ballots of the approvals, in the order of their arrival.
+    approvals: Vec<(Electorate, &'a SignedBallot)>,
+}
+
+/// Counts the ballots. Each is verified once, which costs two signature checks.
 fn count<'a>(
     state: &CircleState,
     proposal: &Proposal,
     ballots: &'a [SignedBallot],
     mut check: impl FnMut(&SignedBallot) -> Result<Electorate, ChainError>,
-) -> (Tally, Vec<(Electorate, &'a SignedBallot)>) {
+) -> Counted<'a> {
     let (mut given, mut denied) = (Approvals::default(), Approvals::default());
     let (mut approvals, mut refused) = (Vec::new(), Vec::new());
     for signed in ballots {
@@ -209,7 +215,7 @@ fn count<'a>(
     let vetoed = is_vetoable(state, &proposal.change) && !denied.in_force.is_empty();
     let with_a_key = Approvals { by_key: true, ..given.clone() };
     let only_passkeys = !given.by_key && is_approved(state, &proposal.change, &with_a_key);
-    let Approvals { in_force: approved, proposed: joining, .. } = given;
+    let Approvals { in_force: approved, proposed: joining, .. } = given.clone();
     let Approvals { in_force: rejected, proposed: declined, .. } = denied;
     debug_assert_eq!(approvals.len(), approved.len() + joining.len(), "each that approved has one approval");
     debug_assert!(approved.is_disjoint(&rejected), "no member both approves and rejects");
@@ -224,7 +230,8 @@ fn count<'a>(
     );
     debug_assert!(approved.union(&rejected).all(|id| state.member(id).is_some()), "only members are counted");
     let reached = reached && !vetoed;
-    (Tally { approved, rejected, joining, missing, reached, only_passkeys, refused }, approvals)
+    let tally = Tally { approved, rejected, joining, missing, reached, only_passkeys, refused };
+    Counted { tally, given, approvals }
 }
 
 /// Returns whether these approvals reach the quorum in force of a change's class, one of them hybrid. A
@@ -473,10 +480,11 @@ mod tests {
             let cast = ballots(&people, &proposal, choices);
             let checked = Cell::new(0);
             let ballot_box = BallotBox::new(&state, &proposal);
-            let (tally, approvals) = count(&state, &proposal, &cast, |signed| {
+            let Counted { tally, given, approvals } = count(&state, &proposal, &cast, |signed| {
                 checked.set(checked.get() + 1);
                 ballot_box.check(signed)
             });
+            assert_eq!((&given.in_force, given.by_key), (&tally.approved, !tally.approved.is_empty()));
             assert_eq!(checked.get(), cast.len(), "{choices:?}");
             let kept: BTreeSet<MemberId> =
                 approvals.iter().map(|(_, signed)| signed.ballot.member.clone()).collect();
@@ -490,7 +498,7 @@ mod tests {
         let (people, state, proposal) = circle();
         let cast = ballots(&people, &proposal, &[(0, Choice::Approve), (1, Choice::Approve)]);
         let refuse = |signed: &SignedBallot| Err(ChainError::NotAMember(signed.ballot.member.clone()));
-        let (tally, approvals) = count(&state, &proposal, &cast, refuse);
+        let Counted { tally, approvals, .. } = count(&state, &proposal, &cast, refuse);
         assert!(approvals.is_empty() && tally.approved.is_empty() && !tally.reached);
         assert_eq!(tally.refused.len(), 2);
         assert_eq!(tally.missing.len(), 3, "a member whose ballot was refused may still vote");

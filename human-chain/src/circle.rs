@@ -11,6 +11,7 @@
 mod advance;
 mod invariants;
 mod passkeys;
+mod signers;
 
 use crate::approved::Approved;
 use crate::history::HistoryTree;
@@ -32,6 +33,7 @@ use protocol::{
     CircleId, Digest, Epoch, HaltId, MemberId, Millis, ModelName, ModelRoot, NodeId, NodeName, ProposalId,
     PublicKey, ServiceName, limits,
 };
+use signers::FormerSigners;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Epoch of a new circle.
@@ -101,6 +103,8 @@ pub struct CircleState {
     former_members: BTreeSet<MemberId>,
     /// Digests of the keys that members had and have no longer.
     former_keys: BTreeSet<Digest>,
+    /// Signing keys that members had and have no longer, by which halts may stand.
+    former_signers: BTreeMap<MemberId, FormerSigners>,
     /// Suspended members, each with those of its halts that stand.
     suspended: BTreeMap<MemberId, BTreeSet<Digest>>,
     policy: Policy,
@@ -168,6 +172,7 @@ impl CircleState {
             members,
             former_members: BTreeSet::new(),
             former_keys: BTreeSet::new(),
+            former_signers: BTreeMap::new(),
             suspended: BTreeMap::new(),
             policy: genesis.policy.clone(),
             passkeys: BTreeMap::new(),
@@ -268,10 +273,14 @@ impl CircleState {
             }
             self.former_keys.extend(form::member_keys(&member).map(former_key));
             // New keys, or none: the suspension was of the old ones.
-            if self.suspended.remove(&id).is_some() {
+            let left = self.suspended.remove(&id);
+            if left.is_some() {
                 self.end_value(&member_subject(&id));
             }
-            if !self.members.contains_key(&id) {
+            if self.members.contains_key(&id) {
+                self.give_up_signer(&member, left.as_ref());
+            } else {
+                self.former_signers.remove(&id);
                 self.former_members.insert(id);
             }
         }
@@ -337,6 +346,21 @@ impl CircleState {
             None => Err(ChainError::HistoryShorter { known: seen.size, length: self.length() }),
             Some(root) if root != seen.root => Err(ChainError::HistoryForked { size: seen.size }),
             Some(_) => Ok(()),
+        }
+    }
+
+    /// Checks the head that another party claims for its history of this circle: it lacks and changes no
+    /// decision of this one. A longer one may be shown later.
+    ///
+    /// # Errors
+    /// Returns an error when the other history ends before this one, or differs from it.
+    pub fn check_claimed(&self, claimed: &HistoryHead) -> Result<(), ChainError> {
+        match self.history.root_at(claimed.size) {
+            Some(root) if root != claimed.root => Err(ChainError::HistoryForked { size: claimed.size }),
+            Some(_) if claimed.size < self.length() => {
+                Err(ChainError::HistoryShorter { known: self.length(), length: claimed.size })
+            }
+            Some(_) | None => Ok(()),
         }
     }
 
@@ -542,6 +566,7 @@ mod tests {
             members: BTreeMap::new(),
             former_members: BTreeSet::new(),
             former_keys: BTreeSet::new(),
+            former_signers: BTreeMap::new(),
             suspended: BTreeMap::new(),
             policy: Policy {
                 quorums: BTreeMap::new(),

@@ -2,6 +2,7 @@
 
 use crate::show_time;
 use protocol::canonical::CanonicalError;
+use protocol::display::counted;
 use protocol::error_code::{self, ErrorCode};
 use protocol::governance::ActionClass;
 use protocol::halt::HALTS_PER_MEMBER_MAX;
@@ -46,7 +47,7 @@ pub enum ChainError {
         current: Epoch,
     },
     /// A signer or this machine has seen more decisions than the history has.
-    #[error("the history ends after {length} decisions; {known} are known to exist")]
+    #[error("the history ends after {}; {known} are known to exist", counted(*length, "decision"))]
     HistoryShorter {
         /// Number of decisions that were seen before.
         known: u64,
@@ -160,7 +161,7 @@ pub enum ChainError {
         now: Millis,
     },
     /// The approvals do not reach the quorum of the proposed members.
-    #[error("{approvals} approvals do not reach the quorum of the proposed members: {needed}")]
+    #[error("{} the quorum of the proposed members: {needed}", fall_short(*approvals))]
     ProposedQuorumNotReached {
         /// Number of proposed members that approved.
         approvals: usize,
@@ -228,7 +229,7 @@ pub enum ChainError {
         approvals: usize,
     },
     /// The approvals do not reach the quorum.
-    #[error("{approvals} approvals do not reach the {} quorum: {needed}", title(*class))]
+    #[error("{} the {} quorum: {needed}", fall_short(*approvals), title(*class))]
     QuorumNotReached {
         /// Action class of the change.
         class: ActionClass,
@@ -280,6 +281,12 @@ pub enum ChainError {
     /// The signature of a node does not verify.
     #[error("the signature of node {0} does not hold")]
     NodeSignatureInvalid(NodeId),
+}
+
+/// Returns `1 approval does not reach`, `2 approvals do not reach`.
+fn fall_short(approvals: usize) -> String {
+    let verb = if approvals == 1 { "does" } else { "do" };
+    format!("{} {verb} not reach", counted(approvals as u64, "approval"))
 }
 
 /// Returns the class as the recorded histories print it; `Display` prints it as a manifest does.

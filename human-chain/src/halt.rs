@@ -1,8 +1,9 @@
 //! Halts: signing, verification, and which of them stand.
 //!
-//! A halt is verified once, when a party takes it. From then on it stands until the circle lifts it or its
-//! member leaves: a change of the member's keys ends no halt. Verification is a function of the circle's
-//! state alone, so it needs no order and no time.
+//! A halt is verified once, when a party takes it. From then on it stands until the circle lifts it or voids
+//! it by a suspension, or its member leaves. A change of the member's keys ends no halt: a halt names the
+//! signing key of its member, and is judged by the keys of that time. Verification is a function of the
+//! circle's state alone, so it needs no order and no time.
 
 mod book;
 
@@ -47,8 +48,9 @@ impl VerifiedHalt {
 /// Verifies a halt that is not known yet.
 ///
 /// # Errors
-/// Returns the first check that fails, in this order: size; circle and form; lifted or not; the member; both
-/// halves of its signature.
+/// Returns the first check that fails, in this order: size; circle and form; lifted or not; the member and its
+/// suspension; both halves of the signature by its keys in force. A halt of former keys is taken only if the
+/// suspension that ended them names it.
 pub fn check_halt(state: &CircleState, signed: SignedHalt) -> Result<VerifiedHalt, ChainError> {
     let length = to_bytes(&signed).len();
     if length > HALT_BYTES_MAX {
@@ -61,8 +63,15 @@ pub fn check_halt(state: &CircleState, signed: SignedHalt) -> Result<VerifiedHal
     if state.lifted(&id).is_some() {
         return Err(ChainError::HaltLifted(id));
     }
-    let member = state.active_member(&halt.member)?;
-    if !signature_holds(&member.keys, HALT_DOMAIN, &to_bytes(halt), &signed.signature) {
+    let member = state.member(&halt.member).ok_or_else(|| ChainError::NotAMember(halt.member.clone()))?;
+    let is_void = || !state.signer_counts(&id, halt);
+    if state.is_suspended(&halt.member) && is_void() {
+        return Err(ChainError::MemberSuspended(halt.member.clone()));
+    }
+    let is_in_force = halt.signer == member.keys.ed25519;
+    let is_signed = || signature_holds(&member.keys, HALT_DOMAIN, &to_bytes(halt), &signed.signature);
+    let is_sound = if is_in_force { is_signed() } else { state.is_vouched_for(&id, halt) };
+    if !is_sound || is_void() {
         return Err(ChainError::SignatureInvalid(halt.member.clone()));
     }
     debug_assert!(halt_stands(state, &id, halt), "what is verified stands");
@@ -88,15 +97,13 @@ fn check_form(state: &CircleState, halt: &Halt) -> Result<(), ChainError> {
     }
 }
 
-/// Returns whether a halt that was verified stands now: its member belongs to the circle, and the circle has
-/// neither lifted it nor left it out of the suspension of its member. Every party asks this function, and no
-/// other, which halts count.
+/// Returns whether a halt that was verified stands now: its member belongs to the circle, has or had the key
+/// that it names, and the circle has neither lifted it nor left it out of a suspension of that key. Every
+/// party asks this function, and no other, which halts count.
 #[must_use]
 pub fn halt_stands(state: &CircleState, id: &HaltId, halt: &Halt) -> bool {
     debug_assert_eq!(*id, halt.id(), "a halt is known by its own id");
-    let is_left = state.suspended().get(&halt.member).is_none_or(|left| left.contains(&id.0));
-    let is_members = state.member(&halt.member).is_some();
-    halt.circle == state.id() && is_members && is_left && state.lifted(id).is_none()
+    halt.circle == state.id() && state.signer_counts(id, halt) && state.lifted(id).is_none()
 }
 
 /// Returns whether a halt stops the slots of this service on this node.

@@ -58,7 +58,7 @@ pub use quorum::{
 };
 pub use render::{
     RENDERER_VERSION, Rendering, describe_halt, describe_scope, passkey_words, render, render_difference,
-    render_genesis, show_time, words_of,
+    render_genesis, show_duration, show_time, words_of,
 };
 pub use subject::{class_of, subject_of};
 pub use waiting::{check_waited, is_vetoable, takes_effect_at, waiting_ms};

@@ -5,7 +5,7 @@
 //!
 //! A version of the renderer never changes; a new text format needs a new version, because old ballots signed
 //! the old text, and each ballot is judged by the renderer of its own version. The golden files under
-//! `tests/golden` pin version 3, the first of which a release will read ballots.
+//! `tests/golden` pin version 4, the first of which a release will read ballots.
 //!
 //! Each line begins with a margin mark. A terminal that breaks a long line gives its rest no mark, and no
 //! value contains one, so no text of a proposer can pass for a field.
@@ -18,12 +18,13 @@ mod halts;
 mod words;
 
 pub use difference::render_difference;
-pub use escape::show_time;
+pub use escape::{show_duration, show_time};
 pub use genesis::render_genesis;
 pub use halts::{describe_halt, describe_scope};
 
-use escape::{quoted, show_bytes, show_duration};
+use escape::{quoted, show_bytes};
 use protocol::canonical::to_bytes;
+use protocol::display::counted;
 use protocol::governance::{Change, Member, NodeAdmission, Policy, Proposal, RENDERING_DOMAIN};
 use protocol::manifest::{Manifest, ModelChoice, ServiceManifest, Task};
 use protocol::passkey::PASSKEY_DOMAIN;
@@ -31,7 +32,7 @@ use protocol::{Digest, MemberId, Passkey};
 use std::collections::BTreeMap;
 
 /// Version of the text that [`render`] makes.
-pub const RENDERER_VERSION: u32 = 3;
+pub const RENDERER_VERSION: u32 = 4;
 
 /// Mark at the left margin of each line. [`quoted`] escapes it.
 const MARGIN: char = '|';
@@ -111,7 +112,7 @@ fn sentence(proposal: &Proposal) -> String {
             )
         }
         Change::ForgetModel { model, grace_seconds } => format!(
-            "Forget the {} for ever: its key and all its stored bytes are deleted {} after the last \
+            "Forget the {} permanently: its key and all its stored bytes are deleted {} after the last \
              approval, and no machine can read it again.",
             model_words(model),
             show_duration(u64::from(*grace_seconds))
@@ -205,18 +206,18 @@ fn service_sentence(service: &ServiceManifest) -> String {
     )
 }
 
-/// Returns what a node does with the replicas that it holds while it does not hear the control plane.
+/// Returns what a node does with the replicas that it holds while the control plane does not answer it.
 fn autonomy_sentence(service: &ServiceManifest) -> String {
     let time = show_duration(service.autonomy_seconds);
     if service.exclusive {
         return format!(
-            "No slot lives on two nodes: a node that does not hear the control plane ends its replicas \
+            "No slot lives on two nodes: a node that gets no answer from the control plane ends its replicas \
              after {time}."
         );
     }
     format!(
-        "A node that does not hear the control plane keeps its replicas for up to {time}, so a slot may \
-         meanwhile live on each node that held it."
+        "A node that gets no answer from the control plane keeps its replicas for up to {time}; until then \
+         a slot may live on each node that held it."
     )
 }
 
@@ -234,8 +235,4 @@ fn admit_sentence(node: &NodeAdmission, exists: bool) -> String {
         quoted(&node.region),
         roles.join(", ")
     )
-}
-
-fn counted(count: u64, noun: &str) -> String {
-    if count == 1 { format!("1 {noun}") } else { format!("{count} {noun}s") }
 }

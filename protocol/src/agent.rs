@@ -2,7 +2,7 @@
 
 use crate::digest::Digest;
 use crate::gateway::RouteTable;
-use crate::governance::{Bundle, NodeAdmission, SignedGenesis};
+use crate::governance::{Bundle, HistoryHead, NodeAdmission, SignedGenesis};
 use crate::ids::{Fence, Millis, NodeId, ServiceName, SlotIndex};
 use crate::keys::PublicKey;
 use crate::manifest::Isolation;
@@ -193,6 +193,9 @@ pub struct SyncResponse {
     pub now: Millis,
     /// Lease in milliseconds, counted from the time at which the node *sent* its request.
     pub lease_ms: u64,
+    /// Head of the history that control serves. The agent refuses an answer whose history lacks or changes a
+    /// decision that it has verified.
+    pub history: HistoryHead,
     /// Governance bundles after those that the agent has, in order: as many as fit into
     /// [`crate::limits::HISTORY_PAGE_BYTES_MAX`]. The agent is up to date once there are none.
     pub governance: Vec<Bundle>,

@@ -7,6 +7,12 @@ use crate::governance::{ActionClass, Choice, NodeRole, TokenScope};
 use crate::manifest::Isolation;
 use std::fmt;
 
+/// Returns a number with its noun, in the plural unless it is one: `1 halt`, `2 halts`.
+#[must_use]
+pub fn counted(count: u64, noun: &str) -> String {
+    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
+}
+
 macro_rules! display {
     ($($kind:ident: $($variant:ident = $name:literal),+;)+) => {
         $(impl fmt::Display for $kind {
@@ -18,6 +24,12 @@ macro_rules! display {
         #[cfg(test)]
         mod tests {
             use super::*;
+
+            #[test]
+            fn a_number_of_one_has_a_noun_in_the_singular() {
+                let shown = [0, 1, 2].map(|count| counted(count, "halt"));
+                assert_eq!(shown, ["0 halts", "1 halt", "2 halts"]);
+            }
 
             #[test]
             fn a_value_is_shown_as_it_is_serialized() {

@@ -1,9 +1,12 @@
-//! Route table that an agent pushes to its gateway: services with their slots, and API keys.
+//! Route table that an agent pushes to its gateway: services with their slots, and API keys. A longer list
+//! than a limit allows is refused when it is read.
 
 use crate::digest::Digest;
 use crate::ids::{Fence, ModelName, NodeId, ServiceName, SlotIndex, TokenName};
+use crate::limits::{API_KEYS_MAX, ROUTED_SERVICES_MAX, SLOTS_MAX};
 use crate::manifest::Task;
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
 
 /// Route to one slot: the slot and the node that holds it.
@@ -30,7 +33,8 @@ pub struct RoutedService {
     pub model: ModelName,
     /// Task that the service performs.
     pub task: Task,
-    /// Slots of the service, each with the node that holds it.
+    /// Slots of the service, each with the node that holds it; at most [`SLOTS_MAX`].
+    #[serde(deserialize_with = "at_most::<{ SLOTS_MAX as usize }, _, _>")]
     pub routes: Vec<Route>,
 }
 
@@ -52,9 +56,11 @@ pub struct ApiKey {
 pub struct RouteTable {
     /// Version; rises with every change. The gateway ignores an older table.
     pub version: u64,
-    /// Services, by name.
+    /// Services, by name; at most [`ROUTED_SERVICES_MAX`].
+    #[serde(deserialize_with = "at_most::<ROUTED_SERVICES_MAX, _, _>")]
     pub services: Vec<RoutedService>,
-    /// API keys, by name.
+    /// API keys, by name; at most [`API_KEYS_MAX`].
+    #[serde(deserialize_with = "at_most::<API_KEYS_MAX, _, _>")]
     pub api_keys: Vec<ApiKey>,
 }
 
@@ -66,4 +72,65 @@ pub struct TableAccepted {
     pub version: u64,
     /// Number of connected workers with a valid ticket.
     pub workers: u32,
+}
+
+/// Reads a list of limited length.
+fn at_most<'de, const MOST: usize, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Vec<T>, D::Error> {
+    let items = Vec::deserialize(deserializer)?;
+    if items.len() > MOST {
+        return Err(D::Error::custom(format!("{} items; accepted: at most {MOST}", items.len())));
+    }
+    Ok(items)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::PublicKey;
+    use crate::canonical::{from_bytes, to_bytes};
+
+    /// Attack: control sends a table that fills the memory of the agent and its gateway.
+    #[test]
+    fn a_table_is_read_up_to_its_limits() {
+        let route = Route {
+            slot: SlotIndex(0),
+            fence: Fence::new(1, 1),
+            node: NodeId(PublicKey([1; 32])),
+            draining: false,
+        };
+        let service = |routes: usize| RoutedService {
+            service: "chat".parse().expect("a name"),
+            model: "tiny".parse().expect("a name"),
+            task: Task::Embed,
+            routes: vec![route.clone(); routes],
+        };
+        let key = ApiKey {
+            name: "app".parse().expect("a name"),
+            hash: Digest::of(b"key"),
+            requests_per_minute: None,
+        };
+        let table = |routes, services, keys| RouteTable {
+            version: 1,
+            services: vec![service(routes); services],
+            api_keys: vec![key.clone(); keys],
+        };
+        let slots = SLOTS_MAX as usize;
+        let is_read = |table: RouteTable| {
+            let bytes = to_bytes(&table);
+            from_bytes::<RouteTable>(&bytes, bytes.len()).is_ok_and(|read| read == table)
+        };
+        for (routes, services, keys) in [(slots, 1, 0), (0, ROUTED_SERVICES_MAX, 0), (0, 0, API_KEYS_MAX)] {
+            assert!(
+                is_read(table(routes, services, keys)),
+                "the positive control: {routes} {services} {keys}"
+            );
+        }
+        for (routes, services, keys) in
+            [(slots + 1, 1, 0), (0, ROUTED_SERVICES_MAX + 1, 0), (0, 0, API_KEYS_MAX + 1)]
+        {
+            assert!(!is_read(table(routes, services, keys)), "{routes} {services} {keys}");
+        }
+    }
 }

@@ -8,7 +8,7 @@
 use crate::canonical::{self, CanonicalError};
 use crate::digest::Digest;
 use crate::ids::{CircleId, HaltId, MemberId, Millis, NodeName, ServiceName, SlotIndex};
-use crate::keys::HybridSignature;
+use crate::keys::{HybridSignature, PublicKey};
 use crate::limits::{BALLOT_BYTES_MAX, MEMBERS_MAX};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -58,6 +58,23 @@ pub enum HaltScope {
     Circle,
 }
 
+impl HaltScope {
+    /// Names of the kinds of scopes, as metrics label them.
+    pub const KINDS: [&'static str; 4] = ["service", "node", "region", "circle"];
+
+    /// Returns the kind of this scope: one of [`Self::KINDS`].
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        let at = match self {
+            Self::Service(_) => 0,
+            Self::Node(_) => 1,
+            Self::Region(_) => 2,
+            Self::Circle => 3,
+        };
+        Self::KINDS[at]
+    }
+}
+
 /// Statement of one member: stop this now. It needs no other signature.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -66,6 +83,9 @@ pub struct Halt {
     pub circle: CircleId,
     /// Member that halts.
     pub member: MemberId,
+    /// Ed25519 key of the member at the time of signing. The halt is judged by that set of keys, also once
+    /// the member has others.
+    pub signer: PublicKey,
     /// Part of the circle that stops.
     pub scope: HaltScope,
     /// Reason in the member's words; at most [`HALT_REASON_BYTES_MAX`].
@@ -216,6 +236,7 @@ mod tests {
         let halt = Halt {
             circle: circle(),
             member: "alice".parse().expect("a name"),
+            signer: PublicKey([1; 32]),
             scope: HaltScope::Region("ghent".into()),
             reason: "smoke in the hall".into(),
             issued_at: Millis(5),
@@ -234,9 +255,10 @@ mod tests {
     fn an_id_names_every_field_and_not_the_signature() {
         type Edit = fn(&mut Halt);
         let sample = signed(b"1").halt;
-        let edits: [(&str, Edit); 6] = [
+        let edits: [(&str, Edit); 7] = [
             ("circle", |halt| halt.circle = CircleId(Digest::of(b"another"))),
             ("member", |halt| halt.member = "bob".parse().expect("a name")),
+            ("signer", |halt| halt.signer = PublicKey([2; 32])),
             ("scope", |halt| halt.scope = HaltScope::Circle),
             ("reason", |halt| halt.reason.push('.')),
             ("time", |halt| halt.issued_at = Millis(6)),

@@ -12,7 +12,7 @@ pub mod agent_state;
 pub mod api;
 pub mod canonical;
 pub mod digest;
-mod display;
+pub mod display;
 pub mod error_chain;
 pub mod error_code;
 pub mod foreign_text;

@@ -33,6 +33,7 @@ impl CircleState {
     /// - members, policy, nodes, control replicas and tokens have the form that a genesis must have;
     /// - all members that are not suspended reach the quorum of every class together;
     /// - no former member is a member again, and no former key of one is in use;
+    /// - the former signing keys of a member were given up;
     /// - the epoch is the version of the circle, and no two parties of it share a key;
     /// - each subject's version and value are those of the service, node, model or circle in force;
     /// - a service is in force or retired, never both, each by a certificate of its own;
@@ -67,6 +68,11 @@ impl CircleState {
             require!(!self.former_members.contains(id), "former member `{id}` is a member");
             let returned = form::member_keys(member).into_iter().any(|key| self.is_former_key(key));
             require!(!returned, "member `{id}` has a key that was given up");
+        }
+        for (id, signers) in &self.former_signers {
+            require!(self.members.contains_key(id), "`{id}` had signing keys, and is no member");
+            let given_up = signers.keys().all(|key| self.is_former_key(&key.0));
+            require!(given_up, "a former signing key of `{id}` was not given up");
         }
         for (id, halts) in &self.suspended {
             require!(self.members.contains_key(id), "`{id}` is suspended, but no member");

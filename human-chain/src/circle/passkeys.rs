@@ -62,13 +62,16 @@ impl CircleState {
         crate::quorum::describe_rule(&self.quorum_of(change), self.proposer_counts(change))
     }
 
-    /// Returns whether a ballot that was accepted still stands after later decisions. Its passkey is still
-    /// its member's, and was not used with a higher counter in a ballot signed before. A hybrid ballot
-    /// stands.
+    /// Returns whether a ballot by keys in force, once accepted, still stands after later decisions in the
+    /// same epoch. Its member is not suspended. If it is by passkey, that is still its member's, and was not
+    /// used with a higher counter in a ballot signed before.
     #[must_use]
     pub fn ballot_stands(&self, signed: &SignedBallot) -> bool {
-        let BallotSignature::Passkey(assertion) = &signed.signature else { return true };
         let Ballot { member, issued_at, .. } = &signed.ballot;
+        if self.active_member(member).is_err() {
+            return false;
+        }
+        let BallotSignature::Passkey(assertion) = &signed.signature else { return true };
         let last = self.last_counter(member, &assertion.credential, *issued_at);
         let counter = counter_of(assertion);
         self.passkey(member, assertion).is_ok() && (counter > last || (counter, last) == (0, 0))

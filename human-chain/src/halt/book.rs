@@ -7,7 +7,7 @@ use super::{VerifiedHalt, covers, halt_stands};
 use crate::{ChainError, CircleState};
 use protocol::governance::NodeAdmission;
 use protocol::halt::{
-    HALT_BOOK_VERSION, HALTS_PAGE_MAX, HALTS_PER_MEMBER_MAX, Halt, HaltBookRecord, SignedHalt,
+    HALT_BOOK_VERSION, HALTS_PAGE_MAX, HALTS_PER_MEMBER_MAX, Halt, HaltBookRecord, HaltScope, SignedHalt,
 };
 use protocol::{CircleId, HaltId, ServiceName};
 use std::collections::{BTreeMap, VecDeque};
@@ -72,6 +72,17 @@ impl HaltBook {
     pub fn in_force<'a>(&'a self, state: &'a CircleState) -> impl Iterator<Item = &'a Halt> {
         let standing = self.halts.iter().filter(|(id, signed)| halt_stands(state, id, &signed.halt));
         standing.map(|(_, signed)| &signed.halt)
+    }
+
+    /// Returns the number of halts that stand, by the kind of their scope: every kind is listed.
+    #[must_use]
+    pub fn standing_by_kind(&self, state: &CircleState) -> BTreeMap<&'static str, u64> {
+        let mut counts: BTreeMap<_, _> = HaltScope::KINDS.into_iter().map(|kind| (kind, 0)).collect();
+        for halt in self.in_force(state) {
+            *counts.entry(halt.scope.kind()).or_default() += 1;
+        }
+        debug_assert_eq!(counts.len(), HaltScope::KINDS.len(), "each scope has a known kind");
+        counts
     }
 
     /// Returns a halt in force that covers this service on this node.

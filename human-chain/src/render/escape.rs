@@ -5,6 +5,7 @@
 
 use super::MARGIN;
 use protocol::Millis;
+use protocol::display::counted;
 use protocol::manifest::format_bytes;
 
 /// Returns text in quotes, escaped so that different texts always look different. Printable ASCII and the
@@ -74,9 +75,22 @@ pub(super) fn show_bytes(bytes: u64) -> String {
     if bytes < 1024 { format!("{bytes} B") } else { format!("{} ({bytes} B)", format_bytes(bytes)) }
 }
 
-/// Formats a duration for people.
-pub(super) fn show_duration(seconds: u64) -> String {
-    if seconds == 1 { "1 second".into() } else { format!("{seconds} seconds") }
+/// Formats a duration, in the units of people and exact: `1 day 12 hours (129600 seconds)`.
+#[must_use]
+pub fn show_duration(seconds: u64) -> String {
+    const UNITS: [(u64, &str); 4] = [(86_400, "day"), (3_600, "hour"), (60, "minute"), (1, "second")];
+    let exact = counted(seconds, "second");
+    if seconds < 60 {
+        return exact;
+    }
+    let (mut rest, mut parts) = (seconds, Vec::new());
+    for (length, noun) in UNITS.into_iter().filter(|(length, _)| *length <= seconds) {
+        let count = rest / length;
+        rest %= length;
+        parts.extend((count > 0).then(|| counted(count, noun)));
+    }
+    debug_assert!(rest == 0 && !parts.is_empty(), "{seconds} seconds are in whole units");
+    format!("{} ({exact})", parts.join(" "))
 }
 
 #[cfg(test)]
@@ -122,6 +136,24 @@ mod tests {
             assert_eq!(show_time(Millis(time)), expected);
         }
         assert!(show_time(Millis(u64::MAX)).ends_with("(18446744073709551615)"));
+    }
+
+    #[test]
+    fn durations_are_in_the_units_of_people_and_exact() {
+        for (seconds, expected) in [
+            (0, "0 seconds"),
+            (1, "1 second"),
+            (59, "59 seconds"),
+            (60, "1 minute (60 seconds)"),
+            (90, "1 minute 30 seconds (90 seconds)"),
+            (3_600, "1 hour (3600 seconds)"),
+            (86_400, "1 day (86400 seconds)"),
+            (90_061, "1 day 1 hour 1 minute 1 second (90061 seconds)"),
+            (172_800, "2 days (172800 seconds)"),
+        ] {
+            assert_eq!(show_duration(seconds), expected);
+        }
+        assert!(show_duration(u64::MAX).ends_with("(18446744073709551615 seconds)"));
     }
 
     proptest! {

@@ -4,9 +4,10 @@
 //! until it is rendered here. Long keys are represented by their digest.
 
 use super::escape::{quoted, show_bytes, show_duration, show_time};
-use super::{RENDERER_VERSION, counted, halts as halt_texts, passkey_words};
+use super::{RENDERER_VERSION, halts as halt_texts, passkey_words};
 use crate::quorum::describe;
 use protocol::canonical::to_bytes;
+use protocol::display::counted;
 use protocol::governance::{
     ActionClass, Change, GatewayEndpoint, Member, NodeAdmission, NodeRole, Policy, Proposal, StorageEndpoint,
     SubjectVersion,

@@ -5,10 +5,11 @@
 
 use super::escape::{quoted, show_time};
 use super::fields::{self, FieldTexts};
-use super::{RENDERER_VERSION, Rendering, counted, text_of, words};
+use super::{RENDERER_VERSION, Rendering, text_of, words};
 use crate::circle_id;
 use crate::quorum::describe;
 use protocol::Digest;
+use protocol::display::counted;
 use protocol::governance::{
     AccessToken, ControlReplica, GENESIS_RENDERING_DOMAIN, Genesis, NodeAdmission, TokenScope,
 };

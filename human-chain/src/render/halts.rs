@@ -34,7 +34,7 @@ pub(super) fn sentence(halts: &[Halt]) -> String {
 /// Returns the fields of a change that lifts halts.
 pub(super) fn fields(halts: &[Halt]) -> FieldTexts {
     let of_halt = |(number, halt): (usize, &Halt)| {
-        let Halt { circle, member, scope, reason, issued_at, nonce } = halt;
+        let Halt { circle, member, signer, scope, reason, issued_at, nonce } = halt;
         let kind = match scope {
             HaltScope::Service(name) => format!("service {name}"),
             HaltScope::Node(name) => format!("node {name}"),
@@ -45,6 +45,7 @@ pub(super) fn fields(halts: &[Halt]) -> FieldTexts {
             ("id", halt.id().to_string()),
             ("of circle", circle.to_string()),
             ("member", member.to_string()),
+            ("signing key", signer.to_string()),
             ("stops", kind),
             ("reason", quoted(reason)),
             ("issued at", show_time(*issued_at)),

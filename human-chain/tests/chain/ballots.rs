@@ -105,7 +105,7 @@ fn only_ballots_that_hold_are_counted() {
     check(
         "too few",
         certify(&state, &wanted, &ballots),
-        "quorum-not-reached: 1 approvals do not reach the Routine quorum: 2 of (alice, bob, carol)",
+        "quorum-not-reached: 1 approval does not reach the Routine quorum: 2 of (alice, bob, carol)",
     );
 }
 

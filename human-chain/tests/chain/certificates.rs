@@ -53,7 +53,7 @@ fn a_quorum_of_members_approves() {
         check(
             "too few",
             verify(&state, &approve(&proposal, who), NOW),
-            "quorum-not-reached: approvals do not",
+            "quorum-not-reached: not reach the Routine quorum",
         );
     }
 }

@@ -397,6 +397,19 @@ fn a_book_is_what_was_taken_and_not_lifted() {
 }
 
 #[test]
+fn standing_halts_are_counted_by_the_kind_of_their_scope() {
+    let mut state = circle();
+    let scopes = [HaltScope::Circle, service("embed"), service("other"), HaltScope::Region("ghent".into())];
+    let halts: Vec<SignedHalt> =
+        scopes.into_iter().map(|scope| signed(&state, "alice", scope, "1")).collect();
+    let book = book(&state, &halts);
+    let counts = |state: &CircleState| book.standing_by_kind(state).into_iter().collect::<Vec<_>>();
+    assert_eq!(counts(&state), [("circle", 1), ("node", 0), ("region", 1), ("service", 2)]);
+    enact(&mut state, lift(vec![halts[1].halt.clone()]), &PEOPLE);
+    assert_eq!(counts(&state), [("circle", 1), ("node", 0), ("region", 1), ("service", 1)]);
+}
+
+#[test]
 fn a_halt_signs_its_own_id() {
     let state = circle();
     let halt = halt(&state, "alice", service("embed"), "1");
@@ -439,4 +452,66 @@ fn a_suspension_leaves_the_halts_that_it_lists() {
     let mut all_void = circle();
     enact(&mut all_void, suspend("carol"), &PEOPLE);
     assert_eq!(stand(&all_void), [false, false]);
+}
+
+/// Gives carol other keys, those of this name, with the votes of alice and bob.
+fn with_new_keys(state: &CircleState, keys_of: &str) -> CircleState {
+    let mut next = state.clone();
+    let mut members: Vec<_> = state.members().cloned().collect();
+    let carol = members.iter_mut().find(|member| member.id == name("carol")).expect("a member");
+    carol.keys = member(keys_of).keys;
+    let proofs = [(name("carol"), prove(keys_of, carol))].into();
+    let policy = state.policy().clone();
+    enact(&mut next, Change::SetMembers { members, policy, proofs }, &PEOPLE);
+    next
+}
+
+/// Returns a halt by carol, signed by the keys of this name.
+fn by_carol(state: &CircleState, keys_of: &str, nonce: &str) -> SignedHalt {
+    let signer = secret(keys_of).public().ed25519;
+    let halt = Halt { signer, ..halt(state, "carol", HaltScope::Circle, nonce) };
+    sign_halt(&secret(keys_of), halt)
+}
+
+/// Attack: a stolen key halts, its member is suspended, and a node that was away has the halt in its book. The
+/// member's new keys must not bring the halt back.
+#[test]
+fn a_voided_halt_stays_void_when_its_member_gets_new_keys() {
+    let founded = circle();
+    let halts = ["1", "2"].map(|nonce| by_carol(&founded, "carol", nonce));
+    let ids = halts.each_ref().map(|signed| signed.halt.id());
+    let away = book(&founded, &halts);
+    let standing = |state: &CircleState| -> BTreeSet<HaltId> { away.in_force(state).map(Halt::id).collect() };
+    // The positive control: without a suspension, new keys end no halt.
+    assert_eq!(standing(&with_new_keys(&founded, "carol-2")), ids.into());
+    let mut suspended = founded.clone();
+    let change = Change::SuspendMember { member: name("carol"), halts: [ids[0].0].into() };
+    enact(&mut suspended, change, &PEOPLE);
+    check("listed, to a node that was away", check_halt(&suspended, halts[0].clone()), "approved");
+    check("voided", check_halt(&suspended, halts[1].clone()), "member-suspended");
+    let renewed = with_new_keys(&suspended, "carol-2");
+    assert_eq!(standing(&renewed), [ids[0]].into(), "the list outlives the suspension");
+    check("listed, later", check_halt(&renewed, halts[0].clone()), "approved");
+    check("voided, later", check_halt(&renewed, halts[1].clone()), "signature-invalid");
+    check("the old keys", check_halt(&renewed, by_carol(&renewed, "carol", "3")), "signature-invalid");
+    let own = by_carol(&renewed, "carol-2", "4");
+    check("the new keys", check_halt(&renewed, own.clone()), "approved");
+    // A halt by the new keys is judged by these, whatever an earlier suspension listed.
+    let again = with_new_keys(&renewed, "carol-3");
+    assert!(halt_stands(&again, &own.halt.id(), &own.halt) && standing(&again) == [ids[0]].into());
+    // A second suspension lists nothing: no halt of any key of carol stands from then on.
+    let mut twice = again;
+    enact(&mut twice, suspend("carol"), &PEOPLE);
+    let twice = with_new_keys(&twice, "carol-4");
+    assert!(standing(&twice).is_empty() && !halt_stands(&twice, &own.halt.id(), &own.halt));
+}
+
+/// Attack: a halt names a key that is not its signer's, to be judged by it.
+#[test]
+fn a_halt_is_signed_by_the_key_that_it_names() {
+    let state = circle();
+    let mut halt = halt(&state, "alice", HaltScope::Circle, "1");
+    check("its own", check_halt(&state, sign_halt(&secret("alice"), halt.clone())), "approved");
+    halt.signer = secret("bob").public().ed25519;
+    check("another's", check_halt(&state, sign_halt(&secret("alice"), halt)), "signature-invalid");
 }

@@ -20,6 +20,7 @@ mod proposers;
 mod recorded;
 mod renderings;
 mod samples;
+mod seeds;
 mod support;
 mod waiting;
 mod wraps;

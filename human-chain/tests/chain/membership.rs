@@ -67,7 +67,11 @@ fn attack_a_thief_of_one_key_changes_the_members() {
     let state = circle();
     let wanted = proposal(&state, two_of(&state, &["alice", "mallory", "malory"]));
     let alone = approve(&wanted, &["alice", "mallory", "malory"]);
-    check("alone", verify(&state, &alone, NOW), "quorum-not-reached: 1 approvals do not reach the Sensitive");
+    check(
+        "alone",
+        verify(&state, &alone, NOW),
+        "quorum-not-reached: 1 approval does not reach the Sensitive",
+    );
     // Control: of the new members alone, the thief has the whole quorum.
     let Change::SetMembers { policy, .. } = &wanted.change else { panic!("members") };
     assert!(satisfied(&policy.quorums[&ActionClass::Sensitive], &group(&["alice", "mallory"])));
@@ -101,7 +105,7 @@ fn attack_the_new_quorum_alone_takes_the_circle_over() {
     let state = circle();
     let wanted = proposal(&state, two_of(&state, &["carol", "dave", "erin"]));
     let new = approve(&wanted, &["carol", "dave", "erin"]);
-    let expected = "quorum-not-reached: 1 approvals do not reach the Sensitive quorum";
+    let expected = "quorum-not-reached: 1 approval does not reach the Sensitive quorum";
     check("verified", verify(&state, &new, NOW), expected);
     // Control: by the proposed rule alone, they suffice.
     let Change::SetMembers { policy, .. } = &wanted.change else { panic!("members") };
@@ -439,7 +443,11 @@ fn attack_a_thief_recovers_another_member() {
     let wanted = proposal(&state, rekeyed("bob", "mallory"));
     let thief = [("alice", "alice"), ("bob", "mallory")];
     let alone = certificate(&wanted, &thief);
-    check("alone", verify(&state, &alone, NOW), "quorum-not-reached: 1 approvals do not reach the Sensitive");
+    check(
+        "alone",
+        verify(&state, &alone, NOW),
+        "quorum-not-reached: 1 approval does not reach the Sensitive",
+    );
     // Control: were a ballot by proposed keys counted for the rule in force, the two names would suffice.
     assert!(satisfied(state.quorum(ActionClass::Sensitive), &group(&["alice", "bob"])));
     let fooled = certificate(&wanted, &[("alice", "alice"), ("bob", "mallory"), ("carol", "carol")]);

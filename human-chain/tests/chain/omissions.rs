@@ -6,6 +6,7 @@ use crate::support::{
     NOW, approve, check, circle, deploy, enact, genesis, name, node, proposal, retire, secret, signed,
 };
 use human_chain::{CircleState, verify, vote};
+use protocol::Digest;
 use protocol::governance::{Certificate, Change, Choice, HistoryHead, NodeRole};
 
 /// Makes a proposal whose proposer and voters all name this head, and its certificate.
@@ -56,7 +57,7 @@ fn a_history_with_decisions_left_out_is_refused() {
     check(
         "admission last",
         served(&certificates, &[0, 4]),
-        "history-shorter: ends after 1 decisions; 4 are known",
+        "history-shorter: ends after 1 decision; 4 are known",
     );
     check("no removal", served(&certificates, &[0, 1, 3, 4]), "history-shorter");
 }
@@ -143,4 +144,21 @@ fn a_head_that_was_seen_before_is_not_forgotten() {
         enact(&mut fork, change, &["alice", "bob"]);
     }
     check("another history", fork.check_extends(&whole.head()), "history-forked: the first 5");
+}
+
+/// Attack: an answer of control comes from a history that lacks or changes what its reader has verified.
+#[test]
+fn a_claimed_head_is_compared_with_the_verified_history() {
+    let (whole, certificates) = history(CircleState::head);
+    check("the same", whole.check_claimed(&whole.head()), "approved");
+    let head = |size, root| HistoryHead { size, root };
+    let longer = head(whole.length() + 1, Digest::of(b"later"));
+    check("a longer one", whole.check_claimed(&longer), "approved");
+    for kept in 0..certificates.len() {
+        let which: Vec<usize> = (0..kept).collect();
+        let shorter = served(&certificates, &which).expect("a prefix verifies").head();
+        check("a shorter one", whole.check_claimed(&shorter), "history-shorter");
+        let other = head(shorter.size + 1, Digest::of(b"another"));
+        check("another decision", whole.check_claimed(&other), "history-forked");
+    }
 }

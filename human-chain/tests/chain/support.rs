@@ -215,6 +215,7 @@ pub(crate) fn halt(state: &CircleState, who: &str, scope: HaltScope, nonce: &str
     Halt {
         circle: state.id(),
         member: name(who),
+        signer: secret(who).public().ed25519,
         scope,
         reason: "because".into(),
         issued_at: NOW,

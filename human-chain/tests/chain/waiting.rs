@@ -51,7 +51,7 @@ fn only_changes_of_members_wait_and_by_the_policy_in_force() {
     assert_eq!(waiting_ms(&hasty, &another_wait(&hasty, DAY)), 0);
 }
 
-/// Attack: a change of members is put into force at once, before the other members hear of it.
+/// Attack: a change of members is put into force at once, before the other members know of it.
 #[test]
 fn attack_a_change_of_members_before_its_waiting_time_is_over() {
     let state = waiting_circle();

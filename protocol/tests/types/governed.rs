@@ -135,22 +135,23 @@ pub(crate) fn halt() -> impl Strategy<Value = Halt> {
         text().prop_map(HaltScope::Region),
         Just(HaltScope::Circle),
     ];
-    let of = |(circle, member, scope, reason, issued_at, nonce)| Halt {
+    let of = |(circle, member, signer, scope, reason, issued_at, nonce)| Halt {
         circle,
         member,
+        signer,
         scope,
         reason,
         issued_at,
         nonce,
     };
-    (circle(), name(), scope, text(), millis(), digest()).prop_map(of)
+    (circle(), name(), key(), scope, text(), millis(), digest()).prop_map(of)
 }
 
 pub(crate) fn signed_halt() -> impl Strategy<Value = SignedHalt> {
     (halt(), hybrid_signature()).prop_map(|(halt, signature)| SignedHalt { halt, signature })
 }
 
-fn head() -> impl Strategy<Value = HistoryHead> {
+pub(crate) fn head() -> impl Strategy<Value = HistoryHead> {
     (number(), digest()).prop_map(|(size, root)| HistoryHead { size, root })
 }
 

@@ -87,6 +87,7 @@ fn the_largest_halt_fits() {
     let halt = Halt {
         circle: CircleId(DIGEST),
         member: longest(),
+        signer: PublicKey([255; 32]),
         scope: HaltScope::Region("x".repeat(LABEL_BYTES_MAX)),
         reason: "x".repeat(HALT_REASON_BYTES_MAX),
         issued_at: Millis(u64::MAX),

@@ -1,6 +1,6 @@
 //! Strategies for what components exchange or keep on disk: syncs, worker and sandbox messages, models.
 
-use crate::governed::{admission, bundle, signed_genesis, signed_halt};
+use crate::governed::{admission, bundle, head, signed_genesis, signed_halt};
 use crate::values::*;
 use crate::workloads::{ISOLATIONS, TASKS, route_table, signed_order, signed_ticket};
 use proptest::collection::vec;
@@ -145,8 +145,14 @@ pub(crate) fn desired() -> BoxedStrategy<Desired> {
 }
 
 pub(crate) fn sync_response() -> BoxedStrategy<SyncResponse> {
-    let of = |(now, lease_ms, governance, desired)| SyncResponse { now, lease_ms, governance, desired };
-    (millis(), number(), vec(bundle(), 0..2), option::of(desired())).prop_map(of).boxed()
+    let of = |(now, lease_ms, history, governance, desired)| SyncResponse {
+        now,
+        lease_ms,
+        history,
+        governance,
+        desired,
+    };
+    (millis(), number(), head(), vec(bundle(), 0..2), option::of(desired())).prop_map(of).boxed()
 }
 
 pub(crate) fn enrol_response() -> BoxedStrategy<EnrolResponse> {

@@ -193,7 +193,7 @@ fn codes_are_stable() {
 /// Two releases must have the same limits, or a message of one is too long for the other.
 #[test]
 fn limits_are_stable() {
-    let all: [(&str, u64); 46] = [
+    let all: [(&str, u64); 48] = [
         ("name bytes", limits::NAME_BYTES_MAX as u64),
         ("manifest bytes", limits::MANIFEST_BYTES_MAX as u64),
         ("proposal bytes", limits::PROPOSAL_BYTES_MAX as u64),
@@ -222,6 +222,8 @@ fn limits_are_stable() {
         ("label bytes", limits::LABEL_BYTES_MAX as u64),
         ("genesis bytes", limits::GENESIS_BYTES_MAX as u64),
         ("slots", u64::from(limits::SLOTS_MAX)),
+        ("routed services", limits::ROUTED_SERVICES_MAX as u64),
+        ("API keys", limits::API_KEYS_MAX as u64),
         ("nodes", limits::NODES_MAX as u64),
         ("open proposals", limits::PROPOSALS_OPEN_MAX as u64),
         ("reason bytes", limits::REASON_BYTES_MAX as u64),

@@ -68,6 +68,7 @@ kinds! {
     "EnrolRequest" => agent::EnrolRequest,
     "EnrolResponse" => agent::EnrolResponse,
     "PendingNode" => agent::PendingNode,
+    "LastAnswerRecord" => agent_state::LastAnswerRecord,
     "OrderBookRecord" => agent_state::OrderBookRecord,
     "SlotFence" => agent_state::SlotFence,
     "HeldOrder" => agent_state::HeldOrder,
@@ -117,6 +118,7 @@ kinds! {
     "RouteTable" => gateway::RouteTable,
     "TableAccepted" => gateway::TableAccepted,
     "Member" => governance::Member,
+    "ProvenMember" => governance::ProvenMember,
     "Quorum" => governance::Quorum,
     "Policy" => governance::Policy,
     "ControlReplica" => governance::ControlReplica,
@@ -312,6 +314,20 @@ fn expand(json: Json, known: &BTreeMap<String, Json>) -> Json {
     }
 }
 
+/// Compares the seed of the fuzz target `canonical` that is made from this case, if there is one, with the
+/// case's bytes; writes it with the digests.
+fn check_seed(name: &str, bytes: &[u8]) {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/seeds/canonical");
+    let path = folder.join(name.replace('/', "-"));
+    if !path.exists() {
+        return;
+    }
+    if std::env::var_os("REFRESH_GOLDEN").is_some() {
+        std::fs::write(&path, bytes).unwrap();
+    }
+    assert!(std::fs::read(&path).unwrap() == bytes, "{} is a seed of another format", path.display());
+}
+
 #[test]
 fn every_type_has_one_form_and_no_other_is_taken_for_it() {
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cases/wire.txt");
@@ -330,6 +346,7 @@ fn every_type_has_one_form_and_no_other_is_taken_for_it() {
         let json = expand(json, &known);
         let kind = name.split('/').next().unwrap();
         let bytes = examine(kind, &json);
+        check_seed(name, &bytes);
         known.insert(name.to_string(), json);
         writeln!(fresh, "{head}\n{body}\n-> {} bytes, {}\n", bytes.len(), Digest::of(&bytes)).unwrap();
     }

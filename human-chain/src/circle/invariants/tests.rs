@@ -125,6 +125,7 @@ fn halt(nonce: &[u8]) -> Halt {
     Halt {
         circle: FOUNDED.id(),
         member: name("alice"),
+        signer: FOUNDED.member(&name("alice")).expect("a founder").keys.ed25519,
         scope: HaltScope::Circle,
         reason: String::new(),
         issued_at: NOW,
