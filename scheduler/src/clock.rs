@@ -4,6 +4,7 @@
 //! leaves.
 
 use crate::limits::{CLOCK_BOUND_MS, CLOCK_READINGS_MAX};
+use protocol::display::counted;
 use protocol::{Millis, ReplicaId};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -143,8 +144,7 @@ pub(crate) fn show_span(ms: u64) -> String {
     const UNITS: [(u64, &str); 3] = [(86_400_000, "day"), (3_600_000, "hour"), (60_000, "minute")];
     let unit = UNITS.into_iter().find(|(length, _)| ms >= 2 * length);
     let (length, noun) = unit.unwrap_or((1000, "second"));
-    let count = ms / length;
-    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
+    counted(ms / length, noun)
 }
 
 #[cfg(test)]

@@ -21,8 +21,6 @@ pub const PENDING_NODE_MS: u64 = 60 * 60 * 1000;
 pub const PENDING_REFRESH_MS: u64 = 60 * 1000;
 /// Most registered models: far more than a circle can vote on.
 pub const MODELS_MAX: usize = 4096;
-/// Most inference keys; a gateway keeps all of them in memory and receives them with every table.
-pub const API_KEYS_MAX: usize = 4096;
 /// Largest step of a plan, in bytes: an order with the GPUs of a whole machine that replaces another.
 pub const STEP_BYTES_MAX: usize = 1024;
 /// Most key wraps in one command: every replica verifies their signatures, a hundred in about 10 ms.

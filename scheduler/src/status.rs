@@ -12,6 +12,7 @@ use crate::wraps::keys_lacking;
 use human_chain::{describe_halt, describe_scope};
 use protocol::agent::SlotState;
 use protocol::api::{Finding, Status};
+use protocol::display::counted;
 use protocol::halt::Halt;
 use protocol::limits::CLOCK_GRACE_MS;
 use protocol::manifest::Isolation;
@@ -61,10 +62,10 @@ pub fn status(view: ClusterView, leader: LeaderView) -> Status {
     let healthy = broken == 0;
     let verdict = match (broken, findings.len()) {
         (0, 0) => "all is well".to_string(),
-        (0, waits) => format!("all is well, {} for people to do", count(waits, "thing")),
-        (broken, _) => format!("{} wrong", count(broken, "thing")),
+        (0, waits) => format!("all is well, {} for people to do", counted(waits as u64, "thing")),
+        (broken, _) => format!("{} wrong", counted(broken as u64, "thing")),
     };
-    let (running, admitted) = (count(services as usize, "service"), count(nodes as usize, "node"));
+    let (running, admitted) = (counted(services.into(), "service"), counted(nodes.into(), "node"));
     let summary = format!("{verdict}; {running}, {nodes_alive} of {admitted} alive");
     Status {
         healthy,
@@ -80,10 +81,6 @@ pub fn status(view: ClusterView, leader: LeaderView) -> Status {
         simulated: simulated(view),
         not_enforced: not_enforced(view),
     }
-}
-
-fn count(number: usize, noun: &str) -> String {
-    format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
 }
 
 fn finding(message: String, next: String) -> Finding {
@@ -116,7 +113,9 @@ fn halt_findings(view: ClusterView) -> Vec<Finding> {
     };
     let mut findings: Vec<Finding> = halts.iter().take(HALTS_SHOWN).map(of_halt).collect();
     if halts.len() > HALTS_SHOWN {
-        let message = format!("{} more halts stand", halts.len() - HALTS_SHOWN);
+        let more = halts.len() - HALTS_SHOWN;
+        let verb = if more == 1 { "stands" } else { "stand" };
+        let message = format!("{} {verb}", counted(more as u64, "more halt"));
         findings.push(finding(message, "quorate halts".into()));
     }
     debug_assert_eq!(findings.is_empty(), halts.is_empty(), "no halt is hidden");
@@ -274,7 +273,9 @@ fn lacking_findings(view: ClusterView) -> Vec<Finding> {
         findings.push(finding(message, "quorate node share".into()));
     }
     if lacking.len() > RECIPIENTS_SHOWN {
-        let message = format!("{} more lack keys of models", lacking.len() - RECIPIENTS_SHOWN);
+        let more = lacking.len() - RECIPIENTS_SHOWN;
+        let verb = if more == 1 { "lacks" } else { "lack" };
+        let message = format!("{more} more {verb} keys of models");
         findings.push(finding(message, "quorate node share".into()));
     }
     findings
@@ -286,10 +287,13 @@ fn simulated(view: ClusterView) -> Vec<String> {
         let Some(known) = view.observed.node(&node.id) else { continue };
         let count = known.resources.gpus.iter().filter(|gpu| gpu.simulated).count();
         if count > 0 {
-            lines.push(format!(
-                "{count} GPUs of node {} are simulated: they schedule, but compute nothing",
-                node.name
-            ));
+            let (verb, pronoun) = if count == 1 {
+                ("is", "it schedules, but computes")
+            } else {
+                ("are", "they schedule, but compute")
+            };
+            let gpus = counted(count as u64, "GPU");
+            lines.push(format!("{gpus} of node {} {verb} simulated: {pronoun} nothing", node.name));
         }
     }
     lines

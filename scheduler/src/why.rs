@@ -12,6 +12,7 @@ use crate::view::ClusterView;
 use crate::views::{proposal_view, proposal_views, ready_replicas};
 use protocol::agent::SlotState;
 use protocol::api::{ProposalState, Why};
+use protocol::display::counted;
 use protocol::manifest::{OnExpiry, ServiceManifest, format_bytes};
 use protocol::{NodeName, ProposalId, ServiceName, SlotIndex};
 
@@ -102,7 +103,8 @@ fn why_service(view: ClusterView, service: &Service) -> Why {
     let (fresh, old) = running(service);
     let runs = (fresh.len() + old.len()) as u32;
     let ready = ready_replicas(view, service);
-    let head = format!("{ready} of {} replicas of {name} are ready", service.desired);
+    let verb = if service.desired == 1 { "is" } else { "are" };
+    let head = format!("{ready} of {} of {name} {verb} ready", counted(service.desired.into(), "replica"));
     let halted = view.halt_of(name).map(|halt| explain(view.cluster, service, &Err(Blocked::by(halt))));
     let (answer, remedy) = match service.phase {
         ServicePhase::Retired => (format!("{name} is retired"), None),
@@ -255,12 +257,15 @@ fn state_sentence(view: ClusterView, service: &Service, slot: SlotIndex) -> Stri
     match report.state {
         SlotState::Ready => format!("ready {held}"),
         SlotState::Loading => {
-            format!("loads {held}: {} of {} segments", report.segments_verified, report.segments_total)
+            let segments = counted(report.segments_total, "segment");
+            format!("loads {held}: {} of {segments}", report.segments_verified)
         }
         SlotState::Starting => format!("starts {held}{detail}"),
         SlotState::Draining => format!("drains {held}{detail}"),
         SlotState::Released => format!("released {held}"),
-        SlotState::Failed => format!("failed {held} after {} restarts{detail}", report.restarts),
+        SlotState::Failed => {
+            format!("failed {held} after {}{detail}", counted(report.restarts.into(), "restart"))
+        }
         SlotState::Refused => format!("refused {held}{detail}"),
     }
 }

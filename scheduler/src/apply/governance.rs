@@ -6,6 +6,7 @@ use crate::cluster::{Circle, Cluster, HoldingPhase, OpenProposal, Service, Servi
 use crate::command::{Actor, Refusal, Reply};
 use human_chain::{CircleState, assemble, check_ballot, check_waited};
 use protocol::api::ProposalState;
+use protocol::display::counted;
 use protocol::error_code::{CIRCLE_ALREADY_FOUNDED, CIRCLE_NOT_FOUNDED};
 use protocol::governance::{
     BUNDLE_VERSION, Bundle, Certificate, Change, Choice, LogEvidence, Proposal, SignedBallot, SignedGenesis,
@@ -13,7 +14,7 @@ use protocol::governance::{
 use protocol::keys::EncryptionKey;
 use protocol::manifest::{Manifest, ServiceManifest};
 use protocol::model::Recipient;
-use protocol::{Digest, MemberId, Millis, NodeId, ProposalId};
+use protocol::{Digest, Millis, NodeId, ProposalId};
 use std::collections::{BTreeMap, BTreeSet};
 
 pub(super) fn found(cluster: &mut Cluster, signed: &SignedGenesis) -> Result<Reply, Refusal> {
@@ -31,7 +32,7 @@ pub(super) fn found(cluster: &mut Cluster, signed: &SignedGenesis) -> Result<Rep
         latest_created_at: Millis::default(),
     });
     cluster.generation += 1;
-    let detail = format!("{} members", signed.genesis.members.len());
+    let detail = counted(signed.genesis.members.len() as u64, "member");
     cluster.audit.record(cluster.now, "founders", "found", &format!("circle/{}", circle.short()), &detail);
     Ok(Reply::Founded { circle })
 }
@@ -70,12 +71,12 @@ pub(super) fn count(
         cluster.audit.record(cluster.now, "circle", "waiting", &subject, "any member may veto it");
     } else if state != ProposalState::Open {
         close_decided(cluster, id, state, certificate);
-        drop_void_ballots(cluster);
     }
     Ok(Reply::Counted { proposal: id, state, certificate })
 }
 
-/// Closes a proposal that was approved or rejected, and those that no longer apply since.
+/// Closes a proposal that was approved or rejected, and those that no longer apply since. Removes the open
+/// ballots that the decision made void.
 pub(super) fn close_decided(
     cluster: &mut Cluster,
     id: ProposalId,
@@ -90,6 +91,7 @@ pub(super) fn close_decided(
     let detail = certificate.map(|digest| format!("certificate {}", digest.short())).unwrap_or_default();
     cluster.audit.record(cluster.now, "circle", word, &format!("proposal/{}", id.short()), &detail);
     close_stale(cluster);
+    waiting::remove_void_ballots(cluster);
 }
 
 /// Assembles the certificate, verifies it as any other verifier would, and puts the change into force.
@@ -110,9 +112,6 @@ pub(super) fn admit(cluster: &mut Cluster, index: u64, open: &OpenProposal) -> R
     cluster.generation += 1;
     put_in_force(cluster, &open.proposal.change, digest);
     revoke_from_departed(cluster, &keys_before);
-    if let Change::SuspendMember { member, .. } = &open.proposal.change {
-        waiting::void_ballots(cluster, member, open.proposal.id());
-    }
     settle(cluster);
     Ok(digest)
 }
@@ -215,29 +214,6 @@ pub(super) fn stands(state: &CircleState, proposal: &Proposal) -> bool {
         && proposal.subjects.iter().all(|seen| state.subject(&seen.subject) == *seen)
 }
 
-/// Drops the open ballots whose passkey was dropped, or fell behind its counter, by what was just decided.
-/// Their members may vote again.
-fn drop_void_ballots(cluster: &mut Cluster) {
-    let Some(state) = cluster.circle_state() else { return };
-    let ballots = cluster.open.iter().flat_map(|(id, open)| open.ballots.iter().map(|(by, b)| (*id, by, b)));
-    let void: Vec<(ProposalId, MemberId)> = ballots
-        .filter(|(_, _, signed)| !state.ballot_stands(signed))
-        .map(|(id, member, _)| (id, member.clone()))
-        .collect();
-    for (id, member) in void {
-        if let Some(open) = cluster.open.get_mut(&id) {
-            open.ballots.remove(&member);
-        }
-        let (actor, subject) = (Actor::Member(member).to_string(), format!("proposal/{}", id.short()));
-        cluster.audit.record(cluster.now, &actor, "ballot-void", &subject, "");
-    }
-    let stands = |signed| cluster.circle_state().is_some_and(|state| state.ballot_stands(signed));
-    debug_assert!(
-        cluster.open.values().flat_map(|open| open.ballots.values()).all(stands),
-        "the rest stands"
-    );
-}
-
 pub(super) fn circle(cluster: &Cluster) -> Result<&CircleState, Refusal> {
     cluster.circle_state().ok_or_else(not_founded)
 }
@@ -254,9 +230,13 @@ pub(crate) fn summary(change: &Change) -> String {
         Change::AdmitNode(node) => format!("admit node {}", node.name),
         Change::RemoveNode { node } => format!("remove node {node}"),
         Change::ForgetModel { model, .. } => format!("forget model {}", model.name),
-        Change::Lift { halts } => format!("lift {} halts", halts.len()),
-        Change::SetMembers { members, .. } => format!("set {} members and the policy", members.len()),
-        Change::SetPasskeys { member, passkeys } => format!("set {} passkeys of {member}", passkeys.len()),
+        Change::Lift { halts } => format!("lift {}", counted(halts.len() as u64, "halt")),
+        Change::SetMembers { members, .. } => {
+            format!("set {} and the policy", counted(members.len() as u64, "member"))
+        }
+        Change::SetPasskeys { member, passkeys } => {
+            format!("set {} of {member}", counted(passkeys.len() as u64, "passkey"))
+        }
         Change::SuspendMember { member, .. } => format!("suspend member {member}"),
     }
 }

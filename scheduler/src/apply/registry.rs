@@ -9,11 +9,12 @@ use crate::clock::{ClockReadings, ClusterTime};
 use crate::cluster::{Cluster, ServicePhase};
 use crate::command::{Actor, Refusal, Reply};
 use crate::limits::{
-    API_KEYS_MAX, MODELS_MAX, PENDING_BYTES_MAX, PENDING_NODES_MAX, PENDING_REFRESH_MS, PENDING_SILENT_MS,
+    MODELS_MAX, PENDING_BYTES_MAX, PENDING_NODES_MAX, PENDING_REFRESH_MS, PENDING_SILENT_MS,
     STORE_URL_BYTES_MAX, WRAPS_MAX, WRAPS_PER_COMMAND_MAX,
 };
 use human_chain::{CircleState, check_complaint, check_node, check_wrap, recipient_key};
 use protocol::agent::PendingNode;
+use protocol::display::counted;
 use protocol::error_code::{
     CIRCLE_NOT_FOUNDED, COMMAND_INVALID, KEY_NOT_FOUND, LIMIT_REACHED, MODEL_FORGOTTEN, MODEL_IN_USE,
     MODEL_NAME_TAKEN, MODEL_NOT_FOUND, MODEL_RECORD_DIFFERS, NAME_TAKEN, SCALE_OUTSIDE_ENVELOPE,
@@ -22,7 +23,7 @@ use protocol::error_code::{
 use protocol::gateway::ApiKey;
 use protocol::governance::NodeAdmission;
 use protocol::keys::EncryptionKey;
-use protocol::limits::{LABELS_MAX, NAME_BYTES_MAX};
+use protocol::limits::{API_KEYS_MAX, LABELS_MAX, NAME_BYTES_MAX};
 use protocol::manifest::ModelChoice;
 use protocol::model::{ModelRecord, Recipient, SignedComplaint, SignedWrap};
 use protocol::{ModelRoot, NodeId, ServiceName, TokenName};
@@ -58,8 +59,10 @@ pub(super) fn register_model(
     }
     cluster.models.insert(record.root, record.clone());
     cluster.generation += 1;
-    let (subject, detail) =
-        (format!("model/{}", record.name), format!("{}, {fresh} wraps", record.root.short()));
+    let (subject, detail) = (
+        format!("model/{}", record.name),
+        format!("{}, {}", record.root.short(), counted(fresh as u64, "wrap")),
+    );
     cluster.audit.record(cluster.now, &actor.to_string(), "register", &subject, &detail);
     Ok(Reply::Done)
 }
@@ -137,7 +140,13 @@ pub(super) fn put_wraps(
     if fresh > 0 {
         cluster.generation += 1;
         let subject = format!("model/{}", wraps[0].wrap.root.short());
-        cluster.audit.record(cluster.now, &actor.to_string(), "wrap", &subject, &format!("{fresh} wraps"));
+        cluster.audit.record(
+            cluster.now,
+            &actor.to_string(),
+            "wrap",
+            &subject,
+            &counted(fresh as u64, "wrap"),
+        );
     }
     Ok(Reply::Done)
 }

@@ -15,7 +15,7 @@ use protocol::api::ProposalState;
 use protocol::error_code::{BALLOT_DUPLICATE, CHANGE_WAITS};
 use protocol::governance::{Choice, SignedBallot};
 use protocol::{MemberId, Millis, ProposalId};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Returns the time at which a change takes effect; none unless its waiting time runs.
 pub(crate) fn takes_effect_at(state: &CircleState, open: &OpenProposal) -> Option<Millis> {
@@ -163,23 +163,39 @@ pub(super) fn admit_due(cluster: &mut Cluster, index: u64) {
     }
 }
 
-/// Removes the ballots of a suspended member from every open proposal but the one that suspends it, and
-/// judges each again.
-pub(super) fn void_ballots(cluster: &mut Cluster, member: &MemberId, by: ProposalId) {
-    let holds = |(id, open): &(&ProposalId, &OpenProposal)| **id != by && open.ballots.contains_key(member);
-    let ids: Vec<ProposalId> = cluster.open.iter().filter(holds).map(|(id, _)| *id).collect();
-    for id in ids {
-        let Some(open) = cluster.open.get_mut(&id) else { continue };
-        open.ballots.remove(member);
-        let open = open.clone();
-        let Some(state) = cluster.circle_state().map(|state| judge(state, &open)) else { continue };
-        let (now, subject) = (cluster.now, format!("proposal/{}", id.short()));
-        cluster.audit.record(now, "circle", "void", &subject, &format!("ballot of member/{member}"));
-        if let Some(open) = cluster.open.get_mut(&id).filter(|_| state != ProposalState::Waiting) {
-            open.decided_at = None;
+/// Removes the open ballots that do not stand after the latest decision, and judges their proposals again.
+/// Their members may vote again, unless they are suspended.
+pub(super) fn remove_void_ballots(cluster: &mut Cluster) {
+    let Some(state) = cluster.circle_state() else { return };
+    let ballots = cluster.open.iter().flat_map(|(id, open)| open.ballots.iter().map(|(by, b)| (*id, by, b)));
+    let void = ballots.filter(|(_, _, signed)| !state.ballot_stands(signed));
+    let void: Vec<(ProposalId, MemberId)> = void.map(|(id, member, _)| (id, member.clone())).collect();
+    for (id, member) in &void {
+        if let Some(open) = cluster.open.get_mut(id) {
+            open.ballots.remove(member);
         }
-        if state == ProposalState::Rejected {
-            close_decided(cluster, id, state, None);
-        }
+        let (subject, detail) = (format!("proposal/{}", id.short()), format!("ballot of member/{member}"));
+        cluster.audit.record(cluster.now, "circle", "void", &subject, &detail);
+    }
+    let stands = |signed| cluster.circle_state().is_some_and(|state| state.ballot_stands(signed));
+    debug_assert!(
+        cluster.open.values().flat_map(|open| open.ballots.values()).all(stands),
+        "the rest stands"
+    );
+    for id in void.into_iter().map(|(id, _)| id).collect::<BTreeSet<_>>() {
+        judge_again(cluster, id);
+    }
+}
+
+/// Judges a proposal that has lost ballots: it may wait no longer, or its quorum may be out of reach.
+fn judge_again(cluster: &mut Cluster, id: ProposalId) {
+    let Some(state) = cluster.circle_state() else { return };
+    let Some(judged) = cluster.open.get(&id).map(|open| judge(state, open)) else { return };
+    debug_assert_ne!(judged, ProposalState::Approved, "no proposal is approved by fewer ballots");
+    if let Some(open) = cluster.open.get_mut(&id).filter(|_| judged != ProposalState::Waiting) {
+        open.decided_at = None;
+    }
+    if judged == ProposalState::Rejected {
+        close_decided(cluster, id, judged, None);
     }
 }

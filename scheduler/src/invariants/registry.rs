@@ -7,13 +7,13 @@ use super::{InvariantResult, ensure};
 use crate::clock::ClusterTime;
 use crate::cluster::{ClosedProposal, Cluster, DraftProposal, OpenProposal};
 use crate::limits::{
-    API_KEYS_MAX, BURNED_PER_MEMBER_MAX, BURNED_PROPOSALS_MAX, CLOSED_PROPOSALS_MAX, DRAFTS_MAX,
+    BURNED_PER_MEMBER_MAX, BURNED_PROPOSALS_MAX, CLOSED_PROPOSALS_MAX, DRAFTS_MAX,
     DRAFTS_PER_TOKEN_MAX, MODELS_MAX, PENDING_NODES_MAX, PROPOSALS_PER_MEMBER_MAX, WRAPS_MAX,
 };
 use human_chain::is_vetoable;
 use protocol::api::ProposalState;
 use protocol::governance::SignedBallot;
-use protocol::limits::PROPOSALS_OPEN_MAX;
+use protocol::limits::{API_KEYS_MAX, PROPOSALS_OPEN_MAX};
 use protocol::{MemberId, ProposalId};
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,4 +1,4 @@
-//! Tests of nodes that control does not hear: their slots run elsewhere at once, they give way when they
+//! Tests of nodes that are silent: their slots run elsewhere at once, they give way when they
 //! return, and exclusive work never runs twice.
 
 use crate::common::sim::{Event, NODES, Sim, chat};

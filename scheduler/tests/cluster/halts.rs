@@ -6,11 +6,18 @@ use protocol::Digest;
 use protocol::halt::{Halt, HaltScope};
 use scheduler::*;
 
+/// Returns the signing key of a member.
+fn key_of(world: &World, who: &str) -> protocol::PublicKey {
+    let state = world.cluster.circle_state().unwrap();
+    state.member(&member(who)).unwrap().keys.ed25519
+}
+
 /// Makes alice halt this, and the leader know it. Signatures are the nodes' and the replicas' concern.
 fn halt(world: &mut World, scope: HaltScope) -> Halt {
     let halt = Halt {
         circle: world.cluster.circle_id().unwrap(),
         member: member("alice"),
+        signer: key_of(world, "alice"),
         scope,
         reason: "smoke".into(),
         issued_at: world.now,
@@ -64,7 +71,7 @@ fn a_halted_service_is_not_ordered_and_the_reason_is_shown() {
         assert_eq!(plan.waiting[0].cause, describe_halt(&halted));
         let why = answer(&world, "embed");
         let text = format!(
-            "0 of 1 replicas of embed are ready; halted by alice: \"smoke\" (halt {})",
+            "0 of 1 replica of embed is ready; halted by alice: \"smoke\" (halt {})",
             halted.id().short()
         );
         assert_eq!(why.answer, text);
@@ -143,7 +150,7 @@ fn a_lift_is_decided_like_any_sensitive_change() {
     assert!(state.lifted(&halted.id()).is_some());
     assert!(!human_chain::halt_stands(state, &halted.id(), &halted));
     let event = world.cluster.audit().last(20).find(|event| event.action == "propose").unwrap();
-    assert!(world.cluster.audit().last(20).any(|event| event.detail == "lift 1 halts"), "{event:?}");
+    assert!(world.cluster.audit().last(20).any(|event| event.detail == "lift 1 halt"), "{event:?}");
     assert_eq!(
         Cluster::from_snapshot(&world.cluster.to_snapshot()).unwrap().digest(),
         world.cluster.digest()

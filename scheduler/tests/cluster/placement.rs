@@ -108,7 +108,11 @@ impl Case {
                 desired,
                 "{name}: all are accounted for"
             );
-            assert!(answer.answer.starts_with(&format!("0 of {desired} replicas of {name} are ready")));
+            let count = match desired {
+                1 => "1 replica of".to_string(),
+                many => format!("{many} replicas of"),
+            };
+            assert!(answer.answer.starts_with(&format!("0 of {count} {name} ")), "{}", answer.answer);
             if self.services.len() == 1
                 && orders == 0
                 && let Some(waiting) = waits
