@@ -132,6 +132,8 @@ pub(super) struct Volatile {
     chain_complete: bool,
     refused_bundles: BTreeMap<Digest, Refusal>,
     refusals: Refusals,
+    /// Orders of the latest answer, if its history was refused.
+    refused_history: Refusals,
     /// Parts of the latest route table that were not handed to the gateway.
     refused_routes: BTreeSet<(ServiceName, Option<SlotIndex>)>,
     /// Table and history that the gateway's table was made from.
@@ -314,8 +316,9 @@ impl AgentActor {
         let unacknowledged_releases = state.unacknowledged_releases.iter().map(|(key, fence)| (key, *fence));
         let gone = released.chain(unacknowledged_releases);
         let gone = gone.map(|(key, fence)| plain_report(key, fence, SlotState::Released, "the slot is free"));
-        let refused =
-            state.refusals.iter().map(|(key, (fence, refusal))| refused_report(key, *fence, refusal));
+        let of_history = state.refused_history.iter().filter(|(key, _)| !state.refusals.contains_key(key));
+        let refused = state.refusals.iter().chain(of_history);
+        let refused = refused.map(|(key, (fence, refusal))| refused_report(key, *fence, refusal));
         let unwritten = state.unwritten.iter();
         let unwritten =
             unwritten.map(|(key, (fence, why))| plain_report(key, *fence, SlotState::Failed, why));
@@ -334,7 +337,11 @@ impl AgentActor {
                 for report in &sent.unacknowledged_releases {
                     self.state.unacknowledged_releases.remove(report);
                 }
-                self.absorb(*response, sent_at)
+                let pause = self.absorb(*response, sent_at);
+                if pause == HISTORY_REFUSED_PAUSE {
+                    self.control.ask_another_than(replica);
+                }
+                pause
             }
             RequestOutcome::NotAdmitted => {
                 self.node.logs.put_back(sent.lines);
@@ -375,19 +382,20 @@ impl AgentActor {
     /// run has been stopped.
     /// Returns the delay before the next request.
     fn absorb(&mut self, response: SyncResponse, sent_at: BootTime) -> Duration {
-        if let Some(desired) = response.desired {
-            self.state.desired_digest = Some(desired.digest());
-            self.state.desired = Some(desired);
-        }
+        let SyncResponse { now: _, lease_ms: granted_ms, history, governance, desired } = response;
         let (wall, boot) = (self.node.clock.wall(), self.node.clock.boot());
         if let Some(now) = self.time.confirmed(wall, boot) {
             self.chain.discard_later_than(now);
         }
         let sent_at_wall = Millis(self.trusted_now().0.saturating_sub(boot.since(sent_at)));
-        let outcome = self.take_governance(response.governance, sent_at_wall);
-        if let Err(refusal) = outcome {
-            self.refuse_history(&refusal);
+        if let Err(refusal) = self.take_governance(governance, &history, sent_at_wall) {
+            self.refuse_history(&refusal, desired.as_ref());
             return HISTORY_REFUSED_PAUSE;
+        }
+        self.state.refused_history.clear();
+        if let Some(desired) = desired {
+            self.state.desired_digest = Some(desired.digest());
+            self.state.desired = Some(desired);
         }
         if self.chain.check_whole().is_err() {
             // The rest of the history follows in the next answer.
@@ -397,7 +405,6 @@ impl AgentActor {
         self.hand_routes();
         self.reconcile();
         let (now, lease_ms) = (self.node.clock.boot(), self.node.lease_ms_max);
-        let granted_ms = response.lease_ms;
         self.node.lease.send_if_modified(|lease| lease.hear(sent_at, granted_ms, now, lease_ms));
         Duration::ZERO
     }
@@ -414,11 +421,18 @@ impl AgentActor {
         }
     }
 
-    /// Verifies the bundles of an answer that was requested at `sent_at`.
+    /// Verifies the bundles of an answer that was requested at `sent_at`, and the head of the history that
+    /// control serves.
     ///
     /// # Errors
     /// If control's history lacks or changes a decision that this node has verified before.
-    fn take_governance(&mut self, bundles: Vec<Bundle>, sent_at: Millis) -> Result<(), Refusal> {
+    fn take_governance(
+        &mut self,
+        bundles: Vec<Bundle>,
+        served: &HistoryHead,
+        sent_at: Millis,
+    ) -> Result<(), Refusal> {
+        self.chain.check_served(served)?;
         let (before, now) = (self.chain.state().head(), self.trusted_now());
         // After an answer without bundles, and after one with junk, the chain had all that control could
         // give.
@@ -445,6 +459,7 @@ impl AgentActor {
             self.follow_halts();
         }
         outcome?;
+        self.chain.check_served(served)?;
         if complete {
             self.chain.check_whole()?;
             self.chain.complete_at(sent_at);
@@ -459,17 +474,19 @@ impl AgentActor {
         self.state.refused_bundles.insert(certificate, refusal);
     }
 
-    /// Refuses an answer whose history is not the one that this node has verified. Every order in it that is
-    /// not held yet is refused with the reason, and no lease is renewed.
-    fn refuse_history(&mut self, refusal: &Refusal) {
+    /// Refuses an answer whose history is not the one that this node has verified. Every order in it, or in
+    /// the last desired state, that is not held yet is reported as refused. The desired state of the answer
+    /// does not count, and no lease is renewed: what runs continues for its autonomy.
+    fn refuse_history(&mut self, refusal: &Refusal, desired: Option<&Desired>) {
         self.state.counts.histories_refused += 1;
         self.log_throttled("history", &format!("control's history is refused: {refusal}"));
-        let orders = self.state.desired.iter().flat_map(|desired| &desired.assignments);
-        let orders = orders.flat_map(|assignment| &assignment.orders);
+        let assignments =
+            desired.or(self.state.desired.as_ref()).into_iter().flat_map(|part| &part.assignments);
+        let orders = assignments.flat_map(|assignment| &assignment.orders);
         let held = |key: &SlotKey| self.book.held(key).is_some();
         let refused = orders.map(|signed| (SlotKey::of(&signed.order), signed.order.fence));
         let refused = refused.filter(|(key, _)| !held(key));
-        self.state.refusals = refused.map(|(key, fence)| (key, (fence, refusal.clone()))).collect();
+        self.state.refused_history = refused.map(|(key, fence)| (key, (fence, refusal.clone()))).collect();
     }
 
     /// Hands the gateway the part of control's route table that the circle covers. While the chain is not
@@ -702,6 +719,7 @@ impl AgentActor {
             orders_refused: counts.orders_refused,
             routes_refused: counts.routes_refused,
             histories_refused: counts.histories_refused,
+            halts_standing: self.halts.book().standing_by_kind(self.chain.state()),
             shard_faults: self.node.models.faults(),
             models: models.map(|(root, verified, bytes)| (root.to_string(), verified, bytes)).collect(),
             gateway: self.gateway.as_ref().map(|status| GatewayNumbers {

@@ -208,6 +208,22 @@ impl Chain {
         self.state.check_extends(&self.highest).map_err(Refusal::from)
     }
 
+    /// Checks the head of the history that control serves against what this node has verified.
+    ///
+    /// # Errors
+    /// If control's history lacks or changes a decision that this node ever verified.
+    pub(super) fn check_served(&self, served: &HistoryHead) -> Result<(), Refusal> {
+        self.state.check_claimed(served)?;
+        if served.size < self.highest.size {
+            let (known, length) = (self.highest.size, served.size);
+            return Err(ChainError::HistoryShorter { known, length }.into());
+        }
+        if served.size == self.highest.size && served.root != self.highest.root {
+            return Err(ChainError::HistoryForked { size: served.size }.into());
+        }
+        Ok(())
+    }
+
     /// Verifies the next bundles and persists each before it counts. Returns the number of new ones. A change
     /// of members whose waiting time is not over at `now` is refused.
     ///

@@ -164,6 +164,11 @@ impl AgentControlClient {
         (answers && answer.halts.len() <= HALTS_PAGE_MAX).then_some(answer)
     }
 
+    /// Lets the next request begin with another replica than this one, whose answer was refused.
+    pub(super) fn ask_another_than(&self, replica: usize) {
+        self.preferred.store((replica + 1) % self.replicas.len(), Ordering::Relaxed);
+    }
+
     /// Asks the preferred replica, then the leader that it names, then the others; each at most once.
     async fn ask<T>(&self, path: &'static str, body: Bytes, limit: usize) -> RequestOutcome<T>
     where

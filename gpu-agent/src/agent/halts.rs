@@ -105,7 +105,10 @@ impl HaltFile {
                 self.unsaved = true;
             }
             Err(
-                ChainError::NotAMember(_) | ChainError::SignatureInvalid(_) | ChainError::TooManyHalts(_),
+                ChainError::NotAMember(_)
+                | ChainError::MemberSuspended(_)
+                | ChainError::SignatureInvalid(_)
+                | ChainError::TooManyHalts(_),
             ) => {
                 self.deferred.defer(source, signed);
             }

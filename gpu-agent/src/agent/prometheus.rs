@@ -1,6 +1,7 @@
 //! Metrics for Prometheus, as text, on a loopback listener.
 
 use protocol::agent::{SlotReport, SlotState};
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 /// Values that are exported.
@@ -16,6 +17,8 @@ pub(super) struct Numbers {
     pub(super) orders_refused: u64,
     pub(super) routes_refused: u64,
     pub(super) histories_refused: u64,
+    /// Halts that stand, by the kind of their scope.
+    pub(super) halts_standing: BTreeMap<&'static str, u64>,
     pub(super) shard_faults: u64,
     /// Root, segments verified, bytes.
     pub(super) models: Vec<(String, u64, u64)>,
@@ -110,6 +113,14 @@ fn node_families(numbers: &Numbers) -> Vec<Family<'static>> {
         ),
     ]);
     let gateway = numbers.gateway.iter().flat_map(gateway_families);
+    let scope = |(kind, count): (&&str, &u64)| (format!("{{scope=\"{kind}\"}}"), *count);
+    let halts = Family {
+        name: "quorate_agent_halts_standing",
+        kind: "gauge",
+        help: "Halts that this node obeys, by what they stop",
+        samples: numbers.halts_standing.iter().map(scope).collect(),
+    };
+    let counts = counts.chain([halts]);
     counts.chain(model_families(&numbers.models)).chain(gateway).collect()
 }
 
@@ -243,6 +254,7 @@ mod tests {
         let numbers = Numbers {
             slots: vec![slot],
             control_silent_ms: 1_500,
+            halts_standing: [("circle", 2)].into(),
             models: vec![("00ff".into(), 1, 4096)],
             gateway: Some(GatewayNumbers { routes_version: 5, restarts: 0, workers: 2 }),
             ..Numbers::default()
@@ -261,6 +273,7 @@ mod tests {
             "quorate_agent_model_bytes{root=\"00ff\"} 4096",
             "quorate_agent_gateway_routes_version 5",
             "quorate_agent_control_silent_milliseconds 1500",
+            "quorate_agent_halts_standing{scope=\"circle\"} 2",
         ] {
             assert!(text.contains(expected), "{expected}");
         }

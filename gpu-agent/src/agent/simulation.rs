@@ -31,7 +31,7 @@ use protocol::agent::{
     ClockReading, Desired, EnrolResponse, SlotReport, SlotState, SyncRequest, SyncResponse,
 };
 use protocol::gateway::RouteTable;
-use protocol::governance::{Bundle, GatewayEndpoint, NodeRole};
+use protocol::governance::{Bundle, GatewayEndpoint, HistoryHead, NodeRole};
 use protocol::halt::{HALTS_PAGE_MAX, HaltCursor, HaltsAnswer, HaltsRequest, SignedHalt};
 use protocol::limits::LEASE_MS;
 use protocol::manifest::{Isolation, ServiceManifest};
@@ -62,6 +62,8 @@ struct SimulatedControl {
     world: TestCircle,
     /// Bundles sent in place of those of the chain.
     forged: Vec<Bundle>,
+    /// Head claimed in place of that of the bundles.
+    claimed: Option<HistoryHead>,
     /// No replies: a call waits until the agent gives up. Halts are answered nevertheless, without a leader.
     silent: bool,
     /// Replicas that are dead, by index: a connection to them breaks.
@@ -216,6 +218,7 @@ impl Stage {
         let script = Arc::new(Mutex::new(SimulatedControl {
             world,
             forged: vec![],
+            claimed: None,
             silent: false,
             dead: BTreeSet::new(),
             halts: vec![vec![]; replicas],
@@ -418,7 +421,8 @@ async fn answer(
             let own = script.world.bundles.get(request.governance_length as usize..).unwrap_or_default();
             let governance = if script.forged.is_empty() { own } else { &script.forged };
             let governance = governance.iter().take(script.page).cloned().collect();
-            SyncResponse { now: clock.wall(), lease_ms: LEASE_MS, governance, desired: new }
+            let history = script.claimed.unwrap_or_else(|| script.world.served());
+            SyncResponse { now: clock.wall(), lease_ms: LEASE_MS, history, governance, desired: new }
         };
         let is_news = answer.desired.is_some() || !answer.governance.is_empty();
         if is_news || tokio::time::timeout_at(deadline, changed).await.is_err() {

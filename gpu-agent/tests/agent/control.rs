@@ -198,5 +198,6 @@ fn answer(script: &ControlScript, request: &SyncRequest) -> SyncResponse {
     let own = script.world.bundles.iter().skip(request.governance_length as usize).cloned();
     let governance = if script.forged.is_empty() { own.collect() } else { script.forged.clone() };
     let desired = (script.desired.digest() != request.desired).then(|| script.desired.clone());
-    SyncResponse { now: now(), lease_ms: script.lease_ms, governance, desired }
+    let history = script.world.served();
+    SyncResponse { now: now(), lease_ms: script.lease_ms, history, governance, desired }
 }

@@ -6,8 +6,8 @@ use overlay::Identity;
 use protocol::agent::{Assignment, Desired};
 use protocol::gateway::{Route, RoutedService};
 use protocol::governance::{
-    ActionClass, BUNDLE_VERSION, Bundle, Change, Choice, ControlReplica, Genesis, Member, NODE_KEYS_DOMAIN,
-    NodeAdmission, NodeRole, Policy, Quorum, SignedGenesis,
+    ActionClass, BUNDLE_VERSION, Bundle, Change, Choice, ControlReplica, Genesis, HistoryHead, Member,
+    NODE_KEYS_DOMAIN, NodeAdmission, NodeRole, Policy, Quorum, SignedGenesis,
 };
 use protocol::halt::{Halt, HaltScope, SignedHalt};
 use protocol::keys::EncryptionKey;
@@ -27,11 +27,13 @@ pub(crate) const NOW: Millis = Millis(1_800_000_000_000);
 
 /// A circle, its control replicas, and its decisions.
 pub(crate) struct TestCircle {
-    founders: Vec<(MemberId, MemberSecret)>,
+    pub(crate) founders: Vec<(MemberId, MemberSecret)>,
     pub(crate) control: Vec<Identity>,
     pub(crate) genesis: SignedGenesis,
     pub(crate) state: CircleState,
     pub(crate) bundles: Vec<Bundle>,
+    /// Head of the history after each number of decisions.
+    pub(crate) heads: Vec<HistoryHead>,
     /// Time of the next decision.
     pub(crate) now: Millis,
 }
@@ -67,7 +69,8 @@ impl TestCircle {
         let signers: Vec<_> = founders.iter().map(|(id, secret)| (id.clone(), secret)).collect();
         let genesis = sign_genesis(genesis, &signers);
         let state = CircleState::found(&genesis, None).unwrap();
-        Self { founders, control: identities, genesis, state, bundles: vec![], now }
+        let heads = vec![state.head()];
+        Self { founders, control: identities, genesis, state, bundles: vec![], heads, now }
     }
 
     /// Returns a wrap with the signature of a member, made for this key.
@@ -93,12 +96,18 @@ impl TestCircle {
         let halt = Halt {
             circle: self.state.id(),
             member: member.parse().unwrap(),
+            signer: secret.public().ed25519,
             scope,
             reason: "smoke".into(),
             issued_at: self.now,
             nonce: Digest::of(&number.to_le_bytes()),
         };
         human_chain::sign_halt(secret, halt)
+    }
+
+    /// Returns the head of the bundles, which a test may have truncated.
+    pub(crate) fn served(&self) -> HistoryHead {
+        self.heads[self.bundles.len()]
     }
 
     /// Returns a certificate for a change, signed by two members and not yet part of the chain.
@@ -121,6 +130,7 @@ impl TestCircle {
         let bundle = self.certify(change);
         let approved = verify(&self.state, &bundle.certificate, self.now).unwrap();
         self.state.advance(approved).unwrap();
+        self.heads.push(self.state.head());
         self.bundles.push(bundle.clone());
         bundle
     }

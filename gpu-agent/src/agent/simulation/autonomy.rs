@@ -1,4 +1,4 @@
-//! Simulations of a node that does not hear control: its slots continue for their orders' autonomy,
+//! Simulations of a node that control does not answer: its slots continue for their orders' autonomy,
 //! and give way to what happened in that time. Each has a positive control: without its guard the
 //! slots end, or run on.
 
@@ -113,7 +113,7 @@ async fn a_slot_ends_with_its_autonomy_and_comes_back_with_control() {
     agent.stop().await;
 }
 
-/// Tickets are what a gateway sees of a node that does not hear control.
+/// Tickets are what a gateway sees of a node that control does not answer.
 #[tokio::test(start_paused = true)]
 async fn tickets_are_renewed_while_control_is_silent() {
     let socket = TcpSocket::new_v4().unwrap();

@@ -292,3 +292,31 @@ async fn a_history_that_comes_back_shorter() {
     stage.until_slot(1, 1, SlotState::Ready).await;
     agent.stop().await;
 }
+
+/// The attack: control shows an undamaged node a shorter history, or another one, and orders by it.
+#[tokio::test(start_paused = true)]
+async fn a_shorter_or_another_history_starts_nothing_on_a_node_that_lacks_nothing() {
+    for (code, shorter) in [("history-shorter: ", true), ("history-forked: ", false)] {
+        let stage = Stage::new();
+        stage.say(|script| drop(script.world.deploy(&service("two", ModelRoot(Digest::of(b"model")), 4))));
+        stage.want(&[(0, 1)], &[]);
+        let agent = stage.start();
+        stage.until_length(2).await;
+        stage.until_slot(0, 1, SlotState::Ready).await;
+        let claimed = match shorter {
+            true => stage.script().world.heads[1],
+            false => HistoryHead { size: 2, root: Digest::of(b"another history") },
+        };
+        stage.say(|script| script.claimed = Some(claimed));
+        stage.want(&[(0, 1), (1, 1)], &[]);
+        let refusal = stage.refusal(1).await;
+        assert!(refusal.starts_with(code), "{refusal}");
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert_eq!(stage.launcher.living(), ["chat.0.1.1"], "what runs continues, and nothing starts");
+        assert!(agent.number(|numbers| numbers.histories_refused) > 1);
+        // The positive control: the same order under an honest head starts.
+        stage.say(|script| script.claimed = None);
+        stage.until_slot(1, 1, SlotState::Ready).await;
+        agent.stop().await;
+    }
+}
