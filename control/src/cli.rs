@@ -30,6 +30,7 @@ pub use output::Output;
 pub use template::service_template;
 
 use crate::context::Context;
+use crate::print;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use std::path::PathBuf;
@@ -181,10 +182,13 @@ pub fn run(cli: Cli) -> ExitCode {
         Ok(runtime) => runtime.block_on(dispatch(cli.command, &environment)),
         Err(error) => Err(error.into()),
     };
-    outcome.unwrap_or_else(|error| {
+    let status = outcome.unwrap_or_else(|error| {
         failure::print(&error, environment.output);
         failed
-    })
+    });
+    let Some(reason) = print::failure() else { return status };
+    print::err(format_args!("error: the command has ended, and its output could not be written: {reason}"));
+    ExitCode::FAILURE
 }
 
 async fn dispatch(command: TopLevelCommand, environment: &Environment) -> Result<ExitCode> {

@@ -4,6 +4,8 @@
 //! the decisions to nodes, replicas and clients.
 //!
 //! Start reading at [`server`] (a control replica) and [`cli`] (the command line).
+// The macros of the standard library panic when a reader closes its pipe: use `print`.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod cli;
 pub mod client;
@@ -15,6 +17,7 @@ pub mod hub;
 pub mod member_key;
 pub mod node;
 pub mod policy;
+pub mod print;
 pub mod reviewed;
 pub mod server;
 pub mod session;

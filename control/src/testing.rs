@@ -8,10 +8,10 @@ use protocol::governance::{
     BUNDLE_VERSION, Bundle, Change, Choice, ControlReplica, Genesis, Member, NodeAdmission, NodeRole, Policy,
     Proposal, SignedBallot,
 };
-use protocol::keys::{ByteString, EncryptionKey, ML_KEM_768_PUBLIC_KEY_LENGTH};
+use protocol::keys::{ByteString, EncryptionKey, HybridSignature, ML_KEM_768_PUBLIC_KEY_LENGTH};
 use protocol::manifest::Manifest;
 use protocol::model::{ErasureCode, ModelRecord};
-use protocol::{Digest, Epoch, Millis, ModelRoot, NodeId, PublicKey, ReplicaId};
+use protocol::{Digest, Epoch, Millis, ModelRoot, NodeId, PublicKey, ReplicaId, Signature};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Returns the status of a healthy cluster without findings.
@@ -30,6 +30,11 @@ pub(crate) fn status() -> Status {
         simulated: vec![],
         not_enforced: vec![],
     }
+}
+
+/// Returns a signature that verifies nowhere.
+pub(crate) fn hybrid_signature() -> HybridSignature {
+    HybridSignature { ed25519: Signature([0; 64]), ml_dsa: ByteString(vec![0; 3309]) }
 }
 
 /// Returns the admission of a worker with this name.

@@ -15,6 +15,7 @@ mod own;
 mod ports;
 mod trial;
 
+use crate::print;
 use crate::terminal;
 use anyhow::{Context as _, Result};
 use clap::Args;
@@ -58,7 +59,7 @@ impl StartupLog {
     /// Prints one step.
     fn line(&self, text: impl std::fmt::Display) {
         let text = terminal::lines(&text.to_string());
-        println!("{:6.2} s  {text}", self.began.elapsed().as_secs_f64());
+        print::out(format_args!("{:6.2} s  {text}", self.began.elapsed().as_secs_f64()));
     }
 }
 
@@ -74,7 +75,7 @@ pub async fn run(arguments: UpArguments) -> Result<()> {
         outcome = live(&cluster, &arguments, &log) => outcome,
         failed = cluster.keep_alive() => failed,
         signal = until_signal() => {
-            println!("\nstopping");
+            print::out("\nstopping");
             signal
         }
     };
@@ -88,7 +89,7 @@ async fn live(cluster: &LocalCluster, arguments: &UpArguments, log: &StartupLog)
     introduce(cluster, log).await?;
     match &arguments.model {
         Some(model) => serve_own_model(cluster, model, &key, log).await?,
-        None => println!("cluster ready after {:.1} s", log.began.elapsed().as_secs_f64()),
+        None => print::out(format_args!("cluster ready after {:.1} s", log.began.elapsed().as_secs_f64())),
     }
     if arguments.once {
         return Ok(());

@@ -9,6 +9,7 @@ use super::output::{print_json, table};
 use super::words::WordsArguments;
 use crate::member_key::{MemberKeyFile, create_secret};
 use crate::policy::{VETO_SECONDS, simple_policy};
+use crate::print;
 use crate::session::Session;
 use crate::terminal::line;
 use anyhow::{Context as _, Result, anyhow, bail};
@@ -18,6 +19,7 @@ use host::random::fresh_secret_text;
 use host::wall_clock;
 use human_chain::CircleState;
 use protocol::api::History;
+use protocol::display::counted;
 use protocol::governance::*;
 use protocol::{CircleId, Digest, MemberId, Refusal, error_code};
 use std::collections::{BTreeMap, BTreeSet};
@@ -227,13 +229,13 @@ fn sign(genesis: &Path, key: &Path, words: &WordsArguments) -> Result<()> {
         return Err(Refusal::new(error_code::NOT_A_MEMBER, message).into());
     }
     let rendering = human_chain::render_genesis(&signed.genesis);
-    eprintln!("{}\nwords: {}\n", rendering.text, rendering.words.join(" "));
+    print::err(format_args!("{}\nwords: {}\n", rendering.text, rendering.words.join(" ")));
     words.confirm(&format!("sign as {}", member.member), &rendering.words)?;
     let bytes = protocol::canonical::to_bytes(&signed.genesis);
     let signature = || member.secret.sign(GENESIS_DOMAIN, &bytes);
     signed.signatures.entry(member.member.clone()).or_insert_with(signature);
     write_signed(genesis, &signed)?;
-    println!("signed by {}; {}", member.member, progress(&signed)?);
+    print::out(format_args!("signed by {}; {}", member.member, progress(&signed)?));
     Ok(())
 }
 
@@ -242,7 +244,7 @@ fn merge(genesis: &Path, copies: &[PathBuf]) -> Result<()> {
     let copies = read_all::<SignedGenesis>(copies)?;
     human_chain::merge_signatures(&mut signed, &copies).map_err(Refusal::from)?;
     write_signed(genesis, &signed)?;
-    println!("merged; {}", progress(&signed)?);
+    print::out(format_args!("merged; {}", progress(&signed)?));
     Ok(())
 }
 
@@ -276,8 +278,10 @@ fn progress(signed: &SignedGenesis) -> Result<String> {
     let circle = human_chain::circle_id(&signed.genesis);
     Ok(match names.len() {
         0 => format!("every founder has signed; circle {circle}"),
-        1 => format!("1 signature missing ({}); circle {circle}", names.concat()),
-        count => format!("{count} signatures missing ({}); circle {circle}", names.join(", ")),
+        count => {
+            let missing = counted(count as u64, "signature");
+            format!("{missing} missing ({}); circle {circle}", names.join(", "))
+        }
     })
 }
 
@@ -307,13 +311,13 @@ async fn show(environment: &Environment) -> Result<()> {
             .map(|(class, quorum)| format!("{class}: {}", human_chain::describe(quorum)))
             .collect();
         format!(
-            "circle {} ({})\nepoch {}\n{}\n{}\nchanges of members wait {} hours for a veto\n\n{}",
+            "circle {} ({})\nepoch {}\n{}\n{}\nchanges of members wait {} for a veto\n\n{}",
             line(circle.name()),
             circle.id(),
             circle.epoch(),
             head_text(&circle.head()),
             rules.join("\n"),
-            circle.policy().veto_seconds / 3600,
+            human_chain::show_duration(circle.policy().veto_seconds.into()),
             table(&["member", "key", ""], rows)
         )
     });
@@ -322,8 +326,7 @@ async fn show(environment: &Environment) -> Result<()> {
 
 /// Names a history, so that members can compare theirs: `4 decisions, root ROOT`.
 fn head_text(head: &HistoryHead) -> String {
-    let plural = if head.size == 1 { "" } else { "s" };
-    format!("{} decision{plural}, root {}", head.size, head.root)
+    format!("{}, root {}", counted(head.size, "decision"), head.root)
 }
 
 pub(crate) async fn verify(arguments: VerifyArguments, environment: &Environment) -> Result<()> {
@@ -363,10 +366,11 @@ pub(crate) async fn verify(arguments: VerifyArguments, environment: &Environment
     });
     environment.output().print(&summary, |_| {
         format!(
-            "verified: circle {} ({}), {} founders, {ballots} ballots, all signatures valid\nhead: {}",
+            "verified: circle {} ({}), {}, {}, all signatures valid\nhead: {}",
             line(state.name()),
             circle.short(),
-            history.genesis.genesis.members.len(),
+            counted(history.genesis.genesis.members.len() as u64, "founder"),
+            counted(ballots as u64, "ballot"),
             head_text(&state.head()),
         )
     });

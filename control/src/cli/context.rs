@@ -6,6 +6,7 @@
 use super::Environment;
 use super::output::table;
 use crate::context::{Context, ContextFolder, ContextName, VARIABLE};
+use crate::print;
 use crate::terminal::line;
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, Subcommand};
@@ -79,7 +80,7 @@ pub(crate) fn run(command: ContextCommand, environment: &Environment) -> Result<
         ContextCommand::Use { name } => select(&folder, &name),
         ContextCommand::Remove { name } => {
             folder.remove(&name)?;
-            println!("removed context {name}; its keys and tokens are where they were");
+            print::out(format_args!("removed context {name}; its keys and tokens are where they were"));
             Ok(())
         }
     }
@@ -148,9 +149,9 @@ fn add(folder: &ContextFolder, arguments: AddContext) -> Result<()> {
     };
     let (cluster, circle) = (context.name.clone(), context.circle);
     let path = folder.add(&name, context)?;
-    println!("context {name} for {}, circle {circle} ({})", line(&cluster), path.display());
-    println!("next: quorate context use {name}");
-    println!("or, for this shell only: export {VARIABLE}={name}");
+    print::out(format_args!("context {name} for {}, circle {circle} ({})", line(&cluster), path.display()));
+    print::out(format_args!("next: quorate context use {name}"));
+    print::out(format_args!("or, for this shell only: export {VARIABLE}={name}"));
     Ok(())
 }
 
@@ -178,13 +179,13 @@ fn of_genesis(genesis: PathBuf, token_file: PathBuf, arguments: AddContext) -> R
 
 fn select(folder: &ContextFolder, name: &ContextName) -> Result<()> {
     let context = folder.choose(name)?;
-    println!("using {name}: {}, circle {}", line(&context.name), context.circle.short());
+    print::out(format_args!("using {name}: {}, circle {}", line(&context.name), context.circle.short()));
     if let Some(other) = std::env::var_os(VARIABLE) {
         let other = PathBuf::from(other);
-        eprintln!(
+        print::err(format_args!(
             "note: {VARIABLE} is set to `{}` and takes precedence; to use this context: unset {VARIABLE}",
             other.display()
-        );
+        ));
     }
     Ok(())
 }

@@ -3,6 +3,7 @@
 //! `quorate up` starts the same daemons.
 
 use crate::node::{self, NodeFile};
+use crate::print;
 use crate::server::{self, ServerConfig};
 use anyhow::{Context as _, Result, anyhow, bail};
 use clap::{Args, Subcommand};
@@ -184,6 +185,8 @@ pub(crate) fn start_logging() {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // It would report a closed pipe with `eprintln!`, which panics on one.
+    let builder = builder.log_internal_errors(false);
     let outcome =
         if std::io::stderr().is_terminal() { builder.try_init() } else { builder.json().try_init() };
     // A second initialization in one process, as in tests, keeps the first subscriber.
@@ -210,7 +213,7 @@ pub(crate) async fn control(command: ControlCommand) -> Result<()> {
             let identity = server::create_replica(&dir)?;
             let replica =
                 ControlReplica { id: ReplicaId(id), key: identity.public_key(), address: overlay, api };
-            println!("{}", serde_json::to_string_pretty(&replica)?);
+            print::out(serde_json::to_string_pretty(&replica)?);
             Ok(())
         }
         ControlCommand::Run(arguments) => run_control(arguments).await,
@@ -306,7 +309,7 @@ fn init_agent(arguments: AgentInit) -> Result<()> {
     };
     let admission = keys.claim(admission);
     NodeFile { admission: admission.clone() }.save(&arguments.dir)?;
-    println!("{}", serde_json::to_string_pretty(&admission)?);
+    print::out(serde_json::to_string_pretty(&admission)?);
     Ok(())
 }
 
@@ -317,7 +320,7 @@ async fn halt_agent(file: &Path, directory: &Path) -> Result<()> {
         .await
         .with_context(|| format!("no agent answers in `{}`", directory.display()))?;
     match verdict.code {
-        None => println!("halt {}: {}", signed.halt.id(), verdict.message),
+        None => print::out(format_args!("halt {}: {}", signed.halt.id(), verdict.message)),
         Some(code) => return Err(Refusal::new(code, verdict.message).into()),
     }
     Ok(())

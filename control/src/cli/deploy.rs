@@ -3,6 +3,7 @@
 use super::Environment;
 use super::proposals::{ProposerArguments, reason_or};
 use super::services::{POLL_INTERVAL, replicas};
+use crate::print;
 use crate::reviewed::ReviewedProposal;
 use crate::session::Session;
 use crate::terminal::line;
@@ -10,6 +11,7 @@ use anyhow::{Context as _, Result};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use protocol::api::{DryRun, DryRunRequest, ProposalState, ServiceView};
+use protocol::display::counted;
 use protocol::governance::Change;
 use protocol::manifest::Manifest;
 use protocol::{Digest, Refusal, ServiceName, error_code};
@@ -124,7 +126,7 @@ async fn wait(
         if answers_under(&service, certificate)? {
             bar.finish_and_clear();
             let (current, desired) = (service.ready_current, service.desired);
-            eprintln!("{name}: {current} of {desired} replicas serve under the new approval");
+            print::err(format_args!("{name}: {current} of {} under the new approval", served(desired)));
             return Ok(());
         }
         bar.set_message(describe_loading(&service));
@@ -161,12 +163,21 @@ async fn pause(deadline: Instant, subject: &str) -> Result<(), Refusal> {
     Ok(())
 }
 
+/// Returns the subject and the verb of a sentence about this many replicas: `2 replicas serve`.
+fn served(desired: u32) -> String {
+    let verb = if desired == 1 { "serves" } else { "serve" };
+    format!("{} {verb}", counted(desired.into(), "replica"))
+}
+
 fn describe_loading(service: &ServiceView) -> String {
     let reports = service.slots.iter().filter_map(|slot| slot.report.as_ref());
     match reports.max_by_key(|report| report.segments_verified) {
         Some(report) => format!(
-            "{}: {}, {} of {} segments verified",
-            service.name, report.state, report.segments_verified, report.segments_total
+            "{}: {}, {} of {} verified",
+            service.name,
+            report.state,
+            report.segments_verified,
+            counted(report.segments_total, "segment")
         ),
         None => format!("{}: placing", service.name),
     }

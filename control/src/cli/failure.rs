@@ -2,6 +2,7 @@
 
 use super::output::Output;
 use crate::client::ClientError;
+use crate::print;
 use crate::terminal;
 use consensus::StartError;
 use gpu_agent::agent::AgentError;
@@ -13,8 +14,8 @@ use protocol::{ErrorCode, Refusal};
 /// Prints an error with all of its causes to standard error.
 pub(super) fn print(error: &anyhow::Error, output: Output) {
     match output {
-        Output::Json => eprintln!("{}", terminal::json(&json(error).to_string())),
-        Output::Text => eprintln!("{}", text(error)),
+        Output::Json => print::err(terminal::json(&json(error).to_string())),
+        Output::Text => print::err(text(error)),
     }
 }
 

@@ -10,6 +10,7 @@ use super::proposals::{ProposerArguments, reason_or};
 use super::sharing::member_key;
 use crate::client::{ClientError, ControlClient};
 use crate::context::Context;
+use crate::print;
 use crate::session::Session;
 use anyhow::{Context as _, Result};
 use clap::{Args, Subcommand};
@@ -18,6 +19,7 @@ use host::random::random_bytes;
 use host::{files, wall_clock};
 use human_chain::{CircleState, check_halt, describe_scope, lift, show_time, sign_halt};
 use protocol::api::Page;
+use protocol::display::counted;
 use protocol::halt::{HALT_REASON_BYTES_MAX, Halt, HaltReceipt, HaltScope, HaltedSlot, SignedHalt};
 use protocol::{Digest, HaltId, MemberId, NodeName, Refusal, ServiceName, error_code};
 use serde::Serialize;
@@ -137,6 +139,7 @@ pub(crate) async fn halt(command: HaltCommand, environment: &Environment) -> Res
     let halt = Halt {
         circle: context.circle,
         member: member.member.clone(),
+        signer: member.secret.public().ed25519,
         scope,
         reason: options.reason,
         issued_at: wall_clock(),
@@ -208,7 +211,7 @@ fn outcome_text(outcome: &HaltOutcome) -> String {
     text.push_str(&match outcome.slots {
         0 => "no slot in use is covered; none will start\n".to_string(),
         1 => "1 slot stops\n".to_string(),
-        slots => format!("{slots} slots stop\n"),
+        slots => format!("{} stop\n", counted(slots.into(), "slot")),
     });
     for HaltedSlot { service, slot, node } in &outcome.shown {
         text.push_str(&format!("  {service}/{slot} on {node}\n"));
@@ -260,7 +263,7 @@ pub(crate) async fn lift_halts(arguments: LiftArguments, environment: &Environme
     let mut halts = read_halts(&arguments.file)?;
     if !arguments.halts.is_empty() {
         let collected = collect(&session.client).await?;
-        collected.silent.iter().for_each(|silent| eprintln!("note: {silent}"));
+        collected.silent.iter().for_each(|silent| print::err(format_args!("note: {silent}")));
         for prefix in &arguments.halts {
             halts.push(find(&session.circle, &collected, prefix)?);
         }
@@ -336,7 +339,7 @@ pub(crate) async fn halts(environment: &Environment) -> Result<()> {
     let client = context.client()?;
     let (collected, circle) = tokio::join!(collect(&client), history(&context));
     let collected = collected?;
-    collected.silent.iter().for_each(|silent| eprintln!("note: {silent}"));
+    collected.silent.iter().for_each(|silent| print::err(format_args!("note: {silent}")));
     let page = Page::whole(list(circle.as_ref(), &collected));
     environment.output().print(&page, |page| list_text(&page.items, collected.replicas));
     Ok(())
@@ -347,11 +350,13 @@ async fn history(context: &Context) -> Option<CircleState> {
     match timeout(REPLICA_TIMEOUT, Session::open(context)).await {
         Ok(Ok(session)) => Some(session.circle),
         Ok(Err(error)) => {
-            eprintln!("note: the history cannot be verified now ({error:#}); signatures are not checked");
+            print::err(format_args!(
+                "note: the history cannot be verified now ({error:#}); signatures are not checked"
+            ));
             None
         }
         Err(_) => {
-            eprintln!("note: no leader answers; signatures are not checked");
+            print::err("note: no leader answers; signatures are not checked");
             None
         }
     }
@@ -389,6 +394,7 @@ mod tests {
         let halt = Halt {
             circle: circle.state.id(),
             member: file.member.clone(),
+            signer: file.secret.public().ed25519,
             scope,
             reason: "smoke\nhalted nothing".into(),
             issued_at: protocol::Millis(5),

@@ -2,6 +2,7 @@
 
 use super::Environment;
 use super::services::POLL_INTERVAL;
+use crate::print;
 use crate::terminal;
 use anyhow::Result;
 use clap::Args;
@@ -24,7 +25,7 @@ pub(crate) async fn logs(arguments: LogsArguments, environment: &Environment) ->
     loop {
         let path = format!("/v1/services/{}/logs?after={}", arguments.service, reader.after);
         let Some(lines) = reader.take(client.get(&path).await?) else {
-            eprintln!("note: the leader changed; lines written in between may be missing");
+            print::err("note: the leader changed; lines written in between may be missing");
             continue;
         };
         for line in &lines {
@@ -33,10 +34,10 @@ pub(crate) async fn logs(arguments: LogsArguments, environment: &Environment) ->
                 format!("{} {}/{} {text}", human_chain::show_time(line.at), line.node, line.slot)
             });
         }
+        if print::is_closed() || (lines.is_empty() && !arguments.follow) {
+            return Ok(());
+        }
         if lines.is_empty() {
-            if !arguments.follow {
-                return Ok(());
-            }
             tokio::time::sleep(POLL_INTERVAL).await;
         }
     }

@@ -11,6 +11,7 @@ use super::proposals::{ProposerArguments, print_submitted, reason_or};
 use super::sharing::{member_key, share_after};
 use crate::member_key::{MemberKeyFile, passphrase};
 use crate::policy::adapted_policy;
+use crate::print;
 use crate::session::{PROPOSAL_LIFETIME_MS, Session};
 use anyhow::Result;
 use clap::{Args, Subcommand};
@@ -202,9 +203,12 @@ async fn rotate(arguments: RotateArguments, environment: &Environment) -> Result
     print_submitted(environment, &session, &proposal);
     let id = proposal.view.id.short();
     let own = old_file.map(|file| format!(" --key {}", file.display())).unwrap_or_default();
-    eprintln!("first, with the key in force: quorate approve {id}{own}");
-    eprintln!("then, with the new key: quorate approve {id} --key {}", arguments.new_key.display());
-    eprintln!("keep the old key file until the change is in force: quorate review {id}");
+    print::err(format_args!("first, with the key in force: quorate approve {id}{own}"));
+    print::err(format_args!(
+        "then, with the new key: quorate approve {id} --key {}",
+        arguments.new_key.display()
+    ));
+    print::err(format_args!("keep the old key file until the change is in force: quorate review {id}"));
     // The models' keys that only this member holds are wrapped to the old key, which is dropped then.
     share_after(&session, &old).await;
     Ok(())

@@ -14,6 +14,7 @@ use anyhow::Result;
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use protocol::api::Page;
+use protocol::display::counted;
 use protocol::governance::Change;
 use protocol::manifest::{ModelChoice, format_bytes};
 use protocol::model::{ErasureCode, ModelRecord};
@@ -157,7 +158,7 @@ pub(crate) async fn run(command: ModelCommand, environment: &Environment) -> Res
             let report = access.verify(&record, progress_bar(record.segments)).await?;
             environment.output().print(&report, node::HealthSummary::text);
             let Some(code) = report.code() else { return Ok(()) };
-            let message = format!("{} faults; next: quorate model repair {model}", report.faults);
+            let message = format!("{}; next: quorate model repair {model}", counted(report.faults, "fault"));
             Err(Refusal::new(code, message).into())
         }
         ModelCommand::Repair { model, node } => {
@@ -167,7 +168,10 @@ pub(crate) async fn run(command: ModelCommand, environment: &Environment) -> Res
             let Some(code) = report.code() else { return Ok(()) };
             let message = match report.found.segments_lost {
                 0 => format!("{model} is not fully repaired; repair it again once every store answers"),
-                lost => format!("{lost} segments of {model} cannot be rebuilt unless a lost store returns"),
+                lost => format!(
+                    "{} of {model} cannot be rebuilt unless a lost store returns",
+                    counted(lost, "segment")
+                ),
             };
             Err(Refusal::new(code, message).into())
         }
@@ -204,7 +208,8 @@ async fn sweep(arguments: SweepArguments, context: &Context, environment: &Envir
     if report.failures.is_empty() {
         return Ok(());
     }
-    let message = format!("{} of {} stores could not be swept", report.failures.len(), stores.len());
+    let message =
+        format!("{} of {} could not be swept", report.failures.len(), counted(stores.len() as u64, "store"));
     Err(Refusal::new(error_code::SWEEP_INCOMPLETE, message).into())
 }
 

@@ -1,6 +1,7 @@
 //! Output of commands: aligned text for people and JSON for scripts, from the same values. Nothing in it acts
 //! on a terminal.
 
+use crate::print;
 use crate::terminal;
 use serde::Serialize;
 
@@ -18,7 +19,7 @@ impl Output {
     pub(crate) fn print<T: Serialize>(self, value: &T, text: impl FnOnce(&T) -> String) {
         match self {
             Output::Json => print_json(value),
-            Output::Text => println!("{}", terminal::lines(text(value).trim_end())),
+            Output::Text => print::out(terminal::lines(text(value).trim_end())),
         }
     }
 }
@@ -26,7 +27,7 @@ impl Output {
 /// Prints a value as a JSON document.
 pub(crate) fn print_json<T: Serialize>(value: &T) {
     let document = serde_json::to_string_pretty(value).expect("API types are JSON");
-    println!("{}", terminal::json(&document));
+    print::out(terminal::json(&document));
 }
 
 /// Renders a table with aligned columns; the last column may be of any length. A cell is one line: what is

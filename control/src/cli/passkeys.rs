@@ -9,6 +9,7 @@ use super::circle::read_json;
 use super::output::table;
 use super::sharing::{member_key, share_after};
 use super::words::WordsArguments;
+use crate::print;
 use crate::session::{PROPOSAL_LIFETIME_MS, Session};
 use anyhow::Result;
 use clap::Subcommand;
@@ -150,7 +151,7 @@ async fn decide(
     let proposal = session.draft(change, reason, PROPOSAL_LIFETIME_MS)?;
     let words = passkey_words(&subject);
     let (text, label) = (human_chain::render(&proposal).text, crate::terminal::line(&subject.label));
-    eprintln!("{text}\npasskey `{label}`\nwords: {}\n", words.join(" "));
+    print::err(format_args!("{text}\npasskey `{label}`\nwords: {}\n", words.join(" ")));
     signing.words.confirm(&format!("sign as {}", member.member), &words)?;
     let reviewed = session.submit_as(proposal, &member).await?;
     environment.output().print(&reviewed, |reviewed| {

@@ -11,6 +11,7 @@ use super::output::table;
 use super::sharing::{member_key, share_after};
 use super::words::{WordsArguments, confirm_own};
 use crate::member_key::MemberKeyFile;
+use crate::print;
 use crate::reviewed::ReviewedProposal;
 use crate::session::{PROPOSAL_LIFETIME_MS, Session};
 use crate::terminal::line;
@@ -251,7 +252,7 @@ async fn vote(arguments: VoteArguments, environment: &Environment, choice: Choic
     let member = member_key(&context, arguments.key)?;
     let session = Session::open(&context).await?;
     let proposal = session.find_proposal(&arguments.proposal).await?;
-    eprintln!("{}\n", full_text(&session.circle, &proposal));
+    print::err(format_args!("{}\n", full_text(&session.circle, &proposal)));
     arguments.words.confirm(&format!("{choice} as {}", member.member), &proposal.words)?;
     let proposal = session.vote(&proposal.view.proposal, &member, choice).await?;
     environment.output().print(&proposal, |proposal| {

@@ -9,6 +9,7 @@ use clap::{Args, Subcommand};
 use protocol::ServiceName;
 use protocol::agent::SlotState;
 use protocol::api::{Page, ScaleRequest, ServiceView, SlotView};
+use protocol::display::counted;
 use protocol::governance::Change;
 use std::time::Duration;
 
@@ -93,10 +94,10 @@ fn service_text(service: &ServiceView) -> String {
     };
     let header = ["slot", "node", "fence", "state", "segments", "why"];
     format!(
-        "{}: {} of {} replicas ready{}, certificate {}\n\n{}",
+        "{}: {} of {} ready{}, certificate {}\n\n{}",
         service.name,
         service.ready,
-        service.desired,
+        counted(service.desired.into(), "replica"),
         match service.ready.saturating_sub(service.ready_current) {
             0 => String::new(),
             earlier => format!(" ({earlier} under an earlier approval)"),
@@ -133,7 +134,7 @@ pub(crate) async fn retire(arguments: RetireArguments, environment: &Environment
 
 /// Returns a number of replicas, in words: `1 replica`, `2 replicas`.
 pub(super) fn replicas(count: u32) -> String {
-    format!("{count} replica{}", if count == 1 { "" } else { "s" })
+    counted(count.into(), "replica")
 }
 
 #[cfg(test)]

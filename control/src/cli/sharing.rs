@@ -3,6 +3,7 @@
 use crate::context::Context;
 use crate::member_key::MemberKeyFile;
 use crate::node::{SharedKeys, share_keys};
+use crate::print;
 use crate::session::Session;
 use anyhow::Result;
 use protocol::{Refusal, error_code};
@@ -22,12 +23,12 @@ pub(super) fn member_key(context: &Context, given: Option<PathBuf>) -> Result<Me
 pub(super) async fn share_after(session: &Session, member: &MemberKeyFile) {
     match share_keys(session, member).await {
         Ok(shared) => {
-            shared.lines().iter().for_each(|line| eprintln!("{line}"));
-            shared.notes().iter().for_each(|note| eprintln!("note: {note}"));
+            shared.lines().iter().for_each(|line| print::err(line));
+            shared.notes().iter().for_each(|note| print::err(format_args!("note: {note}")));
         }
-        Err(error) => {
-            eprintln!("note: models' keys could not be shared ({error:#}); run: quorate node share")
-        }
+        Err(error) => print::err(format_args!(
+            "note: models' keys could not be shared ({error:#}); run: quorate node share"
+        )),
     }
 }
 

@@ -1,6 +1,7 @@
 //! `quorate new`: a commented manifest that is valid as it is.
 
 use super::Environment;
+use crate::print;
 use crate::session::Session;
 use anyhow::{Context as _, Result, anyhow};
 use clap::Subcommand;
@@ -39,7 +40,7 @@ pub(crate) async fn new(command: NewCommand, environment: &Environment) -> Resul
     };
     let text = service_template(&name, record, 1, 3);
     Manifest::from_toml(&text).context("the template is not a valid manifest")?;
-    print!("{text}");
+    print::out(text.trim_end());
     Ok(())
 }
 

@@ -3,15 +3,24 @@
 //! Reachability is judged on this machine and not taken from any replica. A replica that hangs reports
 //! nothing, and if two of three hang, no replica could report it. All replicas are queried concurrently. The
 //! verdict is ready as soon as the slowest has answered or timed out.
+//!
+//! Halts need no leader. Without one, the report shows those that the answering replicas hold; their
+//! signatures are not verified here, and `quorate halts` does that once a leader serves the history.
 
 use crate::client::{ClientError, ControlClient, Reachability, ReplicaProbe};
 use crate::terminal::line;
 use anyhow::Result;
+use futures::future::join_all;
+use human_chain::{describe_halt, describe_scope};
+use protocol::HaltId;
 use protocol::api::{Finding, Status};
+use protocol::display::counted;
+use protocol::halt::{Halt, SignedHalt};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::pin::pin;
 use std::time::Duration;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 /// Timeout of one replica. Together with the start-up time of this program it stays below a second.
 const PROBE_TIMEOUT: Duration = Duration::from_millis(800);
@@ -19,6 +28,9 @@ const PROBE_TIMEOUT: Duration = Duration::from_millis(800);
 const VIEW_TIMEOUT: Duration = Duration::from_millis(900);
 /// Time to wait for the leader's view while every replica answers: one of them will be elected soon.
 const ELECTION_TIMEOUT: Duration = Duration::from_millis(2500);
+
+/// Most halts that are named without a leader, each in a finding of its own.
+const HALTS_SHOWN: usize = 16;
 
 /// Health of the cluster, as the exit status encodes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,11 +70,13 @@ pub(super) async fn query(client: &ControlClient) -> Result<Report, ClientError>
     let began = Instant::now();
     let mut probed = pin!(client.probe_all(PROBE_TIMEOUT));
     let mut viewed = pin!(client.get::<Status>("/v1/status"));
-    let mut view = None;
+    let mut halted = pin!(halts_held(client));
+    let (mut view, mut halts) = (None, None);
     let probes = loop {
         tokio::select! {
             probes = &mut probed => break probes,
             status = &mut viewed, if view.is_none() => view = Some(status),
+            held = &mut halted, if halts.is_none() => halts = Some(held),
         }
     };
     if view.is_none() && ReplicaProbe::have_quorum(&probes) {
@@ -70,7 +84,49 @@ pub(super) async fn query(client: &ControlClient) -> Result<Report, ClientError>
         let limit = if silent { VIEW_TIMEOUT } else { ELECTION_TIMEOUT };
         view = timeout_at(began + limit, viewed).await.ok();
     }
-    assess(&probes, view)
+    let mut report = assess(&probes, view)?;
+    if report.status.is_none() {
+        let held = match halts {
+            Some(held) => held,
+            None => halted.await,
+        };
+        report.findings.extend(halt_findings(&held));
+    }
+    Ok(report)
+}
+
+/// Returns the halts that the replicas hold, each with the number of replicas that show it. A replica that
+/// does not answer in time shows none.
+async fn halts_held(client: &ControlClient) -> BTreeMap<HaltId, (Halt, u64)> {
+    let each = client.each();
+    let asked =
+        each.iter().map(|(_, replica)| timeout(PROBE_TIMEOUT, replica.list::<SignedHalt>("/v1/halts")));
+    let mut held = BTreeMap::new();
+    for halts in join_all(asked).await.into_iter().filter_map(|answer| answer.ok()?.ok()) {
+        for signed in halts {
+            held.entry(signed.halt.id()).or_insert((signed.halt, 0)).1 += 1;
+        }
+    }
+    held
+}
+
+fn halt_findings(held: &BTreeMap<HaltId, (Halt, u64)>) -> Vec<Finding> {
+    let of_halt = |(halt, replicas): &(Halt, u64)| Finding {
+        message: format!(
+            "{} is {}; {} it, and its signature is not verified here",
+            describe_scope(&halt.scope),
+            describe_halt(halt),
+            if *replicas == 1 { "1 replica holds".into() } else { format!("{replicas} replicas hold") },
+        ),
+        next: "quorate halts".into(),
+    };
+    let mut findings: Vec<Finding> = held.values().take(HALTS_SHOWN).map(of_halt).collect();
+    if held.len() > HALTS_SHOWN {
+        let message =
+            format!("the replicas hold {}", counted((held.len() - HALTS_SHOWN) as u64, "more halt"));
+        findings.push(Finding { message, next: "quorate halts".into() });
+    }
+    findings
 }
 
 fn assess(probes: &[ReplicaProbe], view: Option<Result<Status, ClientError>>) -> Result<Report, ClientError> {
@@ -284,6 +340,39 @@ mod tests {
         assert!(code == 2 && took <= 3 * SECOND);
         assert!(report.summary.starts_with("no control replica answers: "), "{}", report.summary);
         assert_eq!(report.findings.len(), 3);
+    }
+
+    /// A halt needs no leader to be taken, and none to be seen.
+    #[tokio::test(start_paused = true)]
+    async fn halts_are_shown_without_a_leader() {
+        let halt = Halt {
+            circle: protocol::CircleId(protocol::Digest::of(b"circle")),
+            member: "alice".parse().expect("a name"),
+            signer: protocol::PublicKey([1; 32]),
+            scope: protocol::halt::HaltScope::Service("chat".parse().expect("a name")),
+            reason: "smoke\u{1b}[2J".into(),
+            issued_at: protocol::Millis(5),
+            nonce: protocol::Digest::of(b"1"),
+        };
+        let signature = crate::testing::hybrid_signature();
+        let signed = SignedHalt { halt: halt.clone(), signature };
+        let followers = || vec![Does::Follows(None), Does::Follows(None), Does::Hangs];
+        for replicas in [followers(), vec![Does::Follows(None), Does::Hangs, Does::IsDead]] {
+            let holding = replicas.iter().filter(|does| matches!(does, Does::Follows(_))).count();
+            let (client, world) = SimulatedReplicas::client(replicas);
+            world.hold(signed.clone());
+            let report = query(&client).await.expect("a report");
+            assert!(report.exit_code() == 2 && world.elapsed() < SECOND, "{:?}", world.elapsed());
+            let shown = format!("the service chat is {}; {holding} replica", describe_halt(&halt));
+            let found = report.findings.iter().filter(|finding| finding.message.starts_with(&shown)).count();
+            assert_eq!(found, 1, "{:?}", report.findings);
+            assert!(!report.to_text().contains('\u{1b}'));
+            assert!(report.to_json()["findings"].to_string().contains("not verified here"));
+        }
+        // With a leader, its own verified list is shown, and this one is not.
+        let (client, world) = SimulatedReplicas::client(vec![Does::Follows(Some(1)), LEADS]);
+        world.hold(signed);
+        assert!(query(&client).await.expect("a report").findings.is_empty());
     }
 
     #[tokio::test(start_paused = true)]

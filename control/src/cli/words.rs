@@ -2,11 +2,12 @@
 //!
 //! No option signs without them, so no signature is given for a text that its member did not see.
 
+use crate::print;
 use anyhow::Result;
 use clap::Args;
 use console::compare_words;
 use protocol::{Refusal, error_code};
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 
 /// The words of the text to sign, for scripts.
 #[derive(Debug, Args)]
@@ -44,8 +45,7 @@ fn typed(question: &str, hint: &str) -> Result<String> {
         let message = format!("standard input is no terminal; {hint}");
         return Err(Refusal::new(error_code::WORDS_MISMATCH, message).into());
     }
-    eprint!("{question}: type the first two of the six words: ");
-    std::io::stderr().flush()?;
+    print::ask(format_args!("{question}: type the first two of the six words: "))?;
     let mut answer = String::new();
     std::io::stdin().read_line(&mut answer)?;
     Ok(answer)

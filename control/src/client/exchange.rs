@@ -1,9 +1,10 @@
 //! Transport of the client: sends one request to one replica, over HTTP or simulated.
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures::future::BoxFuture;
 use protocol::api::{IDEMPOTENCY_KEY_HEADER, LEADER_HEADER};
 use protocol::error_chain;
+use protocol::limits::{GENESIS_BYTES_MAX, HISTORY_PAGE_BYTES_MAX, JSON_BYTES_PER_CANONICAL_BYTE};
 use reqwest::{Certificate, Method};
 use serde::de::IgnoredAny;
 use std::sync::Arc;
@@ -13,6 +14,15 @@ use std::time::Duration;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Timeout for a response: longer than any caller waits, so that callers decide.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Maximum size of the body of a response: several times the largest page of history as JSON, and less than a
+/// member's machine has memory.
+const RESPONSE_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+const _: () = assert!(
+    JSON_BYTES_PER_CANONICAL_BYTE * (GENESIS_BYTES_MAX + HISTORY_PAGE_BYTES_MAX) < RESPONSE_BYTES_MAX / 2,
+    "a client reads every page that control serves"
+);
 
 /// A request to the control API.
 #[derive(Debug, Clone)]
@@ -99,8 +109,8 @@ impl Exchange for Http {
             let status = response.status();
             let leader = response.headers().get(LEADER_HEADER);
             let leader = leader.and_then(|leader| leader.to_str().ok()).map(str::to_string);
-            match response.bytes().await {
-                Err(error) => ExchangeOutcome::Lost(error_chain(&error)),
+            match body_of(response).await {
+                Err(reason) => ExchangeOutcome::Lost(reason),
                 Ok(body) if status.is_success() && serde_json::from_slice::<IgnoredAny>(&body).is_err() => {
                     ExchangeOutcome::Lost("the response is not complete JSON".into())
                 }
@@ -108,4 +118,16 @@ impl Exchange for Http {
             }
         })
     }
+}
+
+/// Reads the body of a response as it arrives. Without a limit, a hostile server could fill the memory.
+async fn body_of(mut response: reqwest::Response) -> Result<Bytes, String> {
+    let mut body = BytesMut::new();
+    while let Some(chunk) = response.chunk().await.map_err(|error| error_chain(&error))? {
+        if body.len() + chunk.len() > RESPONSE_BYTES_MAX {
+            return Err(format!("the response is longer than {RESPONSE_BYTES_MAX} bytes"));
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body.freeze())
 }

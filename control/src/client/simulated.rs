@@ -7,7 +7,8 @@ use super::exchange::{ControlRequest, Exchange, ExchangeOutcome};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use protocol::ReplicaId;
-use protocol::api::{PeerView, Problem, ReplicaView, Status};
+use protocol::api::{Page, PeerView, Problem, ReplicaView, Status};
+use protocol::halt::SignedHalt;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -43,6 +44,8 @@ pub(crate) struct SimulatedReplicas {
     replicas: Mutex<Vec<Does>>,
     arrived: Mutex<Vec<Arrived>>,
     began: Instant,
+    /// Halts that every replica holds.
+    halts: Mutex<Vec<SignedHalt>>,
 }
 
 pub(crate) fn url(replica: usize) -> String {
@@ -54,7 +57,7 @@ impl SimulatedReplicas {
     pub(crate) fn client(replicas: Vec<Does>) -> (ControlClient, Arc<Self>) {
         let urls: Arc<[String]> = (0..replicas.len()).map(url).collect();
         let (replicas, arrived) = (Mutex::new(replicas), Mutex::default());
-        let simulated = Arc::new(Self { replicas, arrived, began: Instant::now() });
+        let simulated = Arc::new(Self { replicas, arrived, began: Instant::now(), halts: Mutex::default() });
         (ControlClient::with_exchange(urls, simulated.clone()), simulated)
     }
 
@@ -71,6 +74,11 @@ impl SimulatedReplicas {
     /// Changes the behaviour of a replica from now on.
     pub(crate) fn set(&self, replica: usize, does: Does) {
         self.replicas.lock().expect("no panic")[replica] = does;
+    }
+
+    /// Makes every replica hold a halt.
+    pub(crate) fn hold(&self, signed: SignedHalt) {
+        self.halts.lock().expect("no panic").push(signed);
     }
 
     fn leader(&self) -> Option<usize> {
@@ -97,10 +105,15 @@ impl SimulatedReplicas {
 impl Exchange for SimulatedReplicas {
     fn send(&self, replica: usize, request: &ControlRequest) -> BoxFuture<'static, ExchangeOutcome> {
         let (path, key) = (request.path.clone(), request.key.clone());
+        let halts = path == "/v1/halts" && key.is_none();
         self.arrived.lock().expect("no panic").push(Arrived { replica, key });
-        let own = path == "/v1/replica";
+        let own = path == "/v1/replica" || halts;
         let (leader, count) = (self.leader(), self.replicas.lock().expect("no panic").len());
-        let body = if own { view(replica, count, leader) } else { answer(&path) };
+        let body = match (own, halts) {
+            (_, true) => held(&self.halts.lock().expect("no panic")),
+            (true, _) => view(replica, count, leader),
+            _ => answer(&path),
+        };
         let success = ExchangeOutcome::Answer { status: 200, body, leader: None };
         match self.now(replica) {
             Does::Hangs | Does::Until(..) => Box::pin(std::future::pending()),
@@ -138,6 +151,10 @@ fn view(replica: usize, replicas: usize, leader: Option<usize>) -> Bytes {
         replicas: (0..replicas).map(peer).collect(),
     };
     serde_json::to_vec(&view).expect("JSON").into()
+}
+
+fn held(halts: &[SignedHalt]) -> Bytes {
+    serde_json::to_vec(&Page::whole(halts.to_vec())).expect("JSON").into()
 }
 
 fn answer(path: &str) -> Bytes {

@@ -16,7 +16,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use host::wall_clock;
-use human_chain::check_complaint;
+use human_chain::{CircleState, check_complaint};
 use overlay::{Limits, Peer, PeerAddress};
 use protocol::agent::{
     Assignment, COMPLAINTS_MAX, ClockReading, Desired, EnrolRequest, EnrolResponse, NotLeader, SyncRequest,
@@ -228,13 +228,14 @@ impl Server {
         let mut leadership = self.lock_leadership();
         let leadership = self.confirmed(&mut leadership)?;
         let clocks = self.clocks.readings();
-        let (now, governance, desired) = self.cluster(|cluster| {
+        let (now, history, governance, desired) = self.cluster(|cluster| {
             let (chain, length) = (cluster.governance_chain(), request.governance_length);
             let page = scheduler::history_page(chain, length, HISTORY_PAGE_BYTES_MAX);
-            (cluster.time(&clocks), page, self.desired(cluster, leadership, node, &clocks))
+            let history = cluster.circle_state().map(CircleState::head);
+            (cluster.time(&clocks), history, page, self.desired(cluster, leadership, node, &clocks))
         });
         let desired = (desired.digest() != request.desired).then_some(desired);
-        Some(SyncResponse { now: now.0, lease_ms: LEASE_MS, governance, desired })
+        Some(SyncResponse { now: now.0, lease_ms: LEASE_MS, history: history?, governance, desired })
     }
 
     fn desired(

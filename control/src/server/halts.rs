@@ -20,6 +20,7 @@ use protocol::halt::{
     HaltCursor, HaltReceipt, HaltedSlot, HaltsAnswer, HaltsRequest, SignedHalt,
 };
 use protocol::{CircleId, Digest, HaltId, Refusal, ReplicaId, TokenName, canonical, error_code};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -201,6 +202,14 @@ impl Server {
             let count = u32::try_from(slots.len()).unwrap_or(u32::MAX);
             slots.truncate(HALTED_SLOTS_SHOWN);
             HaltReceipt { id, slots: count, shown: slots }
+        })
+    }
+
+    /// Returns the number of halts that stand at this replica, by the kind of their scope.
+    pub(super) fn standing_by_kind(&self) -> BTreeMap<&'static str, u64> {
+        self.cluster(|cluster| {
+            let state = cluster.circle_state();
+            state.map(|state| lock(&self.halts.book).standing_by_kind(state)).unwrap_or_default()
         })
     }
 

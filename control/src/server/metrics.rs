@@ -36,6 +36,7 @@ pub(crate) struct ServerMetrics {
     replicas_ready: IntGaugeVec,
     not_enforced: IntGaugeVec,
     proposals_open: IntGauge,
+    halts_standing: IntGaugeVec,
     key_exchanges: IntGaugeVec,
     log: LogMetrics,
 }
@@ -179,6 +180,12 @@ impl ServerMetrics {
                 &["node", "limit"],
             ),
             proposals_open: gauge(&r, "quorate_proposals_open", "Proposals that wait for votes."),
+            halts_standing: gauges(
+                &r,
+                "quorate_halts_standing",
+                "Halts that stand at this replica, by what they stop; every replica reports its own.",
+                &["scope"],
+            ),
             key_exchanges: gauges(
                 &r,
                 "quorate_api_key_exchanges",
@@ -241,6 +248,9 @@ impl Server {
         metrics.log.refresh(&self.handle.metrics(), status.disk_full);
         for (group, count) in self.key_exchanges.counts() {
             set(&metrics.key_exchanges.with_label_values(&[group]), count);
+        }
+        for (kind, count) in self.standing_by_kind() {
+            set(&metrics.halts_standing.with_label_values(&[kind]), count);
         }
         self.cluster(|cluster| {
             set(&metrics.nodes_admitted, cluster.nodes().count() as u64);

@@ -5,6 +5,7 @@ use super::layout::{GATEWAY, Layout, NODES, REPLICAS};
 use super::ports::Ports;
 use crate::context::Context;
 use crate::member_key::MemberKeyFile;
+use crate::print;
 use crate::session::Session;
 use anyhow::{Context as _, Result, anyhow, bail};
 use host::children::{Daemon, inherited};
@@ -287,7 +288,7 @@ impl LocalCluster {
                 let Some(status) = ended else { continue };
                 let restarts = restarts.entry(name.clone()).or_default();
                 if restarts.is_due(Instant::now()) {
-                    println!("{name} ended ({status}); starting it again");
+                    print::out(format_args!("{name} ended ({status}); starting it again"));
                     self.restart(&name)?;
                 }
             }

@@ -6,12 +6,14 @@ use super::layout::{MEMBERS, NODES};
 use crate::cli::service_template;
 use crate::member_key::create_secret;
 use crate::node::{ImportRequest, ModelAccess};
+use crate::print;
 use crate::session::{PROPOSAL_LIFETIME_MS, Session};
 use anyhow::{Context as _, Result, anyhow, bail};
 use host::random::fresh_secret_text;
 use indicatif::ProgressBar;
 use protocol::agent::SlotState;
 use protocol::api::{CreateKey, KeyView, Page, ProposalState, ScaleRequest, ServiceView};
+use protocol::display::counted;
 use protocol::governance::{Change, Choice};
 use protocol::manifest::{Manifest, format_bytes};
 use protocol::model::{ErasureCode, ModelRecord};
@@ -84,7 +86,7 @@ async fn import(
 ) -> Result<ModelRecord> {
     let models: Vec<ModelRecord> = session.client.list("/v1/models").await?;
     if let Some(record) = models.into_iter().find(|record| record.name.as_str() == name) {
-        log.line(format!("model {name} is stored already ({} segments)", record.segments));
+        log.line(format!("model {name} is stored already ({})", counted(record.segments, "segment")));
         return Ok(record);
     }
     let access = ModelAccess::open(&cluster.layout.node(NODES[0]), &session.circle)?;
@@ -120,7 +122,7 @@ async fn propose_and_sign(
     let rendering = human_chain::render(&view.proposal);
     log.line(format!("proposal {}  words: {}", view.id.short(), rendering.words.join(" ")));
     for line in rendering.text.lines() {
-        println!("            {line}");
+        print::out(format_args!("            {line}"));
     }
     let mut state = view.state;
     for (count, name) in MEMBERS.iter().enumerate() {

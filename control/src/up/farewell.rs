@@ -4,6 +4,7 @@
 //! columns.
 
 use super::cluster::LocalCluster;
+use crate::print;
 use crate::terminal;
 use anyhow::Result;
 use protocol::api::{Page, ServiceView, Status};
@@ -31,13 +32,13 @@ pub(super) async fn print_farewell(cluster: &LocalCluster) -> Result<()> {
         gateway: cluster.gateway(),
         control: format!("http://{}", cluster.address("control-1/api")),
     };
-    println!("\nKill any process, edit any byte. Ctrl-C stops everything.\n");
+    print::out("\nKill any process, edit any byte. Ctrl-C stops everything.\n");
     for line in farewell.lines(&services.items) {
-        println!("{line}");
+        print::out(line);
     }
-    println!();
+    print::out("");
     for line in honest(&status) {
-        println!("{}", terminal::line(&line));
+        print::out(terminal::line(&line));
     }
     Ok(())
 }

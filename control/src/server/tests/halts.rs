@@ -27,6 +27,7 @@ fn halt_by(server: &Server, member: &str, secret: &MemberSecret, number: u64) ->
     let halt = Halt {
         circle: circle(server),
         member: member.parse().unwrap(),
+        signer: secret.public().ed25519,
         scope: HaltScope::Circle,
         reason: "smoke".into(),
         issued_at: wall_clock(),
