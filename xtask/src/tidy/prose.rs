@@ -1,6 +1,8 @@
 //! Prose rules for comments in Rust and for Markdown: a sentence opens with a noun or a verb, never with a
 //! pronoun such as *who* or *what*, and some words have a better one (`words.txt`).
 //!
+//! The words count in the texts that members sign too: the string literals of the renderer.
+//!
 //! The reader is a blunt one: it splits text at full stops, knows no grammar, and skips code, tables,
 //! headings and the tests that SPECIFICATION.md names.
 
@@ -26,6 +28,9 @@ const OPENINGS: [&str; 15] = [
 ];
 /// Words with the better one: `word: replacement`, one a line.
 const WORDS: &str = include_str!("words.txt");
+
+/// Beginning of the paths of the renderer, whose string literals are prose that members sign.
+const SIGNED_TEXTS: &str = "human-chain/src/render";
 
 /// The kind of comment behind a line of code.
 const TRAILING: &str = "trailing";
@@ -58,7 +63,8 @@ pub(super) fn openings(file: &TextFile) -> Vec<StyleFinding> {
 /// Returns the words of `file` that have a better one.
 pub(super) fn banned(file: &TextFile) -> Vec<StyleFinding> {
     let mut findings = Vec::new();
-    for (line, sentence) in sentences(file) {
+    let signed = if file.path.starts_with(SIGNED_TEXTS) { literals(&file.text) } else { Vec::new() };
+    for (line, sentence) in sentences(file).into_iter().chain(signed) {
         let spaced = format!(" {} ", words(&sentence).collect::<Vec<_>>().join(" ").to_lowercase());
         for (word, replacement) in WORDS.lines().filter_map(|line| line.split_once(": ")) {
             let count = spaced.matches(&format!(" {word} ")).count();
@@ -90,6 +96,36 @@ fn sentences(file: &TextFile) -> Vec<(usize, String)> {
     };
     let cut = |(line, text): (usize, String)| split(&without_code(&text)).into_iter().map(move |s| (line, s));
     paragraphs.into_iter().flat_map(cut).collect()
+}
+
+/// String literals of Rust code before its tests, each with its line. A line that a backslash continues is
+/// joined with the next.
+fn literals(text: &str) -> Vec<(usize, String)> {
+    let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+    let (mut found, mut current): (Vec<(usize, String)>, Option<(usize, String)>) = (Vec::new(), None);
+    for (at, line) in code.lines().enumerate() {
+        let line = line.trim();
+        if current.is_none() && line.starts_with("//") {
+            continue;
+        }
+        let mut characters = line.chars();
+        while let Some(character) = characters.next() {
+            match (&mut current, character) {
+                (Some((_, literal)), '\\') => {
+                    // An escape is no letter; behind the last backslash the literal continues.
+                    characters.next();
+                    literal.push(' ');
+                }
+                (Some(_), '"') => found.extend(current.take()),
+                (Some((_, literal)), other) => literal.push(other),
+                // A quote within quotes is a character.
+                (None, '\'') if characters.as_str().starts_with("\"'") => drop(characters.nth(1)),
+                (None, '"') => current = Some((at + 1, String::new())),
+                (None, _) => {}
+            }
+        }
+    }
+    found
 }
 
 /// Cuts a paragraph behind each full stop, question or exclamation mark that a capital follows.
@@ -249,6 +285,19 @@ mod tests {
         assert_eq!(advised.iter().filter(|advice| **advice == Some("`shall`")).count(), 2, "{found:?}");
         assert!(advised.contains(&Some("`for ever`")), "{found:?}");
         assert_eq!(banned(&file("a.rs", "let shall = \"shall\";\n")), []);
+    }
+
+    #[test]
+    fn the_texts_that_members_sign_have_no_such_word_either() {
+        let text = "fn f() {\n    if c == '\"' { g(\"it waits, \\\n       meanwhile\") }\n}\n\
+                    #[cfg(test)]\nmod tests { const X: &str = \"whoever\"; }\n";
+        let found = |path: &str| -> Vec<usize> {
+            banned(&file(path, text)).iter().map(|finding| finding.line).collect()
+        };
+        assert_eq!(found("human-chain/src/render/new.rs"), [2], "the line on which the literal begins");
+        assert_eq!(found("human-chain/src/ballot.rs"), [0_usize; 0]);
+        let shall = format!("// shall\nf(\"{} shall\")\n", r"\u{1b}");
+        assert_eq!(banned(&file("human-chain/src/render.rs", &shall)).len(), 2, "comments count as before");
     }
 
     #[test]
