@@ -122,7 +122,11 @@ impl ProposerArguments {
         let member = MemberKeyFile::load(file)?;
         let rendering = human_chain::render(&proposal);
         let difference = human_chain::render_difference(&session.circle, &proposal);
-        print::err(format_args!("{}\nChanges\n{difference}\n\nwords: {}\n", rendering.text, rendering.words.join(" ")));
+        print::err(format_args!(
+            "{}\nChanges\n{difference}\n\nwords: {}\n",
+            rendering.text,
+            rendering.words.join(" ")
+        ));
         confirm_own(&format!("propose and approve as {}", member.member), &rendering.words)?;
         let proposed = session.submit_as(proposal, &member).await?;
         print_submitted(environment, session, &proposed);

@@ -7,8 +7,8 @@ use super::{InvariantResult, ensure};
 use crate::clock::ClusterTime;
 use crate::cluster::{ClosedProposal, Cluster, DraftProposal, OpenProposal};
 use crate::limits::{
-    BURNED_PER_MEMBER_MAX, BURNED_PROPOSALS_MAX, CLOSED_PROPOSALS_MAX, DRAFTS_MAX,
-    DRAFTS_PER_TOKEN_MAX, MODELS_MAX, PENDING_NODES_MAX, PROPOSALS_PER_MEMBER_MAX, WRAPS_MAX,
+    BURNED_PER_MEMBER_MAX, BURNED_PROPOSALS_MAX, CLOSED_PROPOSALS_MAX, DRAFTS_MAX, DRAFTS_PER_TOKEN_MAX,
+    MODELS_MAX, PENDING_NODES_MAX, PROPOSALS_PER_MEMBER_MAX, WRAPS_MAX,
 };
 use human_chain::is_vetoable;
 use protocol::api::ProposalState;
