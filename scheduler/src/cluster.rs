@@ -158,6 +158,9 @@ pub struct Slot {
     pub since: ClusterTime,
     /// Node that held it before.
     pub last_holder: Option<NodeId>,
+    /// Time until which a former holder that fell silent may still run it; none if no holder did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub may_run_until: Option<ClusterTime>,
 }
 
 /// The holding of a slot by a node.

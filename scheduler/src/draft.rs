@@ -67,6 +67,7 @@ impl<'a> Draft<'a> {
             for (index, runs_on) in held {
                 let Some(slot) = service.slots.get_mut(&index) else { continue };
                 if !runs_on {
+                    slot.may_run_until = slot.may_run_until.max(alone_until(self.cluster, slot, self.now));
                     free(slot, self.now);
                     freed.push(format!("{name}/{index}"));
                 } else if silence(slot, self.now) {
@@ -155,6 +156,7 @@ impl<'a> Draft<'a> {
         let service = self.services.get_mut(&plan.service).ok_or_else(|| stale("no such service"))?;
         let slot = service.slots.entry(plan.slot).or_default();
         assert!(slot.fence < order.fence, "the fence of {subject} rises with each order");
+        slot.may_run_until = slot.may_run_until.max(alone_until(self.cluster, slot, self.now));
         slot.fence = plan.fence;
         slot.since = self.now;
         if let Some(replaced) = slot.holding.take() {
@@ -178,7 +180,7 @@ impl<'a> Draft<'a> {
         }
         let service = self.services.get(&plan.service).ok_or_else(|| stale("no such service"))?;
         self.check_approval(service, plan, admission)?;
-        check_slot(service, plan)?;
+        check_slot(service, plan, self.now)?;
         self.check_gpus(service, plan, admission)?;
         Ok(SlotOrder {
             circle,
@@ -257,15 +259,14 @@ impl<'a> Draft<'a> {
     }
 }
 
-/// Checks that the slot is free or held by a silent node, inside the envelope, and ordered under its next
-/// fence.
-fn check_slot(service: &Service, plan: &OrderPlan) -> Result<(), Refusal> {
+/// Checks that the slot can be ordered now, inside the envelope, and is ordered under its next fence.
+fn check_slot(service: &Service, plan: &OrderPlan, now: ClusterTime) -> Result<(), Refusal> {
     let subject = slot_text(&plan.service, plan.slot);
     if plan.slot.0 >= service.manifest.replicas.max {
         return Err(stale(format!("slot {subject} is outside its envelope")));
     }
     let known = service.slots.get(&plan.slot).cloned().unwrap_or_default();
-    if !may_be_ordered(service, &known) || Some(plan.fence) != next_fence(service, plan.slot) {
+    if !may_be_ordered(service, &known, now) || Some(plan.fence) != next_fence(service, plan.slot) {
         let fence = known.fence;
         return Err(stale(format!("slot {subject} is held, or its fence is not one more than {fence}")));
     }
@@ -275,27 +276,34 @@ fn check_slot(service: &Service, plan: &OrderPlan) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Returns whether a slot can be ordered: it is free, or its node is silent and its work is not exclusive. An
-/// exclusive order never goes out beside one of an earlier approval that may still run.
-pub(crate) fn may_be_ordered(service: &Service, slot: &Slot) -> bool {
-    let replaceable =
-        |holding: &Holding| holding.phase == HoldingPhase::Silent && !service.manifest.exclusive;
-    slot.holding.as_ref().is_none_or(replaceable)
+/// Returns whether a slot can be ordered: it is free, or its node is silent. An exclusive order never goes out
+/// beside one of an earlier approval that may still run, even if that slot was freed or ordered since.
+pub(crate) fn may_be_ordered(service: &Service, slot: &Slot, now: ClusterTime) -> bool {
+    if service.manifest.exclusive {
+        return slot.holding.is_none() && slot.may_run_until.is_none_or(|until| until <= now);
+    }
+    slot.holding.as_ref().is_none_or(|holding| holding.phase == HoldingPhase::Silent)
+}
+
+/// Returns the time until which the node of a held slot may run it, if that is silent now or already was. It
+/// knows of nothing that was decided since. None if the work is exclusive: it ended with its lease.
+fn alone_until(cluster: &Cluster, slot: &Slot, now: ClusterTime) -> Option<ClusterTime> {
+    let holding = slot.holding.as_ref()?;
+    let manifest = cluster.manifest_of(&holding.order.certificate).filter(|manifest| !manifest.exclusive)?;
+    let silent_since = if holding.phase == HoldingPhase::Silent { slot.since } else { now };
+    debug_assert!(silent_since <= now, "a slot changes in the order of time");
+    Some(silent_since.plus(manifest.autonomy_ms()))
 }
 
 /// Returns whether the node of a held slot, now silent, may continue with it: its order has an autonomy
 /// beyond the lease that has not run out, and its service is still approved. Otherwise a lapse frees the
 /// slot.
 pub(crate) fn runs_on_alone(cluster: &Cluster, service: &Service, slot: &Slot, now: ClusterTime) -> bool {
-    let Some(holding) = &slot.holding else { return false };
-    let Some(manifest) = cluster.manifest_of(&holding.order.certificate) else { return false };
-    let in_time = match holding.phase {
-        HoldingPhase::Running => true,
-        HoldingPhase::Silent => slot.since.plus(manifest.autonomy_ms()) > now,
-        HoldingPhase::Draining { .. } | HoldingPhase::Ending { .. } | HoldingPhase::Lapsing => false,
-    };
+    let phase = slot.holding.as_ref().map(|holding| &holding.phase);
+    let is_wanted = matches!(phase, Some(HoldingPhase::Running | HoldingPhase::Silent));
+    let in_time = alone_until(cluster, slot, now).is_some_and(|until| until > now);
     let expired = service.is_expired(now) && service.manifest.on_expiry == OnExpiry::Drain;
-    in_time && !manifest.exclusive && service.phase == ServicePhase::Active && !expired
+    is_wanted && in_time && service.phase == ServicePhase::Active && !expired
 }
 
 /// Marks the holder of a slot as silent; returns whether it was not.

@@ -51,7 +51,7 @@ pub fn dry_run(view: ClusterView, manifest: &Manifest) -> Result<DryRun, Refusal
         waiting.push(format!("all wait: no model {} ({}) is registered", model.name, model.root.short()));
     } else {
         let bytes = model_bytes(cluster, manifest);
-        while let Some(slot) = free_slot(&service) {
+        while let Some(slot) = free_slot(&service, view.cluster_time()) {
             match best_placement(view, &capacities, &service) {
                 Ok(CandidatePlacement { node, name, gpus, .. }) => {
                     if let Some(capacity) = capacities.iter_mut().find(|capacity| capacity.id == node) {

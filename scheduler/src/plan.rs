@@ -263,12 +263,12 @@ pub(crate) fn running(service: &Service) -> (Vec<Holding>, Vec<Holding>) {
 
 /// Returns the slot of the envelope for a further replica: the lowest whose node is silent, so that the
 /// higher fence ends the replica there, or else the lowest free one.
-pub(crate) fn free_slot(service: &Service) -> Option<SlotIndex> {
-    let indexes = || (0..service.manifest.replicas.max).map(SlotIndex);
-    let known = |index: &SlotIndex| service.slots.get(index);
-    let is_silent = |index: &SlotIndex| {
-        known(index).is_some_and(|slot| slot.holding.is_some() && may_be_ordered(service, slot))
+pub(crate) fn free_slot(service: &Service, now: ClusterTime) -> Option<SlotIndex> {
+    let orderable = |index: &SlotIndex| {
+        let known = service.slots.get(index);
+        known.is_none_or(|slot| may_be_ordered(service, slot, now))
     };
-    let is_free = |index: &SlotIndex| known(index).is_none_or(|slot| slot.holding.is_none());
-    indexes().find(is_silent).or_else(|| indexes().find(is_free))
+    let indexes = || (0..service.manifest.replicas.max).map(SlotIndex).filter(orderable);
+    let is_held = |index: &SlotIndex| service.slots.get(index).is_some_and(|slot| slot.holding.is_some());
+    indexes().find(is_held).or_else(|| indexes().next())
 }

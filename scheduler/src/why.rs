@@ -332,7 +332,7 @@ fn next_replica(view: ClusterView, service: &Service) -> Result<NodeName, Blocke
     }
     let capacities = capacities(view, view.cluster.services());
     let best = best_placement(view, &capacities, service).map_err(Blocked::NoNode)?;
-    free_slot(service).map(|_| best.name).ok_or(Blocked::NoSlot)
+    free_slot(service, view.cluster_time()).map(|_| best.name).ok_or(Blocked::NoSlot)
 }
 
 /// Returns the cause, a line per node, and a remedy.

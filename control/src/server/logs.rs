@@ -199,6 +199,7 @@ mod tests {
             holding: Some(holding),
             since: ClusterTime(Millis(1)),
             last_holder: Some(id(2)),
+            ..Slot::default()
         };
         let service = Service {
             manifest,

@@ -37,7 +37,8 @@ fn copy_slot(cluster: &mut Cluster, name: &str, to: u32) {
     let (fence, holding) = held(cluster, name);
     let (fence, mut holding) = (*fence, holding.clone());
     holding.order.slot = SlotIndex(to);
-    let copy = Slot { fence, holding: Some(holding), since: cluster.now, last_holder: None };
+    let copy =
+        Slot { fence, holding: Some(holding), since: cluster.now, last_holder: None, may_run_until: None };
     service(cluster, name).slots.insert(SlotIndex(to), copy);
 }
 

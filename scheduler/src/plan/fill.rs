@@ -120,6 +120,7 @@ pub(crate) fn fits_without(
     let capacities = capacities(view, &without);
     let service = &without[&holding.order.service];
     view.cluster.models.contains_key(&service.manifest.model.root)
+        && free_slot(service, view.cluster_time()).is_some()
         && best_placement(view, &capacities, service).is_ok()
 }
 
@@ -178,7 +179,7 @@ impl Planner<'_> {
         why: &str,
     ) -> Result<(), Blocked> {
         let service = self.service(name);
-        let slot = free_slot(service).ok_or(Blocked::NoSlot)?;
+        let slot = free_slot(service, self.now()).ok_or(Blocked::NoSlot)?;
         let fence = next_fence(service, slot).ok_or(Blocked::NoSlot)?;
         debug_assert!(service.phase == ServicePhase::Active, "only an approved service is ordered");
         debug_assert!(

@@ -140,7 +140,7 @@ impl Planner<'_> {
         debug_assert!(self.plan.is_empty(), "a move begins when nothing else is to be done");
         debug_assert!(replicas_on_node >= to.replicas + REBALANCE_GAIN_MIN, "a move improves the spread");
         let left = self.node_name(&from);
-        if free_slot(self.service(name)).is_some() {
+        if free_slot(self.service(name), self.now()).is_some() {
             let why = format!("{} moves from {left}, which runs {replicas_on_node}", slot_label(&from));
             return self.order(name, to, Some(slot_name(&from)), &why).is_ok();
         }

@@ -176,6 +176,76 @@ fn no_exclusive_order_goes_out_beside_a_silent_holder() {
     }
 }
 
+/// Lets the nodes of these names obey and the leader plan, until both have had time to react to each other.
+fn react(world: &mut World, names: &[&str]) {
+    for _ in 0..12 {
+        for name in names {
+            let spec = world.specs[&name.parse().unwrap()].clone();
+            world.obey_node(&spec);
+        }
+        world.execute();
+    }
+}
+
+/// Lets the lease of `node-1` end, and the leader plan.
+fn lapse_first(world: &mut World) {
+    world.wait(LEASE_MS);
+    world.heartbeat("node-2");
+    world.execute();
+}
+
+/// Returns the number of slots that run under the approval in force.
+fn under_the_approval_in_force(world: &World) -> usize {
+    let service = &world.cluster.services()[&service_name("chat")];
+    let runs = |holding: &Holding| {
+        holding.phase == HoldingPhase::Running && holding.order.certificate == service.certificate
+    };
+    service.held().filter(|(_, holding)| runs(holding)).count()
+}
+
+/// The attack: an approval turns exclusive after a holder under the earlier one fell silent, and control has
+/// freed its slot or ordered it elsewhere since. The silent node knows of neither. The positive control is an
+/// approval that does not turn exclusive.
+#[test]
+fn no_exclusive_order_goes_out_beside_a_holder_that_control_gave_up() {
+    type Happens = fn(&mut World, Change);
+    let cases: [(&str, Happens); 4] = [
+        ("it drains when its node falls silent", |world, next| {
+            world.approve(next);
+            world.execute();
+            assert!(matches!(phase(world, 0), Some(HoldingPhase::Draining { .. })));
+            lapse_first(world);
+        }),
+        ("its node is removed", |world, next| {
+            world.approve(Change::RemoveNode { node: "node-1".parse().unwrap() });
+            lapse_first(world);
+            world.approve(next);
+        }),
+        ("its service is retired and approved again", |world, next| {
+            world.approve(Change::Retire { service: service_name("chat"), grace_seconds: 0 });
+            lapse_first(world);
+            world.approve(next);
+        }),
+        ("its slot was ordered elsewhere before", |world, next| {
+            lapse_first(world);
+            assert_eq!(world.placements("chat"), ["0@node-2"]);
+            world.approve(next);
+        }),
+    ];
+    for (what, happens) in cases {
+        for exclusive in [true, false] {
+            let mut world = two(autonomous(600, manifest("chat", 1, 1, 700, 100)));
+            let next = manifest("chat", 1, 1, 700, 100);
+            happens(&mut world, deploy(if exclusive { next } else { autonomous(600, next) }));
+            react(&mut world, &["node-2"]);
+            assert_eq!(under_the_approval_in_force(&world), usize::from(!exclusive), "{what}");
+            world.wait(600_000);
+            react(&mut world, &["node-2"]);
+            assert_eq!(under_the_approval_in_force(&world), 1, "{what}, and its autonomy is over");
+        }
+    }
+}
+
 #[test]
 fn only_a_silent_slot_is_resumed_and_only_under_its_own_fence() {
     let mut world = two(autonomous(3600, one_replica()));
