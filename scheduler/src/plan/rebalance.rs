@@ -111,8 +111,8 @@ impl Planner<'_> {
     /// Returns whether no slot of any service drains, ends, lapses or moves.
     fn all_settled(&self) -> bool {
         self.draft.services.values().all(|service| {
-            service.held().all(|(_, holding)| holding.phase == HoldingPhase::Running)
-                && moving(self.view, service).is_none()
+            let stays = |phase: &HoldingPhase| matches!(phase, HoldingPhase::Running | HoldingPhase::Silent);
+            service.held().all(|(_, holding)| stays(&holding.phase)) && moving(self.view, service).is_none()
         })
     }
 

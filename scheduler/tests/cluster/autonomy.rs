@@ -8,6 +8,7 @@ use protocol::governance::Change;
 use protocol::limits::LEASE_MS;
 use protocol::manifest::{OnExpiry, ServiceManifest};
 use protocol::{Fence, ServiceName, SlotIndex};
+use scheduler::limits::REBALANCE_CALM_MS;
 use scheduler::*;
 
 /// Time within which a silent node's slots are placed elsewhere.
@@ -244,6 +245,53 @@ fn no_exclusive_order_goes_out_beside_a_holder_that_control_gave_up() {
             assert_eq!(under_the_approval_in_force(&world), 1, "{what}, and its autonomy is over");
         }
     }
+}
+
+/// Three small nodes with a replica each, of which the first falls silent; two replicas are wanted from then on.
+fn with_a_silent_surplus() -> World {
+    let nodes = ["node-1", "node-2", "node-3"].map(|name| node(name, 1000, 1024));
+    let mut world = running_on(&nodes, autonomous(3600, manifest("chat", 1, 3, 700, 100)));
+    world.must(Action::Scale { service: service_name("chat"), replicas: 3 });
+    world.settle();
+    world.wait(LEASE_MS);
+    assert!(["node-2", "node-3"].iter().all(|name| world.heartbeat(name)));
+    world.execute();
+    world.must(Action::Scale { service: service_name("chat"), replicas: 2 });
+    let service = &world.cluster.services()[&service_name("chat")];
+    assert_eq!(service.held().filter(|(_, held)| held.phase == HoldingPhase::Silent).count(), 1);
+    world
+}
+
+#[test]
+fn a_roll_out_does_not_wait_for_a_silent_node() {
+    let mut world = with_a_silent_surplus();
+    world.approve(deploy(autonomous(3600, manifest("chat", 1, 3, 750, 100))));
+    assert_eq!(under_the_approval_in_force(&world), 0);
+    react(&mut world, &["node-2", "node-3"]);
+    assert_eq!(under_the_approval_in_force(&world), 2);
+}
+
+#[test]
+fn a_move_does_not_wait_for_a_silent_node() {
+    let nodes = [node("node-1", 1000, 4096), node("node-2", 8000, 6000)];
+    let mut world = running_on(&nodes, autonomous(3600, manifest("chat", 1, 2, 700, 3000)));
+    world.must(Action::Scale { service: service_name("chat"), replicas: 2 });
+    world.approve(deploy(manifest("embed", 1, 3, 500, 64)));
+    world.must(Action::Scale { service: service_name("embed"), replicas: 2 });
+    world.settle();
+    assert_eq!(world.placements("embed"), ["0@node-2", "1@node-2"]);
+    let third = node("node-3", 8000, 2048);
+    world.approve(Change::AdmitNode(Box::new(third.admission.clone())));
+    world.specs.insert(third.admission.name.clone(), third);
+    world.share_model("minilm", 50 << 20);
+    for _ in 0..REBALANCE_CALM_MS / 1000 + 5 {
+        world.wait(1000);
+        assert!(["node-2", "node-3"].iter().all(|name| world.heartbeat(name)));
+        world.execute();
+    }
+    let chat = &world.cluster.services()[&service_name("chat")];
+    assert_eq!(chat.held().filter(|(_, held)| held.phase == HoldingPhase::Silent).count(), 1);
+    assert_eq!(world.placements("embed"), ["0@node-2", "1@node-2", "2@node-3"], "it moves to the third node");
 }
 
 #[test]
