@@ -58,7 +58,9 @@ pub(super) fn count(
         ProposalState::Approved => Some(admit(cluster, index, &open)?),
         _ => None,
     };
-    open.decided_at = (state == ProposalState::Waiting).then_some(cluster.now);
+    // A ballot against a change that waits already does not prolong its waiting time.
+    let decided_at = open.decided_at.unwrap_or(cluster.now);
+    open.decided_at = (state == ProposalState::Waiting).then_some(decided_at);
     let (actor, subject) = (Actor::Member(member.clone()).to_string(), format!("proposal/{}", id.short()));
     let change = summary(&open.proposal.change);
     if opens {

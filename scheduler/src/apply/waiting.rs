@@ -21,8 +21,9 @@ use std::collections::{BTreeMap, BTreeSet};
 pub(crate) fn takes_effect_at(state: &CircleState, open: &OpenProposal) -> Option<Millis> {
     let decided_at = open.decided_at?;
     debug_assert!(is_vetoable(state, &open.proposal.change), "only what can be vetoed waits");
-    let signed = open.ballots.values().chain(open.joining.values()).map(|signed| signed.ballot.issued_at);
-    let last = signed.fold(decided_at.0, Millis::max);
+    let ballots = open.ballots.values().chain(open.joining.values()).map(|signed| &signed.ballot);
+    let approvals = ballots.filter(|ballot| ballot.choice == Choice::Approve);
+    let last = approvals.map(|ballot| ballot.issued_at).fold(decided_at.0, Millis::max);
     let end = last.plus(waiting_ms(state, &open.proposal.change));
     debug_assert!(end >= decided_at.0, "no change takes effect before it is decided");
     Some(end)

@@ -199,6 +199,44 @@ fn the_first_of_two_waiting_changes_ends_the_other() {
     assert_eq!(epoch(&world), 3);
 }
 
+/// Returns the change that adds this member, after which three of the four decide.
+fn joins(world: &World, claim: ProvenMember) -> Change {
+    let proofs = [(claim.member.id.clone(), claim.proof)].into();
+    let members = [members(world), vec![claim.member]].concat();
+    let of = members.iter().map(|member| Quorum::Member(member.id.clone())).collect();
+    let rule = Quorum::Threshold { required: 3, of };
+    let quorums = [ActionClass::Routine, ActionClass::Sensitive].map(|class| (class, rule.clone()));
+    let policy = Policy { quorums: quorums.into(), passkeys: None, veto_seconds: DAY, proposer_counts: true };
+    Change::SetMembers { members, policy, proofs }
+}
+
+/// Attack: a person who is to join delays the change, by a rejection that is no veto.
+#[test]
+fn attack_a_rejection_that_is_no_veto_prolongs_no_waiting_time() {
+    let mut world = waiting_world();
+    let dave = MemberSecret::generate(&[44; 64]);
+    let change = joins(&world, prove_keys(&dave, member("dave")));
+    let proposal = submit(&mut world, change);
+    for (name, expected) in
+        [("alice", ProposalState::Open), ("bob", ProposalState::Open), ("carol", ProposalState::Waiting)]
+    {
+        assert_eq!(state(&cast(&mut world, name, &proposal, Choice::Approve)), expected);
+    }
+    let end = view(&world, &proposal).takes_effect_at;
+    assert_eq!(end, Some(world.now.plus(DAY_MS)));
+    world.wait(DAY_MS / 2);
+    let later = world.now.plus(CLOCK_GRACE_MS);
+    let ballot = vote(&dave, member("dave"), proposal.history, &proposal, Choice::Reject, later);
+    let reply = world.must(Action::CastBallot(Box::new(ballot)));
+    assert_eq!((state(&reply), view(&world, &proposal).takes_effect_at), (ProposalState::Waiting, end));
+    // The positive control: the rejection of a member in force ends it.
+    let mut vetoed = world.clone();
+    assert_eq!(state(&cast(&mut vetoed, "alice", &proposal, Choice::Reject)), ProposalState::Rejected);
+    world.wait(DAY_MS / 2);
+    world.must(Action::Tick);
+    assert_eq!(view(&world, &proposal).state, ProposalState::Approved);
+}
+
 /// A change that became inadmissible while it waited is closed, and the cluster continues.
 #[test]
 fn a_change_that_no_longer_applies_is_closed_at_its_end() {
@@ -208,13 +246,8 @@ fn a_change_that_no_longer_applies_is_closed_at_its_end() {
     // A key that a node has by the time the change takes effect.
     let node = node("late", 1000, 1000).admission;
     claim.member.keys.encryption = node.encryption.clone();
-    let proof = dave.sign(MEMBER_KEYS_DOMAIN, &claim.member.key_claim());
-    let members = [members(&world), vec![claim.member]].concat();
-    let of = members.iter().map(|member| Quorum::Member(member.id.clone())).collect();
-    let rule = Quorum::Threshold { required: 3, of };
-    let quorums = [ActionClass::Routine, ActionClass::Sensitive].map(|class| (class, rule.clone()));
-    let policy = Policy { quorums: quorums.into(), passkeys: None, veto_seconds: DAY, proposer_counts: true };
-    let change = Change::SetMembers { members, policy, proofs: [(member("dave"), proof)].into() };
+    claim.proof = dave.sign(MEMBER_KEYS_DOMAIN, &claim.member.key_claim());
+    let change = joins(&world, claim);
     let proposal = submit(&mut world, change);
     for name in ["alice", "bob"] {
         assert_eq!(state(&cast(&mut world, name, &proposal, Choice::Approve)), ProposalState::Open, "3 of 4");
