@@ -7,6 +7,7 @@ use protocol::canonical::to_bytes;
 use protocol::governance::{BUNDLE_VERSION, Bundle, LogEvidence};
 use std::path::Path;
 
+#[expect(clippy::disallowed_methods, reason = "a test may ask to rewrite the seeds")]
 fn write(folder: &Path) {
     let certificate = enact(&mut circle(), deploy(2), &["alice", "bob"]);
     let bare = Bundle { version: BUNDLE_VERSION, certificate: certificate.clone(), log_evidence: None };
@@ -22,6 +23,7 @@ fn write(folder: &Path) {
 }
 
 #[test]
+#[expect(clippy::disallowed_methods, reason = "the seeds are files of bytes")]
 fn every_seed_of_the_fuzzer_passes_the_readers_and_verifies() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/seeds/certificate");
     if std::env::var_os("REFRESH_GOLDEN").is_some() {

@@ -316,6 +316,7 @@ fn expand(json: Json, known: &BTreeMap<String, Json>) -> Json {
 
 /// Compares the seed of the fuzz target `canonical` that is made from this case, if there is one, with the
 /// case's bytes; writes it with the digests.
+#[expect(clippy::disallowed_methods, reason = "the seeds are files of bytes")]
 fn check_seed(name: &str, bytes: &[u8]) {
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/seeds/canonical");
     let path = folder.join(name.replace('/', "-"));
