@@ -174,6 +174,12 @@ impl ReviewedProposal {
             }
         }
     }
+
+    /// Returns whether the rejection of this member ends a change that its quorum has approved.
+    #[must_use]
+    pub fn may_be_vetoed_by(&self, circle: &CircleState, member: &MemberId) -> bool {
+        self.view.state == ProposalState::Waiting && circle.active_member(member).is_ok()
+    }
 }
 
 /// Checks that a proposal is shown under its own id, the digest of its bytes.

@@ -69,12 +69,13 @@ fn list(frame: &PageFrame, proposals: &[&ReviewedProposal], none: &str) -> Marku
 
 fn card(frame: &PageFrame, proposal: &ReviewedProposal) -> Markup {
     let view = &proposal.view;
+    let end = view.takes_effect_at.unwrap_or(view.proposal.expires_at);
     html! {
         h3 { a href={ "/console/proposals/" (view.id) } { bdi { (sentence(&view.proposal)) } } }
         (words(&proposal.words))
         p {
             (votes::rule(frame.circle, proposal)) ". "
-            span.quiet { (time_left(frame.now, view.proposal.expires_at)) }
+            span.quiet { (time_left(frame.now, end)) }
             @if let Some(maker) = &view.drafted_by { " Drafted by " (foreign(maker)) "." }
         }
     }

@@ -57,7 +57,7 @@ pub(crate) fn page(frame: &PageFrame, shown: &ProposalPage) -> Markup {
             p.quiet { "Counted from the signed ballots." }
             (votes::table(frame.circle, shown.reviewed, &view.ballots))
         }
-        @if shown.reviewed.can_be_approved() { (form(frame, shown)) }
+        @if shown.reviewed.can_be_approved() || view.state == ProposalState::Waiting { (form(frame, shown)) }
     };
     document(frame, &format!("Proposal {}", view.id.short()), &content)
 }
@@ -102,7 +102,10 @@ fn facts(frame: &PageFrame, shown: &ProposalPage) -> Markup {
                 dt { "Touches" }
                 dd { @if touched.is_empty() { "nothing that runs" } @else { (touched.join(", ")) } }
                 dt { "If no member acts" }
-                dd { "it expires, and nothing changes" }
+                dd {
+                    @if let Some(at) = view.takes_effect_at { "it takes effect at " (time(at)) }
+                    @else { "it expires, and nothing changes" }
+                }
                 dt { "Full id" }
                 dd { code.long { (view.id) } }
                 @if let Some(certificate) = &view.certificate {
@@ -174,11 +177,14 @@ fn form(frame: &PageFrame, shown: &ProposalPage) -> Markup {
     };
     let open = waits_for(frame.circle, shown.reviewed, Some(member));
     let can = shown.means.key || shown.means.passkey;
+    let vetoes = shown.reviewed.may_be_vetoed_by(frame.circle, member);
     html! {
         section.vote {
             h2 { "Your vote, " (member) }
             (refusal(shown))
-            @if !open {
+            @if vetoes {
+                (veto_form(shown))
+            } @else if !open {
                 p { "You have voted, or your vote no longer counts here." }
             } @else if can {
                 (signing_form(shown))
@@ -194,6 +200,30 @@ fn refusal(shown: &ProposalPage) -> Markup {
     html! {
         @if let Some(refused) = shown.refused {
             p.problem role="alert" { (foreign(&refused.message)) " (" code { (refused.code) } ")" }
+        }
+    }
+}
+
+/// Returns the form with which a member ends a change that its quorum has approved. Only a key vetoes: a vote
+/// by passkey counts for no change that waits.
+fn veto_form(shown: &ProposalPage) -> Markup {
+    let view = &shown.reviewed.view;
+    html! {
+        p {
+            "The quorum has approved this change. One rejection ends it, also by a member that approved."
+        }
+        @if shown.means.key {
+            form method="post" action={ "/console/proposals/" (view.id) "/vote" } {
+                p {
+                    label for="words" { "First two of the six words, after reading the text" }
+                    input #words name="words" autocomplete="off" autocapitalize="none" spellcheck="false"
+                        required;
+                }
+                p.acts { button name="choice" value="reject" { "Veto" } }
+            }
+        } @else {
+            p { "Run " code { "quorate console" } " where your key is, or "
+                code { "quorate reject " (view.id.short()) } "." }
         }
     }
 }

@@ -1,10 +1,10 @@
 //! Attacks on the console, each with its positive control: it succeeds when its guard has nothing to go by.
 
 use crate::routes::{PORT, ask, enter, get, vote};
-use crate::world::{Lab, words};
+use crate::world::{Lab, member, secret, words};
 use axum::http::{Method, StatusCode};
-use host::Clock;
-use protocol::api::Finding;
+use host::{Clock, wall_clock};
+use protocol::api::{Finding, ProposalState};
 use protocol::governance::{Change, Choice};
 
 /// Attack: a page elsewhere votes with the member's session.
@@ -126,6 +126,39 @@ async fn nothing_is_signed_without_the_words_of_this_text() {
     // Positive control: with its words it is signed.
     vote(&lab, &cookie, proposal.id(), &words(&proposal), "approve").await;
     assert_eq!(lab.world.state().delivered.len(), 1);
+}
+
+/// Attack: the holders of two stolen keys change the members. The third member sees it on the console, until
+/// when it can be ended, and ends it there.
+#[tokio::test]
+async fn a_change_that_waits_is_shown_and_vetoed() {
+    let lab = Lab::of_member(0, PORT);
+    let cookie = enter(&lab, &lab.owner_link(0)).await;
+    let circle = lab.world.state().circle.clone();
+    let (members, policy) = (circle.members().cloned().collect(), circle.policy().clone());
+    let change = Change::SetMembers { members, policy, proofs: [].into() };
+    let proposal = lab.world.propose(change, "the rules of before");
+    let path = format!("/console/proposals/{}", proposal.id());
+    // The positive control: while it is open, nothing happens by itself.
+    let open = get(&lab, &cookie, &path).await.text;
+    assert!(open.contains("it expires, and nothing changes") && !open.contains("Veto"), "{open}");
+    let end = wall_clock().plus(3_600_000);
+    {
+        let mut state = lab.world.state();
+        let view = state.open.get_mut(&proposal.id()).unwrap();
+        let approval = |at: usize| {
+            human_chain::vote(secret(at), member(at), circle.head(), &proposal, Choice::Approve, wall_clock())
+        };
+        view.ballots = [1, 2].map(approval).into();
+        (view.state, view.takes_effect_at) = (ProposalState::Waiting, Some(end));
+    }
+    assert!(get(&lab, &cookie, "/console/inbox").await.text.contains("unless a member vetoes it"));
+    let waits = get(&lab, &cookie, &path).await.text;
+    assert!(waits.contains("it takes effect at ") && !waits.contains("it expires"), "{waits}");
+    assert!(waits.contains(">Veto<") && !waits.contains(">Approve<"), "{waits}");
+    vote(&lab, &cookie, proposal.id(), &words(&proposal), "reject").await;
+    let delivered = lab.world.state().delivered.clone();
+    assert_eq!((delivered.len(), delivered[0].ballot.choice), (1, Choice::Reject));
 }
 
 /// Text that is markup and code, and that reorders what stands around it.

@@ -131,8 +131,9 @@ impl MemberBackend {
 
     async fn open(&self) -> Result<Vec<ProposalView>, Refusal> {
         let views: Vec<ProposalView> = self.session().client.list("/v1/proposals").await.map_err(refused)?;
-        let is_pending =
-            |view: &ProposalView| matches!(view.state, ProposalState::Open | ProposalState::Draft);
+        let is_pending = |view: &ProposalView| {
+            matches!(view.state, ProposalState::Open | ProposalState::Waiting | ProposalState::Draft)
+        };
         Ok(views.into_iter().filter(is_pending).collect())
     }
 

@@ -511,3 +511,21 @@ async fn a_command_signs_no_proposal_unread() {
     assert_eq!(lab.run(&["approve", &id, "--words", &words]).await, Ok(()));
     assert_eq!(lab.received().len(), 1);
 }
+
+/// A change that waits for a veto stands in the member's inbox, as it does on every replica's pages.
+#[tokio::test]
+async fn a_change_that_waits_is_in_the_inbox() {
+    let lab = Lab::new(SampleCircle::founded()).await;
+    let mut view = proposal_view(&lab.circle.proposal("a change of members"), vec![]);
+    (view.state, view.takes_effect_at) = (ProposalState::Waiting, Some(protocol::Millis(1)));
+    let id = view.id;
+    lab.show(vec![view.clone()]);
+    let desk = Desk::of(&lab).await;
+    let (page, _) = desk.send("GET", "/console/inbox", "").await;
+    assert!(page.contains(&id.to_string()), "{page}");
+    // Positive control: what was decided is no longer in it.
+    view.state = ProposalState::Rejected;
+    lab.show(vec![view]);
+    let (page, _) = desk.send("GET", "/console/inbox", "").await;
+    assert!(!page.contains(&id.to_string()), "{page}");
+}
