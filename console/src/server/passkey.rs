@@ -208,6 +208,7 @@ pub(crate) async fn enter(
     };
     let unknown = || Refusal::new(error_code::PASSKEY_UNKNOWN, "no member of this circle has this passkey");
     let member = circle.members().map(|member| &member.id).find(holds).ok_or_else(unknown)?;
+    circle.active_member(member)?;
     let mut own = circle.passkeys(member).iter();
     let passkey = own.find(|passkey| passkey.credential == assertion.credential).ok_or_else(unknown)?;
     // A sign-in only reads, so a copied authenticator gains nothing by an old counter.

@@ -4,8 +4,11 @@ use crate::routes::{PORT, ask, enter, get, vote};
 use crate::world::{Lab, member, secret, words};
 use axum::http::{Method, StatusCode};
 use host::{Clock, wall_clock};
+use human_chain::MemberSecret;
 use protocol::api::{Finding, ProposalState};
 use protocol::governance::{Change, Choice};
+use protocol::keys::ByteString;
+use protocol::passkey::{Passkey, PasskeyAssertion, PasskeyKey};
 
 /// Attack: a page elsewhere votes with the member's session.
 #[tokio::test]
@@ -126,6 +129,36 @@ async fn nothing_is_signed_without_the_words_of_this_text() {
     // Positive control: with its words it is signed.
     vote(&lab, &cookie, proposal.id(), &words(&proposal), "approve").await;
     assert_eq!(lab.world.state().delivered.len(), 1);
+}
+
+/// Attack: the holder of a stolen device signs in with the passkey of a member that was suspended.
+#[tokio::test]
+async fn a_suspended_member_does_not_sign_in_by_passkey() {
+    let lab = Lab::of_replica(PORT, Clock::machine());
+    let credential = ByteString(b"phone".to_vec());
+    let key = PasskeyKey::EdDsa(MemberSecret::generate(&[9; 64]).public().ed25519);
+    let passkeys = vec![Passkey { credential: credential.clone(), key, label: "phone".into() }];
+    let change = lab.world.propose(Change::SetPasskeys { member: member(2), passkeys }, "a phone");
+    lab.world.vote(2, &change, Choice::Approve);
+    let attempt = async || {
+        let json = [("sec-fetch-site", "same-origin"), ("content-type", "application/json")];
+        let made = ask(&lab, Method::POST, "/console/passkeys/challenge", &json, "").await;
+        let made: serde_json::Value = serde_json::from_str(&made.text).unwrap();
+        let empty = || ByteString(vec![]);
+        let (authenticator_data, client_data, signature) = (empty(), empty(), empty());
+        let credential = credential.clone();
+        let assertion = PasskeyAssertion { credential, authenticator_data, client_data, signature };
+        let body = serde_json::json!({ "challenge": made["challenge"], "assertion": assertion }).to_string();
+        ask(&lab, Method::POST, "/console/passkeys/enter", &json, &body).await
+    };
+    // The positive control: the passkey is known, and what is wrong is its answer.
+    let refused = attempt().await.text;
+    assert!(refused.contains("passkey-invalid"), "{refused}");
+    let change = Change::SuspendMember { member: member(2), halts: [].into() };
+    let suspension = lab.world.propose(change, "the device was stolen");
+    (0..2).for_each(|at| lab.world.vote(at, &suspension, Choice::Approve));
+    let refused = attempt().await.text;
+    assert!(refused.contains("member-suspended"), "{refused}");
 }
 
 /// Attack: the holders of two stolen keys change the members. The third member sees it on the console, until

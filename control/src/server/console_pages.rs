@@ -15,7 +15,7 @@ use human_chain::CircleState;
 use protocol::agent::PendingNode;
 use protocol::api::ProposalView;
 use protocol::governance::{Bundle, Change, Choice, Proposal, SignedBallot};
-use protocol::{ErrorCode, ProposalId, Refusal, error_code};
+use protocol::{ErrorCode, MemberId, ProposalId, Refusal, error_code};
 use scheduler::{Action, Actor, LeaderView};
 use std::sync::Arc;
 use std::time::Duration;
@@ -159,9 +159,29 @@ impl ConsoleBackend for ReplicaBackend {
         self.server.cluster(|cluster| match visitor {
             Visitor::Owner { .. } => false,
             Visitor::Token { hash, .. } => cluster.token(hash).is_some(),
-            Visitor::Member(member) => {
-                cluster.circle_state().is_some_and(|circle| circle.member(member).is_some())
-            }
+            Visitor::Member(member) => cluster.circle_state().is_some_and(|circle| may_read(circle, member)),
         })
+    }
+}
+
+/// Returns whether a member who signed in by passkey may still read. Nothing of a suspended member counts.
+fn may_read(circle: &CircleState, member: &MemberId) -> bool {
+    circle.active_member(member).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::SampleCircle;
+
+    /// The attack: the holder of a stolen passkey reads on after its member was suspended.
+    #[test]
+    fn a_suspended_member_reads_no_more() {
+        let mut circle = SampleCircle::founded();
+        let carol: MemberId = "carol".parse().expect("a name");
+        assert!(may_read(&circle.state, &carol), "the positive control");
+        circle.decide(Change::SuspendMember { member: carol.clone(), halts: [].into() }, "stolen");
+        assert!(circle.state.member(&carol).is_some() && !may_read(&circle.state, &carol));
+        assert!(!may_read(&circle.state, &"dave".parse().expect("a name")), "no member");
     }
 }
