@@ -146,13 +146,20 @@ pub(crate) async fn halt(command: HaltCommand, environment: &Environment) -> Res
         nonce: Digest(random_bytes()),
     };
     let signed = sign_halt(&member.secret, halt);
-    if let Some(file) = &options.out {
-        let text = serde_json::to_vec_pretty(&signed)?;
-        files::write_atomically(file, &text, 0o644).with_context(|| format!("write `{}`", file.display()))?;
+    // A halt that cannot be written is sent all the same.
+    let written = options.out.as_deref().map_or(Ok(()), |file| write(file, &signed));
+    let sent = send(&context.client()?, signed).await;
+    if let (Err(_), Err(error)) = (&sent, &written) {
+        eprintln!("note: {error:#}");
     }
-    let outcome = send(&context.client()?, signed).await?;
-    environment.output().print(&outcome, outcome_text);
-    Ok(())
+    environment.output().print(&sent?, outcome_text);
+    written
+}
+
+/// Writes a signed halt to a new file. An existing one, such as a member's key, is never replaced.
+fn write(file: &Path, signed: &SignedHalt) -> Result<()> {
+    let text = serde_json::to_vec_pretty(signed)?;
+    files::create_new(file, &text, 0o644).with_context(|| format!("write the halt to `{}`", file.display()))
 }
 
 /// Sends a halt to every replica at the same time.

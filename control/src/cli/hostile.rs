@@ -187,6 +187,26 @@ async fn a_halt_that_a_replica_does_not_acknowledge_is_not_reported_as_taken() {
     assert_eq!(lab.stub().halts.len(), 2);
 }
 
+/// A file that cannot be written delays no halt, and one that exists stays as it is: it may be a key.
+#[tokio::test]
+async fn a_halt_is_sent_even_if_its_file_cannot_be_written() {
+    let lab = Lab::new(SampleCircle::founded()).await;
+    let (key, nowhere) = (lab.path("alice.key"), lab.path("none/halt.json"));
+    let before = std::fs::read(&key).expect("her key");
+    let halt = ["halt", "circle", "--reason", "smoke", "--out"];
+    for file in [&nowhere, &key] {
+        lab.stub().halts.clear();
+        let outcome = lab.run(&[&halt[..], &[file.as_str()]].concat()).await;
+        assert_eq!((outcome, lab.stub().halts.len()), (Err(None), 1), "{file}: sent, and the failure told");
+    }
+    assert_eq!(std::fs::read(&key).expect("read"), before);
+    // The positive control: a new file is written.
+    lab.stub().halts.clear();
+    let file = lab.path("halt.json");
+    assert_eq!(lab.run(&[&halt[..], &[file.as_str()]].concat()).await, Ok(()));
+    assert_eq!(lab.stub().halts.len(), 1);
+}
+
 /// Attack: `quorate approve ID` is shown another proposal under this id.
 #[tokio::test]
 async fn no_ballot_is_signed_for_another_proposal_under_the_asked_id() {
