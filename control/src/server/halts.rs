@@ -146,6 +146,16 @@ impl HaltStore {
         Ok(true)
     }
 
+    /// Keeps a halt for later that did not count by the history up to this head. If a later one was followed
+    /// since, the next check judges it again, without a new decision.
+    pub(super) fn defer(&self, peer: ReplicaId, signed: SignedHalt, judged_by: Option<HistoryHead>) {
+        lock(&self.deferred).defer(peer, signed);
+        let mut followed = lock(&self.judged_at);
+        if *followed != judged_by {
+            *followed = None;
+        }
+    }
+
     /// Returns the signed halts behind this one, by id.
     pub(super) fn listed(&self, after: Option<HaltId>) -> Vec<(HaltId, SignedHalt)> {
         let book = lock(&self.book);
@@ -221,12 +231,17 @@ impl Server {
         })
     }
 
+    fn decisions_head(&self) -> Option<HistoryHead> {
+        self.cluster(|cluster| cluster.circle_state().map(CircleState::head))
+    }
+
     /// Takes the halts that another replica sent. Those that do not verify yet wait for the circle's history.
     pub(super) async fn take_halts_of(self: &Arc<Self>, peer: ReplicaId, halts: Vec<SignedHalt>) {
         for signed in halts {
             if lock(&self.halts.book).contains(&signed.halt.id()) {
                 continue;
             }
+            let judged_by = self.decisions_head();
             let outcome = match self.verify_halt(signed.clone()) {
                 Ok(verified) => self.keep(verified).await.map(drop),
                 Err(failure) => Err(failure),
@@ -240,7 +255,7 @@ impl Server {
             }
             // A lifted one never counts; a history or a disk that is behind may change.
             if problem.code != error_code::HALT_LIFTED.as_str() {
-                lock(&self.halts.deferred).defer(peer, signed);
+                self.halts.defer(peer, signed, judged_by);
             }
         }
     }
@@ -248,7 +263,7 @@ impl Server {
     /// Follows the circle's decisions, if there are new ones: forgets the halts that stand no longer, and
     /// judges again those that wait.
     pub(super) async fn follow_decisions(self: &Arc<Self>) {
-        let head = self.cluster(|cluster| cluster.circle_state().map(CircleState::head));
+        let head = self.decisions_head();
         if head.is_none() || *lock(&self.halts.judged_at) == head {
             return;
         }

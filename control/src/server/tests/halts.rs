@@ -13,7 +13,7 @@ use human_chain::{MemberSecret, lift, sign_halt};
 use protocol::api::{Page, Problem, Status, SubmitProposal};
 use protocol::governance::Change;
 use protocol::halt::{Halt, HaltCursor, HaltReceipt, HaltScope, HaltsAnswer, HaltsRequest, SignedHalt};
-use protocol::{CircleId, Digest, canonical};
+use protocol::{CircleId, Digest, ReplicaId, canonical};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -128,6 +128,24 @@ async fn halts_that_no_member_signed_are_refused_and_leave_no_trace() {
     assert_eq!(listed(server).await, []);
     assert!(!world.directory.path().join("1/halts").exists());
     assert!(send(server, &halt(server, 1)).await.is_ok(), "the positive control");
+}
+
+/// A decision arrives between the verification of a halt by an earlier history and its wait for a later one.
+#[tokio::test(start_paused = true)]
+async fn a_halt_that_was_judged_by_an_earlier_history_waits_for_no_further_decision() {
+    let world = SimulatedServers::start(1);
+    let server = &world.servers[world.lead().await];
+    founded(server).await;
+    let head = server.cluster(|cluster| cluster.circle_state().map(human_chain::CircleState::head));
+    server.follow_decisions().await;
+    // Judged by the history that was followed last, it waits for another one.
+    server.halts.defer(ReplicaId(2), halt(server, 1), head);
+    server.follow_decisions().await;
+    assert_eq!(listed(server).await, []);
+    let signed = halt(server, 2);
+    server.halts.defer(ReplicaId(2), signed.clone(), None);
+    server.follow_decisions().await;
+    assert!(listed(server).await.contains(&signed));
 }
 
 /// The attack: one replica withholds a halt. The others exchange theirs, and a forged one is not taken.
