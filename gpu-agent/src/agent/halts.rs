@@ -145,13 +145,19 @@ impl AgentActor {
     /// Takes the halts that a replica sent, and ends what they cover.
     pub(super) fn take_halts(&mut self, received: ReceivedHalts) {
         let ReceivedHalts { replica, halts } = received;
+        let mut is_news = false;
         for signed in halts {
-            let outcome = self.halts.accept(self.chain.state(), HaltSource::Replica(replica), signed);
-            if let Err(error) = outcome {
-                self.log_throttled("halt", &format!("a halt does not count: {}: {error}", error.code()));
+            match self.halts.accept(self.chain.state(), HaltSource::Replica(replica), signed) {
+                Ok(is_new) => is_news |= is_new,
+                Err(error) => {
+                    self.log_throttled("halt", &format!("a halt does not count: {}: {error}", error.code()));
+                }
             }
         }
-        self.act_on_halts();
+        // A replica that repeats what is known sets no pace: news break off the request to control.
+        if is_news {
+            self.act_on_halts();
+        }
     }
 
     /// Takes a halt that the operator handed over.

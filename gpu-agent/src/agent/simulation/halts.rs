@@ -162,6 +162,29 @@ async fn a_replica_that_forges_halts_stops_nothing_and_keeps_out_none() {
     agent.stop().await;
 }
 
+/// The attack: a replica sends a halt that the node has, again and again. If that were news, the node would
+/// break off each request to control in order to report it.
+#[tokio::test(start_paused = true)]
+async fn a_replica_that_repeats_a_halt_breaks_off_no_request_to_control() {
+    let mut answered = Vec::new();
+    for times in [1, 1600] {
+        let stage = Stage::with_replicas(2);
+        stage.want(&[(0, 1)], &[]);
+        let agent = stage.start();
+        stage.until_slot(0, 1, SlotState::Ready).await;
+        let elsewhere = stage.script().world.halt(0, HaltScope::Region("there".into()), 1);
+        stage.say(|script| script.halts[1] = vec![elsewhere; times]);
+        tokio::time::sleep(Duration::from_secs(15)).await;
+        answered.push(agent.outputs.lock().unwrap().as_ref().unwrap().numbers.lock().unwrap().syncs);
+        // The positive control: a new halt is obeyed at once.
+        stage.halt(&[0], chat(), 2);
+        let took = stage.until_idle().await;
+        assert!(took <= HALT_MS_MAX, "{took} ms");
+        agent.stop().await;
+    }
+    assert!(answered[0] > 20 && answered[1] + 2 >= answered[0], "{answered:?}");
+}
+
 /// The attack: a lifted halt is sent again.
 #[tokio::test(start_paused = true)]
 async fn a_lifted_halt_that_is_replayed_stops_nothing() {
