@@ -62,9 +62,15 @@ const SHUTDOWN_LIMIT: Duration = Duration::from_secs(15);
 /// Minimum interval between two error logs of the same kind.
 const ERROR_LOG_INTERVAL: Duration = Duration::from_secs(30);
 
+/// Outcome of a sync, and of the request for admission that follows one which was refused for lack of it.
+struct SyncOutcome {
+    sync: RequestOutcome<SyncResponse>,
+    enrolment: Option<RequestOutcome<EnrolResponse>>,
+}
+
 /// A request in flight, with the items to put back if it does not arrive.
 struct InFlight {
-    exchange: Pin<Box<dyn Future<Output = RequestOutcome<SyncResponse>> + Send>>,
+    exchange: Pin<Box<dyn Future<Output = SyncOutcome> + Send>>,
     lines: Vec<WorkerLine>,
     unacknowledged_releases: BTreeSet<(SlotKey, Fence)>,
 }
@@ -189,7 +195,7 @@ impl AgentActor {
                 outcome = exchange(&mut in_flight) => {
                     let sent = in_flight.take().expect("it has just ended");
                     self.settle_time(&mut clocks).await;
-                    let pause = self.synced(sent, outcome).await;
+                    let pause = self.synced(sent, outcome);
                     next_sync = next_sync.max(Instant::now() + pause);
                 }
                 () = node.news.notified() => {
@@ -287,8 +293,15 @@ impl AgentActor {
             logs: lines.clone(),
             complaints: self.complaints(),
         };
-        let control = self.control.clone();
-        let exchange = Box::pin(async move { control.sync(&request).await });
+        let (control, enrolment) = (self.control.clone(), EnrolRequest { admission: self.admission.clone() });
+        let exchange = Box::pin(async move {
+            let sync = control.sync(&request).await;
+            let enrolment = match sync {
+                RequestOutcome::NotAdmitted => Some(control.enrol(&enrolment).await),
+                RequestOutcome::Answered(_) | RequestOutcome::Failed(_) => None,
+            };
+            SyncOutcome { sync, enrolment }
+        });
         InFlight { exchange, lines, unacknowledged_releases: self.state.unacknowledged_releases.clone() }
     }
 
@@ -326,8 +339,11 @@ impl AgentActor {
     }
 
     /// Processes the outcome of a request. Returns the delay before the next one.
-    async fn synced(&mut self, sent: InFlight, outcome: RequestOutcome<SyncResponse>) -> Duration {
-        match outcome {
+    fn synced(&mut self, sent: InFlight, outcome: SyncOutcome) -> Duration {
+        if let Some(enrolment) = outcome.enrolment {
+            self.note_enrolment(enrolment);
+        }
+        match outcome.sync {
             RequestOutcome::Answered(ReplicaAnswer { body: response, sent_at, replica }) => {
                 self.state.counts.syncs += 1;
                 self.time.record(replica, response.now, sent_at);
@@ -346,7 +362,6 @@ impl AgentActor {
             RequestOutcome::NotAdmitted => {
                 self.node.logs.put_back(sent.lines);
                 self.resume();
-                self.enrol().await;
                 ENROL_INTERVAL
             }
             RequestOutcome::Failed(reasons) => {
@@ -669,10 +684,8 @@ impl AgentActor {
         self.node.news.notify_one();
     }
 
-    async fn enrol(&mut self) {
-        let request = EnrolRequest { admission: self.admission.clone() };
-        let (node, control) = (self.node.clone(), self.control.clone());
-        match node.while_renewing(control.enrol(&request)).await {
+    fn note_enrolment(&mut self, outcome: RequestOutcome<EnrolResponse>) {
+        match outcome {
             RequestOutcome::Answered(answer) => {
                 let EnrolResponse { admitted, genesis } = *answer.body;
                 if human_chain::circle_id(&genesis.genesis) != self.circle {
@@ -759,7 +772,7 @@ fn replace_table(handed: &mut Option<RouteTable>, mut table: RouteTable) -> bool
     true
 }
 
-async fn exchange(in_flight: &mut Option<InFlight>) -> RequestOutcome<SyncResponse> {
+async fn exchange(in_flight: &mut Option<InFlight>) -> SyncOutcome {
     match in_flight {
         Some(sent) => sent.exchange.as_mut().await,
         None => std::future::pending().await,

@@ -37,7 +37,7 @@ use protocol::limits::LEASE_MS;
 use protocol::manifest::{Isolation, ServiceManifest};
 use protocol::model::{ErasureCode, ModelFile, ModelManifest, ModelNonce, Segment};
 use protocol::order::SignedOrder;
-use protocol::{BootTime, Digest, Fence, Millis, ModelRoot, NodeId, SlotIndex, canonical};
+use protocol::{BootTime, Digest, Fence, Millis, ModelRoot, NodeId, SlotIndex, canonical, error_code};
 use sandbox::Start;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -66,6 +66,8 @@ struct SimulatedControl {
     claimed: Option<HistoryHead>,
     /// No replies: a call waits until the agent gives up. Halts are answered nevertheless, without a leader.
     silent: bool,
+    /// Says that no certificate admits this node, and never answers a request for admission.
+    denies_admission: bool,
     /// Replicas that are dead, by index: a connection to them breaks.
     dead: BTreeSet<usize>,
     /// Halts that each replica has.
@@ -220,6 +222,7 @@ impl Stage {
             forged: vec![],
             claimed: None,
             silent: false,
+            denies_admission: false,
             dead: BTreeSet::new(),
             halts: vec![vec![]; replicas],
             page: 3,
@@ -401,8 +404,15 @@ async fn answer(
         let _ = call.answer.send(Response::new(Bytes::from(answer)));
         return;
     }
-    if script.lock().unwrap().silent {
+    let denies = script.lock().unwrap().denies_admission;
+    if script.lock().unwrap().silent || (denies && call.path.ends_with("enrol")) {
         return std::future::pending().await;
+    }
+    if denies {
+        let mut response = Response::new(Bytes::from(error_code::NODE_NOT_ADMITTED.as_str()));
+        *response.status_mut() = StatusCode::FORBIDDEN;
+        let _ = call.answer.send(response);
+        return;
     }
     if call.path.ends_with("enrol") {
         let genesis = script.lock().unwrap().world.genesis.clone();

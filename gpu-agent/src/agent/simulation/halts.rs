@@ -185,6 +185,22 @@ async fn a_replica_that_repeats_a_halt_breaks_off_no_request_to_control() {
     assert!(answered[0] > 20 && answered[1] + 2 >= answered[0], "{answered:?}");
 }
 
+/// The attack: control denies that the node is admitted, and leaves its request for admission unanswered.
+#[tokio::test(start_paused = true)]
+async fn a_request_for_admission_delays_no_halt() {
+    let stage = Stage::with_replicas(3);
+    stage.want(&[(0, 1)], &[]);
+    let agent = stage.start();
+    stage.until_slot(0, 1, SlotState::Ready).await;
+    stage.say(|script| script.denies_admission = true);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(stage.launcher.living().len(), 1, "the positive control runs on its lease");
+    stage.halt(&[2], chat(), 1);
+    let took = stage.until_idle().await;
+    assert!(took <= HALT_MS_MAX, "{took} ms");
+    agent.stop().await;
+}
+
 /// The attack: a lifted halt is sent again.
 #[tokio::test(start_paused = true)]
 async fn a_lifted_halt_that_is_replayed_stops_nothing() {
