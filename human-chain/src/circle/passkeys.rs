@@ -174,12 +174,14 @@ impl CircleState {
         debug_assert!(self.passkeys.keys().all(|id| self.member(id).is_some()), "only members have passkeys");
     }
 
-    /// Keeps the counters of the passkeys that a certificate's ballots used.
+    /// Keeps the counters of the passkeys that a certificate's ballots used. A passkey may have been dropped
+    /// since the certificate was verified: nothing counts by it any more.
     pub(super) fn record_uses(&mut self, uses: &[PasskeyUse]) {
         for PasskeyUse { member, credential, count } in uses {
             let Some(held) = self.passkeys.get_mut(member) else { continue };
-            let is_held = held.passkeys.iter().any(|passkey| passkey.credential == *credential);
-            debug_assert!(is_held, "a verified use is of a passkey that its member has");
+            if !held.passkeys.iter().any(|passkey| passkey.credential == *credential) {
+                continue;
+            }
             let kept = held.counters.entry(credential.clone()).or_insert(*count);
             kept.counter = kept.counter.max(count.counter);
             kept.signed_at = kept.signed_at.max(count.signed_at);

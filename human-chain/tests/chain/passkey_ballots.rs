@@ -96,6 +96,18 @@ fn a_passkey_beside_a_key_decides_a_routine_change() {
     assert_eq!(counted.rejected.len(), 1, "a passkey also says no");
 }
 
+/// A member drops a passkey after its ballot was verified, and before the decision is applied.
+#[test]
+fn the_use_of_a_passkey_that_was_dropped_since_leaves_no_counter() {
+    let mut state = with_phones(true);
+    let wanted = proposal(&state, deploy(4));
+    let ballots = vec![tapped("alice", &wanted, 7), typed("bob", &wanted)];
+    let approved = verify(&state, &certificate(&wanted, ballots), NOW).expect("sound");
+    enact(&mut state, set("alice", vec![]), &["alice"]);
+    state.advance(approved).expect("nothing that it depends on has changed");
+    assert_eq!(state.check_invariants(), Ok(()));
+}
+
 /// Attack: passkeys of all members, without one signature by a member's keys.
 #[test]
 fn passkeys_alone_decide_nothing() {
