@@ -104,15 +104,10 @@ impl HaltFile {
                 tracing::warn!(%halt, %member, scope = %describe_scope(&signed.halt.scope), "halt taken");
                 self.unsaved = true;
             }
-            Err(
-                ChainError::NotAMember(_)
-                | ChainError::MemberSuspended(_)
-                | ChainError::SignatureInvalid(_)
-                | ChainError::TooManyHalts(_),
-            ) => {
-                self.deferred.defer(source, signed);
-            }
-            Err(_) => {}
+            // No later decision makes these count.
+            Err(ChainError::HaltLifted(_) | ChainError::OtherCircle { .. } | ChainError::Invalid { .. }) => {}
+            // The sender has handed it over and sends it once, so it must not be lost here.
+            Err(_) => self.deferred.defer(source, signed),
         }
         outcome
     }

@@ -102,6 +102,36 @@ fn a_halt_of_a_member_to_come_is_judged_again_with_each_decision() {
     assert!(node.open().unwrap().book().contains(&early.halt.id()));
 }
 
+/// Gives carol the keys of this secret, with the votes of alice and bob.
+fn replace_keys_of_carol(world: &mut TestCircle, secret: &MemberSecret) {
+    let renewed = human_chain::prove_keys(secret, "carol".parse().unwrap());
+    let mut members: Vec<_> = world.state.members().cloned().collect();
+    for member in members.iter_mut().filter(|member| member.id == renewed.member.id) {
+        *member = renewed.member.clone();
+    }
+    let (policy, proofs) = (world.state.policy().clone(), [(renewed.member.id, renewed.proof)].into());
+    world.decide(Change::SetMembers { members, policy, proofs });
+}
+
+/// A replica that is ahead sends each halt once. A suspended member was given new keys and halts by them.
+#[test]
+fn a_halt_by_the_new_keys_of_a_suspended_member_is_judged_again_with_each_decision() {
+    let mut node = HaltDirectory::new();
+    let mut file = node.open().unwrap();
+    node.world.decide(Change::SuspendMember { member: "carol".parse().unwrap(), halts: [].into() });
+    let secret = MemberSecret::generate(&[4; 64]);
+    let early = node.world.halt_by("carol", &secret, HaltScope::Circle, 1);
+    let by_old_keys = node.world.halt(2, HaltScope::Circle, 2);
+    for signed in [&early, &by_old_keys] {
+        let refused = file.accept(&node.world.state, HaltSource::Replica(1), signed.clone());
+        assert!(matches!(refused, Err(ChainError::MemberSuspended(_))), "{refused:?}");
+    }
+    replace_keys_of_carol(&mut node.world, &secret);
+    file.follow(&node.world.state);
+    assert!(file.book().contains(&early.halt.id()), "it counts by the keys in force");
+    assert!(!file.book().contains(&by_old_keys.halt.id()), "the positive control: the old keys do not");
+}
+
 #[test]
 fn a_lift_makes_room_for_a_halt_that_was_over_the_limit() {
     let mut node = HaltDirectory::new();
