@@ -13,7 +13,7 @@ use protocol::governance::{
     ActionClass, BALLOT_DOMAIN, Ballot, BallotSignature, Certificate, Change, Choice, HistoryHead, Member,
     Proposal, Quorum, SignedBallot,
 };
-use protocol::limits::CLOCK_GRACE_MS;
+use protocol::limits::{BALLOT_REASON_BYTES_MAX, CLOCK_GRACE_MS};
 use protocol::{Digest, MemberId, Millis, ProposalId};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -28,12 +28,18 @@ pub fn vote(
     choice: Choice,
     issued_at: Millis,
 ) -> SignedBallot {
-    let ballot = unsigned_ballot(member, seen, proposal, choice, issued_at);
+    sign_ballot(secret, unsigned_ballot(member, seen, proposal, choice, issued_at))
+}
+
+/// Signs a ballot with its member's keys.
+#[must_use]
+pub fn sign_ballot(secret: &MemberSecret, ballot: Ballot) -> SignedBallot {
     let signature = BallotSignature::Hybrid(secret.sign(BALLOT_DOMAIN, &to_bytes(&ballot)));
     SignedBallot { ballot, signature }
 }
 
-/// Returns a member's ballot on the proposal as [`render`] shows it, for [`vote`] or for a passkey to sign.
+/// Returns a member's ballot on the proposal as [`render`] shows it, without a reason, for [`sign_ballot`] or
+/// for a passkey to sign.
 #[must_use]
 pub fn unsigned_ballot(
     member: MemberId,
@@ -51,7 +57,20 @@ pub fn unsigned_ballot(
         epoch: proposal.epoch,
         history: seen,
         issued_at,
+        reason: String::new(),
     }
+}
+
+/// Checks the length of a vote's reason.
+///
+/// # Errors
+/// Returns an error if it is longer than a ballot may hold.
+pub fn check_reason(reason: &str) -> Result<(), ChainError> {
+    let (length, most) = (reason.len(), BALLOT_REASON_BYTES_MAX);
+    if length <= most {
+        return Ok(());
+    }
+    Err(ChainError::invalid("ballot", format!("its reason is {length} bytes; accepted: at most {most}")))
 }
 
 /// Set of members by whose keys a ballot is signed.
@@ -139,6 +158,8 @@ pub struct Tally {
     pub only_passkeys: bool,
     /// Ballots that do not count, each with the reason.
     pub refused: Vec<(MemberId, ChainError)>,
+    /// Ballots that count, by their index among those that were counted. Only these speak for their members.
+    pub counted: Vec<usize>,
 }
 
 /// Counts the valid ballots. An invalid ballot does not count, and of several ballots by one member the first
@@ -195,9 +216,10 @@ fn count<'a>(
     mut check: impl FnMut(&SignedBallot) -> Result<Electorate, ChainError>,
 ) -> Counted<'a> {
     let (mut given, mut denied) = (Approvals::default(), Approvals::default());
-    let (mut approvals, mut refused) = (Vec::new(), Vec::new());
-    for signed in ballots {
+    let (mut approvals, mut refused, mut counted) = (Vec::new(), Vec::new(), Vec::new());
+    for (index, signed) in ballots.iter().enumerate() {
         let member = &signed.ballot.member;
+        let refused_before = refused.len();
         match check(signed) {
             Err(error) => refused.push((member.clone(), error)),
             Ok(keys) if given.contains(keys, member) || denied.contains(keys, member) => {
@@ -209,6 +231,9 @@ fn count<'a>(
                 approvals.push((keys, signed));
             }
             Ok(keys) => drop(denied.insert(keys, member.clone())),
+        }
+        if refused.len() == refused_before {
+            counted.push(index);
         }
     }
     let reached = is_approved(state, &proposal.change, &given);
@@ -223,6 +248,7 @@ fn count<'a>(
     let voted = |id: &MemberId| approved.contains(id) || rejected.contains(id);
     let may_vote = |id: &MemberId| !voted(id) && !state.is_suspended(id);
     let missing = state.members().map(|member| member.id.clone()).filter(may_vote).collect();
+    debug_assert_eq!(refused.len() + counted.len(), ballots.len(), "each ballot counts or is refused");
     debug_assert_eq!(
         refused.len() + approved.len() + rejected.len() + joining.len() + declined.len(),
         ballots.len(),
@@ -230,7 +256,7 @@ fn count<'a>(
     );
     debug_assert!(approved.union(&rejected).all(|id| state.member(id).is_some()), "only members are counted");
     let reached = reached && !vetoed;
-    let tally = Tally { approved, rejected, joining, missing, reached, only_passkeys, refused };
+    let tally = Tally { approved, rejected, joining, missing, reached, only_passkeys, refused, counted };
     Counted { tally, given, approvals }
 }
 
@@ -345,6 +371,7 @@ impl<'a> BallotBox<'a> {
         if ballot.proposal != self.id {
             return Err(mismatch(signed, "proposal"));
         }
+        check_reason(&ballot.reason)?;
         if self.renderings.get(&ballot.renderer_version) != Some(&ballot.rendering) {
             return Err(mismatch(signed, "rendering"));
         }

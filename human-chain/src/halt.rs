@@ -13,14 +13,15 @@ use crate::{ChainError, CircleState, MemberSecret, form, signature_holds};
 use protocol::canonical::to_bytes;
 use protocol::governance::{Change, NodeAdmission};
 use protocol::halt::{
-    HALT_BYTES_MAX, HALT_DOMAIN, HALT_REASON_BYTES_MAX, Halt, HaltScope, LIFTED_MAX, SignedHalt,
+    HALT_BYTES_MAX, HALT_DOMAIN, HALT_REASON_BYTES_MAX, Halt, HaltScope, HaltSignature, LIFTED_MAX,
+    SignedHalt,
 };
 use protocol::{HaltId, ServiceName};
 
 /// Signs a halt with its member's keys.
 #[must_use]
 pub fn sign_halt(secret: &MemberSecret, halt: Halt) -> SignedHalt {
-    let signature = secret.sign(HALT_DOMAIN, &to_bytes(&halt));
+    let signature = HaltSignature::Hybrid(secret.sign(HALT_DOMAIN, &to_bytes(&halt)));
     SignedHalt { halt, signature }
 }
 
@@ -49,8 +50,9 @@ impl VerifiedHalt {
 ///
 /// # Errors
 /// Returns the first check that fails, in this order: size; circle and form; lifted or not; the member and its
-/// suspension; both halves of the signature by its keys in force. A halt of former keys is taken only if the
-/// suspension that ended them names it.
+/// suspension; the signature, by both of its keys in force or by one of its passkeys. A halt of former keys is
+/// taken only if the suspension that ended them names it. A passkey halts whether or not the policy counts
+/// votes by passkey.
 pub fn check_halt(state: &CircleState, signed: SignedHalt) -> Result<VerifiedHalt, ChainError> {
     let length = to_bytes(&signed).len();
     if length > HALT_BYTES_MAX {
@@ -69,8 +71,16 @@ pub fn check_halt(state: &CircleState, signed: SignedHalt) -> Result<VerifiedHal
         return Err(ChainError::MemberSuspended(halt.member.clone()));
     }
     let is_in_force = halt.signer == member.keys.ed25519;
-    let is_signed = || signature_holds(&member.keys, HALT_DOMAIN, &to_bytes(halt), &signed.signature);
-    let is_sound = if is_in_force { is_signed() } else { state.is_vouched_for(&id, halt) };
+    let is_sound = match &signed.signature {
+        _ if !is_in_force => state.is_vouched_for(&id, halt),
+        HaltSignature::Hybrid(signature) => {
+            signature_holds(&member.keys, HALT_DOMAIN, &to_bytes(halt), signature)
+        }
+        HaltSignature::Passkey(assertion) => {
+            state.check_passkey_halt(halt, assertion)?;
+            true
+        }
+    };
     if !is_sound || is_void() {
         return Err(ChainError::SignatureInvalid(halt.member.clone()));
     }

@@ -34,8 +34,8 @@ mod wrap;
 
 pub use approved::Approved;
 pub use ballot::{
-    Approvals, Electorate, ProposedVotes, Tally, assemble, certify, check_ballot, is_approved,
-    proposed_votes, tally, unsigned_ballot, vote,
+    Approvals, Electorate, ProposedVotes, Tally, assemble, certify, check_ballot, check_reason, is_approved,
+    proposed_votes, sign_ballot, tally, unsigned_ballot, vote,
 };
 pub use certificate::{
     read_bundle, read_certificate, read_genesis, verify, verify_replay, verify_superseded,
@@ -50,7 +50,9 @@ pub use halt::{DeferredHalts, HaltBook, VerifiedHalt, check_halt, covers, halt_s
 pub use member::{MemberSecret, check_proven, prove_keys, signature_holds};
 pub use membership::joining_members;
 pub use order::{FENCE_LEAP_MAX, SlotGrant, check_order, placement_allows};
-pub use passkey::{ballot_challenge, check_assertion, read_registration, registration_challenge};
+pub use passkey::{
+    ballot_challenge, check_assertion, halt_challenge, read_registration, registration_challenge,
+};
 pub use propose::{PROPOSAL_LIFETIME_MS_MAX, check_proposal, propose};
 pub use quorum::{
     approvals_lacking, approvals_to_carry, carries, describe, describe_rule, least_approvals, names,

@@ -10,14 +10,15 @@ use crate::history::sha256;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1, ParsedPublicKey, UnparsedPublicKey};
 use protocol::canonical::to_bytes;
 use protocol::governance::{Ballot, BallotSignature, SignedBallot};
+use protocol::halt::Halt;
 use protocol::keys::ByteString;
 use protocol::limits::{
     PASSKEY_AUTHENTICATOR_DATA_BYTES_MAX, PASSKEY_CREDENTIAL_BYTES_MAX, PASSKEY_REGISTRATION_BYTES_MAX,
     PASSKEY_SIGNATURE_BYTES_MAX,
 };
 use protocol::passkey::{
-    ClientData, P256Coordinate, PASSKEY_BALLOT_DOMAIN, PASSKEY_REGISTRATION_DOMAIN, Passkey,
-    PasskeyAssertion, PasskeyKey, PasskeyPolicy, PasskeyRegistration,
+    ClientData, P256Coordinate, PASSKEY_BALLOT_DOMAIN, PASSKEY_HALT_DOMAIN, PASSKEY_REGISTRATION_DOMAIN,
+    Passkey, PasskeyAssertion, PasskeyKey, PasskeyPolicy, PasskeyRegistration,
 };
 use protocol::{CircleId, Digest, MemberId, Millis, PublicKey};
 
@@ -49,6 +50,13 @@ const EDDSA_BEFORE_KEY: [u8; 10] = [0xa4, 0x01, 0x01, 0x03, 0x27, 0x20, 0x06, 0x
 #[must_use]
 pub fn ballot_challenge(ballot: &Ballot) -> Digest {
     Digest::of_domain(PASSKEY_BALLOT_DOMAIN, &to_bytes(ballot))
+}
+
+/// Returns the challenge that a passkey signs for this halt. The halt names circle, member, scope and reason,
+/// so an assertion for one halt is none for any other, and none for a ballot.
+#[must_use]
+pub fn halt_challenge(halt: &Halt) -> Digest {
+    Digest::of_domain(PASSKEY_HALT_DOMAIN, &to_bytes(halt))
 }
 
 /// Returns the challenge under which a member's browser makes a new passkey for this circle.

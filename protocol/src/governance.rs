@@ -26,7 +26,7 @@ pub const RENDERING_DOMAIN: &str = "quorate/rendering/v1";
 /// Digest domain of a genesis's rendering.
 pub const GENESIS_RENDERING_DOMAIN: &str = "quorate/genesis-rendering/v1";
 /// Signature domain of a ballot's hybrid signature.
-pub const BALLOT_DOMAIN: &str = "quorate/ballot/v2";
+pub const BALLOT_DOMAIN: &str = "quorate/ballot/v3";
 /// Signature domain of a node's claim to its keys.
 pub const NODE_KEYS_DOMAIN: &str = "quorate/node-keys/v1";
 /// Signature domain of a member's claim to its keys.
@@ -424,6 +424,9 @@ pub struct Ballot {
     pub history: HistoryHead,
     /// Time of signing.
     pub issued_at: Millis,
+    /// Reason in the member's words, shown wherever the vote is; at most
+    /// [`crate::limits::BALLOT_REASON_BYTES_MAX`], and empty if there is none.
+    pub reason: String,
 }
 
 /// Signature of a ballot.

@@ -10,15 +10,16 @@ use crate::digest::Digest;
 use crate::ids::{CircleId, HaltId, MemberId, Millis, NodeName, ServiceName, SlotIndex};
 use crate::keys::{HybridSignature, PublicKey};
 use crate::limits::{BALLOT_BYTES_MAX, MEMBERS_MAX};
+use crate::passkey::PasskeyAssertion;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// Signature domain of a halt.
+/// Signature domain of a halt's hybrid signature, and digest domain of its id.
 pub const HALT_DOMAIN: &str = "quorate/halt/v1";
 /// Digest domain of a halt book on a disk.
 pub const HALT_BOOK_DOMAIN: &str = "quorate/halt-book/v1";
 /// Format version of the halt book that this release writes and reads.
-pub const HALT_BOOK_VERSION: u32 = 1;
+pub const HALT_BOOK_VERSION: u32 = 2;
 /// Maximum number of halts of one member that stand at the same time. A member that needs more halts the
 /// circle; a stolen key fills no disk.
 pub const HALTS_PER_MEMBER_MAX: usize = 64;
@@ -104,14 +105,33 @@ impl Halt {
     }
 }
 
-/// Halt with its member's signature, domain [`HALT_DOMAIN`].
+/// Signature of a halt.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum HaltSignature {
+    /// Signature by both of the member's keys, domain [`HALT_DOMAIN`].
+    Hybrid(HybridSignature),
+    /// Signature by one of the member's passkeys, whose challenge is the halt's digest in the domain
+    /// [`crate::passkey::PASSKEY_HALT_DOMAIN`].
+    Passkey(PasskeyAssertion),
+}
+
+/// Halt with its member's signature.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SignedHalt {
     /// Halt that the member signed.
     pub halt: Halt,
-    /// Signature by both of the member's keys.
-    pub signature: HybridSignature,
+    /// Signature by the member's keys, or by a passkey.
+    pub signature: HaltSignature,
+}
+
+impl SignedHalt {
+    /// Returns whether the halt has the signature of the member's keys, and not that of a passkey.
+    #[must_use]
+    pub fn is_hybrid(&self) -> bool {
+        matches!(self.signature, HaltSignature::Hybrid(_))
+    }
 }
 
 /// Halts that a node or a control replica keeps, as stored on its disk.
@@ -243,7 +263,7 @@ mod tests {
             nonce: Digest::of(nonce),
         };
         let signature = HybridSignature { ed25519: Signature([6; 64]), ml_dsa: ByteString(vec![7; 3309]) };
-        SignedHalt { halt, signature }
+        SignedHalt { halt, signature: HaltSignature::Hybrid(signature) }
     }
 
     fn record() -> HaltBookRecord {
@@ -270,7 +290,8 @@ mod tests {
             assert_ne!(other.id(), sample.id(), "{name}");
         }
         let mut resigned = signed(b"1");
-        resigned.signature.ed25519.0[0] ^= 1;
+        let HaltSignature::Hybrid(signature) = &mut resigned.signature else { panic!("a hybrid one") };
+        signature.ed25519.0[0] ^= 1;
         assert_eq!(resigned.halt.id(), sample.id(), "signing twice makes no second halt");
     }
 
@@ -296,8 +317,8 @@ mod tests {
         let other = CircleId(Digest::of(b"another"));
         let read = HaltBookRecord::from_file(&record().to_file(), other);
         assert_eq!(read, Err(HaltBookError::Foreign));
-        let newer = HaltBookRecord { version: 2, ..record() };
+        let newer = HaltBookRecord { version: 3, ..record() };
         let error = HaltBookRecord::from_file(&newer.to_file(), circle()).expect_err("a later release");
-        assert_eq!(error.to_string(), "has form 2; this release reads 1");
+        assert_eq!(error.to_string(), "has form 3; this release reads 2");
     }
 }

@@ -29,7 +29,9 @@ pub const PROPOSAL_FRAME_BYTES_MAX: usize = 1024;
 /// Maximum size of a proposal in bytes: a full roster fits, so that any circle that can be founded can change
 /// its members.
 pub const PROPOSAL_BYTES_MAX: usize = 512 * 1024;
-/// Maximum size of a ballot in bytes: a post-quantum signature of 3.3 kB, digests and an id.
+/// Maximum length of the reason of a vote in bytes: a sentence or two, read beside those of all other votes.
+pub const BALLOT_REASON_BYTES_MAX: usize = 256;
+/// Maximum size of a ballot in bytes: a post-quantum signature of 3.3 kB, digests, an id and a reason.
 pub const BALLOT_BYTES_MAX: usize = 4096;
 /// Maximum number of passkeys of a member: a few devices, and a spare key in a drawer.
 pub const PASSKEYS_MAX: usize = 8;
@@ -128,6 +130,7 @@ const _: () = assert!(
         + PASSKEY_AUTHENTICATOR_DATA_BYTES_MAX
         + PASSKEY_CLIENT_DATA_BYTES_MAX
         + PASSKEY_SIGNATURE_BYTES_MAX
+        + BALLOT_REASON_BYTES_MAX
         + 640
         <= BALLOT_BYTES_MAX,
     "a ballot holds an assertion"

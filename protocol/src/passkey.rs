@@ -13,7 +13,9 @@ use std::collections::BTreeSet;
 use utoipa::ToSchema;
 
 /// Digest domain of the challenge for a ballot: the digest of the canonical ballot in this domain.
-pub const PASSKEY_BALLOT_DOMAIN: &str = "quorate/passkey-ballot/v1";
+pub const PASSKEY_BALLOT_DOMAIN: &str = "quorate/passkey-ballot/v2";
+/// Digest domain of the challenge for a halt: the digest of the canonical halt in this domain.
+pub const PASSKEY_HALT_DOMAIN: &str = "quorate/passkey-halt/v1";
 /// Digest domain of the challenge for a registration: the digest of circle and member in this domain.
 pub const PASSKEY_REGISTRATION_DOMAIN: &str = "quorate/passkey-registration/v1";
 /// Digest domain of a passkey, for its words.

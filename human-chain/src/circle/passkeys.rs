@@ -8,11 +8,13 @@
 
 use super::CircleState;
 use crate::passkey::{
-    PasskeyCount, PasskeyUse, ballot_challenge, check_assertion, check_passkey, counter_of, key_bytes,
+    PasskeyCount, PasskeyUse, ballot_challenge, check_assertion, check_passkey, counter_of, halt_challenge,
+    key_bytes,
 };
 use crate::subject::{class_of, passkeys_subject, passkeys_value};
 use crate::{ChainError, form};
 use protocol::governance::{ActionClass, Ballot, BallotSignature, Change, Member, Quorum, SignedBallot};
+use protocol::halt::Halt;
 use protocol::keys::ByteString;
 use protocol::limits::PASSKEYS_MAX;
 use protocol::{MemberId, Millis, Passkey, PasskeyAssertion};
@@ -94,6 +96,23 @@ impl CircleState {
         let passkey = self.passkey(member, assertion)?;
         let last = self.last_counter(member, &assertion.credential, ballot.issued_at);
         check_assertion(policy, passkey, &ballot_challenge(ballot).0, assertion, last)?;
+        Ok(())
+    }
+
+    /// Checks the signature of a halt by passkey. It needs no policy but that the circle has passkeys at all:
+    /// a halt only stops work.
+    pub(crate) fn check_passkey_halt(
+        &self,
+        halt: &Halt,
+        assertion: &PasskeyAssertion,
+    ) -> Result<(), ChainError> {
+        let member = &halt.member;
+        let unknown = || ChainError::PasskeyUnknown(member.clone());
+        let policy = self.policy.passkeys.as_ref().ok_or_else(unknown)?;
+        let passkey = self.passkey(member, assertion)?;
+        let last = self.last_counter(member, &assertion.credential, halt.issued_at);
+        check_assertion(policy, passkey, &halt_challenge(halt).0, assertion, last)?;
+        debug_assert_eq!(passkey.credential, assertion.credential, "its own passkey signed it");
         Ok(())
     }
 

@@ -4,9 +4,9 @@ use crate::support::{
     NOW, approve, check, circle, deploy, enact, genesis, member, name, policy, proposal, secret, sign_again,
     signed,
 };
-use human_chain::{CircleState, certify, check_ballot, tally, verify, vote};
-use protocol::governance::{Change, Choice, Proposal, SignedBallot};
-use protocol::limits::CLOCK_GRACE_MS;
+use human_chain::{CircleState, certify, check_ballot, sign_ballot, tally, verify, vote};
+use protocol::governance::{Ballot, Change, Choice, Proposal, SignedBallot};
+use protocol::limits::{BALLOT_REASON_BYTES_MAX, CLOCK_GRACE_MS};
 use protocol::{Epoch, Millis};
 
 fn names<'a>(ids: impl IntoIterator<Item = &'a protocol::MemberId>) -> Vec<&'a str> {
@@ -36,7 +36,30 @@ fn a_ballot_is_for_exactly_what_was_read() {
     altered("another renderer", "ballot-mismatch: another rendering", |s| s.ballot.renderer_version += 1);
     altered("another epoch", "ballot-mismatch: another epoch", |s| s.ballot.epoch = Epoch(2));
     altered("a non-member", "not-a-member: `mallory`", |s| s.ballot.member = name("mallory"));
+    altered("a reason", "approved", |s| s.ballot.reason = "x".repeat(BALLOT_REASON_BYTES_MAX));
+    altered("a page of a reason", "governance-invalid: its reason is 257 bytes", |s| {
+        s.ballot.reason = "x".repeat(BALLOT_REASON_BYTES_MAX + 1);
+    });
     altered("in another's name", "signature-invalid: `bob`", |s| s.ballot.member = name("bob"));
+}
+
+/// The attack: control puts other words into a member's mouth, or takes them away.
+#[test]
+fn the_reason_of_a_vote_is_signed() {
+    let state = circle();
+    let proposal = proposal(&state, deploy(4));
+    let because = |reason: &str| {
+        let ballot = Ballot { reason: reason.into(), ..ballot("alice", &proposal, Choice::Reject).ballot };
+        sign_ballot(&secret("alice"), ballot)
+    };
+    let honest = because("it is too large");
+    check("positive control", check_ballot(&state, &proposal, &honest, NOW), "approved");
+    for reason in ["", "it is too small"] {
+        let ballot = Ballot { reason: reason.into(), ..honest.ballot.clone() };
+        let altered = SignedBallot { ballot, ..honest.clone() };
+        check(reason, check_ballot(&state, &proposal, &altered, NOW), "signature-invalid: `alice`");
+        check(reason, check_ballot(&state, &proposal, &because(reason), NOW), "approved");
+    }
 }
 
 #[test]
@@ -102,6 +125,7 @@ fn only_ballots_that_hold_are_counted() {
     assert!(!result.reached);
     let codes: Vec<_> = result.refused.iter().map(|(_, error)| error.code().as_str()).collect();
     assert_eq!(codes, ["ballot-duplicate", "not-a-member", "ballot-mismatch", "signature-invalid"]);
+    assert_eq!(result.counted, [0], "alice's first ballot alone speaks for her");
     check(
         "too few",
         certify(&state, &wanted, &ballots),

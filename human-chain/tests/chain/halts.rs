@@ -13,9 +13,9 @@ use protocol::canonical::to_bytes;
 use protocol::governance::{ActionClass, Change, Choice, NodeRole};
 use protocol::halt::{
     HALT_BYTES_MAX, HALT_DOMAIN, HALT_REASON_BYTES_MAX, HALTS_PAGE_MAX, HALTS_PER_MEMBER_MAX, Halt,
-    HaltBookRecord, HaltScope, LIFTED_MAX, SignedHalt,
+    HaltBookRecord, HaltScope, HaltSignature, LIFTED_MAX, SignedHalt,
 };
-use protocol::keys::ByteString;
+use protocol::keys::{ByteString, HybridSignature};
 use protocol::{CircleId, Digest, HaltId, Millis, ServiceName};
 use std::collections::BTreeSet;
 
@@ -23,6 +23,14 @@ const PEOPLE: [&str; 2] = ["alice", "bob"];
 
 fn signed(state: &CircleState, who: &str, scope: HaltScope, nonce: &str) -> SignedHalt {
     sign_halt(&secret(who), halt(state, who, scope, nonce))
+}
+
+/// Returns the hybrid signature of a halt.
+fn hybrid(signed: &mut SignedHalt) -> &mut HybridSignature {
+    match &mut signed.signature {
+        HaltSignature::Hybrid(signature) => signature,
+        HaltSignature::Passkey(_) => panic!("signed by passkey"),
+    }
 }
 
 fn service(text: &str) -> HaltScope {
@@ -48,9 +56,9 @@ fn a_forged_halt_is_refused() {
     let sound = signed(&state, "alice", HaltScope::Circle, "1");
     check("the positive control", check_halt(&state, sound.clone()), "approved");
     let forgeries: [(&str, Forge); 7] = [
-        ("one half alone: Ed25519", |h| h.signature.ml_dsa.0[0] ^= 1),
-        ("one half alone: ML-DSA-65", |h| h.signature.ed25519.0[0] ^= 1),
-        ("no post-quantum half", |h| h.signature.ml_dsa = ByteString(vec![])),
+        ("one half alone: Ed25519", |h| hybrid(h).ml_dsa.0[0] ^= 1),
+        ("one half alone: ML-DSA-65", |h| hybrid(h).ed25519.0[0] ^= 1),
+        ("no post-quantum half", |h| hybrid(h).ml_dsa = ByteString(vec![])),
         ("another member", |h| h.halt.member = name("bob")),
         ("another scope", |h| h.halt.scope = HaltScope::Service(name("embed"))),
         ("another reason", |h| h.halt.reason.push('!')),
@@ -63,7 +71,7 @@ fn a_forged_halt_is_refused() {
     }
     // A signature over the same bytes for another purpose is none.
     let halt = sound.halt.clone();
-    let signature = secret("alice").sign("quorate/ballot/v2", &to_bytes(&halt));
+    let signature = HaltSignature::Hybrid(secret("alice").sign("quorate/ballot/v3", &to_bytes(&halt)));
     check("another domain", check_halt(&state, SignedHalt { halt, signature }), "signature-invalid");
 }
 

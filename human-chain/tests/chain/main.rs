@@ -15,6 +15,7 @@ mod membership;
 mod omissions;
 mod orders;
 mod passkey_ballots;
+mod passkey_halts;
 mod passkeys;
 mod proposers;
 mod recorded;

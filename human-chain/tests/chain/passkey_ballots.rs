@@ -26,16 +26,16 @@ fn rules(routine: bool) -> Policy {
     Policy { passkeys: Some(passkeys), ..policy(TWO, TWO) }
 }
 
-fn set(who: &str, passkeys: Vec<Passkey>) -> Change {
+pub(crate) fn set(who: &str, passkeys: Vec<Passkey>) -> Change {
     Change::SetPasskeys { member: name(who), passkeys }
 }
 
-fn phone(who: &str) -> Authenticator {
+pub(crate) fn phone(who: &str) -> Authenticator {
     Authenticator::es256(&format!("phone of {who}"))
 }
 
 /// Returns a circle in which alice and bob have a phone each.
-fn with_phones(routine: bool) -> CircleState {
+pub(crate) fn with_phones(routine: bool) -> CircleState {
     let mut founding = genesis();
     founding.policy = rules(routine);
     let mut state = CircleState::found(&signed(founding), None).expect("sound");
@@ -63,7 +63,7 @@ fn signed_by(authenticator: &Authenticator, ballot: Ballot, counter: u32) -> Sig
     SignedBallot { ballot, signature: BallotSignature::Passkey(assertion) }
 }
 
-fn tapped(who: &str, proposal: &Proposal, counter: u32) -> SignedBallot {
+pub(crate) fn tapped(who: &str, proposal: &Proposal, counter: u32) -> SignedBallot {
     by(&phone(who), who, proposal, Choice::Approve, counter, NOW)
 }
 

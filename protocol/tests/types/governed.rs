@@ -10,7 +10,7 @@ use protocol::governance::{
     GatewayEndpoint, Genesis, HistoryHead, LogEvidence, Member, NodeAdmission, NodeRole, Policy, Proposal,
     Quorum, SignedBallot, SignedGenesis, StorageEndpoint, SubjectVersion, TokenScope,
 };
-use protocol::halt::{Halt, HaltScope, SignedHalt};
+use protocol::halt::{Halt, HaltScope, HaltSignature, SignedHalt};
 use protocol::passkey::P256Coordinate;
 use protocol::{MemberId, Passkey, PasskeyAssertion, PasskeyKey, PasskeyPolicy, ReplicaId};
 
@@ -148,7 +148,11 @@ pub(crate) fn halt() -> impl Strategy<Value = Halt> {
 }
 
 pub(crate) fn signed_halt() -> impl Strategy<Value = SignedHalt> {
-    (halt(), hybrid_signature()).prop_map(|(halt, signature)| SignedHalt { halt, signature })
+    let signature = prop_oneof![
+        hybrid_signature().prop_map(HaltSignature::Hybrid),
+        assertion().prop_map(HaltSignature::Passkey),
+    ];
+    (halt(), signature).prop_map(|(halt, signature)| SignedHalt { halt, signature })
 }
 
 pub(crate) fn head() -> impl Strategy<Value = HistoryHead> {
@@ -183,16 +187,20 @@ pub(crate) fn proposal() -> BoxedStrategy<Proposal> {
 }
 
 pub(crate) fn ballot() -> impl Strategy<Value = Ballot> {
-    (proposal_id(), digest(), number32(), one_of(&CHOICES), name(), epoch(), head(), millis()).prop_map(
-        |(proposal, rendering, renderer_version, choice, member, epoch, history, issued_at)| Ballot {
-            proposal,
-            rendering,
-            renderer_version,
-            choice,
-            member,
-            epoch,
-            history,
-            issued_at,
+    let vote = (one_of(&CHOICES), name(), text());
+    (proposal_id(), digest(), number32(), vote, epoch(), head(), millis()).prop_map(
+        |(proposal, rendering, renderer_version, (choice, member, reason), epoch, history, issued_at)| {
+            Ballot {
+                proposal,
+                rendering,
+                renderer_version,
+                choice,
+                member,
+                epoch,
+                history,
+                issued_at,
+                reason,
+            }
         },
     )
 }

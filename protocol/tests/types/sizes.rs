@@ -7,7 +7,7 @@ use protocol::governance::{
     ActionClass, Ballot, BallotSignature, Choice, HistoryHead, LogEvidence, Member, Policy, Quorum,
     SignedBallot, SubjectVersion,
 };
-use protocol::halt::{HALT_BYTES_MAX, HALT_REASON_BYTES_MAX, Halt, HaltScope, SignedHalt};
+use protocol::halt::{HALT_BYTES_MAX, HALT_REASON_BYTES_MAX, Halt, HaltScope, HaltSignature, SignedHalt};
 use protocol::keys::{
     ByteString, EncryptionKey, HybridSignature, ML_DSA_65_PUBLIC_KEY_LENGTH, ML_DSA_65_SIGNATURE_LENGTH,
     ML_KEM_768_PUBLIC_KEY_LENGTH, MemberKeys,
@@ -39,6 +39,15 @@ fn signature() -> HybridSignature {
     HybridSignature { ed25519: Signature([0xff; 64]), ml_dsa: bytes_of(ML_DSA_65_SIGNATURE_LENGTH) }
 }
 
+fn assertion() -> PasskeyAssertion {
+    PasskeyAssertion {
+        credential: bytes_of(PASSKEY_CREDENTIAL_BYTES_MAX),
+        authenticator_data: bytes_of(PASSKEY_AUTHENTICATOR_DATA_BYTES_MAX),
+        client_data: bytes_of(PASSKEY_CLIENT_DATA_BYTES_MAX),
+        signature: bytes_of(PASSKEY_SIGNATURE_BYTES_MAX),
+    }
+}
+
 #[test]
 fn the_longest_name_is_the_last_that_is_one() {
     assert!("x".repeat(NAME_BYTES_MAX).parse::<protocol::ServiceName>().is_ok());
@@ -61,14 +70,9 @@ fn the_largest_member_ballot_and_rule_fit() {
         epoch: Epoch(u64::MAX),
         history: HistoryHead { size: u64::MAX, root: DIGEST },
         issued_at: Millis(u64::MAX),
+        reason: "x".repeat(BALLOT_REASON_BYTES_MAX),
     };
-    let assertion = PasskeyAssertion {
-        credential: bytes_of(PASSKEY_CREDENTIAL_BYTES_MAX),
-        authenticator_data: bytes_of(PASSKEY_AUTHENTICATOR_DATA_BYTES_MAX),
-        client_data: bytes_of(PASSKEY_CLIENT_DATA_BYTES_MAX),
-        signature: bytes_of(PASSKEY_SIGNATURE_BYTES_MAX),
-    };
-    for signature in [BallotSignature::Hybrid(signature()), BallotSignature::Passkey(assertion)] {
+    for signature in [BallotSignature::Hybrid(signature()), BallotSignature::Passkey(assertion())] {
         let ballot = to_bytes(&SignedBallot { ballot: ballot.clone(), signature }).len();
         assert!(ballot <= BALLOT_BYTES_MAX, "{ballot}");
     }
@@ -93,8 +97,10 @@ fn the_largest_halt_fits() {
         issued_at: Millis(u64::MAX),
         nonce: DIGEST,
     };
-    let length = to_bytes(&SignedHalt { halt, signature: signature() }).len();
-    assert!(length <= HALT_BYTES_MAX && length > HALT_BYTES_MAX - 512, "{length}");
+    for signature in [HaltSignature::Hybrid(signature()), HaltSignature::Passkey(assertion())] {
+        let length = to_bytes(&SignedHalt { halt: halt.clone(), signature }).len();
+        assert!(length <= HALT_BYTES_MAX && length > HALT_BYTES_MAX - 768, "{length}");
+    }
 }
 
 #[test]

@@ -193,7 +193,7 @@ fn codes_are_stable() {
 /// Two releases must have the same limits, or a message of one is too long for the other.
 #[test]
 fn limits_are_stable() {
-    let all: [(&str, u64); 48] = [
+    let all: [(&str, u64); 49] = [
         ("name bytes", limits::NAME_BYTES_MAX as u64),
         ("manifest bytes", limits::MANIFEST_BYTES_MAX as u64),
         ("proposal bytes", limits::PROPOSAL_BYTES_MAX as u64),
@@ -205,6 +205,7 @@ fn limits_are_stable() {
         ("roster bytes", limits::ROSTER_BYTES_MAX as u64),
         ("proposal frame bytes", limits::PROPOSAL_FRAME_BYTES_MAX as u64),
         ("ballot bytes", limits::BALLOT_BYTES_MAX as u64),
+        ("ballot reason bytes", limits::BALLOT_REASON_BYTES_MAX as u64),
         ("member proofs", limits::MEMBER_PROOFS_MAX as u64),
         ("member proof bytes", limits::MEMBER_PROOF_BYTES_MAX as u64),
         ("ballots", limits::BALLOTS_MAX as u64),
@@ -252,6 +253,7 @@ fn domains_are_stable_and_distinct() {
     use protocol::{agent, agent_state, governance, halt, model, order, passkey};
     let mut domains = vec![
         passkey::PASSKEY_BALLOT_DOMAIN,
+        passkey::PASSKEY_HALT_DOMAIN,
         passkey::PASSKEY_REGISTRATION_DOMAIN,
         passkey::PASSKEY_DOMAIN,
         governance::GENESIS_DOMAIN,

@@ -77,6 +77,7 @@ kinds! {
     "AdminRequest" => agent_state::AdminRequest,
     "HaltScope" => halt::HaltScope,
     "Halt" => halt::Halt,
+    "HaltSignature" => halt::HaltSignature,
     "SignedHalt" => halt::SignedHalt,
     "HaltBookRecord" => halt::HaltBookRecord,
     "HaltsRequest" => halt::HaltsRequest,
