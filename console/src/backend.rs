@@ -4,9 +4,12 @@ use crate::sign_in::Visitor;
 use futures::future::BoxFuture;
 use human_chain::CircleState;
 use protocol::agent::PendingNode;
-use protocol::api::{NodeView, ProposalView, ServiceView, Status};
+use protocol::api::{DryRun, NodeView, ProposalView, ServiceView, Status};
 use protocol::governance::{Bundle, Certificate, Change, Choice, Proposal, SignedBallot};
-use protocol::{ProposalId, Refusal, ReplicaId};
+use protocol::halt::{Halt, SignedHalt};
+use protocol::manifest::Manifest;
+use protocol::model::ModelRecord;
+use protocol::{ModelRoot, ProposalId, Refusal, ReplicaId};
 use std::sync::Arc;
 
 /// Answer of a backend.
@@ -51,6 +54,56 @@ pub struct ClusterReport {
     pub note: Option<String>,
 }
 
+/// What a change would do now, as control computes it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ChangeOutlook {
+    /// Simulated placement of a deployment.
+    pub placement: Option<DryRun>,
+    /// Record of the model that the change names.
+    pub model: Option<ModelRecord>,
+    /// Reason for a placement that is missing, for people.
+    pub note: Option<String>,
+}
+
+/// Returns whether a decision is about this subject.
+#[must_use]
+pub fn is_about(bundle: &Bundle, subject: &str) -> bool {
+    human_chain::subject_of(&bundle.certificate.proposal.change) == subject
+}
+
+/// Returns the root of the model that a change names.
+#[must_use]
+pub fn model_root(change: &Change) -> Option<ModelRoot> {
+    match change {
+        Change::Deploy(manifest) => match manifest.as_ref() {
+            Manifest::Service(service) => Some(service.model.root),
+            _ => None,
+        },
+        Change::ForgetModel { model, .. } => Some(model.root),
+        _ => None,
+    }
+}
+
+/// A halt as a source of the pages knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HaltRecord {
+    /// The halt with its signature.
+    pub signed: SignedHalt,
+    /// True if the source verified the signature: a replica when it took the halt, a member's binary now.
+    pub verified: bool,
+    /// Number of replicas that have it, and of those that answered; none if one replica speaks for itself.
+    pub replicas: Option<(usize, usize)>,
+}
+
+/// Halts that control replicas have.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HaltReport {
+    /// Halts by id.
+    pub halts: Vec<HaltRecord>,
+    /// Reason for what may be missing, for people.
+    pub note: Option<String>,
+}
+
 /// Source of all that the pages show, and destination of the ballots that they collect.
 ///
 /// A control replica and a member's own binary implement it; the tests have a third one, with fixed values.
@@ -60,6 +113,9 @@ pub trait ConsoleBackend: Send + Sync + 'static {
 
     /// Returns the circle, verified from genesis on. Each page asks for it first.
     fn circle(&self) -> BackendAnswer<'_, CircleReading>;
+
+    /// Returns the circle as it was read last, without asking any other party: enough to halt by.
+    fn last_circle(&self) -> Result<CircleReading, Refusal>;
 
     /// Returns the proposals that are open for votes, and the drafts.
     fn open_proposals(&self) -> BackendAnswer<'_, Vec<ProposalView>>;
@@ -71,16 +127,34 @@ pub trait ConsoleBackend: Send + Sync + 'static {
     /// genesis has the number 1.
     fn decisions(&self, before: u64, count: usize) -> BackendAnswer<'_, Vec<(u64, Bundle)>>;
 
+    /// Returns at most `count` of the latest decisions about a subject, newest first.
+    fn decisions_on(&self, subject: String, count: usize) -> BackendAnswer<'_, Vec<(u64, Bundle)>>;
+
+    /// Returns what a change would do now.
+    fn outlook<'a>(&'a self, change: &'a Change) -> BackendAnswer<'a, ChangeOutlook>;
+
     /// Returns the state of the cluster. Without a leader the report says so.
     fn cluster(&self) -> BackendAnswer<'_, ClusterReport>;
 
     /// Returns the nodes that ask for admission.
     fn pending_nodes(&self) -> BackendAnswer<'_, Vec<PendingNode>>;
 
-    /// Returns a ballot of the member whose key this backend holds; none if it holds no key.
-    fn sign(&self, circle: &CircleState, proposal: &Proposal, choice: Choice) -> Option<SignedBallot>;
+    /// Returns the halts that replicas have. It needs neither a leader nor a quorum.
+    fn halts(&self) -> BackendAnswer<'_, HaltReport>;
 
-    /// Returns whether [`ConsoleBackend::sign`] can sign.
+    /// Returns a ballot of the member whose key this backend holds; none if it holds no key.
+    fn sign(
+        &self,
+        circle: &CircleState,
+        proposal: &Proposal,
+        choice: Choice,
+        reason: String,
+    ) -> Option<SignedBallot>;
+
+    /// Returns a halt signed by the member whose key this backend holds; none if it holds no key.
+    fn sign_halt(&self, halt: Halt) -> Option<SignedHalt>;
+
+    /// Returns whether [`ConsoleBackend::sign`] and [`ConsoleBackend::sign_halt`] can sign.
     fn holds_key(&self) -> bool;
 
     /// Proposes a change of the member whose key this backend holds, and returns the proposal's id.
@@ -88,6 +162,9 @@ pub trait ConsoleBackend: Send + Sync + 'static {
 
     /// Delivers a signed ballot to control.
     fn deliver(&self, ballot: SignedBallot) -> BackendAnswer<'_, ()>;
+
+    /// Delivers a signed halt to every replica that this backend reaches. One that has it is enough.
+    fn deliver_halt(&self, halt: SignedHalt) -> BackendAnswer<'_, ()>;
 
     /// Returns whether a visitor who signed in before may still read.
     fn admits(&self, visitor: &Visitor) -> bool;

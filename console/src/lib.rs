@@ -16,7 +16,10 @@ mod server;
 mod sign_in;
 mod words;
 
-pub use backend::{BackendAnswer, CircleReading, ClusterReport, ConsoleBackend, PageSource, ProposalRecord};
+pub use backend::{
+    BackendAnswer, ChangeOutlook, CircleReading, ClusterReport, ConsoleBackend, HaltRecord, HaltReport,
+    PageSource, ProposalRecord, is_about, model_root,
+};
 pub use guard::WebOrigins;
 pub use reviewed::{RefusedBallot, ReviewedProposal, check_id};
 pub use server::{Console, router};

@@ -3,6 +3,8 @@
 //! Text of others reaches a page through [`foreign`] alone. Characters that reorder or hide text are written
 //! out, and letters of another direction stay within their element.
 
+pub(crate) mod evidence;
+pub(crate) mod halts;
 pub(crate) mod history;
 pub(crate) mod inbox;
 pub(crate) mod members;
@@ -33,14 +35,16 @@ pub(crate) enum Section {
     History,
     Members,
     Nodes,
+    Halts,
 }
 
-const SECTIONS: [(Section, &str, &str); 5] = [
+const SECTIONS: [(Section, &str, &str); 6] = [
     (Section::Overview, "Overview", "/console"),
     (Section::Inbox, "Inbox", "/console/inbox"),
     (Section::History, "History", "/console/history"),
     (Section::Members, "Members", "/console/members"),
     (Section::Nodes, "Nodes", "/console/nodes"),
+    (Section::Halts, "Halts", "/console/halts"),
 ];
 
 /// All that the frame of a page shows.
@@ -79,6 +83,7 @@ pub(crate) fn document(frame: &PageFrame, title: &str, content: &Markup) -> Mark
                 header {
                     p.circle { bdi { (name) } " " span.id { (frame.circle.id().short()) } }
                     nav aria-label="Sections" { @for section in &SECTIONS { (link(section)) } }
+                    (halt_button())
                 }
                 (vouching(frame))
                 @if let Some(note) = frame.note { p.vouching.weak role="status" { (line(note)) } }
@@ -91,6 +96,11 @@ pub(crate) fn document(frame: &PageFrame, title: &str, content: &Markup) -> Mark
             }
         }
     }
+}
+
+/// Returns the way to the form that halts, which stands on every page.
+pub(crate) fn halt_button() -> Markup {
+    html! { a.halt href="/console/halt" { "Halt" span.unseen { " something" } } }
 }
 
 /// Returns a page for visitors who are not signed in.

@@ -7,7 +7,7 @@
 use human_chain::{CircleState, Tally};
 use protocol::api::{History, ProposalState, ProposalView};
 use protocol::foreign_text::line;
-use protocol::governance::{Certificate, Quorum};
+use protocol::governance::{Certificate, Quorum, SignedBallot};
 use protocol::{ErrorCode, MemberId, Refusal, error_code};
 use serde::Serialize;
 use std::collections::BTreeSet;
@@ -38,6 +38,9 @@ pub struct ReviewedProposal {
     pub only_passkeys: bool,
     /// Ballots that do not count.
     pub refused: Vec<RefusedBallot>,
+    /// Ballots that count. What another one says in a member's name is not shown as the member's words.
+    #[serde(skip)]
+    pub counted: Vec<SignedBallot>,
 }
 
 impl ReviewedProposal {
@@ -62,8 +65,9 @@ impl ReviewedProposal {
         check_id(&view)?;
         let words = human_chain::render(&view.proposal).words;
         let (quorum_reached, only_passkeys, proposed_lacking) = (false, false, None);
-        let refused = Vec::new();
-        let mut reviewed = Self { view, words, quorum_reached, only_passkeys, proposed_lacking, refused };
+        let (refused, counted) = (Vec::new(), Vec::new());
+        let mut reviewed =
+            Self { view, words, quorum_reached, only_passkeys, proposed_lacking, refused, counted };
         let view = &mut reviewed.view;
         view.class = human_chain::class_of(&view.proposal.change);
         match decision.filter(|certificate| certificate.proposal == view.proposal) {
@@ -103,6 +107,7 @@ impl ReviewedProposal {
         (self.view.rejected, self.view.missing) = (Vec::new(), Vec::new());
         self.view.certificate = Some(certificate.digest());
         self.quorum_reached = true;
+        self.counted = certificate.ballots.clone();
     }
 
     fn take_tally(&mut self, circle: &CircleState, tally: Tally) {
@@ -121,6 +126,8 @@ impl ReviewedProposal {
             RefusedBallot { member, code: refusal.code, reason: refusal.message }
         };
         self.refused = tally.refused.into_iter().map(refused).collect();
+        let counted = tally.counted.into_iter().filter_map(|index| self.view.ballots.get(index));
+        self.counted = counted.cloned().collect();
     }
 
     /// Returns whether control reports that approvals are taken: for an open proposal, or for a draft.
@@ -148,6 +155,14 @@ impl ReviewedProposal {
             }
             (state, _) => format!("{state} (as control reports)"),
         }
+    }
+
+    /// Returns whether the proposal waits for this member's vote.
+    #[must_use]
+    pub fn waits_for(&self, circle: &CircleState, member: Option<&MemberId>) -> bool {
+        let decides = |member| human_chain::names(&circle.quorum_of(&self.view.proposal.change), member);
+        let may_vote = |member| self.view.missing.contains(member) && decides(member);
+        !self.quorum_reached && member.is_some_and(may_vote)
     }
 
     /// Describes the signatures that an open proposal lacks.

@@ -3,10 +3,11 @@
 //! No route trusts a count of control: proposals are reviewed here, against a circle that was verified from
 //! genesis on. Reading changes nothing; every change is a `POST` of one of our own pages.
 
+mod halt;
 mod passkey;
 mod vote;
 
-use crate::backend::{CircleReading, ConsoleBackend, PageSource, ProposalRecord};
+use crate::backend::{CircleReading, ConsoleBackend, HaltReport, PageSource, ProposalRecord};
 use crate::guard::{WebOrigins, cookie_value, protect};
 use crate::page::{self, PageFrame, Section};
 use crate::reviewed::ReviewedProposal;
@@ -20,6 +21,7 @@ use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{AppendHeaders, Html, IntoResponse, Redirect, Response};
 use axum::routing::{any, get, post};
 use axum::{Json, Router};
+use futures::future::join3;
 use host::wall_clock;
 use human_chain::CircleState;
 use maud::Markup;
@@ -63,6 +65,10 @@ pub fn router(console: Arc<Console>) -> Router {
         .route("/console/proposals/{id}/vote", post(vote::by_key))
         .route("/console/proposals/{id}/ballot", post(passkey::compose))
         .route("/console/proposals/{id}/passkey", post(passkey::vote))
+        .route("/console/halts", get(halt::list))
+        .route("/console/halt", get(halt::form).post(halt::by_key))
+        .route("/console/halt/compose", post(halt::compose))
+        .route("/console/halt/passkey", post(halt::by_passkey))
         .route("/console/passkeys", get(passkey::page))
         .route("/console/passkeys/challenge", post(passkey::challenge))
         .route("/console/passkeys/enter", post(passkey::enter))
@@ -151,7 +157,8 @@ fn status_of(code: ErrorCode) -> StatusCode {
         | error_code::REQUEST_INVALID
         | error_code::PASSKEY_INVALID
         | error_code::PASSKEY_UNKNOWN
-        | error_code::PASSKEY_UNVERIFIED => StatusCode::BAD_REQUEST,
+        | error_code::PASSKEY_UNVERIFIED
+        | error_code::GOVERNANCE_INVALID => StatusCode::BAD_REQUEST,
         error_code::CONTROL_UNAVAILABLE | error_code::NO_LEADER | error_code::CIRCLE_NOT_FOUNDED => {
             StatusCode::SERVICE_UNAVAILABLE
         }
@@ -187,16 +194,41 @@ impl Console {
 
     /// Reads what the frame of each page shows.
     async fn look(&self, visitor: Visitor) -> Result<Look, PageFailure> {
-        let CircleReading { state: circle, note } = self.backend.circle().await?;
+        let reading = self.backend.circle().await?;
         let mut open = Vec::new();
         for view in self.backend.open_proposals().await? {
-            open.push(Self::review(&circle, ProposalRecord { view, certificate: None })?);
+            open.push(Self::review(&reading.state, ProposalRecord { view, certificate: None })?);
         }
+        Ok(self.look_of(reading, visitor, open))
+    }
+
+    /// Reads what the frame of the form that halts shows. It waits for no other party.
+    fn look_to_halt(&self, visitor: Visitor) -> Result<Look, PageFailure> {
+        Ok(self.look_of(self.backend.last_circle()?, visitor, Vec::new()))
+    }
+
+    /// Reads the halts, and what the frame of their page shows. Proposals that cannot be read, or that are
+    /// shown under a false id, hide no halt.
+    async fn look_at_halts(&self, visitor: Visitor) -> Result<(Look, HaltReport), PageFailure> {
+        let backend = &self.backend;
+        let (reading, views, report) =
+            join3(backend.circle(), backend.open_proposals(), backend.halts()).await;
+        let mut reading = reading?;
+        if views.is_err() && reading.note.is_none() {
+            reading.note = Some("No leader lists the open proposals. A halt needs no leader.".into());
+        }
+        let review = |view| Self::review(&reading.state, ProposalRecord { view, certificate: None }).ok();
+        let open = views.unwrap_or_default().into_iter().filter_map(review).collect();
+        Ok((self.look_of(reading, visitor, open), report?))
+    }
+
+    fn look_of(&self, reading: CircleReading, visitor: Visitor, open: Vec<ReviewedProposal>) -> Look {
+        let CircleReading { state: circle, note } = reading;
         let waits = |one: &&ReviewedProposal| {
-            one.view.state == ProposalState::Open && page::inbox::waits_for(&circle, one, visitor.member())
+            one.view.state == ProposalState::Open && one.waits_for(&circle, visitor.member())
         };
         let waiting = open.iter().filter(waits).count();
-        Ok(Look { circle, note, source: self.backend.source(), visitor, open, waiting })
+        Look { circle, note, source: self.backend.source(), visitor, open, waiting }
     }
 
     /// Reads one proposal, with the votes as counted here.

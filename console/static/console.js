@@ -60,9 +60,15 @@ async function registration(options, label) {
 
 async function vote(form, choice) {
   const base = form.dataset.passkey;
-  const words = form.elements.words.value;
-  const options = await post(`${base}/ballot`, { words, choice });
-  return post(`${base}/passkey`, { ballot: options.ballot, assertion: await assertion(options) });
+  const { words, reason } = form.elements;
+  const options = await post(`${base}/ballot`, { words: words.value, choice, reason: reason.value });
+  return post(`${base}/passkey`, { ballot: options.signed, assertion: await assertion(options) });
+}
+
+async function halt(form) {
+  const { scope, reason } = form.elements;
+  const options = await post('/console/halt/compose', { scope: scope.value, reason: reason.value });
+  return post('/console/halt/passkey', { halt: options.signed, assertion: await assertion(options) });
 }
 
 async function signIn() {
@@ -95,6 +101,7 @@ async function act(form, action) {
 
 const ACTIONS = {
   vote: (form, button) => vote(form, button.dataset.choice),
+  halt: (form) => halt(form),
   enter: () => signIn(),
   register: (form) => register(form),
 };

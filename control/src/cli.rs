@@ -11,6 +11,7 @@ mod failure;
 mod halts;
 #[cfg(test)]
 mod hostile;
+mod inbox;
 mod keys;
 mod logs;
 mod members;
@@ -83,6 +84,8 @@ enum TopLevelCommand {
     Member(members::MemberCommand),
     /// Propose a change, or draft it for a member to propose
     Propose(proposals::ProposeArguments),
+    /// List the proposals that wait for your vote, or announce them as they come
+    Inbox(inbox::InboxArguments),
     /// Show the proposals that wait for votes, or one proposal exactly as its signature covers it
     Review(proposals::ReviewArguments),
     /// Sign a proposal, after reading it and typing the first two of its words
@@ -92,7 +95,9 @@ Examples:
   quorate approve 7f3a --key member-a.key --words 'badge pelican'    for scripts")]
     Approve(proposals::VoteArguments),
     /// Vote against a proposal
-    #[command(after_help = "Example:\n  quorate reject 7f3a --key member-a.key")]
+    #[command(after_help = "\
+Example:
+  quorate reject 7f3a --key member-a.key --reason 'it takes all GPUs of node-2'")]
     Reject(proposals::VoteArguments),
     /// Withdraw a proposal of your own, or a draft
     Withdraw(proposals::WithdrawArguments),
@@ -199,6 +204,7 @@ async fn dispatch(command: TopLevelCommand, environment: &Environment) -> Result
         TopLevelCommand::Circle(command) => circle::run(command, environment).await,
         TopLevelCommand::Member(command) => members::run(command, environment).await,
         TopLevelCommand::Propose(arguments) => proposals::propose(arguments, environment).await,
+        TopLevelCommand::Inbox(arguments) => inbox::run(arguments, environment).await,
         TopLevelCommand::Review(arguments) => proposals::review(arguments, environment).await,
         TopLevelCommand::Approve(arguments) => proposals::approve(arguments, environment).await,
         TopLevelCommand::Reject(arguments) => proposals::reject(arguments, environment).await,

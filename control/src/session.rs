@@ -12,9 +12,9 @@ use crate::reviewed::{self, ReviewedProposal};
 use anyhow::{Context as _, Result};
 use host::random::random_bytes;
 use host::wall_clock;
-use human_chain::CircleState;
+use human_chain::{CircleState, check_reason, sign_ballot, unsigned_ballot};
 use protocol::api::{History, ProposalState, ProposalView, SubmitProposal, WithdrawProposal};
-use protocol::governance::{Change, Choice, HistoryHead, Proposal, SignedBallot, Withdrawal};
+use protocol::governance::{Ballot, Change, Choice, HistoryHead, Proposal, SignedBallot, Withdrawal};
 use protocol::{CircleId, Digest, ProposalId, Refusal, error_code};
 
 /// Default lifetime of a proposal, in milliseconds: three days.
@@ -106,7 +106,7 @@ impl Session {
     /// # Errors
     /// Returns an error if control rejects it, or its answer does not show the approval.
     pub async fn submit_as(&self, proposal: Proposal, member: &MemberKeyFile) -> Result<ReviewedProposal> {
-        let (id, ballot) = (proposal.id(), self.ballot(&proposal, member, Choice::Approve));
+        let (id, ballot) = (proposal.id(), self.ballot(&proposal, member, Choice::Approve, String::new())?);
         let body = SubmitProposal { proposal, ballot: Some(ballot.clone()) };
         let view = self.client.post("/v1/proposals", &body).await?;
         self.review_counted(&id, &ballot, view)
@@ -140,24 +140,33 @@ impl Session {
         proposal.map_err(|error| Refusal::from(error).into())
     }
 
-    /// Signs a vote on a proposal with a member's key and submits it.
+    /// Signs a vote on a proposal, with a reason or an empty one, with a member's key and submits it.
     ///
     /// # Errors
-    /// Returns an error if control rejects the vote, or its answer does not show it.
+    /// Returns an error if the reason is too long, control rejects the vote, or its answer does not show it.
     pub async fn vote(
         &self,
         proposal: &Proposal,
         member: &MemberKeyFile,
         choice: Choice,
+        reason: String,
     ) -> Result<ReviewedProposal> {
-        let (id, ballot) = (proposal.id(), self.ballot(proposal, member, choice));
+        let (id, ballot) = (proposal.id(), self.ballot(proposal, member, choice, reason)?);
         let view: ProposalView = self.client.post(&format!("/v1/proposals/{id}/ballots"), &ballot).await?;
         self.review_counted(&id, &ballot, view)
     }
 
-    fn ballot(&self, proposal: &Proposal, member: &MemberKeyFile, choice: Choice) -> SignedBallot {
+    fn ballot(
+        &self,
+        proposal: &Proposal,
+        member: &MemberKeyFile,
+        choice: Choice,
+        reason: String,
+    ) -> Result<SignedBallot> {
+        check_reason(&reason).map_err(Refusal::from)?;
         let (id, head) = (member.member.clone(), self.circle.head());
-        human_chain::vote(&member.secret, id, head, proposal, choice, wall_clock())
+        let ballot = unsigned_ballot(id, head, proposal, choice, wall_clock());
+        Ok(sign_ballot(&member.secret, Ballot { reason, ..ballot }))
     }
 
     /// Verifies an answer that must show this ballot.

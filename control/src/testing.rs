@@ -11,7 +11,10 @@ use protocol::governance::{
 use protocol::keys::{ByteString, EncryptionKey, HybridSignature, ML_KEM_768_PUBLIC_KEY_LENGTH};
 use protocol::manifest::Manifest;
 use protocol::model::{ErasureCode, ModelRecord};
-use protocol::{Digest, Epoch, Millis, ModelRoot, NodeId, PublicKey, ReplicaId, Signature};
+use protocol::{
+    Digest, Epoch, Millis, ModelRoot, NodeId, Passkey, PasskeyAssertion, PasskeyKey, PublicKey, ReplicaId,
+    Signature,
+};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Returns the status of a healthy cluster without findings.
@@ -85,6 +88,56 @@ pub(crate) fn service_view(certificate: &[u8], ready: u32, ready_current: u32) -
         retiring: false,
         slots: vec![],
     }
+}
+
+/// An authenticator in software, with an EdDSA passkey of the relying party `localhost`.
+pub(crate) struct SoftwarePasskey {
+    key: aws_lc_rs::signature::Ed25519KeyPair,
+}
+
+impl SoftwarePasskey {
+    /// Flags of an authenticator that saw and verified its user.
+    pub(crate) const VERIFIED: u8 = 0x05;
+    /// Flags of an authenticator that saw a person, and did not verify it.
+    pub(crate) const PRESENT: u8 = 0x01;
+
+    pub(crate) fn new(seed: u8) -> Self {
+        let key = aws_lc_rs::signature::Ed25519KeyPair::from_seed_unchecked(&[seed; 32]);
+        Self { key: key.expect("a seed") }
+    }
+
+    /// Returns the passkey to register.
+    pub(crate) fn passkey(&self) -> Passkey {
+        use aws_lc_rs::signature::KeyPair;
+        let public = self.key.public_key().as_ref().try_into().expect("32 bytes");
+        let key = PasskeyKey::EdDsa(PublicKey(public));
+        Passkey { credential: ByteString(vec![1; 16]), key, label: "phone".into() }
+    }
+
+    /// Signs a challenge as a browser has it signed on a page of this origin.
+    pub(crate) fn sign(&self, challenge: &[u8], origin: &str, flags: u8) -> PasskeyAssertion {
+        let sha256 =
+            |bytes: &[u8]| aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes).as_ref().to_vec();
+        let challenge = base64url(challenge);
+        let client_data = format!(
+            "{{\"type\":\"webauthn.get\",\"challenge\":\"{challenge}\",\"origin\":\"{origin}\",\
+             \"crossOrigin\":false}}"
+        )
+        .into_bytes();
+        let data = [&sha256(b"localhost")[..], &[flags], &[0; 4]].concat();
+        let signed = [data.as_slice(), &sha256(&client_data)].concat();
+        PasskeyAssertion {
+            credential: self.passkey().credential,
+            signature: ByteString(self.key.sign(&signed).as_ref().to_vec()),
+            authenticator_data: ByteString(data),
+            client_data: ByteString(client_data),
+        }
+    }
+}
+
+fn base64url(bytes: &[u8]) -> String {
+    use base64::Engine as _;
+    base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(bytes)
 }
 
 /// A circle of alice, bob and carol, two of whom decide, with the keys of all three.

@@ -57,7 +57,7 @@ pub(crate) fn one(
         }
         section {
             h2 { "Signatures" }
-            (votes::table(frame.circle, reviewed, &certificate.ballots))
+            (votes::table(frame.circle, reviewed))
             dl {
                 dt { "Certificate" }
                 dd { code.long { (certificate.digest()) } }

@@ -2,21 +2,8 @@
 
 use crate::page::{PageFrame, document, foreign, sentence, time_left, votes, words};
 use crate::reviewed::ReviewedProposal;
-use human_chain::CircleState;
 use maud::{Markup, html};
-use protocol::MemberId;
 use protocol::api::ProposalState;
-
-/// Returns whether a proposal waits for this member's vote.
-pub(crate) fn waits_for(
-    circle: &CircleState,
-    proposal: &ReviewedProposal,
-    member: Option<&MemberId>,
-) -> bool {
-    let decides = |member| human_chain::names(&circle.quorum_of(&proposal.view.proposal.change), member);
-    let votes = |member| proposal.view.missing.contains(member) && decides(member);
-    !proposal.quorum_reached && member.is_some_and(votes)
-}
 
 /// Returns the inbox with these open proposals and drafts.
 pub(crate) fn page(frame: &PageFrame, proposals: &[ReviewedProposal]) -> Markup {
@@ -26,7 +13,7 @@ pub(crate) fn page(frame: &PageFrame, proposals: &[ReviewedProposal]) -> Markup 
     let (drafts, open): (Vec<_>, Vec<_>) =
         sorted.into_iter().partition(|proposal| proposal.view.state == ProposalState::Draft);
     let (own, others): (Vec<_>, Vec<_>) =
-        open.into_iter().partition(|proposal| waits_for(frame.circle, proposal, member));
+        open.into_iter().partition(|proposal| proposal.waits_for(frame.circle, member));
     let content = html! {
         h1 { "Inbox" }
         @if let Some(member) = member {

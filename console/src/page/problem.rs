@@ -1,6 +1,6 @@
 //! The page of a refusal: what was wrong, its code, and what to do.
 
-use crate::page::{bare_document, foreign};
+use crate::page::{bare_document, foreign, halt_button};
 use maud::{Markup, html};
 use protocol::Refusal;
 
@@ -16,6 +16,8 @@ pub(crate) fn page(refusal: &Refusal) -> Markup {
             dd { code { "quorate explain " (refusal.code) } }
         }
         p { a href="/console" { "To the overview" } }
+        // What failed may be the reason to stop something.
+        p { (halt_button()) }
     };
     bare_document("That did not work", &content)
 }

@@ -1,13 +1,16 @@
 //! A proposal: the text that members sign beside the difference, the votes, and the form that signs.
 
-use crate::page::inbox::waits_for;
-use crate::page::{PageFrame, document, foreign, rendering, sentence, time, time_left, votes, words};
+use crate::backend::ChangeOutlook;
+use crate::page::{
+    PageFrame, document, evidence, foreign, rendering, sentence, time, time_left, votes, words,
+};
 use crate::reviewed::ReviewedProposal;
 use human_chain::CircleState;
 use maud::{Markup, html};
 use protocol::api::{ProposalState, ServiceView};
-use protocol::governance::Change;
+use protocol::governance::{Bundle, Change};
 use protocol::halt::Halt;
+use protocol::limits::BALLOT_REASON_BYTES_MAX;
 use protocol::manifest::Manifest;
 use protocol::{NodeName, Refusal, ServiceName};
 
@@ -25,6 +28,9 @@ pub(crate) struct SigningMeans {
 pub(crate) struct ProposalPage<'a> {
     pub(crate) reviewed: &'a ReviewedProposal,
     pub(crate) services: &'a [ServiceView],
+    pub(crate) outlook: &'a ChangeOutlook,
+    /// Latest decisions about the same subject, with their numbers.
+    pub(crate) earlier: &'a [(u64, Bundle)],
     pub(crate) means: SigningMeans,
     /// Reason for which the vote that was just sent was not signed.
     pub(crate) refused: Option<&'a Refusal>,
@@ -52,10 +58,11 @@ pub(crate) fn page(frame: &PageFrame, shown: &ProposalPage) -> Markup {
             }
         }
         (facts(frame, shown))
+        (evidence::section(frame.circle, &view.proposal.change, shown.outlook, shown.earlier))
         section {
             h2 { "Votes" }
             p.quiet { "Counted from the signed ballots." }
-            (votes::table(frame.circle, shown.reviewed, &view.ballots))
+            (votes::table(frame.circle, shown.reviewed))
         }
         @if shown.reviewed.can_be_approved() || view.state == ProposalState::Waiting { (form(frame, shown)) }
     };
@@ -175,7 +182,7 @@ fn form(frame: &PageFrame, shown: &ProposalPage) -> Markup {
             }
         };
     };
-    let open = waits_for(frame.circle, shown.reviewed, Some(member));
+    let open = shown.reviewed.waits_for(frame.circle, Some(member));
     let can = shown.means.key || shown.means.passkey;
     let vetoes = shown.reviewed.may_be_vetoed_by(frame.circle, member);
     html! {
@@ -239,6 +246,10 @@ fn signing_form(shown: &ProposalPage) -> Markup {
                 label for="words" { "First two of the six words, after reading the text" }
                 input #words name="words" autocomplete="off" autocapitalize="none" spellcheck="false"
                     required;
+            }
+            p {
+                label for="reason" { "Reason, if the others are to read one" }
+                input #reason name="reason" autocomplete="off" maxlength=(BALLOT_REASON_BYTES_MAX);
             }
             @if shown.means.passkey { p.problem role="alert" data-refusal hidden {} }
             p.acts {

@@ -7,34 +7,28 @@ use maud::{Markup, html};
 use protocol::governance::{Choice, SignedBallot};
 
 /// Returns the votes that count, those that do not, and the members that can still vote.
-pub(crate) fn table(circle: &CircleState, reviewed: &ReviewedProposal, ballots: &[SignedBallot]) -> Markup {
+pub(crate) fn table(circle: &CircleState, reviewed: &ReviewedProposal) -> Markup {
     let view = &reviewed.view;
-    let counted = |choice| if choice == Choice::Approve { &view.approved } else { &view.rejected };
-    let valid: Vec<&SignedBallot> = ballots
-        .iter()
-        .filter(|signed| counted(signed.ballot.choice).contains(&signed.ballot.member))
-        .collect();
+    let counted = &reviewed.counted;
+    let reasons = counted.iter().any(|signed| !signed.ballot.reason.is_empty());
     html! {
-        @if valid.is_empty() && reviewed.refused.is_empty() {
+        @if counted.is_empty() && reviewed.refused.is_empty() {
             p { "No member has voted." }
         } @else {
             table.stack {
                 thead {
-                    tr { th scope="col" { "Member" } th scope="col" { "Vote" } th scope="col" { "Signed" } }
+                    tr {
+                        th scope="col" { "Member" } th scope="col" { "Vote" } th scope="col" { "Signed" }
+                        @if reasons { th scope="col" { "Reason" } }
+                    }
                 }
                 tbody {
-                    @for signed in &valid {
-                        tr {
-                            th scope="row" { (signed.ballot.member) }
-                            td data-label="Vote" { (vote(signed)) }
-                            td data-label="Signed" { (time(signed.ballot.issued_at)) }
-                        }
-                    }
+                    @for signed in counted { (row(signed, reasons)) }
                     @for refused in &reviewed.refused {
                         tr.refused {
                             th scope="row" { (refused.member) }
                             td data-label="Vote" { strong { "does not count" } }
-                            td data-label="Reason" {
+                            td data-label="Why" colspan=[reasons.then_some(2)] {
                                 (foreign(&refused.reason)) " (" code { (refused.code) } ")"
                             }
                         }
@@ -45,6 +39,23 @@ pub(crate) fn table(circle: &CircleState, reviewed: &ReviewedProposal, ballots: 
         @if reviewed.can_be_approved() {
             p { (rule(circle, reviewed)) }
             p.quiet { "Has not voted: " (names(&view.missing, "no member")) "." }
+        }
+    }
+}
+
+fn row(signed: &SignedBallot, reasons: bool) -> Markup {
+    let ballot = &signed.ballot;
+    html! {
+        tr {
+            th scope="row" { (ballot.member) }
+            td data-label="Vote" { (vote(signed)) }
+            td data-label="Signed" { (time(ballot.issued_at)) }
+            @if reasons {
+                td data-label="Reason" {
+                    @if ballot.reason.is_empty() { span.quiet { "none given" } }
+                    @else { (foreign(&ballot.reason)) }
+                }
+            }
         }
     }
 }

@@ -17,7 +17,8 @@ use axum::http::header::SET_COOKIE;
 use axum::response::{AppendHeaders, IntoResponse, Redirect, Response};
 use host::wall_clock;
 use human_chain::{
-    ballot_challenge, check_assertion, read_registration, registration_challenge, unsigned_ballot,
+    ballot_challenge, check_assertion, check_reason, read_registration, registration_challenge,
+    unsigned_ballot,
 };
 use protocol::api::Problem;
 use protocol::governance::{Ballot, BallotSignature, Change, Choice, SignedBallot};
@@ -29,7 +30,7 @@ use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
 /// A refusal, for the pages' script.
-pub(crate) struct ScriptFailure(Refusal);
+pub(crate) struct ScriptFailure(pub(super) Refusal);
 
 impl From<Refusal> for ScriptFailure {
     fn from(refusal: Refusal) -> Self {
@@ -55,7 +56,7 @@ impl IntoResponse for ScriptFailure {
     }
 }
 
-type ScriptResult<T> = Result<Json<T>, ScriptFailure>;
+pub(super) type ScriptResult<T> = Result<Json<T>, ScriptFailure>;
 
 /// A vote that the script asks to have composed.
 #[derive(Debug, Deserialize)]
@@ -63,17 +64,19 @@ type ScriptResult<T> = Result<Json<T>, ScriptFailure>;
 pub(crate) struct ComposeRequest {
     words: String,
     choice: Choice,
+    #[serde(default)]
+    reason: String,
 }
 
 /// A challenge for an authenticator to sign.
 #[derive(Debug, Serialize)]
 pub(crate) struct ChallengeOptions {
-    /// Canonical bytes of the ballot; empty for a sign-in.
-    ballot: ByteString,
-    challenge: ByteString,
-    rp_id: String,
+    /// Canonical bytes of the ballot or halt; empty for a sign-in.
+    pub(super) signed: ByteString,
+    pub(super) challenge: ByteString,
+    pub(super) rp_id: String,
     /// Credentials that may sign; none means any.
-    credentials: Vec<ByteString>,
+    pub(super) credentials: Vec<ByteString>,
 }
 
 /// A ballot with the answer of an authenticator.
@@ -95,7 +98,7 @@ pub(crate) struct PasskeyEntry {
 /// The page that the script opens next.
 #[derive(Debug, Serialize)]
 pub(crate) struct NextPage {
-    to: String,
+    pub(super) to: String,
 }
 
 /// Options of a new passkey, for the authenticator that makes it.
@@ -117,27 +120,27 @@ pub(crate) struct DropForm {
 }
 
 fn no_passkeys() -> Refusal {
-    let message = "the circle's policy has no passkeys; `quorate approve` signs with a member's key";
+    let message = "the circle's policy has no passkeys; `quorate approve` and `quorate halt` sign with a key";
     Refusal::new(error_code::PASSKEY_NOT_COUNTED, message)
 }
 
 fn not_a_member() -> Refusal {
-    Refusal::new(error_code::CONSOLE_NO_KEY, "only a member votes; sign in as one")
+    Refusal::new(error_code::CONSOLE_NO_KEY, "only a member signs; sign in as one")
 }
 
 impl Look {
-    fn policy(&self) -> Result<&PasskeyPolicy, Refusal> {
+    pub(super) fn policy(&self) -> Result<&PasskeyPolicy, Refusal> {
         self.circle.policy().passkeys.as_ref().ok_or_else(no_passkeys)
     }
 
     /// Returns the member who reads and his passkeys.
-    fn member_with_passkeys(&self) -> Result<(&MemberId, &[Passkey]), Refusal> {
+    pub(super) fn member_with_passkeys(&self) -> Result<(&MemberId, &[Passkey]), Refusal> {
         let member = self.member().ok_or_else(not_a_member)?;
         Ok((member, self.circle.passkeys(member)))
     }
 }
 
-fn credentials(passkeys: &[Passkey]) -> Vec<ByteString> {
+pub(super) fn credentials(passkeys: &[Passkey]) -> Vec<ByteString> {
     passkeys.iter().map(|passkey| passkey.credential.clone()).collect()
 }
 
@@ -154,12 +157,14 @@ pub(crate) async fn compose(
     let composed = || -> Result<ChallengeOptions, ScriptFailure> {
         let Json(request) = body?;
         compare_words(&request.words, &reviewed.words)?;
+        check_reason(&request.reason)?;
         let (policy, (member, passkeys)) = (look.policy()?, look.member_with_passkeys()?);
         let (head, proposal) = (look.circle.head(), &reviewed.view.proposal);
         let ballot = unsigned_ballot(member.clone(), head, proposal, request.choice, wall_clock());
+        let ballot = Ballot { reason: request.reason, ..ballot };
         Ok(ChallengeOptions {
             challenge: ByteString(ballot_challenge(&ballot).0.to_vec()),
-            ballot: ByteString(canonical::to_bytes(&ballot)),
+            signed: ByteString(canonical::to_bytes(&ballot)),
             rp_id: policy.rp_id.clone(),
             credentials: credentials(passkeys),
         })
@@ -190,8 +195,8 @@ pub(crate) async fn challenge(State(console): State<Arc<Console>>) -> ScriptResu
     let circle = console.backend.circle().await?.state;
     let policy = circle.policy().passkeys.as_ref().ok_or_else(no_passkeys)?;
     let challenge = ByteString(console.sign_in.create_challenge().0.to_vec());
-    let (ballot, rp_id) = (ByteString::default(), policy.rp_id.clone());
-    Ok(Json(ChallengeOptions { ballot, challenge, rp_id, credentials: Vec::new() }))
+    let (signed, rp_id) = (ByteString::default(), policy.rp_id.clone());
+    Ok(Json(ChallengeOptions { signed, challenge, rp_id, credentials: Vec::new() }))
 }
 
 /// Begins a session of the member whose passkey signed the challenge.

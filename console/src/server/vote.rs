@@ -1,6 +1,7 @@
 //! Votes that are given on a page.
 
 use super::{Console, Look, PageFailure, SignedIn, invalid, status_of};
+use crate::backend::ChangeOutlook;
 use crate::page::Section;
 use crate::page::proposal::{self, ProposalPage, SigningMeans};
 use crate::reviewed::ReviewedProposal;
@@ -9,11 +10,16 @@ use crate::words::compare_words;
 use axum::extract::rejection::{FormRejection, PathRejection};
 use axum::extract::{Form, Path, State};
 use axum::response::Redirect;
+use human_chain::{check_reason, subject_of};
 use maud::Markup;
+use protocol::api::ProposalState;
 use protocol::governance::Choice;
 use protocol::{ProposalId, Refusal, error_code};
 use serde::Deserialize;
 use std::sync::Arc;
+
+/// Most earlier decisions about the same subject that a page lists.
+const EARLIER_SHOWN: usize = 8;
 
 /// A vote as the form sends it.
 #[derive(Debug, Deserialize)]
@@ -21,6 +27,8 @@ use std::sync::Arc;
 pub(crate) struct VoteForm {
     words: String,
     choice: Choice,
+    #[serde(default)]
+    reason: String,
 }
 
 /// Signs and delivers a vote with the key of the member on this machine.
@@ -54,8 +62,15 @@ impl Console {
         let look = self.look(visitor).await?;
         let reviewed = self.reviewed(&look, id).await?;
         let report = self.backend.cluster().await?;
-        let means = self.means(&look, &reviewed);
-        let shown = ProposalPage { reviewed: &reviewed, services: &report.services, means, refused };
+        let change = &reviewed.view.proposal.change;
+        let earlier = self.backend.decisions_on(subject_of(change), EARLIER_SHOWN).await?;
+        let outlook = match reviewed.view.state {
+            ProposalState::Open => self.backend.outlook(change).await?,
+            _ => ChangeOutlook::default(),
+        };
+        let (services, means) = (&report.services, self.means(&look, &reviewed));
+        let (outlook, earlier) = (&outlook, &earlier);
+        let shown = ProposalPage { reviewed: &reviewed, services, outlook, earlier, means, refused };
         Ok(proposal::page(&look.frame(Section::Inbox), &shown))
     }
 
@@ -74,8 +89,10 @@ impl Console {
         form: &VoteForm,
     ) -> Result<(), Refusal> {
         compare_words(&form.words, &reviewed.words)?;
+        check_reason(&form.reason)?;
         let ballot = if self.means(look, reviewed).key {
-            self.backend.sign(&look.circle, &reviewed.view.proposal, form.choice)
+            let reason = form.reason.clone();
+            self.backend.sign(&look.circle, &reviewed.view.proposal, form.choice, reason)
         } else {
             None
         };

@@ -9,6 +9,7 @@ use axum::routing::get;
 use host::Clock;
 use protocol::api::Finding;
 use protocol::governance::{Change, Choice};
+use protocol::halt::HaltScope;
 use serde_json::json;
 use tokio::net::TcpListener;
 
@@ -25,14 +26,14 @@ pub(crate) fn serve(listener: TcpListener, router: Router) {
 }
 
 /// A console of alice's machine, and a browser that is signed in.
-struct Desk {
-    lab: Lab,
-    browser: Browser,
+pub(crate) struct Desk {
+    pub(crate) lab: Lab,
+    pub(crate) browser: Browser,
     base: String,
 }
 
 impl Desk {
-    async fn of_member(at: usize) -> Self {
+    pub(crate) async fn of_member(at: usize) -> Self {
         let (listener, port) = listener().await;
         let lab = Lab::of_member(at, port);
         let code = lab.owner_link(at);
@@ -57,7 +58,7 @@ impl Desk {
         Self { lab, browser, base }
     }
 
-    fn go(&mut self, path: &str) {
+    pub(crate) fn go(&mut self, path: &str) {
         let url = format!("{}{path}", self.base);
         self.browser.open(&url);
     }
@@ -76,6 +77,8 @@ fn pages(lab: &Lab) -> Vec<(String, &'static str)> {
         ("/console/history/1".into(), "decision"),
         ("/console/members".into(), "members"),
         ("/console/nodes".into(), "nodes"),
+        ("/console/halts".into(), "halts"),
+        ("/console/halt?scope=service:minilm".into(), "halt"),
     ];
     all.push(("/console/enter?code=0123abcd".into(), "sign-in"));
     all
@@ -83,6 +86,8 @@ fn pages(lab: &Lab) -> Vec<(String, &'static str)> {
 
 /// Opens each page at two widths and in both themes.
 fn look_at_every_page(desk: &mut Desk, kind: &str) {
+    let halt = desk.lab.world.halt(1, HaltScope::Node("node-2".parse().unwrap()), "smoke in the hall");
+    desk.lab.world.propose(human_chain::lift(vec![halt]), "the fan was replaced");
     for (path, name) in pages(&desk.lab) {
         for width in [360, 1280] {
             for theme in ["light", "dark"] {
@@ -93,6 +98,11 @@ fn look_at_every_page(desk: &mut Desk, kind: &str) {
                 assert!(scroll <= u64::from(width), "{place} is {scroll} px wide");
                 assert_eq!(desk.browser.barriers(), Vec::<String>::new(), "{place}");
                 assert_eq!(desk.browser.errors(), Vec::<String>::new(), "{place}");
+                let button = "getComputedStyle(document.querySelector('a.halt') ?? document.body)\
+                              .backgroundColor.match(/\\d+/g).map(Number)";
+                let colour: Vec<u64> = serde_json::from_value(desk.browser.eval(button)).unwrap();
+                let is_red = colour[0] > colour[1] + 60 && colour[0] > colour[2] + 60;
+                assert_eq!(is_red, name != "sign-in", "{place}: the way to halt is {colour:?}");
                 let foreign: Vec<String> =
                     desk.browser.requests().into_iter().filter(|url| !url.starts_with(&desk.base)).collect();
                 assert_eq!(foreign, Vec::<String>::new(), "{place}");

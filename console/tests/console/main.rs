@@ -5,6 +5,7 @@
 mod attacks;
 mod browser;
 mod cdp;
+mod halts;
 mod passkeys;
 mod routes;
 mod world;

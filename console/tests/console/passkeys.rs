@@ -11,16 +11,16 @@ use protocol::governance::{BallotSignature, Change, Choice, Proposal};
 use serde_json::json;
 
 /// Two consoles of one circle, alice's own and a replica's, and a browser with an authenticator.
-struct Office {
-    own: Lab,
-    replica: Lab,
-    browser: Browser,
-    authenticator: String,
+pub(crate) struct Office {
+    pub(crate) own: Lab,
+    pub(crate) replica: Lab,
+    pub(crate) browser: Browser,
+    pub(crate) authenticator: String,
 }
 
 impl Office {
     /// Signs in at alice's own console.
-    async fn open() -> Self {
+    pub(crate) async fn open() -> Self {
         let ((first, own_port), (second, replica_port)) = (listener().await, listener().await);
         let world = World::new(PageSource::OwnMachine, Some(0), &[own_port, replica_port]);
         let replica = Lab::new(world.replica(), replica_port, Clock::machine());
@@ -34,12 +34,12 @@ impl Office {
         Self { own, replica, browser, authenticator }
     }
 
-    fn fill(&mut self, field: &str, text: &str) {
+    pub(crate) fn fill(&mut self, field: &str, text: &str) {
         self.browser.eval(&format!("document.getElementById('{field}').value = {}", json!(text)));
     }
 
     /// Makes a passkey, and signs the change with alice's key.
-    fn register(&mut self, label: &str) {
+    pub(crate) fn register(&mut self, label: &str) {
         self.browser.open(&format!("{}/console/passkeys", self.own.origins.address()));
         self.fill("label", label);
         self.browser.leave_by("document.querySelector('[data-act=register]').click()");

@@ -63,13 +63,15 @@ pub(crate) async fn vote(lab: &Lab, cookie: &str, id: ProposalId, words: &str, c
     ask(lab, Method::POST, &format!("/console/proposals/{id}/vote"), &own, &body).await
 }
 
-const PAGES: [&str; 6] = [
+pub(crate) const PAGES: [&str; 8] = [
     "/console",
     "/console/inbox",
     "/console/history",
     "/console/history/1",
     "/console/members",
     "/console/nodes",
+    "/console/halts",
+    "/console/halt",
 ];
 
 #[tokio::test]
@@ -172,6 +174,16 @@ async fn the_page_of_a_proposal_has_the_bytes_and_words_of_the_terminal() {
         "the difference: {page}"
     );
     assert!(page.contains("service minilm, node node-1, node node-2"), "{page}");
+    let root = human_chain::words_of(&protocol::Digest::of(b"model")).join(" ");
+    for expected in [
+        root.as_str(),
+        "85.8 MiB in 23 segments, architecture bert; used by 1 approved service",
+        "slot 0 on node-1, slot 1 on node-2",
+        "512 MiB are free on no node",
+        "<a href=\"/console/history/1\">",
+    ] {
+        assert!(page.contains(expected), "the evidence lacks `{expected}`: {page}");
+    }
 }
 
 #[tokio::test]

@@ -2,17 +2,21 @@
 //! not so. All is in memory.
 
 use console::{
-    BackendAnswer, CircleReading, ClusterReport, Console, ConsoleBackend, PageSource, ProposalRecord, SignIn,
-    Visitor, WebOrigins,
+    BackendAnswer, ChangeOutlook, CircleReading, ClusterReport, Console, ConsoleBackend, HaltRecord,
+    HaltReport, PageSource, ProposalRecord, SignIn, Visitor, WebOrigins,
 };
 use ed25519_dalek::{Signer, SigningKey};
 use host::{Clock, wall_clock};
 use human_chain::{CircleState, MemberSecret};
 use protocol::agent::PendingNode;
-use protocol::api::{Finding, NodeView, ProposalState, ProposalView, ServiceView, SlotView, Status};
+use protocol::api::{
+    DryRun, DryRunPlacement, Finding, NodeView, ProposalState, ProposalView, ServiceView, SlotView, Status,
+};
 use protocol::governance::*;
+use protocol::halt::{Halt, HaltScope, SignedHalt};
 use protocol::keys::{ByteString, EncryptionKey, signing_input};
 use protocol::manifest::Manifest;
+use protocol::model::{ErasureCode, ModelRecord};
 use protocol::passkey::PasskeyPolicy;
 use protocol::{
     Digest, Epoch, Fence, MemberId, Millis, NodeId, ProposalId, PublicKey, Refusal, ReplicaId, Signature,
@@ -39,6 +43,10 @@ pub(crate) struct WorldState {
     pub(crate) pending: Vec<PendingNode>,
     /// Ballots that were delivered, also those that control refused.
     pub(crate) delivered: Vec<SignedBallot>,
+    /// Halts that were delivered and taken.
+    pub(crate) halts: Vec<SignedHalt>,
+    /// True if no leader answers.
+    pub(crate) no_leader: bool,
     /// True if control claims that every member approved everything.
     pub(crate) claims_votes: bool,
     /// True once the token of the visitor was revoked.
@@ -191,6 +199,8 @@ impl World {
             report,
             pending,
             delivered: vec![],
+            halts: vec![],
+            no_leader: false,
             claims_votes: false,
             revoked: false,
         };
@@ -206,7 +216,7 @@ impl World {
         };
         let forget =
             world.propose(Change::ForgetModel { model, grace_seconds: 86_400 }, "its licence has ended");
-        world.vote(1, &forget, Choice::Reject);
+        world.vote_because(1, &forget, Choice::Reject, "the licence was renewed last week");
         world.state().delivered.clear();
         world
     }
@@ -218,6 +228,24 @@ impl World {
 
     pub(crate) fn state(&self) -> MutexGuard<'_, WorldState> {
         self.state.lock().unwrap()
+    }
+
+    fn circle_now(&self) -> Arc<CircleState> {
+        self.state().circle.clone()
+    }
+
+    /// Has a member halt something, on another machine.
+    pub(crate) fn halt(&self, at: usize, scope: HaltScope, reason: &str) -> Halt {
+        let halt = Halt {
+            circle: self.circle_now().id(),
+            member: member(at),
+            scope,
+            reason: reason.into(),
+            issued_at: wall_clock(),
+            nonce: Digest::of(reason.as_bytes()),
+        };
+        self.state().halts.push(human_chain::sign_halt(secret(at), halt.clone()));
+        halt
     }
 
     /// Makes a proposal now and opens it for votes.
@@ -260,9 +288,15 @@ impl World {
 
     /// Lets a member vote, on another machine.
     pub(crate) fn vote(&self, at: usize, proposal: &Proposal, choice: Choice) {
+        self.vote_because(at, proposal, choice, "");
+    }
+
+    /// Lets a member vote with a reason, on another machine.
+    pub(crate) fn vote_because(&self, at: usize, proposal: &Proposal, choice: Choice, reason: &str) {
         let seen = self.state().circle.head();
-        let ballot = human_chain::vote(secret(at), member(at), seen, proposal, choice, wall_clock());
-        self.take(ballot).unwrap();
+        let ballot = human_chain::unsigned_ballot(member(at), seen, proposal, choice, wall_clock());
+        let ballot = Ballot { reason: reason.into(), ..ballot };
+        self.take(human_chain::sign_ballot(secret(at), ballot)).unwrap();
     }
 
     /// Takes a ballot as control does: checks it, counts, and puts the change into force.
@@ -323,8 +357,16 @@ impl ConsoleBackend for World {
         ready(CircleReading { state: state.circle.clone(), note: state.report.note.clone() })
     }
 
+    fn last_circle(&self) -> Result<CircleReading, Refusal> {
+        Ok(CircleReading { state: self.circle_now(), note: None })
+    }
+
     fn open_proposals(&self) -> BackendAnswer<'_, Vec<ProposalView>> {
         let state = self.state();
+        if state.no_leader {
+            let refusal = Refusal::new(protocol::error_code::NO_LEADER, "no leader answers");
+            return Box::pin(std::future::ready(Err(refusal)));
+        }
         ready(state.open.values().map(|view| state.shown(view)).collect())
     }
 
@@ -345,6 +387,42 @@ impl ConsoleBackend for World {
         ready(found)
     }
 
+    fn decisions_on(&self, subject: String, count: usize) -> BackendAnswer<'_, Vec<(u64, Bundle)>> {
+        let state = self.state();
+        let numbered = (1..)
+            .zip(state.bundles.iter().cloned())
+            .filter(|(_, bundle)| console::is_about(bundle, &subject));
+        let mut found: Vec<(u64, Bundle)> = numbered.collect();
+        found.reverse();
+        found.truncate(count);
+        ready(found)
+    }
+
+    fn outlook<'a>(&'a self, change: &'a Change) -> BackendAnswer<'a, ChangeOutlook> {
+        let Change::Deploy(manifest) = change else { return ready(ChangeOutlook::default()) };
+        let Manifest::Service(service) = manifest.as_ref() else { panic!("a service") };
+        let placed =
+            |slot: u32, name: &str| DryRunPlacement { slot: SlotIndex(slot), node: name.parse().unwrap() };
+        let placement = DryRun {
+            desired: 2,
+            placements: vec![placed(0, "node-1"), placed(1, "node-2")],
+            possible: vec![placed(2, "node-1")],
+            waiting: vec!["slot 3: 512 MiB are free on no node".into()],
+            needs: "2 signatures".into(),
+            spend_micro_units_per_hour: None,
+        };
+        let model = ModelRecord {
+            name: service.model.name.clone(),
+            root: service.model.root,
+            bytes: 90_000_000,
+            segments: 23,
+            erasure: ErasureCode { data: 4, parity: 2 },
+            stores: vec![],
+            architecture: "bert".into(),
+        };
+        ready(ChangeOutlook { placement: Some(placement), model: Some(model), note: None })
+    }
+
     fn cluster(&self) -> BackendAnswer<'_, ClusterReport> {
         ready(self.state().report.clone())
     }
@@ -353,9 +431,30 @@ impl ConsoleBackend for World {
         ready(self.state().pending.clone())
     }
 
-    fn sign(&self, circle: &CircleState, proposal: &Proposal, choice: Choice) -> Option<SignedBallot> {
+    fn halts(&self) -> BackendAnswer<'_, HaltReport> {
+        let record = |signed: &SignedHalt| HaltRecord {
+            verified: human_chain::check_halt(&self.circle_now(), signed.clone()).is_ok(),
+            replicas: self.key.map(|_| (1, 3)),
+            signed: signed.clone(),
+        };
+        let taken = self.state().halts.clone();
+        ready(HaltReport { halts: taken.iter().map(record).collect(), note: None })
+    }
+
+    fn sign(
+        &self,
+        circle: &CircleState,
+        proposal: &Proposal,
+        choice: Choice,
+        reason: String,
+    ) -> Option<SignedBallot> {
         let at = self.key?;
-        Some(human_chain::vote(secret(at), member(at), circle.head(), proposal, choice, wall_clock()))
+        let ballot = human_chain::unsigned_ballot(member(at), circle.head(), proposal, choice, wall_clock());
+        Some(human_chain::sign_ballot(secret(at), Ballot { reason, ..ballot }))
+    }
+
+    fn sign_halt(&self, halt: Halt) -> Option<SignedHalt> {
+        self.key.map(|at| human_chain::sign_halt(secret(at), halt))
     }
 
     fn holds_key(&self) -> bool {
@@ -368,6 +467,12 @@ impl ConsoleBackend for World {
 
     fn deliver(&self, ballot: SignedBallot) -> BackendAnswer<'_, ()> {
         Box::pin(std::future::ready(self.take(ballot)))
+    }
+
+    fn deliver_halt(&self, halt: SignedHalt) -> BackendAnswer<'_, ()> {
+        let taken = human_chain::check_halt(&self.circle_now(), halt.clone()).map_err(Refusal::from);
+        let taken = taken.map(|_| self.state().halts.push(halt));
+        Box::pin(std::future::ready(taken))
     }
 
     fn admits(&self, _visitor: &Visitor) -> bool {

@@ -2,7 +2,8 @@
 //! `quorate console link`, a link to the console of a replica.
 
 use super::Environment;
-use super::failure::code_of;
+use super::failure::{code_of, is_silence};
+use super::halts::{collect, send};
 use super::sharing::{member_key, share_after};
 use crate::client::ClientError;
 use crate::context::Context;
@@ -12,16 +13,20 @@ use crate::session::{PROPOSAL_LIFETIME_MS, Session};
 use anyhow::{Context as _, Result};
 use clap::{Args, Subcommand};
 use console::{
-    BackendAnswer, CircleReading, ClusterReport, Console, ConsoleBackend, PageSource, ProposalRecord, SignIn,
-    Visitor, WebOrigins,
+    BackendAnswer, ChangeOutlook, CircleReading, ClusterReport, Console, ConsoleBackend, HaltRecord,
+    HaltReport, PageSource, ProposalRecord, SignIn, Visitor, WebOrigins, is_about, model_root,
 };
 use host::{Clock, wall_clock};
-use human_chain::CircleState;
+use human_chain::{CircleState, check_halt, sign_ballot, sign_halt, unsigned_ballot};
 use overlay::CancellationToken;
 use overlay::people::KeyExchanges;
 use protocol::agent::PendingNode;
-use protocol::api::{ConsoleLink, NodeView, Page, ProposalState, ProposalView, ServiceView, Status};
-use protocol::governance::{Bundle, Change, Choice, Proposal, SignedBallot};
+use protocol::api::{
+    ConsoleLink, DryRunRequest, NodeView, Page, ProposalState, ProposalView, ServiceView, Status,
+};
+use protocol::governance::{Ballot, Bundle, Change, Choice, Proposal, SignedBallot};
+use protocol::halt::{Halt, SignedHalt};
+use protocol::model::ModelRecord;
 use protocol::{ProposalId, Refusal, error_code};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -121,12 +126,36 @@ impl MemberBackend {
         self.session.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Fetches the history again and verifies that it continues the one that was verified last.
+    /// Fetches the history again and verifies that it continues the one that was verified last. Without a
+    /// leader the last one stays: a member reads it and halts by it. A history that ends earlier is refused.
     async fn refresh(&self) -> Result<CircleReading, Refusal> {
-        let session = Arc::new(self.session().refresh().await.map_err(refused)?);
-        let state = Arc::new(session.circle.clone());
-        *self.session.lock().unwrap_or_else(PoisonError::into_inner) = session;
-        Ok(CircleReading { state, note: None })
+        let last = self.session();
+        match last.refresh().await.map_err(refused) {
+            Ok(session) => {
+                let (state, session) = (session.circle.clone(), Arc::new(session));
+                *self.session.lock().unwrap_or_else(PoisonError::into_inner) = session;
+                Ok(CircleReading { state: Arc::new(state), note: None })
+            }
+            Err(refusal) if is_silence(refusal.code) => {
+                let note = "No leader shows a newer history than this one, which was verified before.".into();
+                Ok(CircleReading { state: Arc::new(last.circle.clone()), note: Some(note) })
+            }
+            Err(refusal) => Err(refusal),
+        }
+    }
+
+    /// Asks every replica for its halts and verifies each here.
+    async fn collect_halts(&self) -> Result<HaltReport, Refusal> {
+        let session = self.session();
+        let collected = collect(&session.client).await.map_err(refused)?;
+        let answered = collected.replicas - collected.silent.len();
+        let record = |(signed, urls): (SignedHalt, Vec<String>)| HaltRecord {
+            verified: check_halt(&session.circle, signed.clone()).is_ok(),
+            replicas: Some((urls.len(), answered)),
+            signed,
+        };
+        let note = (!collected.silent.is_empty()).then(|| collected.silent.join("; "));
+        Ok(HaltReport { halts: collected.halts.into_values().map(record).collect(), note })
     }
 
     async fn open(&self) -> Result<Vec<ProposalView>, Refusal> {
@@ -148,6 +177,23 @@ impl MemberBackend {
         let mut decided = session.history.bundles.iter().rev().map(|bundle| &bundle.certificate);
         let certificate = decided.find(|certificate| certificate.proposal == view.proposal).cloned();
         Ok(Some(ProposalRecord { view, certificate }))
+    }
+
+    /// Has the leader place a deployment in a simulation, and asks for the record of its model.
+    async fn simulate(&self, change: &Change) -> ChangeOutlook {
+        let client = self.session().client.clone();
+        let Some(root) = model_root(change) else { return ChangeOutlook::default() };
+        let models = client.list::<ModelRecord>("/v1/models").await.unwrap_or_default();
+        let model = models.into_iter().find(|record| record.root == root);
+        let Change::Deploy(manifest) = change else {
+            return ChangeOutlook { model, ..ChangeOutlook::default() };
+        };
+        let body = DryRunRequest { manifest: manifest.as_ref().clone() };
+        let (placement, note) = match client.query("/v1/dry-run", &body).await {
+            Ok(run) => (Some(run), None),
+            Err(error) => (None, Some(error.to_string())),
+        };
+        ChangeOutlook { placement, model, note }
     }
 
     async fn report(&self) -> ClusterReport {
@@ -196,6 +242,10 @@ impl ConsoleBackend for MemberBackend {
         Box::pin(self.refresh())
     }
 
+    fn last_circle(&self) -> Result<CircleReading, Refusal> {
+        Ok(CircleReading { state: Arc::new(self.session().circle.clone()), note: None })
+    }
+
     fn open_proposals(&self) -> BackendAnswer<'_, Vec<ProposalView>> {
         Box::pin(self.open())
     }
@@ -214,6 +264,17 @@ impl ConsoleBackend for MemberBackend {
         ready(page)
     }
 
+    fn decisions_on(&self, subject: String, count: usize) -> BackendAnswer<'_, Vec<(u64, Bundle)>> {
+        let session = self.session();
+        let numbered: Vec<(u64, &Bundle)> = (1..).zip(&session.history.bundles).collect();
+        let about = numbered.into_iter().rev().filter(|(_, bundle)| is_about(bundle, &subject));
+        ready(about.take(count).map(|(number, bundle)| (number, bundle.clone())).collect())
+    }
+
+    fn outlook<'a>(&'a self, change: &'a Change) -> BackendAnswer<'a, ChangeOutlook> {
+        Box::pin(async move { Ok(self.simulate(change).await) })
+    }
+
     fn cluster(&self) -> BackendAnswer<'_, ClusterReport> {
         Box::pin(async { Ok(self.report().await) })
     }
@@ -226,16 +287,24 @@ impl ConsoleBackend for MemberBackend {
         })
     }
 
-    fn sign(&self, circle: &CircleState, proposal: &Proposal, choice: Choice) -> Option<SignedBallot> {
+    fn halts(&self) -> BackendAnswer<'_, HaltReport> {
+        Box::pin(self.collect_halts())
+    }
+
+    fn sign(
+        &self,
+        circle: &CircleState,
+        proposal: &Proposal,
+        choice: Choice,
+        reason: String,
+    ) -> Option<SignedBallot> {
         let key = self.member.as_ref()?;
-        Some(human_chain::vote(
-            &key.secret,
-            key.member.clone(),
-            circle.head(),
-            proposal,
-            choice,
-            wall_clock(),
-        ))
+        let ballot = unsigned_ballot(key.member.clone(), circle.head(), proposal, choice, wall_clock());
+        Some(sign_ballot(&key.secret, Ballot { reason, ..ballot }))
+    }
+
+    fn sign_halt(&self, halt: Halt) -> Option<SignedHalt> {
+        self.member.as_ref().map(|key| sign_halt(&key.secret, halt))
     }
 
     fn holds_key(&self) -> bool {
@@ -252,6 +321,13 @@ impl ConsoleBackend for MemberBackend {
 
     fn deliver(&self, ballot: SignedBallot) -> BackendAnswer<'_, ()> {
         Box::pin(self.cast(ballot))
+    }
+
+    fn deliver_halt(&self, halt: SignedHalt) -> BackendAnswer<'_, ()> {
+        Box::pin(async move {
+            let session = self.session();
+            send(&session.client, halt).await.map(drop).map_err(refused)
+        })
     }
 
     fn admits(&self, visitor: &Visitor) -> bool {

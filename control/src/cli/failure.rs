@@ -57,6 +57,12 @@ pub(super) fn code_of(error: &anyhow::Error) -> Option<ErrorCode> {
     refusal.or_else(|| error.chain().find_map(code_of_type))
 }
 
+/// Returns whether an error says that no leader answered, and nothing about what a leader would answer.
+pub(super) fn is_silence(code: ErrorCode) -> bool {
+    use protocol::error_code::{CONTROL_UNAVAILABLE, NO_LEADER, NOT_LEADER, TIMED_OUT};
+    [CONTROL_UNAVAILABLE, NO_LEADER, NOT_LEADER, TIMED_OUT].contains(&code)
+}
+
 fn code_of_type(cause: &(dyn std::error::Error + 'static)) -> Option<ErrorCode> {
     let client = || cause.downcast_ref::<ClientError>().and_then(ClientError::code);
     let agent = cause.downcast_ref::<AgentError>().map(AgentError::code);

@@ -114,7 +114,7 @@ impl HaltCommand {
 
 /// Outcome of a halt at all replicas.
 #[derive(Debug, Serialize)]
-struct HaltOutcome {
+pub(super) struct HaltOutcome {
     id: HaltId,
     halt: Halt,
     /// Base URLs of the replicas that have the halt on their disks.
@@ -166,7 +166,7 @@ fn write(file: &Path, signed: &SignedHalt) -> Result<()> {
 ///
 /// # Errors
 /// If none has taken it: the refusal of the first that refused it, or `control-unavailable`.
-async fn send(client: &ControlClient, signed: SignedHalt) -> Result<HaltOutcome> {
+pub(super) async fn send(client: &ControlClient, signed: SignedHalt) -> Result<HaltOutcome> {
     let each = client.each();
     let sent = each.iter().map(|(url, replica)| {
         let sent = replica.post::<_, HaltReceipt>("/v1/halts", &signed);
@@ -229,18 +229,18 @@ fn outcome_text(outcome: &HaltOutcome) -> String {
 
 /// Halts that the replicas have, each with the replicas that have it.
 #[derive(Debug, Default)]
-struct CollectedHalts {
-    halts: BTreeMap<HaltId, (SignedHalt, Vec<String>)>,
-    replicas: usize,
+pub(super) struct CollectedHalts {
+    pub(super) halts: BTreeMap<HaltId, (SignedHalt, Vec<String>)>,
+    pub(super) replicas: usize,
     /// Replicas that did not answer, each with the reason.
-    silent: Vec<String>,
+    pub(super) silent: Vec<String>,
 }
 
 /// Asks every replica for its halts at the same time. Ids are computed here.
 ///
 /// # Errors
 /// If no replica answers.
-async fn collect(client: &ControlClient) -> Result<CollectedHalts> {
+pub(super) async fn collect(client: &ControlClient) -> Result<CollectedHalts> {
     let each = client.each();
     let asked = each.iter().map(|(url, replica)| async move {
         (url.clone(), timeout(REPLICA_TIMEOUT, replica.list::<SignedHalt>("/v1/halts")).await)

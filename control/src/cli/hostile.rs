@@ -75,14 +75,14 @@ async fn take_halt(State(stub): StubState, Json(signed): Json<SignedHalt>) -> Js
 }
 
 /// A member's machine, and the control that it talks to.
-struct Lab {
+pub(super) struct Lab {
     folder: tempfile::TempDir,
-    circle: SampleCircle,
+    pub(super) circle: SampleCircle,
     stub: Arc<Mutex<Stub>>,
 }
 
 impl Lab {
-    async fn new(circle: SampleCircle) -> Self {
+    pub(super) async fn new(circle: SampleCircle) -> Self {
         let folder = tempfile::tempdir().expect("temporary directory");
         let (history, hides_ballots) = (circle.history.clone(), false);
         let (proposals, models, received, halts) = (vec![], vec![], vec![], vec![]);
@@ -130,11 +130,15 @@ impl Lab {
         Self { folder, circle, stub }
     }
 
+    pub(super) fn context(&self) -> Context {
+        Context::read(&self.folder.path().join("context.json")).expect("a context")
+    }
+
     fn stub(&self) -> MutexGuard<'_, Stub> {
         self.stub.lock().expect("no panic")
     }
 
-    fn show(&self, views: Vec<ProposalView>) {
+    pub(super) fn show(&self, views: Vec<ProposalView>) {
         self.stub().proposals = views;
     }
 
@@ -143,7 +147,7 @@ impl Lab {
     }
 
     /// Runs a command of alice's; the code of its refusal.
-    async fn run(&self, words: &[&str]) -> Result<(), Option<ErrorCode>> {
+    pub(super) async fn run(&self, words: &[&str]) -> Result<(), Option<ErrorCode>> {
         let context = self.folder.path().join("context.json").display().to_string();
         let all = [&["quorate", "--context", &context], words].concat();
         let cli = Cli::try_parse_from(all).expect("a command");
@@ -152,7 +156,7 @@ impl Lab {
         outcome.map(|_| ()).map_err(|error| failure::code_of(&error))
     }
 
-    fn path(&self, name: &str) -> String {
+    pub(super) fn path(&self, name: &str) -> String {
         self.folder.path().join(name).display().to_string()
     }
 }
@@ -401,8 +405,7 @@ impl Desk {
     const HOST: &str = "localhost:7607";
 
     async fn of(lab: &Lab) -> Self {
-        let context = Context::read(&lab.folder.path().join("context.json")).expect("a context");
-        let session = crate::session::Session::open(&context).await.expect("an honest history");
+        let session = crate::session::Session::open(&lab.context()).await.expect("an honest history");
         let key =
             crate::member_key::MemberKeyFile::load(&lab.folder.path().join("alice.key")).expect("her key");
         let sign_in = Arc::new(console::SignIn::new(host::Clock::machine()));

@@ -20,7 +20,7 @@ use clap::Args;
 use human_chain::CircleState;
 use protocol::MemberId;
 use protocol::api::{Page, ProposalState};
-use protocol::governance::{Change, Choice, Proposal};
+use protocol::governance::{Change, Choice, Proposal, SignedBallot};
 use std::cmp::Reverse;
 use std::path::PathBuf;
 
@@ -79,6 +79,9 @@ pub(crate) struct VoteArguments {
     /// Key file of the member [default: the context's]
     #[arg(long, value_name = "FILE")]
     key: Option<PathBuf>,
+    /// Reason of the vote, signed with it and shown beside it
+    #[arg(long, default_value = "", hide_default_value = true)]
+    reason: String,
     #[command(flatten)]
     words: WordsArguments,
 }
@@ -216,8 +219,7 @@ fn open_table(proposals: &[ReviewedProposal]) -> String {
 
 /// Returns the text that members sign, the difference beside it, and the votes as counted on this machine.
 fn full_text(circle: &CircleState, reviewed: &ReviewedProposal) -> String {
-    let ReviewedProposal { view, words, quorum_reached: _, only_passkeys: _, proposed_lacking: _, refused } =
-        reviewed;
+    let ReviewedProposal { view, words, refused, counted, .. } = reviewed;
     let rendering = human_chain::render(&view.proposal);
     let difference = human_chain::render_difference(circle, &view.proposal);
     let names = |members: &[MemberId]| {
@@ -233,6 +235,9 @@ fn full_text(circle: &CircleState, reviewed: &ReviewedProposal) -> String {
         names(&view.approved),
         names(&view.rejected),
     );
+    for SignedBallot { ballot, .. } in counted.iter().filter(|signed| !signed.ballot.reason.is_empty()) {
+        text.push_str(&format!("\n{} ({}): {}", ballot.member, ballot.choice, line(&ballot.reason)));
+    }
     for ballot in refused {
         let reason = line(&ballot.reason);
         text.push_str(&format!("\nballot of {} does not count: {reason} ({})", ballot.member, ballot.code));
@@ -258,7 +263,7 @@ async fn vote(arguments: VoteArguments, environment: &Environment, choice: Choic
     let proposal = session.find_proposal(&arguments.proposal).await?;
     print::err(format_args!("{}\n", full_text(&session.circle, &proposal)));
     arguments.words.confirm(&format!("{choice} as {}", member.member), &proposal.words)?;
-    let proposal = session.vote(&proposal.view.proposal, &member, choice).await?;
+    let proposal = session.vote(&proposal.view.proposal, &member, choice, arguments.reason).await?;
     environment.output().print(&proposal, |proposal| {
         let outcome = match proposal.view.state {
             ProposalState::Open if !proposal.quorum_reached => proposal.lacking(&session.circle),

@@ -5,16 +5,18 @@
 //! page shows what this replica last applied, and says so.
 
 use super::Server;
+use super::halts::HaltSubmitter;
 use super::problem::{Failure, accepted};
 use axum::Router;
 use console::{
-    BackendAnswer, CircleReading, ClusterReport, Console, ConsoleBackend, PageSource, ProposalRecord,
-    Visitor, WebOrigins,
+    BackendAnswer, ChangeOutlook, CircleReading, ClusterReport, Console, ConsoleBackend, HaltRecord,
+    HaltReport, PageSource, ProposalRecord, Visitor, WebOrigins, is_about, model_root,
 };
 use human_chain::CircleState;
 use protocol::agent::PendingNode;
 use protocol::api::ProposalView;
 use protocol::governance::{Bundle, Change, Choice, Proposal, SignedBallot};
+use protocol::halt::{Halt, SignedHalt};
 use protocol::{ErrorCode, MemberId, ProposalId, Refusal, error_code};
 use scheduler::{Action, Actor, LeaderView};
 use std::sync::Arc;
@@ -78,10 +80,34 @@ impl ReplicaBackend {
         })
     }
 
+    /// Places a deployment in a simulation, if this replica leads.
+    fn simulate(&self, change: &Change) -> ChangeOutlook {
+        let root = model_root(change);
+        let models = |root| self.server.cluster(|cluster| cluster.models().get(&root).cloned());
+        let model = root.and_then(models);
+        let Change::Deploy(manifest) = change else {
+            return ChangeOutlook { model, ..ChangeOutlook::default() };
+        };
+        let (placement, note) = match self.server.read_view(|view| scheduler::dry_run(view, manifest)) {
+            Ok(Ok(run)) => (Some(run), None),
+            Ok(Err(refusal)) => (None, Some(refusal.message)),
+            Err(_) => (None, Some("only the leader simulates it".into())),
+        };
+        ChangeOutlook { placement, model, note }
+    }
+
     async fn cast(&self, ballot: SignedBallot) -> Result<(), Refusal> {
         let actor = Actor::Member(ballot.ballot.member.clone());
         let reply = self.server.write(actor, Action::CastBallot(Box::new(ballot)), None).await;
         reply.and_then(accepted).map(|_| ()).map_err(|failure| refusal_of(&failure))
+    }
+
+    /// Takes a halt on this replica's disk, from which the other replicas and every node fetch it.
+    async fn halt(&self, signed: SignedHalt) -> Result<(), Refusal> {
+        let submitter = HaltSubmitter::Member(signed.halt.member.clone());
+        self.server.halts.admit(&submitter).map_err(|failure| refusal_of(&failure))?;
+        let taken = self.server.take_halt(signed).await;
+        taken.map(drop).map_err(|failure| refusal_of(&failure))
     }
 }
 
@@ -97,11 +123,14 @@ impl ConsoleBackend for ReplicaBackend {
     fn circle(&self) -> BackendAnswer<'_, CircleReading> {
         Box::pin(async {
             let note = self.staleness().await;
-            let state = self.server.cluster(|cluster| cluster.circle_state().cloned()).ok_or_else(|| {
-                Refusal::new(error_code::CIRCLE_NOT_FOUNDED, "the circle is being founded; retry")
-            })?;
-            Ok(CircleReading { state: Arc::new(state), note })
+            Ok(CircleReading { note, ..self.last_circle()? })
         })
+    }
+
+    fn last_circle(&self) -> Result<CircleReading, Refusal> {
+        let state = self.server.cluster(|cluster| cluster.circle_state().cloned());
+        let missing = || Refusal::new(error_code::CIRCLE_NOT_FOUNDED, "the circle is being founded; retry");
+        Ok(CircleReading { state: Arc::new(state.ok_or_else(missing)?), note: None })
     }
 
     fn open_proposals(&self) -> BackendAnswer<'_, Vec<ProposalView>> {
@@ -130,6 +159,21 @@ impl ConsoleBackend for ReplicaBackend {
         }))
     }
 
+    fn decisions_on(&self, subject: String, count: usize) -> BackendAnswer<'_, Vec<(u64, Bundle)>> {
+        ready(self.server.cluster(|cluster| {
+            let chain = (1..).zip(cluster.governance_chain());
+            let about = chain.filter(|(_, bundle)| is_about(bundle, &subject));
+            let mut found: Vec<_> = about.collect();
+            let skipped = found.len().saturating_sub(count);
+            found.drain(..skipped);
+            found.into_iter().rev().map(|(number, bundle)| (number, bundle.clone())).collect()
+        }))
+    }
+
+    fn outlook<'a>(&'a self, change: &'a Change) -> BackendAnswer<'a, ChangeOutlook> {
+        ready(self.simulate(change))
+    }
+
     fn cluster(&self) -> BackendAnswer<'_, ClusterReport> {
         ready(self.report())
     }
@@ -138,7 +182,17 @@ impl ConsoleBackend for ReplicaBackend {
         ready(self.server.cluster(|cluster| cluster.pending_nodes().values().cloned().collect()))
     }
 
-    fn sign(&self, _: &CircleState, _: &Proposal, _: Choice) -> Option<SignedBallot> {
+    fn halts(&self) -> BackendAnswer<'_, HaltReport> {
+        let record = |(_, signed)| HaltRecord { signed, verified: true, replicas: None };
+        let halts = self.server.halts.listed(None).into_iter().map(record).collect();
+        ready(HaltReport { halts, note: None })
+    }
+
+    fn sign(&self, _: &CircleState, _: &Proposal, _: Choice, _: String) -> Option<SignedBallot> {
+        None
+    }
+
+    fn sign_halt(&self, _: Halt) -> Option<SignedHalt> {
         None
     }
 
@@ -153,6 +207,10 @@ impl ConsoleBackend for ReplicaBackend {
 
     fn deliver(&self, ballot: SignedBallot) -> BackendAnswer<'_, ()> {
         Box::pin(self.cast(ballot))
+    }
+
+    fn deliver_halt(&self, halt: SignedHalt) -> BackendAnswer<'_, ()> {
+        Box::pin(self.halt(halt))
     }
 
     fn admits(&self, visitor: &Visitor) -> bool {

@@ -19,7 +19,7 @@ use protocol::halt::{
     HALT_BOOK_BYTES_MAX, HALT_BYTES_MAX, HALTED_SLOTS_SHOWN, HALTS_PAGE_MAX, Halt, HaltBookRecord,
     HaltCursor, HaltReceipt, HaltedSlot, HaltsAnswer, HaltsRequest, SignedHalt,
 };
-use protocol::{CircleId, Digest, HaltId, Refusal, ReplicaId, TokenName, canonical, error_code};
+use protocol::{CircleId, Digest, HaltId, MemberId, Refusal, ReplicaId, TokenName, canonical, error_code};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -42,13 +42,22 @@ const REQUEST_GAP: Duration = Duration::from_millis(200);
 const FOLLOW_INTERVAL: Duration = Duration::from_millis(500);
 /// Largest answer of another replica in bytes.
 const ANSWER_BYTES_MAX: usize = HALTS_PAGE_MAX * HALT_BYTES_MAX + 64;
-/// Rate limit of one access token. A member halts a handful of things; each halt costs two signature checks
-/// and a write.
-const HALTS_PER_TOKEN: Rate = Rate { burst: 64, interval: Duration::from_millis(500) };
-/// Rate limit of all tokens.
+/// Rate limit of one access token, or of one member at the console. A member halts a handful of things; each
+/// halt costs two signature checks and a write.
+const HALTS_PER_SUBMITTER: Rate = Rate { burst: 64, interval: Duration::from_millis(500) };
+/// Rate limit of all submitters.
 const HALTS_TOTAL: Rate = Rate { burst: 256, interval: Duration::from_millis(100) };
-/// Maximum number of tokens remembered.
-const TOKENS_MAX: usize = 1024;
+/// Maximum number of submitters remembered.
+const SUBMITTERS_MAX: usize = 1024;
+
+/// Party that hands in halts, for the limit of its rate.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum HaltSubmitter {
+    /// Holder of an access token.
+    Token(TokenName),
+    /// Member that is signed in at the console.
+    Member(MemberId),
+}
 
 /// The halts of a replica, and their file.
 pub(crate) struct HaltStore {
@@ -65,7 +74,7 @@ pub(crate) struct HaltStore {
     news: watch::Sender<u64>,
     /// Origin of the limiter's clock, which is monotonic.
     began: Instant,
-    limiter: Mutex<RateLimiter<TokenName>>,
+    limiter: Mutex<RateLimiter<HaltSubmitter>>,
 }
 
 impl HaltStore {
@@ -88,19 +97,20 @@ impl HaltStore {
             deferred: Mutex::default(),
             judged_at: Mutex::default(),
             began: Instant::now(),
-            limiter: Mutex::new(RateLimiter::new(TOKENS_MAX, Some(HALTS_TOTAL))),
+            limiter: Mutex::new(RateLimiter::new(SUBMITTERS_MAX, Some(HALTS_TOTAL))),
             path,
         })
     }
 
-    /// Takes one halt from a token's limit.
+    /// Takes one halt from a submitter's limit.
     ///
     /// # Errors
     /// `limit-reached`, with the time to wait.
-    pub(super) fn admit(&self, token: &TokenName) -> Result<(), Failure> {
+    pub(super) fn admit(&self, submitter: &HaltSubmitter) -> Result<(), Failure> {
         let mut limiter = lock(&self.limiter);
-        limiter.take(token, HALTS_PER_TOKEN, self.began.elapsed()).map_err(|wait| {
-            let failure = Failure::new(error_code::LIMIT_REACHED, "too many halts from this access token");
+        limiter.take(submitter, HALTS_PER_SUBMITTER, self.began.elapsed()).map_err(|wait| {
+            let failure =
+                Failure::new(error_code::LIMIT_REACHED, "too many halts from this access token or member");
             failure.remedy(format!("retry in {} s", wait.as_millis().div_ceil(1000)))
         })
     }

@@ -130,7 +130,8 @@ async fn propose_and_sign(
             break;
         }
         // The signer renders the proposal from its own bytes: that rendering is what the ballot binds.
-        let signed = session.vote(&view.proposal, &cluster.member(name)?, Choice::Approve).await?;
+        let signed =
+            session.vote(&view.proposal, &cluster.member(name)?, Choice::Approve, String::new()).await?;
         state = signed.view.state;
         log.line(format!("signed by {name} (Ed25519 and ML-DSA-65)  {} of 2", count + 1));
     }

@@ -4,6 +4,7 @@
 //! columns.
 
 use super::cluster::LocalCluster;
+use super::layout::MEMBERS;
 use crate::print;
 use crate::terminal;
 use anyhow::Result;
@@ -29,6 +30,7 @@ pub(super) async fn print_farewell(cluster: &LocalCluster) -> Result<()> {
         context: cluster.layout.context(),
         key: cluster.layout.api_key(),
         logs: cluster.layout.root().join("logs"),
+        member_key: cluster.layout.member_key(MEMBERS[0]),
         gateway: cluster.gateway(),
         control: format!("http://{}", cluster.address("control-1/api")),
     };
@@ -50,6 +52,8 @@ struct Farewell {
     context: PathBuf,
     key: PathBuf,
     logs: PathBuf,
+    /// Key file of the first member.
+    member_key: PathBuf,
     gateway: String,
     control: String,
 }
@@ -58,7 +62,8 @@ impl Farewell {
     /// Returns the lines to paste, each part with a comment.
     fn lines(&self, services: &[ServiceView]) -> Vec<String> {
         let mut lines = vec![
-            format!("# console      {}/console, after `quorate console link`", self.control),
+            format!("# console      {}/console", self.control),
+            "#              `quorate console link` signs a browser in there, to read".to_string(),
             format!("# control API  {}/openapi.json", self.control),
             format!("# logs         {}", self.logs.display()),
             String::new(),
@@ -69,6 +74,9 @@ impl Farewell {
         }
         lines.extend(wrapped(&format!("export QUORATE_CONTEXT={}", quoted(&self.context))));
         lines.push("quorate status".into());
+        lines
+            .extend([String::new(), "# read and vote in a browser of this machine, as member-a".to_string()]);
+        lines.extend(wrapped(&format!("quorate console --key {}", quoted(&self.member_key))));
         lines.extend([String::new(), "# any OpenAI client".to_string()]);
         lines.extend(wrapped(&format!("export OPENAI_BASE_URL={}/v1", self.gateway)));
         lines.extend(wrapped(&format!("export OPENAI_API_KEY=$(cat {})", quoted(&self.key))));
@@ -184,6 +192,7 @@ mod tests {
             context: root.join(".quorate/demo/context.json"),
             key: root.join(".quorate/demo/api-key"),
             logs: root.join(".quorate/demo/logs"),
+            member_key: root.join(".quorate/demo/members/member-a.key"),
             gateway: "http://127.0.0.1:65535".into(),
             control: "http://127.0.0.1:65534".into(),
         }

@@ -3,6 +3,7 @@
 use super::ApiResult;
 use crate::server::Server;
 use crate::server::auth::{Proposer, Reader};
+use crate::server::halts::HaltSubmitter;
 use crate::server::paging::{PageParameters, PageRequest, PagedList};
 use axum::Json;
 use axum::extract::rejection::{JsonRejection, QueryRejection};
@@ -38,7 +39,7 @@ pub(super) async fn take_halt(
     State(server): State<Arc<Server>>,
     body: Result<Json<SignedHalt>, JsonRejection>,
 ) -> ApiResult<HaltReceipt> {
-    server.halts.admit(&token)?;
+    server.halts.admit(&HaltSubmitter::Token(token))?;
     let Json(signed) = body?;
     Ok(Json(server.take_halt(signed).await?))
 }

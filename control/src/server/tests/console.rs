@@ -1,13 +1,20 @@
 //! Tests of a replica's console: sign-in by an access token, and pages on replicas that lead and that do not.
 
-use super::circle::TOKEN;
+use super::circle::{TOKEN, alice};
 use super::faults::{SimulatedServers, ask};
+use super::halts::{decide, listed};
 use super::outcomes::{ballot, proposal};
+use crate::server::halts::HaltSubmitter;
 use crate::server::{Server, console_pages};
+use crate::testing::SoftwarePasskey;
 use axum::body::Body;
 use axum::http::response::Parts;
 use axum::http::{Method, Request, StatusCode};
+use console::Visitor;
 use protocol::api::{ConsoleLink, SubmitProposal};
+use protocol::governance::{Change, Policy};
+use protocol::halt::HaltScope;
+use protocol::{Passkey, PasskeyAssertion, PasskeyPolicy};
 use std::sync::Arc;
 use tower::ServiceExt as _;
 
@@ -18,6 +25,7 @@ async fn send(
     cookie: &str,
     body: String,
 ) -> (Parts, String) {
+    let kind = if body.starts_with('{') { "application/json" } else { "application/x-www-form-urlencoded" };
     let host = console_pages::origins(server).address().trim_start_matches("http://").to_string();
     let request = Request::builder()
         .method(method)
@@ -25,7 +33,7 @@ async fn send(
         .header("host", host)
         .header("sec-fetch-site", "same-origin")
         .header("cookie", cookie)
-        .header("content-type", "application/x-www-form-urlencoded")
+        .header("content-type", kind)
         .body(Body::from(body));
     let answer = console_pages::router(server.clone()).oneshot(request.unwrap()).await.unwrap();
     let (head, body) = answer.into_parts();
@@ -42,7 +50,10 @@ async fn link(server: &Arc<Server>) -> ConsoleLink {
 /// Signs in with the token of the tests and returns the cookie.
 async fn enter(server: &Arc<Server>) -> String {
     let link = link(server).await;
-    let code = link.url.split_once("code=").unwrap().1;
+    enter_by(server, link.url.split_once("code=").unwrap().1).await
+}
+
+async fn enter_by(server: &Arc<Server>, code: &str) -> String {
     let (head, page) = send(server, Method::POST, "/console/enter", "", format!("code={code}")).await;
     assert_eq!(head.status, StatusCode::SEE_OTHER, "{page}");
     let cookie = head.headers["set-cookie"].to_str().unwrap();
@@ -110,6 +121,87 @@ async fn without_a_leader_the_pages_show_the_last_state_and_say_so() {
     let (head, page) = send(server, Method::GET, "/console/members", &cookie, String::new()).await;
     assert_eq!(head.status, StatusCode::OK, "{page}");
     assert!(page.contains("No leader answers") && page.contains("alice"), "{page}");
+}
+
+/// Has the circle take a passkey of its member, for the page of this replica.
+async fn register(leader: &Arc<Server>, origin: &str, passkey: Passkey) {
+    let (member, _) = alice();
+    let (members, policy) = leader.cluster(|cluster| {
+        let state = cluster.circle_state().unwrap();
+        (state.members().cloned().collect(), state.policy().clone())
+    });
+    // Votes by passkey do not count in this circle; a halt stops work all the same.
+    let passkeys =
+        PasskeyPolicy { rp_id: "localhost".into(), origins: [origin.to_string()].into(), routine: false };
+    let policy = Policy { passkeys: Some(passkeys), veto_seconds: 0, ..policy };
+    decide(leader, Change::SetMembers { members, policy, proofs: [].into() }).await;
+    decide(leader, Change::SetPasskeys { member, passkeys: vec![passkey] }).await;
+}
+
+/// One replica is left of three. A member halts there by passkey, without a leader and without a quorum.
+#[tokio::test(start_paused = true)]
+async fn a_member_halts_by_passkey_at_the_one_replica_that_is_left() {
+    let mut world = SimulatedServers::start(3);
+    let leads = world.lead().await;
+    let left = world.servers[(leads + 1) % 3].clone();
+    let origin = console_pages::origins(&left).address().replace("127.0.0.1", "localhost");
+    let phone = SoftwarePasskey::new(7);
+    register(&world.servers[leads].clone(), &origin, phone.passkey()).await;
+    left.read_barrier().await.unwrap();
+    let code = left.sign_in.create_link(Visitor::Member(alice().0));
+    let cookie = enter_by(&left, &code).await;
+    let others: Vec<_> = world.servers.iter().filter(|server| server.id != left.id).map(|s| s.id).collect();
+    others.into_iter().for_each(|id| world.group.crash(id));
+    let (_, page) = send(&left, Method::GET, "/console/halt", &cookie, String::new()).await;
+    assert!(page.contains("Halt with a passkey") && !page.contains("Halt now"), "{page}");
+    let compose = async |scope: &str| {
+        let body = format!("{{\"scope\":\"{scope}\",\"reason\":\"smoke\"}}");
+        let (head, body) = send(&left, Method::POST, "/console/halt/compose", &cookie, body).await;
+        assert_eq!(head.status, StatusCode::OK, "{body}");
+        serde_json::from_str::<serde_json::Value>(&body).unwrap()
+    };
+    let deliver = async |halt: &serde_json::Value, assertion: &PasskeyAssertion| {
+        let body = serde_json::json!({ "halt": halt, "assertion": assertion }).to_string();
+        let (head, body) = send(&left, Method::POST, "/console/halt/passkey", &cookie, body).await;
+        let code = serde_json::from_str::<serde_json::Value>(&body).unwrap()["code"].clone();
+        (head.status, code.as_str().unwrap_or_default().to_string())
+    };
+    let (node, circle) = (compose("region:local").await, compose("circle").await);
+    let challenge = hex::decode(node["challenge"].as_str().unwrap()).unwrap();
+    let sound = phone.sign(&challenge, &origin, SoftwarePasskey::VERIFIED);
+    let elsewhere = phone.sign(&challenge, "http://localhost:1", SoftwarePasskey::VERIFIED);
+    let unverified = phone.sign(&challenge, &origin, SoftwarePasskey::PRESENT);
+    let thief = SoftwarePasskey::new(8).sign(&challenge, &origin, SoftwarePasskey::VERIFIED);
+    for (case, halt, assertion, expected) in [
+        ("another origin", &node, &elsewhere, "passkey-origin"),
+        ("an unverified user", &node, &unverified, "passkey-unverified"),
+        ("another scope", &circle, &sound, "passkey-challenge"),
+        ("another key", &node, &thief, "signature-invalid"),
+    ] {
+        let (status, code) = deliver(&halt["signed"], assertion).await;
+        assert!(!status.is_success() && code == expected, "{case}: {status} {code}");
+    }
+    assert_eq!(listed(&left).await, [], "no attack has left a trace");
+    // Positive control: the same assertion under its own halt, which every node verifies.
+    assert_eq!(deliver(&node["signed"], &sound).await.0, StatusCode::OK);
+    let taken = listed(&left).await;
+    assert!(taken.len() == 1 && !taken[0].is_hybrid(), "{taken:?}");
+    assert_eq!(taken[0].halt.scope, HaltScope::Region("local".into()));
+    let (head, page) = send(&left, Method::GET, "/console/halts", &cookie, String::new()).await;
+    assert_eq!(head.status, StatusCode::OK, "{page}");
+    assert!(page.contains("alice, by passkey") && page.contains("No leader answers"), "{page}");
+}
+
+/// Attack: a member's browser halts as fast as it can.
+#[tokio::test(start_paused = true)]
+async fn a_member_at_the_console_sends_a_limited_number_of_halts() {
+    let world = SimulatedServers::start(1);
+    let server = world.servers[world.lead().await].clone();
+    let member = HaltSubmitter::Member(alice().0);
+    let taken = (0..1000).take_while(|_| server.halts.admit(&member).is_ok()).count();
+    assert!((64..1000).contains(&taken), "{taken}");
+    // A token of the same name has a limit of its own.
+    assert!(server.halts.admit(&HaltSubmitter::Token("alice".parse().unwrap())).is_ok());
 }
 
 #[tokio::test(start_paused = true)]

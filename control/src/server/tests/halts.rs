@@ -58,7 +58,7 @@ async fn send(server: &Arc<Server>, signed: &SignedHalt) -> Result<HaltReceipt, 
 }
 
 /// Returns the halts that a replica lists.
-async fn listed(server: &Arc<Server>) -> Vec<SignedHalt> {
+pub(super) async fn listed(server: &Arc<Server>) -> Vec<SignedHalt> {
     let (status, body) = ask::<()>(server, Method::GET, "/v1/halts", None).await;
     assert_eq!(status, StatusCode::OK, "{}", String::from_utf8_lossy(&body));
     serde_json::from_slice::<Page<SignedHalt>>(&body).unwrap().items
@@ -71,7 +71,7 @@ async fn exchange(from: &Arc<Server>, to: &Arc<Server>) {
 }
 
 /// Has the circle decide a change, by its only member's vote.
-async fn decide(server: &Arc<Server>, change: Change) {
+pub(super) async fn decide(server: &Arc<Server>, change: Change) {
     let now = wall_clock();
     let proposal = server.cluster(|cluster| {
         let nonce = Digest::of(&cluster.generation().to_le_bytes());

@@ -1,0 +1,243 @@
+//! `quorate inbox`: the proposals that wait for a member, once or as they come; with `--watch` also as signed
+//! webhooks and mail.
+//!
+//! The watcher trusts no server: it verifies the history, computes ids and words itself, and counts votes
+//! from their ballots. A hostile control can hide a proposal from it, and invent none of another circle. It
+//! never votes. With a member's key it also shares the keys of models with admitted parties that lack them.
+
+mod announce;
+mod deliver;
+mod mail;
+mod webhook;
+
+use super::Environment;
+use super::failure::{code_of, is_silence};
+use super::output::{Output, table};
+use super::sharing::{member_key, share_after};
+use crate::context::Context;
+use crate::member_key::MemberKeyFile;
+use crate::reviewed::ReviewedProposal;
+use crate::session::Session;
+use crate::terminal;
+use announce::{Announced, Announcement};
+use anyhow::Result;
+use clap::Args;
+use deliver::{Notice, deliver};
+use host::wall_clock;
+use human_chain::show_time;
+use mail::{MailAddress, MailProgram};
+use protocol::MemberId;
+use protocol::api::{Page, ProposalState, ProposalView};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use webhook::Webhook;
+
+/// Interval between two looks at the list of proposals. A vote takes minutes at least.
+const POLL_INTERVAL: Duration = Duration::from_secs(5);
+/// Interval between two rounds of sharing models' keys, each of which verifies the history again.
+const SHARE_INTERVAL: Duration = Duration::from_secs(60);
+/// Most notices on their way at the same time; control keeps no more open proposals.
+const NOTICES_MAX: usize = 256;
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  quorate inbox                                 what waits for your vote
+  quorate inbox --watch --key alice.key         print each proposal as it comes, and share models' keys
+  quorate inbox --watch --webhook https://chat.example.org/hook --webhook-secret-file hook.secret
+  quorate inbox --watch --mail-to alice@example.org")]
+pub(crate) struct InboxArguments {
+    /// Key file of the member [default: the context's; without one, every open proposal is listed]
+    #[arg(long, value_name = "FILE")]
+    key: Option<PathBuf>,
+    /// Keep running, and print each proposal once
+    #[arg(long)]
+    watch: bool,
+    /// Address in the links [default: that of the context's first control replica]
+    #[arg(long, value_name = "URL")]
+    link: Option<String>,
+    /// Address to which each proposal is posted, signed as Standard Webhooks has it
+    #[arg(long, value_name = "URL", requires_all = ["watch", "webhook_secret_file"])]
+    webhook: Option<String>,
+    /// File with the secret that signs the posts: `whsec_` and base64
+    #[arg(long, value_name = "FILE", requires = "webhook")]
+    webhook_secret_file: Option<PathBuf>,
+    /// Address to which each proposal is mailed; may be given several times
+    #[arg(long, value_name = "ADDRESS", requires = "watch")]
+    mail_to: Vec<MailAddress>,
+    /// Program that takes a message as sendmail does, called without a shell
+    #[arg(long, value_name = "PROGRAM", default_value = "sendmail", requires = "mail_to")]
+    mail_command: PathBuf,
+}
+
+pub(crate) async fn run(arguments: InboxArguments, environment: &Environment) -> Result<()> {
+    let context = environment.context()?;
+    let is_member = arguments.key.is_some() || context.member_key_file.is_some();
+    let member = is_member.then(|| member_key(&context, arguments.key.clone())).transpose()?;
+    let notices = notices(&arguments, &context)?;
+    let link = arguments.link.clone().or_else(|| context.control.first().cloned()).unwrap_or_default();
+    let session = Session::open(&context).await?;
+    let mut inbox = Inbox { session, member, link, announced: Announced::default() };
+    if arguments.watch {
+        return watch(&mut inbox, &notices, environment.output()).await;
+    }
+    let page = Page::whole(inbox.look().await?);
+    environment.output().print(&page, |page| list_text(&page.items));
+    Ok(())
+}
+
+/// Returns the ways on which proposals are announced beside the output.
+fn notices(arguments: &InboxArguments, context: &Context) -> Result<Vec<Arc<Notice>>> {
+    let mut notices = Vec::new();
+    if let (Some(url), Some(file)) = (&arguments.webhook, &arguments.webhook_secret_file) {
+        notices.push(Arc::new(Notice::Webhook(Box::new(Webhook::new(url, file)?))));
+    }
+    if !arguments.mail_to.is_empty() {
+        let (program, to) = (arguments.mail_command.clone(), arguments.mail_to.clone());
+        let circle = context.circle.short();
+        notices.push(Arc::new(Notice::Mail(MailProgram { program, to, circle })));
+    }
+    Ok(notices)
+}
+
+/// A member's inbox over a verified session.
+struct Inbox {
+    session: Session,
+    member: Option<MemberKeyFile>,
+    /// Beginning of every link.
+    link: String,
+    announced: Announced,
+}
+
+impl Inbox {
+    /// Returns the proposals that wait and were not announced before.
+    ///
+    /// # Errors
+    /// If control does not answer, or shows what does not verify.
+    async fn look(&mut self) -> Result<Vec<Announcement>> {
+        let views: Vec<ProposalView> = self.session.client.list("/v1/proposals").await?;
+        let member = self.member.as_ref().map(|key| key.member.clone());
+        let is_new = |view: &ProposalView| {
+            view.state == ProposalState::Open
+                && !self.announced.contains(&view.id)
+                && !claims_vote_of(view, member.as_ref())
+        };
+        let new: Vec<ProposalView> = views.into_iter().filter(is_new).collect();
+        if new.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.session = self.session.refresh().await?;
+        let mut present = Vec::new();
+        for view in new {
+            let reviewed = ReviewedProposal::new(&self.session.circle, &self.session.history, view)?;
+            if self.waits(&reviewed) {
+                present.push(Announcement::new(&reviewed, &self.link));
+            }
+        }
+        Ok(self.announced.take_new(present, wall_clock()))
+    }
+
+    /// Returns whether a proposal waits for this member, or without one for any.
+    fn waits(&self, reviewed: &ReviewedProposal) -> bool {
+        match &self.member {
+            Some(key) => reviewed.waits_for(&self.session.circle, Some(&key.member)),
+            None => !reviewed.quorum_reached,
+        }
+    }
+}
+
+/// Returns whether control shows a ballot in this member's name. If it is forged, control hides the proposal,
+/// as it could by leaving it out; each look is spared the signatures of what the member has voted on.
+fn claims_vote_of(view: &ProposalView, member: Option<&MemberId>) -> bool {
+    member.is_some_and(|member| view.ballots.iter().any(|signed| signed.ballot.member == *member))
+}
+
+/// Announces what begins to wait, until the process ends.
+async fn watch(inbox: &mut Inbox, notices: &[Arc<Notice>], output: Output) -> Result<()> {
+    let (mut outgoing, mut silence) = (JoinSet::new(), None);
+    let mut share_at = Instant::now();
+    loop {
+        match inbox.look().await {
+            Ok(new) => {
+                silence = None;
+                for announcement in new {
+                    print(output, &announcement);
+                    send(&mut outgoing, notices, &announcement);
+                }
+            }
+            Err(error) if code_of(&error).is_some_and(is_silence) => {
+                let reason = terminal::line(&format!("{error:#}"));
+                if silence.as_ref() != Some(&reason) {
+                    eprintln!("note: {reason}; watching on");
+                }
+                silence = Some(reason);
+            }
+            Err(error) => return Err(error),
+        }
+        if let Some(member) =
+            inbox.member.as_ref().filter(|_| silence.is_none() && share_at <= Instant::now())
+        {
+            share_after(&inbox.session, member).await;
+            share_at = Instant::now() + SHARE_INTERVAL;
+        }
+        pause(&mut outgoing).await;
+    }
+}
+
+/// Waits until the next look, and reports the notices that could not be sent.
+async fn pause(outgoing: &mut JoinSet<Result<(), String>>) {
+    let next = Instant::now() + POLL_INTERVAL;
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep_until(next) => return,
+            Some(done) = outgoing.join_next() => {
+                if let Ok(Err(reason)) = done {
+                    eprintln!("note: {}", terminal::line(&reason));
+                }
+            }
+        }
+    }
+}
+
+fn send(outgoing: &mut JoinSet<Result<(), String>>, notices: &[Arc<Notice>], announcement: &Announcement) {
+    for notice in notices {
+        if outgoing.len() >= NOTICES_MAX {
+            eprintln!(
+                "note: {NOTICES_MAX} notices are on their way; {} is sent to none",
+                announcement.id.short()
+            );
+            return;
+        }
+        let (notice, announcement) = (notice.clone(), announcement.clone());
+        outgoing
+            .spawn(async move { deliver(&announcement, wall_clock, || notice.send(&announcement)).await });
+    }
+}
+
+/// Prints one announcement: as text, or as one line of JSON.
+fn print(output: Output, announcement: &Announcement) {
+    match output {
+        Output::Text => println!("{}\n", terminal::lines(&announcement.text())),
+        Output::Json => {
+            let line = serde_json::to_string(announcement).expect("an announcement is JSON");
+            println!("{}", terminal::json(&line));
+        }
+    }
+}
+
+fn list_text(list: &[Announcement]) -> String {
+    if list.is_empty() {
+        return "nothing waits for your vote".into();
+    }
+    let row = |item: &Announcement| {
+        let words = item.words.join(" ");
+        vec![item.id.short(), show_time(item.expires_at), words, item.change.clone()]
+    };
+    table(&["proposal", "open until", "words", "change"], list.iter().map(row).collect())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,140 @@
+//! Announcements: the proposals that begin to wait, each once.
+
+use crate::reviewed::ReviewedProposal;
+use human_chain::show_time;
+use protocol::{Millis, ProposalId};
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+/// Most announced proposals that are remembered; control keeps far fewer open ones.
+const REMEMBERED_MAX: usize = 4096;
+
+/// A proposal that waits, as it is announced. Nothing in it is a server's text.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(super) struct Announcement {
+    pub(super) id: ProposalId,
+    /// Six words of the text to sign.
+    pub(super) words: [&'static str; 6],
+    /// First sentence of the text to sign.
+    pub(super) change: String,
+    /// End of the vote.
+    pub(super) expires_at: Millis,
+    /// Page of the proposal.
+    pub(super) link: String,
+}
+
+impl Announcement {
+    /// Describes a proposal; its page is below this address.
+    pub(super) fn new(reviewed: &ReviewedProposal, console: &str) -> Self {
+        let proposal = &reviewed.view.proposal;
+        let text = human_chain::render(proposal).text;
+        Self {
+            id: reviewed.view.id,
+            words: reviewed.words,
+            change: text.lines().next().unwrap_or_default().trim_start_matches("| ").to_string(),
+            expires_at: proposal.expires_at,
+            link: format!("{}/console/proposals/{}", console.trim_end_matches('/'), reviewed.view.id),
+        }
+    }
+
+    /// Returns the announcement as lines for people.
+    pub(super) fn text(&self) -> String {
+        format!(
+            "proposal {} waits for a vote until {}\n{}\nwords: {}\n{}\nnext: quorate approve {}",
+            self.id.short(),
+            show_time(self.expires_at),
+            self.change,
+            self.words.join(" "),
+            self.link,
+            self.id.short()
+        )
+    }
+}
+
+/// Proposals that were announced, with the ends of their votes.
+#[derive(Debug, Default)]
+pub(super) struct Announced(BTreeMap<ProposalId, Millis>);
+
+impl Announced {
+    /// Returns whether a proposal was announced.
+    pub(super) fn contains(&self, id: &ProposalId) -> bool {
+        self.0.contains_key(id)
+    }
+
+    /// Returns those of the waiting proposals that were not announced before, in the order of their ends, and
+    /// remembers them until they expire. A list that leaves one out for a while does not repeat it.
+    pub(super) fn take_new(&mut self, present: Vec<Announcement>, now: Millis) -> Vec<Announcement> {
+        self.0.retain(|_, expires_at| *expires_at >= now);
+        let mut new: Vec<Announcement> =
+            present.into_iter().filter(|one| one.expires_at >= now && !self.contains(&one.id)).collect();
+        new.sort_by_key(|one| (one.expires_at, one.id));
+        new.dedup_by_key(|one| one.id);
+        new.truncate(REMEMBERED_MAX.saturating_sub(self.0.len()));
+        self.0.extend(new.iter().map(|one| (one.id, one.expires_at)));
+        new
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use protocol::Digest;
+
+    fn one(name: &str, expires_at: u64) -> Announcement {
+        Announcement {
+            id: ProposalId(Digest::of(name.as_bytes())),
+            words: ["badge", "pelican", "gecko", "iris", "barn", "velvet"],
+            change: format!("Start the service {name}."),
+            expires_at: Millis(expires_at),
+            link: "https://one.example.org/console/proposals/x".into(),
+        }
+    }
+
+    #[test]
+    fn each_proposal_is_announced_once_and_the_most_urgent_first() {
+        let mut announced = Announced::default();
+        let names = |new: Vec<Announcement>| -> Vec<String> {
+            new.into_iter().map(|one| one.change.replace("Start the service ", "")).collect()
+        };
+        for (case, now, present, expected) in [
+            ("none", 0, vec![], vec![]),
+            ("two, and one twice", 1, vec![one("b", 20), one("a", 10), one("b", 20)], vec!["a.", "b."]),
+            ("the same", 2, vec![one("b", 20), one("a", 10)], vec![]),
+            ("one more", 3, vec![one("b", 20), one("c", 5), one("a", 10)], vec!["c."]),
+            ("one is hidden", 4, vec![one("a", 10)], vec![]),
+            ("and shown again", 5, vec![one("b", 20), one("a", 10)], vec![]),
+            ("one that has expired", 6, vec![one("d", 5)], vec![]),
+            ("a new one after all", 30, vec![one("e", 40)], vec!["e."]),
+        ] {
+            assert_eq!(names(announced.take_new(present, Millis(now))), expected, "{case}");
+        }
+        assert_eq!(announced.0.len(), 1, "what has expired is forgotten");
+    }
+
+    /// Attack: control invents proposals without end.
+    #[test]
+    fn a_flood_of_proposals_takes_a_limited_amount_of_memory() {
+        let mut announced = Announced::default();
+        let flood = |from: usize| (from..from + 5000).map(|number| one(&number.to_string(), 100)).collect();
+        assert_eq!(announced.take_new(flood(0), Millis(0)).len(), REMEMBERED_MAX);
+        assert_eq!(announced.take_new(flood(5000), Millis(0)).len(), 0);
+        assert_eq!(announced.0.len(), REMEMBERED_MAX);
+        // Positive control: once they have expired, a new one is announced.
+        assert_eq!(announced.take_new(vec![one("real", 300)], Millis(200)).len(), 1);
+    }
+
+    #[test]
+    fn an_announcement_has_id_words_deadline_and_link() {
+        let text = one("chat", 1_795_404_316_810).text();
+        let id = ProposalId(Digest::of(b"chat")).short();
+        for expected in [
+            format!("proposal {id} waits for a vote until 2026-11-23 03:25:16.810 UTC").as_str(),
+            "Start the service chat.",
+            "words: badge pelican gecko iris barn velvet",
+            "https://one.example.org/console/proposals/x",
+            &format!("next: quorate approve {id}"),
+        ] {
+            assert!(text.contains(expected), "{expected}: {text}");
+        }
+    }
+}

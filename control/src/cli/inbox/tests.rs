@@ -1,0 +1,84 @@
+//! Tests of the inbox against a control that shows what it likes.
+
+use super::*;
+use crate::cli::hostile::Lab;
+use crate::testing::{SampleCircle, proposal_view};
+use clap::Parser as _;
+use protocol::Refusal;
+use protocol::error_code;
+use protocol::governance::Choice;
+
+async fn inbox(lab: &Lab, member: Option<usize>) -> Inbox {
+    let session = Session::open(&lab.context()).await.expect("an honest history");
+    let load = |at: usize| {
+        let file = lab.path(&format!("inbox-{at}.key"));
+        lab.circle.members[at].save(file.as_ref()).expect("saved");
+        MemberKeyFile::load(file.as_ref()).expect("readable")
+    };
+    let link = "https://one.example.org/".into();
+    Inbox { session, member: member.map(load), link, announced: Announced::default() }
+}
+
+fn ids(list: &[Announcement]) -> Vec<protocol::ProposalId> {
+    list.iter().map(|item| item.id).collect()
+}
+
+#[tokio::test]
+async fn a_proposal_is_announced_once_to_the_members_it_waits_for() {
+    let lab = Lab::new(SampleCircle::founded()).await;
+    let mut alice = inbox(&lab, Some(0)).await;
+    let mut reader = inbox(&lab, None).await;
+    assert_eq!(alice.look().await.expect("an answer"), []);
+    let first = lab.circle.proposal("first");
+    lab.show(vec![proposal_view(&first, vec![])]);
+    let found = alice.look().await.expect("an answer");
+    assert_eq!(ids(&found), [first.id()]);
+    assert_eq!(found[0].words, human_chain::render(&first).words);
+    assert_eq!(found[0].link, format!("https://one.example.org/console/proposals/{}", first.id()));
+    assert_eq!(alice.look().await.expect("an answer"), [], "once");
+    let second = lab.circle.proposal("second");
+    let mut decided = proposal_view(&first, vec![]);
+    decided.state = ProposalState::Approved;
+    lab.show(vec![decided, proposal_view(&second, vec![lab.circle.ballot(0, &second, Choice::Approve)])]);
+    assert_eq!(alice.look().await.expect("an answer"), [], "she has voted");
+    assert_eq!(ids(&reader.look().await.expect("an answer")), [second.id()], "a reader sees what is open");
+}
+
+/// Attack: control shows another proposal under an id, and a quorum that no ballot bears out.
+#[tokio::test]
+async fn nothing_is_announced_by_the_word_of_control() {
+    let lab = Lab::new(SampleCircle::founded()).await;
+    let (asked, other) = (lab.circle.proposal("asked"), lab.circle.proposal("other"));
+    let mut forged = proposal_view(&other, vec![]);
+    forged.id = asked.id();
+    lab.show(vec![forged]);
+    let mut alice = inbox(&lab, Some(0)).await;
+    let error = alice.look().await.expect_err("forged");
+    assert_eq!(
+        error.downcast_ref::<Refusal>().map(|refusal| refusal.code),
+        Some(error_code::PROPOSAL_MISMATCH)
+    );
+    assert!(!code_of(&error).is_some_and(is_silence), "the watcher ends, and says why");
+    // Positive control: under its own id, with votes that were not cast, it still waits.
+    let mut claimed = proposal_view(&other, vec![]);
+    claimed.missing = vec![];
+    lab.show(vec![claimed]);
+    assert_eq!(ids(&alice.look().await.expect("an answer")), [other.id()]);
+}
+
+#[tokio::test]
+async fn the_list_is_printed_and_a_webhook_needs_its_secret() {
+    let lab = Lab::new(SampleCircle::founded()).await;
+    lab.show(vec![proposal_view(&lab.circle.proposal("first"), vec![])]);
+    assert_eq!(lab.run(&["inbox"]).await, Ok(()));
+    let hook = ["inbox", "--watch", "--webhook", "https://chat.example.org/"];
+    assert!(crate::cli::Cli::try_parse_from([&["quorate"], &hook[..]].concat()).is_err(), "no secret");
+    let secret = lab.path("secret");
+    let words = [&hook[..], &["--webhook-secret-file", &secret]].concat();
+    assert_eq!(lab.run(&words).await, Err(Some(error_code::KEY_FILE_UNUSABLE)));
+    let mut alice = inbox(&lab, Some(0)).await;
+    let list = alice.look().await.expect("an answer");
+    let text = list_text(&list);
+    assert!(text.contains(&list[0].id.short()) && text.contains(&list[0].words.join(" ")), "{text}");
+    assert_eq!(list_text(&[]), "nothing waits for your vote");
+}
