@@ -34,10 +34,16 @@ impl Quorate {
         command
     }
 
-    /// Runs a command to its end, regardless of its exit status.
-    pub(crate) async fn run(&self, words: &[&str]) -> Result<Output> {
+    /// Returns a command of the binary that uses the cluster's context.
+    pub(crate) fn command_in_context(&self, words: &[&str]) -> Command {
         let mut command = self.command(words);
         command.env("QUORATE_CONTEXT", &self.context);
+        command
+    }
+
+    /// Runs a command to its end, regardless of its exit status.
+    pub(crate) async fn run(&self, words: &[&str]) -> Result<Output> {
+        let mut command = self.command_in_context(words);
         command.output().await.with_context(|| format!("run `quorate {}`", words.join(" ")))
     }
 

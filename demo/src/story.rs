@@ -4,6 +4,7 @@
 //! A failed step ends the demonstration with an error.
 
 mod answer;
+mod console;
 mod deploy;
 mod flip;
 mod kill;

@@ -1,7 +1,7 @@
 //! Step: import, proposal, votes, and the first replicas.
 
 use super::service::{self, is_complete};
-use super::{Demonstration, MEMBERS, PrintedProposal};
+use super::{Demonstration, MEMBERS, PrintedProposal, console};
 use anyhow::{Context as _, Result, bail};
 use protocol::api::{Page, ProposalState, ServiceView};
 use protocol::manifest::format_bytes;
@@ -80,7 +80,11 @@ async fn propose_and_sign(demonstration: &Demonstration, name: &str, whole: bool
         if !view.is_pending() {
             break;
         }
-        view = demonstration.approve(&view, member).await?;
+        // One vote of the story goes through the pages; the others through the command line.
+        view = match (whole, count) {
+            (true, 0) => console::approve(demonstration, &view, member).await?,
+            _ => demonstration.approve(&view, member).await?,
+        };
         demonstration.say(format!("signed by {member} (Ed25519 and ML-DSA-65)  {} of 2", count + 1));
     }
     if view.state != ProposalState::Approved {
