@@ -6,6 +6,7 @@
 
 mod autonomy;
 mod ceilings;
+mod cluster;
 mod consensus;
 mod embeddings;
 mod first_token;
@@ -35,6 +36,9 @@ struct Arguments {
     /// Compute on this CUDA device, on both sides (`embeddings`; built with `--features cuda`).
     #[arg(long, value_name = "ORDINAL")]
     gpu: Option<usize>,
+    /// Measure only this part of the benchmark (`human-chain`: verification, session or fleet).
+    #[arg(long, value_name = "PART")]
+    only: Option<String>,
     /// List the benchmarks.
     #[arg(long)]
     list: bool,
@@ -47,6 +51,7 @@ struct Arguments {
 struct Options {
     quick: bool,
     gpu: Option<usize>,
+    only: Option<String>,
 }
 
 type BenchmarkFunction = fn(&Options) -> anyhow::Result<report::BenchmarkReport>;
@@ -60,7 +65,11 @@ const BENCHMARKS: &[(&str, &str, BenchmarkFunction)] = &[
         "MiniLM vectors on the CPU, beside sentence-transformers and onnxruntime",
         embeddings::run,
     ),
-    ("human-chain", "certificates verified on one core, beside tough's TUF metadata", human_chain::run),
+    (
+        "human-chain",
+        "certificates beside tough's TUF metadata; sessions, decisions and halts beside their bars",
+        human_chain::run,
+    ),
     ("quickstart", "order accepted to last segment verified, beside candle's loaders", quickstart::run),
 ];
 
@@ -76,6 +85,7 @@ fn main() -> anyhow::Result<ExitCode> {
     if let Some(part) = arguments.part {
         return match name.as_str() {
             "consensus" => consensus::part(&part).map(|()| ExitCode::SUCCESS),
+            "human-chain" => human_chain::part(&part).map(|()| ExitCode::SUCCESS),
             _ => bail!("`{name}` has no parts"),
         };
     }
@@ -85,7 +95,11 @@ fn main() -> anyhow::Result<ExitCode> {
     if arguments.gpu.is_some() && name != "embeddings" {
         bail!("`{name}` computes nothing on a GPU; `embeddings` does");
     }
-    let report = run(&Options { quick: arguments.quick, gpu: arguments.gpu })?;
+    let sections = if name == "human-chain" { &human_chain::SECTIONS[..] } else { &[] };
+    if let Some(only) = arguments.only.as_deref().filter(|only| !sections.contains(only)) {
+        bail!("`{name}` has no part `{only}`; its parts: {}", sections.join(", "));
+    }
+    let report = run(&Options { quick: arguments.quick, gpu: arguments.gpu, only: arguments.only })?;
     print!("{}", report.table());
     let path = report.write()?;
     println!("\nwritten to {}", path.display());

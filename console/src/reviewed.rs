@@ -5,7 +5,7 @@
 //! another proposal under the id that was asked for.
 
 use human_chain::{CircleState, Tally};
-use protocol::api::{History, ProposalState, ProposalView};
+use protocol::api::{ProposalState, ProposalView};
 use protocol::foreign_text::line;
 use protocol::governance::{Certificate, Quorum, SignedBallot};
 use protocol::{ErrorCode, MemberId, Refusal, error_code};
@@ -44,19 +44,12 @@ pub struct ReviewedProposal {
 }
 
 impl ReviewedProposal {
-    /// Verifies a server's answer in the state of the circle that this machine recomputed.
+    /// Verifies a server's answer in the state of the circle that this machine recomputed. `decision` is the
+    /// certificate of the verified history that decided the proposal, if one did; that of another proposal is
+    /// left out.
     ///
     /// # Errors
     /// Fails with `proposal-mismatch` if the id is not the digest of the proposal.
-    pub fn new(circle: &CircleState, history: &History, view: ProposalView) -> Result<Self, Refusal> {
-        let decision = decision_on(history, &view).cloned();
-        Self::with_decision(circle, decision.as_ref(), view)
-    }
-
-    /// Verifies a server's answer about a proposal that this certificate of the verified history decided.
-    ///
-    /// # Errors
-    /// As [`ReviewedProposal::new`]; a certificate of another proposal is left out.
     pub fn with_decision(
         circle: &CircleState,
         decision: Option<&Certificate>,
@@ -208,13 +201,6 @@ pub fn check_id(view: &ProposalView) -> Result<(), Refusal> {
     }
     let message = format!("control shows the proposal {id} under the id {}", view.id);
     Err(Refusal::new(error_code::PROPOSAL_MISMATCH, message))
-}
-
-/// Returns the certificate of the proposal in the verified history, if it was approved before that was
-/// fetched.
-fn decision_on<'a>(history: &'a History, view: &ProposalView) -> Option<&'a Certificate> {
-    let certificates = history.bundles.iter().map(|bundle| &bundle.certificate);
-    certificates.rev().find(|certificate| certificate.proposal == view.proposal)
 }
 
 /// Describes the votes under a rule: `1 of 2 signed; 1 more signature needed; bob or carol may sign`.

@@ -12,6 +12,8 @@ use protocol::{CircleId, Refusal, error_code};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
+mod kept;
+
 /// Folder beside the context file.
 const FOLDER: &str = "heads";
 /// Maximum length of a record in bytes; it has about 250.

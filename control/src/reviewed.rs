@@ -1,10 +1,8 @@
 //! Proposals as this machine verified them: found by the first digits of an id that is computed here.
 
-pub use console::{RefusedBallot, ReviewedProposal};
+pub use console::{RefusedBallot, ReviewedProposal, check_id};
 
-use console::check_id;
-use human_chain::CircleState;
-use protocol::api::{History, ProposalView};
+use protocol::api::ProposalView;
 use protocol::{Refusal, error_code};
 
 /// Finds the proposal whose id begins with these digits. Every id is computed here.
@@ -12,17 +10,12 @@ use protocol::{Refusal, error_code};
 /// # Errors
 /// Fails with `proposal-mismatch` if any proposal is shown under a false id, with `proposal-not-found` if
 /// none matches, and if several match.
-pub fn find(
-    circle: &CircleState,
-    history: &History,
-    views: Vec<ProposalView>,
-    prefix: &str,
-) -> Result<ReviewedProposal, Refusal> {
+pub fn find(views: Vec<ProposalView>, prefix: &str) -> Result<ProposalView, Refusal> {
     views.iter().try_for_each(check_id)?;
     let mut found = views.into_iter().filter(|view| view.id.to_string().starts_with(prefix));
     let not_found = |message: String| Refusal::new(error_code::PROPOSAL_NOT_FOUND, message);
     match (found.next(), found.next()) {
-        (Some(view), None) => ReviewedProposal::new(circle, history, view),
+        (Some(view), None) => Ok(view),
         (Some(_), Some(_)) => {
             Err(not_found(format!("several proposals begin with `{prefix}`; give more digits")))
         }
@@ -46,7 +39,9 @@ mod tests {
     }
 
     fn review(circle: &SampleCircle, view: ProposalView) -> Result<ReviewedProposal, Refusal> {
-        ReviewedProposal::new(&circle.state, &circle.history, view)
+        let mut decided = circle.history.bundles.iter().map(|bundle| &bundle.certificate);
+        let decision = decided.find(|certificate| certificate.proposal == view.proposal);
+        ReviewedProposal::with_decision(&circle.state, decision, view)
     }
 
     /// Attack: another proposal under the id that was asked for.
@@ -61,11 +56,10 @@ mod tests {
         // Positive control: by the server's word alone, the other proposal is the one that was asked for.
         let believed = views.iter().find(|view| view.id.to_string().starts_with(&prefix)).expect("shown");
         assert_eq!(believed.proposal, other);
-        let find = |views, prefix: &str| find(&circle.state, &circle.history, views, prefix);
         let refused = find(views, &prefix).expect_err("forged");
         assert_eq!(refused.code, error_code::PROPOSAL_MISMATCH);
         let honest = || vec![proposal_view(&asked, vec![]), proposal_view(&other, vec![])];
-        assert_eq!(find(honest(), &prefix).expect("honest").view.proposal, asked);
+        assert_eq!(find(honest(), &prefix).expect("honest").proposal, asked);
         for (prefix, expected) in [("", "several proposals"), ("zz", "no proposal begins")] {
             let refused = find(honest(), prefix).expect_err("none or several");
             assert_eq!(refused.code, error_code::PROPOSAL_NOT_FOUND);

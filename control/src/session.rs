@@ -1,21 +1,26 @@
 //! A client's verified view of a cluster, recomputed from signatures.
 //!
-//! The client replays genesis and every certificate, and refuses a history that does not continue the longest
-//! one that it verified before. So a dishonest server can delay it but not mislead it.
+//! The client verifies genesis and every certificate once, keeps the state that follows, and verifies from
+//! there on what the server adds. It refuses a history that does not continue the longest one that it verified
+//! before. So a dishonest server can delay it but not mislead it.
 
 use crate::client::ControlClient;
 use crate::context::Context;
 use crate::head::HeadFile;
-use crate::history::read_history;
+use crate::history::{continue_history, read_decisions, read_history, verify_history};
 use crate::member_key::MemberKeyFile;
+use crate::print;
 use crate::reviewed::{self, ReviewedProposal};
 use anyhow::{Context as _, Result};
 use host::random::random_bytes;
 use host::wall_clock;
 use human_chain::{CircleState, check_reason, sign_ballot, unsigned_ballot};
 use protocol::api::{History, ProposalState, ProposalView, SubmitProposal, WithdrawProposal};
-use protocol::governance::{Ballot, Change, Choice, HistoryHead, Proposal, SignedBallot, Withdrawal};
+use protocol::governance::{
+    Ballot, Bundle, Certificate, Change, Choice, HistoryHead, Proposal, SignedBallot, Withdrawal,
+};
 use protocol::{CircleId, Digest, ProposalId, Refusal, error_code};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Default lifetime of a proposal, in milliseconds: three days.
 pub const PROPOSAL_LIFETIME_MS: u64 = 3 * 24 * 3600 * 1000;
@@ -26,15 +31,14 @@ pub struct Session {
     pub client: ControlClient,
     /// Members, policy, nodes and services, recomputed on this machine.
     pub circle: CircleState,
-    /// The history from which the circle was recomputed.
-    pub history: History,
     /// The record of the longest history of this circle.
     heads: HeadFile,
 }
 
 impl Session {
-    /// Fetches the history and verifies all of it against the pinned circle and the longest history that this
-    /// machine verified before.
+    /// Fetches what this machine has not verified of the history, and verifies that it continues the longest
+    /// history that the machine verified before. Without a kept state, all of it is fetched and verified
+    /// against the pinned circle.
     ///
     /// # Errors
     /// Returns an error if no replica answers or anything in the history does not verify. Fails with
@@ -49,32 +53,98 @@ impl Session {
     /// As [`Session::open`].
     pub async fn with_client(client: ControlClient, circle: CircleId, heads: HeadFile) -> Result<Self> {
         // Read first: a head that another command records while the history is on its way is longer, rightly.
-        let known: Vec<HistoryHead> = heads.read()?.into_iter().collect();
-        Self::fetch(client, circle, heads, &known).await
+        let known = heads.read()?;
+        let kept = heads.read_state(known.as_ref()).unwrap_or_else(|error| {
+            print::err(format_args!(
+                "note: the kept state is ignored, and the whole history verified again: {error:#}"
+            ));
+            None
+        });
+        let length = kept.as_ref().map(CircleState::length);
+        let verified = match kept {
+            Some(state) => continue_history(&client, state).await?,
+            None => verify_history(&client, circle).await?,
+        };
+        Self::checked(client, verified, heads, known.as_slice(), length)
     }
 
-    /// Fetches the history again; it must continue that of this session and the longest that was verified.
+    /// Fetches what was added to the history since; it must continue that of this session and the longest
+    /// that was verified.
     ///
     /// # Errors
     /// As [`Session::open`].
     pub async fn refresh(&self) -> Result<Self> {
-        let known: Vec<HistoryHead> = self.heads.read()?.into_iter().chain([self.circle.head()]).collect();
-        Self::fetch(self.client.clone(), self.circle.id(), self.heads.clone(), &known).await
+        let known = self.heads.read()?;
+        let verified = continue_history(&self.client, self.circle.clone()).await?;
+        let length = Some(self.circle.length());
+        Self::checked(self.client.clone(), verified, self.heads.clone(), known.as_slice(), length)
     }
 
-    async fn fetch(
+    /// Opens the session if the history continues what is known, and keeps its head and its state. `kept` is
+    /// the length of the state that was kept before.
+    fn checked(
         client: ControlClient,
-        circle: CircleId,
+        circle: CircleState,
         heads: HeadFile,
         known: &[HistoryHead],
+        kept: Option<u64>,
     ) -> Result<Self> {
-        let (history, circle) = read_history(&client, circle).await?;
         for head in known {
             let extends = circle.check_extends(head).map_err(Refusal::from);
             extends.context("this machine verified a longer history")?;
         }
         heads.raise(&circle)?;
-        Ok(Self { client, circle, history, heads })
+        if kept != Some(circle.length())
+            && let Err(error) = heads.keep_state(&circle)
+        {
+            print::err(format_args!(
+                "note: the next command verifies the history from an older state: {error:#}"
+            ));
+        }
+        Ok(Self { client, circle, heads })
+    }
+
+    /// Fetches and verifies the whole history, which must continue that of this session.
+    ///
+    /// # Errors
+    /// As [`Session::open`].
+    pub async fn whole_history(&self) -> Result<History> {
+        let (history, circle) = read_history(&self.client, self.circle.id()).await?;
+        circle.check_extends(&self.circle.head()).map_err(Refusal::from)?;
+        Ok(history)
+    }
+
+    /// Fetches at most `count` decisions of the verified history from this number on, at least one.
+    ///
+    /// # Errors
+    /// Returns an error if control does not answer, or with other decisions than those that were verified.
+    pub async fn decisions(&self, first: u64, count: usize) -> Result<Vec<Bundle>> {
+        read_decisions(&self.client, &self.circle, first, count).await
+    }
+
+    /// Fetches the certificate by which the verified history approved this proposal; none if it did not.
+    ///
+    /// # Errors
+    /// As [`Session::decisions`].
+    pub async fn decision_on(&self, proposal: &ProposalId) -> Result<Option<Certificate>> {
+        let Some(number) = self.circle.number_of(proposal) else { return Ok(None) };
+        Ok(self.decisions(number, 1).await?.pop().map(|bundle| bundle.certificate))
+    }
+
+    /// Fetches the certificates of those of these proposals that the verified history approved.
+    async fn decisions_on(&self, views: &[ProposalView]) -> Result<BTreeMap<ProposalId, Certificate>> {
+        let numbers = views.iter().filter_map(|view| self.circle.number_of(&view.proposal.id()));
+        let mut wanted: BTreeSet<u64> = numbers.collect();
+        let mut found = BTreeMap::new();
+        while let (Some(first), Some(last)) = (wanted.first().copied(), wanted.last().copied()) {
+            // Those that are listed were decided one after another, so that few requests fetch them all.
+            let count = usize::try_from(last - first + 1).unwrap_or(usize::MAX);
+            for (number, bundle) in (first..).zip(self.decisions(first, count).await?) {
+                wanted.remove(&number);
+                found.insert(bundle.certificate.proposal.id(), bundle.certificate);
+            }
+        }
+        Ok(found)
     }
 
     /// Creates a proposal bound to the circle's present state and submits it as a draft.
@@ -98,7 +168,8 @@ impl Session {
     pub async fn submit(&self, proposal: Proposal) -> Result<ReviewedProposal> {
         let id = proposal.id();
         let body = SubmitProposal { proposal, ballot: None };
-        self.review_as(&id, self.client.post("/v1/proposals", &body).await?)
+        let view = self.client.post("/v1/proposals", &body).await?;
+        self.review_as(&id, view).await
     }
 
     /// Proposes what [`Session::draft`] created, with the approval of a member who has read it.
@@ -109,7 +180,7 @@ impl Session {
         let (id, ballot) = (proposal.id(), self.ballot(&proposal, member, Choice::Approve, String::new())?);
         let body = SubmitProposal { proposal, ballot: Some(ballot.clone()) };
         let view = self.client.post("/v1/proposals", &body).await?;
-        self.review_counted(&id, &ballot, view)
+        self.review_counted(&id, &ballot, view).await
     }
 
     /// Withdraws a proposal or a draft with a member's key, or a draft of this access token without one.
@@ -153,7 +224,7 @@ impl Session {
     ) -> Result<ReviewedProposal> {
         let (id, ballot) = (proposal.id(), self.ballot(proposal, member, choice, reason)?);
         let view: ProposalView = self.client.post(&format!("/v1/proposals/{id}/ballots"), &ballot).await?;
-        self.review_counted(&id, &ballot, view)
+        self.review_counted(&id, &ballot, view).await
     }
 
     fn ballot(
@@ -170,7 +241,7 @@ impl Session {
     }
 
     /// Verifies an answer that must show this ballot.
-    fn review_counted(
+    async fn review_counted(
         &self,
         id: &ProposalId,
         ballot: &SignedBallot,
@@ -181,7 +252,7 @@ impl Session {
                 format!("control does not show the ballot that it took; check `quorate review {id}`");
             return Err(Refusal::new(error_code::OUTCOME_UNKNOWN, message).into());
         }
-        self.review_as(id, view)
+        self.review_as(id, view).await
     }
 
     /// Lists the proposals, each verified on this machine.
@@ -190,7 +261,12 @@ impl Session {
     /// Returns an error if control does not answer, or shows a proposal under a false id.
     pub async fn proposals(&self) -> Result<Vec<ReviewedProposal>> {
         let views = self.proposal_views().await?;
-        let review = |view| Ok(ReviewedProposal::new(&self.circle, &self.history, view)?);
+        views.iter().try_for_each(reviewed::check_id)?;
+        let decisions = self.decisions_on(&views).await?;
+        let review = |view: ProposalView| {
+            let decision = decisions.get(&view.id);
+            Ok(ReviewedProposal::with_decision(&self.circle, decision, view)?)
+        };
         views.into_iter().map(review).collect()
     }
 
@@ -200,7 +276,7 @@ impl Session {
     /// Returns an error if control does not answer, or answers with another proposal.
     pub async fn proposal(&self, id: &ProposalId) -> Result<ReviewedProposal> {
         let view = self.client.get(&format!("/v1/proposals/{id}")).await?;
-        self.review_as(id, view)
+        self.review_as(id, view).await
     }
 
     /// Finds a proposal by its id or its first digits.
@@ -208,7 +284,9 @@ impl Session {
     /// # Errors
     /// Returns an error if none or several match, or if control shows a proposal under a false id.
     pub async fn find_proposal(&self, prefix: &str) -> Result<ReviewedProposal> {
-        Ok(reviewed::find(&self.circle, &self.history, self.proposal_views().await?, prefix)?)
+        let view = reviewed::find(self.proposal_views().await?, prefix)?;
+        let id = view.id;
+        self.review_as(&id, view).await
     }
 
     async fn proposal_views(&self) -> Result<Vec<ProposalView>> {
@@ -216,8 +294,10 @@ impl Session {
     }
 
     /// Verifies an answer that must be about this proposal.
-    fn review_as(&self, id: &ProposalId, view: ProposalView) -> Result<ReviewedProposal> {
-        let reviewed = ReviewedProposal::new(&self.circle, &self.history, view)?;
+    async fn review_as(&self, id: &ProposalId, view: ProposalView) -> Result<ReviewedProposal> {
+        reviewed::check_id(&view)?;
+        let decision = self.decision_on(&view.id).await?;
+        let reviewed = ReviewedProposal::with_decision(&self.circle, decision.as_ref(), view)?;
         if reviewed.view.id == *id {
             return Ok(reviewed);
         }

@@ -3,7 +3,7 @@
 use crate::member_key::MemberKeyFile;
 use crate::policy::simple_policy;
 use human_chain::CircleState;
-use protocol::api::{History, ProposalState, ProposalView, ServiceView, Status};
+use protocol::api::{History, HistoryPage, ProposalState, ProposalView, ServiceView, Status};
 use protocol::governance::{
     BUNDLE_VERSION, Bundle, Change, Choice, ControlReplica, Genesis, Member, NodeAdmission, NodeRole, Policy,
     Proposal, SignedBallot,
@@ -214,6 +214,25 @@ impl SampleCircle {
         self.state.advance(approved).expect("applicable");
         self.history.bundles.push(Bundle { version: BUNDLE_VERSION, certificate, log_evidence: None });
     }
+}
+
+/// Returns the page that a server with this history answers with: the decisions after `after`, or the genesis
+/// and all decisions. It names the head of these decisions.
+pub(crate) fn history_page(history: &History, after: Option<u64>) -> HistoryPage {
+    let certificates = history.bundles.iter().map(|bundle| &bundle.certificate);
+    let state = CircleState::replay(&history.genesis, None, certificates).expect("a history that verifies");
+    let genesis = after.is_none().then(|| history.genesis.clone());
+    let skip = usize::try_from(after.unwrap_or(0)).expect("a few decisions");
+    let bundles = history.bundles.iter().skip(skip).cloned().collect();
+    HistoryPage { genesis, head: state.head(), bundles, next_page_token: None }
+}
+
+/// Parameters of a request for the history, as an honest server reads them.
+#[derive(Debug, serde::Deserialize)]
+pub(crate) struct HistoryQuery {
+    pub(crate) after: Option<u64>,
+    pub(crate) page_token: Option<String>,
+    pub(crate) page_size: Option<usize>,
 }
 
 /// Returns an open proposal as an honest server shows it, with these ballots.

@@ -1,20 +1,21 @@
 //! State of a circle: genesis, and every certificate since, applied in order.
 //!
-//! A [`CircleState`] is never deserialized: a state read from a disk or a peer would be unverified authority.
-//! To restore it, keep the signed genesis and the certificates, and replay them in order with
-//! [`CircleState::replay`]. Replay verifies every signature again, at about a third of a millisecond per
-//! ballot. A thousand certificates take well under a second.
+//! A [`CircleState`] of a peer is never read: it would be unverified authority. To restore a state, keep the
+//! signed genesis and the certificates, and replay them in order with [`CircleState::replay`]. Replay verifies
+//! every signature again, at about a third of a millisecond per ballot. A machine may keep the state that it
+//! verified in a file of its own ([`CircleState::to_kept_bytes`]), which it trusts as its pinned circle.
 //!
 //! Versions never restart. A service that was retired and deployed again continues its count, so the
 //! certificate of its first deployment stays stale.
 
 mod advance;
 mod invariants;
+mod kept;
 mod passkeys;
 mod signers;
 
 use crate::approved::Approved;
-use crate::history::HistoryTree;
+use crate::history::{HistoryEntry, HistoryTree};
 use crate::member::former_key;
 use crate::subject::{
     CIRCLE_SUBJECT, HALTS_SUBJECT, circle_value, lifted_value, manifest_value, member_subject, model_subject,
@@ -33,6 +34,7 @@ use protocol::{
     CircleId, Digest, Epoch, HaltId, MemberId, Millis, ModelName, ModelRoot, NodeId, NodeName, ProposalId,
     PublicKey, ServiceName, limits,
 };
+use serde::{Deserialize, Serialize};
 use signers::FormerSigners;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -40,7 +42,8 @@ use std::collections::{BTreeMap, BTreeSet};
 const FIRST_EPOCH: Epoch = Epoch(1);
 
 /// Service that is approved to run.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct ApprovedService {
     /// Approved manifest: the envelope.
     pub manifest: ServiceManifest,
@@ -52,7 +55,8 @@ pub struct ApprovedService {
 }
 
 /// Service that was retired by approval.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct RetiredService {
     /// Service as it was before retirement.
     pub last: ApprovedService,
@@ -64,7 +68,8 @@ pub struct RetiredService {
 }
 
 /// Model that the circle decided to forget.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct ForgottenModel {
     /// Name and root of the model.
     pub model: ModelChoice,
@@ -84,7 +89,8 @@ impl ForgottenModel {
 }
 
 /// Halt that the circle lifted.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct LiftedHalt {
     /// Halt as the members who lifted it read it.
     pub halt: Halt,
@@ -226,7 +232,7 @@ impl CircleState {
             }
             Change::SetPasskeys { member, passkeys } => self.apply_passkeys(member, passkeys),
         }
-        self.history.append(&certificate);
+        self.history.append(HistoryEntry { proposal, certificate });
     }
 
     fn apply_deploy(&mut self, manifest: Manifest, certificate: Digest, proposal: ProposalId) {
@@ -335,6 +341,20 @@ impl CircleState {
     #[must_use]
     pub fn head(&self) -> HistoryHead {
         self.history.head()
+    }
+
+    /// Returns the decision of this number; the first is 1.
+    #[must_use]
+    pub fn decision(&self, number: u64) -> Option<&HistoryEntry> {
+        let at = usize::try_from(number.checked_sub(1)?).ok()?;
+        self.history.entries().get(at)
+    }
+
+    /// Returns the number of the decision that approved this proposal.
+    #[must_use]
+    pub fn number_of(&self, proposal: &ProposalId) -> Option<u64> {
+        let at = self.history.entries().iter().rposition(|entry| entry.proposal == *proposal)?;
+        Some(at as u64 + 1)
     }
 
     /// Checks that this history continues a head that was seen before: its first decisions are the same.

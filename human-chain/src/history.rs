@@ -5,17 +5,30 @@
 //! history is then one look-up, for a head of any age.
 
 use aws_lc_rs::digest::{Context, SHA256};
-use protocol::Digest;
 use protocol::governance::HistoryHead;
+use protocol::{Digest, ProposalId};
+use serde::{Deserialize, Serialize};
 
 /// Prefixes of the hash input for a leaf and for an inner node, so that neither passes for the other (RFC
 /// 6962).
 const LEAF: u8 = 0;
 const NODE: u8 = 1;
 
+/// Decision of a circle's history.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HistoryEntry {
+    /// Proposal that was approved.
+    pub proposal: ProposalId,
+    /// Digest of its certificate: a leaf of the tree.
+    pub certificate: Digest,
+}
+
 /// Merkle tree that certificates are appended to.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "Vec<HistoryEntry>", into = "Vec<HistoryEntry>")]
 pub(crate) struct HistoryTree {
+    entries: Vec<HistoryEntry>,
     /// Root of the tree at each size; the first is that of the empty tree.
     roots: Vec<Digest>,
     /// Roots of the largest complete subtrees from left to right: one for each bit that is set in the size.
@@ -25,7 +38,7 @@ pub(crate) struct HistoryTree {
 impl HistoryTree {
     /// Returns the tree of a circle without decisions.
     pub(crate) fn empty() -> Self {
-        Self { roots: vec![sha256(&[])], peaks: Vec::new() }
+        Self { entries: Vec::new(), roots: vec![sha256(&[])], peaks: Vec::new() }
     }
 
     /// Returns the number of certificates.
@@ -45,9 +58,14 @@ impl HistoryTree {
         self.roots.get(usize::try_from(size).ok()?).copied()
     }
 
-    /// Appends a certificate by its digest.
-    pub(crate) fn append(&mut self, certificate: &Digest) {
-        let mut peak = sha256(&[&[LEAF], &certificate.0]);
+    /// Returns the decisions, in the order of their admission.
+    pub(crate) fn entries(&self) -> &[HistoryEntry] {
+        &self.entries
+    }
+
+    /// Appends a decision; its leaf is the digest of the certificate.
+    pub(crate) fn append(&mut self, entry: HistoryEntry) {
+        let mut peak = sha256(&[&[LEAF], &entry.certificate.0]);
         // Two complete subtrees of one size become one of twice that size: a carry in the binary size.
         for _ in 0..self.size().trailing_ones() {
             let left = self.peaks.pop().expect("each bit of the size has a peak");
@@ -57,7 +75,23 @@ impl HistoryTree {
         let mut smaller_first = self.peaks.iter().rev();
         let last = *smaller_first.next().expect("a peak was pushed");
         self.roots.push(smaller_first.fold(last, |right, left| join(left, &right)));
+        self.entries.push(entry);
+        debug_assert_eq!(self.entries.len() as u64, self.size(), "one leaf for each decision");
         debug_assert_eq!(self.peaks.len(), self.size().count_ones() as usize, "one peak for each bit");
+    }
+}
+
+impl From<Vec<HistoryEntry>> for HistoryTree {
+    fn from(entries: Vec<HistoryEntry>) -> Self {
+        let mut tree = Self::empty();
+        entries.into_iter().for_each(|entry| tree.append(entry));
+        tree
+    }
+}
+
+impl From<HistoryTree> for Vec<HistoryEntry> {
+    fn from(tree: HistoryTree) -> Self {
+        tree.entries
     }
 }
 
@@ -94,6 +128,10 @@ mod tests {
         Digest::of(&number.to_be_bytes())
     }
 
+    fn entry(certificate: Digest) -> HistoryEntry {
+        HistoryEntry { proposal: ProposalId(Digest::of(&certificate.0)), certificate }
+    }
+
     #[test]
     fn each_root_is_that_of_the_definition() {
         let leaves: Vec<Digest> = (0..70).map(certificate).collect();
@@ -106,7 +144,7 @@ mod tests {
             }
             assert_eq!(tree.root_at(size as u64 + 1), None, "the tree never was so large");
             if let Some(next) = leaves.get(size) {
-                tree.append(next);
+                tree.append(entry(*next));
             }
         }
     }
@@ -121,7 +159,7 @@ mod tests {
     fn a_decision_left_out_changed_or_moved_gives_another_root() {
         let root = |numbers: &[u64]| {
             let mut tree = HistoryTree::empty();
-            numbers.iter().for_each(|number| tree.append(&certificate(*number)));
+            numbers.iter().for_each(|number| tree.append(entry(certificate(*number))));
             tree.head().root
         };
         let whole = root(&[1, 2, 3, 4, 5]);

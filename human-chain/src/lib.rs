@@ -47,6 +47,7 @@ pub use error::ChainError;
 pub use form::{VETO_SECONDS_MAX, check_node};
 pub use founding::{check_draft, merge_signatures, unsigned_founders};
 pub use halt::{DeferredHalts, HaltBook, VerifiedHalt, check_halt, covers, halt_stands, lift, sign_halt};
+pub use history::HistoryEntry;
 pub use member::{MemberSecret, check_proven, prove_keys, signature_holds};
 pub use membership::joining_members;
 pub use order::{FENCE_LEAP_MAX, SlotGrant, check_order, placement_allows};

@@ -21,6 +21,7 @@ use protocol::passkey::{
     Passkey, PasskeyAssertion, PasskeyKey, PasskeyPolicy, PasskeyRegistration,
 };
 use protocol::{CircleId, Digest, MemberId, Millis, PublicKey};
+use serde::{Deserialize, Serialize};
 
 /// Value of `type` in the client data of an assertion.
 const ASSERTION: &str = "webauthn.get";
@@ -66,7 +67,8 @@ pub fn registration_challenge(circle: CircleId, member: &MemberId) -> Digest {
 }
 
 /// Highest counter of a passkey, and the latest time of signing, among the ballots that were counted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct PasskeyCount {
     pub(crate) counter: u32,
     pub(crate) signed_at: Millis,

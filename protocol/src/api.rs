@@ -6,7 +6,8 @@
 use crate::agent::{Gpu, SlotReport};
 use crate::digest::Digest;
 use crate::governance::{
-    AccessToken, ActionClass, Bundle, NodeAdmission, Proposal, SignedBallot, SignedGenesis, SignedWithdrawal,
+    AccessToken, ActionClass, Bundle, HistoryHead, NodeAdmission, Proposal, SignedBallot, SignedGenesis,
+    SignedWithdrawal,
 };
 use crate::ids::{
     Epoch, Fence, MemberId, Millis, ModelName, NodeId, NodeName, ProposalId, ReplicaId, ServiceName,
@@ -48,12 +49,15 @@ pub struct History {
     pub bundles: Vec<Bundle>,
 }
 
-/// Page of the history: the first has the genesis, and the bundles follow in log order.
+/// Page of the history: the first has the genesis, and the bundles follow in log order. A client that names
+/// the number of decisions that it verified gets those after them, and no genesis.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct HistoryPage {
     /// Genesis with every founder's signature; on the first page alone.
     pub genesis: Option<SignedGenesis>,
+    /// Head of the whole history as the replica has it. A client compares it with what it verified.
+    pub head: HistoryHead,
     /// Governance bundles, in log order.
     pub bundles: Vec<Bundle>,
     /// Opaque `page_token` of the next page; none on the last page.

@@ -10,7 +10,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
     if matches!(name, "quickstart" | "embeddings") {
         crate::minilm::directory()?;
     }
-    if matches!(name, "quickstart" | "autonomy") {
+    if matches!(name, "quickstart" | "autonomy" | "human-chain") {
         compile::build(Selection::Binaries)?;
     }
     let mut all = vec!["run", "--quiet", "--package", "benchmarks"];

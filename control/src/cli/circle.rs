@@ -159,7 +159,7 @@ pub(crate) async fn run(command: CircleCommand, environment: &Environment) -> Re
         CircleCommand::Show => show(environment).await,
         CircleCommand::History => {
             let session = Session::open(&environment.context()?).await?;
-            print_json(&session.history);
+            print_json(&session.whole_history().await?);
             Ok(())
         }
     }

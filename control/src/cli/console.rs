@@ -174,8 +174,7 @@ impl MemberBackend {
             }
             answer => answer.map_err(refused)?,
         };
-        let mut decided = session.history.bundles.iter().rev().map(|bundle| &bundle.certificate);
-        let certificate = decided.find(|certificate| certificate.proposal == view.proposal).cloned();
+        let certificate = session.decision_on(&view.proposal.id()).await.map_err(refused)?;
         Ok(Some(ProposalRecord { view, certificate }))
     }
 
@@ -229,10 +228,6 @@ impl MemberBackend {
     }
 }
 
-fn ready<'a, T: Send + 'a>(value: T) -> BackendAnswer<'a, T> {
-    Box::pin(std::future::ready(Ok(value)))
-}
-
 impl ConsoleBackend for MemberBackend {
     fn source(&self) -> PageSource {
         PageSource::OwnMachine
@@ -255,13 +250,20 @@ impl ConsoleBackend for MemberBackend {
     }
 
     fn decisions(&self, before: u64, count: usize) -> BackendAnswer<'_, Vec<(u64, Bundle)>> {
-        let session = self.session();
-        let numbered = (1..).zip(&session.history.bundles).take_while(|(number, _)| *number < before);
-        let skipped = numbered.clone().count().saturating_sub(count);
-        let mut page: Vec<_> =
-            numbered.skip(skipped).map(|(number, bundle)| (number, bundle.clone())).collect();
-        page.reverse();
-        ready(page)
+        Box::pin(async move {
+            let session = self.session();
+            let end = before.min(session.circle.length() + 1);
+            let mut next = end.saturating_sub(count as u64).max(1);
+            let mut page = Vec::new();
+            while next < end {
+                let left = usize::try_from(end - next).unwrap_or(usize::MAX);
+                let bundles = session.decisions(next, left).await.map_err(refused)?;
+                page.extend((next..).zip(bundles));
+                next = page.last().map_or(end, |(number, _)| number + 1);
+            }
+            page.reverse();
+            Ok(page)
+        })
     }
 
     fn decisions_on(&self, subject: String, count: usize) -> BackendAnswer<'_, Vec<(u64, Bundle)>> {

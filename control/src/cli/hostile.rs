@@ -4,12 +4,12 @@
 
 use super::{Cli, Environment, dispatch, failure, passkeys};
 use crate::context::Context;
-use crate::testing::{SampleCircle, manifest, model_record, proposal_view};
-use axum::extract::{Path as UrlPath, State};
+use crate::testing::{HistoryQuery, SampleCircle, history_page, manifest, model_record, proposal_view};
+use axum::extract::{Path as UrlPath, Query, State};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use clap::Parser;
-use protocol::api::{History, HistoryPage, Page, ProposalState, ProposalView, SubmitProposal};
+use protocol::api::{History, Page, ProposalState, ProposalView, SubmitProposal};
 use protocol::governance::{Change, Choice, Policy, Proposal, SignedBallot};
 use protocol::halt::{HaltReceipt, HaltScope, SignedHalt};
 use protocol::model::ModelRecord;
@@ -27,6 +27,8 @@ struct Stub {
     received: Vec<SignedBallot>,
     /// Halts that were taken, or that are listed.
     halts: Vec<SignedHalt>,
+    /// Number of decisions in each page of the history that was sent.
+    sent: Vec<usize>,
 }
 
 type StubState = State<Arc<Mutex<Stub>>>;
@@ -86,11 +88,14 @@ impl Lab {
         let folder = tempfile::tempdir().expect("temporary directory");
         let (history, hides_ballots) = (circle.history.clone(), false);
         let (proposals, models, received, halts) = (vec![], vec![], vec![], vec![]);
-        let stub = Stub { history, proposals, models, hides_ballots, received, halts };
+        let sent = vec![];
+        let stub = Stub { history, proposals, models, hides_ballots, received, halts, sent };
         let stub = Arc::new(Mutex::new(stub));
-        let history = |State(stub): StubState| async move {
-            let History { genesis, bundles } = stub.lock().expect("no panic").history.clone();
-            Json(HistoryPage { genesis: Some(genesis), bundles, next_page_token: None })
+        let history = |State(stub): StubState, Query(query): Query<HistoryQuery>| async move {
+            let mut stub = stub.lock().expect("no panic");
+            let page = history_page(&stub.history, query.after);
+            stub.sent.push(page.bundles.len());
+            Json(page)
         };
         let proposals = |State(stub): StubState| async move {
             Json(Page::whole(stub.lock().expect("no panic").proposals.clone()))
@@ -551,4 +556,50 @@ async fn a_change_that_waits_is_in_the_inbox() {
     lab.show(vec![view]);
     let (page, _) = desk.send("GET", "/console/inbox", "").await;
     assert!(!page.contains(&id.to_string()), "{page}");
+}
+
+/// Attack: the state that a client kept is damaged, of another circle, or an older one from a backup, and
+/// control serves less than was verified.
+#[tokio::test]
+async fn a_kept_state_spares_no_client_the_longest_history() {
+    let mut circle = SampleCircle::founded();
+    circle.decide(Change::Deploy(Box::new(manifest("bert"))), "run it");
+    let grace_seconds = 1;
+    circle.decide(Change::Retire { service: "mine".parse().expect("a name"), grace_seconds }, "end it");
+    let lab = Lab::new(circle).await;
+    lab.stub().history.bundles.truncate(1);
+    let show = &["circle", "show"];
+    assert_eq!(lab.run(show).await, Ok(()));
+    let state = lab.folder.path().join("heads").join(format!("{}.state", lab.circle.state.id()));
+    let older = std::fs::read(&state).expect("kept");
+    lab.stub().history = lab.circle.history.clone();
+    assert_eq!(lab.run(show).await, Ok(()));
+    let newer = std::fs::read(&state).expect("kept");
+    assert_ne!(older, newer, "the state follows the history");
+    let foreign = SampleCircle::founded().state.to_kept_bytes();
+    for kept in [older, newer[..newer.len() - 1].to_vec(), foreign, Vec::new(), newer.clone()] {
+        std::fs::write(&state, &kept).expect("written");
+        lab.stub().history.bundles.truncate(1);
+        assert_eq!(lab.run(show).await, Err(Some(error_code::HISTORY_SHORTER)));
+        lab.stub().history = lab.circle.history.clone();
+        assert_eq!(lab.run(show).await, Ok(()), "the whole history still passes");
+        assert_eq!(std::fs::read(&state).expect("kept"), newer, "and is kept again");
+    }
+    // Positive control: without the head, an older state and the short history go together.
+    std::fs::remove_dir_all(lab.folder.path().join("heads")).expect("removed");
+    lab.stub().history.bundles.truncate(1);
+    assert_eq!(lab.run(show).await, Ok(()));
+}
+
+/// A command asks control for nothing that this machine verified before.
+#[tokio::test]
+async fn a_second_command_fetches_no_decision_again() {
+    let mut circle = SampleCircle::founded();
+    circle.decide(Change::Deploy(Box::new(manifest("bert"))), "run it");
+    let lab = Lab::new(circle).await;
+    assert_eq!(lab.run(&["circle", "show"]).await, Ok(()));
+    assert_eq!(lab.run(&["circle", "show"]).await, Ok(()));
+    assert_eq!(lab.stub().sent, [1, 0]);
+    assert_eq!(lab.run(&["circle", "history"]).await, Ok(()));
+    assert_eq!(lab.stub().sent, [1, 0, 0, 1], "what is printed is fetched");
 }

@@ -173,7 +173,7 @@ mod tests {
         let proposal = circle.proposal("run it");
         let mut view = proposal_view(&proposal, vec![circle.ballot(0, &proposal, Choice::Approve)]);
         view.approved.push("bob".parse().expect("a name"));
-        let reviewed = ReviewedProposal::new(&circle.state, &circle.history, view).expect("its own id");
+        let reviewed = ReviewedProposal::with_decision(&circle.state, None, view).expect("its own id");
         let why = why_proposal(&circle.state, &reviewed);
         assert_eq!(why.answer, "waits for votes: 2 of (alice, bob, carol) must approve");
         assert_eq!(why.reasons, ["alice: approved", "bob: has not voted", "carol: has not voted"]);

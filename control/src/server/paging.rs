@@ -66,12 +66,44 @@ pub(super) struct PageParameters {
     page_token: Option<String>,
 }
 
+/// Query parameters of the history.
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub(super) struct HistoryParameters {
+    /// Most items of the page; 0 means 100, and more than 500 means 500. A page may hold fewer.
+    #[param(minimum = 0)]
+    page_size: Option<i64>,
+    /// `next_page_token` of the page before; none asks for the first page.
+    page_token: Option<String>,
+    /// Number of decisions that the client has: the first page begins behind them, without the genesis.
+    after: Option<u64>,
+}
+
 /// A page to read: at most `items` items behind the key `after`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct PageRequest<K> {
     list: PagedList,
     items: usize,
     pub(super) after: Option<K>,
+}
+
+impl PageRequest<u64> {
+    /// Reads the request for a page of the history.
+    ///
+    /// # Errors
+    /// As [`PageRequest::of`], and `request-invalid` for a token beside `after`.
+    pub(super) fn of_history(
+        query: Result<Query<HistoryParameters>, QueryRejection>,
+    ) -> Result<Self, Failure> {
+        let Query(HistoryParameters { page_size, page_token, after }) = query?;
+        if page_token.is_some() && after.is_some() {
+            let failure = Failure::new(error_code::REQUEST_INVALID, "the token names a place already");
+            return Err(failure.at("query after"));
+        }
+        let page = Self::of(PagedList::History, Ok(Query(PageParameters { page_size, page_token })))?;
+        Ok(Self { after: page.after.or(after), ..page })
+    }
 }
 
 impl<K: FromStr + Display> PageRequest<K> {

@@ -18,11 +18,13 @@ use protocol::halt::Halt;
 use protocol::keys::ByteString;
 use protocol::limits::PASSKEYS_MAX;
 use protocol::{MemberId, Millis, Passkey, PasskeyAssertion};
+use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Passkeys of a member, and the highest counter of each that was used.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct MemberPasskeys {
     pub(super) passkeys: Vec<Passkey>,
     pub(super) counters: BTreeMap<ByteString, PasskeyCount>,

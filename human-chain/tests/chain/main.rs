@@ -10,6 +10,7 @@ mod full_circle;
 mod genesis;
 mod halts;
 mod history;
+mod kept;
 mod members;
 mod membership;
 mod omissions;

@@ -6,14 +6,15 @@ use crate::client::ControlClient;
 use crate::head::HeadFile;
 use crate::node::{ImportRequest, ModelAccess, NodeFile, UNSIGNED, create_keys, store_reference};
 use crate::policy::simple_policy;
-use axum::extract::State;
+use crate::testing::{HistoryQuery, history_page};
+use axum::extract::{Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use axum::{Json, Router};
 use indicatif::ProgressBar;
 use overlay::Identity;
-use protocol::api::{History, HistoryPage, Page, Problem};
+use protocol::api::{History, Page, Problem};
 use protocol::governance::*;
 use protocol::model::{ErasureCode, SignedComplaint, SignedWrapRequest};
 use protocol::{Digest, Millis, ModelRoot, NodeId, ReplicaId};
@@ -80,9 +81,8 @@ async fn complain(State(state): RegisterState, Json(body): Json<SignedComplaint>
 async fn serve(register: Arc<Mutex<Register>>) -> ControlClient {
     let models =
         |State(state): RegisterState| async move { Json(Page::whole(locked(&state).models.clone())) };
-    let history = |State(state): RegisterState| async move {
-        let History { genesis, bundles } = locked(&state).history.clone();
-        Json(HistoryPage { genesis: Some(genesis), bundles, next_page_token: None })
+    let history = |State(state): RegisterState, Query(query): Query<HistoryQuery>| async move {
+        Json(history_page(&locked(&state).history, query.after))
     };
     let router = Router::new()
         .route("/v1/history", get(history))

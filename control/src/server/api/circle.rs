@@ -5,7 +5,7 @@ use super::{ApiResult, DONE, Done};
 use crate::server::Server;
 use crate::server::auth::Proposer;
 use crate::server::extract::{LeaderRead, Submission};
-use crate::server::paging::{PageParameters, PageRequest, PagedList};
+use crate::server::paging::{HistoryParameters, PageParameters, PageRequest, PagedList};
 use crate::server::problem::{Failure, accepted, effect_unknown};
 use axum::Json;
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
@@ -15,24 +15,25 @@ use protocol::governance::{Change, SignedBallot};
 use protocol::{ProposalId, error_code};
 use scheduler::{Action, Actor};
 
-/// A page of the history: genesis, then every decision since. All pages together are enough to recompute the
-/// circle and verify every signature.
-#[utoipa::path(get, path = "/v1/history", params(PageParameters),
+/// A page of the history: genesis, then every decision since, or the decisions after those that the client
+/// has verified. All pages together are enough to recompute the circle and verify every signature.
+#[utoipa::path(get, path = "/v1/history", params(HistoryParameters),
     responses((status = 200, body = HistoryPage)), tag = "circle")]
 pub(super) async fn history(
     LeaderRead { server, .. }: LeaderRead,
-    query: Result<Query<PageParameters>, QueryRejection>,
+    query: Result<Query<HistoryParameters>, QueryRejection>,
 ) -> ApiResult<HistoryPage> {
     // The key of a decision is its number, which begins at 1.
-    let page: PageRequest<u64> = PageRequest::of(PagedList::History, query)?;
+    let page = PageRequest::of_history(query)?;
     server
         .cluster(|cluster| {
             let genesis = cluster.genesis()?;
             let genesis = page.after.is_none().then(|| genesis.clone());
+            let head = cluster.circle_state()?.head();
             let skip = usize::try_from(page.after.unwrap_or(0)).unwrap_or(usize::MAX);
             let decisions = (1_u64..).zip(cluster.governance_chain()).skip(skip);
             let (bundles, next_page_token) = page.take(decisions.map(|(key, bundle)| (key, bundle.clone())));
-            Some(HistoryPage { genesis, bundles, next_page_token })
+            Some(HistoryPage { genesis, head, bundles, next_page_token })
         })
         .map(Json)
         .ok_or_else(|| Failure::new(error_code::CIRCLE_NOT_FOUNDED, "the circle is being founded; retry"))

@@ -100,6 +100,33 @@ async fn the_history_is_read_in_pages_that_continue_each_other_while_it_grows() 
     assert_eq!((whole.bundles, whole.next_page_token), (bundles, None));
 }
 
+/// A client that verified some decisions gets those after them, and the head of them all.
+#[tokio::test(start_paused = true)]
+async fn the_history_is_read_after_what_was_verified() {
+    let world = SimulatedServers::start(1);
+    let server = &world.servers[world.lead().await];
+    for number in 0..3 {
+        admit(server, number).await;
+    }
+    let (chain, head) = server
+        .cluster(|cluster| Some((cluster.governance_chain().to_vec(), cluster.circle_state()?.head())))
+        .unwrap();
+    for (after, expected) in [(0, &chain[..]), (2, &chain[2..]), (3, &[]), (9, &[]), (u64::MAX, &[])] {
+        let page: HistoryPage = get(server, &format!("/v1/history?after={after}")).await;
+        assert_eq!(page.bundles, expected, "{after}");
+        assert!(page.genesis.is_none() && page.head == head && page.next_page_token.is_none());
+    }
+    let page: HistoryPage = get(server, "/v1/history?after=1&page_size=1").await;
+    assert_eq!(page.bundles, chain[1..2]);
+    let token = page.next_page_token.unwrap();
+    let rest: HistoryPage = get(server, &format!("/v1/history?page_token={token}")).await;
+    assert_eq!((rest.bundles, rest.head), (chain[2..].to_vec(), head));
+    for query in [format!("after=1&page_token={token}"), "after=-1".into(), "after=x".into()] {
+        let found = refused(server, &format!("/v1/history?{query}")).await;
+        assert_eq!(found, (StatusCode::BAD_REQUEST, "request-invalid".into()), "{query}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_proposal_that_is_decided_between_two_pages_is_read_once() {
     let world = SimulatedServers::start(1);

@@ -3,7 +3,7 @@
 use super::*;
 use crate::circle::ApprovedService;
 use crate::circle::passkeys::MemberPasskeys;
-use crate::history::HistoryTree;
+use crate::history::{HistoryEntry, HistoryTree};
 use crate::passkey::PasskeyCount;
 use crate::testing::{claimed_by, encryption, node};
 use crate::{ChainError, MemberSecret, certify, propose, sign_genesis, verify, vote};
@@ -14,7 +14,8 @@ use protocol::halt::{Halt, HaltScope};
 use protocol::keys::ByteString;
 use protocol::manifest::ModelChoice;
 use protocol::{
-    CircleId, Epoch, HaltId, Millis, ModelRoot, Passkey, PasskeyKey, PasskeyPolicy, PublicKey, ReplicaId,
+    CircleId, Epoch, HaltId, Millis, ModelRoot, Passkey, PasskeyKey, PasskeyPolicy, ProposalId, PublicKey,
+    ReplicaId,
 };
 use std::str::FromStr;
 use std::sync::LazyLock;
@@ -398,7 +399,11 @@ fn damage_to_passkeys_is_found() {
 /// Returns the tree of that many certificates.
 fn of_size(size: u64) -> HistoryTree {
     let mut tree = HistoryTree::empty();
-    (0..size).for_each(|number| tree.append(&Digest::of(&number.to_be_bytes())));
+    let entry = |number: u64| HistoryEntry {
+        proposal: ProposalId(Digest::of(&number.to_le_bytes())),
+        certificate: Digest::of(&number.to_be_bytes()),
+    };
+    (0..size).for_each(|number| tree.append(entry(number)));
     tree
 }
 
