@@ -62,9 +62,11 @@ impl HaltRequest {
             let message = format!("the reason is {length} bytes; accepted: at most {most}");
             return Err(Refusal::new(error_code::GOVERNANCE_INVALID, message));
         }
+        let signer = look.circle.active_member(member)?.keys.ed25519;
         Ok(Halt {
             circle: look.circle.id(),
             member: member.clone(),
+            signer,
             scope: self.scope()?,
             reason: self.reason.clone(),
             issued_at: wall_clock(),

@@ -4,7 +4,7 @@ use crate::node::Bench;
 use gpu_agent::agent::hand_halt;
 use protocol::agent::{SlotReport, SlotState};
 use protocol::error_code;
-use protocol::halt::HaltScope;
+use protocol::halt::{HaltScope, HaltSignature};
 use std::time::Instant;
 
 /// The operator hands the halt to the agent. The lease outlasts the test, so nothing else ends the worker.
@@ -22,7 +22,8 @@ async fn a_halt_ends_a_spinning_sandbox_while_control_is_dead() {
         let world = &bench.control.script().world;
         (world.halt(0, scope(), 1), world.halt(0, scope(), 2))
     };
-    forged.signature.ed25519.0[0] ^= 1;
+    let HaltSignature::Hybrid(signature) = &mut forged.signature else { panic!("signed by keys") };
+    signature.ed25519.0[0] ^= 1;
     let verdict = hand_halt(&bench.agent_directory(), &forged).await.unwrap();
     assert_eq!(verdict.code, Some(error_code::SIGNATURE_INVALID));
     assert_eq!(bench.sandboxes(), ["spins.0.1.1"], "a forged halt ends nothing");

@@ -6,6 +6,7 @@
 //!
 //! The digest in front finds damage; an attacker would compute it too.
 
+use super::signers::FormerSigners;
 use super::{ApprovedService, CircleState, ForgottenModel, LiftedHalt, MemberPasskeys, RetiredService};
 use crate::ChainError;
 use crate::history::HistoryTree;
@@ -35,6 +36,7 @@ struct CircleFields {
     members: BTreeMap<MemberId, Member>,
     former_members: BTreeSet<MemberId>,
     former_keys: BTreeSet<Digest>,
+    former_signers: BTreeMap<MemberId, FormerSigners>,
     suspended: BTreeMap<MemberId, BTreeSet<Digest>>,
     policy: Policy,
     passkeys: BTreeMap<MemberId, MemberPasskeys>,
