@@ -7,8 +7,11 @@
 use crate::propose::check_proposal;
 use crate::render::{RENDERER_VERSION, digests, render};
 use crate::waiting::{ballots_until, is_vetoable};
-use crate::{ChainError, CircleState, MemberSecret, class_of, membership, quorum, signature_holds};
+use crate::{
+    ChainError, CircleState, MemberSigner, Statement, class_of, membership, quorum, signature_holds,
+};
 use protocol::canonical::to_bytes;
+use protocol::foreign_text;
 use protocol::governance::{
     ActionClass, BALLOT_DOMAIN, Ballot, BallotSignature, Certificate, Change, Choice, HistoryHead, Member,
     Proposal, Quorum, SignedBallot,
@@ -19,23 +22,40 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// Returns a member's signed ballot on the proposal as [`render`] shows it. The caller must have shown that
 /// rendering to the member. `seen` is the head of the history that the member's own machine verified.
-#[must_use]
-pub fn vote(
-    secret: &MemberSecret,
+pub fn vote<S: MemberSigner>(
+    signer: &S,
     member: MemberId,
     seen: HistoryHead,
     proposal: &Proposal,
     choice: Choice,
     issued_at: Millis,
-) -> SignedBallot {
-    sign_ballot(secret, unsigned_ballot(member, seen, proposal, choice, issued_at))
+) -> S::Signed<SignedBallot> {
+    sign_ballot(signer, proposal, unsigned_ballot(member, seen, proposal, choice, issued_at))
 }
 
-/// Signs a ballot with its member's keys.
+/// Signs a ballot on this proposal with its member's keys.
 #[must_use]
-pub fn sign_ballot(secret: &MemberSecret, ballot: Ballot) -> SignedBallot {
-    let signature = BallotSignature::Hybrid(secret.sign(BALLOT_DOMAIN, &to_bytes(&ballot)));
-    SignedBallot { ballot, signature }
+pub fn sign_ballot<S: MemberSigner>(
+    signer: &S,
+    proposal: &Proposal,
+    ballot: Ballot,
+) -> S::Signed<SignedBallot> {
+    debug_assert_eq!(ballot.proposal, proposal.id(), "the signer shows the text that the ballot is about");
+    let verb = match ballot.choice {
+        Choice::Approve => "Approve",
+        Choice::Reject => "Reject",
+    };
+    let because = match ballot.reason.as_str() {
+        "" => String::new(),
+        reason => format!(" Reason: {}", foreign_text::line(reason)),
+    };
+    let summary = format!("{verb} this proposal as {}.{because}", ballot.member);
+    let text = render(proposal).text;
+    let statement = Statement { domain: BALLOT_DOMAIN, bytes: to_bytes(&ballot), summary, text };
+    signer.sign_statement(&statement, |signature| {
+        let signature = BallotSignature::Hybrid(signature);
+        SignedBallot { ballot, signature }
+    })
 }
 
 /// Returns a member's ballot on the proposal as [`render`] shows it, without a reason, for [`sign_ballot`] or
@@ -431,6 +451,7 @@ fn mismatch(signed: &SignedBallot, what: &'static str) -> ChainError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::MemberSecret;
     use crate::testing::node;
     use crate::{propose, sign_genesis, verify};
     use protocol::PublicKey;

@@ -3,10 +3,11 @@
 //! A circle exists only with every signature ([`CircleState::found`](crate::CircleState::found)). A genesis
 //! that could never be founded is refused before a founder signs it.
 
-use crate::{ChainError, form, signature_holds};
+use crate::{ChainError, MemberSigner, Statement, form, render_genesis, signature_holds};
 use protocol::MemberId;
 use protocol::canonical::to_bytes;
 use protocol::governance::{GENESIS_DOMAIN, Genesis, SignedGenesis};
+use protocol::keys::HybridSignature;
 
 /// Checks every rule of form of a genesis, for its drafter and for the founders who sign it.
 ///
@@ -14,6 +15,13 @@ use protocol::governance::{GENESIS_DOMAIN, Genesis, SignedGenesis};
 /// Returns the first broken rule, such as a quorum of 4 of 3 members or a member named twice.
 pub fn check_draft(genesis: &Genesis) -> Result<(), ChainError> {
     form::check_genesis(genesis)
+}
+
+/// Returns a founder's signature of a genesis. The caller must have shown its rendering to the founder.
+pub fn sign_as_founder<S: MemberSigner>(signer: &S, genesis: &Genesis) -> S::Signed<HybridSignature> {
+    let (summary, text) = ("Found this circle.".to_string(), render_genesis(genesis).text);
+    let statement = Statement { domain: GENESIS_DOMAIN, bytes: to_bytes(genesis), summary, text };
+    signer.sign_statement(&statement, |signature| signature)
 }
 
 /// Verifies the founders' signatures so far, and returns the founders that have not signed.

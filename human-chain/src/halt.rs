@@ -9,7 +9,9 @@ mod book;
 
 pub use book::{DeferredHalts, HaltBook};
 
-use crate::{ChainError, CircleState, MemberSecret, form, signature_holds};
+use crate::{
+    ChainError, CircleState, MemberSigner, Statement, describe_halt, describe_scope, form, signature_holds,
+};
 use protocol::canonical::to_bytes;
 use protocol::governance::{Change, NodeAdmission};
 use protocol::halt::{
@@ -19,10 +21,13 @@ use protocol::halt::{
 use protocol::{HaltId, ServiceName};
 
 /// Signs a halt with its member's keys.
-#[must_use]
-pub fn sign_halt(secret: &MemberSecret, halt: Halt) -> SignedHalt {
-    let signature = HaltSignature::Hybrid(secret.sign(HALT_DOMAIN, &to_bytes(&halt)));
-    SignedHalt { halt, signature }
+pub fn sign_halt<S: MemberSigner>(signer: &S, halt: Halt) -> S::Signed<SignedHalt> {
+    let summary = format!("Stop {}: {}", describe_scope(&halt.scope), describe_halt(&halt));
+    let statement = Statement::new(HALT_DOMAIN, to_bytes(&halt), summary);
+    signer.sign_statement(&statement, |signature| {
+        let signature = HaltSignature::Hybrid(signature);
+        SignedHalt { halt, signature }
+    })
 }
 
 /// Halt whose signature was verified. Only [`check_halt`] makes one.

@@ -25,6 +25,7 @@ mod passkey;
 mod propose;
 mod quorum;
 mod render;
+mod signer;
 mod subject;
 #[cfg(test)]
 mod testing;
@@ -45,7 +46,7 @@ pub use circle::{
 };
 pub use error::ChainError;
 pub use form::{VETO_SECONDS_MAX, check_node};
-pub use founding::{check_draft, merge_signatures, unsigned_founders};
+pub use founding::{check_draft, merge_signatures, sign_as_founder, unsigned_founders};
 pub use halt::{DeferredHalts, HaltBook, VerifiedHalt, check_halt, covers, halt_stands, lift, sign_halt};
 pub use history::HistoryEntry;
 pub use member::{MemberSecret, check_proven, prove_keys, signature_holds};
@@ -63,6 +64,7 @@ pub use render::{
     RENDERER_VERSION, Rendering, describe_halt, describe_scope, passkey_words, render, render_difference,
     render_genesis, show_duration, show_time, words_of,
 };
+pub use signer::{MemberSigner, Statement};
 pub use subject::{class_of, subject_of};
 pub use waiting::{check_waited, is_vetoable, takes_effect_at, waiting_ms};
 pub use withdrawal::{check_withdrawal, sign_withdrawal};

@@ -5,7 +5,7 @@
 //! also adds randomness to each ML-DSA-65 signature. No decision depends on either. `model-store` opens
 //! secrets wrapped to a member; it takes the two decryption keys from here.
 
-use crate::ChainError;
+use crate::{ChainError, MemberSigner, Statement};
 use aws_lc_rs::agreement;
 use aws_lc_rs::digest::SHA3_256;
 use aws_lc_rs::kem::{DecapsulationKey, ML_KEM_768};
@@ -151,12 +151,12 @@ impl MemberSecret {
     }
 }
 
-/// Returns a member's entry with the proof that this secret belongs to it.
-#[must_use]
-pub fn prove_keys(secret: &MemberSecret, id: MemberId) -> ProvenMember {
-    let member = Member { id, keys: secret.public() };
-    let proof = secret.sign(MEMBER_KEYS_DOMAIN, &member.key_claim());
-    ProvenMember { member, proof }
+/// Returns a member's entry with the proof that this signer's keys belong to it.
+pub fn prove_keys<S: MemberSigner>(signer: &S, id: MemberId) -> S::Signed<ProvenMember> {
+    let member = Member { id, keys: signer.public_keys() };
+    let summary = format!("These keys are those of the member {}.", member.id);
+    let statement = Statement::new(MEMBER_KEYS_DOMAIN, member.key_claim(), summary);
+    signer.sign_statement(&statement, |proof| ProvenMember { member, proof })
 }
 
 /// Checks that a person holds the keys of an entry.

@@ -1,14 +1,17 @@
 //! Withdrawals: a proposer takes a proposal back, and any member a draft.
 
-use crate::{ChainError, CircleState, MemberSecret, signature_holds};
+use crate::signer::{MemberSigner, Statement};
+use crate::{ChainError, CircleState, signature_holds};
 use protocol::canonical::to_bytes;
 use protocol::governance::{SignedWithdrawal, WITHDRAWAL_DOMAIN, Withdrawal};
 
 /// Signs a withdrawal with its member's keys.
 #[must_use]
-pub fn sign_withdrawal(secret: &MemberSecret, withdrawal: Withdrawal) -> SignedWithdrawal {
-    let signature = secret.sign(WITHDRAWAL_DOMAIN, &to_bytes(&withdrawal));
-    SignedWithdrawal { withdrawal, signature }
+pub fn sign_withdrawal<S: MemberSigner>(signer: &S, withdrawal: Withdrawal) -> S::Signed<SignedWithdrawal> {
+    let kind = if withdrawal.draft { "draft" } else { "proposal" };
+    let summary = format!("Withdraw the {kind} {} as {}.", withdrawal.proposal, withdrawal.member);
+    let statement = Statement::new(WITHDRAWAL_DOMAIN, to_bytes(&withdrawal), summary);
+    signer.sign_statement(&statement, |signature| SignedWithdrawal { withdrawal, signature })
 }
 
 /// Checks that a withdrawal is signed by the keys of a member in force. The caller compares the member with

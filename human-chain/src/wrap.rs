@@ -4,7 +4,7 @@
 //! A wrap is verified by the state machine before it is kept and by its recipient before it is used. Nothing
 //! here opens one: only the holder of the recipient's secret can.
 
-use crate::{ChainError, CircleState, MemberSecret, signature_holds};
+use crate::{ChainError, CircleState, MemberSigner, Statement, signature_holds};
 use protocol::canonical::to_bytes;
 use protocol::governance::{NodeAdmission, NodeRole};
 use protocol::keys::{EncryptionKey, HybridSignature};
@@ -52,16 +52,23 @@ pub fn recipient_key<'a>(
 }
 
 /// Signs a wrap with the keys of the member that made it for the key `to`.
-#[must_use]
-pub fn sign_wrap(
-    secret: &MemberSecret,
+pub fn sign_wrap<S: MemberSigner>(
+    signer: &S,
     maker: MemberId,
     circle: CircleId,
     to: &EncryptionKey,
     wrap: KeyWrap,
-) -> SignedWrap {
-    let signature = secret.sign(WRAP_DOMAIN, &wrap.statement(circle, &maker, to));
-    SignedWrap { wrap, maker, signature }
+) -> S::Signed<SignedWrap> {
+    let summary = format!("Give the key of the model {} to {}.", wrap.root, name_of(&wrap.recipient));
+    let statement = Statement::new(WRAP_DOMAIN, wrap.statement(circle, &maker, to), summary);
+    signer.sign_statement(&statement, |signature| SignedWrap { wrap, maker, signature })
+}
+
+fn name_of(recipient: &Recipient) -> String {
+    match recipient {
+        Recipient::Member(member) => format!("the member {member}"),
+        Recipient::Node(node) => format!("the node with the key {node}"),
+    }
 }
 
 /// Verifies a wrap: a member of this circle signed it for the key that its recipient has now.
@@ -81,10 +88,14 @@ pub fn check_wrap(state: &CircleState, signed: &SignedWrap) -> Result<(), ChainE
 }
 
 /// Signs a member's complaint about a wrap that its secret does not open.
-#[must_use]
-pub fn sign_complaint(secret: &MemberSecret, complaint: WrapComplaint) -> SignedComplaint {
-    let signature = secret.sign(WRAP_COMPLAINT_DOMAIN, &to_bytes(&complaint));
-    SignedComplaint { complaint, signature: RecipientSignature::Member(signature) }
+pub fn sign_complaint<S: MemberSigner>(signer: &S, complaint: WrapComplaint) -> S::Signed<SignedComplaint> {
+    let WrapComplaint { root, wrap, .. } = &complaint;
+    let summary = format!("The wrap {wrap} of the key of the model {root} does not open for me.");
+    let statement = Statement::new(WRAP_COMPLAINT_DOMAIN, to_bytes(&complaint), summary);
+    signer.sign_statement(&statement, |signature| {
+        let signature = RecipientSignature::Member(signature);
+        SignedComplaint { complaint, signature }
+    })
 }
 
 /// Verifies a complaint: the recipient that it names belongs to this circle and signed it.
@@ -117,10 +128,11 @@ pub fn check_complaint(state: &CircleState, signed: &SignedComplaint) -> Result<
 }
 
 /// Signs a member's request for its own wraps.
-#[must_use]
-pub fn sign_wrap_request(secret: &MemberSecret, request: WrapRequest) -> SignedWrapRequest {
-    let signature = secret.sign(WRAP_REQUEST_DOMAIN, &to_bytes(&request));
-    SignedWrapRequest { request, signature }
+pub fn sign_wrap_request<S: MemberSigner>(signer: &S, request: WrapRequest) -> S::Signed<SignedWrapRequest> {
+    let summary =
+        format!("List the model keys wrapped to {}, and the parties that lack them.", request.member);
+    let statement = Statement::new(WRAP_REQUEST_DOMAIN, to_bytes(&request), summary);
+    signer.sign_statement(&statement, |signature| SignedWrapRequest { request, signature })
 }
 
 /// Verifies a request: the member that it names belongs to this circle and signed it.
