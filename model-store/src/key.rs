@@ -124,6 +124,18 @@ impl EncryptionSecret {
         &self.public
     }
 
+    /// Returns the shared secrets of this secret and a wrap.
+    ///
+    /// # Errors
+    /// [`KeyError::Closed`] if the wrap has no valid public values.
+    pub fn shared_with(&self, wrap: &KeyWrap) -> Result<SharedSecrets, KeyError> {
+        let copied = |bytes: &[u8]| bytes.try_into().ok().map(Zeroizing::new);
+        let quantum = self.ml_kem.decapsulate(Ciphertext::from(&wrap.encapsulated.0[..])).ok();
+        let ml_kem = quantum.and_then(|secret| copied(secret.as_ref()));
+        let x25519 = agree(&self.x25519, &wrap.ephemeral, copied).flatten();
+        x25519.zip(ml_kem).map(|(x25519, ml_kem)| SharedSecrets { x25519, ml_kem }).ok_or(KeyError::Closed)
+    }
+
     /// Generates a secret and writes it to `path`: a new file of mode 600, durable when this returns.
     ///
     /// # Errors
@@ -239,16 +251,28 @@ pub fn wrap_key(
 /// # Errors
 /// [`KeyError::Closed`] if it was made for another key or was altered.
 pub fn unwrap_key(wrap: &KeyWrap, secret: &EncryptionSecret) -> Result<ModelKey, KeyError> {
-    open(wrap, secret).ok_or(KeyError::Closed)
+    open_wrap(wrap, &secret.public, &secret.shared_with(wrap)?)
 }
 
-fn open(wrap: &KeyWrap, secret: &EncryptionSecret) -> Option<ModelKey> {
-    let quantum = secret.ml_kem.decapsulate(Ciphertext::from(&wrap.encapsulated.0[..])).ok()?;
-    let wrapping = agree(&secret.x25519, &wrap.ephemeral, |classical| {
-        wrapping_key(classical, quantum.as_ref(), wrap, &secret.public)
-    })?;
+/// Shared secrets of a wrap and its recipient, with which the wrap opens.
+pub struct SharedSecrets {
+    /// Of X25519, 32 bytes.
+    pub x25519: Zeroizing<[u8; 32]>,
+    /// Of ML-KEM-768, 32 bytes.
+    pub ml_kem: Zeroizing<[u8; 32]>,
+}
+
+/// Opens a wrap made for the key `to` with the shared secrets of that key's holder.
+///
+/// # Errors
+/// [`KeyError::Closed`] if it was made for another key or was altered, or the secrets are others.
+pub fn open_wrap(wrap: &KeyWrap, to: &EncryptionKey, secrets: &SharedSecrets) -> Result<ModelKey, KeyError> {
+    open(wrap, &wrapping_key(&*secrets.x25519, &*secrets.ml_kem, wrap, to)).ok_or(KeyError::Closed)
+}
+
+fn open(wrap: &KeyWrap, wrapping: &[u8; 32]) -> Option<ModelKey> {
     let mut sealed = Zeroizing::new(wrap.sealed.0.clone());
-    let opened = aead(&wrapping).open_in_place(one_nonce(), Aad::empty(), &mut sealed).ok()?;
+    let opened = aead(wrapping).open_in_place(one_nonce(), Aad::empty(), &mut sealed).ok()?;
     Some(ModelKey((&*opened).try_into().ok()?))
 }
 

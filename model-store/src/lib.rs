@@ -48,7 +48,7 @@ pub use destination::{Destination, MapDestination, MemoryDestination};
 pub use error::{ImportError, KeyError, PlacementError, ReadError, StoreError, SweepError};
 pub use fault::{FaultKind, FaultSink, ShardFault, log_faults};
 pub use import::{ImportOptions, ImportProgress, Imported, import, let_go};
-pub use key::{EncryptionSecret, ModelKey, unwrap_key, wrap_key};
+pub use key::{EncryptionSecret, ModelKey, SharedSecrets, open_wrap, unwrap_key, wrap_key};
 pub use placement::{PlacementRule, place};
 pub use pool::Pool;
 pub use read::{FillReport, OnSegment, Reader, fetch_manifest};
