@@ -143,16 +143,22 @@ pub trait ConsoleBackend: Send + Sync + 'static {
     fn halts(&self) -> BackendAnswer<'_, HaltReport>;
 
     /// Returns a ballot of the member whose key this backend holds; none if it holds no key.
+    ///
+    /// # Errors
+    /// The refusal of the member's external signer, if the key is in one.
     fn sign(
         &self,
         circle: &CircleState,
         proposal: &Proposal,
         choice: Choice,
         reason: String,
-    ) -> Option<SignedBallot>;
+    ) -> Result<Option<SignedBallot>, Refusal>;
 
     /// Returns a halt signed by the member whose key this backend holds; none if it holds no key.
-    fn sign_halt(&self, halt: Halt) -> Option<SignedHalt>;
+    ///
+    /// # Errors
+    /// As [`ConsoleBackend::sign`].
+    fn sign_halt(&self, halt: Halt) -> Result<Option<SignedHalt>, Refusal>;
 
     /// Returns whether [`ConsoleBackend::sign`] and [`ConsoleBackend::sign_halt`] can sign.
     fn holds_key(&self) -> bool;

@@ -1,35 +1,57 @@
-//! A member's key file, and the one function that loads it.
+//! A member's key file, and the one function that opens it.
 //!
-//! The file is JSON with a version. The key in it is sealed with a passphrase, see `sealed.rs`. The explicit
-//! form `unencrypted` is for tests and for the demonstration, whose keys lie beside each other anyway.
-//! A checksum over the whole file distinguishes a damaged file from a wrong passphrase.
+//! The file is JSON with a version. The key in it is sealed with a passphrase, see `sealed.rs`, or it is in a
+//! program that the file names, see `signer.rs`. The explicit form `unencrypted` is for tests and for the
+//! demonstration, whose keys lie beside each other anyway. A checksum over the whole file distinguishes a
+//! damaged file from a wrong passphrase.
 
 pub(crate) mod passphrase;
 pub(crate) mod sealed;
+pub(crate) mod signer;
 
 use anyhow::{Context as _, Result};
 use host::files;
 use host::random::random_bytes;
-use human_chain::{MemberSecret, prove_keys};
+use human_chain::{MemberSecret, MemberSigner, Statement, prove_keys};
+use model_store::{EncryptionSecret, ModelKey, unwrap_key};
 use protocol::governance::ProvenMember;
+use protocol::keys::{HybridSignature, MemberKeys};
+use protocol::model::KeyWrap;
 use protocol::{Digest, MemberId, Refusal, error_code};
 use sealed::{SealedKey, SealingCost};
 use serde::{Deserialize, Serialize};
+use signer::{ExternalSigner, SignerCommand};
 use std::path::Path;
 use zeroize::Zeroizing;
 
 /// Version of the file.
 const FORMAT: &str = "quorate-member-key/2";
-/// Maximum size of the file in bytes: a key of 2,480 bytes in hex, and some fields.
-const FILE_BYTES_MAX: usize = 16 * 1024;
+/// Maximum size of the file in bytes: a key of 2,480 bytes in hex, or public keys of 3,200 bytes in hex and a
+/// command of 8 KiB; and some fields.
+const FILE_BYTES_MAX: usize = 24 * 1024;
 /// Digest domain of the checksum.
 const CHECKSUM_DOMAIN: &str = "quorate/member-key-file/v2";
 
-/// A member's key, as it was loaded from its file.
+/// A member's key that was generated here, to be written to a file.
 pub struct MemberKeyFile {
     /// The member that owns the key.
     pub member: MemberId,
     pub secret: MemberSecret,
+}
+
+/// A member's key, opened for use.
+pub struct MemberKey {
+    /// The member that owns the key.
+    pub member: MemberId,
+    pub signer: KeyHolder,
+}
+
+/// Holder of a member's key.
+pub enum KeyHolder {
+    /// The secret is in memory.
+    Secret(Box<MemberSecret>),
+    /// The secret is in a program.
+    External(Box<ExternalSigner>),
 }
 
 /// The file as it is on disk.
@@ -50,6 +72,15 @@ enum StoredKey {
     Unencrypted(String),
     /// The secret, sealed with a passphrase.
     Encrypted(SealedKey),
+    /// A program that holds the secret, and its public keys.
+    External(ExternalKey),
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ExternalKey {
+    command: SignerCommand,
+    keys: MemberKeys,
 }
 
 impl MemberKeyText {
@@ -79,36 +110,6 @@ impl MemberKeyFile {
         prove_keys(&self.secret, self.member.clone())
     }
 
-    /// Reads a key file, and asks for its passphrase if it has one. Each use of a member's secret begins
-    /// here.
-    ///
-    /// # Errors
-    /// Fails with `key-file-unusable` if the file is missing, readable by others, damaged or of another form.
-    /// Fails with `key-passphrase-wrong` or `key-passphrase-missing` if it cannot be opened.
-    pub fn load(path: &Path) -> Result<Self> {
-        Self::load_with(path, || passphrase::present(path))
-    }
-
-    /// Reads a key file with this passphrase.
-    fn load_with(path: &Path, passphrase: impl FnOnce() -> Result<Zeroizing<String>>) -> Result<Self> {
-        let text = read_text(path)?;
-        let bytes = match &text.key {
-            StoredKey::Unencrypted(encoded) => Zeroizing::new(
-                hex::decode(encoded.as_bytes()).map_err(|error| unusable(path, &error.to_string()))?,
-            ),
-            StoredKey::Encrypted(sealed) => {
-                sealed.check_cost().map_err(|reason| unusable(path, &reason))?;
-                let opened = sealed.open(text.member.as_str(), &passphrase()?);
-                opened.ok_or_else(|| {
-                    let message = format!("the passphrase does not open the member key `{}`", path.display());
-                    Refusal::new(error_code::KEY_PASSPHRASE_WRONG, message)
-                })?
-            }
-        };
-        let secret = MemberSecret::from_bytes(&bytes).map_err(|error| unusable(path, &error.to_string()))?;
-        Ok(Self { member: text.member, secret })
-    }
-
     /// Writes the key to a new file without a passphrase, for tests and for the demonstration.
     ///
     /// # Errors
@@ -134,11 +135,105 @@ impl MemberKeyFile {
     }
 
     fn write(&self, path: &Path, key: StoredKey) -> Result<()> {
-        let text = MemberKeyText::new(self.member.clone(), key)?;
-        let bytes = Zeroizing::new(serde_json::to_vec(&text)?);
-        debug_assert!(bytes.len() <= FILE_BYTES_MAX, "a file that is written can be read");
-        create_secret(path, &bytes)
+        write_new(path, self.member.clone(), key)
     }
+}
+
+impl From<MemberKeyFile> for MemberKey {
+    fn from(file: MemberKeyFile) -> Self {
+        Self { member: file.member, signer: KeyHolder::Secret(Box::new(file.secret)) }
+    }
+}
+
+impl MemberKey {
+    /// Reads a key file, and asks for its passphrase if it has one. Each use of a member's key begins here.
+    ///
+    /// # Errors
+    /// Fails with `key-file-unusable` if the file is missing, readable by others, damaged or of another form.
+    /// Fails with `key-passphrase-wrong` or `key-passphrase-missing` if it cannot be opened.
+    pub fn load(path: &Path) -> Result<Self> {
+        Self::load_with(path, || passphrase::present(path))
+    }
+
+    /// Reads a key file with this passphrase.
+    fn load_with(path: &Path, passphrase: impl FnOnce() -> Result<Zeroizing<String>>) -> Result<Self> {
+        let text = read_text(path)?;
+        let bytes = match text.key {
+            StoredKey::Unencrypted(encoded) => Zeroizing::new(
+                hex::decode(encoded.as_bytes()).map_err(|error| unusable(path, &error.to_string()))?,
+            ),
+            StoredKey::Encrypted(sealed) => {
+                sealed.check_cost().map_err(|reason| unusable(path, &reason))?;
+                let opened = sealed.open(text.member.as_str(), &passphrase()?);
+                opened.ok_or_else(|| {
+                    let message = format!("the passphrase does not open the member key `{}`", path.display());
+                    Refusal::new(error_code::KEY_PASSPHRASE_WRONG, message)
+                })?
+            }
+            StoredKey::External(ExternalKey { command, keys }) => {
+                command.check()?;
+                return Ok(ExternalSigner { member: text.member, command, keys }.into_key());
+            }
+        };
+        let secret = MemberSecret::from_bytes(&bytes).map_err(|error| unusable(path, &error.to_string()))?;
+        Ok(MemberKeyFile { member: text.member, secret }.into())
+    }
+}
+
+impl KeyHolder {
+    /// Opens a wrap for this member; none if it does not open.
+    ///
+    /// # Errors
+    /// Fails with `signer-failed` or `signer-invalid` if an external signer does not open wraps.
+    pub fn open_wrap(&self, wrap: &KeyWrap) -> Result<Option<ModelKey>> {
+        match self {
+            Self::Secret(secret) => {
+                let public = secret.public().encryption;
+                let (x25519, ml_kem) = (secret.x25519_secret(), secret.ml_kem_secret());
+                let secret = EncryptionSecret::from_parts(x25519, ml_kem, &public)?;
+                Ok(unwrap_key(wrap, &secret).ok())
+            }
+            Self::External(signer) => Ok(signer.open_wrap(wrap)?),
+        }
+    }
+}
+
+impl MemberSigner for KeyHolder {
+    type Signed<T> = Result<T, Refusal>;
+
+    fn public_keys(&self) -> MemberKeys {
+        match self {
+            Self::Secret(secret) => secret.public_keys(),
+            Self::External(signer) => signer.public_keys(),
+        }
+    }
+
+    fn sign_statement<T>(
+        &self,
+        statement: &Statement,
+        complete: impl FnOnce(HybridSignature) -> T,
+    ) -> Self::Signed<T> {
+        match self {
+            Self::Secret(secret) => Ok(secret.sign_statement(statement, complete)),
+            Self::External(signer) => signer.sign_statement(statement, complete),
+        }
+    }
+}
+
+/// Writes a new file that names an external signer in place of a secret.
+///
+/// # Errors
+/// As [`MemberKeyFile::save`].
+pub(crate) fn save_external(signer: &ExternalSigner, path: &Path) -> Result<()> {
+    let key = ExternalKey { command: signer.command.clone(), keys: signer.keys.clone() };
+    write_new(path, signer.member.clone(), StoredKey::External(key))
+}
+
+fn write_new(path: &Path, member: MemberId, key: StoredKey) -> Result<()> {
+    let text = MemberKeyText::new(member, key)?;
+    let bytes = Zeroizing::new(serde_json::to_vec(&text)?);
+    debug_assert!(bytes.len() <= FILE_BYTES_MAX, "a file that is written can be read");
+    create_secret(path, &bytes)
 }
 
 /// Reads the file and checks everything that needs no passphrase.

@@ -8,7 +8,7 @@ use crate::client::ControlClient;
 use crate::context::Context;
 use crate::head::HeadFile;
 use crate::history::{continue_history, read_decisions, read_history, verify_history};
-use crate::member_key::MemberKeyFile;
+use crate::member_key::MemberKey;
 use crate::print;
 use crate::reviewed::{self, ReviewedProposal};
 use anyhow::{Context as _, Result};
@@ -176,7 +176,7 @@ impl Session {
     ///
     /// # Errors
     /// Returns an error if control rejects it, or its answer does not show the approval.
-    pub async fn submit_as(&self, proposal: Proposal, member: &MemberKeyFile) -> Result<ReviewedProposal> {
+    pub async fn submit_as(&self, proposal: Proposal, member: &MemberKey) -> Result<ReviewedProposal> {
         let (id, ballot) = (proposal.id(), self.ballot(&proposal, member, Choice::Approve, String::new())?);
         let body = SubmitProposal { proposal, ballot: Some(ballot.clone()) };
         let view = self.client.post("/v1/proposals", &body).await?;
@@ -187,14 +187,14 @@ impl Session {
     ///
     /// # Errors
     /// Returns an error if control rejects the withdrawal.
-    pub async fn withdraw(&self, view: &ProposalView, member: Option<&MemberKeyFile>) -> Result<()> {
+    pub async fn withdraw(&self, view: &ProposalView, member: Option<&MemberKey>) -> Result<()> {
         let proposal = view.proposal.id();
-        let sign = |key: &MemberKeyFile| {
+        let sign = |key: &MemberKey| {
             let draft = view.state == ProposalState::Draft;
             let withdrawal = Withdrawal { proposal, draft, member: key.member.clone() };
-            human_chain::sign_withdrawal(&key.secret, withdrawal)
+            human_chain::sign_withdrawal(&key.signer, withdrawal)
         };
-        let body = WithdrawProposal { withdrawal: member.map(sign) };
+        let body = WithdrawProposal { withdrawal: member.map(sign).transpose()? };
         let path = format!("/v1/proposals/{proposal}/withdrawal");
         let _: serde_json::Value = self.client.post(&path, &body).await?;
         Ok(())
@@ -214,11 +214,12 @@ impl Session {
     /// Signs a vote on a proposal, with a reason or an empty one, with a member's key and submits it.
     ///
     /// # Errors
-    /// Returns an error if the reason is too long, control rejects the vote, or its answer does not show it.
+    /// Returns an error if the reason is too long, the key does not sign, control rejects the vote, or its
+    /// answer does not show it.
     pub async fn vote(
         &self,
         proposal: &Proposal,
-        member: &MemberKeyFile,
+        member: &MemberKey,
         choice: Choice,
         reason: String,
     ) -> Result<ReviewedProposal> {
@@ -230,14 +231,14 @@ impl Session {
     fn ballot(
         &self,
         proposal: &Proposal,
-        member: &MemberKeyFile,
+        member: &MemberKey,
         choice: Choice,
         reason: String,
     ) -> Result<SignedBallot> {
         check_reason(&reason).map_err(Refusal::from)?;
         let (id, head) = (member.member.clone(), self.circle.head());
         let ballot = unsigned_ballot(id, head, proposal, choice, wall_clock());
-        Ok(sign_ballot(&member.secret, Ballot { reason, ..ballot }))
+        Ok(sign_ballot(&member.signer, proposal, Ballot { reason, ..ballot })?)
     }
 
     /// Verifies an answer that must show this ballot.

@@ -238,6 +238,10 @@ codes! {
     KEY_PASSPHRASE_WRONG = "key-passphrase-wrong";
     /// A key file needs a passphrase, and there is no terminal and no file to read it from.
     KEY_PASSPHRASE_MISSING = "key-passphrase-missing";
+    /// An external signer did not start, did not answer, refused, or answered in no form of the protocol.
+    SIGNER_FAILED = "signer-failed";
+    /// An external signer answered with something else than was asked for.
+    SIGNER_INVALID = "signer-invalid";
     /// The record of the highest verified history cannot be read or written.
     HEAD_UNUSABLE = "head-unusable";
     /// No admitted node has this name, or no node of this name waits for admission.

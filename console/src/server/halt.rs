@@ -174,7 +174,7 @@ impl Console {
             Refusal::new(error_code::CONSOLE_NO_KEY, message)
         };
         let member = look.member().filter(|_| self.means_to_halt(look).key).ok_or_else(no_key)?;
-        let signed = self.backend.sign_halt(request.halt(look, member)?);
+        let signed = self.backend.sign_halt(request.halt(look, member)?)?;
         let signed = signed.filter(|signed| signed.halt.member == *member).ok_or_else(no_key)?;
         self.backend.deliver_halt(signed).await
     }

@@ -92,7 +92,7 @@ impl Console {
         check_reason(&form.reason)?;
         let ballot = if self.means(look, reviewed).key {
             let reason = form.reason.clone();
-            self.backend.sign(&look.circle, &reviewed.view.proposal, form.choice, reason)
+            self.backend.sign(&look.circle, &reviewed.view.proposal, form.choice, reason)?
         } else {
             None
         };

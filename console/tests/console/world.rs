@@ -296,7 +296,7 @@ impl World {
         let seen = self.state().circle.head();
         let ballot = human_chain::unsigned_ballot(member(at), seen, proposal, choice, wall_clock());
         let ballot = Ballot { reason: reason.into(), ..ballot };
-        self.take(human_chain::sign_ballot(secret(at), ballot)).unwrap();
+        self.take(human_chain::sign_ballot(secret(at), proposal, ballot)).unwrap();
     }
 
     /// Takes a ballot as control does: checks it, counts, and puts the change into force.
@@ -447,14 +447,14 @@ impl ConsoleBackend for World {
         proposal: &Proposal,
         choice: Choice,
         reason: String,
-    ) -> Option<SignedBallot> {
-        let at = self.key?;
+    ) -> Result<Option<SignedBallot>, Refusal> {
+        let Some(at) = self.key else { return Ok(None) };
         let ballot = human_chain::unsigned_ballot(member(at), circle.head(), proposal, choice, wall_clock());
-        Some(human_chain::sign_ballot(secret(at), Ballot { reason, ..ballot }))
+        Ok(Some(human_chain::sign_ballot(secret(at), proposal, Ballot { reason, ..ballot })))
     }
 
-    fn sign_halt(&self, halt: Halt) -> Option<SignedHalt> {
-        self.key.map(|at| human_chain::sign_halt(secret(at), halt))
+    fn sign_halt(&self, halt: Halt) -> Result<Option<SignedHalt>, Refusal> {
+        Ok(self.key.map(|at| human_chain::sign_halt(secret(at), halt)))
     }
 
     fn holds_key(&self) -> bool {

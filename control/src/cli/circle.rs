@@ -7,7 +7,7 @@ use super::Environment;
 use super::members::{self, ProposeMemberArguments, ProposePolicyArguments};
 use super::output::{print_json, table};
 use super::words::WordsArguments;
-use crate::member_key::{MemberKeyFile, create_secret};
+use crate::member_key::{MemberKey, MemberKeyFile, create_secret};
 use crate::policy::{VETO_SECONDS, simple_policy};
 use crate::print;
 use crate::session::Session;
@@ -17,7 +17,7 @@ use clap::{Args, Subcommand};
 use host::files;
 use host::random::fresh_secret_text;
 use host::wall_clock;
-use human_chain::CircleState;
+use human_chain::{CircleState, MemberSigner as _};
 use protocol::api::History;
 use protocol::display::counted;
 use protocol::governance::*;
@@ -221,9 +221,9 @@ fn sign(genesis: &Path, key: &Path, words: &WordsArguments) -> Result<()> {
     let mut signed: SignedGenesis = read_json(genesis)?;
     human_chain::check_draft(&signed.genesis).map_err(Refusal::from)?;
     human_chain::unsigned_founders(&signed).map_err(Refusal::from)?;
-    let member = MemberKeyFile::load(key)?;
+    let member = MemberKey::load(key)?;
     let founder = signed.genesis.members.iter().find(|founder| founder.id == member.member);
-    if founder.is_none_or(|founder| founder.keys != member.secret.public()) {
+    if founder.is_none_or(|founder| founder.keys != member.signer.public_keys()) {
         let message =
             format!("`{}` is not a founder of this genesis, or the genesis has another key", member.member);
         return Err(Refusal::new(error_code::NOT_A_MEMBER, message).into());
@@ -231,9 +231,10 @@ fn sign(genesis: &Path, key: &Path, words: &WordsArguments) -> Result<()> {
     let rendering = human_chain::render_genesis(&signed.genesis);
     print::err(format_args!("{}\nwords: {}\n", rendering.text, rendering.words.join(" ")));
     words.confirm(&format!("sign as {}", member.member), &rendering.words)?;
-    let bytes = protocol::canonical::to_bytes(&signed.genesis);
-    let signature = || member.secret.sign(GENESIS_DOMAIN, &bytes);
-    signed.signatures.entry(member.member.clone()).or_insert_with(signature);
+    if !signed.signatures.contains_key(&member.member) {
+        let signature = human_chain::sign_as_founder(&member.signer, &signed.genesis)?;
+        signed.signatures.insert(member.member.clone(), signature);
+    }
     write_signed(genesis, &signed)?;
     print::out(format_args!("signed by {}; {}", member.member, progress(&signed)?));
     Ok(())

@@ -7,7 +7,7 @@ use super::halts::{collect, send};
 use super::sharing::{member_key, share_after};
 use crate::client::ClientError;
 use crate::context::Context;
-use crate::member_key::MemberKeyFile;
+use crate::member_key::MemberKey;
 use crate::print;
 use crate::session::{PROPOSAL_LIFETIME_MS, Session};
 use anyhow::{Context as _, Result};
@@ -100,7 +100,7 @@ async fn serve(context: &Context, arguments: ConsoleArguments) -> Result<()> {
 /// Returns the routes of a console over this session.
 pub(super) fn router(
     session: Session,
-    member: Option<MemberKeyFile>,
+    member: Option<MemberKey>,
     sign_in: Arc<SignIn>,
     origins: WebOrigins,
 ) -> axum::Router {
@@ -112,7 +112,7 @@ pub(super) fn router(
 struct MemberBackend {
     /// The session that was verified last.
     session: Mutex<Arc<Session>>,
-    member: Option<MemberKeyFile>,
+    member: Option<MemberKey>,
 }
 
 /// Returns an error of the client as a refusal.
@@ -299,14 +299,14 @@ impl ConsoleBackend for MemberBackend {
         proposal: &Proposal,
         choice: Choice,
         reason: String,
-    ) -> Option<SignedBallot> {
-        let key = self.member.as_ref()?;
+    ) -> Result<Option<SignedBallot>, Refusal> {
+        let Some(key) = &self.member else { return Ok(None) };
         let ballot = unsigned_ballot(key.member.clone(), circle.head(), proposal, choice, wall_clock());
-        Some(sign_ballot(&key.secret, Ballot { reason, ..ballot }))
+        sign_ballot(&key.signer, proposal, Ballot { reason, ..ballot }).map(Some)
     }
 
-    fn sign_halt(&self, halt: Halt) -> Option<SignedHalt> {
-        self.member.as_ref().map(|key| sign_halt(&key.secret, halt))
+    fn sign_halt(&self, halt: Halt) -> Result<Option<SignedHalt>, Refusal> {
+        self.member.as_ref().map(|key| sign_halt(&key.signer, halt)).transpose()
     }
 
     fn holds_key(&self) -> bool {

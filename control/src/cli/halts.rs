@@ -17,7 +17,7 @@ use clap::{Args, Subcommand};
 use futures::future::join_all;
 use host::random::random_bytes;
 use host::{files, wall_clock};
-use human_chain::{CircleState, check_halt, describe_scope, lift, show_time, sign_halt};
+use human_chain::{CircleState, MemberSigner, check_halt, describe_scope, lift, show_time, sign_halt};
 use protocol::api::Page;
 use protocol::display::counted;
 use protocol::halt::{HALT_REASON_BYTES_MAX, Halt, HaltReceipt, HaltScope, HaltedSlot, SignedHalt};
@@ -139,18 +139,18 @@ pub(crate) async fn halt(command: HaltCommand, environment: &Environment) -> Res
     let halt = Halt {
         circle: context.circle,
         member: member.member.clone(),
-        signer: member.secret.public().ed25519,
+        signer: member.signer.public_keys().ed25519,
         scope,
         reason: options.reason,
         issued_at: wall_clock(),
         nonce: Digest(random_bytes()),
     };
-    let signed = sign_halt(&member.secret, halt);
+    let signed = sign_halt(&member.signer, halt)?;
     // A halt that cannot be written is sent all the same.
     let written = options.out.as_deref().map_or(Ok(()), |file| write(file, &signed));
     let sent = send(&context.client()?, signed).await;
     if let (Err(_), Err(error)) = (&sent, &written) {
-        eprintln!("note: {error:#}");
+        print::err(format_args!("note: {error:#}"));
     }
     environment.output().print(&sent?, outcome_text);
     written

@@ -411,8 +411,7 @@ impl Desk {
 
     async fn of(lab: &Lab) -> Self {
         let session = crate::session::Session::open(&lab.context()).await.expect("an honest history");
-        let key =
-            crate::member_key::MemberKeyFile::load(&lab.folder.path().join("alice.key")).expect("her key");
+        let key = crate::member_key::MemberKey::load(&lab.folder.path().join("alice.key")).expect("her key");
         let sign_in = Arc::new(console::SignIn::new(host::Clock::machine()));
         let code = sign_in.create_link(console::Visitor::Owner { member: Some(key.member.clone()) });
         let origins = console::WebOrigins::of_localhost(7607);

@@ -15,7 +15,8 @@ use super::failure::{code_of, is_silence};
 use super::output::{Output, table};
 use super::sharing::{member_key, share_after};
 use crate::context::Context;
-use crate::member_key::MemberKeyFile;
+use crate::member_key::MemberKey;
+use crate::print;
 use crate::reviewed::ReviewedProposal;
 use crate::session::Session;
 use crate::terminal;
@@ -106,7 +107,7 @@ fn notices(arguments: &InboxArguments, context: &Context) -> Result<Vec<Arc<Noti
 /// A member's inbox over a verified session.
 struct Inbox {
     session: Session,
-    member: Option<MemberKeyFile>,
+    member: Option<MemberKey>,
     /// Beginning of every link.
     link: String,
     announced: Announced,
@@ -171,7 +172,7 @@ async fn watch(inbox: &mut Inbox, notices: &[Arc<Notice>], output: Output) -> Re
             Err(error) if code_of(&error).is_some_and(is_silence) => {
                 let reason = terminal::line(&format!("{error:#}"));
                 if silence.as_ref() != Some(&reason) {
-                    eprintln!("note: {reason}; watching on");
+                    print::err(format_args!("note: {reason}; watching on"));
                 }
                 silence = Some(reason);
             }
@@ -195,7 +196,7 @@ async fn pause(outgoing: &mut JoinSet<Result<(), String>>) {
             () = tokio::time::sleep_until(next) => return,
             Some(done) = outgoing.join_next() => {
                 if let Ok(Err(reason)) = done {
-                    eprintln!("note: {}", terminal::line(&reason));
+                    print::err(format_args!("note: {}", terminal::line(&reason)));
                 }
             }
         }
@@ -205,10 +206,10 @@ async fn pause(outgoing: &mut JoinSet<Result<(), String>>) {
 fn send(outgoing: &mut JoinSet<Result<(), String>>, notices: &[Arc<Notice>], announcement: &Announcement) {
     for notice in notices {
         if outgoing.len() >= NOTICES_MAX {
-            eprintln!(
+            print::err(format_args!(
                 "note: {NOTICES_MAX} notices are on their way; {} is sent to none",
                 announcement.id.short()
-            );
+            ));
             return;
         }
         let (notice, announcement) = (notice.clone(), announcement.clone());
@@ -220,10 +221,10 @@ fn send(outgoing: &mut JoinSet<Result<(), String>>, notices: &[Arc<Notice>], ann
 /// Prints one announcement: as text, or as one line of JSON.
 fn print(output: Output, announcement: &Announcement) {
     match output {
-        Output::Text => println!("{}\n", terminal::lines(&announcement.text())),
+        Output::Text => print::out(format_args!("{}\n", terminal::lines(&announcement.text()))),
         Output::Json => {
             let line = serde_json::to_string(announcement).expect("an announcement is JSON");
-            println!("{}", terminal::json(&line));
+            print::out(terminal::json(&line));
         }
     }
 }

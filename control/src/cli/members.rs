@@ -9,7 +9,8 @@ use super::output::print_json;
 use super::passkeys::{self, PasskeyCommand};
 use super::proposals::{ProposerArguments, print_submitted, reason_or};
 use super::sharing::{member_key, share_after};
-use crate::member_key::{MemberKeyFile, passphrase};
+use crate::member_key::signer::{ExternalSigner, SignerCommand};
+use crate::member_key::{MemberKeyFile, passphrase, save_external};
 use crate::policy::adapted_policy;
 use crate::print;
 use crate::session::{PROPOSAL_LIFETIME_MS, Session};
@@ -22,19 +23,26 @@ use std::path::{Path, PathBuf};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum MemberCommand {
-    /// Generate a member's key, sealed with a passphrase, and print the entry that proves it
+    /// Generate a member's key, sealed with a passphrase or in an external signer; print the entry that
+    /// proves it
     #[command(after_help = "\
 Examples:
   quorate member init alice --key alice.key > alice.json
   QUORATE_PASSPHRASE_FILE=/dev/fd/3 quorate member init alice --key alice.key 3< passphrase > alice.json
+  quorate member init alice --key alice.key --signer /usr/local/bin/token-signer --slot 2 > alice.json
 
-The passphrase is asked for on the terminal, or read from the file that $QUORATE_PASSPHRASE_FILE names.")]
+The passphrase is asked for on the terminal, or read from the file that $QUORATE_PASSPHRASE_FILE names. With
+an external signer the file holds no secret: the program, which has the key already, is started for each
+signature.")]
     Init {
         /// Name of the member in the circle
         member: MemberId,
-        /// New file for the secret key
+        /// New file for the secret key, or for the name of its signer
         #[arg(long, value_name = "FILE")]
         key: PathBuf,
+        /// Absolute path of a program that holds the key, and its arguments: the rest of the line
+        #[arg(long, value_name = "PROGRAM", num_args = 1.., allow_hyphen_values = true)]
+        signer: Vec<String>,
     },
     /// Propose new keys for yourself; the old key works until the change is in force
     #[command(after_help = "\
@@ -75,9 +83,12 @@ pub(crate) struct RotateArguments {
     /// Key file in force [default: the context's]
     #[arg(long, value_name = "FILE")]
     key: Option<PathBuf>,
-    /// New file for the new secret key
+    /// New file for the new secret key, or for the name of its signer
     #[arg(long, value_name = "FILE")]
     new_key: PathBuf,
+    /// Absolute path of a program that holds the new key, and its arguments: the rest of the line
+    #[arg(long, value_name = "PROGRAM", num_args = 1.., allow_hyphen_values = true)]
+    new_signer: Vec<String>,
     /// Reason shown to the voters
     #[arg(long, default_value = "")]
     reason: String,
@@ -164,8 +175,8 @@ pub(crate) struct RuleArguments {
 
 pub(crate) async fn run(command: MemberCommand, environment: &Environment) -> Result<()> {
     match command {
-        MemberCommand::Init { member, key } => {
-            print_json(&init(member, &key)?.proven());
+        MemberCommand::Init { member, key, signer } => {
+            print_json(&init(member, &key, &signer)?);
             Ok(())
         }
         MemberCommand::Rotate(arguments) => rotate(arguments, environment).await,
@@ -176,16 +187,30 @@ pub(crate) async fn run(command: MemberCommand, environment: &Environment) -> Re
     }
 }
 
-/// Generates a key and seals it. The file is durable before its entry is printed.
-fn init(member: MemberId, key: &Path) -> Result<MemberKeyFile> {
+/// Generates a key and seals it, or asks an external signer for its own. The file is durable before its entry
+/// is printed.
+fn init(member: MemberId, key: &Path, signer: &[String]) -> Result<ProvenMember> {
     if key.exists() {
         let message = format!("`{}` exists; give another file, or move that one away", key.display());
         return Err(Refusal::new(error_code::KEY_EXISTS, message).into());
     }
-    let passphrase = passphrase::chosen(key)?;
-    let file = MemberKeyFile::generate(member);
-    file.save_sealed(key, &passphrase)?;
-    Ok(file)
+    if signer.is_empty() {
+        let passphrase = passphrase::chosen(key)?;
+        let file = MemberKeyFile::generate(member);
+        file.save_sealed(key, &passphrase)?;
+        return Ok(file.proven());
+    }
+    let (signer, proven) = ExternalSigner::enrol(member, SignerCommand::new(signer)?)?;
+    match signer.check_opens_wraps() {
+        Err(refusal) if refusal.code == error_code::SIGNER_FAILED => {
+            print::err(format_args!(
+                "note: this signer opens no models' keys, so other members share them ({refusal})"
+            ));
+        }
+        outcome => outcome?,
+    }
+    save_external(&signer, key)?;
+    Ok(proven)
 }
 
 async fn rotate(arguments: RotateArguments, environment: &Environment) -> Result<()> {
@@ -196,8 +221,8 @@ async fn rotate(arguments: RotateArguments, environment: &Environment) -> Result
     let change_of = |entry| rekeying(&session.circle, entry);
     // A member of no circle writes no key file.
     session.circle.active_member(&old.member).map_err(Refusal::from)?;
-    let new = init(old.member.clone(), &arguments.new_key)?;
-    let change = change_of(new.proven())?;
+    let new = init(old.member.clone(), &arguments.new_key, &arguments.new_signer)?;
+    let change = change_of(new)?;
     let reason = reason_or(arguments.reason, || format!("new keys for {}", old.member));
     let proposal = session.propose(change, reason, PROPOSAL_LIFETIME_MS).await?;
     print_submitted(environment, &session, &proposal);
@@ -332,7 +357,10 @@ fn roster(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::member_key::MemberKey;
+    use crate::member_key::signer::tests::TestSigner;
     use crate::testing::SampleCircle;
+    use human_chain::MemberSigner as _;
     use protocol::governance::Choice;
 
     fn id(name: &str) -> MemberId {
@@ -360,6 +388,31 @@ mod tests {
             let found =
                 read.err().and_then(|error| error.downcast_ref::<Refusal>().map(|refusal| refusal.code));
             assert_eq!(found, expected);
+        }
+    }
+
+    #[test]
+    fn a_member_is_enrolled_with_an_external_signer_that_works() {
+        let (folder, signer) = (tempfile::tempdir().expect("temporary directory"), TestSigner::new());
+        let enrol = |name: &str| init(id("alice"), &folder.path().join(name), &signer.words());
+        let refused = |outcome: Result<ProvenMember>| {
+            outcome.err().and_then(|error| Some(error.downcast_ref::<Refusal>()?.code))
+        };
+        let entry = enrol("alice.key").expect("enrolled");
+        assert_eq!(check_proven(&entry), Ok(()));
+        let key = MemberKey::load(&folder.path().join("alice.key")).expect("no passphrase is asked for");
+        assert_eq!((key.member, key.signer.public_keys()), (id("alice"), entry.member.keys));
+        assert_eq!(refused(enrol("alice.key")), Some(error_code::KEY_EXISTS));
+        signer.behave("signatures-only");
+        enrol("signs-only.key").expect("a device that opens no wraps is enough to vote");
+        for (behaviour, expected) in [
+            ("other-secrets", error_code::SIGNER_INVALID),
+            ("another-statement", error_code::SIGNER_INVALID),
+            ("refuses", error_code::SIGNER_FAILED),
+        ] {
+            signer.behave(behaviour);
+            assert_eq!(refused(enrol("faulty.key")), Some(expected), "{behaviour}");
+            assert!(!folder.path().join("faulty.key").exists(), "nothing was written");
         }
     }
 

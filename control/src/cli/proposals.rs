@@ -10,7 +10,7 @@ use super::Environment;
 use super::output::table;
 use super::sharing::{member_key, share_after};
 use super::words::{WordsArguments, confirm_own};
-use crate::member_key::MemberKeyFile;
+use crate::member_key::MemberKey;
 use crate::print;
 use crate::reviewed::ReviewedProposal;
 use crate::session::{PROPOSAL_LIFETIME_MS, Session};
@@ -122,7 +122,7 @@ impl ProposerArguments {
             print_submitted(environment, session, &draft);
             return Ok(draft);
         };
-        let member = MemberKeyFile::load(file)?;
+        let member = MemberKey::load(file)?;
         let rendering = human_chain::render(&proposal);
         let difference = human_chain::render_difference(&session.circle, &proposal);
         print::err(format_args!(

@@ -1,7 +1,7 @@
 //! The member's key file of a command, and the sharing of models' keys by commands that use it.
 
 use crate::context::Context;
-use crate::member_key::MemberKeyFile;
+use crate::member_key::MemberKey;
 use crate::node::{SharedKeys, share_keys};
 use crate::print;
 use crate::session::Session;
@@ -10,17 +10,17 @@ use protocol::{Refusal, error_code};
 use std::path::PathBuf;
 
 /// Reads the key file that a command names, or else the context's.
-pub(super) fn member_key(context: &Context, given: Option<PathBuf>) -> Result<MemberKeyFile> {
+pub(super) fn member_key(context: &Context, given: Option<PathBuf>) -> Result<MemberKey> {
     let file = given.or_else(|| context.member_key_file.clone()).ok_or_else(|| {
         let message = "no member key: give --key FILE, or name one in the context";
         Refusal::new(error_code::KEY_FILE_UNUSABLE, message)
     })?;
-    MemberKeyFile::load(&file)
+    MemberKey::load(&file)
 }
 
 /// Shares the keys that a member holds, after a command that has used its secret for another purpose. The
 /// command has succeeded, so a failure is only noted.
-pub(super) async fn share_after(session: &Session, member: &MemberKeyFile) {
+pub(super) async fn share_after(session: &Session, member: &MemberKey) {
     match share_keys(session, member).await {
         Ok(shared) => {
             shared.lines().iter().for_each(|line| print::err(line));

@@ -17,8 +17,8 @@ fn code<T>(outcome: Result<T>) -> Option<protocol::ErrorCode> {
     outcome.err()?.downcast_ref::<Refusal>().map(|refusal| refusal.code)
 }
 
-fn open(path: &Path, passphrase: &str) -> Result<MemberKeyFile> {
-    MemberKeyFile::load_with(path, || Ok(Zeroizing::new(passphrase.to_string())))
+fn open(path: &Path, passphrase: &str) -> Result<MemberKey> {
+    MemberKey::load_with(path, || Ok(Zeroizing::new(passphrase.to_string())))
 }
 
 fn no_passphrase() -> Result<Zeroizing<String>> {
@@ -58,15 +58,15 @@ fn a_member_key_is_read_as_it_was_written_unless_other_users_can_read_it() {
     let path = directory.path().join("alice.key");
     let written = alice();
     written.save(&path).expect("saved");
-    let read = MemberKeyFile::load_with(&path, no_passphrase).expect("a new file is private");
+    let read = MemberKey::load_with(&path, no_passphrase).expect("a new file is private");
     assert_eq!(read.member, written.member);
-    assert_eq!(read.secret.public(), written.secret.public());
+    assert_eq!(read.signer.public_keys(), written.secret.public());
     assert!(
         std::fs::read_to_string(&path).expect("read").contains("\"unencrypted\""),
         "the form is explicit"
     );
     std::fs::set_permissions(&path, Permissions::from_mode(0o640)).expect("set");
-    let error = MemberKeyFile::load(&path).err().expect("others can read it").to_string();
+    let error = MemberKey::load(&path).err().expect("others can read it").to_string();
     assert!(error.contains("alice.key") && error.contains("mode 640"), "{error}");
 }
 
@@ -80,7 +80,7 @@ fn a_key_is_never_overwritten() {
     for outcome in [alice().save(&path), alice().write_sealed(&path, PASSPHRASE, CHEAP)] {
         assert_eq!(code(outcome), Some(error_code::KEY_EXISTS));
     }
-    let kept = |path: &Path| MemberKeyFile::load(path).expect("a key").secret.public();
+    let kept = |path: &Path| MemberKey::load(path).expect("a key").signer.public_keys();
     assert_eq!(kept(&path), first.secret.public());
     // Positive control: a write that replaces a file, as it was before, loses the first key.
     let text = std::fs::read(&path).expect("read");
@@ -95,12 +95,12 @@ fn a_key_is_never_overwritten() {
 fn a_damaged_member_key_is_refused_with_its_path() {
     let directory = tempfile::tempdir().expect("temporary directory");
     let path = directory.path().join("alice.key");
-    let missing = MemberKeyFile::load(&path);
+    let missing = MemberKey::load(&path);
     assert_eq!(code(missing), Some(error_code::KEY_FILE_UNUSABLE));
     for text in ["", "{}", r#"{"member": "alice", "secret": "00"}"#, &"x".repeat(FILE_BYTES_MAX + 1)] {
         std::fs::write(&path, text).expect("written");
         std::fs::set_permissions(&path, Permissions::from_mode(0o600)).expect("set");
-        let error = MemberKeyFile::load(&path).err().expect("damaged");
+        let error = MemberKey::load(&path).err().expect("damaged");
         let message = error.to_string();
         assert!(message.contains("member key `") && message.contains("alice.key"), "{message}");
         assert_eq!(code::<()>(Err(error)), Some(error_code::KEY_FILE_UNUSABLE));
@@ -116,7 +116,7 @@ fn a_sealed_key_opens_by_its_passphrase_alone() {
         text.contains("\"argon2id\"") && !text.contains(&secret[..64]),
         "no part of the secret is readable"
     );
-    assert_eq!(open(&path, PASSPHRASE).expect("opened").secret.public(), written.secret.public());
+    assert_eq!(open(&path, PASSPHRASE).expect("opened").signer.public_keys(), written.secret.public());
     for wrong in ["", "correct horse battery stapl", "Correct horse battery staple"] {
         assert_eq!(code(open(&path, wrong)), Some(error_code::KEY_PASSPHRASE_WRONG), "{wrong}");
     }
@@ -132,7 +132,7 @@ fn a_damaged_sealed_key_is_not_called_a_wrong_passphrase() {
     let digit = if &whole[at..=at] == "0" { "1" } else { "0" };
     let damaged = format!("{}{digit}{}", &whole[..at], &whole[at + 1..]);
     std::fs::write(&path, damaged).expect("written");
-    let error = MemberKeyFile::load_with(&path, no_passphrase).err().expect("damaged");
+    let error = MemberKey::load_with(&path, no_passphrase).err().expect("damaged");
     assert!(error.to_string().contains("its checksum does not match"), "{error}");
     assert_eq!(code::<()>(Err(error)), Some(error_code::KEY_FILE_UNUSABLE));
     // Control: without the checksum, the same damage looks like a wrong passphrase.
@@ -172,7 +172,7 @@ fn attack_a_planted_key_file_exhausts_no_memory() {
         let (_directory, path, _) = sealed();
         altered(&path, |text| text["key"]["encrypted"]["cost"][field] = value.into());
         // No passphrase is asked for, so nothing is derived.
-        let error = MemberKeyFile::load_with(&path, no_passphrase).err().expect("refused");
+        let error = MemberKey::load_with(&path, no_passphrase).err().expect("refused");
         assert!(error.to_string().contains(&format!("{field} is {value}; accepted")), "{error}");
         assert_eq!(code::<()>(Err(error)), Some(error_code::KEY_FILE_UNUSABLE));
     }
@@ -180,7 +180,7 @@ fn attack_a_planted_key_file_exhausts_no_memory() {
     assert!(argon2::Params::new(u32::MAX, 1, 1, Some(32)).is_ok());
     let (_directory, path, _) = sealed();
     altered(&path, |text| text["key"]["encrypted"]["derivation"] = "md5".into());
-    let error = MemberKeyFile::load_with(&path, no_passphrase).err().expect("refused").to_string();
+    let error = MemberKey::load_with(&path, no_passphrase).err().expect("refused").to_string();
     assert!(error.contains("another algorithm than argon2id"), "{error}");
 }
 
@@ -190,5 +190,5 @@ fn the_default_cost_is_within_the_limits_and_opens() {
     let path = directory.path().join("alice.key");
     let written = alice();
     written.save_sealed(&path, PASSPHRASE).expect("saved");
-    assert_eq!(open(&path, PASSPHRASE).expect("opened").secret.public(), written.secret.public());
+    assert_eq!(open(&path, PASSPHRASE).expect("opened").signer.public_keys(), written.secret.public());
 }

@@ -4,7 +4,7 @@ use super::health::{FaultLog, HealthSummary, RepairSummary};
 use super::register::{self, refuse_taken_name};
 use super::{NodeFile, store_directories};
 use crate::client::ClientError;
-use crate::member_key::MemberKeyFile;
+use crate::member_key::MemberKey;
 use crate::session::Session;
 use anyhow::{Result, anyhow};
 use human_chain::CircleState;
@@ -118,7 +118,7 @@ impl ModelAccess {
     pub async fn import(
         &self,
         session: &Session,
-        member: &MemberKeyFile,
+        member: &MemberKey,
         source: &Path,
         request: ImportRequest,
         bar: ProgressBar,

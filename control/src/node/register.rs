@@ -9,13 +9,13 @@
 //! nothing.
 
 use crate::client::ClientError;
-use crate::member_key::MemberKeyFile;
+use crate::member_key::MemberKey;
 use crate::session::Session;
 use anyhow::{Context as _, Result};
 use human_chain::{
     ChainError, check_wrap, recipient_key, recipients, sign_complaint, sign_wrap, sign_wrap_request,
 };
-use model_store::{EncryptionSecret, ModelKey, unwrap_key, wrap_key};
+use model_store::{ModelKey, wrap_key};
 use protocol::api::{LackingKey, MemberWraps, PutWraps, RegisterModel};
 use protocol::model::{KeyWrap, ModelRecord, Recipient, SignedWrap, WrapComplaint, WrapRequest};
 use protocol::{ErrorCode, ModelName, ModelRoot, Refusal, error_code};
@@ -57,7 +57,7 @@ pub(super) async fn refuse_taken_name(session: &Session, name: &ModelName) -> Re
 /// The members and nodes are those at the end of the upload, which may be an hour after its beginning.
 pub(super) async fn register(
     session: &Session,
-    member: &MemberKeyFile,
+    member: &MemberKey,
     key: &ModelKey,
     record: &ModelRecord,
 ) -> Result<()> {
@@ -72,7 +72,7 @@ pub(super) async fn register(
 
 async fn register_once(
     session: &Session,
-    member: &MemberKeyFile,
+    member: &MemberKey,
     key: &ModelKey,
     record: &ModelRecord,
 ) -> Result<()> {
@@ -100,14 +100,14 @@ async fn put_wraps(session: &Session, wraps: Vec<SignedWrap>) -> Result<(), Clie
 /// Wraps a key for a party of the verified history, and signs the wrap.
 fn make_wrap(
     session: &Session,
-    member: &MemberKeyFile,
+    member: &MemberKey,
     key: &ModelKey,
     root: ModelRoot,
     recipient: &Recipient,
 ) -> Result<SignedWrap> {
     let to = recipient_key(&session.circle, recipient).map_err(Refusal::from)?;
     let wrap: KeyWrap = wrap_key(key, to, root, recipient.clone())?;
-    Ok(sign_wrap(&member.secret, member.member.clone(), session.circle.id(), to, wrap))
+    Ok(sign_wrap(&member.signer, member.member.clone(), session.circle.id(), to, wrap)?)
 }
 
 fn is_refused(error: &anyhow::Error, code: protocol::ErrorCode) -> bool {
@@ -171,14 +171,11 @@ impl SharedKeys {
 ///
 /// # Errors
 /// Returns an error if control does not answer or rejects a wrap.
-pub async fn share_keys(session: &Session, member: &MemberKeyFile) -> Result<SharedKeys> {
+pub async fn share_keys(session: &Session, member: &MemberKey) -> Result<SharedKeys> {
     // The admission that this command completed is not in the session's history yet.
     let session = session.refresh().await?;
-    let public = member.secret.public().encryption;
-    let secret =
-        EncryptionSecret::from_parts(member.secret.x25519_secret(), member.secret.ml_kem_secret(), &public)?;
     let request = WrapRequest { circle: session.circle.id(), member: member.member.clone() };
-    let request = sign_wrap_request(&member.secret, request);
+    let request = sign_wrap_request(&member.signer, request)?;
     let mut outcome = SharedKeys::default();
     let mut served: BTreeSet<(ModelRoot, Recipient)> = BTreeSet::new();
     for _ in 0..ROUNDS_MAX {
@@ -190,7 +187,7 @@ pub async fn share_keys(session: &Session, member: &MemberKeyFile) -> Result<Sha
             if recipients.is_empty() || outcome.closed.contains(&lacking.model) {
                 continue;
             }
-            let Some(key) = open_own(&session, &secret, &lacking.wrap) else {
+            let Some(key) = open_own(&session, member, &lacking.wrap)? else {
                 complain(&session, member, &lacking.wrap).await?;
                 outcome.closed.push(lacking.model.clone());
                 continue;
@@ -233,11 +230,11 @@ fn to_serve(
 }
 
 /// Opens a member's own wrap, if a member made it.
-fn open_own(session: &Session, secret: &EncryptionSecret, signed: &SignedWrap) -> Option<ModelKey> {
+fn open_own(session: &Session, member: &MemberKey, signed: &SignedWrap) -> Result<Option<ModelKey>> {
     match check_wrap(&session.circle, signed) {
         // A maker who has left was a member when control took the wrap.
-        Ok(()) | Err(ChainError::NotAMember(_)) => unwrap_key(&signed.wrap, secret).ok(),
-        Err(_) => None,
+        Ok(()) | Err(ChainError::NotAMember(_)) => member.signer.open_wrap(&signed.wrap),
+        Err(_) => Ok(None),
     }
 }
 
@@ -252,14 +249,14 @@ fn name_of(session: &Session, recipient: &Recipient) -> String {
 }
 
 /// Complains about the member's own wrap, which does not open.
-async fn complain(session: &Session, member: &MemberKeyFile, signed: &SignedWrap) -> Result<()> {
+async fn complain(session: &Session, member: &MemberKey, signed: &SignedWrap) -> Result<()> {
     let complaint = WrapComplaint {
         circle: session.circle.id(),
         root: signed.wrap.root,
         recipient: Recipient::Member(member.member.clone()),
         wrap: signed.digest(),
     };
-    let complaint = sign_complaint(&member.secret, complaint);
+    let complaint = sign_complaint(&member.signer, complaint)?;
     let answer: Result<serde_json::Value, ClientError> =
         session.client.post("/v1/wraps/complaints", &complaint).await;
     match answer {

@@ -188,12 +188,18 @@ impl ConsoleBackend for ReplicaBackend {
         ready(HaltReport { halts, note: None })
     }
 
-    fn sign(&self, _: &CircleState, _: &Proposal, _: Choice, _: String) -> Option<SignedBallot> {
-        None
+    fn sign(
+        &self,
+        _: &CircleState,
+        _: &Proposal,
+        _: Choice,
+        _: String,
+    ) -> Result<Option<SignedBallot>, Refusal> {
+        Ok(None)
     }
 
-    fn sign_halt(&self, _: Halt) -> Option<SignedHalt> {
-        None
+    fn sign_halt(&self, _: Halt) -> Result<Option<SignedHalt>, Refusal> {
+        Ok(None)
     }
 
     fn holds_key(&self) -> bool {

@@ -4,7 +4,7 @@ use super::founding::{found, worker};
 use super::layout::{GATEWAY, Layout, NODES, REPLICAS};
 use super::ports::Ports;
 use crate::context::Context;
-use crate::member_key::MemberKeyFile;
+use crate::member_key::MemberKey;
 use crate::print;
 use crate::session::Session;
 use anyhow::{Context as _, Result, anyhow, bail};
@@ -244,8 +244,8 @@ impl LocalCluster {
     ///
     /// # Errors
     /// Returns an error if the file is damaged.
-    pub(super) fn member(&self, name: &str) -> Result<MemberKeyFile> {
-        MemberKeyFile::load(&self.layout.member_key(name))
+    pub(super) fn member(&self, name: &str) -> Result<MemberKey> {
+        MemberKey::load(&self.layout.member_key(name))
     }
 
     /// Returns the cluster's status, as the leader reports it.

@@ -50,7 +50,7 @@ fn the_reason_of_a_vote_is_signed() {
     let proposal = proposal(&state, deploy(4));
     let because = |reason: &str| {
         let ballot = Ballot { reason: reason.into(), ..ballot("alice", &proposal, Choice::Reject).ballot };
-        sign_ballot(&secret("alice"), ballot)
+        sign_ballot(&secret("alice"), &proposal, ballot)
     };
     let honest = because("it is too large");
     check("positive control", check_ballot(&state, &proposal, &honest, NOW), "approved");

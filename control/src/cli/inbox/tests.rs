@@ -13,7 +13,7 @@ async fn inbox(lab: &Lab, member: Option<usize>) -> Inbox {
     let load = |at: usize| {
         let file = lab.path(&format!("inbox-{at}.key"));
         lab.circle.members[at].save(file.as_ref()).expect("saved");
-        MemberKeyFile::load(file.as_ref()).expect("readable")
+        MemberKey::load(file.as_ref()).expect("readable")
     };
     let link = "https://one.example.org/".into();
     Inbox { session, member: member.map(load), link, announced: Announced::default() }

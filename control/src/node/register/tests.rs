@@ -4,6 +4,8 @@
 use super::*;
 use crate::client::ControlClient;
 use crate::head::HeadFile;
+use crate::member_key::MemberKeyFile;
+use crate::member_key::signer::tests::TestSigner;
 use crate::node::{ImportRequest, ModelAccess, NodeFile, UNSIGNED, create_keys, store_reference};
 use crate::policy::simple_policy;
 use crate::testing::{HistoryQuery, history_page};
@@ -12,7 +14,9 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use axum::{Json, Router};
+use human_chain::MemberSecret;
 use indicatif::ProgressBar;
+use model_store::{EncryptionSecret, unwrap_key};
 use overlay::Identity;
 use protocol::api::{History, Page, Problem};
 use protocol::governance::*;
@@ -100,7 +104,9 @@ async fn serve(register: Arc<Mutex<Register>>) -> ControlClient {
 /// A member, a node with a directory, and the circle of both.
 struct Lab {
     folder: tempfile::TempDir,
-    member: MemberKeyFile,
+    member: MemberKey,
+    /// The secret of the member.
+    own: MemberSecret,
     node: NodeAdmission,
     register: Arc<Mutex<Register>>,
     session: Session,
@@ -108,8 +114,14 @@ struct Lab {
 
 impl Lab {
     async fn new() -> Self {
+        let MemberKeyFile { member, secret } = MemberKeyFile::generate("alice".parse().expect("a name"));
+        let own = MemberSecret::from_bytes(&secret.to_bytes()).expect("a secret");
+        Self::of(MemberKeyFile { member, secret }.into(), own).await
+    }
+
+    /// Returns a circle of one member, whose key is held in any way.
+    async fn of(member: MemberKey, own: MemberSecret) -> Self {
         let folder = tempfile::tempdir().expect("temporary directory");
-        let member = MemberKeyFile::generate("alice".parse().expect("a name"));
         let keys = create_keys(folder.path(), false).expect("keys");
         let node = keys.claim(NodeAdmission {
             name: "node-1".parse().expect("a name"),
@@ -123,7 +135,7 @@ impl Lab {
             proof: UNSIGNED,
         });
         NodeFile { admission: node.clone() }.save(folder.path()).expect("saved");
-        let members = vec![Member { id: member.member.clone(), keys: member.secret.public() }];
+        let members = vec![Member { id: member.member.clone(), keys: own.public() }];
         let control = ControlReplica {
             id: ReplicaId(1),
             key: Identity::from_seed(&[1; 32]).public_key(),
@@ -139,7 +151,7 @@ impl Lab {
             nodes: vec![node.clone()],
             tokens: vec![],
         };
-        let genesis = human_chain::sign_genesis(genesis, &[(member.member.clone(), &member.secret)]);
+        let genesis = human_chain::sign_genesis(genesis, &[(member.member.clone(), &own)]);
         let id = human_chain::circle_id(&genesis.genesis);
         let register = Arc::new(Mutex::new(Register {
             history: History { genesis, bundles: vec![] },
@@ -156,7 +168,7 @@ impl Lab {
         let client = serve(register.clone()).await;
         let heads = HeadFile::beside(&folder.path().join("context.json"), id);
         let session = Session::with_client(client, id, heads).await.expect("a circle");
-        Self { folder, member, node, register, session }
+        Self { folder, member, own, node, register, session }
     }
 
     /// Imports the small model of the repository into two directories.
@@ -179,7 +191,7 @@ impl Lab {
     }
 
     fn secret(&self) -> EncryptionSecret {
-        let secret = &self.member.secret;
+        let secret = &self.own;
         let public = secret.public().encryption;
         EncryptionSecret::from_parts(secret.x25519_secret(), secret.ml_kem_secret(), &public).expect("a key")
     }
@@ -340,7 +352,7 @@ async fn no_key_is_wrapped_over_a_shorter_history() {
     let proposal = human_chain::propose(state, change, "run it".into(), now, now.plus(1000), nonce);
     let proposal = proposal.expect("it may be proposed");
     let member = lab.member.member.clone();
-    let ballot = human_chain::vote(&lab.member.secret, member, state.head(), &proposal, Choice::Approve, now);
+    let ballot = human_chain::vote(&lab.own, member, state.head(), &proposal, Choice::Approve, now);
     let certificate = human_chain::certify(state, &proposal, &[ballot]).expect("one of one");
     let bundle = Bundle { version: BUNDLE_VERSION, certificate, log_evidence: None };
     locked(&lab.register).history.bundles.push(bundle);
@@ -355,4 +367,47 @@ async fn no_key_is_wrapped_over_a_shorter_history() {
     std::fs::remove_dir_all(lab.folder.path().join("heads")).expect("removed");
     register(&lab.session, &lab.member, &key, &record).await.expect("registered");
     assert_eq!(locked(&lab.register).registered.len(), 1);
+}
+
+/// A member whose key is in an external signer imports models, and shares their keys.
+#[tokio::test]
+async fn an_external_signer_wraps_and_opens_models_keys() {
+    let signer = TestSigner::new();
+    let (key, secret) = (signer.enrol().expect("enrolled").0.into_key(), signer.secret());
+    let lab = Lab::of(key, secret).await;
+    lab.import().await.expect("imported");
+    let key = ModelKey::generate().expect("a key");
+    lab.lacks("tiny", &key, vec![lab.to_node()]);
+    let outcome = lab.share().await;
+    assert_eq!((outcome.shared.len(), outcome.closed.len()), (1, 0));
+    let shared = locked(&lab.register).shared.clone();
+    assert_eq!(check_wrap(&lab.session.circle, &shared[0]), Ok(()), "signed by the member");
+}
+
+/// Attack: a faulty signer makes its member complain about a sound wrap, which control then drops.
+#[tokio::test]
+async fn attack_a_signer_with_other_secrets_spoils_no_wrap() {
+    for (behaviour, complaints, refused) in [
+        // Positive control: of a garbage wrap the member complains, since its signer opens wraps.
+        ("honest", 1, None),
+        ("other-secrets", 0, Some(error_code::SIGNER_INVALID)),
+        ("signatures-only", 0, Some(error_code::SIGNER_FAILED)),
+    ] {
+        let signer = TestSigner::new();
+        let (key, secret) = (signer.enrol().expect("enrolled").0.into_key(), signer.secret());
+        let lab = Lab::of(key, secret).await;
+        lab.lacks("tiny", &ModelKey::generate().expect("a key"), vec![lab.to_node()]);
+        if refused.is_none() {
+            let mut state = locked(&lab.register);
+            let wrap = &mut state.lacking[0].wrap;
+            wrap.wrap.sealed.0[0] ^= 1;
+            let to = &lab.own.public().encryption;
+            *wrap = sign_wrap(&lab.own, wrap.maker.clone(), lab.session.circle.id(), to, wrap.wrap.clone());
+        }
+        signer.behave(behaviour);
+        let outcome = share_keys(&lab.session, &lab.member).await;
+        let code = outcome.err().and_then(|error| Some(error.downcast_ref::<Refusal>()?.code));
+        assert_eq!(code, refused, "{behaviour}");
+        assert_eq!(locked(&lab.register).complaints.len(), complaints, "{behaviour}");
+    }
 }
