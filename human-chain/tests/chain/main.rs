@@ -2,6 +2,7 @@
 //! messages, and properties over generated proposals.
 
 mod authenticator;
+mod bad_input;
 mod ballots;
 mod bounds;
 mod certificates;
