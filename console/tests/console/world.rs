@@ -239,6 +239,7 @@ impl World {
         let halt = Halt {
             circle: self.circle_now().id(),
             member: member(at),
+            signer: secret(at).public().ed25519,
             scope,
             reason: reason.into(),
             issued_at: wall_clock(),

@@ -108,6 +108,9 @@ pub(super) fn router(
     console::router(Arc::new(Console::new(Arc::new(backend), sign_in, origins)))
 }
 
+/// Most decisions that are fetched to find those about one subject: a few pages of the history.
+const DECISIONS_SEARCHED_MAX: usize = 256;
+
 /// A member's own binary as the source of the pages.
 struct MemberBackend {
     /// The session that was verified last.
@@ -267,10 +270,10 @@ impl ConsoleBackend for MemberBackend {
     }
 
     fn decisions_on(&self, subject: String, count: usize) -> BackendAnswer<'_, Vec<(u64, Bundle)>> {
-        let session = self.session();
-        let numbered: Vec<(u64, &Bundle)> = (1..).zip(&session.history.bundles).collect();
-        let about = numbered.into_iter().rev().filter(|(_, bundle)| is_about(bundle, &subject));
-        ready(about.take(count).map(|(number, bundle)| (number, bundle.clone())).collect())
+        Box::pin(async move {
+            let latest = self.decisions(u64::MAX, DECISIONS_SEARCHED_MAX).await?;
+            Ok(latest.into_iter().filter(|(_, bundle)| is_about(bundle, &subject)).take(count).collect())
+        })
     }
 
     fn outlook<'a>(&'a self, change: &'a Change) -> BackendAnswer<'a, ChangeOutlook> {

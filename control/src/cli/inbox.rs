@@ -133,7 +133,7 @@ impl Inbox {
         self.session = self.session.refresh().await?;
         let mut present = Vec::new();
         for view in new {
-            let reviewed = ReviewedProposal::new(&self.session.circle, &self.session.history, view)?;
+            let reviewed = ReviewedProposal::with_decision(&self.session.circle, None, view)?;
             if self.waits(&reviewed) {
                 present.push(Announcement::new(&reviewed, &self.link));
             }

@@ -354,7 +354,7 @@ mod tests {
             issued_at: protocol::Millis(5),
             nonce: protocol::Digest::of(b"1"),
         };
-        let signature = crate::testing::hybrid_signature();
+        let signature = protocol::halt::HaltSignature::Hybrid(crate::testing::hybrid_signature());
         let signed = SignedHalt { halt: halt.clone(), signature };
         let followers = || vec![Does::Follows(None), Does::Follows(None), Does::Hangs];
         for replicas in [followers(), vec![Does::Follows(None), Does::Hangs, Does::IsDead]] {
