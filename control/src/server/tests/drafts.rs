@@ -126,13 +126,13 @@ async fn a_manifest_that_cannot_be_drafted_is_refused_by_code() {
     let large = "#".repeat(MANIFEST_BYTES_MAX + 1);
     let larger = " ".repeat(6 * MANIFEST_BYTES_MAX + 1);
     let reversed = toml().replacen("\nmin = 1 ", "\nmin = 9 ", 1);
-    let egress = toml().replacen("kind = \"service\"", "kind = \"service\"\nunknown = 1", 1);
+    let unknown = toml().replacen("kind = \"service\"", "kind = \"service\"\nunknown = 1", 1);
     for (query, kind, body, expected) in [
         ("", "", toml().as_str(), "request-invalid at header Content-Type"),
         ("", "text/plain", &toml(), "request-invalid at header Content-Type"),
         ("?dry=1", "application/toml", &toml(), "request-invalid at query"),
         ("", "application/toml", "kind", "manifest-invalid at body 1:"),
-        ("", "application/toml", &egress, "manifest-unknown-field at body 2:"),
+        ("", "application/toml", &unknown, "manifest-unknown-field at body 3:"),
         ("", "application/toml", &reversed, "manifest-invalid at body"),
         ("", "application/json", "{", "manifest-invalid at body"),
         ("", "application/toml", &large, "request-too-large at body"),
