@@ -306,7 +306,7 @@ async fn junk_with_each_answer() -> Attack {
         // Forty days pass, until the node has asked each replica for its clock again.
         scene.clock.step_wall(40 * DAY_MS);
         scene.control_clock.step_wall(40 * DAY_MS);
-        tokio::time::sleep(Duration::from_secs(300)).await;
+        tokio::time::sleep(Duration::from_secs(150)).await;
         {
             let mut script = scene.script();
             let served = script.world.bundles.iter().chain([&withheld]).cloned().collect();
