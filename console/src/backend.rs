@@ -54,7 +54,7 @@ pub struct ClusterReport {
     pub note: Option<String>,
 }
 
-/// What a change would do now, as control computes it.
+/// Effects that a change would have now, as control computes them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ChangeOutlook {
     /// Simulated placement of a deployment.

@@ -38,7 +38,7 @@ pub struct ReviewedProposal {
     pub only_passkeys: bool,
     /// Ballots that do not count.
     pub refused: Vec<RefusedBallot>,
-    /// Ballots that count. What another one says in a member's name is not shown as the member's words.
+    /// Ballots that count. The reason in any other one is not shown as its member's words.
     #[serde(skip)]
     pub counted: Vec<SignedBallot>,
 }

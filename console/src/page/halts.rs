@@ -30,12 +30,12 @@ pub(crate) fn page(frame: &PageFrame, report: &HaltReport, open: &[ReviewedPropo
     lifted.sort_by_key(|(_, halt)| std::cmp::Reverse(halt.issued_at));
     let content = html! {
         h1 { "Halts" }
-        p.lead { "One member stops; only a vote lets run again." }
+        p.lead { "One member stops it; only a vote lets it run again." }
         @if let Some(note) = &report.note {
             p { span.badge.warn { "not complete" } " " (foreign(note)) }
         }
         section {
-            h2 { "Stand" }
+            h2 { "In force" }
             @if standing.is_empty() { p { "Nothing is halted." } }
             ul.cards { @for record in standing { li { (entry(frame, record, open)) } } }
         }

@@ -16,7 +16,7 @@ pub(crate) fn page(refusal: &Refusal) -> Markup {
             dd { code { "quorate explain " (refusal.code) } }
         }
         p { a href="/console" { "To the overview" } }
-        // What failed may be the reason to stop something.
+        // A failure may be the reason to stop something.
         p { (halt_button()) }
     };
     bare_document("That did not work", &content)

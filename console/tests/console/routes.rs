@@ -177,7 +177,8 @@ async fn the_page_of_a_proposal_has_the_bytes_and_words_of_the_terminal() {
     let root = human_chain::words_of(&protocol::Digest::of(b"model")).join(" ");
     for expected in [
         root.as_str(),
-        "85.8 MiB in 23 segments, architecture bert; used by 1 approved service",
+        "85.8 MiB in 23 segments",
+        "used by 1 approved service",
         "slot 0 on node-1, slot 1 on node-2",
         "512 MiB are free on no node",
         "<a href=\"/console/history/1\">",

@@ -5,7 +5,7 @@ use human_chain::MemberSecret;
 use overlay::Identity;
 use protocol::governance::*;
 use protocol::keys::{ByteString, EncryptionKey};
-use protocol::{Digest, MemberId, Millis, NodeId, PublicKey, ReplicaId, Signature};
+use protocol::{Digest, MemberId, Millis, NodeId, PasskeyPolicy, PublicKey, ReplicaId, Signature};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::OnceLock;
 
@@ -61,6 +61,15 @@ pub(super) fn alice() -> (MemberId, &'static MemberSecret) {
 
 /// Builds a genesis with replicas at these addresses, numbered from 1, and with these first nodes.
 pub(super) fn genesis(replicas: &[(String, String)], nodes: Vec<NodeAdmission>) -> SignedGenesis {
+    genesis_with(replicas, nodes, None)
+}
+
+/// Builds a genesis as [`genesis`] does, with this policy for passkeys.
+pub(super) fn genesis_with(
+    replicas: &[(String, String)],
+    nodes: Vec<NodeAdmission>,
+    passkeys: Option<PasskeyPolicy>,
+) -> SignedGenesis {
     let (id, secret) = alice();
     let member = Member { id, keys: secret.public() };
     let members = vec![member.clone()];
@@ -73,7 +82,7 @@ pub(super) fn genesis(replicas: &[(String, String)], nodes: Vec<NodeAdmission>) 
     let genesis = Genesis {
         name: "test".into(),
         founded_at: Millis(1_800_000_000_000),
-        policy: simple_policy(&members, 1),
+        policy: Policy { passkeys, ..simple_policy(&members, 1) },
         members,
         control: control.collect(),
         nodes,

@@ -11,10 +11,10 @@ use axum::body::Body;
 use axum::http::response::Parts;
 use axum::http::{Method, Request, StatusCode};
 use console::Visitor;
+use protocol::PasskeyAssertion;
 use protocol::api::{ConsoleLink, SubmitProposal};
-use protocol::governance::{Change, Policy};
+use protocol::governance::Change;
 use protocol::halt::HaltScope;
-use protocol::{Passkey, PasskeyAssertion, PasskeyPolicy};
 use std::sync::Arc;
 use tower::ServiceExt as _;
 
@@ -123,21 +123,6 @@ async fn without_a_leader_the_pages_show_the_last_state_and_say_so() {
     assert!(page.contains("No leader answers") && page.contains("alice"), "{page}");
 }
 
-/// Has the circle take a passkey of its member, for the page of this replica.
-async fn register(leader: &Arc<Server>, origin: &str, passkey: Passkey) {
-    let (member, _) = alice();
-    let (members, policy) = leader.cluster(|cluster| {
-        let state = cluster.circle_state().unwrap();
-        (state.members().cloned().collect(), state.policy().clone())
-    });
-    // Votes by passkey do not count in this circle; a halt stops work all the same.
-    let passkeys =
-        PasskeyPolicy { rp_id: "localhost".into(), origins: [origin.to_string()].into(), routine: false };
-    let policy = Policy { passkeys: Some(passkeys), veto_seconds: 0, ..policy };
-    decide(leader, Change::SetMembers { members, policy, proofs: [].into() }).await;
-    decide(leader, Change::SetPasskeys { member, passkeys: vec![passkey] }).await;
-}
-
 /// One replica is left of three. A member halts there by passkey, without a leader and without a quorum.
 #[tokio::test(start_paused = true)]
 async fn a_member_halts_by_passkey_at_the_one_replica_that_is_left() {
@@ -146,7 +131,8 @@ async fn a_member_halts_by_passkey_at_the_one_replica_that_is_left() {
     let left = world.servers[(leads + 1) % 3].clone();
     let origin = console_pages::origins(&left).address().replace("127.0.0.1", "localhost");
     let phone = SoftwarePasskey::new(7);
-    register(&world.servers[leads].clone(), &origin, phone.passkey()).await;
+    let change = Change::SetPasskeys { member: alice().0, passkeys: vec![phone.passkey()] };
+    decide(&world.servers[leads].clone(), change).await;
     left.read_barrier().await.unwrap();
     let code = left.sign_in.create_link(Visitor::Member(alice().0));
     let cookie = enter_by(&left, &code).await;

@@ -11,7 +11,7 @@ use consensus::{Limits, LogIndex, Timings};
 use host::Clock;
 use protocol::api::{CreateKey, KeyView, Page, Problem};
 use protocol::gateway::{ApiKey, RouteTable};
-use protocol::{BootTime, Digest, ReplicaId, canonical};
+use protocol::{BootTime, Digest, PasskeyPolicy, ReplicaId, canonical};
 use scheduler::{Action, Actor, Command, Observed, Reply};
 use serde::Serialize;
 use std::sync::{Arc, Mutex};
@@ -33,7 +33,11 @@ impl SimulatedServers {
         let address = |id: u64, port: u64| format!("127.0.0.1:{}", port + id);
         let addresses: Vec<_> =
             (1..=count).map(|id| (address(id, 10_000), format!("http://{}", address(id, 20_000)))).collect();
-        let genesis = circle::genesis(&addresses, Vec::new());
+        // A passkey belongs to a name, so a page is also open at `localhost`. No vote by passkey counts here.
+        let page = |(_, api): &(String, String)| api.replace("127.0.0.1", "localhost");
+        let origins = addresses.iter().map(page).collect();
+        let passkeys = PasskeyPolicy { rp_id: "localhost".into(), origins, routine: false };
+        let genesis = circle::genesis_with(&addresses, Vec::new(), Some(passkeys));
         let group = SimulatedGroup::start(count, Timings::default(), Limits::default());
         let machine = |_| Clock::of_runtime(BootTime(0), host::wall_clock());
         let clocks: Vec<Clock> = (1..=count).map(machine).collect();
