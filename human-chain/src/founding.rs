@@ -20,6 +20,7 @@ pub fn check_draft(genesis: &Genesis) -> Result<(), ChainError> {
 /// Returns a founder's signature of a genesis. The caller must have shown its rendering to the founder.
 pub fn sign_as_founder<S: MemberSigner>(signer: &S, genesis: &Genesis) -> S::Signed<HybridSignature> {
     let (summary, text) = ("Found this circle.".to_string(), render_genesis(genesis).text);
+    debug_assert!(!text.is_empty(), "a founder reads a genesis");
     let statement = Statement { domain: GENESIS_DOMAIN, bytes: to_bytes(genesis), summary, text };
     signer.sign_statement(&statement, |signature| signature)
 }

@@ -24,12 +24,14 @@ pub struct Statement {
 impl Statement {
     /// Returns a statement that is about no document.
     pub(crate) fn new(domain: &'static str, bytes: Vec<u8>, summary: String) -> Self {
+        debug_assert!(!bytes.is_empty(), "a statement states something");
         Self { domain, bytes, summary, text: String::new() }
     }
 
     /// Returns the 32 bytes that both keys sign: the digest of the statement in its domain.
     #[must_use]
     pub fn digest(&self) -> [u8; 32] {
+        debug_assert!(self.domain.starts_with("quorate/"), "`{}` is no domain of ours", self.domain);
         protocol::keys::signing_input(self.domain, &self.bytes)
     }
 }

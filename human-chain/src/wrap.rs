@@ -59,6 +59,7 @@ pub fn sign_wrap<S: MemberSigner>(
     to: &EncryptionKey,
     wrap: KeyWrap,
 ) -> S::Signed<SignedWrap> {
+    debug_assert!(!wrap.sealed.0.is_empty(), "a wrap holds a key");
     let summary = format!("Give the key of the model {} to {}.", wrap.root, name_of(&wrap.recipient));
     let statement = Statement::new(WRAP_DOMAIN, wrap.statement(circle, &maker, to), summary);
     signer.sign_statement(&statement, |signature| SignedWrap { wrap, maker, signature })

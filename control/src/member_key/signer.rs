@@ -10,7 +10,7 @@ mod process;
 
 use super::{KeyHolder, MemberKey};
 use human_chain::{MemberSigner, Statement, prove_keys, signature_holds};
-use message::{AnswerBody, Operation, Request, SharedSecretText};
+use message::{AnswerBody, SharedSecretText, SignerOperation, SignerRequest};
 use model_store::{ModelKey, SharedSecrets, open_wrap, wrap_key};
 use protocol::governance::ProvenMember;
 use protocol::keys::{HybridSignature, MemberKeys};
@@ -79,8 +79,8 @@ impl SignerCommand {
     }
 
     /// Starts the program with one request, and returns its answer.
-    fn ask(&self, member: &MemberId, operation: Operation) -> Result<AnswerBody, Refusal> {
-        let request = message::encode(&Request::new(member, operation));
+    fn ask(&self, member: &MemberId, operation: SignerOperation) -> Result<AnswerBody, Refusal> {
+        let request = message::encode(&SignerRequest::new(member, operation));
         let started = Instant::now();
         let exchange = || process::exchange(self, &request, || started.elapsed() >= TIMEOUT);
         let answer = blocking(exchange).map_err(|reason| self.failed(&reason))?;
@@ -115,7 +115,7 @@ impl ExternalSigner {
     /// # Errors
     /// Fails with `signer-failed` or `signer-invalid`.
     pub(crate) fn enrol(member: MemberId, command: SignerCommand) -> Result<(Self, ProvenMember), Refusal> {
-        let AnswerBody::Keys(keys) = command.ask(&member, Operation::Keys {})? else {
+        let AnswerBody::Keys(keys) = command.ask(&member, SignerOperation::Keys {})? else {
             return Err(command.invalid("answered with no public keys"));
         };
         let signer = Self { member: member.clone(), command, keys };
@@ -129,7 +129,7 @@ impl ExternalSigner {
     }
 
     fn sign(&self, statement: &Statement) -> Result<HybridSignature, Refusal> {
-        let answer = self.command.ask(&self.member, Operation::of(statement))?;
+        let answer = self.command.ask(&self.member, SignerOperation::of(statement))?;
         let AnswerBody::Signature(signature) = answer else {
             return Err(self.command.invalid("answered with no signature"));
         };
@@ -173,7 +173,7 @@ impl ExternalSigner {
     }
 
     fn try_open(&self, wrap: &KeyWrap) -> Result<Option<ModelKey>, Refusal> {
-        let answer = self.command.ask(&self.member, Operation::Unwrap { wrap })?;
+        let answer = self.command.ask(&self.member, SignerOperation::Unwrap { wrap })?;
         let AnswerBody::SharedSecrets(SharedSecretText { x25519, ml_kem }) = answer else {
             return Err(self.command.invalid("answered with no shared secrets"));
         };

@@ -108,7 +108,7 @@ fn a_member_that_signs_both_ways_votes_once_and_is_named() {
         both.ballots.insert(at, more);
         both
     };
-    check("a yes, then a no", verify(&state, &with(no.clone(), 2), NOW), "governance-invalid: ");
+    check("a yes, then a no", verify(&state, &with(no.clone(), 2), NOW), "ballot-duplicate: `bob`");
     check("a no, then a yes", verify(&state, &with(no.clone(), 1), NOW), "governance-invalid: ");
     check("two of one kind", verify(&state, &with(yes, 2), NOW), "ballot-duplicate: `bob`");
     // Positive control: a certificate says that bob approved, and his signed no, which a proposal may have

@@ -112,3 +112,25 @@ fn a_secret_survives_its_file_and_only_its_owner_may_read_it() {
         assert!(matches!(EncryptionSecret::load(&path), Err(KeyError::Malformed { .. })));
     }
 }
+
+/// A device that holds a member's keys computes the two shared secrets, and no key of ours.
+#[test]
+fn a_wrap_opens_with_both_shared_secrets_of_its_recipient() {
+    let (key, secret, wrap) = sample();
+    let shared = |secret: &EncryptionSecret| secret.shared_with(&wrap).expect("a wrap with sound values");
+    let opened = open_wrap(&wrap, secret.public(), &shared(&secret)).expect("its recipient's");
+    assert_eq!(opened.commitment(), key.commitment());
+    let other = EncryptionSecret::generate().expect("a secret");
+    let (mine, foreign) = (shared(&secret), shared(&other));
+    let classical = SharedSecrets { x25519: foreign.x25519.clone(), ml_kem: mine.ml_kem.clone() };
+    let quantum = SharedSecrets { x25519: mine.x25519.clone(), ml_kem: foreign.ml_kem.clone() };
+    for wrong in [classical, quantum, foreign] {
+        assert!(matches!(open_wrap(&wrap, secret.public(), &wrong), Err(KeyError::Closed)));
+    }
+    assert!(matches!(open_wrap(&wrap, other.public(), &mine), Err(KeyError::Closed)), "for another key");
+    let mut low = wrap.clone();
+    low.ephemeral = PublicKey([0; 32]);
+    assert!(matches!(secret.shared_with(&low), Err(KeyError::Closed)), "a key of low order");
+    low.encapsulated.0.pop();
+    assert!(matches!(secret.shared_with(&low), Err(KeyError::Closed)), "no ciphertext");
+}

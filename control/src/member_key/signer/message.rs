@@ -15,15 +15,15 @@ pub(super) const ANSWER_BYTES_MAX: usize = 32 * 1024;
 
 /// Request to a signer.
 #[derive(Debug, Serialize)]
-pub(super) struct Request<'a> {
+pub(super) struct SignerRequest<'a> {
     format: &'static str,
     /// Member whose keys are asked for.
     member: &'a MemberId,
-    operation: Operation<'a>,
+    operation: SignerOperation<'a>,
 }
 
-impl<'a> Request<'a> {
-    pub(super) fn new(member: &'a MemberId, operation: Operation<'a>) -> Self {
+impl<'a> SignerRequest<'a> {
+    pub(super) fn new(member: &'a MemberId, operation: SignerOperation<'a>) -> Self {
         Self { format: FORMAT, member, operation }
     }
 }
@@ -31,7 +31,7 @@ impl<'a> Request<'a> {
 /// What a signer is asked for.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum Operation<'a> {
+pub(super) enum SignerOperation<'a> {
     /// The public keys.
     Keys {},
     /// Both signatures of a statement.
@@ -54,7 +54,7 @@ pub(super) enum Operation<'a> {
     },
 }
 
-impl<'a> Operation<'a> {
+impl<'a> SignerOperation<'a> {
     /// Returns the request to sign a statement.
     pub(super) fn of(statement: &'a Statement) -> Self {
         Self::Sign {
@@ -69,7 +69,7 @@ impl<'a> Operation<'a> {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Answer {
+struct SignerAnswer {
     format: String,
     answer: AnswerBody,
 }
@@ -105,7 +105,7 @@ fn secret<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Zeroizing<[u8; 3
 }
 
 /// Encodes a request.
-pub(super) fn encode(request: &Request) -> Vec<u8> {
+pub(super) fn encode(request: &SignerRequest) -> Vec<u8> {
     let mut bytes = serde_json::to_vec(request).expect("a request has string keys only");
     bytes.push(b'\n');
     bytes
@@ -118,7 +118,7 @@ pub(super) fn encode(request: &Request) -> Vec<u8> {
 pub(super) fn decode(bytes: &[u8]) -> Result<AnswerBody, String> {
     debug_assert!(bytes.len() <= ANSWER_BYTES_MAX, "the reader has a limit");
     // The error of the parser could repeat a part of a secret.
-    let answer: Answer = serde_json::from_slice(bytes).map_err(|error| {
+    let answer: SignerAnswer = serde_json::from_slice(bytes).map_err(|error| {
         format!("its answer is none of {FORMAT} (line {}, column {})", error.line(), error.column())
     })?;
     if answer.format == FORMAT { Ok(answer.answer) } else { Err(format!("its answer is none of {FORMAT}")) }

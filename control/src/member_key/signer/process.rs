@@ -32,9 +32,9 @@ pub(super) const ENVIRONMENT: &[&str] = &[
 const TICK_MS: u16 = 50;
 
 /// A child that does not outlive its use.
-struct Running(Child);
+struct SignerProcess(Child);
 
-impl Drop for Running {
+impl Drop for SignerProcess {
     fn drop(&mut self) {
         // A child that has ended already is the desired result.
         let _ = self.0.kill();
@@ -101,7 +101,7 @@ fn check_program(program: &str) -> Result<(), String> {
 
 /// Starts the program. Its messages for people go to the terminal; the directory is the root, so that no
 /// path is relative to a directory in which other people's files may be.
-fn start(command: &SignerCommand) -> Result<Running, String> {
+fn start(command: &SignerCommand) -> Result<SignerProcess, String> {
     let variables = ENVIRONMENT.iter().filter_map(|name| Some((name, std::env::var_os(name)?)));
     let child = Command::new(&command.program)
         .args(&command.arguments)
@@ -112,7 +112,7 @@ fn start(command: &SignerCommand) -> Result<Running, String> {
         .stdout(Stdio::piped())
         .stderr(Stdio::inherit())
         .spawn();
-    child.map(Running).map_err(|error| format!("cannot be started ({error})"))
+    child.map(SignerProcess).map_err(|error| format!("cannot be started ({error})"))
 }
 
 fn unblock(pipe: &impl AsFd) -> Result<(), String> {

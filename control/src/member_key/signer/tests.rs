@@ -218,11 +218,15 @@ fn attack_a_signer_answers_with_another_signature() {
     // right form. The same program is believed when it signs what it is given.
     test.behave("another-statement");
     let bytes = vec![1];
-    let statement = Statement { domain: "d", bytes, summary: "one".into(), text: String::new() };
-    let operation = Operation::of(&statement);
+    let statement =
+        Statement { domain: "quorate/other/v1", bytes, summary: "one".into(), text: String::new() };
+    let operation = SignerOperation::of(&statement);
     let answer = signer.command.ask(&alice(), operation).expect("an answer");
     let AnswerBody::Signature(signature) = answer else { panic!("a signature in the right form") };
-    assert!(signature_holds(&signer.keys, "d", b"all my models", &signature), "by the member's own keys");
+    assert!(
+        signature_holds(&signer.keys, "quorate/other/v1", b"all my models", &signature),
+        "by the member's own keys"
+    );
     test.behave("honest");
     assert_eq!(signed(&signer), Ok(()));
 }

@@ -7,7 +7,6 @@ use human_chain::{FENCE_LEAP_MAX, MemberSecret};
 use protocol::governance::Change;
 use protocol::manifest::Manifest;
 use protocol::order::SlotOrder;
-use protocol::sandbox::SandboxExit;
 use std::fs;
 
 const DAY_MS: i64 = 24 * 3600 * 1000;
@@ -318,49 +317,6 @@ async fn a_shorter_or_another_history_starts_nothing_on_a_node_that_lacks_nothin
         // The positive control: the same order under an honest head starts.
         stage.say(|script| script.claimed = None);
         stage.until_slot(1, 1, SlotState::Ready).await;
-        agent.stop().await;
-    }
-}
-
-/// A node that was off for a month knows that the approvals it has are over: it runs nothing under them, gets
-/// what the circle decided in the month, and runs what is approved now.
-#[tokio::test(start_paused = true)]
-async fn a_node_that_was_offline_for_a_month_runs_what_is_approved_now() {
-    for offline in [30 * DAY_MS, 0] {
-        let mut stage = Stage::of(|manifest| manifest.valid_until = Some(BEGAN.plus(7 * DAY_MS as u64)));
-        stage.want(&[(0, 1)], &[]);
-        let agent = stage.start();
-        stage.until_slot(0, 1, SlotState::Ready).await;
-        agent.kill().await;
-        for name in stage.launcher.living() {
-            stage.launcher.end(&name, SandboxExit::Signaled { signal: 9 });
-        }
-        stage.say(|script| script.last = None);
-        stage.step_all(offline);
-        // Control wants the old slot still.
-        let agent = stage.start();
-        if offline == 0 {
-            // The positive control: the same node after a moment starts its slot again.
-            stage.until("it runs again", || stage.launcher.started() == 2).await;
-            agent.stop().await;
-            continue;
-        }
-        let refusal = stage.refusal(0).await;
-        assert!(refusal.starts_with("order-not-approved: "), "{refusal}");
-        assert_eq!(stage.launcher.started(), 1);
-        // The circle has decided every day, last on a service of today.
-        let root = ModelRoot(Digest::of(b"model"));
-        for day in 1..=30 {
-            let bundle = {
-                let world = &mut stage.script().world;
-                world.now = BEGAN.plus(day * DAY_MS as u64);
-                world.deploy(&service("chat", root, 300 + (day % 2) as u32))
-            };
-            stage.bundle = bundle;
-        }
-        stage.want(&[(0, 1)], &[]);
-        stage.until_slot(0, 1, SlotState::Ready).await;
-        assert_eq!(stage.script().last.as_ref().unwrap().governance_length, 31);
         agent.stop().await;
     }
 }
