@@ -9,7 +9,7 @@ use crate::report::directory;
 use anyhow::{Context as _, Result, ensure};
 use control::client::ControlClient;
 use control::context::Context;
-use control::member_key::MemberKeyFile;
+use control::member_key::{MemberKey, MemberKeyFile};
 use control::policy::simple_policy;
 use control::server::create_replica;
 use host::random::fresh_secret_text;
@@ -35,7 +35,7 @@ const WITH_PARENT: &str = "QUORATE_WITH_PARENT";
 /// A running circle.
 pub(crate) struct ControlCluster {
     pub(crate) directory: PathBuf,
-    pub(crate) members: Vec<MemberKeyFile>,
+    pub(crate) members: Vec<MemberKey>,
     pub(crate) genesis: SignedGenesis,
     pub(crate) context: Context,
     program: PathBuf,
@@ -146,7 +146,14 @@ impl ControlCluster {
         };
         files::write_atomically(&context.file, &serde_json::to_vec(&context)?, 0o644)?;
         let program = built("quorate")?;
-        let mut cluster = Self { directory, members: people, genesis, context, program, replicas };
+        let mut cluster = Self {
+            directory,
+            members: people.into_iter().map(MemberKey::from).collect(),
+            genesis,
+            context,
+            program,
+            replicas,
+        };
         (0..cluster.replicas.len()).try_for_each(|index| cluster.start_replica(index))?;
         cluster.leader().await?;
         Ok(cluster)

@@ -55,7 +55,7 @@ impl ControlCluster {
         let change = Change::Deploy(Box::new(Manifest::from_toml(&manifest)?));
         let proposal = session.propose(change, "benchmark".into(), LIFETIME_MS).await?.view.proposal;
         for member in &self.members[..voters] {
-            session.vote(&proposal, member, Choice::Approve).await?;
+            session.vote(&proposal, member, Choice::Approve, String::new()).await?;
         }
         let began = Instant::now();
         loop {

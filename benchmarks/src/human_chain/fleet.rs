@@ -20,12 +20,12 @@ use crate::process::ChildGuard;
 use crate::report::{BenchmarkReport, quantile};
 use agents::AgentsPart;
 use anyhow::{Result, ensure};
-use control::member_key::MemberKeyFile;
+use control::member_key::MemberKey;
 use control::session::Session;
 use futures::future::join_all;
 use host::random::random_bytes;
 use host::wall_clock;
-use human_chain::{sign_halt, vote};
+use human_chain::{MemberSigner as _, sign_halt, vote};
 use protocol::Digest;
 use protocol::api::Status;
 use protocol::governance::{Change, Choice, NodeAdmission, Proposal};
@@ -191,7 +191,7 @@ impl Fleet {
         let proposal = session.propose(change, "benchmark".into(), LIFETIME_MS).await?.view.proposal;
         let (last, earlier) = self.deciding().split_last().expect("members decide");
         for member in earlier {
-            session.vote(&proposal, member, Choice::Approve).await?;
+            session.vote(&proposal, member, Choice::Approve, String::new()).await?;
         }
         tokio::time::sleep(SETTLE).await;
         let began = SystemTime::now();
@@ -200,15 +200,15 @@ impl Fleet {
         self.spread(&file, began).await
     }
 
-    fn deciding(&self) -> &[MemberKeyFile] {
+    fn deciding(&self) -> &[MemberKey] {
         &self.cluster.members[..CIRCLE.0 as usize]
     }
 
     /// Signs and sends a ballot, without a look at the answer: the agents do not wait for it.
-    async fn vote(&self, session: &Session, member: &MemberKeyFile, proposal: &Proposal) -> Result<()> {
+    async fn vote(&self, session: &Session, member: &MemberKey, proposal: &Proposal) -> Result<()> {
         let head = session.circle.head();
         let id = member.member.clone();
-        let ballot = vote(&member.secret, id, head, proposal, Choice::Approve, wall_clock());
+        let ballot = vote(&member.signer, id, head, proposal, Choice::Approve, wall_clock())?;
         let path = format!("/v1/proposals/{}/ballots", proposal.id());
         let _: protocol::api::ProposalView = session.client.post(&path, &ballot).await?;
         Ok(())
@@ -236,12 +236,13 @@ impl Fleet {
         let halt = Halt {
             circle: self.cluster.context.circle,
             member: member.member.clone(),
+            signer: member.signer.public_keys().ed25519,
             scope: HaltScope::Service(name.parse().map_err(anyhow::Error::msg)?),
             reason: "benchmark".into(),
             issued_at: wall_clock(),
             nonce: Digest(random_bytes()),
         };
-        let signed = sign_halt(&member.secret, halt);
+        let signed = sign_halt(&member.signer, halt)?;
         let watching = sandboxes::watch(workers, began);
         let sends = clients.iter().map(|(_, client)| client.post::<_, HaltReceipt>("/v1/halts", &signed));
         let (taken, spread) = tokio::join!(join_all(sends), self.spread(Path::new("halts"), began));

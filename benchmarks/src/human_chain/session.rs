@@ -10,7 +10,7 @@ use crate::cluster::nodes::{agent_config, prepare};
 use crate::cluster::{ControlCluster, fresh_directory};
 use crate::report::{BenchmarkReport, ComparisonRow};
 use anyhow::{Context as _, Result, ensure};
-use control::member_key::MemberKeyFile;
+use control::member_key::MemberKey;
 use control::session::Session;
 use futures::future::try_join_all;
 use gpu_agent::agent::run as run_agent;
@@ -150,15 +150,19 @@ impl Decider<'_> {
         let founded = self.founded;
         proposal.history = founded;
         let client = self.cluster.client()?;
-        let submitted = SubmitProposal { proposal: proposal.clone() };
-        let _: ProposalView = client.post("/v1/proposals", &submitted).await?;
-        let cast = |file: &MemberKeyFile| {
-            vote(&file.secret, file.member.clone(), founded, &proposal, Choice::Approve, now)
+        let cast = |file: &MemberKey| {
+            vote(&file.signer, file.member.clone(), founded, &proposal, Choice::Approve, now)
         };
-        let ballots: Vec<_> = self.cluster.members.iter().take(CIRCLE.0 as usize).map(cast).collect();
+        let ballots: Vec<_> =
+            self.cluster.members.iter().take(CIRCLE.0 as usize).map(cast).collect::<Result<_, _>>()?;
         let path = format!("/v1/proposals/{}/ballots", proposal.id());
-        for ballot in &ballots {
-            let _: ProposalView = client.post(&path, ballot).await?;
+        for (cast, ballot) in ballots.iter().enumerate() {
+            // The first member proposes.
+            let submitted = SubmitProposal { proposal: proposal.clone(), ballot: Some(ballot.clone()) };
+            let _: ProposalView = match cast {
+                0 => client.post("/v1/proposals", &submitted).await?,
+                _ => client.post(&path, ballot).await?,
+            };
         }
         let certificate = certify(&self.mirror, &proposal, &ballots)?;
         let approved = verify(&self.mirror, &certificate, wall_clock())?;

@@ -209,8 +209,23 @@ pub(crate) fn view(proposal: &Proposal, ballots: Vec<SignedBallot>) -> ProposalV
         missing: vec![],
         certificate: None,
         takes_effect_at: None,
+        proposer: ballots.first().map(|signed| signed.ballot.member.clone()),
+        drafted_by: None,
         ballots,
     }
+}
+
+/// Returns the decisions after those that the client has, with the head of the longest part that verifies.
+fn history_page(history: &History, query: &str) -> HistoryPage {
+    let History { genesis, bundles } = history;
+    let replay = |size| {
+        let certificates = bundles.iter().take(size).map(|bundle| &bundle.certificate);
+        CircleState::replay(genesis, None, certificates).ok()
+    };
+    let head = (0..=bundles.len()).rev().find_map(replay).expect("a genesis that verifies").head();
+    let after = query.split('&').find_map(|pair| pair.strip_prefix("after=")?.parse::<usize>().ok());
+    let bundles = bundles.iter().skip(after.unwrap_or(0)).cloned().collect();
+    HistoryPage { genesis: after.is_none().then(|| genesis.clone()), head, bundles, next_page_token: None }
 }
 
 fn json<T: Serialize>(value: &T) -> Response {
@@ -226,10 +241,7 @@ async fn answer(State(stub): State<Arc<Mutex<Stub>>>, method: Method, uri: Uri, 
     let parts: Vec<&str> = uri.path().trim_start_matches("/v1/").split('/').collect();
     let reads = method == Method::GET;
     match (reads, parts.as_slice()) {
-        (true, ["history"]) => {
-            let History { genesis, bundles } = stub.history.clone();
-            json(&HistoryPage { genesis: Some(genesis), bundles, next_page_token: None })
-        }
+        (true, ["history"]) => json(&history_page(&stub.history, uri.query().unwrap_or_default())),
         (true, ["proposals"]) if stub.is_endless => {
             let next_page_token = Some(format!("p{}", uri.query().map_or(0, str::len)));
             json(&Page::<ProposalView> { items: vec![], next_page_token })
@@ -240,8 +252,8 @@ async fn answer(State(stub): State<Arc<Mutex<Stub>>>, method: Method, uri: Uri, 
             found.map_or_else(|| StatusCode::NOT_FOUND.into_response(), json)
         }
         (false, ["proposals"]) => {
-            let SubmitProposal { proposal } = serde_json::from_slice(&body).unwrap();
-            let view = view(&proposal, vec![]);
+            let SubmitProposal { proposal, ballot } = serde_json::from_slice(&body).unwrap();
+            let view = view(&proposal, ballot.into_iter().collect());
             stub.submitted.push(proposal);
             stub.proposals.push(view.clone());
             json(&view)

@@ -159,6 +159,7 @@ fn an_unknown_class_is_refused_and_a_class_without_a_rule_is_sensitive() {
         quorums: BTreeMap::from([(ActionClass::Sensitive, all.clone())]),
         passkeys: None,
         veto_seconds: 0,
+        proposer_counts: true,
     };
     let mut state = ruled_by(strict());
     assert_eq!(class_of(&deploy(4)), ActionClass::Routine);

@@ -11,7 +11,7 @@ use nix::sys::signal::kill;
 use nix::unistd::Pid;
 use protocol::governance::{BALLOT_DOMAIN, ControlReplica, Genesis, Member, RENDERING_DOMAIN, SignedGenesis};
 use protocol::halt::{Halt, HaltScope};
-use protocol::{CircleId, Millis, ReplicaId};
+use protocol::{CircleId, Millis, PublicKey, ReplicaId};
 use serde_json::{Value, json};
 use std::fs;
 use std::io::Read;
@@ -92,7 +92,8 @@ fn halt() -> Halt {
     let circle = CircleId(Digest::of(b"circle"));
     let reason = "it answers nonsense".to_string();
     let nonce = Digest::of(b"nonce");
-    Halt { circle, member: alice(), scope: HaltScope::Circle, reason, issued_at: Millis(1), nonce }
+    let signer = PublicKey([1; 32]);
+    Halt { circle, member: alice(), signer, scope: HaltScope::Circle, reason, issued_at: Millis(1), nonce }
 }
 
 /// The reference signer; in any other way it is started in, it does nothing.
