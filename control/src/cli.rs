@@ -291,7 +291,7 @@ mod tests {
     fn every_command_that_an_error_page_names_exists() {
         let cli = Cli::command();
         assert!(is_command(&cli, &["model", "verify", "minilm"]) && is_command(&cli, &["--version"]));
-        assert!(!is_command(&cli, &["inbox"]) && !is_command(&cli, &["context"]));
+        assert!(!is_command(&cli, &["tokens"]) && !is_command(&cli, &["context"]));
         let mut named = 0;
         for code in protocol::error_code::ALL {
             let page = crate::explain::page(code.as_str()).expect("a page");

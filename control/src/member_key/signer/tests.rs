@@ -199,7 +199,7 @@ fn a_member_with_an_external_signer_founds_a_circle_votes_and_halts() {
     let (proposal, choice) = (proposal.expect("sound"), protocol::governance::Choice::Approve);
     let ballot = vote(&signer, alice(), state.head(), &proposal, choice, now).expect("signed");
     human_chain::certify(&state, &proposal, &[ballot]).expect("a quorum of one");
-    let halt = Halt { circle: state.id(), ..halt() };
+    let halt = Halt { circle: state.id(), signer: signer.public_keys().ed25519, ..halt() };
     let halt = sign_halt(&signer, halt).expect("signed");
     human_chain::check_halt(&state, halt).expect("a sound halt");
 }

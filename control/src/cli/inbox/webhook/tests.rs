@@ -37,7 +37,7 @@ fn a_signature_is_that_of_the_standards_example() {
     let body = br#"{"test": 2432232314}"#;
     let headers = signature_headers(&key, "msg_p5jXN8AQM9LWM0D4loKWxJek", Millis(1_614_265_330_999), body);
     let values = headers.map(|(_, value)| value);
-    let expected = "v1,g0hM9SsE+OTPJTt/tmKtSyEyNlE3uFJELVlNIOLJ1OE=";
+    let expected = "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=";
     assert_eq!(values, ["msg_p5jXN8AQM9LWM0D4loKWxJek", "1614265330", expected]);
 }
 
