@@ -86,8 +86,8 @@ async fn measure(minutes: usize, partitions: usize) -> Result<BenchmarkReport> {
     }
     add_partitions(&mut report, &rounds);
     report.notes.push(
-        "real processes: 3 replicas, 3 nodes with real sandboxes (2 slots), a gateway; a partition is a relay \
-         before the replicas that passes no byte of one node's"
+        "real processes: 3 replicas, 3 nodes with real sandboxes (2 slots), a gateway; a partition is a \
+         relay before the replicas that passes no byte of one node's"
             .into(),
     );
     Ok(report)

@@ -127,8 +127,8 @@ pub trait ConsoleBackend: Send + Sync + 'static {
     /// genesis has the number 1.
     fn decisions(&self, before: u64, count: usize) -> BackendAnswer<'_, Vec<(u64, Bundle)>>;
 
-    /// Returns at most `count` of the latest decisions about a subject, newest first. A client looks through the
-    /// latest decisions of the circle alone, since it fetches them.
+    /// Returns at most `count` of the latest decisions about a subject, newest first. A client looks through
+    /// the latest decisions of the circle alone, since it fetches them.
     fn decisions_on(&self, subject: String, count: usize) -> BackendAnswer<'_, Vec<(u64, Bundle)>>;
 
     /// Returns what a change would do now.

@@ -2,8 +2,8 @@
 //!
 //! A client reads the whole history, or what follows a state that it verified before. Each decision is
 //! verified before the next page is asked for. A dishonest server therefore cannot make a client read without
-//! end: a page that adds no valid decision ends the reading. Each page names the head of the server's history,
-//! and what the client has at the end must be that history.
+//! end: a page that adds no valid decision ends the reading. Each page names the head of the server's
+//! history, and what the client has at the end must be that history.
 
 use crate::client::ControlClient;
 use anyhow::{Context as _, Result};

@@ -1,10 +1,10 @@
 //! Printing: every line that a command writes to its standard output or standard error.
 //!
-//! A reader that closes its pipe, such as `head`, ends no command. A vote, a halt or a whole cluster was asked
-//! for beside its output, and the default disposition of SIGPIPE would kill the process at its next line,
-//! before or between such acts. So the rest of the output is dropped, and the command ends with its own exit
-//! status. A command that only prints, such as `quorate logs -f`, asks [`is_closed`] and ends early. Any other
-//! failure, such as a full disk, is reported once the command has ended: see [`failure`].
+//! A reader that closes its pipe, such as `head`, ends no command. A vote, a halt or a whole cluster was
+//! asked for beside its output, and the default disposition of SIGPIPE would kill the process at its next
+//! line, before or between such acts. So the rest of the output is dropped, and the command ends with its own
+//! exit status. A command that only prints, such as `quorate logs -f`, asks [`is_closed`] and ends early. Any
+//! other failure, such as a full disk, is reported once the command has ended: see [`failure`].
 
 use std::fmt::Display;
 use std::io::{self, ErrorKind, Write};

@@ -1,8 +1,8 @@
 //! A client's verified view of a cluster, recomputed from signatures.
 //!
 //! The client verifies genesis and every certificate once, keeps the state that follows, and verifies from
-//! there on what the server adds. It refuses a history that does not continue the longest one that it verified
-//! before. So a dishonest server can delay it but not mislead it.
+//! there on what the server adds. It refuses a history that does not continue the longest one that it
+//! verified before. So a dishonest server can delay it but not mislead it.
 
 use crate::client::ControlClient;
 use crate::context::Context;

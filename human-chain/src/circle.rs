@@ -1,9 +1,10 @@
 //! State of a circle: genesis, and every certificate since, applied in order.
 //!
 //! A [`CircleState`] of a peer is never read: it would be unverified authority. To restore a state, keep the
-//! signed genesis and the certificates, and replay them in order with [`CircleState::replay`]. Replay verifies
-//! every signature again, at about a third of a millisecond per ballot. A machine may keep the state that it
-//! verified in a file of its own ([`CircleState::to_kept_bytes`]), which it trusts as its pinned circle.
+//! signed genesis and the certificates, and replay them in order with [`CircleState::replay`]. Replay
+//! verifies every signature again, at about a third of a millisecond per ballot. A machine may keep the state
+//! that it verified in a file of its own ([`CircleState::to_kept_bytes`]), which it trusts as its pinned
+//! circle.
 //!
 //! Versions never restart. A service that was retired and deployed again continues its count, so the
 //! certificate of its first deployment stays stale.

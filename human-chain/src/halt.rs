@@ -54,10 +54,10 @@ impl VerifiedHalt {
 /// Verifies a halt that is not known yet.
 ///
 /// # Errors
-/// Returns the first check that fails, in this order: size; circle and form; lifted or not; the member and its
-/// suspension; the signature, by both of its keys in force or by one of its passkeys. A halt of former keys is
-/// taken only if the suspension that ended them names it. A passkey halts whether or not the policy counts
-/// votes by passkey.
+/// Returns the first check that fails, in this order: size; circle and form; lifted or not; the member and
+/// its suspension; the signature, by both of its keys in force or by one of its passkeys. A halt of former
+/// keys is taken only if the suspension that ended them names it. A passkey halts whether or not the policy
+/// counts votes by passkey.
 pub fn check_halt(state: &CircleState, signed: SignedHalt) -> Result<VerifiedHalt, ChainError> {
     let length = to_bytes(&signed).len();
     if length > HALT_BYTES_MAX {

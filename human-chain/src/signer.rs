@@ -14,7 +14,7 @@ pub struct Statement {
     pub domain: &'static str,
     /// Canonical bytes of what is signed, in full.
     pub bytes: Vec<u8>,
-    /// What is signed, for people, in a line.
+    /// The act for people, in a line.
     pub summary: String,
     /// The document that a ballot or a genesis is about, as its member reads it; empty for other statements.
     /// A ballot names the digest of its text.
@@ -38,7 +38,7 @@ impl Statement {
 
 /// Holder of a member's keys.
 pub trait MemberSigner {
-    /// What signing gives: the value itself, or an outcome if the signer can fail.
+    /// Result of signing: the value itself, or an outcome if the signer can fail.
     type Signed<T>;
 
     /// Returns the public keys.

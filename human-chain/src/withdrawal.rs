@@ -18,7 +18,8 @@ pub fn sign_withdrawal<S: MemberSigner>(signer: &S, withdrawal: Withdrawal) -> S
 /// the proposer, which is no part of the circle's state.
 ///
 /// # Errors
-/// Returns an error for a person who is no member, for a suspended one, or for a signature that does not hold.
+/// Returns an error for a person who is no member, for a suspended one, or for a signature that does not
+/// hold.
 pub fn check_withdrawal(state: &CircleState, signed: &SignedWithdrawal) -> Result<(), ChainError> {
     let SignedWithdrawal { withdrawal, signature } = signed;
     let member = state.active_member(&withdrawal.member)?;

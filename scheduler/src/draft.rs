@@ -276,8 +276,8 @@ fn check_slot(service: &Service, plan: &OrderPlan, now: ClusterTime) -> Result<(
     Ok(())
 }
 
-/// Returns whether a slot can be ordered: it is free, or its node is silent. An exclusive order never goes out
-/// beside one of an earlier approval that may still run, even if that slot was freed or ordered since.
+/// Returns whether a slot can be ordered: it is free, or its node is silent. An exclusive order never goes
+/// out beside one of an earlier approval that may still run, even if that slot was freed or ordered since.
 pub(crate) fn may_be_ordered(service: &Service, slot: &Slot, now: ClusterTime) -> bool {
     if service.manifest.exclusive {
         return slot.holding.is_none() && slot.may_run_until.is_none_or(|until| until <= now);

@@ -104,8 +104,8 @@ async fn measure(sizes: &FleetSizes, report: &mut BenchmarkReport) -> Result<()>
     }
     report.notes.push(format!(
         "fleet: {} agents in {PROCESSES} processes (the agent's core, own key, state on disk and TLS to 3 \
-         replicas; launcher and GPU simulated), 3 processes of the product, one with {} real sandboxes; {} of {} \
-         members decide; the leader is killed before each halt",
+         replicas; launcher and GPU simulated), 3 processes of the product, one with {} real sandboxes; {} \
+         of {} members decide; the leader is killed before each halt",
         sizes.agents,
         sandboxes::COUNT,
         CIRCLE.0,

@@ -72,14 +72,14 @@ async fn measure(sizes: &[u64], report: &mut BenchmarkReport) -> Result<()> {
     }
     let state = std::fs::metadata(state_file(&cluster))?.len();
     report.notes.push(format!(
-        "session: {length} decisions of {} of {} members about {CONCURRENT} nodes; the kept state has {state} \
-         bytes",
+        "session: {length} decisions of {} of {} members about {CONCURRENT} nodes; the kept state has \
+         {state} bytes",
         CIRCLE.0, CIRCLE.1
     ));
     let (fetched, replayed) = agent_start(&cluster, length).await?;
     report.notes.push(format!(
-        "an agent fetched and verified the {length} decisions in {fetched:.1} s, and started with them on its \
-         disk in {replayed:.1} s"
+        "an agent fetched and verified the {length} decisions in {fetched:.1} s, and started with them on \
+         its disk in {replayed:.1} s"
     ));
     Ok(())
 }

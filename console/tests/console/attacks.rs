@@ -172,7 +172,7 @@ async fn a_change_that_waits_is_shown_and_vetoed() {
     let change = Change::SetMembers { members, policy, proofs: [].into() };
     let proposal = lab.world.propose(change, "the rules of before");
     let path = format!("/console/proposals/{}", proposal.id());
-    // The positive control: while it is open, nothing happens by itself.
+    // The positive control: while it is open, time alone changes nothing.
     let open = get(&lab, &cookie, &path).await.text;
     assert!(open.contains("it expires, and nothing changes") && !open.contains("Veto"), "{open}");
     let end = wall_clock().plus(3_600_000);

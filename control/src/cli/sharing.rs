@@ -23,7 +23,7 @@ pub(super) fn member_key(context: &Context, given: Option<PathBuf>) -> Result<Me
 pub(super) async fn share_after(session: &Session, member: &MemberKey) {
     match share_keys(session, member).await {
         Ok(shared) => {
-            shared.lines().iter().for_each(|line| print::err(line));
+            shared.lines().iter().for_each(print::err);
             shared.notes().iter().for_each(|note| print::err(format_args!("note: {note}")));
         }
         Err(error) => print::err(format_args!(

@@ -3,7 +3,8 @@
 //!
 //! The file replaces the verification of old signatures by the word of this machine. It therefore deserves
 //! the trust of the context, which pins the circle, and of the head beside it: all three are files of the
-//! user. A file that is damaged, or contradicts the head, is ignored, and the whole history is verified again.
+//! user. A file that is damaged, or contradicts the head, is ignored, and the whole history is verified
+//! again.
 
 use super::HeadFile;
 use anyhow::{Context as _, Result};
@@ -20,7 +21,8 @@ impl HeadFile {
     /// Reads the state that was kept; none if there is no file.
     ///
     /// # Errors
-    /// If the file cannot be read, is damaged, is of another circle, or of a history in which the head is not.
+    /// If the file cannot be read, is damaged, is of another circle, or of a history in which the head is
+    /// not.
     pub fn read_state(&self, known: Option<&HistoryHead>) -> Result<Option<CircleState>> {
         let path = self.state_path();
         let name = || format!("`{}`", path.display());

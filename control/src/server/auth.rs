@@ -44,7 +44,8 @@ macro_rules! callers {
 callers! {
     /// May read everything but secrets.
     Reader = TokenScope::Read;
-    /// May make drafts, and deliver signed proposals, ballots, withdrawals, wraps, and complaints about wraps.
+    /// May make drafts, and deliver signed proposals, ballots, withdrawals, wraps, and complaints about
+    /// wraps.
     Proposer = TokenScope::Propose;
     /// May scale within envelopes, register models, and create and revoke keys.
     Submitter = TokenScope::Submit;

@@ -121,6 +121,11 @@ fn clock_wrong(registry: &Registry) -> IntGaugeVec {
     gauges(registry, "quorate_control_clock_wrong", help, &["replica"])
 }
 
+fn halts_standing(registry: &Registry) -> IntGaugeVec {
+    let help = "Halts that stand at this replica, by what they stop; every replica reports its own.";
+    gauges(registry, "quorate_halts_standing", help, &["scope"])
+}
+
 impl ServerMetrics {
     pub(crate) fn new() -> Self {
         let r = Registry::new();
@@ -180,12 +185,7 @@ impl ServerMetrics {
                 &["node", "limit"],
             ),
             proposals_open: gauge(&r, "quorate_proposals_open", "Proposals that wait for votes."),
-            halts_standing: gauges(
-                &r,
-                "quorate_halts_standing",
-                "Halts that stand at this replica, by what they stop; every replica reports its own.",
-                &["scope"],
-            ),
+            halts_standing: halts_standing(&r),
             key_exchanges: gauges(
                 &r,
                 "quorate_api_key_exchanges",

@@ -207,7 +207,7 @@ async fn an_exchanged_key() -> Attack {
     Attack::refused(3, "a node's key exchanged on its way", attack, "node-keys-unproven", control && proposed)
 }
 
-/// Control lists a node that nobody admitted among those that lack a model's key.
+/// Control lists a node that the circle never admitted among those that lack a model's key.
 async fn a_key_for_an_unadmitted_node() -> Attack {
     let admitted = Identity::from_seed(&[7; 32]);
     let encryption = human_chain::MemberSecret::generate(&[7; 64]).public().encryption;
@@ -299,7 +299,7 @@ fn aged(folder: &Path) -> usize {
     files
 }
 
-/// Control tells a collection of garbage that no model is registered.
+/// Control reports to a collection of garbage that no model is registered.
 async fn a_register_of_no_models() -> Attack {
     let mut desk = desk_with(&[]).await;
     let source = desk.path("weights");

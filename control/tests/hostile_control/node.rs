@@ -40,7 +40,7 @@ pub(crate) struct Script {
     pub(crate) world: TestCircle,
     /// Decisions that are served in place of the circle's.
     pub(crate) served: Option<Vec<Bundle>>,
-    /// Bundles that come with each answer, whatever was asked for.
+    /// Bundles that come with every answer, asked for or not.
     pub(crate) forced: Option<Vec<Bundle>>,
     /// Head that is claimed in place of that of the circle's own decisions.
     pub(crate) claimed: Option<HistoryHead>,

@@ -3,7 +3,7 @@
 //!
 //! A change of keys ends no halt. A suspension voids all halts of its member by the keys so far, except those
 //! that it lists. The list stays with these keys when the member gets new ones. So a node that was away
-//! during the suspension counts no voided halt, whatever it has in its own book.
+//! during the suspension counts no voided halt, even if its own book has it.
 
 use super::CircleState;
 use protocol::governance::Member;

@@ -346,7 +346,7 @@ fn runtime_name(runtime: Runtime) -> &'static str {
 
 fn expiry_name(on_expiry: OnExpiry) -> &'static str {
     match on_expiry {
-        OnExpiry::Hold => "hold: what runs goes on, nothing new starts",
+        OnExpiry::Hold => "hold: what runs continues, nothing new starts",
         OnExpiry::Drain => "drain: what runs finishes and ends",
     }
 }

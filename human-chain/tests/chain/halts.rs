@@ -481,8 +481,8 @@ fn by_carol(state: &CircleState, keys_of: &str, nonce: &str) -> SignedHalt {
     sign_halt(&secret(keys_of), halt)
 }
 
-/// Attack: a stolen key halts, its member is suspended, and a node that was away has the halt in its book. The
-/// member's new keys must not bring the halt back.
+/// Attack: a stolen key halts, its member is suspended, and a node that was away has the halt in its book.
+/// The member's new keys must not bring the halt back.
 #[test]
 fn a_voided_halt_stays_void_when_its_member_gets_new_keys() {
     let founded = circle();
@@ -504,7 +504,7 @@ fn a_voided_halt_stays_void_when_its_member_gets_new_keys() {
     check("the old keys", check_halt(&renewed, by_carol(&renewed, "carol", "3")), "signature-invalid");
     let own = by_carol(&renewed, "carol-2", "4");
     check("the new keys", check_halt(&renewed, own.clone()), "approved");
-    // A halt by the new keys is judged by these, whatever an earlier suspension listed.
+    // A halt by the new keys is judged by these, regardless of an earlier suspension.
     let again = with_new_keys(&renewed, "carol-3");
     assert!(halt_stands(&again, &own.halt.id(), &own.halt) && standing(&again) == [ids[0]].into());
     // A second suspension lists nothing: no halt of any key of carol stands from then on.

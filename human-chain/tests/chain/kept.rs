@@ -55,7 +55,7 @@ fn a_kept_state_comes_back_as_it_was() {
     }
 }
 
-/// What follows is judged by the kept state as by the one that was replayed.
+/// A kept state judges later decisions as the one that was replayed does.
 #[test]
 fn a_kept_state_judges_what_follows() {
     let state = rich();

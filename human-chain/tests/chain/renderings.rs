@@ -294,8 +294,8 @@ fn the_first_line_says_on_how_many_nodes_a_slot_may_live() {
         (service.autonomy_seconds, service.exclusive) = (seconds, exclusive);
         render(&shown).text.lines().next().map(str::to_owned).expect("a sentence")
     };
-    let shared = "keeps its replicas for up to 1 day (86400 seconds); until then a slot may live on each node \
-        that held it.";
+    let shared = "keeps its replicas for up to 1 day (86400 seconds); until then a slot may live on each \
+        node that held it.";
     assert!(sentence(86_400, false).ends_with(shared));
     assert!(!sentence(3_600, false).contains("86400"), "the time is the manifest's");
     let alone = "No slot lives on two nodes: a node that gets no answer from the control plane ends its \

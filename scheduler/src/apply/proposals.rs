@@ -1,4 +1,4 @@
-//! How proposals come and go: drafts of access tokens, openings by members, and withdrawals.
+//! Proposals as they come and go: drafts of access tokens, openings by members, and withdrawals.
 //!
 //! An access token alone makes drafts. A draft is a whole proposal that no member has signed; it has a place
 //! among its token's drafts and none among the open proposals. The first member that approves a draft becomes
@@ -41,8 +41,8 @@ pub(super) fn submit(cluster: &mut Cluster, actor: &Actor, proposal: &Proposal) 
     }
     if cluster.drafts.values().filter(|draft| draft.actor == *actor).count() >= DRAFTS_PER_TOKEN_MAX {
         let message = format!(
-            "{DRAFTS_PER_TOKEN_MAX} drafts of {actor} wait for a member; withdraw some of them, or propose as \
-             a member: --key"
+            "{DRAFTS_PER_TOKEN_MAX} drafts of {actor} wait for a member; withdraw some of them, or propose \
+             as a member: --key"
         );
         return Err(Refusal::new(LIMIT_REACHED, message));
     }

@@ -207,7 +207,8 @@ impl Planner<'_> {
             let service = self.service(&name);
             let (fresh, old) = running(service);
             let halted = service.phase != ServicePhase::Active || service.is_expired(self.now());
-            // A silent holder may be away for as long as its autonomy, and its slot can be ordered in that time.
+            // A silent holder may be away for as long as its autonomy, and its slot can be ordered in that
+            // time.
             let leaving = service
                 .held()
                 .any(|(_, holding)| !matches!(holding.phase, HoldingPhase::Running | HoldingPhase::Silent));

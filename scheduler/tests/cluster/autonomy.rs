@@ -247,7 +247,8 @@ fn no_exclusive_order_goes_out_beside_a_holder_that_control_gave_up() {
     }
 }
 
-/// Three small nodes with a replica each, of which the first falls silent; two replicas are wanted from then on.
+/// Three small nodes with a replica each, of which the first falls silent; two replicas are wanted from then
+/// on.
 fn with_a_silent_surplus() -> World {
     let nodes = ["node-1", "node-2", "node-3"].map(|name| node(name, 1000, 1024));
     let mut world = running_on(&nodes, autonomous(3600, manifest("chat", 1, 3, 700, 100)));

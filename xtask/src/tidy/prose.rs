@@ -98,11 +98,14 @@ fn sentences(file: &TextFile) -> Vec<(usize, String)> {
     paragraphs.into_iter().flat_map(cut).collect()
 }
 
+/// A string literal and the line on which it begins.
+type Literal = (usize, String);
+
 /// String literals of Rust code before its tests, each with its line. A line that a backslash continues is
 /// joined with the next.
-fn literals(text: &str) -> Vec<(usize, String)> {
+fn literals(text: &str) -> Vec<Literal> {
     let code = text.split("#[cfg(test)]").next().unwrap_or_default();
-    let (mut found, mut current): (Vec<(usize, String)>, Option<(usize, String)>) = (Vec::new(), None);
+    let (mut found, mut current): (Vec<Literal>, Option<Literal>) = (Vec::new(), None);
     for (at, line) in code.lines().enumerate() {
         let line = line.trim();
         if current.is_none() && line.starts_with("//") {

@@ -28,7 +28,7 @@ impl<'a> SignerRequest<'a> {
     }
 }
 
-/// What a signer is asked for.
+/// Request to a signer.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum SignerOperation<'a> {

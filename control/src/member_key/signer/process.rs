@@ -68,7 +68,7 @@ pub(super) fn exchange(
         }
         wait(stdin.as_ref(), &stdout)?;
         if stdin.as_mut().is_some_and(|pipe| write(pipe, &mut rest)) {
-            // Its end tells the program that the request is complete.
+            // Its end marks the request as complete.
             stdin = None;
         }
         if read(&mut stdout, &mut answer)? {

@@ -78,7 +78,7 @@ impl TestSigner {
         ExternalSigner::enrol(alice(), self.command())
     }
 
-    /// Returns the signer as the key file has it, whatever the program does.
+    /// Returns the signer as the key file has it, regardless of the program.
     fn enrolled(&self) -> ExternalSigner {
         ExternalSigner { member: alice(), command: self.command(), keys: self.secret().public() }
     }
