@@ -54,7 +54,7 @@ pub(super) async fn draft_deployment(
     let action = Action::DraftDeployment { manifest: Box::new(manifest), reason };
     let id = match accepted(server.write(Actor::Token(token), action, key).await?)? {
         Reply::Submitted { proposal } => proposal,
-        _ => return Err(effect_unknown("its reply is of another kind".into())),
+        _ => return Err(effect_unknown(String::from("its reply is of another kind"))),
     };
     let Json(draft) = server.committed_proposal(&id, |_| true).await?;
     Ok(Json(DeploymentDraft { draft: Some(draft), dry_run }))
