@@ -60,8 +60,8 @@ pub const BUNDLE_BYTES_MAX: usize = CERTIFICATE_BYTES_MAX + 1024;
 pub const GENESIS_BYTES_MAX: usize = 2 * 1024 * 1024;
 /// Maximum number of slots of one service.
 pub const SLOTS_MAX: u32 = 1024;
-/// Maximum number of services in a route table: as many without a route are read within the memory that foreign
-/// bytes may cost.
+/// Maximum number of services in a route table: as many without a route are read within the memory that
+/// foreign bytes may cost.
 pub const ROUTED_SERVICES_MAX: usize = 4096;
 /// Maximum number of inference keys: one for each application, far beyond what people hand out.
 pub const API_KEYS_MAX: usize = 4096;
