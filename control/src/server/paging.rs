@@ -80,6 +80,14 @@ pub(super) struct HistoryParameters {
     after: Option<u64>,
 }
 
+/// Returns a number of the parameter `after`, if JSON clients can write it: OpenAPI's `int64`.
+pub(super) fn json_number(after: u64) -> Result<u64, Failure> {
+    i64::try_from(after).map(i64::unsigned_abs).map_err(|_| {
+        let message = format!("`after` is at most {}", i64::MAX);
+        Failure::new(error_code::REQUEST_INVALID, message).at("query after")
+    })
+}
+
 /// A page to read: at most `items` items behind the key `after`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct PageRequest<K> {
@@ -92,7 +100,7 @@ impl PageRequest<u64> {
     /// Reads the request for a page of the history.
     ///
     /// # Errors
-    /// As [`PageRequest::of`], and `request-invalid` for a token beside `after`.
+    /// As [`PageRequest::of`], and `request-invalid` for a token beside `after`, or for too large a number.
     pub(super) fn of_history(
         query: Result<Query<HistoryParameters>, QueryRejection>,
     ) -> Result<Self, Failure> {
@@ -102,7 +110,7 @@ impl PageRequest<u64> {
             return Err(failure.at("query after"));
         }
         let page = Self::of(PagedList::History, Ok(Query(PageParameters { page_size, page_token })))?;
-        Ok(Self { after: page.after.or(after), ..page })
+        Ok(Self { after: page.after.or(after.map(json_number).transpose()?), ..page })
     }
 }
 

@@ -3,6 +3,7 @@
 use super::{ApiResult, Done, PAGE_MAX, no_subject};
 use crate::server::auth::Submitter;
 use crate::server::extract::{LeaderRead, Submission};
+use crate::server::paging::json_number;
 use crate::server::problem::{Failure, unavailable};
 use axum::Json;
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
@@ -68,16 +69,6 @@ pub(super) struct After {
     after: u64,
 }
 
-impl After {
-    /// Returns the sequence number, if JSON clients can write it: OpenAPI's `int64`.
-    fn sequence(&self) -> Result<u64, Failure> {
-        i64::try_from(self.after).map(i64::unsigned_abs).map_err(|_| {
-            let message = format!("`after` is at most {}", i64::MAX);
-            Failure::new(error_code::REQUEST_INVALID, message).at("query after")
-        })
-    }
-}
-
 /// The latest log lines of a service's workers.
 #[utoipa::path(get, path = "/v1/services/{name}/logs", params(("name" = ServiceName, Path), After),
     responses((status = 200, body = LogPage)), tag = "services")]
@@ -86,7 +77,7 @@ pub(super) async fn logs(
     name: Result<Path<ServiceName>, PathRejection>,
     query: Result<Query<After>, QueryRejection>,
 ) -> ApiResult<LogPage> {
-    let (Path(name), after) = (name?, query?.sequence()?);
+    let (Path(name), after) = (name?, json_number(query?.after)?);
     if server.cluster(|cluster| !cluster.services().contains_key(&name)) {
         return Err(no_subject(name.as_str()));
     }
