@@ -1,8 +1,9 @@
 //! Tests under stress: both cores busy with other work, half the usual CPU quota, a disk with a slow `fsync`.
 //! Tests that pass here every time do not depend on luck.
 //!
-//! Every test that uses time, sockets, processes or disks runs in each round, the pure ones in the first.
-//! Needs root, for the quota's control group, and a C compiler, for the library that slows `fsync` down.
+//! Every test that uses time, sockets, threads, processes or disks runs in each round, the others in the
+//! first alone: a library observes the calls of each test's first run. Needs root, for the quota's control
+//! group, and a C compiler, for the libraries that observe and that slow `fsync` down.
 
 mod burner;
 mod quota;
@@ -17,10 +18,12 @@ use std::path::PathBuf;
 
 /// Additional duration of each `fsync`: that of a spinning disk, or of a busy one in a cloud.
 const SYNC_DELAY_MS: u32 = 20;
+/// Variable that names the file which `observe.c` creates.
+const MARK_VARIABLE: &str = "QUORATE_TOUCHES";
 
 /// Runs the tests `rounds` times under pressure and prints failures by test.
 pub(crate) fn tests(rounds: usize, filter: Option<&str>) -> Result<(), String> {
-    let library = slow_sync_library()?;
+    let (slow_sync, observe) = (library("slow_sync")?, library("observe")?);
     let quota = Quota::half()?;
     let burners = Burners::start()?;
     println!(
@@ -29,12 +32,15 @@ pub(crate) fn tests(rounds: usize, filter: Option<&str>) -> Result<(), String> {
         burners.count(),
         quota.cores()
     );
-    let wrap = quota.wrapper(vec![
-        ("LD_PRELOAD", library.display().to_string()),
+    let variables = vec![
+        ("LD_PRELOAD", format!("{}:{}", slow_sync.display(), observe.display())),
         ("QUORATE_SYNC_DELAY_MS", SYNC_DELAY_MS.to_string()),
-    ]);
+    ];
+    let wrap = quota.wrapper(variables, MARK_VARIABLE);
     let report = suite::run(&TestPlan { rounds, wrap: Box::new(wrap) }, filter)?;
     drop(burners);
+    let (touching, all) = report.touching();
+    println!("{touching} of {all} tests touch time, sockets, threads, processes or disks");
     println!("{}", report.text());
     if report.failed() == 0 {
         Ok(())
@@ -43,14 +49,14 @@ pub(crate) fn tests(rounds: usize, filter: Option<&str>) -> Result<(), String> {
     }
 }
 
-/// Compiles the library that slows down `fsync`, `fdatasync` and `sync_file_range`.
-fn slow_sync_library() -> Result<PathBuf, String> {
+/// Compiles a library to load before the C library: `slow_sync` or `observe`.
+fn library(name: &str) -> Result<PathBuf, String> {
     let place = target().join("stress");
     std::fs::create_dir_all(&place).map_err(|error| format!("create {}: {error}", place.display()))?;
-    let library = place.join("slow_sync.so");
-    let (source, out) = (root().join("xtask/src/stress/slow_sync.c"), library.display().to_string());
-    let source = source.display().to_string();
-    run(&mut command("cc", &["-shared", "-fPIC", "-O1", "-Wall", "-o", &out, &source]))?;
+    let library = place.join(format!("{name}.so"));
+    let source = root().join(format!("xtask/src/stress/{name}.c")).display().to_string();
+    let out = library.display().to_string();
+    run(&mut command("cc", &["-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o", &out, &source]))?;
     Ok(library)
 }
 
@@ -61,7 +67,7 @@ mod tests {
 
     #[test]
     fn a_sync_is_slower_by_the_delay() {
-        let library = slow_sync_library().expect("a C compiler");
+        let library = library("slow_sync").expect("a C compiler");
         let file = target().join("stress/synced");
         let out = format!("of={}", file.display());
         let mut write =
@@ -69,5 +75,58 @@ mod tests {
         let began = Instant::now();
         run(write.env("LD_PRELOAD", &library).env("QUORATE_SYNC_DELAY_MS", "300")).expect("it writes");
         assert!(began.elapsed() >= Duration::from_millis(300));
+    }
+    /// Runs one test of this binary under the library, and returns whether it was marked.
+    fn is_marked(test: &str) -> bool {
+        let mark = target().join(format!("stress/mark-{}", test.replace("::", "-")));
+        let library = library("observe").expect("a C compiler");
+        let this = std::env::current_exe().expect("this binary").display().to_string();
+        let mut test = command(&this, &["--exact", test]);
+        let ran = crate::process::output(test.env("LD_PRELOAD", library).env(MARK_VARIABLE, &mark));
+        assert!(ran.expect("it passes").contains("1 passed"));
+        std::fs::remove_file(&mark).is_ok()
+    }
+
+    #[test]
+    fn a_test_that_only_computes_is_not_marked() {
+        assert!(!is_marked("kills::tests::shares_are_between_zero_and_one"));
+    }
+
+    #[test]
+    fn a_test_that_uses_time_a_file_a_socket_or_a_process_is_marked() {
+        for touching in [
+            "stress::tests::reads_a_clock",
+            "stress::tests::reads_a_file",
+            "stress::tests::binds_a_socket",
+            "stress::tests::starts_a_thread",
+            "stress::tests::starts_a_process",
+        ] {
+            assert!(is_marked(touching), "{touching}");
+        }
+    }
+
+    #[test]
+    fn reads_a_clock() {
+        assert!(Instant::now().elapsed() < Duration::MAX);
+    }
+
+    #[test]
+    fn reads_a_file() {
+        assert!(std::fs::File::open("/dev/null").is_ok());
+    }
+
+    #[test]
+    fn binds_a_socket() {
+        assert!(std::net::TcpListener::bind("127.0.0.1:0").is_ok());
+    }
+
+    #[test]
+    fn starts_a_thread() {
+        assert!(std::thread::spawn(|| ()).join().is_ok());
+    }
+
+    #[test]
+    fn starts_a_process() {
+        assert!(std::process::Command::new("true").status().is_ok_and(|status| status.success()));
     }
 }

@@ -13,11 +13,8 @@ mod run;
 pub(crate) use report::TestReport;
 
 use crate::process;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
-
-/// Crates whose tests only compute: no clock, thread, socket, process or disk (`tidy/purity.rs`).
-const PURE: [&str; 3] = crate::tidy::PURE_CRATES;
 
 /// One test of one binary.
 #[derive(Debug, Clone)]
@@ -40,25 +37,24 @@ impl Test {
         }
         format!("{}/{}::{}", self.package, self.target, self.name)
     }
-
-    /// Whether the test may use real time, sockets, processes or disks.
-    fn touches_the_world(&self) -> bool {
-        !PURE.contains(&self.package.as_str())
-    }
 }
+
+/// Wraps the command of a test, to put it under pressure and to observe it. The wrapped command creates the
+/// file once the test touches the world.
+pub(crate) type Wrap = Box<dyn Fn(Command, &Path) -> Command + Sync>;
 
 /// Number of rounds, and environment, of a run.
 pub(crate) struct TestPlan {
-    /// Number of runs of every test that touches the world; the others run once.
+    /// Number of runs of every test that touches the world: one whose first run was observed to use time,
+    /// sockets, threads, processes or disks. The others run once.
     pub(crate) rounds: usize,
-    /// Wraps the command of a test, to put it under pressure.
-    pub(crate) wrap: Box<dyn Fn(Command) -> Command + Sync>,
+    pub(crate) wrap: Wrap,
 }
 
 impl TestPlan {
     /// Returns the plan that runs every test once, unchanged.
     pub(crate) fn once() -> Self {
-        Self { rounds: 1, wrap: Box::new(|command| command) }
+        Self { rounds: 1, wrap: Box::new(|command, _| command) }
     }
 }
 
@@ -68,12 +64,12 @@ pub(crate) fn run(plan: &TestPlan, filter: Option<&str>) -> Result<TestReport, S
         .into_iter()
         .filter(|test| filter.is_none_or(|wanted| test.title().contains(wanted)))
         .collect();
-    let mut runs = Vec::new();
-    for round in 0..plan.rounds {
-        let due = |test: &&Test| round == 0 || test.touches_the_world();
-        runs.extend(tests.iter().filter(due).cloned().map(|test| (round, test)));
-    }
-    Ok(run::all(runs, plan))
+    let first: Vec<_> = tests.iter().map(|test| (0, test)).collect();
+    let report = run::all(&first, plan, TestReport::default());
+    let again: Vec<&Test> = tests.iter().filter(|test| report.touches_the_world(&test.title())).collect();
+    let later: Vec<_> =
+        (1..plan.rounds).flat_map(|round| again.iter().map(move |test| (round, *test))).collect();
+    Ok(run::all(&later, plan, report))
 }
 
 /// Runs the examples in documentation, which libtest binaries do not contain.

@@ -38,16 +38,19 @@ impl Quota {
         self.quota_us as f64 / PERIOD_US as f64
     }
 
-    /// Wraps a command so that it runs in the group, with these additional environment variables.
+    /// Wraps a command so that it runs in the group, with these additional environment variables, and with
+    /// the file to mark in `mark_variable`.
     pub(super) fn wrapper(
         &self,
         variables: Vec<(&'static str, String)>,
-    ) -> impl Fn(Command) -> Command + Sync + use<> {
+        mark_variable: &'static str,
+    ) -> impl Fn(Command, &Path) -> Command + Sync + use<> {
         let members = self.group.join("cgroup.procs");
-        move |plain| {
+        move |plain, mark| {
             let mut wrapped = Command::new("sh");
             wrapped.args(["-c", "echo $$ > \"$0\" && exec \"$@\""]).arg(&members);
             wrapped.arg("env").args(variables.iter().map(|(name, value)| format!("{name}={value}")));
+            wrapped.arg(format!("{mark_variable}={}", mark.display()));
             wrapped.arg(plain.get_program()).args(plain.get_args());
             if let Some(directory) = plain.get_current_dir() {
                 wrapped.current_dir(directory);
@@ -78,11 +81,12 @@ mod tests {
         std::fs::create_dir_all(&directory).expect("a directory");
         let quota = Quota { group: directory.clone(), quota_us: PERIOD_US };
         let mut plain = Command::new("sh");
-        plain.args(["-c", "echo $1 $COLOUR $$; pwd", "name", "a b"]).current_dir("/");
-        let output = quota.wrapper(vec![("COLOUR", "blue".into())])(plain).output().expect("it runs");
+        plain.args(["-c", "echo $1 $COLOUR $MARK $$; pwd", "name", "a b"]).current_dir("/");
+        let wrap = quota.wrapper(vec![("COLOUR", "blue".into())], "MARK");
+        let output = wrap(plain, Path::new("/mark")).output().expect("it runs");
         let printed = String::from_utf8_lossy(&output.stdout).into_owned();
         let joined = std::fs::read_to_string(directory.join("cgroup.procs")).expect("it joined");
-        assert_eq!(printed, format!("a b blue {}\n/\n", joined.trim()));
+        assert_eq!(printed, format!("a b blue /mark {}\n/\n", joined.trim()));
         std::fs::remove_dir_all(&directory).expect("removed");
     }
 }

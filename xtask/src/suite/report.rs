@@ -15,6 +15,8 @@ pub(crate) struct TestRun {
     /// The error is the reason of the failure.
     pub(crate) verdict: Result<(), String>,
     pub(crate) took: Duration,
+    /// Whether the run was observed to use time, sockets, threads, processes or disks.
+    pub(crate) touches_the_world: bool,
 }
 
 /// All runs so far, by test.
@@ -28,6 +30,7 @@ struct Runs {
     count: usize,
     failed: Vec<usize>,
     longest: Duration,
+    touches_the_world: bool,
 }
 
 impl TestReport {
@@ -36,6 +39,7 @@ impl TestReport {
         let runs = self.tests.entry(outcome.title).or_default();
         runs.count += 1;
         runs.longest = runs.longest.max(outcome.took);
+        runs.touches_the_world |= outcome.touches_the_world;
         if outcome.verdict.is_err() {
             runs.failed.push(outcome.round + 1);
         }
@@ -49,6 +53,16 @@ impl TestReport {
     /// Returns the number of failed runs.
     pub(crate) fn failed(&self) -> usize {
         self.tests.values().map(|runs| runs.failed.len()).sum()
+    }
+
+    /// Whether a run of this test was observed to use time, sockets, threads, processes or disks.
+    pub(crate) fn touches_the_world(&self, title: &str) -> bool {
+        self.tests.get(title).is_some_and(|runs| runs.touches_the_world)
+    }
+
+    /// Returns the number of tests that touch the world, and that of all.
+    pub(crate) fn touching(&self) -> (usize, usize) {
+        (self.tests.values().filter(|runs| runs.touches_the_world).count(), self.tests.len())
     }
 
     /// Describes failures by test, the slowest tests, and the number of passed runs.
@@ -82,7 +96,13 @@ mod tests {
 
     fn outcome(title: &str, round: usize, failed: bool, seconds: u64) -> TestRun {
         let verdict = if failed { Err("exit status: 101".to_string()) } else { Ok(()) };
-        TestRun { title: title.into(), round, verdict, took: Duration::from_secs(seconds) }
+        TestRun {
+            title: title.into(),
+            round,
+            verdict,
+            took: Duration::from_secs(seconds),
+            touches_the_world: false,
+        }
     }
 
     #[test]
@@ -100,6 +120,18 @@ mod tests {
             "tests: 2 passed, 2 failed",
         ];
         assert_eq!(report.text(), expected.join("\n"));
+    }
+
+    #[test]
+    fn one_observed_run_is_enough_for_a_test_to_touch_the_world() {
+        let mut report = TestReport::default();
+        report.add(outcome("a", 0, false, 1));
+        report.add(outcome("b", 0, false, 1));
+        report.add(TestRun { touches_the_world: true, ..outcome("b", 1, false, 1) });
+        report.add(outcome("b", 2, false, 1));
+        assert!(report.touches_the_world("b"));
+        assert!(!report.touches_the_world("a") && !report.touches_the_world("unknown"));
+        assert_eq!(report.touching(), (1, 2));
     }
 
     #[test]

@@ -21,10 +21,11 @@ const TAIL_BYTES: i64 = 6000;
 /// Number of runs between two progress lines.
 const RUNS_PER_PROGRESS_LINE: usize = 100;
 
-/// Runs all tests, as many in parallel as there are cores.
-pub(super) fn all(runs: Vec<(usize, Test)>, plan: &TestPlan) -> TestReport {
+/// Runs the tests, each in its round, as many in parallel as there are cores, and reports the runs.
+pub(super) fn all(runs: &[(usize, &Test)], plan: &TestPlan, report: TestReport) -> TestReport {
     let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
-    let (next, report) = (AtomicUsize::new(0), Mutex::new(TestReport::default()));
+    let total = report.runs() + runs.len();
+    let (next, report) = (AtomicUsize::new(0), Mutex::new(report));
     let work = || {
         while let Some((round, test)) = runs.get(next.fetch_add(1, Ordering::Relaxed)) {
             let outcome = one(*round, test, plan);
@@ -35,7 +36,7 @@ pub(super) fn all(runs: Vec<(usize, Test)>, plan: &TestPlan) -> TestReport {
             report.add(outcome);
             let done = report.runs();
             if done.is_multiple_of(RUNS_PER_PROGRESS_LINE) {
-                println!("{done} of {} test runs, {} failed", runs.len(), report.failed());
+                println!("{done} of {total} test runs, {} failed", report.failed());
             }
         }
     };
@@ -49,11 +50,12 @@ pub(super) fn all(runs: Vec<(usize, Test)>, plan: &TestPlan) -> TestReport {
 
 fn one(round: usize, test: &Test, plan: &TestPlan) -> TestRun {
     let began = Instant::now();
+    let mark = output_file(round, test, "touches");
     let verdict = log_file(round, test).and_then(|(path, log)| {
         let program = test.program.display().to_string();
         let mut plain = command(&program, &["--exact", &test.name, "--nocapture"]);
         plain.current_dir(&test.directory);
-        let mut wrapped = (plan.wrap)(plain);
+        let mut wrapped = (plan.wrap)(plain, &mark);
         let verdict = verdict(&mut wrapped, &log);
         if verdict.is_ok() {
             // The log of a passed test is not needed.
@@ -61,7 +63,9 @@ fn one(round: usize, test: &Test, plan: &TestPlan) -> TestRun {
         }
         verdict.map_err(|reason| format!("{reason}; whole output: {}\n{}", path.display(), tail(&path)))
     });
-    TestRun { title: test.title(), round, verdict, took: began.elapsed() }
+    // The mark is there if the test touched the world, and goes, so that a later run finds none.
+    let touches_the_world = std::fs::remove_file(&mark).is_ok();
+    TestRun { title: test.title(), round, verdict, took: began.elapsed(), touches_the_world }
 }
 
 /// Runs the command with its output in `log`; an error describes its end.
@@ -96,13 +100,21 @@ fn wait(child: &mut Child) -> Result<Option<ExitStatus>, String> {
 }
 
 fn log_file(round: usize, test: &Test) -> Result<(PathBuf, File), String> {
-    let directory = target().join("test-output");
+    let directory = output_directory();
     std::fs::create_dir_all(&directory)
         .map_err(|error| format!("create {}: {error}", directory.display()))?;
-    let name = test.title().replace("::", "-").replace('/', "-");
-    let path = directory.join(format!("{name}.{}.txt", round + 1));
+    let path = output_file(round, test, "txt");
     let file = File::create(&path).map_err(|error| format!("create {}: {error}", path.display()))?;
     Ok((path, file))
+}
+
+fn output_directory() -> PathBuf {
+    target().join("test-output")
+}
+
+fn output_file(round: usize, test: &Test, suffix: &str) -> PathBuf {
+    let name = test.title().replace("::", "-").replace('/', "-");
+    output_directory().join(format!("{name}.{}.{suffix}", round + 1))
 }
 
 fn tail(path: &Path) -> String {
