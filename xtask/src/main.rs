@@ -1,6 +1,7 @@
 //! Developer commands (`cargo xtask`). Dependency-free, so that a fresh clone builds them within seconds.
 
 mod attack;
+mod background;
 mod bench;
 mod cluster;
 mod compile;

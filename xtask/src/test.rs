@@ -1,36 +1,45 @@
 //! `cargo xtask test`: installs the requirements of the tests, then runs all of them, as CI does.
 
+use crate::background::Background;
 use crate::process::{self, command};
 use crate::suite::{self, TestPlan};
 use crate::{cluster, kills, setup, stress};
 use std::time::Instant;
 
-/// One step: its name and its function.
-type TestStep = (&'static str, fn() -> Result<(), String>);
+/// One step of the tests.
+enum TestStep {
+    /// Runs alone, to its end.
+    Alone(fn() -> Result<(), String>),
+    /// Starts here and runs beside the later steps, which mostly wait; its verdict comes last.
+    Beside(fn() -> Result<Background, String>),
+}
 
-const STEPS: [TestStep; 10] = [
-    ("format", format),
-    ("lint", lint),
-    ("tests", cargo_tests),
-    ("dashboards", dashboards),
-    ("by hand", cluster::by_hand),
-    ("demonstration", cluster::demonstration_and_clients),
-    ("second run", cluster::second_run),
-    ("own model", cluster::own_model),
-    ("ordinary account", cluster::ordinary_account),
-    ("kills", kills::in_tests),
+use TestStep::{Alone, Beside};
+
+const STEPS: [(&str, TestStep); 10] = [
+    ("format", Alone(format)),
+    ("tests", Alone(cargo_tests)),
+    ("lint", Beside(lint)),
+    ("dashboards", Alone(dashboards)),
+    ("by hand", Alone(cluster::by_hand)),
+    ("demonstration", Alone(cluster::demonstration_and_clients)),
+    ("second run", Alone(cluster::second_run)),
+    ("own model", Alone(cluster::own_model)),
+    ("ordinary account", Alone(cluster::ordinary_account)),
+    ("kills", Alone(kills::in_tests)),
 ];
 
 const HELP: &str = "\
 cargo xtask test [STEP ...]
 cargo xtask test --stress ROUNDS [FILTER]
 
-Runs all steps, or those named: format, lint, tests, dashboards, \"by hand\", demonstration, \"second run\",
+Runs all steps, or those named: format, tests, lint, dashboards, \"by hand\", demonstration, \"second run\",
 \"own model\", \"ordinary account\", kills.
 
   --stress ROUNDS  run the Rust tests instead, on a machine that is kept busy: other work on every core, half
-                   the usual CPU quota, slow fsync. Tests that touch time, sockets, processes or disks run
-                   ROUNDS times, pure ones once; FILTER keeps those whose name contains it. Needs root.
+                   the usual CPU quota, slow fsync. Tests that are observed to touch time, sockets, threads,
+                   processes or disks run ROUNDS times, others once; FILTER keeps those whose name contains
+                   it. Needs root.
 
 Example: cargo xtask test --stress 10 consensus
 ";
@@ -56,27 +65,41 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
 
 fn steps(names: &[String]) -> Result<(), String> {
     let wanted = |name: &str| names.is_empty() || names.iter().any(|a| name.starts_with(a.as_str()));
-    let mut passed = 0;
+    let (mut passed, mut beside) = (0, Vec::new());
     for (name, step) in STEPS.iter().filter(|(name, _)| wanted(name)) {
-        println!("== {name}");
-        let started = Instant::now();
-        step().map_err(|error| format!("== {name} failed: {error}"))?;
-        println!("== {name}: {:.0} s", started.elapsed().as_secs_f64());
+        match step {
+            Alone(step) => timed(name, step)?,
+            Beside(start) => {
+                println!("== {name} starts and runs beside the later steps");
+                beside.push((name, start().map_err(|error| format!("== {name} failed: {error}"))?));
+            }
+        }
         passed += 1;
+    }
+    for (name, background) in beside {
+        timed(name, || background.finish())?;
     }
     println!("steps: {passed} passed, 0 failed");
     if passed == 0 { Err(format!("no step has such a name\n\n{HELP}")) } else { Ok(()) }
+}
+
+/// Runs a step and prints its name and duration; the error names it too.
+fn timed(name: &str, step: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
+    println!("== {name}");
+    let started = Instant::now();
+    step().map_err(|error| format!("== {name} failed: {error}"))?;
+    println!("== {name}: {:.0} s", started.elapsed().as_secs_f64());
+    Ok(())
 }
 
 fn format() -> Result<(), String> {
     process::run(&mut command("cargo", &["fmt", "--all", "--check"]))
 }
 
-fn lint() -> Result<(), String> {
-    let mut clippy =
-        command("cargo", &["clippy", "--quiet", "--workspace", "--all-targets", "--", "--deny", "warnings"]);
+fn lint() -> Result<Background, String> {
+    let clippy = ["cargo", "clippy", "--quiet", "--workspace", "--all-targets", "--", "--deny", "warnings"];
     // The fuzz targets are only checked: libFuzzer itself is not compiled.
-    process::run(clippy.env("CUSTOM_LIBFUZZER_PATH", "/none"))
+    Background::start("lint", &clippy, &[("CUSTOM_LIBFUZZER_PATH", "/none")])
 }
 
 fn cargo_tests() -> Result<(), String> {

@@ -29,7 +29,6 @@ mod walks;
 mod widths;
 
 use sources::SourceTree;
-pub(crate) use units::PURE_CRATES;
 
 /// `cargo xtask tidy`.
 pub(crate) fn command(arguments: &[String]) -> Result<(), String> {

@@ -55,7 +55,7 @@ fn is_test(sources: &SourceTree, named: &str) -> bool {
     let Some(file) = sources.get(path) else { return false };
     if let Some(step) = path.strip_prefix("xtask/src/").and_then(|path| path.strip_suffix(".rs")) {
         let steps = sources.get("xtask/src/test.rs").map_or("", |file| file.text.as_str());
-        return steps.contains(&format!(", {step}::{function})"));
+        return steps.contains(&format!("({step}::{function})"));
     }
     if path.ends_with(".py") {
         return file.text.contains(&format!("def {function}("));
