@@ -34,6 +34,7 @@ pub(crate) fn tests(rounds: usize, filter: Option<&str>) -> Result<(), String> {
     );
     let variables = vec![
         ("LD_PRELOAD", format!("{}:{}", slow_sync.display(), observe.display())),
+        ("QUORATE_PRELOAD_REST", slow_sync.display().to_string()),
         ("QUORATE_SYNC_DELAY_MS", SYNC_DELAY_MS.to_string()),
     ];
     let wrap = quota.wrapper(variables, MARK_VARIABLE);

@@ -1,6 +1,7 @@
 /* Loaded before the C library: creates the file QUORATE_TOUCHES once a test reads a clock, waits, uses a file, or makes
  * a socket, a pipe, a thread or a process. Calls of the main thread do not count: they are those of the test harness,
- * which runs the test on a thread of its own. Programs that the test starts do not inherit the variable.
+ * which runs the test on a thread of its own. Programs that the test starts load neither this library, since a
+ * browser does not start beneath it, nor inherit the variable: QUORATE_PRELOAD_REST names what they load.
  *
  * No header that declares a watched function is included: every one of them takes and returns at most six words, in
  * registers, on both machines that Quorate supports, so that one definition passes all of them on. */
@@ -23,6 +24,8 @@ __attribute__((constructor)) static void start(void) {
     const char *path = getenv("QUORATE_TOUCHES");
     if (path && strlen(path) < sizeof mark) strcpy(mark, path);
     unsetenv("QUORATE_TOUCHES");
+    const char *rest = getenv("QUORATE_PRELOAD_REST");
+    if (rest) setenv("LD_PRELOAD", rest, 1);
 }
 
 static void touch(void) {
