@@ -12,7 +12,7 @@ use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use overlay::Identity;
-use overlay::descriptors::FrameSender;
+use overlay::descriptors::{FrameReceiver, FrameSender};
 use protocol::gateway::{ApiKey, RouteTable, TableAccepted};
 use protocol::manifest::Task;
 use protocol::model::ModelFile;
@@ -389,6 +389,16 @@ fn keep_renewed(
     (stop, renewing)
 }
 
+/// Returns a worker's first report of another state than ready. Reports from before an order may come first.
+async fn report_after_ready(receiver: &mut FrameReceiver) -> FromWorker {
+    loop {
+        let report = receiver.receive::<FromWorker>().await.expect("a frame").expect("not the end").0;
+        if !matches!(report, FromWorker::State { state: WorkerState::Ready, .. }) {
+            return report;
+        }
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_sandboxed_worker_needs_its_descriptors_alone() {
     let cluster = Cluster::slow().await;
@@ -451,7 +461,7 @@ async fn a_sandboxed_worker_needs_its_descriptors_alone() {
     stop.send(()).expect("it renews");
     let mut sender = renewing.await.expect("it renewed");
     sender.send(&ToWorker::Drain, &[]).await.expect("sent");
-    let drained = receiver.receive::<FromWorker>().await.expect("a frame").expect("not the end").0;
+    let drained = report_after_ready(&mut receiver).await;
     assert!(matches!(drained, FromWorker::State { state: WorkerState::Draining, .. }), "{drained:?}");
     assert_eq!(process.terminate(), Some(0), "SIGTERM ends a worker that has nothing to do");
     let mut rest = Vec::new();
