@@ -77,6 +77,17 @@ mod tests {
         run(write.env("LD_PRELOAD", &library).env("QUORATE_SYNC_DELAY_MS", "300")).expect("it writes");
         assert!(began.elapsed() >= Duration::from_millis(300));
     }
+
+    #[test]
+    fn programs_that_a_test_starts_load_the_slow_sync_alone() {
+        let (slow_sync, observe) = (library("slow_sync").expect("C"), library("observe").expect("C"));
+        let mut shell = command("sh", &["-c", "echo $LD_PRELOAD; echo $QUORATE_TOUCHES"]);
+        shell.env("LD_PRELOAD", format!("{}:{}", slow_sync.display(), observe.display()));
+        shell.env("QUORATE_PRELOAD_REST", &slow_sync).env(MARK_VARIABLE, target().join("stress/none"));
+        let inherited = crate::process::output(&mut shell).expect("it runs");
+        assert_eq!(inherited, format!("{}\n\n", slow_sync.display()));
+    }
+
     /// Runs one test of this binary under the library, and returns whether it was marked.
     fn is_marked(test: &str) -> bool {
         let mark = target().join(format!("stress/mark-{}", test.replace("::", "-")));
