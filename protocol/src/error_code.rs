@@ -335,6 +335,10 @@ codes! {
     ISOLATION_UNAVAILABLE = "isolation-unavailable";
     /// A sandbox could not be built.
     SANDBOX_FAILED = "sandbox-failed";
+    /// The profile of a process sandbox contradicts itself or passes a limit.
+    PROCESS_PROFILE_INVALID = "process-profile-invalid";
+    /// This machine gives the agent no TUN device, so no gang can run on it.
+    GANG_NETWORK_UNAVAILABLE = "gang-network-unavailable";
     /// A worker ended, or reported that it cannot serve.
     WORKER_FAILED = "worker-failed";
     /// Control did not renew a node's lease in time, so the node's sandboxes ended.

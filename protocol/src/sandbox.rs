@@ -5,12 +5,25 @@
 //! them and errors print them.
 
 use crate::ids::BootTime;
+use crate::keys::ByteString;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// Maximum size of an encoded [`SandboxSpec`] in bytes: arguments, a few variables and some dozens of library
-/// paths.
-pub const SANDBOX_SPEC_BYTES_MAX: usize = 256 * 1024;
+/// Maximum size of an encoded [`SandboxSpec`] in bytes: arguments, variables, some dozens of library paths,
+/// and the files in `/etc` of a process sandbox.
+pub const SANDBOX_SPEC_BYTES_MAX: usize = 512 * 1024;
+/// Maximum number of ranks in one sandbox: one per GPU of the largest common machine, 16.
+pub const LOCAL_RANKS_MAX: usize = 16;
+/// Maximum number of read-only inputs of a process sandbox: models, data sets, drivers.
+pub const INPUTS_MAX: usize = 64;
+/// Maximum number of addresses of a gang device: one of each IP version.
+pub const GANG_ADDRESSES_MAX: usize = 2;
+/// Largest packet that a gang device carries, in bytes: the largest IPv4 packet.
+pub const GANG_MTU_MAX: u32 = 65_535;
+/// Smallest MTU of a gang device, in bytes: IPv6 demands it of each link (RFC 8200, section 5).
+pub const GANG_MTU_MIN: u32 = 1_280;
+/// Name of the gang device inside a sandbox.
+pub const GANG_DEVICE_NAME: &str = "gang0";
 /// Maximum size of a message between a launcher and the init that it starts, in bytes.
 pub const SANDBOX_REPORT_BYTES_MAX: usize = 16 * 1024;
 /// Maximum size of a sandbox's record on disk, in bytes.
@@ -74,24 +87,137 @@ pub struct GroupWrite {
     pub value: String,
 }
 
-/// Specification from which an init builds a sandbox.
+/// What runs in a sandbox, and how it is confined.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum SandboxProfile {
+    /// The product's own engine: threads, passed descriptors, no file that it can write, no socket.
+    Engine(EngineProfile),
+    /// A program that the product did not write: processes, bounded files, sockets in a network of its own.
+    Process(ProcessProfile),
+}
+
+/// Profile of the product's own engine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct SandboxSpec {
-    /// Name on this node; also the host name inside the sandbox.
-    pub name: String,
+pub struct EngineProfile {
     /// Path of the worker's executable on the host; the sandbox sees it as `/worker`.
     pub binary: String,
     /// Arguments after the program name.
     pub arguments: Vec<String>,
     /// Complete environment of the worker.
     pub environment: BTreeMap<String, String>,
+    /// Host files and directories that appear read-only under the same path: the loader and libraries.
+    pub read_only: Vec<String>,
+}
+
+/// Profile of a foreign program: one sandbox with one process per local rank.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProcessProfile {
+    /// Directory on the host that holds the unpacked artifact; its content is the read-only root inside.
+    pub root: String,
+    /// Host name inside. `etc.hosts` resolves it.
+    pub host_name: String,
+    /// Absolute path inside in which every rank starts.
+    pub working_directory: String,
+    /// Programs of the local ranks, in order: 1 to [`LOCAL_RANKS_MAX`].
+    pub ranks: Vec<RankProgram>,
+    /// Read-only directories and files of the host, at most [`INPUTS_MAX`].
+    pub inputs: Vec<InputMount>,
+    /// Directories that the ranks may write.
+    pub areas: WritableAreas,
+    /// Files of `/etc` that the agent provides.
+    pub etc: EtcFiles,
+    /// Network of the ranks; none = the loopback device alone.
+    pub network: Option<GangDevice>,
+}
+
+/// Program of one rank.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RankProgram {
+    /// Command with its arguments. The command is an absolute path inside, or a name that is looked up in the
+    /// `PATH` of the environment.
+    pub arguments: Vec<String>,
+    /// Complete environment.
+    pub environment: BTreeMap<String, String>,
+}
+
+/// A read-only file or directory of the host, inside a process sandbox.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InputMount {
+    /// Absolute path on the host.
+    pub source: String,
+    /// Absolute path inside, below a directory that the artifact does not have.
+    pub path: String,
+}
+
+/// Directories of a process sandbox that its ranks may write.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WritableAreas {
+    /// Size of `/tmp` in bytes. It is memory, and counts as the ranks' memory too.
+    pub tmp_bytes: u64,
+    /// Size of `/dev/shm` in bytes, likewise in memory.
+    pub shared_memory_bytes: u64,
+    /// `/scratch`.
+    pub scratch: DiskArea,
+    /// `/checkpoint`.
+    pub checkpoint: DiskArea,
+    /// `/outputs`.
+    pub outputs: DiskArea,
+}
+
+/// A directory that ranks may write and whose content can outlive the sandbox.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskArea {
+    /// Bound on its content in bytes.
+    pub bytes_max: u64,
+    /// Directory of the host that holds it; none = memory, which ends with the sandbox.
+    pub directory: Option<String>,
+}
+
+/// Files of `/etc` inside a process sandbox, in place of those of the artifact.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EtcFiles {
+    /// `passwd`.
+    pub passwd: String,
+    /// `group`.
+    pub group: String,
+    /// `hosts`: every rank's host name.
+    pub hosts: String,
+    /// `resolv.conf`.
+    pub resolv_conf: String,
+    /// `localtime`: a time zone in TZif format (RFC 9636); empty = UTC, and the file is absent.
+    pub localtime: ByteString,
+}
+
+/// TUN device of a process sandbox.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GangDevice {
+    /// Addresses with their prefix length, for example `10.77.0.1/24`: 1 to [`GANG_ADDRESSES_MAX`].
+    pub addresses: Vec<String>,
+    /// Largest packet in bytes: [`GANG_MTU_MIN`] to [`GANG_MTU_MAX`].
+    pub mtu: u32,
+}
+
+/// Specification from which an init builds a sandbox.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SandboxSpec {
+    /// Name on this node; also the host name inside an engine's sandbox.
+    pub name: String,
+    /// What runs inside.
+    pub profile: SandboxProfile,
     /// User ids on the host.
     pub identity: SandboxIdentity,
     /// Control groups of the sandbox.
     pub groups: SandboxGroups,
-    /// Host files and directories that appear read-only under the same path: the loader and libraries.
-    pub read_only: Vec<String>,
     /// Device nodes that appear under the same path.
     pub devices: Vec<String>,
     /// Resource limits. The init enforces those that the kernel applies per process.
@@ -173,6 +299,20 @@ pub enum SandboxExit {
         /// Number of the signal.
         signal: i32,
     },
+    /// A rank failed, or the last rank exited.
+    RankExited {
+        /// Index of the rank among those of the sandbox.
+        rank: u32,
+        /// Exit status of the rank's program.
+        status: i32,
+    },
+    /// A signal terminated a rank.
+    RankSignaled {
+        /// Index of the rank among those of the sandbox.
+        rank: u32,
+        /// Number of the signal.
+        signal: i32,
+    },
     /// The lease expired without a renewal.
     LeaseLapsed,
     /// The agent requested the stop.
@@ -184,13 +324,10 @@ mod tests {
     use super::*;
     use crate::canonical::{from_bytes, to_bytes};
 
-    #[test]
-    fn a_specification_survives_its_encoding() {
-        let spec = SandboxSpec {
+    fn spec(profile: SandboxProfile) -> SandboxSpec {
+        SandboxSpec {
             name: "chat-0".into(),
-            binary: "/usr/bin/quorate-serve".into(),
-            arguments: vec!["worker".into(), "--inherited".into()],
-            environment: BTreeMap::from([("RUST_LOG".into(), "info".into())]),
+            profile,
             identity: SandboxIdentity::OwnIds { first: 231_072 },
             groups: SandboxGroups {
                 init: vec!["/sys/fs/cgroup/pids/quorate/chat-0/init/cgroup.procs".into()],
@@ -200,7 +337,6 @@ mod tests {
                     value: "-1".into(),
                 }],
             },
-            read_only: vec!["/lib64/ld-linux-x86-64.so.2".into()],
             devices: vec![],
             limits: SandboxLimits {
                 cpu_millicores: 500,
@@ -212,8 +348,70 @@ mod tests {
             cpu_by_nice: true,
             lease_until_boottime_ms: BootTime(12_345),
             lease_ms_max: 3_000,
+        }
+    }
+
+    fn process() -> ProcessProfile {
+        let area = |directory: Option<&str>| DiskArea {
+            bytes_max: 1 << 30,
+            directory: directory.map(ToString::to_string),
         };
-        assert_eq!(from_bytes(&to_bytes(&spec), SANDBOX_SPEC_BYTES_MAX), Ok(spec));
+        ProcessProfile {
+            root: "/var/lib/quorate/trees/09ab".into(),
+            host_name: "rank-0".into(),
+            working_directory: "/app".into(),
+            ranks: vec![RankProgram {
+                arguments: vec!["python3".into(), "train.py".into()],
+                environment: BTreeMap::from([("RANK".into(), "0".into())]),
+            }],
+            inputs: vec![InputMount { source: "/var/lib/quorate/data".into(), path: "/data".into() }],
+            areas: WritableAreas {
+                tmp_bytes: 1 << 20,
+                shared_memory_bytes: 1 << 24,
+                scratch: area(None),
+                checkpoint: area(Some("/var/lib/quorate/checkpoints/7")),
+                outputs: area(Some("/var/lib/quorate/outputs/7")),
+            },
+            etc: EtcFiles {
+                passwd: "job:x:1:1::/tmp:/bin/sh\n".into(),
+                group: "job:x:1:\n".into(),
+                hosts: "10.77.0.1 rank-0\n".into(),
+                resolv_conf: String::new(),
+                localtime: ByteString(b"TZif".to_vec()),
+            },
+            network: Some(GangDevice { addresses: vec!["10.77.0.1/24".into()], mtu: 1_500 }),
+        }
+    }
+
+    #[test]
+    fn a_specification_survives_its_encoding() {
+        let engine = EngineProfile {
+            binary: "/usr/bin/quorate-serve".into(),
+            arguments: vec!["worker".into(), "--inherited".into()],
+            environment: BTreeMap::from([("RUST_LOG".into(), "info".into())]),
+            read_only: vec!["/lib64/ld-linux-x86-64.so.2".into()],
+        };
+        for profile in [SandboxProfile::Engine(engine), SandboxProfile::Process(process())] {
+            let spec = spec(profile);
+            assert_eq!(from_bytes(&to_bytes(&spec), SANDBOX_SPEC_BYTES_MAX), Ok(spec));
+        }
+    }
+
+    #[test]
+    fn the_largest_gang_on_a_node_fits_into_a_specification() {
+        let mut profile = process();
+        let variable = |n: u32| (format!("VARIABLE_{n}"), "x".repeat(100));
+        profile.ranks = vec![
+            RankProgram {
+                arguments: vec!["x".repeat(100); 32],
+                environment: (0..100).map(variable).collect(),
+            };
+            LOCAL_RANKS_MAX
+        ];
+        // A gang of 1,024 nodes.
+        profile.etc.hosts = "10.77.100.100 rank-1000.job-with-a-long-name\n".repeat(1_024);
+        let bytes = to_bytes(&spec(SandboxProfile::Process(profile)));
+        assert!(bytes.len() <= SANDBOX_SPEC_BYTES_MAX, "{} bytes", bytes.len());
     }
 
     #[test]
@@ -228,6 +426,8 @@ mod tests {
         for exit in [
             SandboxExit::Exited { status: -1 },
             SandboxExit::Signaled { signal: 9 },
+            SandboxExit::RankExited { rank: 3, status: 137 },
+            SandboxExit::RankSignaled { rank: 0, signal: 9 },
             SandboxExit::LeaseLapsed,
             SandboxExit::Stopped,
         ] {

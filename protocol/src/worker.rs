@@ -144,6 +144,9 @@ pub enum InitRequest {
         /// Grace period in milliseconds.
         grace_ms: u64,
     },
+    /// Requests copies of the descriptors that the init of a process sandbox holds for its agent. They come
+    /// with the answer: standard output and error of each rank, then the gang device if there is one.
+    Descriptors,
 }
 
 /// Answer of the init of a sandbox to an [`InitRequest`].

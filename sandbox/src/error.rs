@@ -25,6 +25,20 @@ pub enum SandboxError {
         /// Number of id pairs in the range.
         count: u32,
     },
+    /// The profile of a process sandbox contradicts itself or passes a limit. Nothing has been started.
+    #[error("the process profile cannot be used: {detail}")]
+    Profile {
+        /// Field and reason.
+        detail: String,
+    },
+    /// The machine gives the agent no TUN device.
+    #[error("this machine gives the agent no TUN device, so no gang can run here: open {path}")]
+    NoGangDevice {
+        /// Path of the device.
+        path: &'static str,
+        /// Error of the system.
+        source: io::Error,
+    },
     /// The sandbox could not be built. Nothing of it is left.
     #[error("start sandbox `{name}`: {step}: {detail}")]
     Start {
@@ -57,6 +71,8 @@ impl SandboxError {
     pub fn code(&self) -> ErrorCode {
         match self {
             Self::NoIsolation => error_code::ISOLATION_UNAVAILABLE,
+            Self::Profile { .. } => error_code::PROCESS_PROFILE_INVALID,
+            Self::NoGangDevice { .. } => error_code::GANG_NETWORK_UNAVAILABLE,
             _ => error_code::SANDBOX_FAILED,
         }
     }

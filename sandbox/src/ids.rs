@@ -3,6 +3,9 @@
 use protocol::sandbox::SandboxIdentity;
 use std::collections::BTreeSet;
 
+/// User and group id of a worker inside its sandbox.
+pub(crate) const WORKER_ID: u32 = 1;
+
 /// Two consecutive user ids.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct UserIdPair {
@@ -17,6 +20,11 @@ impl UserIdPair {
             SandboxIdentity::OwnIds { first } => Some(Self { first }),
             SandboxIdentity::SameUid => None,
         }
+    }
+
+    /// Returns the host's id of the worker.
+    pub(crate) fn worker(self) -> u32 {
+        self.first + WORKER_ID
     }
 
     /// Returns the identity of a sandbox with these ids.
@@ -78,5 +86,6 @@ mod tests {
         assert_eq!(UserIdPair::of(SandboxIdentity::SameUid), None);
         let identity = SandboxIdentity::OwnIds { first: 7 };
         assert_eq!(UserIdPair::of(identity).map(UserIdPair::identity), Some(identity));
+        assert_eq!(UserIdPair::of(identity).map(UserIdPair::worker), Some(8));
     }
 }

@@ -10,17 +10,22 @@
 
 mod filter;
 mod logs;
+mod network;
+mod process_root;
+mod ranks;
 mod root;
 mod supervise;
 mod worker;
+
+pub(crate) use network::TUN_PATH;
 
 use super::{memory_file, system, wire};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::unistd::{Gid, Pid, Uid, setgroups, setresgid, setresuid};
 use protocol::canonical;
 use protocol::sandbox::{
-    SANDBOX_REPORT_BYTES_MAX, SANDBOX_SPEC_BYTES_MAX, SandboxGo, SandboxGroups, SandboxIdentity,
-    SandboxReport, SandboxSpec,
+    ProcessProfile, SANDBOX_REPORT_BYTES_MAX, SANDBOX_SPEC_BYTES_MAX, SandboxGo, SandboxGroups,
+    SandboxIdentity, SandboxProfile, SandboxReport, SandboxSpec,
 };
 use std::fs::{self, File};
 use std::io;
@@ -240,26 +245,60 @@ fn become_init(
     drop(wait_mapped);
     nix::unistd::setsid().step("leave the agent's session")?;
     block_signals().step("block signals")?;
-    nix::unistd::sethostname(&spec.name).step("set the host name")?;
-    // Runs as the agent's user still: its directories may be closed to the ids of the sandbox.
+    nix::unistd::sethostname(host_name(spec)).step("set the host name")?;
+    // Both run as the agent's user still: its directories and devices may be closed to the sandbox's ids.
     let root = root::open_sources(spec)?;
+    let gang_device = open_network(&spec.profile)?;
     take_ids(spec.identity).step("take the sandbox's ids")?;
     nix::sys::prctl::set_dumpable(false).step("become undumpable")?;
     let mut not_enforced = root::build(root)?;
     wait_for_go(socket).step("wait for the launcher")?;
     let Inherited { listener, exit, logs, metrics, worker } = inherited;
     let WorkerGroups { procs, release } = groups;
-    let started = worker::start(spec, &worker, &procs)?;
+    let log_files = logs.map(File::from);
+    let (workload, logs) = match &spec.profile {
+        SandboxProfile::Engine(engine) => {
+            let started = worker::start(spec, engine, &worker, &procs)?;
+            not_enforced.extend(started.not_enforced);
+            let logs = logs::LogWriter::new(started.output, log_files).step("open the logs")?;
+            (supervise::Workload::engine(started.pid), logs)
+        }
+        SandboxProfile::Process(profile) => {
+            let started = ranks::start(spec, profile, &procs)?;
+            not_enforced.extend(started.not_enforced);
+            let held = started.outputs.into_iter().chain(gang_device).collect();
+            (supervise::Workload::ranks(&started.pids, held), logs::LogWriter::unused(log_files))
+        }
+    };
     drop((worker, procs));
-    not_enforced.extend(started.not_enforced);
     not_enforced.extend(kept_groups(spec.identity));
-    let logs = logs::LogWriter::new(started.output, logs).step("open the logs")?;
     worker::lock_down_init(spec.identity)?;
-    report(socket, &SandboxReport::Started { not_enforced }).step("report the start")?;
+    // A rank may have ended already: its agent has the output from here, whatever happens next.
+    let started = canonical::to_bytes(&SandboxReport::Started { not_enforced });
+    wire::send(socket.as_fd(), &started, &workload.held()).step("report the start")?;
     let lease = supervise::SandboxLease { until: spec.lease_until_boottime_ms, ms_max: spec.lease_ms_max };
     let ending = supervise::Ending { release, exit: exit.into(), _metrics: metrics };
-    supervise::run(started.pid, lease, &listener, logs, ending).step("supervise the worker")?;
+    supervise::run(workload, lease, &listener, logs, ending).step("supervise the worker")?;
     Ok(0)
+}
+
+fn host_name(spec: &SandboxSpec) -> &str {
+    match &spec.profile {
+        SandboxProfile::Engine(_) => &spec.name,
+        SandboxProfile::Process(ProcessProfile { host_name, .. }) => host_name,
+    }
+}
+
+/// Makes the network of a process sandbox, and returns the device of its gang if it has one. An engine has no
+/// network: it cannot make a socket.
+fn open_network(profile: &SandboxProfile) -> StepResult<Option<OwnedFd>> {
+    match profile {
+        SandboxProfile::Engine(_) => Ok(None),
+        SandboxProfile::Process(profile) => {
+            network::bring_up_loopback()?;
+            profile.network.as_ref().map(network::create).transpose()
+        }
+    }
 }
 
 /// Blocks SIGCHLD, which is read from a descriptor; an init needs no other signal.

@@ -13,7 +13,7 @@ use crate::{Ended, MetricsReader, OutputPosition, SandboxError};
 use futures::future::BoxFuture;
 use protocol::BootTime;
 use protocol::manifest::Isolation;
-use protocol::sandbox::SandboxLimits;
+use protocol::sandbox::{ProcessProfile, SandboxLimits};
 use protocol::worker::InitReply;
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -127,6 +127,21 @@ pub struct Start {
     pub progress: OwnedFd,
     /// Becomes [`protocol::worker::WORKER_MANIFEST_FD`]: a canonical `WorkerManifest`.
     pub manifest: Vec<u8>,
+    /// End of the first lease, on the boot clock.
+    pub lease_until: BootTime,
+}
+
+/// Parameters of a new process sandbox.
+#[derive(Debug)]
+pub struct StartProcess {
+    /// Name on this node: 1 to 63 of `a-z 0-9 - . _`.
+    pub name: String,
+    /// What runs inside, and what it may write and reach.
+    pub profile: ProcessProfile,
+    /// Resource limits of all ranks together.
+    pub limits: SandboxLimits,
+    /// Device nodes available to the ranks.
+    pub devices: Vec<PathBuf>,
     /// End of the first lease, on the boot clock.
     pub lease_until: BootTime,
 }

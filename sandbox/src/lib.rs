@@ -19,6 +19,11 @@
 //! The builder clones the init with `CLONE_PARENT`, so the agent, not the builder, is the init's parent and
 //! reaps it. Nothing runs between `fork` and `exec` in the (threaded) agent: all of the work happens in a
 //! fresh single-threaded process.
+//!
+//! There are two profiles. The *engine* is the product's own worker: threads, passed descriptors, no file that
+//! it can write and no socket. A *process* is a foreign program: ranks that may start processes, write bounded
+//! areas, and use sockets in a network of their own, whose only way out is a TUN device that the agent reads.
+//! [`PacketSwitch`] decides where its packets go.
 
 mod cgroup;
 mod elf;
@@ -30,19 +35,28 @@ mod memory_file;
 mod metrics;
 mod output;
 mod pacer;
+mod profile;
+mod quota;
 mod record;
 mod running;
+mod switch;
 mod system;
 mod wire;
 
 pub use cgroup::{CgroupUsage, Cgroups};
 pub use elf::{DynamicDependencies, libraries_of, linked_by};
 pub use error::SandboxError;
-pub use launcher::{IsolationReport, Launcher, LauncherConfig, Running, SandboxLauncher, Start};
+pub use launcher::{
+    IsolationReport, Launcher, LauncherConfig, Running, SandboxLauncher, Start, StartProcess,
+};
 pub use memory_file::{MemoryFile, sealed_bytes};
 pub use metrics::{LineSplitter, MetricsReader};
 pub use output::OutputPosition;
 pub use pacer::InputPacer;
+pub use profile::etc_files;
 pub use record::parse_start_ticks;
-pub use running::{Ended, Sandbox};
+pub use running::{Ended, ProcessDescriptors, RankOutput, Sandbox};
+pub use switch::{
+    AttachRefusal, GangId, PORT_ADDRESSES_MAX, PacketDrop, PacketSwitch, PortCounters, PortKind, SwitchPort,
+};
 pub use wire::FrameBuffer;

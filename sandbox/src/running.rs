@@ -49,6 +49,8 @@ pub struct Sandbox {
     init: Mutex<Option<UnixStream>>,
     ids: IdsInUse,
     not_enforced: Vec<String>,
+    /// Descriptors that came with the report of its start, until they are taken.
+    handed: Mutex<Vec<OwnedFd>>,
 }
 
 /// End of a sandbox.
@@ -60,11 +62,49 @@ pub struct Ended {
     pub out_of_memory: bool,
 }
 
+/// Pipes of one rank's output. They do not block.
+#[derive(Debug)]
+pub struct RankOutput {
+    /// Reading end of its standard output.
+    pub output: OwnedFd,
+    /// Reading end of its standard error.
+    pub error: OwnedFd,
+}
+
+/// Descriptors that the init of a process sandbox holds for its agent.
+#[derive(Debug)]
+pub struct ProcessDescriptors {
+    /// Outputs of the ranks, by their index in the sandbox. A rank whose output is not read has to wait.
+    pub ranks: Vec<RankOutput>,
+    /// TUN device of its gang, if it has one: each read is a packet that a rank sent, each write one that
+    /// they get. It does not block.
+    pub gang_device: Option<OwnedFd>,
+}
+
+impl ProcessDescriptors {
+    fn of(descriptors: Vec<OwnedFd>) -> Self {
+        let mut descriptors = descriptors.into_iter();
+        let mut ranks = Vec::new();
+        loop {
+            match (descriptors.next(), descriptors.next()) {
+                (Some(output), Some(error)) => ranks.push(RankOutput { output, error }),
+                (gang_device, _) => return Self { ranks, gang_device },
+            }
+        }
+    }
+}
+
 impl std::fmt::Display for Ended {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.exit {
             Some(SandboxExit::Exited { status }) => write!(f, "the worker exited with status {status}")?,
             Some(SandboxExit::Signaled { signal }) => write!(f, "signal {signal} ended the worker")?,
+            Some(SandboxExit::RankExited { rank, status }) => {
+                write!(f, "local rank {rank} exited with status {status}")?;
+            }
+            Some(SandboxExit::RankSignaled { rank, signal }) => {
+                write!(f, "signal {signal} ended local rank {rank}")?;
+            }
             Some(SandboxExit::LeaseLapsed) => write!(f, "its lease lapsed")?,
             Some(SandboxExit::Stopped) => write!(f, "it was stopped")?,
             None => write!(f, "its init was killed")?,
@@ -82,7 +122,13 @@ impl Sandbox {
         not_enforced: Vec<String>,
     ) -> Self {
         let groups = record.cgroups.iter().map(PathBuf::from).collect();
-        Self { record, directory, pidfd, groups, init: Mutex::new(None), ids, not_enforced }
+        let (init, handed) = (Mutex::new(None), Mutex::default());
+        Self { record, directory, pidfd, groups, init, ids, not_enforced, handed }
+    }
+
+    /// Adds the descriptors that came with the report of its start.
+    pub(crate) fn holding(self, descriptors: Vec<OwnedFd>) -> Self {
+        Self { handed: Mutex::new(descriptors), ..self }
     }
 
     /// Returns its name on this node.
@@ -125,6 +171,40 @@ impl Sandbox {
     /// As [`Self::renew`].
     pub fn stop(&self, grace_ms: u64) -> Result<InitReply, SandboxError> {
         self.ask(&InitRequest::Stop { grace_ms })
+    }
+
+    /// Returns copies of the descriptors that the init of a process sandbox holds; none of an engine's. After a
+    /// start the first call always succeeds, even if every rank has ended: their output is in the pipes. A
+    /// restarted agent asks the init. Blocks for a moment.
+    ///
+    /// # Errors
+    /// As [`Self::renew`].
+    pub fn descriptors(&self) -> Result<ProcessDescriptors, SandboxError> {
+        let handed = std::mem::take(&mut *lock(&self.handed));
+        if !handed.is_empty() {
+            return Ok(ProcessDescriptors::of(handed));
+        }
+        let request = || -> io::Result<Vec<OwnedFd>> {
+            let mut stream = connect_init(&self.directory)?;
+            stream.write_all(&wire::frame(&canonical::to_bytes(&InitRequest::Descriptors)))?;
+            let mut frames = FrameBuffer::default();
+            let mut received = Vec::new();
+            loop {
+                if let Some(frame) = frames.next(REPLY_BYTES_MAX)? {
+                    let InitReply { .. } =
+                        canonical::from_bytes(&frame, REPLY_BYTES_MAX).map_err(io::Error::other)?;
+                    return Ok(received);
+                }
+                let (bytes, descriptors) = wire::receive(stream.as_fd(), REPLY_BYTES_MAX)?;
+                frames.push(&bytes);
+                received.extend(descriptors);
+            }
+        };
+        let failed = |error: io::Error| SandboxError::Init {
+            name: self.record.name.clone(),
+            detail: error.to_string(),
+        };
+        request().map(ProcessDescriptors::of).map_err(failed)
     }
 
     /// Kills all of its processes now, without warning.
@@ -357,6 +437,41 @@ fn read_reply(stream: &mut UnixStream) -> io::Result<InitReply> {
         match stream.read(&mut bytes)? {
             0 => return Err(io::ErrorKind::UnexpectedEof.into()),
             length => frames.push(&bytes[..length]),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_end_names_the_rank_its_exit_code_or_signal_and_the_memory_limit() {
+        let (rank, out_of_memory) = (3, true);
+        for (exit, out_of_memory, expected) in [
+            (
+                Some(SandboxExit::RankExited { rank, status: 137 }),
+                false,
+                "local rank 3 exited with status 137",
+            ),
+            (
+                Some(SandboxExit::RankSignaled { rank, signal: 9 }),
+                out_of_memory,
+                "signal 9 ended local rank 3, after it reached its memory limit",
+            ),
+            (Some(SandboxExit::Exited { status: 7 }), false, "the worker exited with status 7"),
+            (None, false, "its init was killed"),
+        ] {
+            assert_eq!(Ended { exit, out_of_memory }.to_string(), expected);
+        }
+    }
+
+    #[test]
+    fn descriptors_are_two_of_each_rank_and_then_the_device() {
+        for (count, ranks, device) in [(0, 0, false), (2, 1, false), (3, 1, true), (5, 2, true)] {
+            let files = (0..count).map(|_| OwnedFd::from(File::open("/dev/null").expect("open"))).collect();
+            let found = ProcessDescriptors::of(files);
+            assert_eq!((found.ranks.len(), found.gang_device.is_some()), (ranks, device), "{count}");
         }
     }
 }

@@ -84,6 +84,15 @@ pub(crate) fn move_mount(tree: BorrowedFd<'_>, target: &CStr) -> io::Result<()> 
 
 /// Adds attributes (`MOUNT_ATTR_*`) to the mount whose root is `descriptor`, and to all below.
 pub(crate) fn add_mount_attributes(descriptor: BorrowedFd<'_>, attributes: u64) -> io::Result<()> {
+    set_mount_attributes(descriptor, attributes, libc::AT_EMPTY_PATH | libc::AT_RECURSIVE)
+}
+
+/// Adds attributes (`MOUNT_ATTR_*`) to the mount whose root is `descriptor`, and not to those below.
+pub(crate) fn add_attributes_to_one_mount(descriptor: BorrowedFd<'_>, attributes: u64) -> io::Result<()> {
+    set_mount_attributes(descriptor, attributes, libc::AT_EMPTY_PATH)
+}
+
+fn set_mount_attributes(descriptor: BorrowedFd<'_>, attributes: u64, flags: libc::c_int) -> io::Result<()> {
     let attr = libc::mount_attr { attr_set: attributes, attr_clr: 0, propagation: 0, userns_fd: 0 };
     // SAFETY: the string is a valid C string, the structure is fully initialised and its true size is given;
     // the call reads both and keeps no pointer.
@@ -92,7 +101,7 @@ pub(crate) fn add_mount_attributes(descriptor: BorrowedFd<'_>, attributes: u64) 
             libc::SYS_mount_setattr,
             descriptor.as_raw_fd(),
             c"".as_ptr(),
-            libc::AT_EMPTY_PATH | libc::AT_RECURSIVE,
+            flags,
             std::ptr::from_ref(&attr),
             size_of::<libc::mount_attr>(),
         )
@@ -120,6 +129,18 @@ pub(crate) fn pidfd_kill(pidfd: BorrowedFd<'_>) -> io::Result<()> {
         libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), libc::SIGKILL, none, 0)
     })?;
     Ok(())
+}
+
+/// Reaps one child that has ended and returns its id and status; none if no child has. Any signal may have
+/// ended it, also a real-time signal, which `nix` has no name for.
+pub(crate) fn reap_child() -> io::Result<Option<(Pid, libc::c_int)>> {
+    let mut status = 0;
+    // SAFETY: the status outlives the call, which writes nothing else.
+    match Errno::result(unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG) }) {
+        Ok(0) | Err(Errno::ECHILD) => Ok(None),
+        Ok(pid) => Ok(Some((Pid::from_raw(pid), status))),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Sets this process's nice value; it can be raised, never lowered again without privileges.
@@ -157,5 +178,89 @@ pub(crate) fn restore_sigpipe() -> io::Result<()> {
     use nix::sys::signal::{SigHandler, Signal, signal};
     // SAFETY: the default handler is no function of this program and has no requirements.
     unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) }?;
+    Ok(())
+}
+
+/// Size of the kernel's `struct ifreq` in bytes: a name of 16 and a union of 24.
+const INTERFACE_REQUEST_BYTES: usize = 40;
+
+/// Argument of an `ioctl` about a network interface: a `struct ifreq`, or the shorter `struct in6_ifreq`.
+#[repr(C, align(8))]
+pub(crate) struct InterfaceRequest(pub(crate) [u8; INTERFACE_REQUEST_BYTES]);
+
+/// Makes a request about a network interface. The kernel reads and writes the argument.
+pub(crate) fn interface_ioctl(
+    descriptor: BorrowedFd<'_>,
+    request: libc::c_ulong,
+    argument: &mut InterfaceRequest,
+) -> io::Result<()> {
+    let address = std::ptr::from_mut(argument);
+    // SAFETY: the callers pass requests whose argument is at most a `struct ifreq`. This structure has the same
+    // size and alignment, and outlives the call; the descriptor is open for as long as it is borrowed.
+    Errno::result(unsafe { libc::syscall(libc::SYS_ioctl, descriptor.as_raw_fd(), request, address) })?;
+    Ok(())
+}
+
+/// The kernel's `struct fsxattr`, from `<linux/fs.h>`.
+#[repr(C)]
+#[derive(Default)]
+struct FileAttributes {
+    flags: u32,
+    extent_size: u32,
+    extents: u32,
+    project: u32,
+    copy_extent_size: u32,
+    padding: [u8; 8],
+}
+
+/// Makes a directory and everything that is created below it later belong to a quota project.
+pub(crate) fn set_project(directory: BorrowedFd<'_>, project: u32) -> io::Result<()> {
+    // From <linux/fs.h>: FS_IOC_FSGETXATTR, FS_IOC_FSSETXATTR, FS_XFLAG_PROJINHERIT.
+    const GET: libc::c_ulong = 0x801c_581f;
+    const SET: libc::c_ulong = 0x401c_5820;
+    const INHERIT: u32 = 0x200;
+    let mut attributes = FileAttributes::default();
+    let address = std::ptr::from_mut(&mut attributes);
+    // SAFETY: the structure has the layout that the kernel writes, and outlives the call.
+    Errno::result(unsafe { libc::syscall(libc::SYS_ioctl, directory.as_raw_fd(), GET, address) })?;
+    attributes.flags |= INHERIT;
+    attributes.project = project;
+    let address = std::ptr::from_ref(&attributes);
+    // SAFETY: the structure has the layout that the kernel reads, and outlives the call.
+    Errno::result(unsafe { libc::syscall(libc::SYS_ioctl, directory.as_raw_fd(), SET, address) })?;
+    Ok(())
+}
+
+/// Sets the hard limits of a quota project on the file system of a directory: blocks of 1 KiB, and files.
+pub(crate) fn set_project_limits(
+    directory: BorrowedFd<'_>,
+    project: u32,
+    blocks: u64,
+    files: u64,
+) -> io::Result<()> {
+    // QCMD(Q_SETQUOTA, PRJQUOTA) of <linux/quota.h>.
+    const SET_PROJECT_QUOTA: libc::c_ulong = 0x8000_0802;
+    let limits = libc::dqblk {
+        dqb_bhardlimit: blocks,
+        dqb_bsoftlimit: 0,
+        dqb_curspace: 0,
+        dqb_ihardlimit: files,
+        dqb_isoftlimit: 0,
+        dqb_curinodes: 0,
+        dqb_btime: 0,
+        dqb_itime: 0,
+        dqb_valid: libc::QIF_BLIMITS | libc::QIF_ILIMITS,
+    };
+    let address = std::ptr::from_ref(&limits);
+    // SAFETY: the structure is fully initialised, has the kernel's layout, and outlives the call.
+    Errno::result(unsafe {
+        libc::syscall(
+            libc::SYS_quotactl_fd,
+            directory.as_raw_fd(),
+            SET_PROJECT_QUOTA,
+            libc::c_ulong::from(project),
+            address,
+        )
+    })?;
     Ok(())
 }

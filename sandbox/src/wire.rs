@@ -3,11 +3,14 @@
 //! length-prefixed frames of `overlay::descriptors`.
 
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
+use protocol::sandbox::LOCAL_RANKS_MAX;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
-/// Maximum number of descriptors in one message: five for the worker and seven for its init, with headroom.
-const DESCRIPTORS_MAX: usize = 16;
+/// Maximum number of descriptors in one message: two outputs of each rank and the gang device. A start passes
+/// five for the worker and seven for its init.
+const DESCRIPTORS_MAX: usize = 2 * LOCAL_RANKS_MAX + 1;
+const _: () = assert!(DESCRIPTORS_MAX >= 12, "a start passes twelve");
 
 /// Sends one packet with copies of some descriptors.
 pub(crate) fn send(socket: BorrowedFd<'_>, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {

@@ -14,13 +14,15 @@ use protocol::agent::{
 use protocol::agent_state::{HeldOrder, OrderBookRecord, SlotFence, Verdict};
 use protocol::error_code;
 use protocol::halt::{HaltBookRecord, HaltCursor, HaltsAnswer, HaltsRequest};
+use protocol::keys::ByteString;
 use protocol::model::{
     ErasureCode, KeyWrap, ModelFile, ModelManifest, ModelNonce, ModelRecord, Recipient, RecipientSignature,
     Segment, SignedComplaint, SignedWrap, StoreReference, WrapComplaint,
 };
 use protocol::sandbox::{
-    GroupWrite, SandboxExit, SandboxGroups, SandboxIdentity, SandboxLimits, SandboxRecord, SandboxReport,
-    SandboxSpec,
+    DiskArea, EngineProfile, EtcFiles, GangDevice, GroupWrite, InputMount, ProcessProfile, RankProgram,
+    SandboxExit, SandboxGroups, SandboxIdentity, SandboxLimits, SandboxProfile, SandboxRecord, SandboxReport,
+    SandboxSpec, WritableAreas,
 };
 use protocol::worker::{
     FromWorker, InitReply, InitRequest, SegmentRange, ToWorker, WorkerLoad, WorkerManifest, WorkerMetrics,
@@ -341,6 +343,7 @@ pub(crate) fn init_request() -> impl Strategy<Value = InitRequest> {
         boot_time().prop_map(|until_boottime_ms| InitRequest::Renew { until_boottime_ms }),
         Just(InitRequest::Status),
         number().prop_map(|grace_ms| InitRequest::Stop { grace_ms }),
+        Just(InitRequest::Descriptors),
     ]
 }
 
@@ -355,6 +358,58 @@ fn identity() -> impl Strategy<Value = SandboxIdentity> {
         number32().prop_map(|first| SandboxIdentity::OwnIds { first }),
         Just(SandboxIdentity::SameUid),
     ]
+}
+
+fn engine_profile() -> impl Strategy<Value = SandboxProfile> {
+    (text(), texts(), labels(), texts()).prop_map(|(binary, arguments, environment, read_only)| {
+        SandboxProfile::Engine(EngineProfile { binary, arguments, environment, read_only })
+    })
+}
+
+fn writable_areas() -> impl Strategy<Value = WritableAreas> {
+    let area = || {
+        (number(), option::of(text())).prop_map(|(bytes_max, directory)| DiskArea { bytes_max, directory })
+    };
+    (number(), number(), area(), area(), area()).prop_map(
+        |(tmp_bytes, shared_memory_bytes, scratch, checkpoint, outputs)| WritableAreas {
+            tmp_bytes,
+            shared_memory_bytes,
+            scratch,
+            checkpoint,
+            outputs,
+        },
+    )
+}
+
+fn process_profile() -> impl Strategy<Value = SandboxProfile> {
+    let rank =
+        (texts(), labels()).prop_map(|(arguments, environment)| RankProgram { arguments, environment });
+    let input = (text(), text()).prop_map(|(source, path)| InputMount { source, path });
+    let etc = (text(), text(), text(), text(), vec(any::<u8>(), 0..5)).prop_map(
+        |(passwd, group, hosts, resolv_conf, localtime)| EtcFiles {
+            passwd,
+            group,
+            hosts,
+            resolv_conf,
+            localtime: ByteString(localtime),
+        },
+    );
+    let network = (texts(), number32()).prop_map(|(addresses, mtu)| GangDevice { addresses, mtu });
+    let places = (text(), text(), text());
+    (places, vec(rank, 0..3), vec(input, 0..3), writable_areas(), etc, option::of(network)).prop_map(
+        |((root, host_name, working_directory), ranks, inputs, areas, etc, network)| {
+            SandboxProfile::Process(ProcessProfile {
+                root,
+                host_name,
+                working_directory,
+                ranks,
+                inputs,
+                areas,
+                etc,
+                network,
+            })
+        },
+    )
 }
 
 pub(crate) fn sandbox_spec() -> BoxedStrategy<SandboxSpec> {
@@ -372,22 +427,18 @@ pub(crate) fn sandbox_spec() -> BoxedStrategy<SandboxSpec> {
             open_files_max,
         },
     );
-    let program = (text(), text(), texts(), labels());
-    let confinement = (identity(), groups, texts(), texts(), limits);
+    let profile = prop_oneof![engine_profile(), process_profile()];
+    let confinement = (identity(), groups, texts(), limits);
     let lease = (any::<bool>(), any::<bool>(), boot_time(), number());
-    (program, confinement, lease)
-        .prop_map(|(program, confinement, lease)| {
-            let (name, binary, arguments, environment) = program;
-            let (identity, groups, read_only, devices, limits) = confinement;
+    (text(), profile, confinement, lease)
+        .prop_map(|(name, profile, confinement, lease)| {
+            let (identity, groups, devices, limits) = confinement;
             let (memory_by_rlimit, cpu_by_nice, lease_until_boottime_ms, lease_ms_max) = lease;
             SandboxSpec {
                 name,
-                binary,
-                arguments,
-                environment,
+                profile,
                 identity,
                 groups,
-                read_only,
                 devices,
                 limits,
                 memory_by_rlimit,
@@ -426,6 +477,8 @@ pub(crate) fn sandbox_exit() -> impl Strategy<Value = SandboxExit> {
     prop_oneof![
         any::<i32>().prop_map(|status| SandboxExit::Exited { status }),
         any::<i32>().prop_map(|signal| SandboxExit::Signaled { signal }),
+        (number32(), any::<i32>()).prop_map(|(rank, status)| SandboxExit::RankExited { rank, status }),
+        (number32(), any::<i32>()).prop_map(|(rank, signal)| SandboxExit::RankSignaled { rank, signal }),
         Just(SandboxExit::LeaseLapsed),
         Just(SandboxExit::Stopped),
     ]

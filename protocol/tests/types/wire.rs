@@ -21,7 +21,8 @@ const LIMIT: usize = 1 << 20;
 /// Maps with user-chosen keys: removing an entry yields another legal value.
 const FREE_MAPS: [&str; 6] = ["labels", "node_selector", "environment", "quorums", "signatures", "proofs"];
 /// Byte strings whose length `human-chain` and `model-store` check.
-const FREE_LENGTHS: [&str; 8] = [
+const FREE_LENGTHS: [&str; 9] = [
+    "localtime",
     "ml_dsa",
     "ml_kem",
     "encapsulated",
@@ -171,6 +172,15 @@ kinds! {
     "SandboxLimits" => sandbox::SandboxLimits,
     "GroupWrite" => sandbox::GroupWrite,
     "SandboxGroups" => sandbox::SandboxGroups,
+    "EngineProfile" => sandbox::EngineProfile,
+    "RankProgram" => sandbox::RankProgram,
+    "InputMount" => sandbox::InputMount,
+    "DiskArea" => sandbox::DiskArea,
+    "WritableAreas" => sandbox::WritableAreas,
+    "EtcFiles" => sandbox::EtcFiles,
+    "GangDevice" => sandbox::GangDevice,
+    "ProcessProfile" => sandbox::ProcessProfile,
+    "SandboxProfile" => sandbox::SandboxProfile,
     "SandboxSpec" => sandbox::SandboxSpec,
     "SandboxReport" => sandbox::SandboxReport,
     "SandboxGo" => sandbox::SandboxGo,

@@ -1,10 +1,16 @@
-//! Seccomp filters of a sandbox. Both are allow-lists; every other system call, present or future, fails with
+//! Seccomp filters of a sandbox. All are allow-lists; every other system call, present or future, fails with
 //! `EPERM`. `clone3` fails with `ENOSYS`, so that callers fall back to `clone`, whose flags a filter can
 //! inspect.
 //!
 //! The worker may read, write, map, wait, start threads and accept connections on the socket that was passed
 //! to it. It cannot create, connect, bind or configure a socket, send a descriptor, or send to an address. It
 //! cannot start a process or use any of the kernel's large interfaces.
+//!
+//! The ranks of a process sandbox have a wider filter, in [`process`].
+
+mod process;
+
+pub(super) use process::for_ranks;
 
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen as Width, SeccompCmpOp as Compare, SeccompCondition,
@@ -184,10 +190,15 @@ pub(super) fn for_worker(devices: bool) -> Result<Vec<BpfProgram>, seccompiler::
     Ok(vec![compile(rules, libc::EPERM)?, without_clone3()?])
 }
 
-/// Returns the filter of the sandbox's init, applied once the worker runs.
-pub(super) fn for_init() -> Result<Vec<BpfProgram>, seccompiler::BackendError> {
+/// Returns the filter of the sandbox's init, applied once the worker runs; `hands_over` states whether it
+/// hands descriptors to its agent.
+pub(super) fn for_init(hands_over: bool) -> Result<Vec<BpfProgram>, seccompiler::BackendError> {
     let mut rules = allow(&[COMMON, INIT]);
     rules.insert(libc::SYS_sendto, vec![send_without_address()?]);
+    if hands_over {
+        // The init's only sockets are connections that its agent opened.
+        rules.insert(libc::SYS_sendmsg, vec![rule(&[equal(2, libc::MSG_NOSIGNAL as u64)?])?]);
+    }
     Ok(vec![compile(rules, libc::EPERM)?])
 }
 
@@ -245,8 +256,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_filters_compile_and_fit() {
-        for programs in [for_worker(false), for_worker(true), for_init()] {
+    fn all_filters_compile_and_fit() {
+        let all = [for_worker(false), for_worker(true), for_init(false), for_init(true)];
+        for programs in all.into_iter().chain([for_ranks(false), for_ranks(true)]) {
             for program in programs.expect("compiles") {
                 assert!(program.len() < 4096, "the kernel's limit");
             }

@@ -26,11 +26,19 @@ pub(super) struct LogWriter {
 }
 
 impl LogWriter {
-    pub(super) fn new(output: OwnedFd, files: [OwnedFd; 2]) -> io::Result<Self> {
+    pub(super) fn new(output: OwnedFd, files: [File; 2]) -> io::Result<Self> {
         fcntl(&output, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-        let files = files.map(File::from);
-        let output = Some(File::from(output));
-        Ok(Self { output, files, current: 0, written: 0, second: 0, spent: 0 })
+        Ok(Self { output: Some(File::from(output)), ..Self::unused(files) })
+    }
+
+    /// Returns a writer without an input, for ranks: their agent reads their output itself.
+    pub(super) fn unused(files: [File; 2]) -> Self {
+        Self { output: None, files, current: 0, written: 0, second: 0, spent: 0 }
+    }
+
+    /// Returns whether there is output to wait for, now or in a later second.
+    pub(super) fn is_open(&self) -> bool {
+        self.output.is_some()
     }
 
     /// Returns the descriptor to poll; none while this second's limit is used up, or when every writer is
@@ -77,7 +85,7 @@ mod tests {
     #[test]
     fn the_last_megabytes_are_kept_and_no_more() {
         let files = [(); 2].map(|()| tempfile::tempfile().expect("file"));
-        let handles = files.each_ref().map(|file| file.try_clone().expect("clone").into());
+        let handles = files.each_ref().map(|file| file.try_clone().expect("clone"));
         let (reader, mut writer) = io::pipe().expect("pipe");
         let mut logs = LogWriter::new(reader.into(), handles).expect("logs");
         for round in 0..300u64 {
@@ -94,7 +102,7 @@ mod tests {
 
     #[test]
     fn a_flood_waits_for_the_next_second() {
-        let files = [(); 2].map(|()| OwnedFd::from(tempfile::tempfile().expect("file")));
+        let files = [(); 2].map(|()| tempfile::tempfile().expect("file"));
         let (reader, mut writer) = io::pipe().expect("pipe");
         let mut logs = LogWriter::new(reader.into(), files).expect("logs");
         let mut moved = 0;

@@ -1,10 +1,11 @@
 //! Main loop of the init: it holds the lease, answers the agent, keeps the worker's output, and ends the
-//! sandbox. The sandbox ends when the worker exits, when the agent requests it, or when the lease expires.
-//! The exit of the init makes the kernel kill every process in the sandbox.
+//! sandbox. The sandbox ends when the worker exits, when a rank fails or the last one exits, when the agent
+//! requests it, or when the lease expires. The exit of the init makes the kernel kill every process in the
+//! sandbox.
 
 use super::filter;
 use super::logs::LogWriter;
-use crate::wire::{FrameBuffer, frame};
+use crate::wire::{self, FrameBuffer, frame};
 use host::boot_time;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
@@ -13,7 +14,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::socket::{SockFlag, accept4};
 use nix::sys::time::{TimeSpec, TimeValLike};
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 use protocol::BootTime;
 use protocol::canonical;
@@ -21,7 +22,7 @@ use protocol::sandbox::SandboxExit;
 use protocol::worker::{InitReply, InitRequest};
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 
@@ -82,13 +83,68 @@ impl Ending {
     }
 }
 
+/// Main processes of a sandbox.
+pub(super) struct Workload {
+    /// The worker, or the ranks by their index; none for one that has ended.
+    processes: Vec<Option<Pid>>,
+    /// Whether they are ranks.
+    are_ranks: bool,
+    /// Descriptors held for the agent: outputs of the ranks, then the gang device.
+    held: Vec<OwnedFd>,
+}
+
+impl Workload {
+    /// Returns the workload of an engine: one worker.
+    pub(super) fn engine(worker: Pid) -> Self {
+        Self { processes: vec![Some(worker)], are_ranks: false, held: vec![] }
+    }
+
+    /// Returns the workload of a process sandbox.
+    pub(super) fn ranks(ranks: &[Pid], held: Vec<OwnedFd>) -> Self {
+        Self { processes: ranks.iter().copied().map(Some).collect(), are_ranks: true, held }
+    }
+
+    /// Returns the descriptors held for the agent.
+    pub(super) fn held(&self) -> Vec<BorrowedFd<'_>> {
+        self.held.iter().map(AsFd::as_fd).collect()
+    }
+
+    /// Asks every process that lives to end.
+    fn terminate(&self) {
+        for pid in self.processes.iter().flatten() {
+            // It may be gone already; then the loop is about to detect it.
+            let _ = kill(*pid, Signal::SIGTERM);
+        }
+    }
+
+    /// Notes the end of a process. Returns the end of the workload, if this is it: that of an engine's worker,
+    /// and of ranks the first failure or the last exit. Ranks that were asked to end may do so one by one.
+    fn note(&mut self, pid: Pid, end: SandboxExit, stopping: bool) -> Option<SandboxExit> {
+        let rank = self.processes.iter().position(|process| *process == Some(pid))?;
+        self.processes[rank] = None;
+        let rank_index = u32::try_from(rank).expect("a sandbox has few ranks");
+        let failed = end != SandboxExit::Exited { status: 0 };
+        let named = match end {
+            SandboxExit::Exited { status } if self.are_ranks => {
+                SandboxExit::RankExited { rank: rank_index, status }
+            }
+            SandboxExit::Signaled { signal } if self.are_ranks => {
+                SandboxExit::RankSignaled { rank: rank_index, signal }
+            }
+            other => other,
+        };
+        let all_ended = self.processes.iter().all(Option::is_none);
+        (all_ended || (failed && !stopping)).then_some(named)
+    }
+}
+
 struct AgentConnection {
     socket: UnixStream,
     frames: FrameBuffer,
 }
 
 struct Supervisor {
-    worker: Pid,
+    workload: Workload,
     lease: SandboxLease,
     /// End of a stopping worker's grace period.
     kill_at: Option<BootTime>,
@@ -97,7 +153,7 @@ struct Supervisor {
 
 /// Runs until the sandbox must end, and writes the reason to a file. The caller exits.
 pub(super) fn run(
-    worker: Pid,
+    workload: Workload,
     lease: SandboxLease,
     listener: &OwnedFd,
     mut logs: LogWriter,
@@ -108,10 +164,10 @@ pub(super) fn run(
     let signals = SignalFd::with_flags(&child_signal, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
     let flags = TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC;
     let timer = TimerFd::new(ClockId::CLOCK_BOOTTIME, flags)?;
-    for filter in filter::for_init().map_err(io::Error::other)? {
+    for filter in filter::for_init(!workload.held.is_empty()).map_err(io::Error::other)? {
         seccompiler::apply_filter(&filter).map_err(io::Error::other)?;
     }
-    let mut supervisor = Supervisor { worker, lease, kill_at: None, peers: Vec::new() };
+    let mut supervisor = Supervisor { workload, lease, kill_at: None, peers: Vec::new() };
     let end = supervisor.watch(&signals, &timer, listener, &mut logs);
     ending.kill_all();
     let end = end?;
@@ -167,8 +223,9 @@ impl Supervisor {
         let at = TimeSpec::milliseconds(i64::try_from(next.0).unwrap_or(i64::MAX / 1_000_000));
         timer.set(Expiration::OneShot(at), TimerSetTimeFlags::TFD_TIMER_ABSTIME)?;
 
+        let logs_open = logs.is_open();
         let output = logs.wanted(now);
-        let timeout = output.is_none().then(|| {
+        let timeout = (output.is_none() && logs_open).then(|| {
             let rest_ms = 1000 - now.0 % 1000;
             TimeSpec::milliseconds(i64::try_from(rest_ms).expect("at most 1000"))
         });
@@ -200,22 +257,20 @@ impl Supervisor {
         Ok(None)
     }
 
-    /// Reaps every dead process; returns the exit if the worker was among them.
+    /// Reaps every dead process; returns the exit if the workload ended with one of them.
     fn reap(&mut self) -> io::Result<Option<SandboxExit>> {
         let mut end = None;
         loop {
-            let ended = match waitpid(None::<Pid>, Some(WaitPidFlag::WNOHANG)) {
-                Ok(WaitStatus::Exited(pid, status)) => (pid, SandboxExit::Exited { status }),
-                Ok(WaitStatus::Signaled(pid, signal, _)) => {
-                    (pid, SandboxExit::Signaled { signal: signal as i32 })
-                }
-                Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return Ok(end),
-                Ok(_) => continue,
-                Err(error) => return Err(error.into()),
+            let Some((pid, status)) = crate::system::reap_child()? else { return Ok(end) };
+            let exit = if libc::WIFEXITED(status) {
+                SandboxExit::Exited { status: libc::WEXITSTATUS(status) }
+            } else {
+                SandboxExit::Signaled { signal: libc::WTERMSIG(status) }
             };
-            if ended.0 == self.worker {
-                let asked_for = self.kill_at.is_some();
-                end = Some(if asked_for { SandboxExit::Stopped } else { ended.1 });
+            let asked_for = self.kill_at.is_some();
+            if let Some(found) = self.workload.note(pid, exit, asked_for) {
+                // The first failure counts: the others follow from it.
+                end = end.or(Some(if asked_for { SandboxExit::Stopped } else { found }));
             }
         }
     }
@@ -245,23 +300,29 @@ impl Supervisor {
         let length = peer.socket.read(&mut bytes).ok().filter(|length| *length > 0)?;
         peer.frames.push(&bytes[..length]);
         while let Some(request) = peer.frames.next(REQUEST_BYTES_MAX).ok()? {
+            let mut hands_over = false;
             match canonical::from_bytes(&request, REQUEST_BYTES_MAX).ok()? {
                 InitRequest::Status => {}
+                InitRequest::Descriptors => hands_over = !self.workload.held.is_empty(),
                 InitRequest::Renew { until_boottime_ms } => {
                     self.lease.renew(until_boottime_ms, boot_time());
                 }
                 InitRequest::Stop { grace_ms } => self.stop(boot_time().plus(grace_ms)),
             }
             let reply = InitReply { running: true, exit: None, lease_until_boottime_ms: self.lease.until };
-            peer.socket.write_all(&frame(&canonical::to_bytes(&reply))).ok()?;
+            let bytes = frame(&canonical::to_bytes(&reply));
+            if hands_over {
+                wire::send(peer.socket.as_fd(), &bytes, &self.workload.held()).ok()?;
+            } else {
+                peer.socket.write_all(&bytes).ok()?;
+            }
         }
         Some(())
     }
 
-    /// Stops the worker. A second request may shorten the grace period, never extend it.
+    /// Stops the workload. A second request may shorten the grace period, never extend it.
     fn stop(&mut self, kill_at: BootTime) {
-        // The worker may be gone already; then the loop is about to detect it.
-        let _ = kill(self.worker, Signal::SIGTERM);
+        self.workload.terminate();
         self.kill_at = Some(self.kill_at.map_or(kill_at, |at| at.min(kill_at)));
     }
 }
@@ -287,8 +348,8 @@ mod tests {
     #[test]
     fn the_grace_ends_before_the_lease_and_both_end_the_sandbox() {
         let lease = SandboxLease { until: BootTime(2_000), ms_max: 3_000 };
-        let mut supervisor =
-            Supervisor { worker: Pid::from_raw(i32::MAX), lease, kill_at: None, peers: vec![] };
+        let workload = Workload::engine(Pid::from_raw(i32::MAX));
+        let mut supervisor = Supervisor { workload, lease, kill_at: None, peers: vec![] };
         assert_eq!(supervisor.due(BootTime(1_749)), None);
         assert_eq!(
             supervisor.due(BootTime(1_750)),
@@ -299,5 +360,40 @@ mod tests {
         supervisor.stop(BootTime(1_900));
         assert_eq!(supervisor.due(BootTime(1_499)), None);
         assert_eq!(supervisor.due(BootTime(1_500)), Some(SandboxExit::Stopped));
+    }
+
+    /// Ends of ranks 0 to 2 in this order: pid, status or negated signal.
+    fn ends(order: &[(i32, i32)], stopping: bool) -> Vec<Option<SandboxExit>> {
+        let ranks = [10, 11, 12].map(Pid::from_raw);
+        let mut workload = Workload::ranks(&ranks, vec![]);
+        let note = |(pid, code): &(i32, i32)| {
+            let end = match *code {
+                status if status >= 0 => SandboxExit::Exited { status },
+                signal => SandboxExit::Signaled { signal: -signal },
+            };
+            workload.note(Pid::from_raw(*pid), end, stopping)
+        };
+        order.iter().map(note).collect()
+    }
+
+    #[test]
+    fn ranks_end_with_the_first_failure_or_the_last_exit() {
+        let exited = |rank, status| Some(SandboxExit::RankExited { rank, status });
+        assert_eq!(ends(&[(11, 0), (10, 0), (12, 0)], false), [None, None, exited(2, 0)]);
+        assert_eq!(ends(&[(11, 0), (12, 137)], false), [None, exited(2, 137)]);
+        let killed = Some(SandboxExit::RankSignaled { rank: 0, signal: 9 });
+        assert_eq!(ends(&[(10, -9)], false), [killed]);
+        assert_eq!(ends(&[(99, 1), (10, 1)], false), [None, exited(0, 1)], "an orphan is no rank");
+        assert_eq!(ends(&[(10, 0), (10, 1)], false), [None, None], "an id that is used again");
+        // Each may still write its checkpoint.
+        assert_eq!(ends(&[(10, 143), (11, -15), (12, 0)], true), [None, None, exited(2, 0)]);
+    }
+
+    #[test]
+    fn an_engine_ends_with_its_worker() {
+        let mut workload = Workload::engine(Pid::from_raw(10));
+        assert_eq!(workload.note(Pid::from_raw(11), SandboxExit::Exited { status: 1 }, false), None);
+        let end = SandboxExit::Exited { status: 0 };
+        assert_eq!(workload.note(Pid::from_raw(10), end, false), Some(end));
     }
 }

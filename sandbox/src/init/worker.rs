@@ -1,20 +1,26 @@
-//! Start of the worker, from a copy of the init to its program: descriptors, limits, no capabilities,
+//! Start of a worker or a rank, from a copy of the init to its program: descriptors, limits, no capabilities,
 //! landlock, seccomp, exec. Each step drops privileges that no later step needs.
 
-use super::{FailedStep, InStep, StepResult, filter, root};
+use super::{FailedStep, InStep, StepResult, filter, process_root, root};
+use crate::ids::WORKER_ID;
+use crate::profile::largest_area;
 use crate::{system, wire};
 use caps::{CapSet, Capability, CapsHashSet};
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError, RulesetStatus,
-    Scope, path_beneath_rules,
+    ABI, Access, AccessFs, AccessNet, RestrictionStatus, Ruleset, RulesetAttr, RulesetCreatedAttr,
+    RulesetError, RulesetStatus, Scope, path_beneath_rules,
 };
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 use nix::unistd::{Gid, Pid, Uid, setresgid, setresuid};
 use protocol::canonical;
-use protocol::sandbox::{SANDBOX_REPORT_BYTES_MAX, SandboxIdentity, SandboxReport, SandboxSpec};
+use protocol::sandbox::{
+    EngineProfile, SANDBOX_REPORT_BYTES_MAX, SandboxIdentity, SandboxProfile, SandboxReport, SandboxSpec,
+};
 use seccompiler::BpfProgram;
+use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -29,9 +35,6 @@ const LANDLOCK_ABI: ABI = ABI::V7;
 /// Size limit of a crashed worker's core dump. With 0 the host's dump handler (`core_pattern` with a pipe)
 /// would still receive all of it, prompts and weights. 1 forbids that too, and is too small for a file.
 const CORE_BYTES_MAX: u64 = 1;
-/// The worker's id inside, where it has a separate one.
-const WORKER_ID: u32 = 1;
-
 /// A worker that runs its program.
 pub(super) struct Started {
     pub(super) pid: Pid,
@@ -45,27 +48,55 @@ pub(super) struct Started {
 const NICE_WITHOUT_QUOTA: i32 = 5;
 
 /// Data prepared before the fork, while allocating and failing are still easy.
-struct Program {
-    arguments: Vec<CString>,
-    environment: Vec<CString>,
-    filters: Vec<BpfProgram>,
+pub(super) struct Program {
+    /// Paths at which the program may be, in the order of the search.
+    pub(super) paths: Vec<CString>,
+    pub(super) arguments: Vec<CString>,
+    pub(super) environment: Vec<CString>,
+    pub(super) filters: Vec<BpfProgram>,
+    /// Step of its execution, for people.
+    pub(super) step: String,
+}
+
+/// Descriptors of a program beside its standard input, which is `/dev/null`.
+pub(super) struct Streams<'a> {
+    /// Those from number 3 on.
+    pub(super) passed: &'a [OwnedFd],
+    pub(super) output: &'a OwnedFd,
+    pub(super) error: &'a OwnedFd,
 }
 
 /// Starts the worker in the groups of these `cgroup.procs` files and waits until its program runs.
-pub(super) fn start(spec: &SandboxSpec, descriptors: &[OwnedFd], groups: &[File]) -> StepResult<Started> {
-    let program = Program::prepare(spec)?;
+pub(super) fn start(
+    spec: &SandboxSpec,
+    engine: &EngineProfile,
+    passed: &[OwnedFd],
+    groups: &[File],
+) -> StepResult<Started> {
+    let program = Program::of_engine(spec, engine)?;
     let (output, output_end) = io::pipe().step("create a pipe for output")?;
+    let output_end = OwnedFd::from(output_end);
+    let streams = Streams { passed, output: &output_end, error: &output_end };
+    let (pid, not_enforced) = spawn(spec, &program, &streams, groups)?;
+    Ok(Started { pid, output: output.into(), not_enforced })
+}
+
+/// Starts a program and waits until it runs. Returns its process id and the limits that are not enforced.
+pub(super) fn spawn(
+    spec: &SandboxSpec,
+    program: &Program,
+    streams: &Streams<'_>,
+    groups: &[File],
+) -> StepResult<(Pid, Vec<String>)> {
     let (status, status_end) = io::pipe().step("create a pipe for the start")?;
     // SAFETY: the init is a clone of a process that was executed to do this and has one thread.
     let pid = unsafe { system::clone_process(0) }.step("create the worker process")?;
     let Some(pid) = pid else {
-        let output_end = OwnedFd::from(output_end);
         let status_end = OwnedFd::from(status_end);
-        system::exit_now(become_worker(spec, &program, descriptors, groups, &output_end, &status_end))
+        system::exit_now(become_worker(spec, program, streams, groups, &status_end))
     };
-    drop((output_end, status_end));
-    let not_enforced = read_status(status)?;
-    Ok(Started { pid, output: output.into(), not_enforced })
+    drop(status_end);
+    Ok((pid, read_status(status)?))
 }
 
 /// Reads the status pipe, which closes when the program is executed. By then it has held labels, and no
@@ -91,25 +122,36 @@ fn read_status(status: io::PipeReader) -> StepResult<Vec<String>> {
 }
 
 impl Program {
-    fn prepare(spec: &SandboxSpec) -> StepResult<Self> {
-        let text = |text: String| CString::new(text).step("prepare arguments");
-        let words = std::iter::once(root::WORKER_PATH.to_string()).chain(spec.arguments.clone());
-        let variables = spec.environment.iter().map(|(name, value)| format!("{name}={value}"));
+    fn of_engine(spec: &SandboxSpec, engine: &EngineProfile) -> StepResult<Self> {
+        let words = std::iter::once(root::WORKER_PATH.to_string()).chain(engine.arguments.clone());
         Ok(Self {
-            arguments: words.map(text).collect::<StepResult<_>>()?,
-            environment: variables.map(text).collect::<StepResult<_>>()?,
+            paths: texts([root::WORKER_PATH.to_string()])?,
+            arguments: texts(words)?,
+            environment: variables(&engine.environment)?,
             filters: filter::for_worker(!spec.devices.is_empty()).step("prepare the filter")?,
+            step:
+                "execute the worker (its file must be readable and executable for every user of the machine)"
+                    .into(),
         })
     }
+}
+
+/// Returns texts as the kernel takes them.
+pub(super) fn texts(texts: impl IntoIterator<Item = String>) -> StepResult<Vec<CString>> {
+    texts.into_iter().map(|text| CString::new(text).step("prepare arguments")).collect()
+}
+
+/// Returns an environment as the kernel takes it.
+pub(super) fn variables(environment: &BTreeMap<String, String>) -> StepResult<Vec<CString>> {
+    texts(environment.iter().map(|(name, value)| format!("{name}={value}")))
 }
 
 /// Becomes the worker. Returns only on failure, after reporting the reason, with the exit status.
 fn become_worker(
     spec: &SandboxSpec,
     program: &Program,
-    descriptors: &[OwnedFd],
+    streams: &Streams<'_>,
     groups: &[File],
-    output: &OwnedFd,
     status: &OwnedFd,
 ) -> i32 {
     let failed = |file: &mut File, error: FailedStep| {
@@ -120,7 +162,7 @@ fn become_worker(
     };
     let entered =
         groups.iter().try_for_each(|mut procs| procs.write_all(b"0")).step("enter the worker's groups");
-    let mut status = match arrange_descriptors(descriptors, output, status) {
+    let mut status = match arrange_descriptors(streams, status) {
         Ok(status) => File::from(status),
         Err(_) => return 1, // An empty status means that the worker ended before it began.
     };
@@ -134,16 +176,17 @@ fn become_worker(
     }
 }
 
-/// Sets up the descriptors: 0 = nothing, 1 and 2 = the log, 3.. = those passed to the worker, then the status
-/// pipe, which closes on exec. Everything else is closed: the init's socket, its timer, the host's root.
-fn arrange_descriptors(descriptors: &[OwnedFd], output: &OwnedFd, status: &OwnedFd) -> io::Result<OwnedFd> {
+/// Sets up the descriptors: 0 = nothing, 1 and 2 = output and error, 3.. = those passed to the worker, then
+/// the status pipe, which closes on exec. Everything else is closed: the init's socket, its timer, the host's
+/// root.
+fn arrange_descriptors(streams: &Streams<'_>, status: &OwnedFd) -> io::Result<OwnedFd> {
     let spare = |fd: &OwnedFd| fcntl(fd, FcntlArg::F_DUPFD_CLOEXEC(SPARE_DESCRIPTOR)).map(system::own);
-    let copies = descriptors.iter().map(spare).collect::<nix::Result<Vec<_>>>()?;
-    let (output, status) = (spare(output)?, spare(status)?);
+    let copies = streams.passed.iter().map(spare).collect::<nix::Result<Vec<_>>>()?;
+    let (output, error, status) = (spare(streams.output)?, spare(streams.error)?, spare(status)?);
     let null = File::open("/dev/null")?;
     system::duplicate_to(null.as_fd(), 0, 0)?;
     system::duplicate_to(output.as_fd(), 1, 0)?;
-    system::duplicate_to(output.as_fd(), 2, 0)?;
+    system::duplicate_to(error.as_fd(), 2, 0)?;
     let mut next = FIRST_DESCRIPTOR;
     for copy in &copies {
         system::duplicate_to(copy.as_fd(), next, 0)?;
@@ -152,7 +195,7 @@ fn arrange_descriptors(descriptors: &[OwnedFd], output: &OwnedFd, status: &Owned
     system::duplicate_to(status.as_fd(), next, libc::O_CLOEXEC)?;
     // All of these are above `next` and closed by number in one call.
     debug_assert!(null.as_raw_fd() != next);
-    std::mem::forget((copies, output, status, null));
+    std::mem::forget((copies, output, error, status, null));
     system::close_from(next + 1)?;
     Ok(system::own(next))
 }
@@ -178,6 +221,9 @@ fn restrict(spec: &SandboxSpec) -> StepResult<Vec<String>> {
             "core-dumps: a program of the host may be given the memory of a worker that crashed".into(),
         );
     }
+    if let SandboxProfile::Process(profile) = &spec.profile {
+        nix::unistd::chdir(profile.working_directory.as_str()).step("enter the working directory")?;
+    }
     system::restore_sigpipe().step("restore signals")?;
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None).step("unblock signals")?;
     Ok(labels)
@@ -188,9 +234,15 @@ fn execute(program: &Program) -> StepResult<std::convert::Infallible> {
     for filter in program.filters.iter().rev() {
         seccompiler::apply_filter(filter).step("filter system calls")?;
     }
-    let path = CString::new(root::WORKER_PATH).step("execute the worker")?;
-    nix::unistd::execve(&path, &program.arguments, &program.environment)
-        .step("execute the worker (its file must be readable and executable for every user of the machine)")
+    let mut failure = Errno::ENOENT;
+    for path in &program.paths {
+        let Err(error) = nix::unistd::execve(path, &program.arguments, &program.environment);
+        // As shells do: a file that is there but may not be executed says more than one that is not there.
+        if !matches!(error, Errno::ENOENT | Errno::ENOTDIR) {
+            failure = error;
+        }
+    }
+    Err(failure).step(&program.step)
 }
 
 /// Forbids core dumps in this process and its descendants. Must be called with the agent's own rights,
@@ -201,7 +253,11 @@ pub(super) fn forbid_core_dumps() {
 
 fn set_limits(spec: &SandboxSpec) -> nix::Result<()> {
     let same = |resource, value| setrlimit(resource, value, value);
-    same(Resource::RLIMIT_FSIZE, 0)?;
+    let file_bytes = match &spec.profile {
+        SandboxProfile::Engine(_) => 0,
+        SandboxProfile::Process(profile) => largest_area(&profile.areas),
+    };
+    same(Resource::RLIMIT_FSIZE, file_bytes)?;
     same(Resource::RLIMIT_MEMLOCK, 0)?;
     same(Resource::RLIMIT_MSGQUEUE, 0)?;
     same(Resource::RLIMIT_NOFILE, u64::from(spec.limits.open_files_max))?;
@@ -233,23 +289,14 @@ pub(super) fn lock_down_init(identity: SandboxIdentity) -> StepResult<()> {
     nix::sys::prctl::set_no_new_privs().step("forbid the init new privileges")
 }
 
-/// Restricts files to the read-only root a second time, by a mechanism independent of mounts. Also denies
-/// network, abstract sockets and signals beyond the sandbox.
+/// Restricts files to what the profile grants a second time, by a mechanism independent of mounts. An engine
+/// is also denied network, abstract sockets and signals beyond the sandbox. Ranks use all three among
+/// themselves; their namespaces end at the sandbox.
 fn restrict_files(spec: &SandboxSpec) -> Result<Vec<String>, RulesetError> {
-    let run = AccessFs::Execute | AccessFs::ReadFile;
-    let device = AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::IoctlDev;
-    let devices = spec.devices.iter().map(String::as_str).chain(["/dev/null"]);
-    let status = Ruleset::default()
-        .handle_access(AccessFs::from_all(LANDLOCK_ABI))?
-        .handle_access(AccessNet::from_all(LANDLOCK_ABI))?
-        .scope(Scope::from_all(LANDLOCK_ABI))?
-        .create()?
-        .add_rules(path_beneath_rules([root::WORKER_PATH], run))?
-        .add_rules(path_beneath_rules(&spec.read_only, run | AccessFs::ReadDir))?
-        .add_rules(path_beneath_rules(["/proc"], AccessFs::ReadFile | AccessFs::ReadDir))?
-        .add_rules(path_beneath_rules(["/dev/urandom"], AccessFs::ReadFile))?
-        .add_rules(path_beneath_rules(devices, device))?
-        .restrict_self()?;
+    let status = match &spec.profile {
+        SandboxProfile::Engine(engine) => restrict_engine(spec, engine)?,
+        SandboxProfile::Process(_) => restrict_ranks(spec)?,
+    };
     Ok(match status.ruleset {
         RulesetStatus::FullyEnforced => vec![],
         RulesetStatus::PartiallyEnforced => {
@@ -257,4 +304,36 @@ fn restrict_files(spec: &SandboxSpec) -> Result<Vec<String>, RulesetError> {
         }
         RulesetStatus::NotEnforced => vec!["landlock: this kernel has none".into()],
     })
+}
+
+fn restrict_engine(spec: &SandboxSpec, engine: &EngineProfile) -> Result<RestrictionStatus, RulesetError> {
+    let run = AccessFs::Execute | AccessFs::ReadFile;
+    let device = AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::IoctlDev;
+    let devices = spec.devices.iter().map(String::as_str).chain(["/dev/null"]);
+    Ruleset::default()
+        .handle_access(AccessFs::from_all(LANDLOCK_ABI))?
+        .handle_access(AccessNet::from_all(LANDLOCK_ABI))?
+        .scope(Scope::from_all(LANDLOCK_ABI))?
+        .create()?
+        .add_rules(path_beneath_rules([root::WORKER_PATH], run))?
+        .add_rules(path_beneath_rules(&engine.read_only, run | AccessFs::ReadDir))?
+        .add_rules(path_beneath_rules(["/proc"], AccessFs::ReadFile | AccessFs::ReadDir))?
+        .add_rules(path_beneath_rules(["/dev/urandom"], AccessFs::ReadFile))?
+        .add_rules(path_beneath_rules(devices, device))?
+        .restrict_self()
+}
+
+fn restrict_ranks(spec: &SandboxSpec) -> Result<RestrictionStatus, RulesetError> {
+    let run = AccessFs::Execute | AccessFs::ReadFile | AccessFs::ReadDir;
+    let write = AccessFs::from_all(LANDLOCK_ABI) & !(AccessFs::MakeChar | AccessFs::MakeBlock);
+    let device = AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::IoctlDev;
+    let devices = spec.devices.iter().map(String::as_str).chain(process_root::DEVICES);
+    Ruleset::default()
+        .handle_access(AccessFs::from_all(LANDLOCK_ABI))?
+        .create()?
+        .add_rules(path_beneath_rules(["/"], run))?
+        .add_rules(path_beneath_rules(process_root::WRITABLE, write))?
+        .add_rules(path_beneath_rules(["/proc"], run | AccessFs::WriteFile | AccessFs::Truncate))?
+        .add_rules(path_beneath_rules(devices, device))?
+        .restrict_self()
 }

@@ -1,7 +1,7 @@
 //! Launcher that starts sandboxes and finds them again. Its own functions block, for tens of milliseconds at
 //! most on a healthy machine; as a [`Launcher`] it runs them on the runtime's blocking threads.
 
-use super::{IsolationReport, Launcher, Running, Start};
+use super::{IsolationReport, Launcher, Running, Start, StartProcess};
 use crate::cgroup::{Cgroups, Group};
 use crate::elf::libraries_of;
 use crate::error::{During, SandboxError};
@@ -11,7 +11,7 @@ use crate::output::tail;
 use crate::record::{self, names};
 use crate::running::{IdsInUse, Sandbox, blocking, lock, remove_leftovers, socket_path};
 use crate::system::ProcessId;
-use crate::{cgroup, init, system, wire};
+use crate::{cgroup, init, profile, quota, system, wire};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use host::files;
@@ -20,14 +20,14 @@ use nix::sys::time::{TimeVal, TimeValLike};
 use protocol::canonical;
 use protocol::manifest::Isolation;
 use protocol::sandbox::{
-    SANDBOX_REPORT_BYTES_MAX, SandboxGo, SandboxIdentity, SandboxLimits, SandboxRecord, SandboxReport,
-    SandboxSpec,
+    EngineProfile, SANDBOX_REPORT_BYTES_MAX, SANDBOX_SPEC_BYTES_MAX, SandboxGo, SandboxIdentity,
+    SandboxLimits, SandboxProfile, SandboxRecord, SandboxReport, SandboxSpec,
 };
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, chown};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -36,6 +36,8 @@ use std::time::SystemTime;
 
 /// Timeout of a start in seconds. It takes tens of milliseconds; on a machine that swaps, seconds.
 const START_TIMEOUT_S: i64 = 20;
+/// Bytes of a specification beside its profile, amply: groups, devices, limits.
+const SPEC_REST_BYTES: usize = 16 * 1024;
 /// Bytes of a failed worker's output that go into the error.
 const FAILURE_LOG_BYTES: u64 = 2048;
 
@@ -67,6 +69,29 @@ pub struct SandboxLauncher {
     isolation: IsolationReport,
     ids: IdsInUse,
     libraries: Mutex<BTreeMap<(PathBuf, SystemTime), Vec<PathBuf>>>,
+}
+
+/// A start under one of the two profiles.
+#[derive(Clone, Copy)]
+enum Launch<'a> {
+    Engine(&'a Start),
+    Process(&'a StartProcess),
+}
+
+impl Launch<'_> {
+    fn name(&self) -> &str {
+        match self {
+            Self::Engine(start) => &start.name,
+            Self::Process(start) => &start.name,
+        }
+    }
+
+    fn limits(&self) -> SandboxLimits {
+        match self {
+            Self::Engine(start) => start.limits,
+            Self::Process(start) => start.limits,
+        }
+    }
 }
 
 /// The two ends of a worker's metrics pipe that its sandbox holds.
@@ -133,18 +158,47 @@ impl SandboxLauncher {
     /// # Errors
     /// See [`SandboxError`]. A failed start leaves nothing behind.
     pub fn start(&self, start: &Start) -> Result<Sandbox, SandboxError> {
+        self.launch(Launch::Engine(start))
+    }
+
+    /// Starts the ranks of a process sandbox. When this returns, the program of each rank runs and the
+    /// sandbox's record is durable. [`Sandbox::descriptors`] has their outputs and the device of their gang.
+    ///
+    /// # Errors
+    /// See [`SandboxError`]. A failed start leaves nothing behind.
+    pub fn start_process(&self, start: &StartProcess) -> Result<Sandbox, SandboxError> {
+        profile::check(&start.profile)?;
+        let bytes = canonical::to_bytes(&start.profile).len();
+        let bytes_max = SANDBOX_SPEC_BYTES_MAX - SPEC_REST_BYTES;
+        if bytes > bytes_max {
+            let detail = format!("it has {bytes} bytes; at most {bytes_max}");
+            return Err(SandboxError::Profile { detail });
+        }
+        if start.profile.network.is_some() {
+            let path = init::TUN_PATH;
+            let opened = File::options().read(true).write(true).open(path);
+            opened.map_err(|source| SandboxError::NoGangDevice { path, source })?;
+        }
+        self.launch(Launch::Process(start))
+    }
+
+    fn launch(&self, launch: Launch<'_>) -> Result<Sandbox, SandboxError> {
         if self.isolation.level == Isolation::None {
             return Err(SandboxError::NoIsolation);
         }
-        check_name(&start.name)?;
-        let directory = self.config.state_dir.join(&start.name);
-        self.clear_old(&start.name, &directory)?;
+        let name = launch.name();
+        check_name(name)?;
+        let directory = self.config.state_dir.join(name);
+        self.clear_old(name, &directory)?;
         let identity = self.take_ids()?;
-        let group = self.cgroups.create(&start.name, &start.limits);
-        let started = self.start_in(start, identity, &group, &directory);
+        let mut group = self.cgroups.create(name, &launch.limits());
+        let started = prepare_areas(launch, identity).and_then(|labels| {
+            group.not_enforced.extend(labels);
+            self.start_in(launch, identity, &group, &directory)
+        });
         if started.is_err() {
             let record = SandboxRecord {
-                name: start.name.clone(),
+                name: name.to_string(),
                 boot_id: String::new(),
                 pid: 0,
                 start_ticks: 0,
@@ -233,27 +287,27 @@ impl SandboxLauncher {
 
     fn start_in(
         &self,
-        start: &Start,
+        launch: Launch<'_>,
         identity: SandboxIdentity,
         group: &Group,
         directory: &Path,
     ) -> Result<Sandbox, SandboxError> {
         let failed = |step: &str, detail: String| SandboxError::Start {
-            name: start.name.clone(),
+            name: launch.name().to_string(),
             step: step.to_string(),
             detail,
         };
         let prepared =
             SandboxDirectory::create(directory).during(|| format!("create {}", directory.display()))?;
-        let spec = self.specify(start, identity, group)?;
+        let spec = self.specify(launch, identity, group)?;
         let (socket, mut builder) = self
             .spawn_builder(&prepared)
             .map_err(|error| failed("execute the agent's program", error.to_string()))?;
         let mut pidfd = None;
-        let mut talk = || -> Result<(SandboxRecord, Vec<String>), (String, String)> {
+        let mut talk = || -> Result<(SandboxRecord, Vec<String>, Vec<OwnedFd>), (String, String)> {
             let text = |step: &'static str| move |error: io::Error| (step.into(), error.to_string());
-            send_spec(&socket, &spec, start, &prepared).map_err(text("send the specification"))?;
-            let SandboxReport::Created { pid } = next_report(&socket)? else {
+            send_spec(&socket, &spec, launch, &prepared).map_err(text("send the specification"))?;
+            let (SandboxReport::Created { pid }, _) = next_report(&socket)? else {
                 return Err(("create the init".into(), "it answered out of turn".into()));
             };
             let pid = ProcessId(pid);
@@ -261,7 +315,7 @@ impl SandboxLauncher {
             // reaped.
             pidfd = Some(system::pidfd_open(pid).map_err(text("open the init"))?);
             let record =
-                record::compose(&start.name, pid, identity, group).map_err(text("describe the init"))?;
+                record::compose(launch.name(), pid, identity, group).map_err(text("describe the init"))?;
             record::write(directory, &record).map_err(|error| {
                 let source = std::error::Error::source(&error).map(ToString::to_string);
                 (error.to_string(), source.unwrap_or_default())
@@ -269,7 +323,7 @@ impl SandboxLauncher {
             wire::send(socket.as_fd(), &canonical::to_bytes(&SandboxGo::Go), &[])
                 .map_err(text("release the init"))?;
             match next_report(&socket)? {
-                SandboxReport::Started { not_enforced } => Ok((record, not_enforced)),
+                (SandboxReport::Started { not_enforced }, held) => Ok((record, not_enforced, held)),
                 _ => Err(("start the worker".into(), "it answered out of turn".into())),
             }
         };
@@ -279,11 +333,11 @@ impl SandboxLauncher {
         }
         let _ = builder.wait();
         match (talked, pidfd) {
-            (Ok((mut record, more)), Some(pidfd)) => {
+            (Ok((mut record, more, held)), Some(pidfd)) => {
                 record.not_enforced.extend(more);
                 let labels = record.not_enforced.clone();
                 let ids = Arc::clone(&self.ids);
-                Ok(Sandbox::new(record, directory.to_path_buf(), pidfd, ids, labels))
+                Ok(Sandbox::new(record, directory.to_path_buf(), pidfd, ids, labels).holding(held))
             }
             (Ok(_), None) => Err(failed("open the init", "it vanished".into())),
             (Err((step, mut detail)), pidfd) => {
@@ -301,30 +355,42 @@ impl SandboxLauncher {
 
     fn specify(
         &self,
-        start: &Start,
+        launch: Launch<'_>,
         identity: SandboxIdentity,
         group: &Group,
     ) -> Result<SandboxSpec, SandboxError> {
+        let (profile, devices, lease_until) = match launch {
+            Launch::Engine(start) => (self.engine_profile(start)?, &start.devices, start.lease_until),
+            Launch::Process(start) => {
+                (SandboxProfile::Process(start.profile.clone()), &start.devices, start.lease_until)
+            }
+        };
+        Ok(SandboxSpec {
+            name: launch.name().to_string(),
+            profile,
+            identity,
+            groups: group.files(),
+            devices: devices.iter().map(|path| path.display().to_string()).collect(),
+            limits: launch.limits(),
+            memory_by_rlimit: !group.memory_enforced,
+            cpu_by_nice: !group.cpu_enforced,
+            lease_until_boottime_ms: lease_until,
+            lease_ms_max: self.config.lease_ms_max,
+        })
+    }
+
+    fn engine_profile(&self, start: &Start) -> Result<SandboxProfile, SandboxError> {
         let text = |path: &Path| path.display().to_string();
         let binary = fs::canonicalize(&start.binary)
             .during(|| format!("find the worker {}", start.binary.display()))?;
         let mut read_only: Vec<String> = self.libraries(&binary)?.iter().map(|p| text(p)).collect();
         read_only.extend(start.read_only.iter().map(|path| text(path)));
-        Ok(SandboxSpec {
-            name: start.name.clone(),
+        Ok(SandboxProfile::Engine(EngineProfile {
             binary: text(&binary),
             arguments: start.arguments.clone(),
             environment: start.environment.clone(),
-            identity,
-            groups: group.files(),
             read_only,
-            devices: start.devices.iter().map(|path| text(path)).collect(),
-            limits: start.limits,
-            memory_by_rlimit: !group.memory_enforced,
-            cpu_by_nice: !group.cpu_enforced,
-            lease_until_boottime_ms: start.lease_until,
-            lease_ms_max: self.config.lease_ms_max,
-        })
+        }))
     }
 
     /// Returns the libraries of an executable, cached by its path and modification time: reading them takes
@@ -404,40 +470,77 @@ impl SandboxDirectory {
     }
 }
 
-/// The order is that of `init::receive_spec`, then of the descriptor numbers in `protocol::worker`.
+/// Gives the directories of a process sandbox to its ranks, and bounds them. Returns a label for each that
+/// cannot be bounded.
+fn prepare_areas(launch: Launch<'_>, identity: SandboxIdentity) -> Result<Vec<String>, SandboxError> {
+    let Launch::Process(start) = launch else { return Ok(vec![]) };
+    let mut labels = Vec::new();
+    for (index, (path, area)) in (0..).zip(profile::disk_areas(&start.profile.areas)) {
+        let Some(directory) = area.directory.as_ref().map(Path::new) else { continue };
+        let give = || -> io::Result<()> {
+            if let Some(pair) = UserIdPair::of(identity) {
+                chown(directory, Some(pair.worker()), Some(pair.worker()))?;
+            }
+            fs::set_permissions(directory, fs::Permissions::from_mode(0o700))
+        };
+        give().during(|| format!("give {} to the ranks", directory.display()))?;
+        let bounded = match quota::project_of(identity, index) {
+            Some(project) => quota::bound(directory, project, area.bytes_max),
+            None => Err(io::Error::other("an ordinary user cannot set a quota")),
+        };
+        if let Err(error) = bounded {
+            labels.push(format!(
+                "storage: {path} is bounded file by file, not in total; its file system has no project quota \
+                 for it ({error})"
+            ));
+        }
+    }
+    Ok(labels)
+}
+
+/// The order is that of `init::receive_spec`, then of the descriptor numbers in `protocol::worker`. Ranks get
+/// no descriptor of the host.
 fn send_spec(
     socket: &OwnedFd,
     spec: &SandboxSpec,
-    start: &Start,
+    launch: Launch<'_>,
     prepared: &SandboxDirectory,
 ) -> io::Result<()> {
     let spec = sealed_bytes("sandbox-spec", &canonical::to_bytes(spec))?;
-    let manifest = sealed_bytes("worker-manifest", &start.manifest)?;
-    let descriptors = [
+    let manifest = match launch {
+        Launch::Engine(start) => Some(sealed_bytes("worker-manifest", &start.manifest)?),
+        Launch::Process(_) => None,
+    };
+    let mut descriptors = vec![
         spec.as_fd(),
         prepared.init_listener.as_fd(),
         prepared.exit.as_fd(),
         prepared.logs[0].as_fd(),
         prepared.logs[1].as_fd(),
         prepared.metrics.kept.as_fd(),
-        prepared.worker_listener.as_fd(),
-        start.weights.as_fd(),
-        start.progress.as_fd(),
-        prepared.metrics.written.as_fd(),
-        manifest.as_fd(),
     ];
+    if let (Launch::Engine(start), Some(manifest)) = (launch, &manifest) {
+        descriptors.extend([
+            prepared.worker_listener.as_fd(),
+            start.weights.as_fd(),
+            start.progress.as_fd(),
+            prepared.metrics.written.as_fd(),
+            manifest.as_fd(),
+        ]);
+    }
     debug_assert!(prepared.directory.is_dir());
     wire::send(socket.as_fd(), b"spec", &descriptors)
 }
 
-/// Receives the next report; a reported failure becomes an error.
-fn next_report(socket: &OwnedFd) -> Result<SandboxReport, (String, String)> {
-    let receive = || -> io::Result<SandboxReport> {
-        let (bytes, _) = wire::receive(socket.as_fd(), SANDBOX_REPORT_BYTES_MAX)?;
-        canonical::from_bytes(&bytes, SANDBOX_REPORT_BYTES_MAX).map_err(io::Error::other)
+/// Receives the next report and the descriptors that come with it; a reported failure becomes an error.
+fn next_report(socket: &OwnedFd) -> Result<(SandboxReport, Vec<OwnedFd>), (String, String)> {
+    let receive = || -> io::Result<(SandboxReport, Vec<OwnedFd>)> {
+        let (bytes, descriptors) = wire::receive(socket.as_fd(), SANDBOX_REPORT_BYTES_MAX)?;
+        let report = canonical::from_bytes(&bytes, SANDBOX_REPORT_BYTES_MAX).map_err(io::Error::other)?;
+        Ok((report, descriptors))
     };
     match receive() {
-        Ok(SandboxReport::Failed { step, detail }) => Err((step, detail)),
+        Ok((SandboxReport::Failed { step, detail }, _)) => Err((step, detail)),
         Ok(report) => Ok(report),
         Err(error) => Err(("wait for the sandbox's init".into(), error.to_string())),
     }

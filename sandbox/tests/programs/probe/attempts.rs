@@ -11,19 +11,19 @@ use std::os::unix::net::UnixStream;
 #[derive(Debug, serde::Deserialize)]
 pub(crate) struct AttemptTargets {
     /// Address of a listening control replica.
-    control: SocketAddr,
+    pub(crate) control: SocketAddr,
     /// Address of a listening store.
-    store: SocketAddr,
+    pub(crate) store: SocketAddr,
     /// Path of a unix socket on which another worker listens.
-    unix_path: String,
+    pub(crate) unix_path: String,
     /// Name of an abstract socket, without its leading zero.
-    abstract_name: String,
+    pub(crate) abstract_name: String,
     /// Process id of a process of the same user.
-    victim: u32,
+    pub(crate) victim: u32,
     /// Path of a file that every user of the host may read.
-    secret: String,
+    pub(crate) secret: String,
     /// Path of a file that every user may write, and that the sandbox sees read-only.
-    shared: String,
+    pub(crate) shared: String,
 }
 
 /// Descriptor that an attempt needs besides the targets.
@@ -201,19 +201,19 @@ attempts! {
     "weights-punch", Weights, &[libc::EPERM, libc::EBADF], Succeeds, punch;
 }
 
-fn done(result: SystemCallResult<usize>) -> SystemCallResult {
+pub(crate) fn done(result: SystemCallResult<usize>) -> SystemCallResult {
     result.map(drop)
 }
 
-fn errno(error: &std::io::Error) -> i32 {
+pub(crate) fn errno(error: &std::io::Error) -> i32 {
     error.raw_os_error().unwrap_or(-1)
 }
 
-fn io<T>(result: std::io::Result<T>) -> SystemCallResult {
+pub(crate) fn io<T>(result: std::io::Result<T>) -> SystemCallResult {
     result.map(drop).map_err(|error| errno(&error))
 }
 
-fn on(number: i64, fd: RawFd, rest: &[usize]) -> SystemCallResult {
+pub(crate) fn on(number: i64, fd: RawFd, rest: &[usize]) -> SystemCallResult {
     let first = fd as usize;
     done(call(number, &[&[first], rest].concat()))
 }
@@ -227,7 +227,7 @@ fn path_access(path: &std::ffi::CStr) -> SystemCallResult {
     done(call(libc::SYS_faccessat, &[here, path.as_ptr() as usize, libc::X_OK as usize]))
 }
 
-fn tcp(to: SocketAddr) -> SystemCallResult {
+pub(crate) fn tcp(to: SocketAddr) -> SystemCallResult {
     io(TcpStream::connect(to))
 }
 
@@ -235,17 +235,17 @@ fn udp(to: SocketAddr) -> SystemCallResult {
     io(UdpSocket::bind("127.0.0.1:0").and_then(|socket| socket.send_to(b"x", to)))
 }
 
-fn unix(path: &str) -> SystemCallResult {
+pub(crate) fn unix(path: &str) -> SystemCallResult {
     io(UnixStream::connect(path))
 }
 
-fn abstract_unix(name: &str) -> SystemCallResult {
+pub(crate) fn abstract_unix(name: &str) -> SystemCallResult {
     use std::os::linux::net::SocketAddrExt;
     let address = std::os::unix::net::SocketAddr::from_abstract_name(name);
     io(address.and_then(|address| UnixStream::connect_addr(&address)))
 }
 
-fn socket(family: i32, kind: i32, protocol: usize) -> SystemCallResult {
+pub(crate) fn socket(family: i32, kind: i32, protocol: usize) -> SystemCallResult {
     done(call(libc::SYS_socket, &[family as usize, kind as usize, protocol]))
 }
 
@@ -321,11 +321,11 @@ fn process_memory(pid: u32) -> SystemCallResult {
     done(call(libc::SYS_process_vm_readv, &[pid as usize, here, 1, there, 1, 0]))
 }
 
-fn read(path: &str) -> SystemCallResult {
+pub(crate) fn read(path: &str) -> SystemCallResult {
     io(fs::read(path))
 }
 
-fn list(path: &str) -> SystemCallResult {
+pub(crate) fn list(path: &str) -> SystemCallResult {
     io(fs::read_dir(path))
 }
 

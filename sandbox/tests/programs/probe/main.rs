@@ -4,6 +4,8 @@
 mod attempts;
 mod call;
 mod exhaust;
+mod needs;
+mod rank;
 mod runtime;
 
 use attempts::{ATTEMPTS, AttemptTargets};
@@ -19,6 +21,7 @@ fn main() {
         Some("sandbox-init") => sandbox::init::main(arguments),
         Some("worker") => run(inside(&arguments.next().unwrap_or_default())),
         Some("outside") => run(outside(&arguments.next().unwrap_or_default())),
+        Some("rank") => run(rank::run(&arguments.collect::<Vec<_>>())),
         Some("victim") => run(victim()),
         Some("list") => run(list()),
         _ => {
