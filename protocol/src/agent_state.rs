@@ -14,6 +14,8 @@ use serde::{Deserialize, Serialize};
 pub const ORDER_BOOK_DOMAIN: &str = "quorate/order-book/v1";
 /// Digest domain of the highest head of a circle's history that an agent keeps.
 pub const KEPT_HEAD_DOMAIN: &str = "quorate/kept-head/v1";
+/// Digest domain of the circle's state that an agent verified and keeps.
+pub const KEPT_STATE_DOMAIN: &str = "quorate/kept-state/v1";
 /// Maximum size of an order book on disk in bytes: fences of about 200,000 slots, far beyond a node's
 /// lifetime.
 pub const ORDER_BOOK_BYTES_MAX: usize = 32 * 1024 * 1024;

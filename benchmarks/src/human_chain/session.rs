@@ -176,16 +176,17 @@ async fn agent_start(cluster: &ControlCluster, length: u64) -> Result<(f64, f64)
     let mut seconds = Vec::new();
     for _ in 0..2 {
         let metrics = TcpListener::bind("127.0.0.1:0").await?;
-        let ready = format!("http://{}/readyz", metrics.local_addr()?);
+        let address = format!("http://{}", metrics.local_addr()?);
+        let (ready, numbers) = (format!("{address}/readyz"), format!("{address}/metrics"));
         let node = cluster.directory.join(node_name(0));
         let config = agent_config(&node, &cluster.genesis, cluster.context.circle, Some(metrics))?;
-        let last = config.directory.join("chain").join(format!("{length:010}"));
+        let verified = format!("quorate_agent_governance_length {length}\n");
         let (began, shutdown) = (Instant::now(), CancellationToken::new());
         let task = tokio::spawn(run_agent(config, shutdown.clone()));
         let http = reqwest::Client::builder().no_proxy().build()?;
         loop {
-            let answer = http.get(&ready).send().await;
-            if last.exists() && answer.is_ok_and(|answer| answer.status().is_success()) {
+            let is_ready = http.get(&ready).send().await.is_ok_and(|answer| answer.status().is_success());
+            if is_ready && http.get(&numbers).send().await?.text().await?.contains(&verified) {
                 break;
             }
             ensure!(began.elapsed() < AGENT_LIMIT && !task.is_finished(), "the agent is not ready");

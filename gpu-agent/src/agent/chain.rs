@@ -1,26 +1,30 @@
 //! The circle's governance chain as verified by this node, on disk and in memory.
 //!
-//! There is one file per bundle, numbered from 1, and each is durable before the node acts on it. A file that
-//! does not verify is discarded: the chain ends before it, and the rest is fetched from control again. The
-//! highest head that this node ever verified is kept beside the files, so that the chain comes back whole.
+//! There is one file per page of bundles that arrived together, numbered by its first bundle, and each is
+//! durable before the node acts on it. A bundle that does not verify is discarded: the chain ends before it,
+//! and the rest is fetched from control again. The highest head that this node ever verified is kept beside
+//! the files, so that the chain comes back whole.
+//!
+//! The state that follows from the bundles is kept too, so that a start verifies only what came after it.
 
 use super::core::{Refusal, signed_at};
 use super::error::AgentError;
 use host::files;
-use human_chain::{ChainError, CircleState, check_waited, read_bundle, verify, verify_replay};
+use human_chain::{ChainError, CircleState, check_waited, verify, verify_replay};
+use page::{PAGE_BYTES_MAX, Page, next_bundle, number_of};
 use protocol::agent_state::KEPT_HEAD_DOMAIN;
 use protocol::governance::{BUNDLE_VERSION, Bundle, HistoryHead, SignedGenesis};
 use protocol::limits::CLOCK_GRACE_MS;
-use protocol::{CircleId, Digest, Millis, canonical, error_code, limits};
+use protocol::{CircleId, Digest, Millis, canonical, error_code};
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+mod kept;
+mod page;
 #[cfg(test)]
 mod tests;
 
-/// Largest bundle file.
-const BUNDLE_BYTES_MAX: usize = limits::CERTIFICATE_BYTES_MAX + 1024;
 /// Name of the file with the time of the last complete synchronisation.
 const SYNCED: &str = "synced";
 /// Name of the file with the highest head of the history that this node ever verified.
@@ -36,7 +40,8 @@ pub(super) struct Chain {
     directory: PathBuf,
     genesis: SignedGenesis,
     state: CircleState,
-    bundles: Vec<Bundle>,
+    /// Number of decisions in the state on disk.
+    kept_length: u64,
     /// Digests of the bundles' certificates.
     admitted: BTreeSet<Digest>,
     /// Highest head of the history that this node ever verified. The chain is behind it only after damage.
@@ -57,28 +62,34 @@ pub(super) struct RefusedBundle {
 }
 
 impl Chain {
-    /// Starts from the pinned genesis and replays the bundles in the directory.
+    /// Starts from the state that this node kept, or from the pinned genesis, and verifies the bundles in the
+    /// directory that follow.
     pub(super) fn open(
         directory: PathBuf,
         genesis: SignedGenesis,
         circle: CircleId,
     ) -> Result<Self, AgentError> {
-        let state = CircleState::found(&genesis, Some(circle)).map_err(AgentError::Genesis)?;
+        let founded = CircleState::found(&genesis, Some(circle)).map_err(AgentError::Genesis)?;
         files::private_directory(&directory).map_err(AgentError::during("create", &directory))?;
-        let highest = read_head(&directory.join(HEAD))?.unwrap_or_else(|| state.head());
+        let highest = read_head(&directory.join(HEAD))?;
+        let kept = kept::read(&directory, circle, highest.as_ref());
+        let highest = highest.unwrap_or_else(|| founded.head());
+        let (state, signed_at) = kept.unwrap_or((founded, Millis(0)));
+        let certificates = (1..=state.length()).filter_map(|number| state.decision(number));
         let mut chain = Self {
             highest,
-            admitted: BTreeSet::new(),
-            signed_at: Millis(0),
+            admitted: certificates.map(|decision| decision.certificate).collect(),
+            signed_at,
             synced_at: read_synced(&directory.join(SYNCED)),
             synced_written: Millis(0),
+            kept_length: state.length(),
             directory,
             genesis,
             state,
-            bundles: Vec::new(),
         };
         chain.replay()?;
         chain.compare_with_highest()?;
+        chain.keep_state();
         Ok(chain)
     }
 
@@ -92,8 +103,7 @@ impl Chain {
             }
             Err(error) => {
                 tracing::error!(code = %error.code(), %error, "the stored chain is not the one it was");
-                self.remove_from(1)?;
-                self.forget_all().map_err(AgentError::Genesis)?;
+                self.forget_all()?;
             }
         }
         Ok(())
@@ -102,56 +112,92 @@ impl Chain {
     fn replay(&mut self) -> Result<(), AgentError> {
         loop {
             let path = self.path(self.state.length() + 1);
-            let read = files::read(&path, BUNDLE_BYTES_MAX).map_err(AgentError::during("read", &path))?;
+            let read = files::read(&path, PAGE_BYTES_MAX).map_err(AgentError::during("read", &path))?;
             let Some(bytes) = read else { return Ok(()) };
-            let bundle = read_bundle(&bytes).and_then(|bundle| {
-                let approved = verify_replay(&self.state, &bundle.certificate)?;
-                self.state.advance(approved)?;
-                Ok(bundle)
-            });
-            match bundle {
-                Ok(bundle) => self.remember(bundle),
-                Err(error) => return self.cut(&path, &error),
+            if let Err((sound, error)) = self.replay_page(&bytes) {
+                return self.cut(&path, &bytes[..sound], &error);
             }
         }
     }
 
-    /// Adds a bundle that was verified and applied.
-    fn remember(&mut self, bundle: Bundle) {
-        self.signed_at = self.signed_at.max(signed_at(&bundle.certificate));
-        self.admitted.insert(bundle.certificate.digest());
-        self.bundles.push(bundle);
-        debug_assert_eq!(self.bundles.len() as u64, self.state.length(), "one bundle for each decision");
+    /// Verifies and applies the bundles of a page.
+    ///
+    /// # Errors
+    /// The defect of the first bundle that does not verify, and the number of bytes before it.
+    fn replay_page(&mut self, bytes: &[u8]) -> Result<(), (usize, ChainError)> {
+        let mut rest = bytes;
+        loop {
+            let sound = bytes.len() - rest.len();
+            rest = self.replay_next(rest).map_err(|error| (sound, error))?;
+            if rest.is_empty() {
+                return Ok(());
+            }
+        }
     }
 
-    /// Truncates the chain before a file that does not verify. Its bundles are fetched again.
-    fn cut(&mut self, path: &Path, error: &ChainError) -> Result<(), AgentError> {
+    /// Verifies and applies the first bundle of these bytes. Returns those after it.
+    fn replay_next<'a>(&mut self, bytes: &'a [u8]) -> Result<&'a [u8], ChainError> {
+        let (bundle, rest) = next_bundle(bytes)?;
+        let approved = verify_replay(&self.state, &bundle.certificate)?;
+        let certificate = approved.certificate_digest();
+        self.state.advance(approved)?;
+        self.admitted.insert(certificate);
+        self.signed_at = self.signed_at.max(signed_at(&bundle.certificate));
+        debug_assert_eq!(self.admitted.len() as u64, self.state.length(), "one bundle for each decision");
+        Ok(rest)
+    }
+
+    /// Truncates the chain before a bundle that does not verify: these bytes of its page remain. The rest is
+    /// fetched again.
+    fn cut(&mut self, path: &Path, sound: &[u8], error: &ChainError) -> Result<(), AgentError> {
         tracing::error!(
             code = %error.code(), %error, file = %path.display(),
             "a stored bundle does not verify; the chain ends before it and is fetched again"
         );
-        self.remove_from(self.state.length() + 1)
+        self.remove_from(self.state.length() + 1)?;
+        if sound.is_empty() {
+            return Ok(());
+        }
+        files::write_secret(path, sound).map_err(AgentError::during("write", path))
     }
 
-    /// Removes the files from this number on.
+    /// Removes the pages that begin with this number or a later one, the last first: a crash in between
+    /// leaves a chain without a gap.
     fn remove_from(&self, first: u64) -> Result<(), AgentError> {
-        for number in first.. {
-            let path = self.path(number);
-            match fs::remove_file(&path) {
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => break,
-                removed => removed.map_err(AgentError::during("remove", &path))?,
-            }
+        let listed = AgentError::during("list", &self.directory);
+        let names: Vec<_> = fs::read_dir(&self.directory)
+            .and_then(|entries| entries.map(|entry| entry.map(|entry| entry.file_name())).collect())
+            .map_err(listed)?;
+        let numbers: BTreeSet<u64> = names.iter().filter_map(|name| number_of(name)).collect();
+        for number in numbers.range(first..).rev() {
+            let path = self.path(*number);
+            fs::remove_file(&path).map_err(AgentError::during("remove", &path))?;
         }
         Ok(())
     }
 
-    /// Returns to the genesis. The highest head stays: the chain must reach it again.
-    fn forget_all(&mut self) -> Result<(), ChainError> {
-        self.state = CircleState::found(&self.genesis, Some(self.state.id()))?;
-        self.bundles.clear();
+    /// Removes every page and returns to the genesis. The highest head stays: the chain must reach it again.
+    fn forget_all(&mut self) -> Result<(), AgentError> {
+        kept::remove(&self.directory)?;
+        self.remove_from(1)?;
+        self.state = CircleState::found(&self.genesis, Some(self.state.id())).map_err(AgentError::Genesis)?;
+        self.kept_length = 0;
         self.admitted.clear();
         self.signed_at = Millis(0);
         Ok(())
+    }
+
+    /// Keeps the state on disk once enough decisions have followed the last one that was kept.
+    fn keep_state(&mut self) {
+        let is_due = self.state.length() >= self.kept_length + kept::INTERVAL;
+        if !is_due || self.check_whole().is_err() {
+            return;
+        }
+        match kept::write(&self.directory, &self.state, self.signed_at) {
+            Ok(()) => self.kept_length = self.state.length(),
+            // The next start verifies more, and a later decision writes it again.
+            Err(error) => tracing::warn!(%error, "cannot persist the verified state"),
+        }
     }
 
     /// Records the current head as the highest.
@@ -184,9 +230,19 @@ impl Chain {
         &self.genesis
     }
 
-    /// Returns the bundles since genesis.
-    pub(super) fn bundles(&self) -> &[Bundle] {
-        &self.bundles
+    /// Returns the bundles since genesis from disk, as far as they can be read there. They are not verified.
+    pub(super) fn stored_bundles(&self) -> impl Iterator<Item = Bundle> + '_ {
+        let (mut next, mut page, mut at) = (1, Vec::new(), 0);
+        std::iter::from_fn(move || {
+            if at == page.len() {
+                page = files::read(&self.path(next), PAGE_BYTES_MAX).ok()??;
+                at = 0;
+            }
+            let (bundle, rest) = next_bundle(&page[at..]).ok()?;
+            at = page.len() - rest.len();
+            next += 1;
+            Some(bundle)
+        })
     }
 
     /// Returns the digests of the bundles' certificates.
@@ -224,74 +280,108 @@ impl Chain {
         Ok(())
     }
 
-    /// Verifies the next bundles and persists each before it counts. Returns the number of new ones. A change
-    /// of members whose waiting time is not over at `now` is refused.
+    /// Verifies the next bundles and persists them, page by page, before they count. Returns the number of
+    /// new ones. A change of members whose waiting time is not over at `now` is refused.
     ///
     /// # Errors
     /// The first bundle that is refused. Those before it count; the refused one and those after it do not. A
     /// failed write is a refusal too.
     pub(super) fn append(&mut self, bundles: Vec<Bundle>, now: Millis) -> Result<usize, RefusedBundle> {
-        let appended = bundles.into_iter().try_fold(0, |added, bundle| {
-            self.append_one(bundle, now)?;
-            Ok(added + 1)
-        });
+        let appended = self.append_pages(&bundles, now);
         if self.state.length() > self.highest.size {
             self.keep_head();
         }
+        self.keep_state();
         appended
     }
 
-    fn append_one(&mut self, bundle: Bundle, now: Millis) -> Result<(), RefusedBundle> {
-        let certificate = bundle.certificate.digest();
-        let refused = |refusal| RefusedBundle { certificate, refusal };
+    fn append_pages(&mut self, mut bundles: &[Bundle], now: Millis) -> Result<usize, RefusedBundle> {
+        let mut appended = 0;
+        while !bundles.is_empty() {
+            let mut page = Page::after(&self.state, self.signed_at);
+            let verified = self.fill(&mut page, bundles, now);
+            if page.forked {
+                // The fork may have begun anywhere in the chain.
+                let certificate = bundles[page.len()].certificate.digest();
+                self.forget_all().map_err(|error| RefusedBundle {
+                    certificate,
+                    refusal: Refusal::of(error.code(), &error),
+                })?;
+                return verified.map(|()| 0);
+            }
+            let written = page.len();
+            self.write(page)?;
+            verified?;
+            (appended, bundles) = (appended + written, &bundles[written..]);
+        }
+        Ok(appended)
+    }
+
+    /// Verifies these bundles, until one is refused or the page is full.
+    fn fill(&self, page: &mut Page, bundles: &[Bundle], now: Millis) -> Result<(), RefusedBundle> {
+        for bundle in bundles {
+            if page.is_full() {
+                break;
+            }
+            self.verify_next(page, bundle, now)
+                .map_err(|refusal| RefusedBundle { certificate: bundle.certificate.digest(), refusal })?;
+        }
+        Ok(())
+    }
+
+    fn verify_next(&self, page: &mut Page, bundle: &Bundle, now: Millis) -> Result<(), Refusal> {
         if bundle.version != BUNDLE_VERSION {
             let message = format!("bundle of form {}; this release reads {BUNDLE_VERSION}", bundle.version);
-            return Err(refused(Refusal::new(error_code::GOVERNANCE_INVALID, message)));
+            return Err(Refusal::new(error_code::GOVERNANCE_INVALID, message));
         }
-        if let Err(error) = self.check_reaches_highest(&bundle) {
-            // The fork may have begun anywhere in the chain.
-            let removed = self.remove_from(1).map_err(|error| Refusal::of(error.code(), &error));
-            removed.and_then(|()| Ok(self.forget_all()?)).map_err(refused)?;
-            return Err(refused(error.into()));
+        if let Err(error) = self.check_reaches_highest(&page.state, bundle) {
+            page.forked = true;
+            return Err(error.into());
         }
         // A bundle that is fetched again was admitted long ago, not too late.
-        let is_known = self.state.length() < self.highest.size;
-        let verified = if is_known {
-            verify_replay(&self.state, &bundle.certificate)
+        let is_known = page.state.length() < self.highest.size;
+        let approved = if is_known {
+            verify_replay(&page.state, &bundle.certificate)?
         } else {
-            verify(&self.state, &bundle.certificate, self.mark()).and_then(|approved| {
-                check_waited(&self.state, &bundle.certificate, now)?;
-                Ok(approved)
-            })
+            let approved = verify(&page.state, &bundle.certificate, self.mark(page.signed_at))?;
+            check_waited(&page.state, &bundle.certificate, now)?;
+            approved
         };
-        let approved = verified.map_err(|error| refused(error.into()))?;
-        // The bundle is on disk before the node acts on it.
+        Ok(page.add(approved, bundle)?)
+    }
+
+    /// Writes a page of verified bundles. They count once it is durable: the node acts on nothing that a crash
+    /// could take back.
+    fn write(&mut self, page: Page) -> Result<(), RefusedBundle> {
+        let Some(first) = page.certificates.first().copied() else { return Ok(()) };
         let path = self.path(self.state.length() + 1);
-        files::write_secret(&path, &canonical::to_bytes(&bundle)).map_err(|error| {
+        files::write_secret(&path, &page.bytes).map_err(|error| {
             let message = format!("write {}: {error}", path.display());
-            refused(Refusal::new(error_code::AGENT_STATE_UNUSABLE, message))
+            let refusal = Refusal::new(error_code::AGENT_STATE_UNUSABLE, message);
+            RefusedBundle { certificate: first, refusal }
         })?;
-        self.state.advance(approved).map_err(|error| refused(error.into()))?;
-        self.remember(bundle);
+        self.admitted.extend(page.certificates);
+        (self.state, self.signed_at) = (page.state, page.signed_at);
+        debug_assert_eq!(self.admitted.len() as u64, self.state.length(), "one bundle for each decision");
         Ok(())
     }
 
     /// Checks that the highest head is reached again with its root, if this is the bundle that reaches it.
-    fn check_reaches_highest(&self, bundle: &Bundle) -> Result<(), ChainError> {
-        if self.state.length() + 1 != self.highest.size {
+    fn check_reaches_highest(&self, state: &CircleState, bundle: &Bundle) -> Result<(), ChainError> {
+        if state.length() + 1 != self.highest.size {
             return Ok(());
         }
         // A bundle that does not verify says nothing about the chain; it is refused for its own error.
-        let Ok(approved) = verify_replay(&self.state, &bundle.certificate) else { return Ok(()) };
-        let mut next = self.state.clone();
+        let Ok(approved) = verify_replay(state, &bundle.certificate) else { return Ok(()) };
+        let mut next = state.clone();
         next.advance(approved)?;
         next.check_extends(&self.highest)
     }
 
     /// Returns the time up to which each admitted bundle is known here: that of the last complete sync, or of
     /// the latest signatures, less the grace for the clocks of members and of control.
-    fn mark(&self) -> Millis {
-        self.synced_at.max(Millis(self.signed_at.0.saturating_sub(2 * CLOCK_GRACE_MS)))
+    fn mark(&self, signed_at: Millis) -> Millis {
+        self.synced_at.max(Millis(signed_at.0.saturating_sub(2 * CLOCK_GRACE_MS)))
     }
 
     /// Records that the chain was complete at `at`.

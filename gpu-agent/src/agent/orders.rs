@@ -35,9 +35,9 @@ impl OrderFile {
             None => OrderBook::default(),
             Some(bytes) => {
                 let record = decode(&bytes).map_err(unusable)?;
-                let circle = chain.state().id();
+                let (state, genesis) = (chain.state(), chain.genesis());
                 let (book, unproven) =
-                    OrderBook::from_record(record, chain.genesis(), chain.bundles(), circle, node)
+                    OrderBook::from_record(record, state, genesis, chain.stored_bundles(), node)
                         .map_err(|error| unusable(error.to_string()))?;
                 for (key, error) in unproven {
                     let code = error.code();

@@ -156,10 +156,15 @@ async fn a_replayed_order_is_refused_after_a_restart_from_disk() {
 async fn damaged_files_are_never_believed() {
     let bench = Bench::new(1).await;
     let agent = bench.start();
-    let bundle = bench.deploy("chat");
-    bench.deploy("chat");
-    let third = bench.deploy("chat");
-    drop(bundle);
+    let mut third = bench.deploy("chat");
+    for length in 1..=2 {
+        // Each decision arrives alone, and has a file of its own.
+        bench
+            .control
+            .until("the decision arrives", |s| (s.last.as_ref()?.governance_length == length).then_some(()))
+            .await;
+        third = bench.deploy("chat");
+    }
     bench.want(&third, vec![bench.order(&third, 0, 1)], &[]);
     bench.control.until_slot("ready", |slot| slot.state == SlotState::Ready).await;
     agent.stop().await;

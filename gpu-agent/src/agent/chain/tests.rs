@@ -3,8 +3,10 @@
 
 use super::*;
 use crate::agent::core::testing::{NOW, TestCircle, service};
+use host::files::crash;
 use protocol::ModelRoot;
 use protocol::governance::{Change, Policy};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// A circle and the directory of a node's copy of its chain.
 struct ChainDirectory {
@@ -32,6 +34,15 @@ impl ChainDirectory {
         services.map(|service| self.world.deploy(&service)).collect()
     }
 
+    /// Appends each bundle alone, which gives it a file of its own.
+    fn append_singly(&self, bundles: &[Bundle]) -> Chain {
+        let mut chain = self.open();
+        for bundle in bundles {
+            assert_eq!(chain.append(vec![bundle.clone()], NOW).unwrap(), 1);
+        }
+        chain
+    }
+
     fn files(&self) -> Vec<String> {
         let names = fs::read_dir(self.path()).unwrap().map(|entry| entry.unwrap().file_name());
         let mut names: Vec<String> = names.map(|name| name.into_string().unwrap()).collect();
@@ -40,20 +51,24 @@ impl ChainDirectory {
     }
 }
 
+fn stored(chain: &Chain) -> Vec<Bundle> {
+    chain.stored_bundles().collect()
+}
+
 #[test]
 fn appended_bundles_are_there_after_a_restart() {
     let mut node = ChainDirectory::new();
     let bundles = node.deploy(3);
     assert_eq!(node.open().append(bundles[..2].to_vec(), NOW).unwrap(), 2);
     let mut chain = node.open();
-    assert_eq!((chain.state().length(), chain.bundles()), (2, &bundles[..2]));
+    assert_eq!((chain.state().length(), stored(&chain).as_slice()), (2, &bundles[..2]));
     assert_eq!(chain.append(vec![], NOW).unwrap(), 0);
     assert_eq!(chain.append(bundles[2..].to_vec(), NOW).unwrap(), 1);
     let again = node.open();
     assert_eq!(again.state(), &node.world.state);
-    assert_eq!(again.bundles(), bundles);
+    assert_eq!(stored(&again), bundles);
     assert!(bundles.iter().all(|bundle| again.admitted().contains(&bundle.certificate.digest())));
-    assert_eq!(node.files(), ["0000000001", "0000000002", "0000000003", "head"]);
+    assert_eq!(node.files(), ["0000000001", "0000000003", "head"], "a page for each answer");
 }
 
 #[test]
@@ -89,8 +104,7 @@ fn bundles_before_a_refused_one_count_and_the_others_do_not() {
 fn a_damaged_file_ends_the_chain_which_is_then_fetched_again() {
     let mut node = ChainDirectory::new();
     let bundles = node.deploy(3);
-    let mut chain = node.open();
-    chain.append(bundles.clone(), NOW).unwrap();
+    let mut chain = node.append_singly(&bundles);
     chain.complete_at(NOW);
     for content in [&b"garbage"[..], b"", &canonical::to_bytes(&bundles[2])] {
         fs::write(node.path().join("0000000002"), content).unwrap();
@@ -131,7 +145,7 @@ fn a_damaged_chain_comes_back_neither_shorter_nor_forked() {
     let damaged = |keep_head: bool| {
         let mut node = ChainDirectory::new();
         let bundles = node.deploy(3);
-        node.open().append(bundles.clone(), NOW).unwrap();
+        node.append_singly(&bundles);
         fs::write(node.path().join("0000000002"), b"garbage").unwrap();
         if !keep_head {
             fs::remove_file(node.path().join(HEAD)).unwrap();
@@ -164,9 +178,12 @@ fn a_chain_that_is_not_the_one_it_was_is_fetched_again() {
     let mut node = ChainDirectory::new();
     let bundles = node.deploy(3);
     node.open().append(bundles.clone(), NOW).unwrap();
-    for (number, bundle) in forked(&node.world, &bundles[0], 4).iter().enumerate() {
-        fs::write(node.path().join(format!("{:010}", number + 1)), canonical::to_bytes(bundle)).unwrap();
+    let mut page = Vec::new();
+    for bundle in forked(&node.world, &bundles[0], 4) {
+        let bundle = canonical::to_bytes(&bundle);
+        page.extend([&(bundle.len() as u32).to_be_bytes()[..], &bundle].concat());
     }
+    fs::write(node.path().join("0000000001"), page).unwrap();
     let mut chain = node.open();
     assert_eq!((chain.state().length(), node.files()), (0, vec!["head".to_string()]));
     assert_eq!(chain.append(bundles, NOW).unwrap(), 3);
@@ -194,7 +211,7 @@ fn a_damaged_head_stops_the_agent() {
 fn a_bundle_that_expired_before_a_complete_sync_is_refused() {
     let mut node = ChainDirectory::new();
     let bundles = node.deploy(1);
-    let expired = bundles[0].certificate.proposal.expires_at.plus(limits::CLOCK_GRACE_MS + 1);
+    let expired = bundles[0].certificate.proposal.expires_at.plus(CLOCK_GRACE_MS + 1);
     let mut chain = node.open();
     chain.complete_at(expired);
     // The time survives a restart, and so does the refusal.
@@ -314,4 +331,180 @@ fn a_bundle_that_cannot_be_written_does_not_count() {
     assert_eq!(chain.state().length(), 0);
     fs::remove_dir(node.path().join("0000000001.new")).unwrap();
     assert_eq!(chain.append(bundles, NOW).unwrap(), 1);
+}
+
+/// A page with one damaged bundle keeps those before it, and the chain continues behind them.
+#[test]
+fn a_page_keeps_the_bundles_before_a_damaged_one() {
+    let mut node = ChainDirectory::new();
+    let bundles = node.deploy(4);
+    node.open().append(bundles.clone(), NOW).unwrap();
+    let path = node.path().join("0000000001");
+    let whole = fs::read(&path).unwrap();
+    let (_, rest) = next_bundle(&whole).unwrap();
+    let (_, rest) = next_bundle(rest).unwrap();
+    let third = whole.len() - rest.len();
+    for damage in [third, third + 4, third + 300] {
+        let mut damaged = whole.clone();
+        damaged[damage] ^= 0x40;
+        fs::write(&path, damaged).unwrap();
+        let chain = node.open();
+        assert_eq!((chain.state().length(), stored(&chain).as_slice()), (2, &bundles[..2]), "byte {damage}");
+        assert_eq!(fs::read(&path).unwrap(), whole[..third]);
+    }
+    let mut chain = node.open();
+    assert_eq!(chain.append(bundles[2..].to_vec(), NOW).unwrap(), 2);
+    assert_eq!(node.files(), ["0000000001", "0000000003", "head"]);
+    assert_eq!((node.open().state(), stored(&node.open())), (&node.world.state, bundles));
+}
+
+/// A long answer is written in pages, each with one wait for the disk, and not in one file for each bundle.
+#[test]
+fn a_page_that_is_full_is_followed_by_another() {
+    let mut node = ChainDirectory::new();
+    let bundles = node.deploy(3);
+    let mut chain = node.open();
+    let mut page = Page::after(chain.state(), Millis(0));
+    assert!(chain.fill(&mut page, &bundles[..1], NOW).is_ok() && !page.is_full());
+    page.bytes.resize(protocol::limits::HISTORY_PAGE_BYTES_MAX, 0);
+    assert!(page.is_full());
+    assert!(chain.fill(&mut page, &bundles[1..], NOW).is_ok());
+    assert_eq!(page.len(), 1, "a full page takes no more");
+    // The others follow in the next page.
+    assert_eq!(chain.append(bundles.clone(), NOW).unwrap(), 3);
+    assert_eq!(node.files(), ["0000000001", "head"]);
+}
+
+/// An agent that dies between any two steps of a write has the whole page or nothing of it, and its successor
+/// fetches the rest.
+#[test]
+fn a_crash_at_any_point_of_an_append_loses_no_bundle_that_counted() {
+    let mut node = ChainDirectory::new();
+    let bundles = node.deploy(5);
+    node.open().append(bundles[..2].to_vec(), NOW).unwrap();
+    let before: Vec<_> =
+        node.files().iter().map(|name| (name.clone(), fs::read(node.path().join(name)).unwrap())).collect();
+    let mut lengths = BTreeSet::new();
+    for points in 0.. {
+        fs::remove_dir_all(node.path()).unwrap();
+        fs::create_dir(node.path()).unwrap();
+        before.iter().for_each(|(name, bytes)| fs::write(node.path().join(name), bytes).unwrap());
+        let mut chain = node.open();
+        crash::after(Some(points));
+        let died = catch_unwind(AssertUnwindSafe(|| chain.append(bundles[2..].to_vec(), NOW))).is_err();
+        crash::after(None);
+        let mut successor = node.open();
+        let length = successor.state().length();
+        assert!(length == 2 || length == 5, "{length} after {points}");
+        assert_eq!(successor.check_whole(), Ok(()), "after {points}");
+        successor.append(bundles[length as usize..].to_vec(), NOW).unwrap();
+        assert_eq!(successor.state(), &node.world.state, "after {points}");
+        assert_eq!(stored(&node.open()), bundles, "after {points}");
+        lengths.insert(length);
+        if !died {
+            break;
+        }
+    }
+    assert_eq!(lengths, BTreeSet::from([2, 5]), "both sides of the write were met");
+}
+
+/// Writes the state that a chain verified, before it is due.
+fn keep(chain: &Chain) {
+    kept::write(&chain.directory, chain.state(), chain.signed_at()).unwrap();
+}
+
+/// A start verifies what follows the kept state, and nothing before it.
+#[test]
+fn a_start_verifies_only_what_follows_the_kept_state() {
+    let mut node = ChainDirectory::new();
+    let bundles = node.deploy(3);
+    let chain = node.append_singly(&bundles);
+    let signed_at = chain.signed_at();
+    // The bundles before the state are not read: without them the chain is whole.
+    keep(&chain);
+    fs::remove_file(node.path().join("0000000001")).unwrap();
+    let chain = node.open();
+    assert_eq!((chain.state(), chain.signed_at()), (&node.world.state, signed_at));
+    assert!(bundles.iter().all(|bundle| chain.admitted().contains(&bundle.certificate.digest())));
+    assert_eq!(chain.check_whole(), Ok(()));
+    // What follows it is verified.
+    let more = node.deploy(1);
+    node.open().append(more, NOW).unwrap();
+    assert_eq!(node.open().state().length(), 4);
+    fs::write(node.path().join("0000000004"), b"garbage").unwrap();
+    let chain = node.open();
+    assert_eq!(chain.state().length(), 3);
+    assert_eq!(chain.check_whole().unwrap_err().code, error_code::HISTORY_SHORTER);
+    // The positive control: without the kept state, the chain ends where its first file is missing.
+    kept::remove(&node.path()).unwrap();
+    assert_eq!(node.open().state().length(), 0);
+}
+
+#[test]
+fn the_state_is_kept_once_enough_decisions_followed() {
+    let mut node = ChainDirectory::new();
+    let root = ModelRoot(Digest::of(b"one"));
+    for number in 0..kept::INTERVAL {
+        node.world.deploy(&service("chat", root, 4 + (number % 2) as u32));
+    }
+    let bundles = node.world.bundles.clone();
+    let (last, before) = bundles.split_last().unwrap();
+    let file = node.path().join("state");
+    let mut chain = node.open();
+    chain.append(before.to_vec(), NOW).unwrap();
+    assert!(!file.exists(), "one decision too few");
+    chain.append(vec![last.clone()], NOW).unwrap();
+    let circle = node.world.state.id();
+    let kept = || kept::read(&node.path(), circle, None).map(|(state, _)| state);
+    assert_eq!(kept().as_ref(), Some(&node.world.state));
+    // A start that had to verify as much keeps the state too, once it can be written.
+    fs::remove_file(&file).unwrap();
+    fs::create_dir(node.path().join("state.new")).unwrap();
+    assert_eq!((node.open().state(), kept()), (&node.world.state, None));
+    fs::remove_dir(node.path().join("state.new")).unwrap();
+    assert_eq!((node.open().state(), kept().as_ref()), (&node.world.state, Some(&node.world.state)));
+}
+
+/// The attack: a kept state of another circle, of a fork, or with one bit changed is planted or left by
+/// damage. It is not used, and the chain is verified whole. The positive control is the sound state.
+#[test]
+fn attack_a_planted_state_is_not_believed() {
+    let mut node = ChainDirectory::new();
+    let bundles = node.deploy(3);
+    let chain = node.append_singly(&bundles);
+    keep(&chain);
+    let path = node.path().join("state");
+    let sound = fs::read(&path).unwrap();
+    let highest = chain.state().head();
+    let read = || kept::read(&node.path(), chain.state().id(), Some(&highest)).map(|(state, _)| state);
+    assert_eq!(read().as_ref(), Some(chain.state()), "the positive control");
+    let mut flipped = sound.clone();
+    flipped[sound.len() / 2] ^= 1;
+    for bytes in [&b""[..], b"short", &sound[..sound.len() - 1], &flipped] {
+        fs::write(&path, bytes).unwrap();
+        assert_eq!(read(), None);
+        assert_eq!(node.open().state(), &node.world.state, "verified whole");
+    }
+    let mut fork = future(&node.world);
+    forked(&node.world, &bundles[0], 3).iter().for_each(|bundle| {
+        let approved = verify_replay(&fork.state, &bundle.certificate).unwrap();
+        fork.state.advance(approved).unwrap();
+    });
+    kept::write(&node.path(), &fork.state, NOW).unwrap();
+    assert_eq!(read(), None, "another history than the recorded head");
+    assert_eq!(node.open().state(), &node.world.state);
+    fs::write(&path, &sound).unwrap();
+    let foreign = CircleId(Digest::of(b"another"));
+    assert_eq!(kept::read(&node.path(), foreign, None), None, "of another circle");
+}
+
+/// An order of an earlier approval is proven by the bundles on disk, also when the state was kept after them.
+#[test]
+fn a_chain_that_starts_from_a_kept_state_still_has_its_bundles() {
+    let mut node = ChainDirectory::new();
+    let bundles = node.deploy(3);
+    keep(&node.append_singly(&bundles));
+    assert_eq!(stored(&node.open()), bundles);
+    fs::write(node.path().join("0000000002"), b"garbage").unwrap();
+    assert_eq!(stored(&node.open()), bundles[..1], "as far as they can be read");
 }

@@ -1,8 +1,9 @@
 //! The order book: the orders that this node accepted, and the highest fence of every slot it ever held.
 //!
 //! A fence never decreases, even long after its order was released: this makes a replayed order recognisable.
-//! The book in memory holds the proof beside each order. The disk holds only the order; reading it verifies
-//! it again against the chain at the time of acceptance.
+//! The book in memory holds the proof beside each order. The disk holds only the order. Reading it verifies
+//! it again: against the present state if its approval is still in force, and otherwise against the chain at
+//! the time of acceptance.
 
 use super::SlotKey;
 use human_chain::{Approved, ChainError, CircleState, SlotGrant, check_order, verify_replay};
@@ -10,6 +11,7 @@ use protocol::agent_state::{HeldOrder, ORDER_BOOK_VERSION, OrderBookRecord, Slot
 use protocol::governance::{Bundle, SignedGenesis};
 use protocol::order::SignedOrder;
 use protocol::{CircleId, Fence, Millis, NodeId};
+use std::borrow::Borrow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -154,22 +156,23 @@ impl OrderBook {
         }
     }
 
-    /// Restores a book from its record. Every held order is verified again, against the chain at the time of
-    /// its acceptance. Orders that do not verify are dropped and returned beside the book. Their fences stay.
+    /// Restores a book from its record. Every held order is verified again, against the present `state` or
+    /// against the chain at the time of its acceptance, which is replayed from these bundles if there is need.
+    /// Orders that do not verify are dropped and returned beside the book. Their fences stay.
     ///
     /// # Errors
     /// [`BookError`]: the whole record must be discarded.
     pub fn from_record(
         record: OrderBookRecord,
+        state: &CircleState,
         genesis: &SignedGenesis,
-        bundles: &[Bundle],
-        circle: CircleId,
+        bundles: impl IntoIterator<Item = impl Borrow<Bundle>>,
         node: NodeId,
     ) -> Result<(Self, Vec<(SlotKey, ChainError)>), BookError> {
         if record.version != ORDER_BOOK_VERSION {
             return Err(BookError::Version(record.version));
         }
-        if record.circle != circle {
+        if record.circle != state.id() {
             return Err(BookError::Foreign("circle"));
         }
         if record.node != node {
@@ -187,38 +190,47 @@ impl OrderBook {
                 return Err(BookError::Contradiction("a held order's fence is not its slot's highest"));
             }
         }
-        let unproven = book.prove(record.held, genesis, bundles, node);
+        let mut superseded = Vec::new();
+        for order in record.held {
+            let key = SlotKey::of(&order.signed.order);
+            match prove_in_force(state, &order, node) {
+                Some(grant) => drop(book.held.insert(key, Held { order, grant })),
+                None => superseded.push(order),
+            }
+        }
+        let unproven = book.prove_superseded(superseded, genesis, bundles, node);
         Ok((book, unproven))
     }
 
-    /// Verifies orders against the chain's states at the time of their acceptance, in one replay.
-    fn prove(
+    /// Verifies orders of earlier approvals against the chain's states at the time of their acceptance, in one
+    /// replay.
+    fn prove_superseded(
         &mut self,
         mut orders: Vec<HeldOrder>,
         genesis: &SignedGenesis,
-        bundles: &[Bundle],
+        bundles: impl IntoIterator<Item = impl Borrow<Bundle>>,
         node: NodeId,
     ) -> Vec<(SlotKey, ChainError)> {
+        if orders.is_empty() {
+            return Vec::new();
+        }
         orders.sort_by_key(|order| order.governance_length);
         let mut unproven = Vec::new();
         let mut state = CircleState::found(genesis, None);
-        let mut rest = bundles.iter();
+        let mut rest = bundles.into_iter();
         for order in orders {
             let key = SlotKey::of(&order.signed.order);
             while state.as_ref().is_ok_and(|state| state.length() < order.governance_length) {
                 let Some(bundle) = rest.next() else { break };
                 state = state.and_then(|mut state| {
+                    let bundle: &Bundle = bundle.borrow();
                     let approved = verify_replay(&state, &bundle.certificate)?;
                     state.advance(approved)?;
                     Ok(state)
                 });
             }
-            let fence = order.signed.order.fence;
-            let before = fence.count.checked_sub(1).map(|count| Fence { count, ..fence });
-            let grant = state
-                .as_ref()
-                .map_err(Clone::clone)
-                .and_then(|state| check_order(state, &order.signed, node, before, order.accepted_at));
+            let grant =
+                state.as_ref().map_err(Clone::clone).and_then(|state| verify_again(state, &order, node));
             match grant {
                 Ok(grant) => {
                     self.held.insert(key, Held { order, grant: Arc::new(grant) });
@@ -228,6 +240,27 @@ impl OrderBook {
         }
         unproven
     }
+}
+
+/// Verifies an order against the present state. None if its approval is in force no longer, or was not yet
+/// when the order was accepted.
+fn prove_in_force(state: &CircleState, order: &HeldOrder, node: NodeId) -> Option<Arc<Approved<SlotGrant>>> {
+    let named = &order.signed.order;
+    let service = state.service(&named.service).filter(|service| service.certificate == named.certificate)?;
+    let approved_at = state.number_of(&service.proposal)?;
+    let was_approved = (approved_at..=state.length()).contains(&order.governance_length);
+    was_approved.then(|| verify_again(state, order, node).ok().map(Arc::new)).flatten()
+}
+
+/// Verifies an order that was accepted before, as if its slot had the fence before it.
+fn verify_again(
+    state: &CircleState,
+    order: &HeldOrder,
+    node: NodeId,
+) -> Result<Approved<SlotGrant>, ChainError> {
+    let fence = order.signed.order.fence;
+    let before = fence.count.checked_sub(1).map(|count| Fence { count, ..fence });
+    check_order(state, &order.signed, node, before, order.accepted_at)
 }
 
 #[cfg(test)]

@@ -272,7 +272,8 @@ fn a_resource_that_will_be_free_soon_is_waited_for() {
     scene.settle(second);
     let (circle, node) = (scene.world.state.id(), scene.facts.id);
     let record = scene.book.to_record(circle, node);
-    let read = OrderBook::from_record(record, &scene.world.genesis, &scene.world.bundles, circle, node);
+    let world = &scene.world;
+    let read = OrderBook::from_record(record, &world.state, &world.genesis, &world.bundles, node);
     scene.book = read.unwrap().0;
     assert_eq!(scene.names(&together(&[second, &orders[2]])), ["refuse 1@1 resources-exceeded"]);
 }
@@ -717,10 +718,10 @@ fn the_book_comes_back_from_disk_with_proofs_and_fences() {
     scene.world.deploy(&service("chat", ModelRoot(Digest::of(b"newer")), 4));
     let circle = scene.world.state.id();
     let record = scene.book.to_record(circle, scene.facts.id);
-    let read = |record, circle, node| {
-        OrderBook::from_record(record, &scene.world.genesis, &scene.world.bundles, circle, node)
-    };
-    let (book, unproven) = read(record.clone(), circle, scene.facts.id).unwrap();
+    let world = &scene.world;
+    let read =
+        |record, node| OrderBook::from_record(record, &world.state, &world.genesis, &world.bundles, node);
+    let (book, unproven) = read(record.clone(), scene.facts.id).unwrap();
     assert!(unproven.is_empty());
     assert_eq!(book.to_record(circle, scene.facts.id), record);
     assert_eq!(book.held(&key(0)).unwrap().grant.get().service.model.root, root());
@@ -731,13 +732,13 @@ fn the_book_comes_back_from_disk_with_proofs_and_fences() {
     assert!(book.held(&key(1)).is_none());
 
     let other = NodeId(Identity::from_seed(&[8; 32]).public_key());
-    assert_eq!(read(record.clone(), circle, other).unwrap_err(), BookError::Foreign("node"));
+    assert_eq!(read(record.clone(), other).unwrap_err(), BookError::Foreign("node"));
     let mut wrong = record.clone();
     wrong.fences[0].fence = Fence::new(1, 99);
-    assert!(matches!(read(wrong, circle, scene.facts.id).unwrap_err(), BookError::Contradiction(_)));
+    assert!(matches!(read(wrong, scene.facts.id).unwrap_err(), BookError::Contradiction(_)));
     let mut wrong = record.clone();
     wrong.version = 99;
-    assert_eq!(read(wrong, circle, scene.facts.id).unwrap_err(), BookError::Version(99));
+    assert_eq!(read(wrong, scene.facts.id).unwrap_err(), BookError::Version(99));
 }
 
 #[test]
@@ -754,9 +755,9 @@ fn an_order_that_was_altered_on_disk_is_not_held_but_its_fence_stays() {
     for (what, change) in changes {
         let mut record = scene.book.to_record(circle, scene.facts.id);
         change(&mut record.held[0]);
-        let world = &scene.world;
+        let (world, node) = (&scene.world, scene.facts.id);
         let (book, unproven) =
-            OrderBook::from_record(record, &world.genesis, &world.bundles, circle, scene.facts.id).unwrap();
+            OrderBook::from_record(record, &world.state, &world.genesis, &world.bundles, node).unwrap();
         assert_eq!(unproven.len(), 1, "{what}");
         assert!(book.held(&key(0)).is_none(), "{what}");
         assert_eq!(book.last_fence(&key(0)), Some(Fence::new(1, 3)), "{what}");

@@ -264,7 +264,11 @@ async fn a_history_that_comes_back_shorter() {
     let decide = |script: &mut SimulatedControl, name: &str| {
         script.world.deploy(&service(name, ModelRoot(Digest::of(b"model")), 4));
     };
-    stage.say(|script| ["one", "two"].iter().for_each(|name| decide(script, name)));
+    stage.say(|script| {
+        ["one", "two"].iter().for_each(|name| decide(script, name));
+        // Each decision arrives alone, and has a file of its own.
+        script.page = 1;
+    });
     let agent = stage.start();
     stage.until_length(3).await;
     agent.kill().await;

@@ -150,7 +150,7 @@ impl History {
         let (circle, node) = (world.state.id(), self.scene.facts.id);
         let record = self.scene.book.to_record(circle, node);
         let (book, unproven) =
-            OrderBook::from_record(record, &world.genesis, &world.bundles, circle, node).unwrap();
+            OrderBook::from_record(record, &world.state, &world.genesis, &world.bundles, node).unwrap();
         assert!(unproven.is_empty(), "{unproven:?}");
         self.scene.book = book;
         if !sandboxes_survive {
@@ -291,7 +291,7 @@ proptest! {
         let world = &scene.world;
         let record = scene.book.to_record(world.state.id(), scene.facts.id);
         let (again, unproven) = OrderBook::from_record(
-            record.clone(), &world.genesis, &world.bundles, world.state.id(), scene.facts.id).unwrap();
+            record.clone(), &world.state, &world.genesis, &world.bundles, scene.facts.id).unwrap();
         prop_assert!(unproven.is_empty());
         prop_assert_eq!(again.check_invariants(), Ok(()));
         prop_assert_eq!(again.check_follows(&scene.book), Ok(()));
