@@ -3,7 +3,7 @@
 
 use super::Environment;
 use super::failure::{code_of, is_silence};
-use super::halts::{collect, send};
+use super::halts::{CollectedHalt, collect, send};
 use super::sharing::{member_key, share_after};
 use crate::client::ClientError;
 use crate::context::Context;
@@ -17,7 +17,7 @@ use console::{
     HaltReport, PageSource, ProposalRecord, SignIn, Visitor, WebOrigins, is_about, model_root,
 };
 use host::{Clock, wall_clock};
-use human_chain::{CircleState, check_halt, sign_ballot, sign_halt, unsigned_ballot};
+use human_chain::{CircleState, sign_ballot, sign_halt, unsigned_ballot};
 use overlay::CancellationToken;
 use overlay::people::KeyExchanges;
 use protocol::agent::PendingNode;
@@ -152,10 +152,9 @@ impl MemberBackend {
         let session = self.session();
         let collected = collect(&session.client).await.map_err(refused)?;
         let answered = collected.replicas - collected.silent.len();
-        let record = |(signed, urls): (SignedHalt, Vec<String>)| HaltRecord {
-            verified: check_halt(&session.circle, signed.clone()).is_ok(),
-            replicas: Some((urls.len(), answered)),
-            signed,
+        let record = |halt: CollectedHalt| {
+            let (signed, urls, verified) = halt.judged(Some(&session.circle));
+            HaltRecord { verified, replicas: Some((urls.len(), answered)), signed: signed.clone() }
         };
         let note = (!collected.silent.is_empty()).then(|| collected.silent.join("; "));
         Ok(HaltReport { halts: collected.halts.into_values().map(record).collect(), note })

@@ -227,16 +227,53 @@ fn outcome_text(outcome: &HaltOutcome) -> String {
     text
 }
 
-/// Halts that the replicas have, each with the replicas that have it.
+/// A halt as the replicas show it. An id covers the halt and not its signature, so that a replica can show a
+/// copy that does not verify; the copy of another may.
+#[derive(Debug)]
+pub(super) struct CollectedHalt {
+    /// Copies that differ in their signature, each with the replicas that have it. There is at least one.
+    copies: Vec<(SignedHalt, Vec<String>)>,
+}
+
+impl CollectedHalt {
+    /// Returns the copy that verifies by this circle, or else the first; the replicas that have it; and
+    /// whether it verifies.
+    pub(super) fn judged(&self, circle: Option<&CircleState>) -> (&SignedHalt, &[String], bool) {
+        let is_sound =
+            |signed: &SignedHalt| circle.is_some_and(|circle| check_halt(circle, signed.clone()).is_ok());
+        let sound = self.copies.iter().find(|(signed, _)| is_sound(signed));
+        let (signed, replicas) = sound.unwrap_or(&self.copies[0]);
+        (signed, replicas, sound.is_some())
+    }
+
+    /// Returns the halt, which all copies have in common.
+    fn halt(&self) -> &Halt {
+        &self.copies[0].0.halt
+    }
+}
+
+/// Halts that the replicas have.
 #[derive(Debug, Default)]
 pub(super) struct CollectedHalts {
-    pub(super) halts: BTreeMap<HaltId, (SignedHalt, Vec<String>)>,
+    pub(super) halts: BTreeMap<HaltId, CollectedHalt>,
     pub(super) replicas: usize,
     /// Replicas that did not answer, each with the reason.
     pub(super) silent: Vec<String>,
 }
 
-/// Asks every replica for its halts at the same time. Ids are computed here.
+impl CollectedHalts {
+    /// Adds a halt that this replica has. Its id is computed here.
+    fn add(&mut self, url: &str, signed: SignedHalt) {
+        let known = self.halts.entry(signed.halt.id());
+        let copies = &mut known.or_insert_with(|| CollectedHalt { copies: Vec::new() }).copies;
+        match copies.iter_mut().find(|(copy, _)| *copy == signed) {
+            Some((_, replicas)) => replicas.push(url.to_string()),
+            None => copies.push((signed, vec![url.to_string()])),
+        }
+    }
+}
+
+/// Asks every replica for its halts at the same time.
 ///
 /// # Errors
 /// If no replica answers.
@@ -249,10 +286,7 @@ pub(super) async fn collect(client: &ControlClient) -> Result<CollectedHalts> {
     for (url, answer) in join_all(asked).await {
         match answer {
             Ok(Ok(halts)) => {
-                for signed in halts {
-                    let known = collected.halts.entry(signed.halt.id());
-                    known.or_insert_with(|| (signed, Vec::new())).1.push(url.clone());
-                }
+                halts.into_iter().for_each(|signed| collected.add(&url, signed));
             }
             Ok(Err(error)) => collected.silent.push(format!("{url}: {error}")),
             Err(_) => collected.silent.push(format!("{url}: does not answer")),
@@ -293,10 +327,10 @@ pub(super) fn read_halt(path: &Path) -> Result<SignedHalt> {
 /// since, and what a vote lifts is what its text shows.
 fn find(circle: &CircleState, collected: &CollectedHalts, prefix: &str) -> Result<Halt, Refusal> {
     let matching = collected.halts.iter().filter(|(id, _)| id.to_string().starts_with(prefix));
-    let mut found = matching.filter(|(_, (signed, _))| signed.halt.circle == circle.id());
+    let mut found = matching.map(|(_, found)| found.halt()).filter(|halt| halt.circle == circle.id());
     let not_found = |message: String| Err(Refusal::new(error_code::HALT_NOT_FOUND, message));
     match (found.next(), found.next()) {
-        (Some((_, (signed, _))), None) => Ok(signed.halt.clone()),
+        (Some(halt), None) => Ok(halt.clone()),
         (Some(_), Some(_)) => not_found(format!("several halts begin with `{prefix}`; give more digits")),
         (None, _) => not_found(format!("no halt begins with `{prefix}`; `quorate halts` lists them")),
     }
@@ -327,14 +361,13 @@ fn list(circle: Option<&CircleState>, collected: &CollectedHalts) -> Vec<ListedH
         issued_at: halt.issued_at,
         replicas,
     };
-    let standing = collected.halts.iter().filter_map(|(id, (signed, replicas))| {
-        let state = match circle {
-            None => "not verified",
-            Some(circle) if circle.lifted(id).is_some() => return None,
-            Some(circle) if check_halt(circle, signed.clone()).is_ok() => "stands",
-            // The key may have changed since the replicas took it; or they show what no member signed.
-            Some(_) => "not verified",
-        };
+    let standing = collected.halts.iter().filter_map(|(id, found)| {
+        if circle.is_some_and(|circle| circle.lifted(id).is_some()) {
+            return None;
+        }
+        let (signed, replicas, is_sound) = found.judged(circle);
+        // The key may have changed since the replicas took it; or they show what no member signed.
+        let state = if is_sound { "stands" } else { "not verified" };
         Some(listed(*id, &signed.halt, state, replicas.len()))
     });
     let lifted = circle.into_iter().flat_map(CircleState::lifted_halts);
@@ -411,9 +444,32 @@ mod tests {
     }
 
     fn collected(halts: Vec<SignedHalt>) -> CollectedHalts {
-        let with_id = |signed: SignedHalt| (signed.halt.id(), (signed, vec!["http://a".to_string()]));
-        let halts = halts.into_iter().map(with_id).collect();
-        CollectedHalts { halts, replicas: 3, silent: vec![] }
+        let mut collected = CollectedHalts { replicas: 3, ..CollectedHalts::default() };
+        halts.into_iter().for_each(|signed| collected.add("http://a", signed));
+        collected
+    }
+
+    /// The attack: the replica that is asked first shows a halt under a signature that is none, and another
+    /// replica shows the sound one. The positive control: both show the bad copy.
+    #[tokio::test(start_paused = true)]
+    async fn attack_a_bad_copy_of_a_halt_shadows_no_good_one() {
+        let circle = SampleCircle::founded();
+        let sound = signed(&circle, 0, HaltScope::Circle, b"1");
+        let mut bad = sound.clone();
+        bad.signature = signed(&circle, 1, HaltScope::Circle, b"1").signature;
+        for (shown, expected) in [
+            ([&bad, &sound], ("stands", 1)),
+            ([&sound, &bad], ("stands", 1)),
+            ([&sound, &sound], ("stands", 2)),
+            ([&bad, &bad], ("not verified", 2)),
+        ] {
+            let leads = Does::Leads(Duration::ZERO);
+            let (client, world) = SimulatedReplicas::client(vec![leads, Does::Follows(Some(0))]);
+            shown.iter().enumerate().for_each(|(replica, signed)| world.hold_at(replica, (*signed).clone()));
+            let collected = collect(&client).await.expect("both answer");
+            let list = list(Some(&circle.state), &collected);
+            assert_eq!(list.iter().map(|halt| (halt.state, halt.replicas)).collect::<Vec<_>>(), [expected]);
+        }
     }
 
     #[test]

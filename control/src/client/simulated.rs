@@ -44,8 +44,8 @@ pub(crate) struct SimulatedReplicas {
     replicas: Mutex<Vec<Does>>,
     arrived: Mutex<Vec<Arrived>>,
     began: Instant,
-    /// Halts that every replica holds.
-    halts: Mutex<Vec<SignedHalt>>,
+    /// Halts that the replicas hold, each with the index of its replica; without one, all of them hold it.
+    halts: Mutex<Vec<(Option<usize>, SignedHalt)>>,
 }
 
 pub(crate) fn url(replica: usize) -> String {
@@ -78,7 +78,12 @@ impl SimulatedReplicas {
 
     /// Makes every replica hold a halt.
     pub(crate) fn hold(&self, signed: SignedHalt) {
-        self.halts.lock().expect("no panic").push(signed);
+        self.halts.lock().expect("no panic").push((None, signed));
+    }
+
+    /// Makes one replica hold a halt.
+    pub(crate) fn hold_at(&self, replica: usize, signed: SignedHalt) {
+        self.halts.lock().expect("no panic").push((Some(replica), signed));
     }
 
     fn leader(&self) -> Option<usize> {
@@ -110,7 +115,7 @@ impl Exchange for SimulatedReplicas {
         let own = path == "/v1/replica" || halts;
         let (leader, count) = (self.leader(), self.replicas.lock().expect("no panic").len());
         let body = match (own, halts) {
-            (_, true) => held(&self.halts.lock().expect("no panic")),
+            (_, true) => held(&self.halts.lock().expect("no panic"), replica),
             (true, _) => view(replica, count, leader),
             _ => answer(&path),
         };
@@ -153,8 +158,10 @@ fn view(replica: usize, replicas: usize, leader: Option<usize>) -> Bytes {
     serde_json::to_vec(&view).expect("JSON").into()
 }
 
-fn held(halts: &[SignedHalt]) -> Bytes {
-    serde_json::to_vec(&Page::whole(halts.to_vec())).expect("JSON").into()
+fn held(halts: &[(Option<usize>, SignedHalt)], replica: usize) -> Bytes {
+    let own = halts.iter().filter(|(holder, _)| holder.is_none_or(|holder| holder == replica));
+    let own: Vec<SignedHalt> = own.map(|(_, signed)| signed.clone()).collect();
+    serde_json::to_vec(&Page::whole(own)).expect("JSON").into()
 }
 
 fn answer(path: &str) -> Bytes {
