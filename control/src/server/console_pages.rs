@@ -5,7 +5,6 @@
 //! page shows what this replica last applied, and says so.
 
 use super::Server;
-use super::halts::HaltSubmitter;
 use super::problem::{Failure, accepted};
 use axum::Router;
 use console::{
@@ -104,8 +103,6 @@ impl ReplicaBackend {
 
     /// Takes a halt on this replica's disk, from which the other replicas and every node fetch it.
     async fn halt(&self, signed: SignedHalt) -> Result<(), Refusal> {
-        let submitter = HaltSubmitter::Member(signed.halt.member.clone());
-        self.server.halts.admit(&submitter).map_err(|failure| refusal_of(&failure))?;
         let taken = self.server.take_halt(signed).await;
         taken.map(drop).map_err(|failure| refusal_of(&failure))
     }

@@ -19,12 +19,14 @@ use protocol::halt::{
     HALT_BOOK_BYTES_MAX, HALT_BYTES_MAX, HALTED_SLOTS_SHOWN, HALTS_PAGE_MAX, Halt, HaltBookRecord,
     HaltCursor, HaltReceipt, HaltedSlot, HaltsAnswer, HaltsRequest, SignedHalt,
 };
-use protocol::{CircleId, Digest, HaltId, MemberId, Refusal, ReplicaId, TokenName, canonical, error_code};
+use protocol::limits::MEMBERS_MAX;
+use protocol::{CircleId, Digest, HaltId, MemberId, Refusal, ReplicaId, canonical, error_code};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 /// File name of the halts in a replica's directory.
 const FILE: &str = "halts";
@@ -42,22 +44,9 @@ const REQUEST_GAP: Duration = Duration::from_millis(200);
 const FOLLOW_INTERVAL: Duration = Duration::from_millis(500);
 /// Largest answer of another replica in bytes.
 const ANSWER_BYTES_MAX: usize = HALTS_PAGE_MAX * HALT_BYTES_MAX + 64;
-/// Rate limit of one access token, or of one member at the console. A member halts a handful of things; each
-/// halt costs two signature checks and a write.
-const HALTS_PER_SUBMITTER: Rate = Rate { burst: 64, interval: Duration::from_millis(500) };
-/// Rate limit of all submitters.
-const HALTS_TOTAL: Rate = Rate { burst: 256, interval: Duration::from_millis(100) };
-/// Maximum number of submitters remembered.
-const SUBMITTERS_MAX: usize = 1024;
-
-/// Party that hands in halts, for the limit of its rate.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) enum HaltSubmitter {
-    /// Holder of an access token.
-    Token(TokenName),
-    /// Member that is signed in at the console.
-    Member(MemberId),
-}
+/// Rate limit of the new halts of one member, each of which costs a write. It counts verified halts alone:
+/// the holder of a leaked token, or of another member's key, takes nothing from it.
+const HALTS_PER_MEMBER: Rate = Rate { burst: 64, interval: Duration::from_millis(500) };
 
 /// The halts of a replica, and their file.
 pub(crate) struct HaltStore {
@@ -74,7 +63,7 @@ pub(crate) struct HaltStore {
     news: watch::Sender<u64>,
     /// Origin of the limiter's clock, which is monotonic.
     began: Instant,
-    limiter: Mutex<RateLimiter<HaltSubmitter>>,
+    limiter: Mutex<RateLimiter<MemberId>>,
 }
 
 impl HaltStore {
@@ -97,20 +86,19 @@ impl HaltStore {
             deferred: Mutex::default(),
             judged_at: Mutex::default(),
             began: Instant::now(),
-            limiter: Mutex::new(RateLimiter::new(SUBMITTERS_MAX, Some(HALTS_TOTAL))),
+            limiter: Mutex::new(RateLimiter::new(MEMBERS_MAX, None)),
             path,
         })
     }
 
-    /// Takes one halt from a submitter's limit.
+    /// Takes one verified halt from the limit of its member.
     ///
     /// # Errors
     /// `limit-reached`, with the time to wait.
-    pub(super) fn admit(&self, submitter: &HaltSubmitter) -> Result<(), Failure> {
+    pub(super) fn admit(&self, member: &MemberId) -> Result<(), Failure> {
         let mut limiter = lock(&self.limiter);
-        limiter.take(submitter, HALTS_PER_SUBMITTER, self.began.elapsed()).map_err(|wait| {
-            let failure =
-                Failure::new(error_code::LIMIT_REACHED, "too many halts from this access token or member");
+        limiter.take(member, HALTS_PER_MEMBER, self.began.elapsed()).map_err(|wait| {
+            let failure = Failure::new(error_code::LIMIT_REACHED, format!("too many halts of {member}"));
             failure.remedy(format!("retry in {} s", wait.as_millis().div_ceil(1000)))
         })
     }
@@ -191,10 +179,17 @@ impl Server {
     /// Takes a member's halt. It is durable on this replica's disk when this returns.
     ///
     /// # Errors
-    /// Returns an error if the halt does not verify here, or the disk does not take it.
+    /// Returns an error if the halt does not verify here, its member has sent too many, or the disk does not
+    /// take it.
     pub(super) async fn take_halt(self: &Arc<Self>, signed: SignedHalt) -> Result<HaltReceipt, Failure> {
         let verified = self.verify_halt(signed)?;
         let (id, halt) = (verified.id(), verified.halt().clone());
+        // Only now is it the member's own, and only a new one costs a write: any reader can send a halt that
+        // stands again.
+        let is_new = !lock(&self.halts.book).contains(&id);
+        if is_new {
+            self.halts.admit(&halt.member)?;
+        }
         if self.keep(verified).await? {
             let member = &halt.member;
             tracing::warn!(%id, %member, scope = %human_chain::describe_scope(&halt.scope), "halt taken");

@@ -4,7 +4,6 @@ use super::circle::{TOKEN, alice};
 use super::faults::{SimulatedServers, ask};
 use super::halts::{decide, listed};
 use super::outcomes::{ballot, proposal};
-use crate::server::halts::HaltSubmitter;
 use crate::server::{Server, console_pages};
 use crate::testing::SoftwarePasskey;
 use axum::body::Body;
@@ -176,18 +175,6 @@ async fn a_member_halts_by_passkey_at_the_one_replica_that_is_left() {
     let (head, page) = send(&left, Method::GET, "/console/halts", &cookie, String::new()).await;
     assert_eq!(head.status, StatusCode::OK, "{page}");
     assert!(page.contains("alice, by passkey") && page.contains("No leader answers"), "{page}");
-}
-
-/// Attack: a member's browser halts as fast as it can.
-#[tokio::test(start_paused = true)]
-async fn a_member_at_the_console_sends_a_limited_number_of_halts() {
-    let world = SimulatedServers::start(1);
-    let server = world.servers[world.lead().await].clone();
-    let member = HaltSubmitter::Member(alice().0);
-    let taken = (0..1000).take_while(|_| server.halts.admit(&member).is_ok()).count();
-    assert!((64..1000).contains(&taken), "{taken}");
-    // A token of the same name has a limit of its own.
-    assert!(server.halts.admit(&HaltSubmitter::Token("alice".parse().unwrap())).is_ok());
 }
 
 #[tokio::test(start_paused = true)]
