@@ -114,6 +114,8 @@ pub enum ProposalState {
     Draft,
     /// Its proposer withdrew it.
     Withdrawn,
+    /// Its proposer was suspended. A thief of the key may have proposed it.
+    Void,
 }
 
 /// Proposal with its votes, as members see it.

@@ -48,7 +48,7 @@ display! {
     Isolation: None = "none", SameUid = "same_uid", Full = "full";
     NodeRole: Worker = "worker", Storage = "storage", Gateway = "gateway";
     ProposalState: Open = "open", Approved = "approved", Rejected = "rejected", Expired = "expired",
-        Stale = "stale", Waiting = "waiting", Draft = "draft", Withdrawn = "withdrawn";
+        Stale = "stale", Waiting = "waiting", Draft = "draft", Withdrawn = "withdrawn", Void = "void";
     SlotState: Loading = "loading", Starting = "starting", Ready = "ready", Draining = "draining",
         Released = "released", Failed = "failed", Refused = "refused";
     TokenScope: Read = "read", Propose = "propose", Submit = "submit";

@@ -49,7 +49,7 @@ pub struct Cluster {
     pub(crate) drafts: BTreeMap<ProposalId, DraftProposal>,
     pub(crate) open: BTreeMap<ProposalId, OpenProposal>,
     pub(crate) closed: VecDeque<ClosedProposal>,
-    /// Proposals of this epoch that were rejected or withdrawn and have not expired. None of them is opened
+    /// Proposals of this epoch that were rejected, withdrawn or void and have not expired. None of them is opened
     /// again: ballots name a proposal by its id, and its public approvals would count once more.
     pub(crate) burned: BTreeMap<ProposalId, BurnedProposal>,
     pub(crate) audit: Audit,
@@ -215,7 +215,7 @@ pub struct DraftProposal {
     pub submitted_at: ClusterTime,
 }
 
-/// A proposal that was rejected or withdrawn, until it can no longer be brought.
+/// A proposal that was rejected, withdrawn or void, until it can no longer be brought.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BurnedProposal {
@@ -243,7 +243,7 @@ pub struct OpenProposal {
     pub submitted_at: ClusterTime,
 }
 
-/// A proposal that is no longer open: decided, withdrawn, expired or stale.
+/// A proposal that is no longer open: decided, withdrawn, expired, stale or void.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ClosedProposal {

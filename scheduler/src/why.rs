@@ -520,6 +520,7 @@ fn why_proposal(cluster: &Cluster, id: &ProposalId) -> Option<Why> {
             format!("waits for votes: {rule} must approve; a draft of {maker}, which no member has signed")
         }
         ProposalState::Withdrawn => "withdrawn by its proposer".to_string(),
+        ProposalState::Void => "void: its proposer was suspended".to_string(),
     };
     let mut reasons: Vec<String> = view.approved.iter().map(|member| format!("{member}: approved")).collect();
     reasons.extend(view.rejected.iter().map(|member| format!("{member}: rejected")));
@@ -528,7 +529,9 @@ fn why_proposal(cluster: &Cluster, id: &ProposalId) -> Option<Why> {
         ProposalState::Open | ProposalState::Waiting | ProposalState::Draft => {
             Some(format!("quorate review {}", id.short()))
         }
-        ProposalState::Expired | ProposalState::Stale => Some("propose it again".to_string()),
+        ProposalState::Expired | ProposalState::Stale | ProposalState::Void => {
+            Some("propose it again".to_string())
+        }
         ProposalState::Approved | ProposalState::Rejected | ProposalState::Withdrawn => None,
     };
     Some(Why { subject: format!("proposal/{}", id.short()), answer, reasons, remedy })

@@ -219,6 +219,7 @@ mod tests {
             (ProposalState::Rejected, error_code::QUORUM_NOT_REACHED, "rejected"),
             (ProposalState::Expired, error_code::PROPOSAL_EXPIRED, "expired"),
             (ProposalState::Stale, error_code::PROPOSAL_STALE, "stale"),
+            (ProposalState::Void, error_code::QUORUM_NOT_REACHED, "void"),
         ] {
             let refusal = Refusal::new(code, format!("the proposal ended in the state `{text}`"));
             assert_eq!(certificate_of(state, None), Err(refusal));

@@ -99,7 +99,9 @@ fn why_proposal(circle: &CircleState, proposal: &ReviewedProposal) -> Why {
         ProposalState::Open | ProposalState::Waiting | ProposalState::Draft => {
             Some(format!("quorate review {id}"))
         }
-        ProposalState::Expired | ProposalState::Stale => Some("propose it again".to_string()),
+        ProposalState::Expired | ProposalState::Stale | ProposalState::Void => {
+            Some("propose it again".to_string())
+        }
         ProposalState::Approved | ProposalState::Rejected | ProposalState::Withdrawn => None,
     };
     Why { subject: format!("{PROPOSAL_SUBJECT}{id}"), answer, reasons: reasons.concat(), remedy }

@@ -77,8 +77,8 @@ pub(super) fn count(
     Ok(Reply::Counted { proposal: id, state, certificate })
 }
 
-/// Closes a proposal that was approved or rejected, and those that no longer apply since. Removes the open
-/// ballots that the decision made void.
+/// Closes a proposal that was approved or rejected, and those that no longer apply since, or whose proposer
+/// was suspended. Removes the open ballots that the decision made void.
 pub(super) fn close_decided(
     cluster: &mut Cluster,
     id: ProposalId,
@@ -93,6 +93,7 @@ pub(super) fn close_decided(
     let detail = certificate.map(|digest| format!("certificate {}", digest.short())).unwrap_or_default();
     cluster.audit.record(cluster.now, "circle", word, &format!("proposal/{}", id.short()), &detail);
     close_stale(cluster);
+    proposals::close_of_suspended(cluster);
     waiting::remove_void_ballots(cluster);
 }
 

@@ -189,7 +189,7 @@ fn is_gone(burned: &BurnedProposal, now: ClusterTime) -> bool {
     is_over(burned.expires_at, now)
 }
 
-/// Remembers an open proposal that is rejected or withdrawn until it can no longer be brought, and forgets
+/// Remembers an open proposal that is rejected, withdrawn or void until it can no longer be brought, and forgets
 /// those that have expired.
 pub(super) fn burn(cluster: &mut Cluster, id: ProposalId) {
     let now = cluster.now;
@@ -201,6 +201,21 @@ pub(super) fn burn(cluster: &mut Cluster, id: ProposalId) {
         cluster.burned.len() <= BURNED_PROPOSALS_MAX,
         "each member's share is checked when it opens"
     );
+}
+
+/// Closes the open proposals of suspended members, with the ballots of others on them: the text that they
+/// approved may be a thief's. A member that wants the change proposes it again.
+pub(super) fn close_of_suspended(cluster: &mut Cluster) {
+    let Some(state) = cluster.circle_state() else { return };
+    let void = cluster.open.iter().filter(|(_, open)| state.is_suspended(&open.proposer));
+    let void: Vec<(ProposalId, MemberId)> = void.map(|(id, open)| (*id, open.proposer.clone())).collect();
+    for (id, proposer) in void {
+        burn(cluster, id);
+        cluster.close_proposal(id, ProposalState::Void, None);
+        let (subject, detail) =
+            (format!("proposal/{}", id.short()), format!("proposed by member/{proposer}"));
+        cluster.audit.record(cluster.now, "circle", "void", &subject, &detail);
+    }
 }
 
 /// Withdraws a proposal by its proposer's signature, or a draft by any member's or by its maker.
@@ -308,9 +323,15 @@ fn not_open(cluster: &Cluster, id: ProposalId) -> Refusal {
         Some((ProposalState::Withdrawn, at)) => {
             Refusal::new(PROPOSAL_NOT_FOUND, format!("the proposal was withdrawn at {at}; make a new one"))
         }
+        Some((ProposalState::Void, at)) => {
+            let message = format!("its proposer was suspended at {at}; make a new one");
+            Refusal::new(PROPOSAL_NOT_FOUND, message)
+        }
         Some((_, at)) => Refusal::new(PROPOSAL_NOT_FOUND, format!("the proposal was decided at {at}")),
         None if cluster.burned.contains_key(&id) => {
-            Refusal::new(PROPOSAL_NOT_FOUND, "the proposal was rejected or withdrawn; make a new one")
+            let message =
+                "the proposal was rejected or withdrawn, or its proposer was suspended; make a new one";
+            Refusal::new(PROPOSAL_NOT_FOUND, message)
         }
         None => Refusal::new(PROPOSAL_NOT_FOUND, format!("no open proposal {id}")),
     }

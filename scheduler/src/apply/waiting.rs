@@ -15,7 +15,7 @@ use protocol::api::ProposalState;
 use protocol::error_code::{BALLOT_DUPLICATE, CHANGE_WAITS};
 use protocol::governance::{Choice, SignedBallot};
 use protocol::{MemberId, Millis, ProposalId};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 /// Returns the time at which a change takes effect; none unless its waiting time runs.
 pub(crate) fn takes_effect_at(state: &CircleState, open: &OpenProposal) -> Option<Millis> {
@@ -164,8 +164,9 @@ pub(super) fn admit_due(cluster: &mut Cluster, index: u64) {
     }
 }
 
-/// Removes the open ballots that do not stand after the latest decision, and judges their proposals again.
-/// Their members may vote again, unless they are suspended.
+/// Removes the open ballots that do not stand after the latest decision, and judges every open proposal
+/// again: the votes of a suspended member, cast or not, are missing in each. The members of void ballots may
+/// vote again, unless they are suspended.
 pub(super) fn remove_void_ballots(cluster: &mut Cluster) {
     let Some(state) = cluster.circle_state() else { return };
     let ballots = cluster.open.iter().flat_map(|(id, open)| open.ballots.iter().map(|(by, b)| (*id, by, b)));
@@ -183,12 +184,12 @@ pub(super) fn remove_void_ballots(cluster: &mut Cluster) {
         cluster.open.values().flat_map(|open| open.ballots.values()).all(stands),
         "the rest stands"
     );
-    for id in void.into_iter().map(|(id, _)| id).collect::<BTreeSet<_>>() {
+    for id in cluster.open.keys().copied().collect::<Vec<_>>() {
         judge_again(cluster, id);
     }
 }
 
-/// Judges a proposal that has lost ballots: it may wait no longer, or its quorum may be out of reach.
+/// Judges a proposal again after a decision: it may wait no longer, or its quorum may be out of reach.
 fn judge_again(cluster: &mut Cluster, id: ProposalId) {
     let Some(state) = cluster.circle_state() else { return };
     let Some(judged) = cluster.open.get(&id).map(|open| judge(state, open)) else { return };

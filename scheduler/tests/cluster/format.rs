@@ -134,6 +134,7 @@ fn replies() -> Vec<(&'static str, Reply)> {
         ("counted-rejected", counted(ProposalState::Rejected, None)),
         ("counted-draft", counted(ProposalState::Draft, None)),
         ("counted-withdrawn", counted(ProposalState::Withdrawn, None)),
+        ("counted-void", counted(ProposalState::Void, None)),
         ("executed", executed),
         ("leads", Reply::Leads { generation: 8 }),
         ("enrolled", Reply::Enrolled { admitted: true }),
