@@ -20,6 +20,7 @@ mod halt;
 mod history;
 mod member;
 mod membership;
+mod memory;
 mod order;
 mod passkey;
 mod propose;
@@ -51,6 +52,7 @@ pub use halt::{DeferredHalts, HaltBook, VerifiedHalt, check_halt, covers, halt_s
 pub use history::HistoryEntry;
 pub use member::{MemberSecret, check_proven, prove_keys, signature_holds};
 pub use membership::joining_members;
+pub use memory::HeldMemory;
 pub use order::{FENCE_LEAP_MAX, SlotGrant, check_order, placement_allows};
 pub use passkey::{
     ballot_challenge, check_assertion, halt_challenge, read_registration, registration_challenge,

@@ -28,7 +28,7 @@ use protocol::gateway::RouteTable;
 use protocol::governance::{Bundle, HistoryHead, NodeAdmission};
 use protocol::limits::{LEASE_MS, SYNC_INTERVAL_MS};
 use protocol::model::SignedComplaint;
-use protocol::{BootTime, CircleId, Digest, Fence, Millis, ServiceName, SlotIndex, error_code};
+use protocol::{BootTime, CircleId, Digest, Fence, Millis, ModelRoot, ServiceName, SlotIndex, error_code};
 use sandbox::Running;
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
@@ -255,6 +255,7 @@ impl AgentActor {
             id: self.node.id(),
             isolation: self.node.launcher.isolation().level,
             resources: self.node.resources.now(&*self.node.device),
+            weights: self.weights(),
         };
         act(OrderVerifier {
             circle: self.chain.state(),
@@ -264,6 +265,16 @@ impl AgentActor {
             halts: self.halts.book(),
             now,
         })
+    }
+
+    /// Returns the size of the weights of each model that is in memory or that control names, in bytes.
+    fn weights(&self) -> BTreeMap<ModelRoot, u64> {
+        let mut weights: BTreeMap<ModelRoot, u64> = self.node.models.weights().into_iter().collect();
+        for assignment in self.state.desired.iter().flat_map(|desired| &desired.assignments) {
+            let known = weights.entry(assignment.model.root).or_default();
+            *known = assignment.model.bytes.max(*known);
+        }
+        weights
     }
 
     /// Verifies an order as if control had sent it.

@@ -30,7 +30,8 @@ pub use verifier::OrderVerifier;
 use protocol::agent::NodeResources;
 use protocol::manifest::Isolation;
 use protocol::order::SlotOrder;
-use protocol::{NodeId, ServiceName, SlotIndex};
+use protocol::{ModelRoot, NodeId, ServiceName, SlotIndex};
+use std::collections::BTreeMap;
 
 /// One of a service's numbered slots.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -62,4 +63,7 @@ pub struct NodeFacts {
     pub isolation: Isolation,
     /// Resources that it offers.
     pub resources: NodeResources,
+    /// Size of the weights of each model in bytes: of those in memory as their manifests have it, and of the
+    /// others as control reports it.
+    pub weights: BTreeMap<ModelRoot, u64>,
 }

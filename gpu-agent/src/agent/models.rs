@@ -166,10 +166,20 @@ impl Models {
 
     /// Returns root, verified segments and bytes of memory of every model on this node.
     pub(super) fn in_memory(&self) -> Vec<(ModelRoot, u64, u64)> {
+        self.each(|root, model| (root, model.segments_verified(), model.manifest.map_bytes()))
+    }
+
+    /// Returns root and size of the files in bytes of every model on this node, as its manifest has them.
+    pub(super) fn weights(&self) -> Vec<(ModelRoot, u64)> {
+        self.each(|root, model| (root, model.manifest.file_bytes()))
+    }
+
+    /// Describes every model on this node, except those that a load is looking up now.
+    fn each<T>(&self, describe: impl Fn(ModelRoot, &LoadedModel) -> T) -> Vec<T> {
         let loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         let models = loaded.iter().filter_map(|(root, entry)| {
             let model = entry.try_lock().ok()?.upgrade()?;
-            Some((*root, model.segments_verified(), model.manifest.map_bytes()))
+            Some(describe(*root, &model))
         });
         models.collect()
     }
@@ -210,6 +220,7 @@ impl Models {
             let message = "the manifest that was fetched has another root than the approved one";
             return Err(Refusal::new(error_code::MODEL_MANIFEST_INVALID, message));
         }
+        check_size(&manifest, &source.record)?;
         // Opening checks the key against the manifest's commitment, before any byte is read.
         let reader = self.reader(&manifest, &key, source).map_err(|error| {
             let refusal = read_refusal(&error);
@@ -284,6 +295,16 @@ impl Models {
             }
         })
     }
+}
+
+/// Checks that control does not report a model smaller than it is: orders are accepted by the reported size.
+fn check_size(manifest: &ModelManifest, record: &ModelRecord) -> Result<(), Refusal> {
+    let (reported, actual) = (record.bytes, manifest.file_bytes());
+    if actual <= reported {
+        return Ok(());
+    }
+    let message = format!("control reports {reported} bytes of weights, the manifest has {actual}");
+    Err(Refusal::new(error_code::MODEL_RECORD_DIFFERS, message))
 }
 
 fn open_stores(context: &Context, source: &ModelSource) -> Vec<Store> {

@@ -8,9 +8,10 @@ use crate::clock::{ClusterTime, LeaderTime};
 use crate::cluster::{Cluster, HoldingPhase, Service};
 use crate::observed::Liveness;
 use crate::view::ClusterView;
+use human_chain::HeldMemory;
 use protocol::governance::{NodeAdmission, NodeRole};
 use protocol::manifest::{Isolation, Resources, ServiceManifest, format_bytes};
-use protocol::{HaltId, ModelRoot, NodeId, NodeName, ServiceName};
+use protocol::{HaltId, NodeId, NodeName, ServiceName};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A node and its remaining capacity.
@@ -24,10 +25,9 @@ pub(crate) struct NodeCapacity {
     cpu_offered: u64,
     cpu_free: u64,
     memory_offered: u64,
-    memory_free: u64,
+    /// Memory that its replicas hold, weights included.
+    memory_held: HeldMemory,
     pub(crate) gpus: Vec<GpuCapacity>,
-    /// Models whose weights it keeps, with the number of slots that use them.
-    models: BTreeMap<ModelRoot, u32>,
     /// Number of running replicas of each service.
     pub(crate) replicas: BTreeMap<ServiceName, u32>,
 }
@@ -212,9 +212,8 @@ impl NodeCapacity {
             cpu_offered: resources.cpu_millicores,
             cpu_free: resources.cpu_millicores,
             memory_offered: resources.memory_bytes,
-            memory_free: resources.memory_bytes,
+            memory_held: HeldMemory::default(),
             gpus,
-            models: BTreeMap::new(),
             replicas: BTreeMap::new(),
         }
     }
@@ -229,10 +228,8 @@ impl NodeCapacity {
     fn take(&mut self, manifest: &ServiceManifest, gpus: &[u32], model_bytes: u64) {
         let needs = &manifest.resources;
         debug_assert_eq!(gpus.len(), gpu_demand(needs).0, "an order names the GPUs that it asks for");
-        let memory = self.memory_needed(manifest, model_bytes);
         self.cpu_free = self.cpu_free.saturating_sub(needs.cpu_millicores);
-        self.memory_free = self.memory_free.saturating_sub(memory);
-        *self.models.entry(manifest.model.root).or_default() += 1;
+        self.memory_held.add(manifest, model_bytes);
         for gpu in self.gpus.iter_mut().filter(|gpu| gpus.contains(&gpu.index)) {
             if needs.gpu_count > 0 {
                 (gpu.percent_free, gpu.memory_free) = (0, 0);
@@ -243,11 +240,9 @@ impl NodeCapacity {
         }
     }
 
-    /// Returns the memory that one more replica needs: its own, and the weights unless the node already keeps
-    /// them.
-    fn memory_needed(&self, manifest: &ServiceManifest, model_bytes: u64) -> u64 {
-        let weights = if self.models.contains_key(&manifest.model.root) { 0 } else { model_bytes };
-        manifest.resources.memory_bytes.saturating_add(weights)
+    /// Returns the memory that is left, in bytes.
+    fn memory_free(&self) -> u64 {
+        self.memory_offered.saturating_sub(self.memory_held.bytes())
     }
 
     /// Returns every obstacle on this node that is independent of free resources: those in its
@@ -303,9 +298,9 @@ impl NodeCapacity {
             let (needs, free, offers) = (needs.cpu_millicores, self.cpu_free, self.cpu_offered);
             obstacles.push(Unschedulable::Cpu { needs, free, offers });
         }
-        let memory = self.memory_needed(manifest, model_bytes);
-        if memory > self.memory_free {
-            let (free, offers) = (self.memory_free, self.memory_offered);
+        let (memory, free) = (self.memory_held.needed(manifest, model_bytes), self.memory_free());
+        if memory > free {
+            let offers = self.memory_offered;
             obstacles.push(Unschedulable::Memory { needs: memory, free, offers });
         }
         let gpus = self
@@ -400,7 +395,7 @@ impl NodeCapacity {
             .collect();
         let touched = whole.iter().filter(|index| gpus.contains(index)).count() as u32;
         let cpu_left = self.cpu_free.saturating_sub(needs.cpu_millicores);
-        let memory_left = self.memory_free.saturating_sub(self.memory_needed(manifest, model_bytes));
+        let memory_left = self.memory_free().saturating_sub(self.memory_held.needed(manifest, model_bytes));
         Score {
             replicas: self.replicas.get(&manifest.name).copied().unwrap_or(0),
             region_replicas,

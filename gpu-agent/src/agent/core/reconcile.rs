@@ -6,9 +6,9 @@
 //! never run here at the same time.
 
 use super::verifier::{check_model, may_be_early};
-use super::{GrantedResources, Held, OrderVerifier, Refusal, SlotKey};
+use super::{GrantedResources, Held, NodeFacts, OrderVerifier, Refusal, SlotKey};
 use human_chain::{Approved, SlotGrant};
-use protocol::agent::{Assignment, Desired, NodeResources};
+use protocol::agent::{Assignment, Desired};
 use protocol::manifest::OnExpiry;
 use protocol::order::SignedOrder;
 use protocol::{BootTime, Fence, limits};
@@ -158,7 +158,7 @@ fn named(desired: &Desired) -> BTreeMap<SlotKey, Vec<Named<'_>>> {
 
 /// Orders that hold resources while one reconciliation accepts further ones.
 struct Room<'a> {
-    node: &'a NodeResources,
+    node: &'a NodeFacts,
     /// Orders that are not released, and whether they stay: control still names them and does not ask them to
     /// finish. The others will be free soon.
     held: BTreeMap<&'a SlotKey, (&'a SlotGrant, bool)>,
@@ -182,7 +182,7 @@ impl<'a> Room<'a> {
             book.all_granted().map(|(key, grant)| (key, (grant, stays(key)))).collect();
         let is_here = |(grant, _): &(&SlotGrant, bool)| grant.node == input.verifier.facts.id;
         debug_assert!(held.values().all(is_here), "each held order is for this node");
-        Self { node: &input.verifier.facts.resources, held, accepted: BTreeMap::new() }
+        Self { node: input.verifier.facts, held, accepted: BTreeMap::new() }
     }
 
     /// Checks that a grant fits beside the orders of other slots; it replaces that of its own.
@@ -192,7 +192,8 @@ impl<'a> Room<'a> {
             let held = self.held.iter().filter(move |(_, (_, stays))| *stays || !staying);
             let held = held.filter(|(other, _)| !self.accepted.contains_key(**other) && **other != key);
             let accepted = self.accepted.iter().filter(|(other, _)| *other != key);
-            GrantedResources::of(held.map(|(_, (grant, _))| *grant).chain(accepted.map(|(_, grant)| grant)))
+            let grants = held.map(|(_, (grant, _))| *grant).chain(accepted.map(|(_, grant)| grant));
+            GrantedResources::of(grants, &self.node.weights)
         };
         if others(false).check_room(grant, self.node).is_ok() {
             return RoomDecision::Now;

@@ -2,10 +2,13 @@
 //!
 //! Control places orders. A hostile one could hand the same GPU to several slots, or more memory than there
 //! is; the envelope that members approved would then be worth less than they read.
+//!
+//! The weights of a model take memory beside its replicas. Their size is no part of the approval: control
+//! reports it, and the load refuses a model that is larger than reported.
 
-use super::{Refusal, SlotKey};
-use human_chain::SlotGrant;
-use protocol::agent::NodeResources;
+use super::{NodeFacts, Refusal, SlotKey};
+use human_chain::{HeldMemory, SlotGrant};
+use protocol::ModelRoot;
 use protocol::error_code;
 use protocol::manifest::Resources;
 use std::collections::BTreeMap;
@@ -17,7 +20,8 @@ const GPU_PERCENT_MAX: u32 = 100;
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct GrantedResources {
     cpu_millicores: u64,
-    memory_bytes: u64,
+    /// Memory, weights included.
+    memory: HeldMemory,
     gpus: BTreeMap<u32, GpuShares>,
 }
 
@@ -29,22 +33,25 @@ struct GpuShares {
 }
 
 impl GrantedResources {
-    /// Returns the sum of these grants.
+    /// Returns the sum of these grants, by the size of each model's weights in bytes.
     #[must_use]
-    pub fn of<'a>(grants: impl IntoIterator<Item = &'a SlotGrant>) -> Self {
+    pub fn of<'a>(
+        grants: impl IntoIterator<Item = &'a SlotGrant>,
+        weights: &BTreeMap<ModelRoot, u64>,
+    ) -> Self {
         let mut sum = Self::default();
         for grant in grants {
-            sum.add(grant);
+            sum.add(grant, weights);
         }
         sum
     }
 
     /// Adds a grant.
-    pub fn add(&mut self, grant: &SlotGrant) {
+    pub fn add(&mut self, grant: &SlotGrant, weights: &BTreeMap<ModelRoot, u64>) {
         debug_assert!(grant.gpus.is_sorted_by(|a, b| a < b), "a grant names each of its GPUs once");
         let needs = &grant.service.resources;
         self.cpu_millicores = self.cpu_millicores.saturating_add(needs.cpu_millicores);
-        self.memory_bytes = self.memory_bytes.saturating_add(needs.memory_bytes);
+        self.memory.add(&grant.service, weights_of(grant, weights));
         for gpu in &grant.gpus {
             let shares = self.gpus.entry(*gpu).or_default();
             shares.percent = shares.percent.saturating_add(percent_of_each(needs));
@@ -57,8 +64,10 @@ impl GrantedResources {
     ///
     /// # Errors
     /// The first resource of which too little is left.
-    pub fn check_room(&self, grant: &SlotGrant, node: &NodeResources) -> Result<(), Refusal> {
+    pub fn check_room(&self, grant: &SlotGrant, node: &NodeFacts) -> Result<(), Refusal> {
         let needs = &grant.service.resources;
+        let memory_needed = self.memory.needed(&grant.service, weights_of(grant, &node.weights));
+        let node = &node.resources;
         check_sum(
             "CPU, in millicores",
             self.cpu_millicores,
@@ -66,7 +75,8 @@ impl GrantedResources {
             node.cpu_millicores,
             grant,
         )?;
-        check_sum("memory, in bytes", self.memory_bytes, needs.memory_bytes, node.memory_bytes, grant)?;
+        let what = "memory, in bytes with the model's weights";
+        check_sum(what, self.memory.bytes(), memory_needed, node.memory_bytes, grant)?;
         for index in &grant.gpus {
             let held = self.gpus.get(index).copied().unwrap_or_default();
             let (percent, there) = (percent_of_each(needs), u64::from(GPU_PERCENT_MAX));
@@ -78,6 +88,11 @@ impl GrantedResources {
         }
         Ok(())
     }
+}
+
+/// Returns the size of a grant's model in bytes; 0 for a model that this node does not know of.
+fn weights_of(grant: &SlotGrant, weights: &BTreeMap<ModelRoot, u64>) -> u64 {
+    weights.get(&grant.service.model.root).copied().unwrap_or(0)
 }
 
 /// Returns the percentage of each of its GPUs that a replica holds.
@@ -102,8 +117,9 @@ mod tests {
     use super::super::testing::service;
     use super::*;
     use proptest::prelude::*;
-    use protocol::agent::Gpu;
-    use protocol::{Digest, Fence, ModelRoot, NodeId, PublicKey, SlotIndex};
+    use protocol::agent::{Gpu, NodeResources};
+    use protocol::manifest::Isolation;
+    use protocol::{Digest, Fence, NodeId, PublicKey, SlotIndex};
 
     const GIB: u64 = 1 << 30;
 
@@ -120,8 +136,8 @@ mod tests {
         }
     }
 
-    /// Returns a node of 4 cores, 1 GiB and 2 GPUs of 80 GiB.
-    fn node() -> NodeResources {
+    /// Returns a node of 4 cores, 1 GiB and 2 GPUs of 80 GiB, on which no model has weights.
+    fn node() -> NodeFacts {
         let gpu = |index| Gpu {
             index,
             uuid: format!("GPU-{index}"),
@@ -130,7 +146,9 @@ mod tests {
             simulated: true,
             healthy: true,
         };
-        NodeResources { cpu_millicores: 4000, memory_bytes: GIB, gpus: vec![gpu(0), gpu(1)] }
+        let resources = NodeResources { cpu_millicores: 4000, memory_bytes: GIB, gpus: vec![gpu(0), gpu(1)] };
+        let id = NodeId(PublicKey([7; 32]));
+        NodeFacts { id, isolation: Isolation::SameUid, resources, weights: BTreeMap::new() }
     }
 
     fn whole(slot: u32, gpus: &[u32]) -> SlotGrant {
@@ -162,13 +180,13 @@ mod tests {
                 Some("memory of GPU 0, in bytes"),
             ),
             ("all memory", vec![memory(0, GIB / 2)], memory(1, GIB / 2), None),
-            ("more memory", vec![memory(0, GIB / 2)], memory(1, GIB / 2 + 1), Some("memory, in bytes")),
+            ("more memory", vec![memory(0, GIB / 2)], memory(1, GIB / 2 + 1), Some("memory, in bytes with")),
             ("all cores", vec![cpu(0, 1500)], cpu(1, 2500), None),
             ("more cores", vec![cpu(0, 1500)], cpu(1, 2501), Some("CPU, in millicores")),
             ("no sum overflows", vec![cpu(0, u64::MAX)], cpu(1, u64::MAX), Some("CPU, in millicores")),
             ("a GPU that is not there", vec![], share(0, 9, 1, 1), Some("memory of GPU 9, in bytes")),
         ] {
-            let found = GrantedResources::of(&held).check_room(&next, &node());
+            let found = GrantedResources::of(&held, &BTreeMap::new()).check_room(&next, &node());
             let found = found.err().map(|refusal| (refusal.code, refusal.message));
             let matches = match (&found, refused) {
                 (None, None) => true,
@@ -178,6 +196,32 @@ mod tests {
                 _ => false,
             };
             assert!(matches, "{what}: {found:?}");
+        }
+    }
+
+    /// The attack: control orders slots whose own memory fits beside models that do not. The positive control:
+    /// without the weights all of them fit.
+    #[test]
+    fn attack_more_weights_than_the_node_has_memory() {
+        let of_model = |slot, model: &[u8]| {
+            let mut grant = grant(slot, &[], |needs| needs.memory_bytes = GIB / 8);
+            grant.service.model.root = ModelRoot(Digest::of(model));
+            grant
+        };
+        let (one, other) = (ModelRoot(Digest::of(b"one")), ModelRoot(Digest::of(b"other")));
+        let weights = BTreeMap::from([(one, GIB / 2), (other, GIB / 2)]);
+        for (held, next, fits) in [
+            (vec![], of_model(0, b"one"), true),
+            (vec![of_model(0, b"one")], of_model(1, b"one"), true),
+            (vec![of_model(0, b"one"), of_model(1, b"one"), of_model(2, b"one")], of_model(3, b"one"), true),
+            (vec![of_model(0, b"one")], of_model(1, b"other"), false),
+            (vec![of_model(0, b"one")], of_model(1, b"third"), true),
+        ] {
+            for (weights, expected) in [(weights.clone(), fits), (BTreeMap::new(), true)] {
+                let sum = GrantedResources::of(&held, &weights);
+                let outcome = sum.check_room(&next, &NodeFacts { weights, ..node() });
+                assert_eq!(outcome.is_ok(), expected, "{outcome:?}");
+            }
         }
     }
 
@@ -191,10 +235,10 @@ mod tests {
                 let mut next = share(slot as u32, gpu, percent, 0);
                 (next.service.resources.cpu_millicores, next.service.resources.memory_bytes) = (cpu, memory);
                 if held.check_room(&next, &node()).is_ok() {
-                    held.add(&next);
+                    held.add(&next, &BTreeMap::new());
                 }
             }
-            prop_assert!(held.cpu_millicores <= 4000 && held.memory_bytes <= GIB, "{held:?}");
+            prop_assert!(held.cpu_millicores <= 4000 && held.memory.bytes() <= GIB, "{held:?}");
             prop_assert!(held.gpus.values().all(|shares| shares.percent <= 100), "{held:?}");
         }
     }

@@ -60,6 +60,7 @@ impl Scene {
             id: NodeId(identity.public_key()),
             isolation: Isolation::SameUid,
             resources: resources(),
+            weights: BTreeMap::new(),
         };
         Self {
             world: TestCircle::new(nodes, &["127.0.0.1:1".into(), "127.0.0.1:2".into()], NOW),
@@ -276,6 +277,24 @@ fn a_resource_that_will_be_free_soon_is_waited_for() {
     let read = OrderBook::from_record(record, &world.state, &world.genesis, &world.bundles, node);
     scene.book = read.unwrap().0;
     assert_eq!(scene.names(&together(&[second, &orders[2]])), ["refuse 1@1 resources-exceeded"]);
+}
+
+/// The attack: the memory of two slots fits, and the weights of their two models do not.
+#[test]
+fn the_weights_of_a_model_take_memory_beside_its_slots() {
+    for (weights, expected) in [(0, "accept 0@1"), (1800 << 20, "refuse 0@1 resources-exceeded")] {
+        let mut scene = Scene::new();
+        let other = ModelRoot(Digest::of(b"other"));
+        let (first, second) =
+            (scene.world.deploy(&service("chat", root(), 4)), scene.world.deploy(&service("more", other, 4)));
+        scene.facts.weights = BTreeMap::from([(root(), 300 << 20), (other, weights)]);
+        let mut both = desired(&first, vec![scene.order(&first, 0, 1), scene.order(&first, 1, 1)], &[]);
+        scene.settle(&both);
+        assert_eq!(scene.running.len(), 2, "two slots share one copy");
+        let more = scene.order(&second, 0, 1);
+        both.assignments.extend(desired(&second, vec![more], &[]).assignments);
+        assert_eq!(scene.names(&both), [expected], "{weights}");
+    }
 }
 
 #[test]

@@ -38,9 +38,9 @@ impl OrderVerifier<'_> {
         let grant = self.grant(signed)?;
         let key = SlotKey::of(&signed.order);
         let others = self.book.all_granted().filter(|(other, _)| **other != key);
-        let held = GrantedResources::of(others.map(|(_, grant)| grant));
+        let held = GrantedResources::of(others.map(|(_, grant)| grant), &self.facts.weights);
         debug_assert_eq!(grant.get().node, self.facts.id, "a grant is for this node");
-        held.check_room(grant.get(), &self.facts.resources)?;
+        held.check_room(grant.get(), self.facts)?;
         Ok(grant)
     }
 

@@ -200,3 +200,19 @@ async fn a_workers_manifest_names_its_slot_and_its_share_of_the_node() {
     let shared = loading.model.worker_manifest(&manifest, &order, &[0]);
     assert_eq!((shared.gpus.as_slice(), shared.gpu_memory_bytes), (&[0][..], Some(1 << 30)));
 }
+
+/// The attack: control reports a large model as a small one, so that its order is accepted. The positive
+/// control is the record as it was registered.
+#[test]
+fn attack_a_model_that_is_larger_than_reported() {
+    let manifest = tiny();
+    for (bytes, expected) in [
+        (manifest.file_bytes(), Ok(())),
+        (manifest.file_bytes() + 1, Ok(())),
+        (manifest.file_bytes() - 1, Err(error_code::MODEL_RECORD_DIFFERS)),
+        (0, Err(error_code::MODEL_RECORD_DIFFERS)),
+    ] {
+        let record = ModelRecord { bytes, ..record(root()) };
+        assert_eq!(check_size(&manifest, &record).map_err(|refusal| refusal.code), expected, "{bytes}");
+    }
+}

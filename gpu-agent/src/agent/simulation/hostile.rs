@@ -202,11 +202,15 @@ async fn no_time_falls_behind_what_is_signed() {
 
 #[tokio::test(start_paused = true)]
 async fn twenty_slots_on_a_node_with_memory_for_four() {
-    for (memory_bytes, slots_run) in [(1 << 30, 4), (1 << 40, 20)] {
+    // The weights of the model take their part, once.
+    for (memory_bytes, weights, slots_run) in
+        [((1 << 30) + tiny().file_bytes(), 0, 4), (1 << 30, 512 << 20, 2), (1 << 40, 512 << 20, 20)]
+    {
         let mut stage = Stage::new();
         stage.memory_bytes = memory_bytes;
         let slots: Vec<(u32, u64)> = (0..20).map(|slot| (slot, 1)).collect();
         stage.want(&slots, &[]);
+        stage.say(|script| script.desired.assignments[0].model.bytes = weights);
         let agent = stage.start();
         stage.until("as many as fit run", || stage.launcher.living().len() == slots_run).await;
         if slots_run < 20 {
