@@ -50,7 +50,12 @@ enum ClockSource {
     #[default]
     Machine,
     /// Clocks that follow the tokio runtime's, which a test may pause and advance.
-    Runtime { began: Instant, boot_at_start: BootTime, wall_at_start_ms: Arc<AtomicU64>, boot: BootId },
+    Runtime {
+        began: Instant,
+        boot_at_start_ms: Arc<AtomicU64>,
+        wall_at_start_ms: Arc<AtomicU64>,
+        boot: BootId,
+    },
 }
 
 impl Clock {
@@ -64,10 +69,11 @@ impl Clock {
     #[must_use]
     pub fn of_runtime(boot_at_start: BootTime, wall: Millis) -> Self {
         static STARTS: AtomicU64 = AtomicU64::new(0);
+        let boot_at_start_ms = Arc::new(AtomicU64::new(boot_at_start.0));
         let wall_at_start_ms = Arc::new(AtomicU64::new(wall.0));
         let start = STARTS.fetch_add(1, Ordering::Relaxed);
         let boot = BootId(Digest::of_domain(BOOT_ID_DOMAIN, &start.to_le_bytes()));
-        Self(ClockSource::Runtime { began: Instant::now(), boot_at_start, wall_at_start_ms, boot })
+        Self(ClockSource::Runtime { began: Instant::now(), boot_at_start_ms, wall_at_start_ms, boot })
     }
 
     /// Returns the id of the machine's start to which [`Self::boot`] belongs; none if it is not known. Clones
@@ -85,7 +91,9 @@ impl Clock {
     pub fn boot(&self) -> BootTime {
         match &self.0 {
             ClockSource::Machine => boot_time(),
-            ClockSource::Runtime { began, boot_at_start, .. } => boot_at_start.plus(since(*began)),
+            ClockSource::Runtime { began, boot_at_start_ms, .. } => {
+                BootTime(boot_at_start_ms.load(Ordering::Relaxed)).plus(since(*began))
+            }
         }
     }
 
@@ -111,6 +119,17 @@ impl Clock {
             let _ = wall_at_start_ms.fetch_update(Ordering::Relaxed, Ordering::Relaxed, step);
         }
     }
+
+    /// Suspends the machine of [`Self::of_runtime`] for this time: both its clocks advance, for all clones, and
+    /// no timer does. The clocks of a real machine are left unchanged.
+    pub fn suspend(&self, for_ms: u64) {
+        if let ClockSource::Runtime { boot_at_start_ms, wall_at_start_ms, .. } = &self.0 {
+            for clock in [boot_at_start_ms, wall_at_start_ms] {
+                let advance = |at: u64| Some(at.saturating_add(for_ms));
+                let _ = clock.fetch_update(Ordering::Relaxed, Ordering::Relaxed, advance);
+            }
+        }
+    }
 }
 
 fn since(began: Instant) -> u64 {
@@ -130,6 +149,18 @@ mod tests {
         assert_eq!((clock.boot(), clock.wall()), (BootTime(5_700), Millis(1_000_700)));
         shared.step_wall(-60_000);
         assert_eq!((clock.boot(), clock.wall()), (BootTime(5_700), Millis(940_700)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_machine_that_was_suspended_finds_both_clocks_advanced_and_no_timer() {
+        let clock = Clock::of_runtime(BootTime(5_000), Millis(1_000_000));
+        let (shared, began) = (clock.clone(), Instant::now());
+        shared.suspend(86_400_000);
+        assert_eq!((clock.boot(), clock.wall()), (BootTime(86_405_000), Millis(87_400_000)));
+        assert_eq!(began.elapsed(), Duration::ZERO, "the runtime's clock stood still");
+        tokio::time::advance(Duration::from_millis(700)).await;
+        assert_eq!((clock.boot(), clock.wall()), (BootTime(86_405_700), Millis(87_400_700)));
+        assert_eq!(clock.boot_id(), shared.boot_id(), "the machine was not restarted");
     }
 
     #[tokio::test(start_paused = true)]

@@ -430,6 +430,10 @@ impl AgentActor {
         self.keep_answer(sent_at);
         self.hand_routes();
         self.reconcile();
+        if !self.state.chain_complete && self.chain.state().length() < history.size {
+            // The rest of the history follows in the next answers, and may end what this one names.
+            return Duration::ZERO;
+        }
         let (now, lease_ms) = (self.node.clock.boot(), self.node.lease_ms_max);
         self.node.lease.send_if_modified(|lease| lease.hear(sent_at, granted_ms, now, lease_ms));
         Duration::ZERO

@@ -3,6 +3,7 @@
 //! and an hour of the agent's life takes milliseconds.
 #![allow(clippy::unwrap_used)]
 
+mod absence;
 mod autonomy;
 mod crashes;
 mod ending;

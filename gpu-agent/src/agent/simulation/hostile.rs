@@ -18,14 +18,14 @@ impl Agent {
         self.outputs.lock().unwrap().as_ref().and_then(|outputs| outputs.routes.borrow().clone())
     }
 
-    fn number(&self, pick: fn(&Numbers) -> u64) -> u64 {
+    pub(super) fn number(&self, pick: fn(&Numbers) -> u64) -> u64 {
         self.outputs.lock().unwrap().as_ref().map_or(0, |outputs| pick(&outputs.numbers.lock().unwrap()))
     }
 }
 
 impl Stage {
     /// Waits until the agent has verified this many decisions.
-    async fn until_length(&self, length: u64) {
+    pub(super) async fn until_length(&self, length: u64) {
         let reported = || self.script().last.as_ref().map_or(0, |request| request.governance_length);
         self.until(&format!("{length} decisions are verified"), || reported() == length).await;
     }
