@@ -8,6 +8,9 @@
 //! the same harness, with an answer that an honest control could give.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+#[path = "../../../human-chain/tests/chain/authenticator.rs"]
+#[allow(dead_code, reason = "shared with the tests of the chain")]
+mod authenticator;
 #[path = "../../../gpu-agent/src/agent/core/testing.rs"]
 #[allow(dead_code, reason = "shared with the tests of the agent")]
 mod circle;
@@ -16,6 +19,8 @@ mod member;
 mod member_attacks;
 mod node;
 mod node_attacks;
+mod passkey_attacks;
+mod store_attacks;
 
 /// Outcome of one attack and of its positive control.
 #[derive(Debug)]
@@ -71,6 +76,17 @@ fn judge(against: &str, attacks: &[Attack]) {
 #[tokio::test(start_paused = true)]
 async fn no_attack_of_a_hostile_control_on_an_agent_succeeds() {
     judge("the agent", &node_attacks::all().await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_attack_of_a_hostile_control_by_a_members_passkey_succeeds() {
+    judge("the agent, by passkey", &passkey_attacks::all().await);
+}
+
+/// Connections take real time, which the clock of the others would leap over.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_attack_of_a_hostile_control_on_a_store_succeeds() {
+    judge("a node's store", &store_attacks::all().await);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -2,7 +2,9 @@
 
 use crate::circle::{TestCircle, admission, claimed_by, desired, service};
 use bytes::Bytes;
-use gpu_agent::agent::{AgentConfig, AgentError, ControlCall, ControlLink, GatewayConfig, ResourceCaps, run};
+use gpu_agent::agent::{
+    AgentConfig, AgentError, ControlCall, ControlLink, GatewayConfig, ResourceCaps, StorageConfig, run,
+};
 use gpu_agent::simulated::{Behaviour, SimulatedLauncher};
 use host::Clock;
 use http::Response;
@@ -158,10 +160,10 @@ impl Scene {
 
     /// Starts the agent as its operator would, with 1 GiB of memory and two GPUs to offer.
     pub(crate) fn start(&self) -> Agent {
-        self.start_with(None)
+        self.start_with(None, None)
     }
 
-    pub(crate) fn start_with(&self, gateway: Option<GatewayConfig>) -> Agent {
+    pub(crate) fn start_with(&self, gateway: Option<GatewayConfig>, storage: Option<StorageConfig>) -> Agent {
         let (genesis, circle) = {
             let world = &self.script().world;
             (world.genesis.clone(), world.state.id())
@@ -173,7 +175,7 @@ impl Scene {
             genesis,
             circle,
             admission: self.own_admission.clone(),
-            storage: None,
+            storage,
             gateway,
             serve_program: "/nowhere/quorate-serve".into(),
             resources: ResourceCaps { cpu_millicores: None, memory_bytes: Some(1 << 30) },
@@ -224,6 +226,17 @@ impl Scene {
         let (slot, fence) = (order.order.slot, order.order.fence);
         self.order(bundle, vec![order]);
         self.outcome(slot, fence).await
+    }
+
+    /// Waits until the agent reports why a slot does not run, and returns the code.
+    pub(crate) async fn trouble(&self, slot: SlotIndex) -> String {
+        let reported = |script: &Script| -> Option<String> {
+            let mut slots = script.last.iter().flat_map(|request| &request.slots);
+            let detail = slots.find(|report| report.slot == slot)?.detail.split(':').next()?.to_string();
+            (!detail.is_empty()).then_some(detail)
+        };
+        self.until("the agent reports why the slot does not run", |script| reported(script).is_some()).await;
+        reported(&self.script()).unwrap()
     }
 
     /// Waits for the agent's report on an order, and returns the code of its refusal, if it is refused.

@@ -4,15 +4,17 @@
 use crate::Attack;
 use crate::circle::{TestCircle, admission, desired, routed};
 use crate::node::{BEGAN, Scene, node_id, small};
-use human_chain::{FENCE_LEAP_MAX, MemberSecret, verify_replay};
+use human_chain::{FENCE_LEAP_MAX, MemberSecret, sign_wrap, verify_replay};
+use model_store::{ModelKey, wrap_key};
 use overlay::Identity;
 use overlay::descriptors::channel;
 use protocol::gateway::{RouteTable, TableAccepted};
 use protocol::governance::{Bundle, Change, HistoryHead};
 use protocol::halt::HaltScope;
 use protocol::manifest::ServiceManifest;
+use protocol::model::Recipient;
 use protocol::order::{SignedOrder, SlotOrder};
-use protocol::{Digest, Fence, Signature, SlotIndex};
+use protocol::{Digest, Fence, ModelRoot, Signature, SlotIndex};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -28,6 +30,7 @@ pub(crate) async fn all() -> Vec<Attack> {
         a_claimed_head(false).await,
         too_few_signatures().await,
         an_altered_certificate().await,
+        a_wrap_that_no_member_made().await,
         a_route_to_an_unadmitted_node().await,
         the_highest_fence().await,
         a_key_that_is_not_controls().await,
@@ -43,16 +46,16 @@ pub(crate) async fn all() -> Vec<Attack> {
     ]
 }
 
-fn order(scene: &Scene, bundle: &Bundle, slot: u32, fence: u64) -> SignedOrder {
+pub(crate) fn order(scene: &Scene, bundle: &Bundle, slot: u32, fence: u64) -> SignedOrder {
     scene.script().world.order(bundle, node_id(), slot, fence)
 }
 
-fn deploy(scene: &Scene, manifest: &ServiceManifest) -> Bundle {
+pub(crate) fn deploy(scene: &Scene, manifest: &ServiceManifest) -> Bundle {
     scene.script().world.deploy(manifest)
 }
 
 /// Returns the head that a circle's history would have after another decision.
-fn head_after(world: &TestCircle, bundle: &Bundle) -> HistoryHead {
+pub(crate) fn head_after(world: &TestCircle, bundle: &Bundle) -> HistoryHead {
     let mut state = world.state.clone();
     state.advance(verify_replay(&state, &bundle.certificate).unwrap()).unwrap();
     state.head()
@@ -144,6 +147,34 @@ async fn an_altered_certificate() -> Attack {
     Attack::refused(0, "a certificate that was altered", attack, "ballot-mismatch", control)
 }
 
+/// Control hands the node a key of its own choice as a model's, in a member's name. The positive control is
+/// the wrap of a member, after which the load looks for the model's shards, which no store has.
+async fn a_wrap_that_no_member_made() -> Attack {
+    let scene = Scene::new();
+    let bundle = deploy(&scene, &small("chat"));
+    let to = scene.admission().encryption;
+    let (forged, sound) = {
+        let world = &scene.script().world;
+        let wrap = || {
+            let (key, root) = (ModelKey::generate().unwrap(), ModelRoot(Digest::of(b"model")));
+            wrap_key(&key, &to, root, Recipient::Node(node_id())).unwrap()
+        };
+        let (thief, alice) = (MemberSecret::generate(&[66; 64]), world.founders[0].0.clone());
+        (sign_wrap(&thief, alice, world.state.id(), &to, wrap()), world.sign_wrap(wrap(), &to))
+    };
+    let agent = scene.start();
+    let mut outcomes = Vec::new();
+    for (slot, wrap) in [(0, forged), (1, sound)] {
+        scene.order(&bundle, vec![order(&scene, &bundle, slot, 1)]);
+        scene.script().desired.assignments[0].wrap = Some(wrap);
+        outcomes.push(scene.trouble(SlotIndex(slot)).await);
+    }
+    agent.stop().await;
+    let control = outcomes.pop().unwrap() != "model-key-wrong";
+    let attack = Err(outcomes.pop().unwrap());
+    Attack::refused(3, "a model's key that no member wrapped", attack, "model-key-wrong", control)
+}
+
 /// Plays the gateway's process: accepts each table that the agent hands over.
 async fn play_gateway(directory: &Path, tables: Arc<Mutex<Vec<RouteTable>>>) {
     let path = directory.join("gateway.sock");
@@ -179,7 +210,7 @@ async fn a_route_to_an_unadmitted_node() -> Attack {
         script.desired = desired(&chat, vec![], &[]);
         script.desired.routes = Some(RouteTable { version: 7, services: services.clone(), api_keys: vec![] });
     }
-    let agent = scene.start_with(Some(scene.gateway_config(workers).await));
+    let agent = scene.start_with(Some(scene.gateway_config(workers).await), None);
     let tables = Arc::<Mutex<Vec<RouteTable>>>::default();
     play_gateway(&scene.agent_directory(), tables.clone()).await;
     let handed = |services: &[protocol::gateway::RoutedService]| {
