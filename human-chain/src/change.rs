@@ -94,8 +94,8 @@ fn check_admission(state: &CircleState, node: &NodeAdmission) -> Result<(), Chai
         .chain(form::control_keys(state.control()))
         .chain(state.members().flat_map(form::member_keys))
         .chain(state.passkey_keys());
-    let was_a_members = keys.iter().any(|key| state.is_former_key(key));
-    if within || was_a_members || taken.any(|key| keys.contains(key)) {
+    let was_given_up = keys.iter().any(|key| state.is_former_key(key));
+    if within || was_given_up || taken.any(|key| keys.contains(key)) {
         return Err(ChainError::invalid("node", format!("`{}` uses a key in use", node.name)));
     }
     if state.node(&node.name).is_none() && state.nodes().count() >= limits::NODES_MAX {

@@ -110,6 +110,8 @@ pub struct CircleState {
     former_members: BTreeSet<MemberId>,
     /// Digests of the keys that members had and have no longer.
     former_keys: BTreeSet<Digest>,
+    /// Digests of the keys of passkeys that were dropped, each with the member whose it was.
+    former_passkeys: BTreeMap<Digest, MemberId>,
     /// Signing keys that members had and have no longer, by which halts may stand.
     former_signers: BTreeMap<MemberId, FormerSigners>,
     /// Suspended members, each with those of its halts that stand.
@@ -179,6 +181,7 @@ impl CircleState {
             members,
             former_members: BTreeSet::new(),
             former_keys: BTreeSet::new(),
+            former_passkeys: BTreeMap::new(),
             former_signers: BTreeMap::new(),
             suspended: BTreeMap::new(),
             policy: genesis.policy.clone(),
@@ -400,9 +403,17 @@ impl CircleState {
         self.former_members.contains(id)
     }
 
-    /// Returns whether a key was a member's and is no longer.
+    /// Returns whether a key was a member's or a passkey's, and is no longer.
     pub(crate) fn is_former_key(&self, key: &[u8]) -> bool {
-        self.former_keys.contains(&former_key(key))
+        let digest = former_key(key);
+        self.former_keys.contains(&digest) || self.former_passkeys.contains_key(&digest)
+    }
+
+    /// Returns whether a key was a member's and is no longer, or was that of another member's passkey.
+    pub(crate) fn is_foreign_former_key(&self, member: &MemberId, key: &[u8]) -> bool {
+        let digest = former_key(key);
+        let was_anothers = self.former_passkeys.get(&digest).is_some_and(|owner| owner != member);
+        self.former_keys.contains(&digest) || was_anothers
     }
 
     /// Returns the suspended members, each with the digests of those of its halts that stand.
@@ -587,6 +598,7 @@ mod tests {
             members: BTreeMap::new(),
             former_members: BTreeSet::new(),
             former_keys: BTreeSet::new(),
+            former_passkeys: BTreeMap::new(),
             former_signers: BTreeMap::new(),
             suspended: BTreeMap::new(),
             policy: Policy {

@@ -194,6 +194,8 @@ impl AgentControlClient {
                         Err(error) => reasons.push(format!("{}: {error}", replica.address)),
                     },
                     StatusCode::FORBIDDEN if is_not_admitted(&response) => {
+                        // A replica that is behind, or hostile, must not be the only one that is asked.
+                        self.ask_another_than(index);
                         return RequestOutcome::NotAdmitted;
                     }
                     StatusCode::MISDIRECTED_REQUEST => {

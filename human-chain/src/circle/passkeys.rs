@@ -7,6 +7,7 @@
 //! order in which their ballots were signed, so a use is compared only with uses that were signed before it.
 
 use super::CircleState;
+use crate::member::former_key;
 use crate::passkey::{
     PasskeyCount, PasskeyUse, ballot_challenge, check_assertion, check_passkey, counter_of, halt_challenge,
     key_bytes,
@@ -134,7 +135,8 @@ impl CircleState {
         self.passkeys.values().flat_map(|held| &held.passkeys).map(|passkey| key_bytes(&passkey.key))
     }
 
-    /// Checks that a member may have exactly these passkeys: in the form of passkeys, and of no other party.
+    /// Checks that a member may have exactly these passkeys: in the form of passkeys, and of no other party,
+    /// now or before. A passkey that was dropped may return to its own member.
     pub(crate) fn check_passkeys(&self, member: &MemberId, passkeys: &[Passkey]) -> Result<(), ChainError> {
         let refuse = |reason: String| Err(ChainError::invalid("passkeys", reason));
         if self.member(member).is_none() {
@@ -164,7 +166,9 @@ impl CircleState {
             .chain(form::control_keys(self.control()))
             .collect();
         let is_taken = |passkey: &&Passkey| {
-            credentials.contains(&passkey.credential) || taken.contains(key_bytes(&passkey.key))
+            let key = key_bytes(&passkey.key);
+            let is_foreign = taken.contains(key) || self.is_foreign_former_key(member, key);
+            credentials.contains(&passkey.credential) || is_foreign
         };
         match passkeys.iter().find(is_taken) {
             Some(passkey) => refuse(format!("`{}` is in use elsewhere", passkey.label.escape_debug())),
@@ -174,10 +178,21 @@ impl CircleState {
 
     pub(super) fn apply_passkeys(&mut self, member: MemberId, passkeys: Vec<Passkey>) {
         self.bump(passkeys_subject(&member), Some(passkeys_value(&passkeys)));
+        let before = self.passkeys.get(&member).map_or_else(Vec::new, |held| held.passkeys.clone());
+        self.give_up_passkeys(&member, &before);
+        for passkey in &passkeys {
+            self.former_passkeys.remove(&former_key(key_bytes(&passkey.key)));
+        }
         let held = self.passkeys.entry(member).or_default();
         held.counters.retain(|credential, _| passkeys.iter().any(|kept| kept.credential == *credential));
         held.passkeys = passkeys;
         debug_assert!(held.counters.len() <= held.passkeys.len(), "a count is of a passkey");
+    }
+
+    /// Records that a member gives up these passkeys.
+    fn give_up_passkeys(&mut self, member: &MemberId, passkeys: &[Passkey]) {
+        let keys = passkeys.iter().map(|passkey| former_key(key_bytes(&passkey.key)));
+        self.former_passkeys.extend(keys.map(|key| (key, member.clone())));
     }
 
     /// Removes the passkeys of members that left, or whose signing keys are others than before.
@@ -187,7 +202,9 @@ impl CircleState {
         let vouched = |id: &MemberId| now.get(id).map(signing) == before.get(id).map(signing);
         let dropped: Vec<MemberId> = self.passkeys.keys().filter(|id| !vouched(id)).cloned().collect();
         for id in dropped {
-            self.passkeys.remove(&id);
+            if let Some(held) = self.passkeys.remove(&id) {
+                self.give_up_passkeys(&id, &held.passkeys);
+            }
             if let Some((_, value)) = self.subjects.get_mut(&passkeys_subject(&id)) {
                 *value = None;
             }

@@ -523,3 +523,31 @@ fn a_halt_is_signed_by_the_key_that_it_names() {
     halt.signer = secret("bob").public().ed25519;
     check("another's", check_halt(&state, sign_halt(&secret("alice"), halt)), "signature-invalid");
 }
+
+/// A halt never expires, and stands where it was taken. A key that was rotated vouches for no halt any more at
+/// a party that has not taken it: its thief could sign as many.
+#[test]
+fn a_halt_by_a_rotated_key_reaches_no_new_party_until_it_is_signed_again() {
+    let mut state = circle();
+    let old = signed(&state, "alice", HaltScope::Circle, "1");
+    let taken = book(&state, std::slice::from_ref(&old));
+    check("before the rotation", check_halt(&state, old.clone()), "approved");
+    let mut members: Vec<_> = state.members().cloned().collect();
+    members[0].keys = member("alice-2").keys;
+    let proofs = [(name("alice"), prove("alice-2", &members[0]))].into();
+    let policy = state.policy().clone();
+    enact(&mut state, Change::SetMembers { members, policy, proofs }, &["bob", "carol"]);
+    assert_eq!(taken.in_force(&state).collect::<Vec<_>>(), [&old.halt], "it stands where it was taken");
+    check("at a new party", check_halt(&state, old.clone()), "signature-invalid");
+    // The attack that this refuses: the thief of the old key halts after the rotation.
+    let thiefs = signed(&state, "alice", service("embed"), "2");
+    check("the thief's", check_halt(&state, thiefs), "signature-invalid");
+    // Signed again with the new key, the same stop reaches every party; a lift names both.
+    let signer = secret("alice-2").public().ed25519;
+    let again = sign_halt(&secret("alice-2"), Halt { signer, ..old.halt.clone() });
+    assert_ne!(again.halt.id(), old.halt.id());
+    let late = book(&state, std::slice::from_ref(&again));
+    assert_eq!(late.in_force(&state).count(), 1);
+    enact(&mut state, lift(vec![old.halt, again.halt]), &["bob", "carol"]);
+    assert_eq!((taken.in_force(&state).count(), late.in_force(&state).count()), (0, 0));
+}

@@ -230,6 +230,40 @@ fn only_the_members_own_key_sets_its_passkeys() {
     check("afterwards", check_ballot(&state, &next, &vote, NOW), "approved");
 }
 
+/// Attack: a key that was given up comes back in the other role: as another member's passkey, or as a member's
+/// own keys. The samples' keys have one seed for a name, whether they are a member's or an authenticator's.
+#[test]
+fn attack_a_key_that_was_given_up_returns_in_another_role() {
+    let mut state = with_phones(true);
+    let synced = Authenticator::eddsa("synced").passkey("synced");
+    let alices = Authenticator::eddsa("alice").passkey("old");
+    let try_set = |state: &CircleState, who: &str, passkey: &Passkey| {
+        try_propose(state, set(who, vec![passkey.clone()])).map(drop)
+    };
+    let rotate = |state: &CircleState, at: usize, whose: &str| {
+        let mut members: Vec<_> = state.members().cloned().collect();
+        members[at].keys = member(whose).keys;
+        let proofs = [(members[at].id.clone(), prove(whose, &members[at]))].into();
+        Change::SetMembers { members, policy: rules(true), proofs }
+    };
+    // Positive controls: a passkey of no party is accepted, and so are keys of no party.
+    check("a new passkey", try_set(&state, "carol", &synced), "approved");
+    check("new keys", try_propose(&state, rotate(&state, 1, "synced")), "approved");
+    check("keys in force", try_set(&state, "bob", &alices), "governance-invalid: in use elsewhere");
+
+    enact(&mut state, set("carol", vec![synced.clone()]), &["carol"]);
+    enact(&mut state, set("carol", vec![]), &["carol"]);
+    check("her own passkey", try_set(&state, "carol", &synced), "approved");
+    check("another's passkey", try_set(&state, "bob", &synced), "governance-invalid: in use elsewhere");
+    check("a member's keys", try_propose(&state, rotate(&state, 1, "synced")), "member-key-returns");
+
+    let change = rotate(&state, 0, "dave");
+    enact(&mut state, change, &["bob", "carol"]);
+    check("former keys", try_set(&state, "bob", &alices), "governance-invalid: in use elsewhere");
+    check("her own former keys", try_set(&state, "alice", &alices), "governance-invalid: in use elsewhere");
+    assert_eq!(state.check_invariants(), Ok(()));
+}
+
 /// Attack: a passkey that its member dropped, or that left with its member or with the key behind it.
 #[test]
 fn a_passkey_that_was_dropped_is_refused() {

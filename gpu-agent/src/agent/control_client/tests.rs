@@ -144,8 +144,14 @@ async fn a_failed_round_asks_each_once_and_names_every_reason() {
 #[tokio::test(start_paused = true)]
 async fn only_the_code_says_that_a_node_is_not_admitted() {
     let named = Reply::Problem(StatusCode::FORBIDDEN, "{\"code\":\"node-not-admitted\"}");
-    let control = Replicas::new(&[named, Reply::Answer]);
-    assert_eq!(control.ask().await, ("not admitted".to_string(), vec![0]));
+    let control = Replicas::new(&[named, named, Reply::Answer]);
+    for replica in [0, 1] {
+        assert_eq!(control.ask().await, ("not admitted".to_string(), vec![replica]), "each is asked in turn");
+    }
+    // The attack is one replica that says so for ever; the positive control is the one that knows better.
+    for _ in 0..2 {
+        assert_eq!(control.ask().await, ("answered after 0 ms".to_string(), vec![2]), "it stays preferred");
+    }
     for other in [
         Reply::Problem(StatusCode::FORBIDDEN, "{\"code\":\"another\"}"),
         Reply::Problem(StatusCode::BAD_GATEWAY, "node-not-admitted"),

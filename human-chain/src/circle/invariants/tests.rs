@@ -392,6 +392,10 @@ fn damage_to_passkeys_is_found() {
         }),
         ("`passkeys/alice` has version 1", |s| of_alice(s).passkeys[0].label = "renamed".into()),
         ("a passkey shares its key", |s| s.control[0].key = secret("phone").public().ed25519),
+        ("a passkey has a key that was given up", |s| {
+            let key = crate::member::former_key(&secret("phone").public().ed25519.0);
+            s.former_passkeys.insert(key, name("alice"));
+        }),
         ("`passkeys/alice` has a value, but is not in force", |s| s.passkeys.clear()),
     ]);
 }
