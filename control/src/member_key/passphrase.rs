@@ -3,7 +3,8 @@
 //! a passphrase itself.
 
 use anyhow::{Context as _, Result};
-use nix::sys::termios::{LocalFlags, SetArg, Termios, tcgetattr, tcsetattr};
+use nix::sys::signal::{Signal, raise};
+use nix::sys::termios::{LocalFlags, SetArg, SpecialCharacterIndices, Termios, tcgetattr, tcsetattr};
 use protocol::{Refusal, error_code};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -98,20 +99,32 @@ impl Terminal {
     }
 
     fn ask(&mut self, question: &str) -> Result<Zeroizing<String>> {
+        match self.ask_silently(question)? {
+            Typed::Line(line) => Ok(line),
+            Typed::Stop(signal) => {
+                raise(signal).context("stop as the terminal asks")?;
+                // The process handles the signal itself, and continues.
+                let message = "the question for the passphrase was interrupted";
+                Err(Refusal::new(error_code::KEY_PASSPHRASE_MISSING, message).into())
+            }
+        }
+    }
+
+    /// Asks without an echo. The terminal sends no signal for its keys while it is silent: a process that
+    /// ended by one would leave it so. Its keys end the line instead.
+    fn ask_silently(&mut self, question: &str) -> Result<Typed> {
         let before = tcgetattr(&self.writer).context("read the terminal's settings")?;
-        let mut silent = before.clone();
-        silent.local_flags.remove(LocalFlags::ECHO);
-        tcsetattr(&self.writer, SetArg::TCSAFLUSH, &silent).context("silence the terminal")?;
-        let answer = self.typed(question);
+        let keys = StopKeys::of(&before);
+        tcsetattr(&self.writer, SetArg::TCSAFLUSH, &keys.silenced(&before))
+            .context("silence the terminal")?;
+        let answer = self.typed(question, &keys);
         self.restore(&before)?;
         answer
     }
 
-    fn typed(&mut self, question: &str) -> Result<Zeroizing<String>> {
+    fn typed(&mut self, question: &str, keys: &StopKeys) -> Result<Typed> {
         self.writer.write_all(question.as_bytes())?;
-        let mut line = Zeroizing::new(String::new());
-        (&mut self.reader).take(PASSPHRASE_BYTES_MAX).read_line(&mut line)?;
-        Ok(Zeroizing::new(line.trim_end_matches(['\r', '\n']).to_string()))
+        read_typed((&mut self.reader).take(PASSPHRASE_BYTES_MAX), keys)
     }
 
     fn restore(&mut self, before: &Termios) -> Result<()> {
@@ -120,9 +133,103 @@ impl Terminal {
     }
 }
 
+/// Answer to a question.
+enum Typed {
+    Line(Zeroizing<String>),
+    /// The key for this signal was pressed.
+    Stop(Signal),
+}
+
+/// Keys of a terminal that stop a command: Ctrl-C, Ctrl-\ and Ctrl-Z, unless they were set otherwise.
+struct StopKeys {
+    interrupt: u8,
+    quit: u8,
+    suspend: u8,
+}
+
+impl StopKeys {
+    fn of(settings: &Termios) -> Self {
+        let key = |index: SpecialCharacterIndices| settings.control_chars[index as usize];
+        Self {
+            interrupt: key(SpecialCharacterIndices::VINTR),
+            quit: key(SpecialCharacterIndices::VQUIT),
+            suspend: key(SpecialCharacterIndices::VSUSP),
+        }
+    }
+
+    /// Returns the settings without an echo and without signals, in which the first two keys end a line.
+    fn silenced(&self, settings: &Termios) -> Termios {
+        let mut silent = settings.clone();
+        silent.local_flags.remove(LocalFlags::ECHO | LocalFlags::ISIG);
+        silent.control_chars[SpecialCharacterIndices::VEOL as usize] = self.interrupt;
+        silent.control_chars[SpecialCharacterIndices::VEOL2 as usize] = self.quit;
+        silent
+    }
+}
+
+/// Reads a line, or up to a key that stops the command. A suspension is not possible here: its key is ignored.
+fn read_typed(reader: impl BufRead, keys: &StopKeys) -> Result<Typed> {
+    let mut line = Zeroizing::new(Vec::with_capacity(PASSPHRASE_BYTES_MAX as usize));
+    for byte in reader.bytes() {
+        match byte? {
+            b'\n' => break,
+            byte if byte == keys.interrupt => return Ok(Typed::Stop(Signal::SIGINT)),
+            byte if byte == keys.quit => return Ok(Typed::Stop(Signal::SIGQUIT)),
+            byte if byte == keys.suspend => {}
+            byte => line.push(byte),
+        }
+    }
+    let text = std::str::from_utf8(&line).context("the passphrase is not UTF-8")?;
+    Ok(Typed::Line(Zeroizing::new(text.trim_end_matches('\r').to_string())))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nix::pty::{OpenptyResult, openpty};
+
+    /// Types these bytes at a silent terminal. Returns what was read, and the settings before and after.
+    fn typed_at_a_terminal(bytes: &'static [u8]) -> (Typed, [Termios; 2]) {
+        let OpenptyResult { master, slave } = openpty(None, None).expect("a terminal");
+        let writer = File::from(slave);
+        let (reader, watched) = (writer.try_clone().expect("open"), writer.try_clone().expect("open"));
+        let mut terminal = Terminal { reader: BufReader::new(reader), writer };
+        let before = tcgetattr(&watched).expect("settings");
+        let typist = std::thread::spawn(move || {
+            let mut master = File::from(master);
+            let flags = || tcgetattr(&watched).expect("settings").local_flags;
+            while flags().contains(LocalFlags::ECHO) {
+                std::thread::yield_now();
+            }
+            assert!(!flags().contains(LocalFlags::ISIG), "no key ends the process");
+            master.write_all(bytes).expect("typed");
+            (master, watched)
+        });
+        let answer = terminal.ask_silently("passphrase: ").expect("an answer");
+        let (_master, watched) = typist.join().expect("typed");
+        (answer, [before, tcgetattr(&watched).expect("settings")])
+    }
+
+    /// The attack is the key itself: it ended the process between the two changes of the settings.
+    #[test]
+    fn a_key_that_stops_the_question_leaves_the_terminal_as_it_was() {
+        for (bytes, line, stop) in [
+            (&b"correct horse\n"[..], "correct horse", None),
+            (b"corr\x1aect horse\r\n", "correct horse", None),
+            (b"corr\x03", "", Some(Signal::SIGINT)),
+            (b"\x03", "", Some(Signal::SIGINT)),
+            (b"corr\x1c", "", Some(Signal::SIGQUIT)),
+        ] {
+            let (answer, [before, after]) = typed_at_a_terminal(bytes);
+            match answer {
+                Typed::Line(typed) => assert_eq!((typed.as_str(), None), (line, stop)),
+                Typed::Stop(signal) => assert_eq!(Some(signal), stop),
+            }
+            assert!(after.local_flags.contains(LocalFlags::ECHO | LocalFlags::ISIG), "{bytes:?}");
+            assert_eq!(after.local_flags, before.local_flags);
+            assert_eq!(after.control_chars, before.control_chars);
+        }
+    }
 
     fn code<T>(outcome: Result<T>) -> Option<protocol::ErrorCode> {
         outcome.err()?.downcast_ref::<Refusal>().map(|refusal| refusal.code)
