@@ -120,8 +120,8 @@ impl Clock {
         }
     }
 
-    /// Suspends the machine of [`Self::of_runtime`] for this time: both its clocks advance, for all clones, and
-    /// no timer does. The clocks of a real machine are left unchanged.
+    /// Suspends the machine of [`Self::of_runtime`] for this time: both its clocks advance, for all clones,
+    /// and no timer does. The clocks of a real machine are left unchanged.
     pub fn suspend(&self, for_ms: u64) {
         if let ClockSource::Runtime { boot_at_start_ms, wall_at_start_ms, .. } = &self.0 {
             for clock in [boot_at_start_ms, wall_at_start_ms] {

@@ -5,8 +5,8 @@ use protocol::ModelRoot;
 use protocol::manifest::ServiceManifest;
 use std::collections::BTreeMap;
 
-/// Memory of the replicas on a node: that of each replica, and the weights of each of their models once, since
-/// a node keeps one copy for all its replicas.
+/// Memory of the replicas on a node: that of each replica, and the weights of each of their models once,
+/// since a node keeps one copy for all its replicas.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct HeldMemory {
     /// Memory of the replicas without weights, in bytes.

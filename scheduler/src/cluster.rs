@@ -49,8 +49,8 @@ pub struct Cluster {
     pub(crate) drafts: BTreeMap<ProposalId, DraftProposal>,
     pub(crate) open: BTreeMap<ProposalId, OpenProposal>,
     pub(crate) closed: VecDeque<ClosedProposal>,
-    /// Proposals of this epoch that were rejected, withdrawn or void and have not expired. None of them is opened
-    /// again: ballots name a proposal by its id, and its public approvals would count once more.
+    /// Proposals of this epoch that were rejected, withdrawn or void and have not expired. None of them is
+    /// opened again: ballots name a proposal by its id, and its public approvals would count once more.
     pub(crate) burned: BTreeMap<ProposalId, BurnedProposal>,
     pub(crate) audit: Audit,
     pub(crate) outcomes: Outcomes,

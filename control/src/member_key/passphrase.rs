@@ -167,7 +167,8 @@ impl StopKeys {
     }
 }
 
-/// Reads a line, or up to a key that stops the command. A suspension is not possible here: its key is ignored.
+/// Reads a line, or up to a key that stops the command. A suspension is not possible here: its key is
+/// ignored.
 fn read_typed(reader: impl BufRead, keys: &StopKeys) -> Result<Typed> {
     let mut line = Zeroizing::new(Vec::with_capacity(PASSPHRASE_BYTES_MAX as usize));
     for byte in reader.bytes() {

@@ -350,8 +350,8 @@ impl Chain {
         Ok(page.add(approved, bundle)?)
     }
 
-    /// Writes a page of verified bundles. They count once it is durable: the node acts on nothing that a crash
-    /// could take back.
+    /// Writes a page of verified bundles. They count once it is durable: the node acts on nothing that a
+    /// crash could take back.
     fn write(&mut self, page: Page) -> Result<(), RefusedBundle> {
         let Some(first) = page.certificates.first().copied() else { return Ok(()) };
         let path = self.path(self.state.length() + 1);

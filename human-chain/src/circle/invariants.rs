@@ -37,7 +37,8 @@ impl CircleState {
     /// - the epoch is the version of the circle, and no two parties of it share a key;
     /// - each subject's version and value are those of the service, node, model or circle in force;
     /// - a service is in force or retired, never both, each by a certificate of its own;
-    /// - passkeys are members', each of one member and of no key that was given up, with counters of no others;
+    /// - passkeys are members', each of one member and of no key that was given up, with counters of no
+    ///   others;
     /// - a model is forgotten once, and no service in force names a forgotten one;
     /// - a lifted halt is of this circle and known by its own id;
     /// - the name of a service's model stands for the root that it runs;

@@ -524,8 +524,8 @@ fn a_halt_is_signed_by_the_key_that_it_names() {
     check("another's", check_halt(&state, sign_halt(&secret("alice"), halt)), "signature-invalid");
 }
 
-/// A halt never expires, and stands where it was taken. A key that was rotated vouches for no halt any more at
-/// a party that has not taken it: its thief could sign as many.
+/// A halt never expires, and stands where it was taken. A key that was rotated vouches for no halt any more
+/// at a party that has not taken it: its thief could sign as many.
 #[test]
 fn a_halt_by_a_rotated_key_reaches_no_new_party_until_it_is_signed_again() {
     let mut state = circle();

@@ -230,8 +230,9 @@ fn only_the_members_own_key_sets_its_passkeys() {
     check("afterwards", check_ballot(&state, &next, &vote, NOW), "approved");
 }
 
-/// Attack: a key that was given up comes back in the other role: as another member's passkey, or as a member's
-/// own keys. The samples' keys have one seed for a name, whether they are a member's or an authenticator's.
+/// Attack: a key that was given up comes back in the other role: as another member's passkey, or as a
+/// member's own keys. The samples' keys have one seed for a name, whether they are a member's or an
+/// authenticator's.
 #[test]
 fn attack_a_key_that_was_given_up_returns_in_another_role() {
     let mut state = with_phones(true);

@@ -189,8 +189,8 @@ fn is_gone(burned: &BurnedProposal, now: ClusterTime) -> bool {
     is_over(burned.expires_at, now)
 }
 
-/// Remembers an open proposal that is rejected, withdrawn or void until it can no longer be brought, and forgets
-/// those that have expired.
+/// Remembers an open proposal that is rejected, withdrawn or void until it can no longer be brought, and
+/// forgets those that have expired.
 pub(super) fn burn(cluster: &mut Cluster, id: ProposalId) {
     let now = cluster.now;
     cluster.burned.retain(|_, burned| !is_gone(burned, now));

@@ -148,7 +148,8 @@ async fn only_the_code_says_that_a_node_is_not_admitted() {
     for replica in [0, 1] {
         assert_eq!(control.ask().await, ("not admitted".to_string(), vec![replica]), "each is asked in turn");
     }
-    // The attack is one replica that says so for ever; the positive control is the one that knows better.
+    // The attack is one replica that says so at every request; the positive control is the one that knows
+    // better.
     for _ in 0..2 {
         assert_eq!(control.ask().await, ("answered after 0 ms".to_string(), vec![2]), "it stays preferred");
     }

@@ -157,8 +157,8 @@ impl OrderBook {
     }
 
     /// Restores a book from its record. Every held order is verified again, against the present `state` or
-    /// against the chain at the time of its acceptance, which is replayed from these bundles if there is need.
-    /// Orders that do not verify are dropped and returned beside the book. Their fences stay.
+    /// against the chain at the time of its acceptance, which is replayed from these bundles if there is
+    /// need. Orders that do not verify are dropped and returned beside the book. Their fences stay.
     ///
     /// # Errors
     /// [`BookError`]: the whole record must be discarded.
@@ -202,8 +202,8 @@ impl OrderBook {
         Ok((book, unproven))
     }
 
-    /// Verifies orders of earlier approvals against the chain's states at the time of their acceptance, in one
-    /// replay.
+    /// Verifies orders of earlier approvals against the chain's states at the time of their acceptance, in
+    /// one replay.
     fn prove_superseded(
         &mut self,
         mut orders: Vec<HeldOrder>,

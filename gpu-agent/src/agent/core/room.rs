@@ -199,8 +199,8 @@ mod tests {
         }
     }
 
-    /// The attack: control orders slots whose own memory fits beside models that do not. The positive control:
-    /// without the weights all of them fit.
+    /// The attack: control orders slots whose own memory fits beside models that do not. The positive
+    /// control: without the weights all of them fit.
     #[test]
     fn attack_more_weights_than_the_node_has_memory() {
         let of_model = |slot, model: &[u8]| {

@@ -26,6 +26,13 @@ fn ready(agent: &Agent) -> u64 {
     agent.number(|numbers| numbers.slots.iter().filter(|slot| slot.state == SlotState::Ready).count() as u64)
 }
 
+/// Lets the days of the absence pass. The clocks of the node advance together, as in a sleep, and so does
+/// that of control.
+fn pass_days(stage: &Stage) {
+    stage.clock.suspend(DAYS * DAY_MS);
+    stage.control_clock.suspend(DAYS * DAY_MS);
+}
+
 /// Lets the circle decide once a day: it changes the kept service, and may retire the other. Returns the last
 /// bundle of the kept one.
 fn decide_daily(stage: &Stage, retires: bool) -> Bundle {
@@ -52,25 +59,24 @@ async fn a_node_that_returns_after_a_month_knows_every_decision_and_runs_nothing
         let kept = stage.script().world.deploy(&service("kept", ModelRoot(Digest::of(b"model")), 4));
         let wanted = slots_of(&stage, &[&stage.bundle, &kept]);
         stage.say(|script| script.desired = wanted);
-        let mut agent = stage.start();
+        let agent = stage.start();
         stage.until("both serve", || ready(&agent) == 2).await;
         stage.say(|script| script.silent = true);
         tokio::time::sleep(SETTLED).await;
         assert_eq!(stage.launcher.living(), ["chat.0.1.1", "kept.0.1.1"], "{case}: within the autonomy");
 
-        if is_off {
+        let agent = if is_off {
             agent.kill().await;
             for name in stage.launcher.living() {
                 stage.launcher.end(&name, SandboxExit::Signaled { signal: 9 });
             }
-        }
-        // Both clocks of the node advance, as the boot clock does in a sleep; so does that of control.
-        stage.clock.suspend(DAYS * DAY_MS);
-        stage.control_clock.suspend(DAYS * DAY_MS);
-        if is_off {
+            pass_days(&stage);
             stage.clock = Clock::of_runtime(stage.clock.boot(), stage.clock.wall());
-            agent = stage.start();
-        }
+            stage.start()
+        } else {
+            pass_days(&stage);
+            agent
+        };
         tokio::time::sleep(SETTLED).await;
         // Still without control: nothing runs, nothing starts, and the state says so.
         assert_eq!((stage.launcher.living(), stage.launcher.started()), (vec![], 2), "{case}");
