@@ -27,6 +27,7 @@ mod limits;
 mod log_throttle;
 mod policy;
 mod rate_limiter;
+mod refusal;
 mod reverse;
 mod server;
 mod stream;
@@ -50,6 +51,7 @@ pub use log_throttle::LogThrottle;
 pub use policy::PeerPolicy;
 pub use protocol::PublicKey;
 pub use rate_limiter::{Rate, RateLimiter};
+pub use refusal::RefusalForm;
 #[doc(hidden)]
 pub use reverse::read_preface;
 pub use reverse::{PREFACE_BYTES_MAX, Reversed, accept_reverse, accept_reverse_loop, reverse_serve};

@@ -74,13 +74,14 @@ pub struct Limits {
     pub ping_interval: Duration,
     /// Longest wait for the answer to a ping before the connection is closed.
     pub ping_timeout: Duration,
-    /// Longest wait of an orderly shutdown for requests in progress.
+    /// Longest silence of the answers on a connection during an orderly shutdown, to an eighth. Answers that
+    /// make progress are not cut, however long they are.
     pub drain: Duration,
     /// Largest request body in bytes that a server reads; more is answered 413.
     pub request_bytes_max: usize,
     /// Largest response body in bytes that a client reads.
     pub response_bytes_max: usize,
-    /// Largest list of header fields in bytes.
+    /// Largest list of header fields in bytes; more is answered 431.
     pub header_bytes_max: u32,
     /// Most requests in progress on one connection.
     pub streams_max: u32,

@@ -8,6 +8,7 @@ use crate::accept::accept_loop;
 use crate::admission::Activity;
 use crate::error::Error;
 use crate::limits::Limits;
+use crate::refusal::{RefusalForm, Refusing};
 use crate::server::{Guard, serve_http1, serve_http2};
 use crate::stream::Watched;
 use crate::tls::within;
@@ -129,12 +130,29 @@ pub async fn serve(
     key_exchanges: Arc<KeyExchanges>,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
+    let refusals = RefusalForm::default();
+    serve_refusing(listener, certificate, limits, router, key_exchanges, refusals, shutdown).await
+}
+
+/// Serves `router` as [`serve`] does; requests that reach no route are refused in this form.
+///
+/// # Errors
+/// As [`serve`].
+pub async fn serve_refusing(
+    listener: TcpListener,
+    certificate: Option<ServerCertificate>,
+    limits: Limits,
+    router: Router,
+    key_exchanges: Arc<KeyExchanges>,
+    refusals: RefusalForm,
+    shutdown: CancellationToken,
+) -> Result<(), Error> {
     let address = listener.local_addr().map_err(Error::Listener)?;
     if certificate.is_none() && !address.ip().is_loopback() {
         return Err(Error::PlainRefused { address });
     }
     let limits = Arc::new(limits);
-    let guard = Guard::new(router, None, limits.clone());
+    let guard = Guard::new(router, None, limits.clone()).refusing(refusals);
     let ending = shutdown.clone();
     accept_loop(listener, &limits.clone(), shutdown, move |tcp, mut arrival| {
         let (certificate, limits) = (certificate.clone(), limits.clone());
@@ -145,7 +163,7 @@ pub async fn serve(
             let Some(certificate) = certificate else {
                 key_exchanges.count(None);
                 if arrival.take_permit(arrival.prefix(), Activity::Silent) {
-                    let stream = Watched::writes_only(tcp, limits.idle);
+                    let stream = Refusing::new(Watched::writes_only(tcp, limits.idle), refusals);
                     serve_http1(stream, guard.on(&arrival), &limits, ending).await;
                 }
                 return;
@@ -165,7 +183,7 @@ pub async fn serve(
                 let stream = Watched::new(tls, limits.idle);
                 serve_http2(stream, guard, &limits, ending).await;
             } else {
-                let stream = Watched::writes_only(tls, limits.idle);
+                let stream = Refusing::new(Watched::writes_only(tls, limits.idle), refusals);
                 serve_http1(stream, guard, &limits, ending).await;
             }
         }

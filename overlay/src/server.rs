@@ -8,6 +8,7 @@ use crate::error::Error;
 use crate::identity::Identity;
 use crate::limits::Limits;
 use crate::policy::PeerPolicy;
+use crate::refusal::{HEAD_TOO_LARGE, RefusalForm};
 use crate::stream::Watched;
 use crate::tls::{FORWARD, accept_as, acceptor};
 use axum::Router;
@@ -29,6 +30,7 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -124,20 +126,18 @@ pub(crate) async fn serve_http2<S>(
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_concurrent_streams(limits.streams_max)
-        .max_header_list_size(limits.header_bytes_max)
+        // The library refuses a head above its limit without a body; the guard has the words for one above
+        // ours.
+        .max_header_list_size(limits.header_bytes_max.saturating_mul(2))
         .keep_alive_interval(limits.ping_interval)
         .keep_alive_timeout(limits.ping_timeout)
-        .serve_connection(TokioIo::new(stream), service_fn(guard.into_answers()));
-    drive(connection, limits.drain, shutdown).await;
+        .serve_connection(TokioIo::new(stream), service_fn(guard.clone().into_answers()));
+    drive(connection, &guard.progress, limits.drain, shutdown).await;
 }
 
 /// Serves HTTP/1.1 on one connection in the same way.
-pub(crate) async fn serve_http1<S>(
-    stream: Watched<S>,
-    guard: Guard,
-    limits: &Limits,
-    shutdown: CancellationToken,
-) where
+pub(crate) async fn serve_http1<S>(stream: S, guard: Guard, limits: &Limits, shutdown: CancellationToken)
+where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let connection = http1::Builder::new()
@@ -145,11 +145,16 @@ pub(crate) async fn serve_http1<S>(
         // Runs from the end of the last answer, so it bounds idle connections and slow heads alike.
         .header_read_timeout(limits.idle)
         .max_buf_size(limits.header_bytes_max as usize)
-        .serve_connection(TokioIo::new(stream), service_fn(guard.into_answers()));
-    drive(connection, limits.drain, shutdown).await;
+        .serve_connection(TokioIo::new(stream), service_fn(guard.clone().into_answers()));
+    drive(connection, &guard.progress, limits.drain, shutdown).await;
 }
 
-async fn drive<C>(connection: C, drain: Duration, shutdown: CancellationToken)
+/// Parts of [`Limits::drain`] in which an orderly shutdown looks for progress.
+const DRAIN_CHECKS: u32 = 8;
+
+/// Drives a connection to its end. After `shutdown` its answers may end, as long as none of `drain` passes
+/// without a piece of one: their length is not limited.
+async fn drive<C>(connection: C, progress: &Progress, drain: Duration, shutdown: CancellationToken)
 where
     C: GracefulConnection,
     C::Error: std::fmt::Display,
@@ -159,11 +164,43 @@ where
         ended = connection.as_mut() => ended,
         () = shutdown.cancelled() => {
             connection.as_mut().graceful_shutdown();
-            tokio::time::timeout(drain, connection.as_mut()).await.unwrap_or(Ok(()))
+            until_silent(connection.as_mut(), progress, drain).await
         }
     };
     if let Err(error) = ended {
         tracing::debug!(%error, "connection ended");
+    }
+}
+
+/// Waits for the end of a connection, but no longer than its answers make progress.
+async fn until_silent<E>(
+    mut connection: Pin<&mut impl Future<Output = Result<(), E>>>,
+    progress: &Progress,
+    drain: Duration,
+) -> Result<(), E> {
+    let mut silent_checks = 0;
+    let mut seen = progress.count();
+    while silent_checks < DRAIN_CHECKS {
+        if let Ok(ended) = tokio::time::timeout(drain / DRAIN_CHECKS, connection.as_mut()).await {
+            return ended;
+        }
+        let before = std::mem::replace(&mut seen, progress.count());
+        silent_checks = if seen == before { silent_checks + 1 } else { 0 };
+    }
+    Ok(())
+}
+
+/// Number of pieces of answers that a connection has taken.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Progress(Arc<AtomicU64>);
+
+impl Progress {
+    fn count(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn add(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -176,22 +213,32 @@ pub(crate) struct Guard {
     address: Option<SocketAddr>,
     meter: Option<ActivityMeter>,
     limits: Arc<Limits>,
+    refusals: RefusalForm,
+    progress: Progress,
 }
 
 impl Guard {
     pub(crate) fn new(router: Router, policy: Option<PeerPolicy>, limits: Arc<Limits>) -> Self {
         // Our own limit replaces axum's; a route may still set a smaller one.
         let router = router.layer(DefaultBodyLimit::disable());
-        Self { router, policy, peer: None, address: None, meter: None, limits }
+        let (refusals, progress) = (RefusalForm::default(), Progress::default());
+        Self { router, policy, peer: None, address: None, meter: None, limits, refusals, progress }
+    }
+
+    /// Returns this guard with another form of refusals.
+    pub(crate) fn refusing(self, refusals: RefusalForm) -> Self {
+        Self { refusals, ..self }
     }
 
     pub(crate) fn of(&self, peer: PublicKey) -> Self {
         Self { peer: Some(peer), ..self.clone() }
     }
 
-    /// Returns the guard of one connection, whose requests count for its admission.
+    /// Returns the guard of one connection, whose requests count for its admission and whose answers for its
+    /// progress.
     pub(crate) fn on(&self, arrival: &Arrival) -> Self {
-        Self { address: Some(arrival.address()), meter: Some(arrival.meter()), ..self.clone() }
+        let (address, meter) = (Some(arrival.address()), Some(arrival.meter()));
+        Self { address, meter, progress: Progress::default(), ..self.clone() }
     }
 
     /// Converts the guard into the function that answers a connection's requests.
@@ -201,44 +248,58 @@ impl Guard {
         move |request| {
             // Here and not in the answer's future, so that the connection counts as busy immediately.
             let under_way = self.meter.as_ref().map(ActivityMeter::begin);
+            let progress = self.progress.clone();
             let answer = self.clone().answer(request);
-            answer.map(|response| Ok(response.map(|body| until_answered(body, under_way)))).boxed()
+            answer.map(|response| Ok(response.map(|body| until_answered(body, under_way, progress)))).boxed()
         }
     }
 
     async fn answer(self, mut request: Request<Incoming>) -> Response<Body> {
         if let Some(peer) = self.peer {
             if self.policy.as_ref().is_some_and(|policy| !policy.admits(&peer)) {
-                return plain(StatusCode::FORBIDDEN, "this key is no longer admitted");
+                return self.refusals.response(StatusCode::FORBIDDEN, "this key is no longer admitted");
             }
             request.extensions_mut().insert(Peer(peer));
         }
         if let Some(address) = self.address {
             request.extensions_mut().insert(PeerAddress(address));
         }
+        if head_bytes(&request) > self.limits.header_bytes_max as usize {
+            return self.refusals.response(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, HEAD_TOO_LARGE);
+        }
         let limit = self.limits.request_bytes_max;
         if request.body().size_hint().lower() > limit as u64 {
-            return plain(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large");
+            return self.refusals.response(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large");
         }
         let request = request.map(|body| Body::new(Limited::new(body, limit)));
         match tokio::time::timeout(self.limits.request, self.router.oneshot(request)).await {
             Ok(Ok(response)) => response,
-            Err(_) => plain(StatusCode::GATEWAY_TIMEOUT, "the answer took too long"),
+            Err(_) => self.refusals.response(StatusCode::GATEWAY_TIMEOUT, "the answer took too long"),
         }
     }
 }
 
-/// Wraps a body so that its request stays under way until it has been sent or dropped.
-fn until_answered(body: Body, under_way: Option<RequestUnderWay>) -> Body {
-    match under_way {
-        Some(under_way) if !body.is_end_stream() => Body::new(MeteredBody { body, _under_way: under_way }),
-        _ => body,
+/// Returns the bytes of a request's head as HTTP/2 counts them: 32 for each field beside its text.
+fn head_bytes(request: &Request<Incoming>) -> usize {
+    let fields = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + 32);
+    let uri = request.uri();
+    let path = uri.path().len() + uri.query().map_or(0, |query| query.len() + 1);
+    path + fields.sum::<usize>()
+}
+
+/// Wraps a body so that its request stays under way until it has been sent or dropped, and its frames count
+/// as progress.
+fn until_answered(body: Body, under_way: Option<RequestUnderWay>, progress: Progress) -> Body {
+    if body.is_end_stream() {
+        return body;
     }
+    Body::new(MeteredBody { body, progress, _under_way: under_way })
 }
 
 struct MeteredBody {
     body: Body,
-    _under_way: RequestUnderWay,
+    progress: Progress,
+    _under_way: Option<RequestUnderWay>,
 }
 
 impl http_body::Body for MeteredBody {
@@ -249,7 +310,11 @@ impl http_body::Body for MeteredBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(context)
+        let frame = Pin::new(&mut self.body).poll_frame(context);
+        if frame.is_ready() {
+            self.progress.add();
+        }
+        frame
     }
 
     fn is_end_stream(&self) -> bool {
@@ -261,8 +326,35 @@ impl http_body::Body for MeteredBody {
     }
 }
 
-fn plain(status: StatusCode, text: &'static str) -> Response<Body> {
-    let mut response = Response::new(Body::from(text));
-    *response.status_mut() = status;
-    response
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DRAIN: Duration = Duration::from_secs(40);
+
+    /// Returns how long a connection lives after a shutdown that makes progress at these times, in seconds.
+    async fn lives(progress_at: &[u64], ends_at: u64) -> u64 {
+        let progress = Progress::default();
+        let began = tokio::time::Instant::now();
+        let connection = async {
+            for at in progress_at {
+                tokio::time::sleep_until(began + Duration::from_secs(*at)).await;
+                progress.add();
+            }
+            tokio::time::sleep_until(began + Duration::from_secs(ends_at)).await;
+            Ok::<(), Infallible>(())
+        };
+        let mut connection = pin!(connection);
+        assert_eq!(until_silent(connection.as_mut(), &progress, DRAIN).await, Ok(()));
+        began.elapsed().as_secs()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_orderly_shutdown_limits_silence_and_not_length() {
+        assert_eq!(lives(&[], 7).await, 7, "it ends by itself");
+        assert_eq!(lives(&[], 1000).await, 40, "silence is limited");
+        let minutes: Vec<u64> = (1..60).map(|piece| piece * 30).collect();
+        assert_eq!(lives(&minutes, 1800).await, 1800, "an answer of half an hour is not cut");
+        assert_eq!(lives(&[30], 1000).await, 70, "silence begins with the last piece");
+    }
 }

@@ -121,6 +121,26 @@ async fn curl_speaks_to_both_kinds_of_listener() {
 }
 
 #[tokio::test]
+async fn a_head_that_is_refused_is_answered_in_words() {
+    let site = Site::start(None, patient()).await;
+    // As many bytes as the limit: the server reads them all, so that closing destroys no answer.
+    let start = "GET / HTTP/1.1\r\nx-long: ";
+    let long = format!("{start}{}", "y".repeat(16 * 1024 - start.len()));
+    for (head, status, words) in [
+        ("GET\u{1} / HTTP/1.1\r\n\r\n", "400 Bad Request", "is not valid HTTP/1.1"),
+        (long.as_str(), "431 Request Header Fields Too Large", "is too large"),
+    ] {
+        let mut stream = TcpStream::connect(site.address).await.unwrap();
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        within_deadline(stream.read_to_string(&mut answer)).await.unwrap();
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}\r\n")), "{answer}");
+        assert!(answer.ends_with(words), "{answer}");
+    }
+    site.stop().await;
+}
+
+#[tokio::test]
 async fn python_speaks_to_the_listener_with_tls() {
     let site = Site::start_with_tls().await;
     let program = "
