@@ -22,9 +22,12 @@ mod ticket;
 
 use crate::memory::Memory;
 use crate::metrics::GatewayMetrics;
+use crate::openai::transport_refusal;
 use lifetime::Lifetimes;
 use overlay::people::{KeyExchanges, ServerCertificate};
-use overlay::{CancellationToken, Identity, Limits, LogThrottle, PeerPolicy, open_files, people};
+use overlay::{
+    CancellationToken, Identity, Limits, LogThrottle, PeerPolicy, RefusalForm, open_files, people,
+};
 use pool::WorkerPool;
 use protocol::TokenName;
 use quota::Quotas;
@@ -37,9 +40,8 @@ use tokio::sync::watch;
 pub use hold::HOLD_TIMEOUT;
 pub use ticket::TicketError;
 
-/// Time for answers in progress to finish at an orderly shutdown.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
-/// Time limit for an answer to begin, and for each pause within it: a long prompt on a slow machine.
+/// Time limit for an answer to begin, and for each pause within it: a long prompt on a slow machine. A
+/// shutdown and the loss of a slot cut no answer earlier.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(600);
 /// Largest whole answer of a worker, in bytes: 2048 embeddings of 4096 numbers as text are about 100 MB.
 const ANSWER_BYTES_MAX: usize = 128 * 1024 * 1024;
@@ -53,6 +55,10 @@ const UNADMITTED_WORKERS_MAX: usize = 16;
 /// Open files beside the connections of listeners: the control socket, the runtime's own, and evicted
 /// connections that are being closed.
 const OTHER_FILES: usize = 256;
+
+/// Form of refusals that reach no route.
+pub(crate) const REFUSALS: RefusalForm =
+    RefusalForm { content_type: "application/json", body: transport_refusal };
 
 /// Open sockets that the gateway receives; it opens none itself.
 #[derive(Debug)]
@@ -123,8 +129,15 @@ pub async fn serve(
         let _done = workers_shutdown.clone().drop_guard();
         let router = public::router(gateway.clone());
         let exchanges = gateway.key_exchanges.clone();
-        let serving =
-            people::serve(listeners.public, certificate, public_limits, router, exchanges, shutdown.clone());
+        let serving = people::serve_refusing(
+            listeners.public,
+            certificate,
+            public_limits,
+            router,
+            exchanges,
+            REFUSALS,
+            shutdown.clone(),
+        );
         or_stop(serving.await)
     };
     let workers = async {
@@ -179,7 +192,7 @@ fn worker_limits() -> Limits {
 fn public_limits() -> Limits {
     Limits {
         request: ANSWER_TIMEOUT + Duration::from_secs(5),
-        drain: DRAIN_TIMEOUT,
+        drain: ANSWER_TIMEOUT,
         // The router bounds bodies itself, with an answer in OpenAI's format.
         request_bytes_max: usize::MAX >> 1,
         connections_max: 4096,

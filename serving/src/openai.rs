@@ -9,6 +9,6 @@ mod json;
 mod request;
 mod response;
 
-pub use error::{ApiError, printable};
+pub use error::{ApiError, printable, transport_refusal};
 pub use request::{Delivery, Embed, Encoding, Endpoint, Generate, InferenceRequest};
 pub use response::{DONE_EVENT, Label, Usage, embeddings, error_event, model, models};

@@ -8,6 +8,7 @@ mod agent;
 mod answer;
 pub mod inherited;
 pub mod local;
+mod outstanding;
 mod service;
 
 pub use answer::{COMPLETION_TOKENS, PROMPT_TOKENS};

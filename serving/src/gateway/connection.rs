@@ -5,9 +5,9 @@
 //! ([`super::pool`]), so a slot that moved gets no new requests. Requests that still run on its old worker
 //! may end as long as the old node renews the ticket.
 
-use super::Gateway;
 use super::pool::{Departure, WorkerConnection};
 use super::ticket::{TicketDecision, TicketError, check_form, check_renewal, check_route, decide};
+use super::{ANSWER_TIMEOUT, Gateway};
 use crate::worker::now;
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
@@ -23,8 +23,6 @@ use tokio::time::Instant;
 /// Interval at which a worker is polled for its ticket and its load. A lease of 3 s survives one or two lost
 /// answers.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
-/// Time for requests on a worker that lost its slot to finish.
-const RETIREMENT_TIMEOUT: Duration = Duration::from_secs(30);
 /// Interval at which a loading worker is polled: a fifth of the loading time of the smallest model.
 const LOADING_INTERVAL: Duration = Duration::from_millis(10);
 
@@ -151,7 +149,7 @@ pub(super) enum ConnectionPermit {
 /// Polls a worker until it must leave; returns the cause.
 async fn poll_until_departure(gateway: &Gateway, link: &WorkerConnection, lapses_at: Instant) -> Departure {
     let mut deadline = lapses_at;
-    let mut retired_at = None;
+    let mut retirement = None;
     // The first ticket may have aged while it waited for the table.
     let mut next_poll = Instant::now();
     loop {
@@ -172,13 +170,34 @@ async fn poll_until_departure(gateway: &Gateway, link: &WorkerConnection, lapses
         }
         let table = gateway.table.borrow().clone();
         if check_route(&link.ticket(), &table).is_ok() {
-            retired_at = None;
+            retirement = None;
             continue;
         }
-        let retired_at = *retired_at.get_or_insert(Instant::now());
-        if link.in_flight() == 0 || retired_at.elapsed() > RETIREMENT_TIMEOUT {
+        // Requests on a worker that lost its slot may finish; their silence is limited, not their length.
+        let silence = retirement.get_or_insert_with(|| Silence::begin(link.progress()));
+        if link.in_flight() == 0 || silence.lasts(link.progress()) > ANSWER_TIMEOUT {
             return Departure::SlotEnded;
         }
+    }
+}
+
+/// Time in which no piece of an answer came from a worker.
+struct Silence {
+    since: Instant,
+    progress: u64,
+}
+
+impl Silence {
+    fn begin(progress: u64) -> Self {
+        Self { since: Instant::now(), progress }
+    }
+
+    /// Returns the length of the silence at this progress.
+    fn lasts(&mut self, progress: u64) -> Duration {
+        if progress != self.progress {
+            *self = Self::begin(progress);
+        }
+        self.since.elapsed()
     }
 }
 

@@ -218,7 +218,10 @@ impl WorkerAnswer {
                 AnswerFrame::Lost
             }
             Some(Ok(frame)) => match frame.into_data() {
-                Ok(data) => AnswerFrame::Data(data),
+                Ok(data) => {
+                    self.permit.link().record_progress();
+                    AnswerFrame::Data(data)
+                }
                 Err(frame) => AnswerFrame::Trailers(frame.into_trailers().unwrap_or_default()),
             },
         }

@@ -91,6 +91,8 @@ pub(super) struct WorkerConnection {
     /// Part of `in_flight`: requests whose answer has not begun.
     unanswered: AtomicU32,
     last_used: AtomicU64,
+    /// Pieces of answers that came from the worker.
+    pieces: AtomicU64,
 }
 
 impl WorkerConnection {
@@ -132,6 +134,16 @@ impl WorkerConnection {
     /// Returns the number of this gateway's requests on the worker.
     pub(super) fn in_flight(&self) -> u32 {
         self.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// Records a piece of an answer.
+    pub(super) fn record_progress(&self) {
+        self.pieces.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Returns the number of pieces of answers so far.
+    pub(super) fn progress(&self) -> u64 {
+        self.pieces.load(Ordering::Relaxed)
     }
 
     /// Reports whether the worker left in an orderly way, so that its requests are no suspects.
@@ -248,6 +260,7 @@ impl WorkerPool {
             in_flight: AtomicU32::new(0),
             unanswered: AtomicU32::new(0),
             last_used: AtomicU64::new(0),
+            pieces: AtomicU64::new(0),
         });
         self.lock().insert(link.id, link.clone());
         link

@@ -127,6 +127,20 @@ impl IntoResponse for ApiError {
     }
 }
 
+/// Writes a refusal that a listener makes before any route is chosen: a head that is too large or invalid, an
+/// answer that took too long.
+#[must_use]
+pub fn transport_refusal(status: StatusCode, sentence: &'static str) -> String {
+    let code = match status {
+        StatusCode::PAYLOAD_TOO_LARGE
+        | StatusCode::URI_TOO_LONG
+        | StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => code::REQUEST_TOO_LARGE,
+        StatusCode::GATEWAY_TIMEOUT => code::TIMED_OUT,
+        _ => code::REQUEST_INVALID,
+    };
+    ApiError::new(status, code, sentence).body().to_string()
+}
+
 /// Makes untrusted text safe to display: escapes control characters and limits the length.
 #[must_use]
 pub fn printable(text: &str) -> String {
@@ -150,6 +164,22 @@ mod tests {
             r#""param":"messages","type":"invalid_request_error"}}"#,
         );
         assert_eq!(error.body().to_string(), expected);
+    }
+
+    #[test]
+    fn refusals_of_the_transport_have_openais_shape() {
+        for (status, code, kind) in [
+            (431, "request_too_large", "invalid_request_error"),
+            (414, "request_too_large", "invalid_request_error"),
+            (400, "request_invalid", "invalid_request_error"),
+            (504, "timed_out", "server_error"),
+        ] {
+            let status = StatusCode::from_u16(status).expect("a status");
+            let body: serde_json::Value =
+                serde_json::from_str(&transport_refusal(status, "why")).expect("JSON");
+            let expected = json!({ "message": "why", "type": kind, "param": null, "code": code });
+            assert_eq!(body["error"], expected, "{status}");
+        }
     }
 
     #[test]

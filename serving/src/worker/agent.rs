@@ -2,6 +2,7 @@
 //! again; the worker reports its state to each agent and accepts connections and tickets from any.
 
 use super::inherited::serving_limits;
+use super::outstanding::Outstanding;
 use super::{Tickets, WorkerService};
 use bytes::Bytes;
 use overlay::descriptors::{FrameError, FrameSender};
@@ -28,12 +29,21 @@ pub(super) struct SandboxedWorker {
     service: Arc<WorkerService>,
     tickets: Tickets,
     disconnected: broadcast::Sender<PublicKey>,
+    exit: WorkerExit,
+}
+
+/// The end of a worker's connections: cancelled when it has nothing more to say, and the count of those that
+/// still send it.
+#[derive(Debug, Clone, Default)]
+pub(super) struct WorkerExit {
+    pub(super) closing: CancellationToken,
+    pub(super) connections: Outstanding,
 }
 
 impl SandboxedWorker {
-    pub(super) fn new(identity: Identity, service: Arc<WorkerService>) -> Self {
+    pub(super) fn new(identity: Identity, service: Arc<WorkerService>, exit: WorkerExit) -> Self {
         let disconnected = broadcast::Sender::new(DISCONNECTIONS_KEPT);
-        Self { identity, service, tickets: Tickets::default(), disconnected }
+        Self { identity, service, tickets: Tickets::default(), disconnected, exit }
     }
 }
 
@@ -125,10 +135,11 @@ impl SandboxedWorker {
     async fn serve_stream(&self, gateway: PublicKey, ticket: &SignedTicket, tcp: TcpStream) {
         let preface = Bytes::from(canonical::to_bytes(ticket));
         let router = self.tickets.router(self.service.clone());
-        let never = CancellationToken::new();
+        let closing = self.exit.closing.clone();
+        let _open = self.exit.connections.begin();
         tracing::info!(gateway = gateway.short(), "serving a gateway");
         let served =
-            reverse_serve(tcp, &self.identity, gateway, preface, serving_limits(), router, never).await;
+            reverse_serve(tcp, &self.identity, gateway, preface, serving_limits(), router, closing).await;
         match served {
             Ok(()) => tracing::info!(gateway = gateway.short(), "gateway disconnected"),
             Err(error) => tracing::warn!(gateway = gateway.short(), %error, "gateway connection failed"),

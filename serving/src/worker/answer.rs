@@ -17,6 +17,7 @@ use crate::openai::{
 use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
+use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use bytes::Bytes;
@@ -50,10 +51,21 @@ pub(super) fn router(service: Arc<WorkerService>) -> Router {
             Endpoint::Embeddings.path(),
             post(|state, request| answer(state, Endpoint::Embeddings, request)),
         )
+        .route_layer(from_fn_with_state(service.clone(), count_until_sent))
         .route("/worker/v1/load", get(load))
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
         .with_state(service)
+}
+
+/// Counts an answer from the arrival of its request until its last byte has been handed to the connection.
+async fn count_until_sent(
+    State(service): State<Arc<WorkerService>>,
+    request: axum::extract::Request,
+    next: Next,
+) -> Response {
+    let answer = service.answers().begin();
+    next.run(request).await.map(|body| answer.until_sent(body))
 }
 
 async fn load(State(service): State<Arc<WorkerService>>) -> Response {

@@ -6,7 +6,7 @@
 //! no library here may use them. A dedicated thread waits for SIGTERM.
 
 use super::WorkerService;
-use super::agent::{self, SandboxedWorker};
+use super::agent::{self, SandboxedWorker, WorkerExit};
 use crate::batcher::{Batcher, BatcherLimits};
 use crate::engine::{
     DeviceChoice, Engine, EngineOptions, LoadedEngine, Operation, cache_bytes_of, tokenizer_bytes_of,
@@ -35,12 +35,15 @@ use std::io::Write;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Interval between two lines of metrics for the agent.
 const METRICS_INTERVAL: Duration = Duration::from_secs(1);
 /// Interval between two checks whether a terminating worker is idle.
 const IDLE_CHECK: Duration = Duration::from_millis(20);
+/// Longest wait of an idle worker for its connections to close: bytes in their buffers leave in milliseconds,
+/// unless a gateway is gone.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Threads for connections; the engine has its own.
 const IO_THREADS: usize = 2;
 
@@ -50,7 +53,7 @@ pub fn serving_limits() -> Limits {
     Limits {
         request: Duration::from_secs(600),
         request_bytes_max: INFERENCE_BODY_BYTES_MAX,
-        drain: Duration::from_secs(30),
+        drain: Duration::from_secs(600),
         streams_max: 1024,
         ..Limits::default()
     }
@@ -79,13 +82,11 @@ pub fn run() -> anyhow::Result<()> {
     let (name, slot, fence) = (&manifest.service, manifest.slot, manifest.fence);
     tracing::info!(service = %name, %slot, %fence, "worker starts");
 
-    let draining = service.clone();
+    let exit = WorkerExit::default();
+    let (draining, ending) = (service.clone(), exit.clone());
     std::thread::Builder::new().name("signal".to_owned()).spawn(move || {
         terminate.wait().expect("the set holds one valid signal");
-        draining.drain();
-        while !draining.is_idle() {
-            std::thread::sleep(IDLE_CHECK);
-        }
+        finish(&draining, &ending);
         std::process::exit(0);
     })?;
     let loading = service.clone();
@@ -101,9 +102,23 @@ pub fn run() -> anyhow::Result<()> {
     runtime.block_on(async move {
         let listener = overlay::listen::unix(&format!("fd:{WORKER_SOCKET_FD}")).await?;
         tokio::spawn(write_metrics(metrics, service.clone()));
-        agent::serve_agent(listener, SandboxedWorker::new(identity, service)).await;
+        agent::serve_agent(listener, SandboxedWorker::new(identity, service, exit)).await;
         Ok(())
     })
+}
+
+/// Finishes all requests, then closes the connections in order, so that the last bytes of the last answer
+/// leave. Until the engine and all answers are done, gateways must be able to poll for tickets.
+fn finish(service: &WorkerService, exit: &WorkerExit) {
+    service.drain();
+    while !service.is_idle() {
+        std::thread::sleep(IDLE_CHECK);
+    }
+    exit.closing.cancel();
+    let closing = Instant::now();
+    while exit.connections.count() > 0 && closing.elapsed() < CLOSE_TIMEOUT {
+        std::thread::sleep(IDLE_CHECK);
+    }
 }
 
 /// Takes ownership of a descriptor that the sandbox left open.

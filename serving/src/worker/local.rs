@@ -5,6 +5,7 @@ use super::answer::{self, json};
 use super::{WorkerService, inherited};
 use crate::batcher::{Batcher, BatcherLimits};
 use crate::engine::{Engine, EngineOptions, LoadedEngine};
+use crate::gateway::REFUSALS;
 use crate::metrics;
 use crate::openai::{self, ApiError};
 use crate::weights::ModelFiles;
@@ -77,7 +78,7 @@ pub async fn serve(
         .layer(map_response(name_request));
     // The router bounds bodies itself, with an answer in OpenAI's format.
     let limits = Limits { request_bytes_max: usize::MAX >> 1, ..inherited::serving_limits() };
-    people::serve(listener, None, limits, router, Arc::default(), shutdown).await?;
+    people::serve_refusing(listener, None, limits, router, Arc::default(), REFUSALS, shutdown).await?;
     Ok(())
 }
 

@@ -1,5 +1,6 @@
 //! State of a worker: its batcher once loaded, its lifecycle, its metrics.
 
+use super::outstanding::Outstanding;
 use crate::batcher::Batcher;
 use crate::memory::Memory;
 use crate::openai::ApiError;
@@ -27,6 +28,8 @@ pub struct WorkerService {
     /// The only model name that is answered; `None` accepts any, because the gateway has checked it.
     model: Option<String>,
     memory: Memory<()>,
+    /// Answers that are still being sent.
+    answers: Outstanding,
 }
 
 impl WorkerService {
@@ -35,7 +38,8 @@ impl WorkerService {
     pub fn new(model: Option<String>) -> Self {
         let state = watch::Sender::new((WorkerState::Loading, String::new()));
         let memory = Memory::new(MEMORY_BYTES_MAX);
-        Self { batcher: OnceLock::new(), state, first_tokens: Mutex::default(), model, memory }
+        let (first_tokens, answers) = (Mutex::default(), Outstanding::default());
+        Self { batcher: OnceLock::new(), state, first_tokens, model, memory, answers }
     }
 
     /// Installs the loaded engine.
@@ -77,10 +81,15 @@ impl WorkerService {
         self.state.subscribe()
     }
 
-    /// Reports whether no request runs or waits.
+    /// Reports whether no request runs or waits, and no answer is still being sent.
     #[must_use]
     pub fn is_idle(&self) -> bool {
-        self.batcher.get().is_none_or(Batcher::is_idle)
+        self.answers.count() == 0 && self.batcher.get().is_none_or(Batcher::is_idle)
+    }
+
+    /// Returns the count of answers that are still being sent.
+    pub(super) fn answers(&self) -> &Outstanding {
+        &self.answers
     }
 
     /// Returns the model's name, if only one is answered.
@@ -130,9 +139,11 @@ impl WorkerService {
         let numbers = self.batcher.get().map(Batcher::snapshot).unwrap_or_default();
         let narrow = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
         let usage = (numbers.cache_tokens_reserved * 1000).checked_div(numbers.cache_tokens_total);
+        // An answer counts until it has been sent: a draining worker is ended when no request is left.
+        let sending = self.answers.count().saturating_sub(numbers.requests_waiting);
         WorkerMetrics {
             at: now(),
-            requests_running: narrow(numbers.requests_running),
+            requests_running: narrow(numbers.requests_running.max(sending)),
             requests_waiting: narrow(numbers.requests_waiting),
             requests_total: numbers.requests_finished_total,
             prompt_tokens_total: numbers.prompt_tokens_total,
@@ -161,6 +172,8 @@ mod tests {
     use super::*;
     use crate::batcher::BatcherLimits;
     use crate::engine::simulated::SimulatedEngine;
+    use http_body_util::BodyExt;
+    use tower::ServiceExt;
 
     fn batcher() -> Batcher {
         Batcher::start(Box::new(SimulatedEngine::encoder(16, 4)), BatcherLimits::default()).expect("a thread")
@@ -181,6 +194,30 @@ mod tests {
         assert!(service.is_idle());
         service.failed("late".to_owned());
         assert_eq!(service.load().state, WorkerState::Draining, "a draining worker stays so");
+    }
+
+    #[tokio::test]
+    async fn a_worker_is_idle_once_its_answers_have_been_sent() {
+        let service = std::sync::Arc::new(WorkerService::new(None));
+        let engine = SimulatedEngine::decoder(64, 64);
+        service.ready(Batcher::start(Box::new(engine), BatcherLimits::default()).expect("a thread"));
+        for body in
+            [r#"{"model": "m", "prompt": "abc"}"#, r#"{"model": "m", "prompt": "abc", "stream": true}"#]
+        {
+            let request =
+                http::Request::post("/v1/completions").body(axum::body::Body::from(body)).expect("valid");
+            let response = super::super::answer::router(service.clone()).oneshot(request).await;
+            let answer = response.expect("infallible").into_body();
+            while !service.batcher().is_ok_and(Batcher::is_idle) {
+                tokio::task::yield_now().await;
+            }
+            assert!(!service.is_idle(), "the engine is idle, and the bytes are not out");
+            assert_eq!(service.metrics().requests_running, 1);
+            let bytes = answer.collect().await.expect("whole").to_bytes();
+            assert!(!bytes.is_empty());
+            assert!(service.is_idle());
+            assert_eq!(service.metrics().requests_running, 0);
+        }
     }
 
     #[test]

@@ -72,3 +72,28 @@ async fn a_poll_with_an_oversized_answer_is_abandoned() {
     assert!(sent <= 4 << 20, "{sent} bytes");
     assert_eq!(simulation.ask("app", Act::Answer(0), "").await.code(), "no_worker", "it is never ready");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_on_a_worker_that_lost_its_slot_is_cut_for_silence_and_not_for_length() {
+    for (silence_s, is_whole) in [(400, true), (700, false)] {
+        let simulation = Simulation::new(1 << 24);
+        let _worker = simulation.worker().await;
+        let act = Act::Stream(0, silence_s * 1000).script();
+        let request = format!(r#"{{"model": "echo", "prompt": "x", "stream": true, "user": "{act}"}}"#);
+        let (status, _, body) = simulation.begin("app", Body::from(request)).await;
+        assert_eq!(status, 200);
+        let began = Instant::now();
+        simulation.push(2, Fence::new(1, 2));
+        let answer = body.collect().await.expect("it ends in order").to_bytes();
+        let answer = String::from_utf8_lossy(&answer);
+        assert_eq!(!answer.contains("worker_lost"), is_whole, "{silence_s} s: {answer}");
+        assert_eq!(answer.matches("data: piece").count(), 1 + usize::from(is_whole));
+        assert!(began.elapsed() <= Duration::from_secs(silence_s.min(602) + 1), "{:?}", began.elapsed());
+        let left = async {
+            while !simulation.gateway.pool.links().is_empty() {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(2), left).await.expect("the worker is left then");
+    }
+}
