@@ -15,7 +15,7 @@ mod generation;
 mod tokenizers;
 mod worker;
 
-use crate::engine::chat::ChatMessage;
+use crate::engine::chat::Conversation;
 use crate::engine::sampler::Sampling;
 use crate::engine::{Engine, EngineError, Operation, TextFrontend};
 use counters::Counters;
@@ -111,8 +111,8 @@ pub enum Prompt {
     Text(String),
     /// Token ids.
     Tokens(Vec<u32>),
-    /// Messages, rendered with the model's chat template.
-    Chat(Vec<ChatMessage>),
+    /// A conversation, rendered with the model's chat template.
+    Chat(Conversation),
 }
 
 /// Request for one generation.
@@ -126,6 +126,8 @@ pub struct GenerateRequest {
     pub tokens_max: Option<usize>,
     /// Strings before which the generation stops.
     pub stops: Vec<String>,
+    /// Whether the model's end token does not end the generation.
+    pub ignores_end: bool,
 }
 
 /// A running generation. Dropping it stops the work.
@@ -250,13 +252,18 @@ impl Batcher {
             return Err(refuse(format!("at most {} stop strings", self.limits.stops_max)));
         }
         let slot = self.take_slot()?;
+        let options = generation::AnswerOptions {
+            // An answer to a chat begins afresh; a completion continues the text of its prompt.
+            continues_prompt: !matches!(request.prompt, Prompt::Chat(_)),
+            ignores_end: request.ignores_end,
+        };
         let prompt = match request.prompt {
             Prompt::Text(text) => {
                 self.tokenize(text.len(), move |frontend, _| frontend.encode_checked(&text, true)).await?
             }
-            Prompt::Chat(messages) => {
-                let bytes = messages.iter().map(|message| message.content.len()).sum();
-                self.tokenize(bytes, move |frontend, _| frontend.encode_chat(&messages)).await?
+            Prompt::Chat(conversation) => {
+                let bytes = conversation.text_bytes();
+                self.tokenize(bytes, move |frontend, _| frontend.encode_chat(&conversation)).await?
             }
             Prompt::Tokens(tokens) => tokens,
         };
@@ -277,6 +284,7 @@ impl Batcher {
         let (sender, events) = tokio::sync::mpsc::unbounded_channel();
         let job = generation::QueuedGeneration {
             prompt,
+            options,
             tokens_max,
             sampling: request.sampling,
             stops: request.stops,
@@ -309,7 +317,7 @@ impl Batcher {
                     break;
                 }
                 sequences.push(match input {
-                    EmbedInput::Text(text) => frontend.encode_checked(&text, true)?,
+                    EmbedInput::Text(text) => frontend.encode_document(&text)?,
                     EmbedInput::Tokens(tokens) => tokens,
                 });
             }

@@ -18,6 +18,7 @@ pub mod kernels;
 mod parameters;
 pub mod sampler;
 pub mod simulated;
+pub mod special_tokens;
 pub mod text;
 pub mod text_frontend;
 

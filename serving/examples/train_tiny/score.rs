@@ -48,12 +48,13 @@ fn ask(batcher: &Batcher, lessons: &[&Lesson], mistakes: &mut Vec<String>) -> an
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
     let mut running = Vec::new();
     for lesson in lessons {
-        let message = ChatMessage { role: "user".to_owned(), content: lesson.question.clone() };
+        let message = ChatMessage::new("user", lesson.question.as_str());
         let request = GenerateRequest {
-            prompt: Prompt::Chat(vec![message]),
+            prompt: Prompt::Chat(vec![message].into()),
             sampling: Sampling { temperature: 0.0, top_p: 1.0, seed: 0 },
             tokens_max: Some(64),
             stops: Vec::new(),
+            ignores_end: false,
         };
         running.push(runtime.block_on(batcher.generate(request))?);
     }

@@ -36,9 +36,19 @@ pub enum FinishReason {
     Length,
 }
 
+/// Where the text of an answer begins and ends.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct AnswerOptions {
+    /// Whether the text continues that of the prompt.
+    pub(super) continues_prompt: bool,
+    /// Whether the model's end token does not end it.
+    pub(super) ignores_end: bool,
+}
+
 /// A queued generation.
 pub(super) struct QueuedGeneration {
     pub(super) prompt: Vec<u32>,
+    pub(super) options: AnswerOptions,
     pub(super) tokens_max: usize,
     pub(super) sampling: Sampling,
     pub(super) stops: Vec<String>,
@@ -69,6 +79,7 @@ pub(super) struct RunningGeneration {
     tokens_max: usize,
     sampling: Sampling,
     detokenizer: Detokenizer,
+    ignores_end: bool,
     stops: StopStrings,
     sender: UnboundedSender<Event>,
 }
@@ -76,6 +87,11 @@ pub(super) struct RunningGeneration {
 impl RunningGeneration {
     pub(super) fn new(sequence: SequenceId, job: QueuedGeneration) -> Self {
         assert!(!job.prompt.is_empty() && job.tokens_max > 0, "checked when the request was queued");
+        let detokenizer = if job.options.continues_prompt {
+            Detokenizer::after(&job.prompt)
+        } else {
+            Detokenizer::default()
+        };
         Self {
             sequence,
             prompt: job.prompt.len(),
@@ -83,7 +99,8 @@ impl RunningGeneration {
             computed: 0,
             tokens_max: job.tokens_max,
             sampling: job.sampling,
-            detokenizer: Detokenizer::default(),
+            detokenizer,
+            ignores_end: job.options.ignores_end,
             stops: StopStrings::new(job.stops),
             sender: job.sender,
         }
@@ -147,7 +164,7 @@ impl RunningGeneration {
         assert_eq!(self.computed, self.tokens.len(), "logits follow the last token");
         let token = sample(logits, &self.sampling, self.tokens.len() as u64);
         self.tokens.push(token);
-        if frontend.is_end(token) {
+        if frontend.is_end(token) && !self.ignores_end {
             let rest = self.detokenizer.finish(frontend);
             return self.end(&rest, FinishReason::Stop);
         }
@@ -210,8 +227,14 @@ mod tests {
     fn running(prompt: usize, tokens_max: usize) -> RunningGeneration {
         let (sender, _) = unbounded_channel();
         let sampling = Sampling { temperature: 0.0, top_p: 1.0, seed: 0 };
-        let queued =
-            QueuedGeneration { prompt: vec![1; prompt], tokens_max, sampling, stops: Vec::new(), sender };
+        let queued = QueuedGeneration {
+            prompt: vec![1; prompt],
+            options: AnswerOptions::default(),
+            tokens_max,
+            sampling,
+            stops: Vec::new(),
+            sender,
+        };
         RunningGeneration::new(SequenceId(7), queued)
     }
 
@@ -228,8 +251,14 @@ mod tests {
     fn an_answer_without_an_end_token_has_all_tokens_requested() {
         let (sender, mut events) = unbounded_channel();
         let sampling = Sampling { temperature: 0.0, top_p: 1.0, seed: 0 };
-        let queued =
-            QueuedGeneration { prompt: vec![1; 5], tokens_max: 2, sampling, stops: Vec::new(), sender };
+        let queued = QueuedGeneration {
+            prompt: vec![1; 5],
+            options: AnswerOptions::default(),
+            tokens_max: 2,
+            sampling,
+            stops: Vec::new(),
+            sender,
+        };
         let mut generation = RunningGeneration::new(SequenceId(7), queued);
         let frontend = TextFrontend::bytes(64);
         let mut logits = vec![0.0; frontend.vocabulary()];

@@ -6,6 +6,9 @@
 
 use super::TextFrontend;
 
+/// Tokens of a prompt that give the decoder its context: enough for a character of four byte tokens and the
+/// word before it.
+const PROMPT_CONTEXT_TOKENS: usize = 8;
 /// Maximum tokens without a complete character. UTF-8 needs four bytes, byte tokens one each; a few more
 /// allow for decoders that inspect neighbours. After that, the available bytes are taken as text.
 const INCOMPLETE_TOKENS_MAX: usize = 8;
@@ -16,9 +19,19 @@ pub struct Detokenizer {
     /// Recent tokens; `tokens[..sent]` have been turned into text and give the decoder its context.
     tokens: Vec<u32>,
     sent: usize,
+    /// Whether that context is the end of a prompt, which may end inside a character.
+    is_at_prompt: bool,
 }
 
 impl Detokenizer {
+    /// Continues the text of a prompt. A decoder of the SentencePiece family drops the space before the first
+    /// token that it sees, so it must see what precedes the answer.
+    #[must_use]
+    pub fn after(prompt: &[u32]) -> Self {
+        let context = &prompt[prompt.len().saturating_sub(PROMPT_CONTEXT_TOKENS)..];
+        Self { tokens: context.to_vec(), sent: context.len(), is_at_prompt: true }
+    }
+
     /// Returns the text that this token completes, possibly empty.
     pub fn push(&mut self, frontend: &TextFrontend, token: u32) -> String {
         self.tokens.push(token);
@@ -35,8 +48,12 @@ impl Detokenizer {
         if self.sent == self.tokens.len() {
             return String::new();
         }
-        let before = frontend.decode(&self.tokens[..self.sent]);
+        let mut before = frontend.decode(&self.tokens[..self.sent]);
         let after = frontend.decode(&self.tokens);
+        if self.is_at_prompt {
+            // The answer completes the character in which the prompt ends.
+            before.truncate(before.trim_end_matches(char::REPLACEMENT_CHARACTER).len());
+        }
         let waiting = self.tokens.len() - self.sent < INCOMPLETE_TOKENS_MAX;
         if after.ends_with(char::REPLACEMENT_CHARACTER) && waiting && !finish {
             return String::new();
@@ -47,6 +64,7 @@ impl Detokenizer {
         // Keep the tokens just sent as context, so that spaces between words decode as they would in full.
         self.tokens.drain(..self.sent);
         self.sent = self.tokens.len();
+        self.is_at_prompt = false;
         fresh
     }
 }
@@ -155,6 +173,51 @@ mod tests {
         }
         sent.push_str(&detokenizer.finish(&frontend));
         assert_eq!(sent, text);
+    }
+
+    /// Returns a frontend whose decoder drops the first space, as those of Llama 2, Mistral and Gemma do.
+    fn sentence_pieces() -> TextFrontend {
+        let metaspace = serde_json::json!({
+            "type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": true
+        });
+        let vocabulary = serde_json::json!({ "<unk>": 0, "▁the": 1, "▁cat": 2, "▁sat": 3, "s": 4 });
+        let json = serde_json::json!({
+            "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+            "pre_tokenizer": metaspace, "post_processor": null, "decoder": metaspace,
+            "model": { "type": "WordLevel", "vocab": vocabulary, "unk_token": "<unk>" }
+        });
+        let tokenizer = tokenizers::Tokenizer::from_bytes(json.to_string()).expect("a valid tokenizer");
+        TextFrontend::bytes(64).with(tokenizer, None)
+    }
+
+    #[test]
+    fn a_completion_keeps_the_space_that_separates_it_from_its_prompt() {
+        let frontend = sentence_pieces();
+        let prompt = frontend.encode("the cat", false).expect("tokens");
+        assert_eq!(prompt, [1, 2]);
+        let answer = |mut detokenizer: Detokenizer| {
+            let text: String = [3, 4].map(|token| detokenizer.push(&frontend, token)).concat();
+            text + &detokenizer.finish(&frontend)
+        };
+        assert_eq!(answer(Detokenizer::after(&prompt)), " sats");
+        // The control: without the prompt, the first space is lost. An answer to a chat begins like this.
+        assert_eq!(answer(Detokenizer::default()), "sats");
+    }
+
+    #[test]
+    fn an_answer_completes_the_character_in_which_its_prompt_ends() {
+        let frontend = TextFrontend::bytes(64);
+        let tokens = frontend.encode("caf\u{e9}!", false).expect("byte tokens");
+        for cut in 1..=tokens.len() {
+            let mut detokenizer = Detokenizer::after(&tokens[..cut]);
+            let mut text = String::new();
+            for token in &tokens[cut..] {
+                text.push_str(&detokenizer.push(&frontend, *token));
+            }
+            text.push_str(&detokenizer.finish(&frontend));
+            let expected = ["af\u{e9}!", "f\u{e9}!", "\u{e9}!", "\u{e9}!", "!", ""][cut - 1];
+            assert_eq!(text, expected, "prompt of {cut} bytes");
+        }
     }
 
     #[test]

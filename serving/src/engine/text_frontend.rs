@@ -5,12 +5,14 @@
 //! input that is too long is an error that states the limit. A text with more bytes than the context can hold
 //! is rejected before it is tokenized. A tokenizer needs hundreds of bytes of memory for each byte of text.
 
-use super::chat::{ChatMessage, ChatTemplate};
+use super::chat::{ChatTemplate, Conversation};
 use super::config::{self, ModelConfig, Shape};
+use super::special_tokens::SpecialTokens;
 use super::{EngineError, EngineOptions, Operation};
 use crate::weights::{ModelFiles, WeightsError};
 use serde::Deserialize;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use tokenizers::Tokenizer;
 
 /// Memory of a tokenizer per byte of text: 250 bytes were measured with megabytes of English.
@@ -26,6 +28,7 @@ const TEXT_BYTES_MIN: usize = 64 * 1024;
 pub struct TextFrontend {
     operation: Operation,
     tokenizer: Tokenizer,
+    special: SpecialTokens,
     template: Option<ChatTemplate>,
     end_tokens: Vec<u32>,
     context_tokens_max: usize,
@@ -45,7 +48,7 @@ impl std::fmt::Debug for Delay {
     }
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, Default)]
 struct RawTokenizerConfig {
     chat_template: Option<RawTemplate>,
     bos_token: Option<RawToken>,
@@ -116,6 +119,7 @@ impl TextFrontend {
             text_bytes_of(longest_token(&tokenizer), context_tokens_max, options.tokenizer_bytes_max);
         Ok(Self {
             operation,
+            special: SpecialTokens::of(&tokenizer),
             tokenizer,
             template,
             end_tokens: config.end_tokens.clone(),
@@ -134,6 +138,7 @@ impl TextFrontend {
         let tokenizer = byte_tokenizer(&["<|end|>"]);
         Self {
             operation: Operation::Generate,
+            special: SpecialTokens::of(&tokenizer),
             tokenizer,
             template: Some(ChatTemplate::plain()),
             end_tokens: vec![256],
@@ -154,6 +159,13 @@ impl TextFrontend {
     /// Returns this frontend with a tokenizer that calls `delay` first.
     pub(super) fn delayed(self, delay: Delay) -> Self {
         Self { delay: Some(delay), ..self }
+    }
+
+    /// Returns this frontend with another tokenizer and template.
+    #[cfg(test)]
+    pub(super) fn with(self, tokenizer: Tokenizer, template: Option<ChatTemplate>) -> Self {
+        let vocabulary = tokenizer.get_vocab_size(true);
+        Self { special: SpecialTokens::of(&tokenizer), tokenizer, template, vocabulary, ..self }
     }
 
     /// Returns the operation that the model supports.
@@ -192,28 +204,35 @@ impl TextFrontend {
         self.text_bytes_max
     }
 
-    /// Tokenizes a text. `special` adds the tokens that the tokenizer puts around an input (`[CLS]`, a begin
-    /// token).
+    /// Tokenizes a text in which special tokens count. `special` adds the tokens that the tokenizer puts
+    /// around an input (`[CLS]`, a begin token).
     ///
     /// # Errors
     /// Returns [`EngineError::TextTooLong`] before any work, or [`EngineError::Tokenize`].
     pub fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>, EngineError> {
-        let (bytes, bytes_max) = (text.len(), self.text_bytes_max);
-        if bytes > bytes_max {
-            let context_tokens_max = self.context_tokens_max;
-            return Err(EngineError::TextTooLong { bytes, bytes_max, context_tokens_max });
-        }
+        self.encode_marked(text, &[], special)
+    }
+
+    /// Tokenizes a text, of which `untrusted` came from clients: no special token counts there.
+    fn encode_marked(
+        &self,
+        text: &str,
+        untrusted: &[Range<usize>],
+        special: bool,
+    ) -> Result<Vec<u32>, EngineError> {
+        self.check_bytes(text.len())?;
         if let Some(Delay(delay)) = &self.delay {
             delay(text);
         }
         let encoding = self
-            .tokenizer
-            .encode_fast(text, special)
+            .special
+            .encode(&self.tokenizer, text, untrusted, special)
             .map_err(|error| EngineError::Tokenize { reason: error.to_string() })?;
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// Tokenizes a text and rejects one that exceeds the context.
+    /// Tokenizes a prompt and rejects one that exceeds the context. Its special tokens count: who sends a
+    /// prompt instead of messages writes the template's part too.
     ///
     /// # Errors
     /// As [`Self::encode`], and [`EngineError::ContextExceeded`].
@@ -223,15 +242,29 @@ impl TextFrontend {
         Ok(tokens)
     }
 
-    /// Tokenizes chat messages into a prompt and rejects one that leaves no room for an answer.
+    /// Tokenizes a text to embed and rejects one that exceeds the context. A special token in it is text.
+    ///
+    /// # Errors
+    /// As [`Self::encode_checked`].
+    pub fn encode_document(&self, text: &str) -> Result<Vec<u32>, EngineError> {
+        let whole = 0..text.len();
+        let tokens = self.encode_marked(text, std::slice::from_ref(&whole), true)?;
+        self.check(tokens.len())?;
+        Ok(tokens)
+    }
+
+    /// Tokenizes a conversation into a prompt and rejects one that leaves no room for an answer. The
+    /// template's special tokens count, those in messages are text.
     ///
     /// # Errors
     /// As [`Self::encode_checked`], and [`EngineError::ChatTemplate`].
-    pub fn encode_chat(&self, messages: &[ChatMessage]) -> Result<Vec<u32>, EngineError> {
+    pub fn encode_chat(&self, conversation: &Conversation) -> Result<Vec<u32>, EngineError> {
         let template = self.template.as_ref().ok_or_else(|| EngineError::ChatTemplate {
             reason: "the model has no chat template; use /v1/completions".to_owned(),
         })?;
-        let tokens = self.encode(&template.render(messages)?, false)?;
+        self.check_bytes(conversation.text_bytes())?;
+        let prompt = template.render(conversation, &self.special)?;
+        let tokens = self.encode_marked(&prompt.text, &prompt.untrusted, false)?;
         self.check(tokens.len() + 1)?;
         Ok(tokens)
     }
@@ -242,6 +275,14 @@ impl TextFrontend {
         // Decoding fails only if the decoder rejects its own tokens; the correct rendering of that is no
         // text.
         self.tokenizer.decode(tokens, true).unwrap_or_default()
+    }
+
+    fn check_bytes(&self, bytes: usize) -> Result<(), EngineError> {
+        let (bytes_max, context_tokens_max) = (self.text_bytes_max, self.context_tokens_max);
+        if bytes <= bytes_max {
+            return Ok(());
+        }
+        Err(EngineError::TextTooLong { bytes, bytes_max, context_tokens_max })
     }
 
     fn check(&self, tokens: usize) -> Result<(), EngineError> {
@@ -270,12 +311,12 @@ fn untruncated(tokenizer: &mut Tokenizer) {
     tokenizer.with_truncation(None).expect("removing a truncation has no parameter to be wrong");
 }
 
+/// Reads the chat template. A file of its own takes precedence over the one in `tokenizer_config.json`, as in
+/// transformers, which writes the file since 2025.
 fn read_template(files: &ModelFiles) -> Result<Option<ChatTemplate>, EngineError> {
-    let path = "tokenizer_config.json";
-    if !files.contains(path) {
-        return Ok(None);
-    }
-    let raw: RawTokenizerConfig = config::json(files, path)?;
+    let (path, alone) = ("tokenizer_config.json", "chat_template.jinja");
+    let raw: RawTokenizerConfig =
+        if files.contains(path) { config::json(files, path)? } else { RawTokenizerConfig::default() };
     let inline = match raw.chat_template {
         Some(RawTemplate::One(template)) => Some(template),
         Some(RawTemplate::Named(templates)) => {
@@ -283,13 +324,17 @@ fn read_template(files: &ModelFiles) -> Result<Option<ChatTemplate>, EngineError
         }
         None => None,
     };
-    let source = match inline {
-        Some(source) => source,
-        None if files.contains("chat_template.jinja") => {
-            String::from_utf8_lossy(files.read("chat_template.jinja")?).into_owned()
-        }
-        None => return Ok(None),
+    let source = if files.contains(alone) {
+        let text = std::str::from_utf8(files.read(alone)?);
+        let invalid = |error: std::str::Utf8Error| EngineError::ConfigInvalid {
+            path: alone.to_owned(),
+            reason: error.to_string(),
+        };
+        Some(text.map_err(invalid)?.to_owned())
+    } else {
+        inline
     };
+    let Some(source) = source else { return Ok(None) };
     let text = |token: Option<RawToken>| token.map(RawToken::into_text).unwrap_or_default();
     ChatTemplate::new(source, text(raw.bos_token), text(raw.eos_token)).map(Some)
 }
@@ -340,6 +385,7 @@ fn byte_name(byte: u8) -> char {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::chat::ChatMessage;
 
     #[test]
     fn bytes_round_trip_and_have_their_own_ids() {
@@ -375,20 +421,33 @@ mod tests {
     fn a_text_of_megabytes_is_refused_before_it_is_tokenized() {
         let frontend = TextFrontend::bytes(100);
         let long = "x".repeat(4_000_000);
-        let message = ChatMessage { role: "user".to_owned(), content: long.clone() };
+        let chat = Conversation::from(vec![ChatMessage::new("user", long.as_str())]);
         for refused in [
             frontend.encode(&long, true),
             frontend.encode_checked(&long, true),
-            frontend.encode_chat(&[message]),
+            frontend.encode_document(&long),
+            frontend.encode_chat(&chat),
         ] {
             let error = refused.expect_err("too long");
             assert_eq!(error.code().as_str(), "context-length-exceeded");
             let text = error.to_string();
             // The message counts bytes, not tokens: the text was never tokenized.
-            assert!(text.starts_with("40000") && text.contains("bytes of text, at most 65936"), "{text}");
+            assert!(text.starts_with("4000000 ") && text.contains("bytes of text, at most 65936"), "{text}");
         }
         let fits = "y".repeat(frontend.text_bytes_max());
         assert_eq!(frontend.encode(&fits, true).expect("tokens").len(), 65_936);
+    }
+
+    #[test]
+    fn a_special_token_counts_in_a_prompt_and_not_in_messages_or_documents() {
+        let frontend = TextFrontend::bytes(100);
+        let bytes = |text: &str| text.bytes().map(u32::from).collect::<Vec<_>>();
+        // The control: the library itself takes it for the token.
+        assert_eq!(frontend.encode("<|end|>", true).expect("tokens"), [256]);
+        assert_eq!(frontend.encode_document("a<|end|>").expect("tokens"), bytes("a<|end|>"));
+        let chat = Conversation::from(vec![ChatMessage::new("user", "<|end|>")]);
+        let tokens = frontend.encode_chat(&chat).expect("tokens");
+        assert_eq!(tokens, bytes("user: <|end|>\nassistant: "));
     }
 
     #[test]

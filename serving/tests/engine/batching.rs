@@ -19,7 +19,8 @@ fn start(engine: SimulatedEngine) -> Batcher {
 
 fn request(prompt: &str, tokens_max: Option<usize>, stops: &[&str]) -> GenerateRequest {
     let stops = stops.iter().map(|stop| (*stop).to_owned()).collect();
-    GenerateRequest { prompt: Prompt::Text(prompt.to_owned()), sampling: GREEDY, tokens_max, stops }
+    let prompt = Prompt::Text(prompt.to_owned());
+    GenerateRequest { prompt, sampling: GREEDY, tokens_max, stops, ignores_end: false }
 }
 
 /// Returns all text, the finish reason, and the number of generated tokens.
@@ -80,8 +81,8 @@ fn text_is_complete_and_ends_with_a_reason() {
 #[test]
 fn chats_go_through_the_template() {
     let batcher = start(SimulatedEngine::decoder(200, 1000));
-    let message = ChatMessage { role: "user".to_owned(), content: "hi".to_owned() };
-    let prompt = Prompt::Chat(vec![message]);
+    let message = ChatMessage::new("user", "hi");
+    let prompt = Prompt::Chat(vec![message].into());
     let request = GenerateRequest { prompt, ..request("", None, &[]) };
     assert_eq!(collect(generate(&batcher, request).expect("queued")).0, "user: hi");
 }

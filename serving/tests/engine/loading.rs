@@ -3,7 +3,8 @@
 use crate::models::{bert_config, files, llama_config, options, write};
 use safetensors::Dtype;
 use serde_json::{Value, json};
-use serving::engine::{EngineError, LoadedEngine};
+use serving::engine::chat::ChatMessage;
+use serving::engine::{Engine, EngineError, LoadedEngine};
 use std::path::Path;
 
 fn failure(directory: &Path) -> EngineError {
@@ -135,4 +136,26 @@ fn a_missing_directory_is_an_error() {
     let error =
         serving::weights::ModelFiles::open_directory(Path::new("/nowhere/at/all")).expect_err("absent");
     assert_eq!(error.code().as_str(), "model-unreadable");
+}
+
+#[test]
+fn a_chat_template_in_its_own_file_takes_precedence() {
+    let directory = write(&llama_config(), Dtype::F32);
+    let own = directory.path().join("chat_template.jinja");
+    let prompt = || {
+        let engine = LoadedEngine::open(&files(directory.path()), &options(1)).expect("it loads");
+        let frontend = engine.frontend();
+        let tokens = frontend.encode_chat(&vec![ChatMessage::new("user", "hi")].into()).expect("a prompt");
+        frontend.decode(&tokens)
+    };
+    // The control: the template of tokenizer_config.json.
+    assert_eq!(prompt(), "user: hi\nassistant: ");
+    std::fs::write(&own, "own {{ messages[0].content }}").expect("written");
+    assert_eq!(prompt(), "own hi");
+    std::fs::remove_file(directory.path().join("tokenizer_config.json")).expect("removed");
+    assert_eq!(prompt(), "own hi", "without the other file there is a template too");
+    std::fs::write(&own, b"\xff").expect("written");
+    let (code, text) = told(&failure(directory.path()));
+    assert_eq!(code, "model-config-invalid");
+    assert!(text.contains("chat_template.jinja"), "{text}");
 }

@@ -7,12 +7,13 @@ use serving::engine::sampler::Sampling;
 use std::path::PathBuf;
 
 fn ask(batcher: &Batcher, question: &str) -> String {
-    let message = ChatMessage { role: "user".to_owned(), content: question.to_owned() };
+    let message = ChatMessage::new("user", question);
     let request = GenerateRequest {
-        prompt: Prompt::Chat(vec![message]),
+        prompt: Prompt::Chat(vec![message].into()),
         sampling: Sampling { temperature: 0.0, top_p: 1.0, seed: 0 },
         tokens_max: Some(60),
         stops: Vec::new(),
+        ignores_end: false,
     };
     let mut events = block_on(batcher.generate(request)).expect("queued").events;
     let mut answer = String::new();

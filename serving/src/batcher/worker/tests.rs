@@ -4,7 +4,7 @@
 use super::Worker;
 use crate::batcher::counters::{Counters, add};
 use crate::batcher::embedding::EmbeddingTask;
-use crate::batcher::generation::{Event, QueuedGeneration};
+use crate::batcher::generation::{AnswerOptions, Event, QueuedGeneration};
 use crate::batcher::{BatchError, BatcherCommand, BatcherLimits};
 use crate::engine::sampler::Sampling;
 use crate::engine::simulated::SimulatedEngine;
@@ -29,7 +29,8 @@ fn worker(engine: SimulatedEngine) -> Worker {
 fn submit(worker: &mut Worker, prompt: &str, tokens_max: usize) -> UnboundedReceiver<Event> {
     let (sender, events) = unbounded_channel();
     let prompt = prompt.bytes().map(u32::from).collect();
-    let queued = QueuedGeneration { prompt, tokens_max, sampling: GREEDY, stops: Vec::new(), sender };
+    let (options, stops) = (AnswerOptions::default(), Vec::new());
+    let queued = QueuedGeneration { prompt, options, tokens_max, sampling: GREEDY, stops, sender };
     add(&worker.counters.waiting, 1);
     worker.queue(BatcherCommand::Generate(queued));
     events
