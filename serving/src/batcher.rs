@@ -113,6 +113,24 @@ pub enum Prompt {
     Tokens(Vec<u32>),
     /// A conversation, rendered with the model's chat template.
     Chat(Conversation),
+    /// A prompt that was tokenized before, for several generations.
+    Encoded(EncodedPrompt),
+}
+
+/// A tokenized prompt; see [`Batcher::encode`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EncodedPrompt {
+    tokens: Arc<[u32]>,
+    /// Whether the text of an answer continues that of the prompt.
+    continues: bool,
+}
+
+impl EncodedPrompt {
+    /// Returns the tokens.
+    #[must_use]
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
 }
 
 /// Request for one generation.
@@ -252,22 +270,10 @@ impl Batcher {
             return Err(refuse(format!("at most {} stop strings", self.limits.stops_max)));
         }
         let slot = self.take_slot()?;
-        let options = generation::AnswerOptions {
-            // An answer to a chat begins afresh; a completion continues the text of its prompt.
-            continues_prompt: !matches!(request.prompt, Prompt::Chat(_)),
-            ignores_end: request.ignores_end,
-        };
-        let prompt = match request.prompt {
-            Prompt::Text(text) => {
-                self.tokenize(text.len(), move |frontend, _| frontend.encode_checked(&text, true)).await?
-            }
-            Prompt::Chat(conversation) => {
-                let bytes = conversation.text_bytes();
-                self.tokenize(bytes, move |frontend, _| frontend.encode_chat(&conversation)).await?
-            }
-            Prompt::Tokens(tokens) => tokens,
-        };
-        let prompt = self.check_tokens(prompt)?;
+        let EncodedPrompt { tokens, continues } = self.encode_prompt(request.prompt).await?;
+        let prompt = tokens.to_vec();
+        let options =
+            generation::AnswerOptions { continues_prompt: continues, ignores_end: request.ignores_end };
         let context = self.frontend.context_tokens_max();
         // An answer has at least one token.
         let requested = request.tokens_max.map(|tokens| tokens.max(1));
@@ -292,6 +298,33 @@ impl Batcher {
         };
         self.submit(slot, BatcherCommand::Generate(job))?;
         Ok(Generation { prompt_tokens, events })
+    }
+
+    /// Tokenizes a prompt, which counts as a waiting request until it is done.
+    ///
+    /// # Errors
+    /// [`BatchError`]: the queue is full, the worker drains, or the prompt is invalid for this model.
+    pub async fn encode(&self, prompt: Prompt) -> Result<EncodedPrompt, BatchError> {
+        self.expect_operation(Operation::Generate)?;
+        let _slot = self.take_slot()?;
+        self.encode_prompt(prompt).await
+    }
+
+    async fn encode_prompt(&self, prompt: Prompt) -> Result<EncodedPrompt, BatchError> {
+        // An answer to a chat begins afresh; a completion continues the text of its prompt.
+        let continues = !matches!(prompt, Prompt::Chat(_));
+        let tokens = match prompt {
+            Prompt::Encoded(prompt) => return Ok(prompt),
+            Prompt::Tokens(tokens) => tokens,
+            Prompt::Text(text) => {
+                self.tokenize(text.len(), move |frontend, _| frontend.encode_checked(&text, true)).await?
+            }
+            Prompt::Chat(conversation) => {
+                let bytes = conversation.text_bytes();
+                self.tokenize(bytes, move |frontend, _| frontend.encode_chat(&conversation)).await?
+            }
+        };
+        Ok(EncodedPrompt { tokens: self.check_tokens(tokens)?.into(), continues })
     }
 
     /// Tokenizes and queues texts to embed.

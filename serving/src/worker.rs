@@ -10,6 +10,7 @@ pub mod inherited;
 pub mod local;
 mod outstanding;
 mod service;
+mod streaming;
 
 pub use answer::{COMPLETION_TOKENS, PROMPT_TOKENS};
 pub(crate) use answer::{REQUEST_ID, event_stream, json, no_such_method, no_such_path, request_id};

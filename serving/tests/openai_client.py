@@ -128,6 +128,34 @@ def completions_count_and_stop():
 
 
 @test
+def a_request_may_ask_for_several_answers():
+    request = {"model": CHAT, "messages": QUESTION, "max_tokens": 8, "n": 3, "seed": 7, "temperature": 1.2}
+    whole = client.chat.completions.create(**request)
+    assert [choice.index for choice in whole.choices] == [0, 1, 2]
+    texts = ["", "", ""]
+    for chunk in client.chat.completions.create(**request, stream=True):
+        for choice in chunk.choices:
+            texts[choice.index] += choice.delta.content or ""
+    assert texts == [choice.message.content for choice in whole.choices]
+    prompts = ["one plus one is", "two plus two is"]
+    both = client.completions.create(model=CHAT, prompt=prompts, max_tokens=4, temperature=0, echo=True)
+    for prompt, choice in zip(prompts, both.choices, strict=True):
+        alone = client.completions.create(model=CHAT, prompt=prompt, max_tokens=4, temperature=0)
+        assert choice.text == prompt + alone.choices[0].text
+
+
+@test
+def special_tokens_in_a_message_are_text():
+    def prompt_tokens(content):
+        messages = [{"role": "user", "content": content}]
+        answer = client.chat.completions.create(model=CHAT, messages=messages, max_tokens=1)
+        return answer.usage.prompt_tokens
+
+    # As one token it would be shorter than its letters.
+    assert prompt_tokens("<|end|>") > prompt_tokens("a") + 2
+
+
+@test
 def embeddings_are_vectors_of_length_one():
     texts = ["a quorum of members approves", "enough members say yes", "the weather is cold today"]
     answer = client.embeddings.create(model=EMBEDDING, input=texts)
@@ -161,7 +189,7 @@ def embeddings_refuse_what_they_cannot_do():
 @test
 def unknown_and_unserved_fields_are_named():
     refused(openai.BadRequestError, "unknown_parameter", "top_k", extra_body={"top_k": 5})
-    refused(openai.BadRequestError, "unsupported_parameter", "n", n=2)
+    refused(openai.BadRequestError, "invalid_value", "n", n=129)
     refused(openai.BadRequestError, "unsupported_parameter", "logprobs", logprobs=True)
     refused(openai.BadRequestError, "unsupported_parameter", "response_format", response_format={"type": "json_object"})
     tool = {"type": "function", "function": {"name": "f", "parameters": {}}}

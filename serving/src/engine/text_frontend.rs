@@ -7,6 +7,7 @@
 
 use super::chat::{ChatTemplate, Conversation};
 use super::config::{self, ModelConfig, Shape};
+use super::matryoshka::Matryoshka;
 use super::special_tokens::SpecialTokens;
 use super::{EngineError, EngineOptions, Operation};
 use crate::weights::{ModelFiles, WeightsError};
@@ -34,7 +35,7 @@ pub struct TextFrontend {
     context_tokens_max: usize,
     text_bytes_max: usize,
     vocabulary: usize,
-    dimensions: Option<usize>,
+    dimensions: Option<Matryoshka>,
     delay: Option<Delay>,
 }
 
@@ -109,7 +110,7 @@ impl TextFrontend {
             });
         }
         let (operation, dimensions) = match &config.shape {
-            Shape::Encoder(shape) => (Operation::Embed, Some(shape.hidden)),
+            Shape::Encoder(shape) => (Operation::Embed, Some(Matryoshka::read(files, shape.hidden)?)),
             Shape::Decoder(_) => (Operation::Generate, None),
         };
         let template = read_template(files)?;
@@ -153,7 +154,8 @@ impl TextFrontend {
     /// Returns the same byte tokenizer for an embedding model of this many dimensions.
     #[must_use]
     pub fn bytes_embedding(context_tokens_max: usize, dimensions: usize) -> Self {
-        Self { operation: Operation::Embed, dimensions: Some(dimensions), ..Self::bytes(context_tokens_max) }
+        let dimensions = Some(Matryoshka::none(dimensions));
+        Self { operation: Operation::Embed, dimensions, ..Self::bytes(context_tokens_max) }
     }
 
     /// Returns this frontend with a tokenizer that calls `delay` first.
@@ -189,7 +191,13 @@ impl TextFrontend {
     /// Returns the length of an embedding; `None` for a decoder.
     #[must_use]
     pub fn dimensions(&self) -> Option<usize> {
-        self.dimensions
+        self.dimensions.as_ref().map(Matryoshka::own)
+    }
+
+    /// Returns the lengths to which an embedding may be shortened; `None` for a decoder.
+    #[must_use]
+    pub fn lengths(&self) -> Option<&Matryoshka> {
+        self.dimensions.as_ref()
     }
 
     /// Reports whether this token ends a generation.

@@ -6,9 +6,12 @@
 use super::error::{ApiError, printable};
 use super::json::{self, ObjectFields, invalid, wrong_type};
 use crate::batcher::{EmbedInput, Prompt};
-use crate::engine::chat::ChatMessage;
+use crate::engine::chat::Conversation;
+use message::messages;
 use protocol::error_code as code;
 use serde_json::Value;
+
+mod message;
 
 /// Longest model name, in bytes: valid names have at most 63; a longer one is not found, but repeated in the
 /// error.
@@ -19,10 +22,15 @@ const USER_BYTES_MAX: usize = 512;
 const STOPS_MAX: usize = 4;
 /// Longest stop string, in bytes: text is held back while it could begin one.
 const STOP_BYTES_MAX: usize = 256;
-/// Maximum messages of a conversation.
-const MESSAGES_MAX: usize = 4096;
+/// Maximum answers of one request: of all its prompts together. OpenAI's limit on `n`.
+const CHOICES_MAX: usize = 128;
+/// Maximum arguments of a chat template, and the longest name of one in bytes.
+const TEMPLATE_ARGUMENTS_MAX: usize = 32;
+const TEMPLATE_ARGUMENT_NAME_BYTES_MAX: usize = 64;
 /// Maximum inputs of one embedding request, as in OpenAI's API.
 const INPUTS_MAX: usize = 2048;
+/// Above the length of every model's vectors; the model's own decides.
+const DIMENSIONS_MAX: u64 = 1 << 20;
 /// Default of `max_tokens` for a completion, as in OpenAI's API.
 const COMPLETION_TOKENS_DEFAULT: u64 = 16;
 /// Above every context length; the model's own limit decides.
@@ -88,8 +96,14 @@ pub enum InferenceRequest {
 pub struct Generate {
     /// Name of the model, repeated in the answer.
     pub model: String,
-    /// Prompt to continue.
-    pub prompt: Prompt,
+    /// Prompts to continue: one conversation, or 1 to 128 prompts.
+    pub prompts: Vec<Prompt>,
+    /// Answers to each prompt.
+    pub choices: usize,
+    /// Whether the text of an answer begins with that of its prompt.
+    pub echo: bool,
+    /// Whether the model's end token does not end an answer.
+    pub ignores_end: bool,
     /// Sampling temperature, 0 to 2; 1 when absent.
     pub temperature: f32,
     /// Nucleus sampling threshold, above 0 and at most 1; 1 when absent.
@@ -125,6 +139,8 @@ pub struct Embed {
     pub inputs: Vec<EmbedInput>,
     /// Encoding of the vectors in the answer.
     pub encoding: Encoding,
+    /// Length to which the vectors are shortened; `None` keeps the model's own.
+    pub dimensions: Option<usize>,
 }
 
 /// Encoding of vectors in JSON.
@@ -169,6 +185,7 @@ impl InferenceRequest {
 fn parse_chat(mut fields: ObjectFields) -> Result<Generate, ApiError> {
     let model = model(&mut fields)?;
     let messages = messages(fields.require("messages")?)?;
+    let arguments = template_arguments(&mut fields)?;
     let newer = fields.count("max_completion_tokens", TOKENS_MAX)?;
     let older = fields.count("max_tokens", TOKENS_MAX)?;
     if newer.is_some() && older.is_some() {
@@ -190,31 +207,62 @@ fn parse_chat(mut fields: ObjectFields) -> Result<Generate, ApiError> {
     fields.unsupported("store", |value| value == false)?;
     fields.unsupported("metadata", is_empty)?;
     fields.unsupported("service_tier", |value| value == "auto" || value == "default")?;
-    generate(fields, model, Prompt::Chat(messages), newer.or(older))
+    let conversation = Conversation { messages, arguments, ..Conversation::default() };
+    generate(fields, model, vec![Prompt::Chat(conversation)], newer.or(older), false)
 }
 
 fn parse_completion(mut fields: ObjectFields) -> Result<Generate, ApiError> {
     let model = model(&mut fields)?;
-    let prompt = match one_input(fields.require("prompt")?, "prompt")? {
+    let prompts = inputs(fields.require("prompt")?, "prompt", CHOICES_MAX)?;
+    let prompts = prompts.into_iter().map(|input| match input {
         EmbedInput::Text(text) => Prompt::Text(text),
         EmbedInput::Tokens(tokens) => Prompt::Tokens(tokens),
-    };
+    });
     let tokens_max = fields.count("max_tokens", TOKENS_MAX)?.unwrap_or(COMPLETION_TOKENS_DEFAULT);
+    let echo = fields.flag("echo")?;
     fields.unsupported("best_of", |value| value == 1)?;
-    fields.unsupported("echo", |value| value == false)?;
     fields.unsupported("logprobs", |_| false)?;
     fields.unsupported("suffix", |_| false)?;
-    generate(fields, model, prompt, Some(tokens_max))
+    generate(fields, model, prompts.collect(), Some(tokens_max), echo)
+}
+
+/// Takes `chat_template_kwargs`: further variables of the model's chat template, as in vLLM.
+fn template_arguments(fields: &mut ObjectFields) -> Result<serde_json::Map<String, Value>, ApiError> {
+    let path = "chat_template_kwargs";
+    match fields.take(path) {
+        None => Ok(serde_json::Map::new()),
+        Some(Value::Object(arguments)) => {
+            if arguments.len() > TEMPLATE_ARGUMENTS_MAX {
+                let problem = format!("has {} fields, at most {TEMPLATE_ARGUMENTS_MAX}", arguments.len());
+                return Err(invalid(path.to_owned(), problem));
+            }
+            match arguments.keys().find(|name| name.len() > TEMPLATE_ARGUMENT_NAME_BYTES_MAX) {
+                Some(_) => Err(invalid(
+                    path.to_owned(),
+                    format!("has a name longer than {TEMPLATE_ARGUMENT_NAME_BYTES_MAX} bytes"),
+                )),
+                None => Ok(arguments),
+            }
+        }
+        Some(other) => Err(wrong_type(path.to_owned(), &other, "an object")),
+    }
 }
 
 /// Parses the fields that both kinds of completion share.
 fn generate(
     mut fields: ObjectFields,
     model: String,
-    prompt: Prompt,
+    prompts: Vec<Prompt>,
     tokens_max: Option<u64>,
+    echo: bool,
 ) -> Result<Generate, ApiError> {
-    fields.unsupported("n", |value| value == 1)?;
+    assert!(!prompts.is_empty(), "a request has a prompt");
+    let choices = fields.count("n", CHOICES_MAX as u64)?.unwrap_or(1) as usize;
+    if prompts.len() * choices > CHOICES_MAX {
+        let problem =
+            format!("asks for {choices} answers to {} prompts, at most {CHOICES_MAX}", prompts.len());
+        return Err(invalid("n".to_owned(), problem));
+    }
     fields.unsupported("frequency_penalty", |value| value.as_f64() == Some(0.0))?;
     fields.unsupported("presence_penalty", |value| value.as_f64() == Some(0.0))?;
     fields.unsupported("logit_bias", is_empty)?;
@@ -223,7 +271,10 @@ fn generate(
     let top_p = fields.number("top_p", 0.0, 1.0)?.map_or(1.0, |p| (p as f32).max(f32::MIN_POSITIVE));
     let generate = Generate {
         model,
-        prompt,
+        prompts,
+        choices,
+        echo,
+        ignores_end: fields.flag("ignore_eos")?,
         temperature: fields.number("temperature", 0.0, 2.0)?.unwrap_or(1.0) as f32,
         top_p,
         seed: fields.integer("seed")?,
@@ -237,7 +288,7 @@ fn generate(
 
 fn parse_embedding(mut fields: ObjectFields) -> Result<Embed, ApiError> {
     let model = model(&mut fields)?;
-    let inputs = inputs(fields.require("input")?)?;
+    let inputs = inputs(fields.require("input")?, "input", INPUTS_MAX)?;
     let encoding = match fields.text("encoding_format", 16)?.as_deref() {
         None | Some("float") => Encoding::Float,
         Some("base64") => Encoding::Base64,
@@ -246,10 +297,10 @@ fn parse_embedding(mut fields: ObjectFields) -> Result<Embed, ApiError> {
             return Err(invalid("encoding_format".to_owned(), problem));
         }
     };
-    fields.unsupported("dimensions", |_| false)?;
+    let dimensions = fields.count("dimensions", DIMENSIONS_MAX)?.map(|count| count as usize);
     ignore_user(&mut fields)?;
     fields.finish()?;
-    Ok(Embed { model, inputs, encoding })
+    Ok(Embed { model, inputs, encoding, dimensions })
 }
 
 fn model(fields: &mut ObjectFields) -> Result<String, ApiError> {
@@ -309,109 +360,26 @@ fn stops(fields: &mut ObjectFields) -> Result<Vec<String>, ApiError> {
     texts.into_iter().enumerate().map(check).collect()
 }
 
-fn messages(value: Value) -> Result<Vec<ChatMessage>, ApiError> {
-    let path = || "messages".to_owned();
-    let Value::Array(messages) = value else {
-        return Err(wrong_type(path(), &value, "an array"));
-    };
-    if messages.is_empty() || messages.len() > MESSAGES_MAX {
-        return Err(invalid(
-            path(),
-            format!("has {} messages, expected 1 to {MESSAGES_MAX}", messages.len()),
-        ));
-    }
-    let read = |(index, value)| message(ObjectFields::of(value, format!("messages[{index}]"))?);
-    messages.into_iter().enumerate().map(read).collect()
-}
-
-fn message(mut fields: ObjectFields) -> Result<ChatMessage, ApiError> {
-    let role = match fields.require("role")? {
-        Value::String(role) => role,
-        other => return Err(wrong_type(fields.path("role"), &other, "a string")),
-    };
-    let role = match role.as_str() {
-        "system" | "user" | "assistant" => role,
-        // OpenAI's newer name for the role that templates call system.
-        "developer" => "system".to_owned(),
-        other => {
-            let problem = format!("is `{}`, expected system, developer, user or assistant", printable(other));
-            return Err(invalid(fields.path("role"), problem));
-        }
-    };
-    let content = content(fields.require("content")?, &fields.path("content"))?;
-    for name in ["refusal", "audio", "function_call", "name", "tool_call_id"] {
-        fields.unsupported(name, |_| false)?;
-    }
-    for name in ["tool_calls", "annotations"] {
-        fields.unsupported(name, is_empty)?;
-    }
-    fields.finish()?;
-    Ok(ChatMessage { role, content })
-}
-
-/// Returns the text of a message: a text, or parts that are all text.
-fn content(value: Value, path: &str) -> Result<String, ApiError> {
-    let parts = match value {
-        Value::String(text) => return Ok(text),
-        Value::Array(parts) => parts,
-        other => return Err(wrong_type(path.to_owned(), &other, "a string or an array of parts")),
-    };
-    let mut content = String::new();
-    for (index, part) in parts.into_iter().enumerate() {
-        let mut part = ObjectFields::of(part, format!("{path}[{index}]"))?;
-        part.unsupported("type", |value| value == "text")?;
-        match part.require("text")? {
-            Value::String(text) => content.push_str(&text),
-            other => return Err(wrong_type(part.path("text"), &other, "a string")),
-        }
-        part.finish()?;
-    }
-    Ok(content)
-}
-
 /// Parses one or several inputs: a text, texts, tokens, or arrays of tokens.
-fn inputs(value: Value) -> Result<Vec<EmbedInput>, ApiError> {
+fn inputs(value: Value, path: &str, inputs_max: usize) -> Result<Vec<EmbedInput>, ApiError> {
     let items = match value {
         Value::String(text) => return Ok(vec![EmbedInput::Text(text)]),
         Value::Array(items) => items,
-        other => return Err(wrong_type("input".to_owned(), &other, "a string or an array")),
+        other => return Err(wrong_type(path.to_owned(), &other, "a string or an array")),
     };
     if items.first().is_some_and(Value::is_number) {
-        return Ok(vec![EmbedInput::Tokens(tokens(&items, "input")?)]);
+        return Ok(vec![EmbedInput::Tokens(tokens(&items, path)?)]);
     }
-    if items.is_empty() || items.len() > INPUTS_MAX {
-        let problem = format!("has {} inputs, expected 1 to {INPUTS_MAX}", items.len());
-        return Err(invalid("input".to_owned(), problem));
+    if items.is_empty() || items.len() > inputs_max {
+        let problem = format!("has {} items, expected 1 to {inputs_max}", items.len());
+        return Err(invalid(path.to_owned(), problem));
     }
     let read = |(index, item): (usize, Value)| match item {
         Value::String(text) => Ok(EmbedInput::Text(text)),
-        Value::Array(items) => Ok(EmbedInput::Tokens(tokens(&items, &format!("input[{index}]"))?)),
-        other => Err(wrong_type(format!("input[{index}]"), &other, "a string or an array of tokens")),
+        Value::Array(items) => Ok(EmbedInput::Tokens(tokens(&items, &format!("{path}[{index}]"))?)),
+        other => Err(wrong_type(format!("{path}[{index}]"), &other, "a string or an array of tokens")),
     };
     items.into_iter().enumerate().map(read).collect()
-}
-
-/// Parses a prompt: a text or tokens, possibly as the only item of an array.
-fn one_input(value: Value, path: &str) -> Result<EmbedInput, ApiError> {
-    match value {
-        Value::String(text) => Ok(EmbedInput::Text(text)),
-        Value::Array(items) if items.first().is_some_and(Value::is_number) => {
-            tokens(&items, path).map(EmbedInput::Tokens)
-        }
-        Value::Array(mut items) => match (items.pop(), items.is_empty()) {
-            (Some(Value::Array(only)), true) => tokens(&only, &format!("{path}[0]")).map(EmbedInput::Tokens),
-            (Some(Value::String(text)), true) => Ok(EmbedInput::Text(text)),
-            (Some(other), true) => Err(wrong_type(format!("{path}[0]"), &other, "a string or tokens")),
-            (last, _) => {
-                let count = items.len() + usize::from(last.is_some());
-                Err(invalid(
-                    path.to_owned(),
-                    format!("has {count} prompts; send one prompt with each request"),
-                ))
-            }
-        },
-        other => Err(wrong_type(path.to_owned(), &other, "a string or an array of tokens")),
-    }
 }
 
 fn tokens(items: &[Value], path: &str) -> Result<Vec<u32>, ApiError> {

@@ -64,7 +64,7 @@ struct Answer<'a> {
 
 #[derive(Serialize)]
 struct CompletionChoice<'a> {
-    index: u32,
+    index: usize,
     #[serde(flatten)]
     content: Content<'a>,
     logprobs: Option<()>,
@@ -115,22 +115,35 @@ impl Label {
         Answer { id, object: self.object(is_event), created: *created, model, choices, usage: None }
     }
 
-    /// Builds the whole answer as one object.
+    /// Builds the whole answer as one object, from the text and the end of each choice.
     #[must_use]
-    pub fn whole(&self, text: &str, reason: FinishReason, usage: Usage) -> Bytes {
-        let content = match self.endpoint {
-            Endpoint::Chat => Content::Message(Message { role: "assistant", content: text, refusal: None }),
-            _ => Content::Text(text),
-        };
-        let finish_reason = Some(reason_word(reason));
-        let choice = CompletionChoice { index: 0, content, logprobs: None, finish_reason };
-        json(&Answer { usage: Some(Some(usage)), ..self.answer(false, vec![choice]) })
+    pub fn whole(&self, choices: &[(String, FinishReason)], usage: Usage) -> Bytes {
+        let choices = choices.iter().enumerate().map(|(index, (text, reason))| {
+            let content = match self.endpoint {
+                Endpoint::Chat => {
+                    Content::Message(Message { role: "assistant", content: text, refusal: None })
+                }
+                _ => Content::Text(text),
+            };
+            let finish_reason = Some(reason_word(*reason));
+            CompletionChoice { index, content, logprobs: None, finish_reason }
+        });
+        let choices = choices.collect();
+        json(&Answer { usage: Some(Some(usage)), ..self.answer(false, choices) })
     }
 
-    /// Builds one event. `role` is set in a chat's first event; `reason` in the last that has a choice.
-    /// `usage_follows` writes `"usage": null`, as OpenAI's events do when a last one will report it.
+    /// Builds one event of the choice with this index. `role` is set in the first event of a chat's choice;
+    /// `reason` in its last. `usage_follows` writes `"usage": null`, as OpenAI's events do when a last one
+    /// will report it.
     #[must_use]
-    pub fn event(&self, text: &str, role: bool, reason: Option<FinishReason>, usage_follows: bool) -> Bytes {
+    pub fn event(
+        &self,
+        index: usize,
+        text: &str,
+        role: bool,
+        reason: Option<FinishReason>,
+        usage_follows: bool,
+    ) -> Bytes {
         let content = match self.endpoint {
             Endpoint::Chat => Content::Delta(Delta {
                 role: role.then_some("assistant"),
@@ -139,7 +152,7 @@ impl Label {
             _ => Content::Text(text),
         };
         let choice =
-            CompletionChoice { index: 0, content, logprobs: None, finish_reason: reason.map(reason_word) };
+            CompletionChoice { index, content, logprobs: None, finish_reason: reason.map(reason_word) };
         event(&Answer { usage: usage_follows.then_some(None), ..self.answer(true, vec![choice]) })
     }
 
@@ -253,8 +266,9 @@ mod tests {
     #[test]
     fn whole_answers_have_openais_shape() {
         let usage = Usage::generated(3, 2);
+        let answers = [("hi".to_owned(), FinishReason::Length), ("ho".to_owned(), FinishReason::Stop)];
         check(
-            &label(Endpoint::Chat).whole("hi", FinishReason::Stop, usage),
+            &label(Endpoint::Chat).whole(&[("hi".to_owned(), FinishReason::Stop)], usage),
             concat!(
                 r#"{"id":"x-1","object":"chat.completion","created":5,"model":"m","#,
                 r#""choices":[{"index":0,"message":{"role":"assistant","content":"hi","refusal":null},"#,
@@ -263,10 +277,11 @@ mod tests {
             ),
         );
         check(
-            &label(Endpoint::Completions).whole("hi", FinishReason::Length, usage),
+            &label(Endpoint::Completions).whole(&answers, usage),
             concat!(
                 r#"{"id":"x-1","object":"text_completion","created":5,"model":"m","#,
-                r#""choices":[{"index":0,"text":"hi","logprobs":null,"finish_reason":"length"}],"#,
+                r#""choices":[{"index":0,"text":"hi","logprobs":null,"finish_reason":"length"},"#,
+                r#"{"index":1,"text":"ho","logprobs":null,"finish_reason":"stop"}],"#,
                 r#""usage":{"prompt_tokens":3,"completion_tokens":2,"total_tokens":5}}"#,
             ),
         );
@@ -281,15 +296,15 @@ mod tests {
             format!(r#"{{"index":0,"delta":{delta},"logprobs":null,"finish_reason":{reason}}}"#)
         };
         let first = choice(r#"{"role":"assistant","content":""}"#, "null");
-        check(&chat.event("", true, None, true), &format!("{head}{first}],\"usage\":null}}\n\n"));
+        check(&chat.event(0, "", true, None, true), &format!("{head}{first}],\"usage\":null}}\n\n"));
         let middle = choice(r#"{"content":"a"}"#, "null");
-        check(&chat.event("a", false, None, false), &format!("{head}{middle}]}}\n\n"));
+        check(&chat.event(0, "a", false, None, false), &format!("{head}{middle}]}}\n\n"));
         let last = choice("{}", r#""stop""#);
-        check(&chat.event("", false, Some(FinishReason::Stop), false), &format!("{head}{last}]}}\n\n"));
+        check(&chat.event(0, "", false, Some(FinishReason::Stop), false), &format!("{head}{last}]}}\n\n"));
         let usage = r#"{"prompt_tokens":1,"completion_tokens":1,"total_tokens":2}"#;
         check(&chat.usage_event(Usage::generated(1, 1)), &format!("{head}],\"usage\":{usage}}}\n\n"));
         check(
-            &label(Endpoint::Completions).event("a", false, None, false),
+            &label(Endpoint::Completions).event(0, "a", false, None, false),
             concat!(
                 r#"data: {"id":"x-1","object":"text_completion","created":5,"model":"m","#,
                 r#""choices":[{"index":0,"text":"a","logprobs":null,"finish_reason":null}]}"#,

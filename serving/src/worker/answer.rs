@@ -1,35 +1,27 @@
-//! Request handlers of the worker: OpenAI requests into the batcher, its events out as objects or server-sent
-//! events.
+//! Request handlers of the worker: OpenAI requests into the batcher; [`super::streaming`] sends the answers.
 //!
-//! A stream's headers go out immediately, but its first event waits for the first text. A gateway that has
-//! received no byte may therefore still retry on another worker. Token counts travel beside the answer, in
-//! the headers [`PROMPT_TOKENS`] and [`COMPLETION_TOKENS`] or, for a stream, in trailers of these names.
+//! Token counts travel beside the answer, in the headers [`PROMPT_TOKENS`] and [`COMPLETION_TOKENS`] or, for a
+//! stream, in trailers of these names.
 
 use super::WorkerService;
 use super::service::now;
-use crate::batcher::{BatchError, Event, Finish, GenerateRequest};
+use super::streaming::{Choice, Streaming};
+use crate::batcher::{BatchError, GenerateRequest, Prompt};
+use crate::engine::matryoshka::shorten;
 use crate::engine::sampler::Sampling;
 use crate::memory::{Charge, REQUEST_BYTES_MIN};
-use crate::openai::{
-    self, ApiError, DONE_EVENT, Delivery, Embed, Endpoint, Generate, InferenceRequest, Label, Usage,
-    error_event,
-};
+use crate::openai::{self, ApiError, Delivery, Embed, Endpoint, Generate, InferenceRequest, Label, Usage};
 use axum::Router;
-use axum::body::Body;
 use axum::extract::State;
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
-use http_body_util::StreamBody;
-use hyper::body::Frame;
 use protocol::error_code as code;
 use protocol::limits::INFERENCE_BODY_BYTES_MAX;
-use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Instant;
-use tokio::sync::mpsc::UnboundedReceiver;
 
 /// Header with the tokens of the prompt; for the gateway's metrics, never forwarded to clients.
 pub const PROMPT_TOKENS: HeaderName = HeaderName::from_static("quorate-prompt-tokens");
@@ -121,9 +113,18 @@ async fn answer_embed(
     let started = Instant::now();
     let refused = |error: BatchError| ApiError::from_batch(&error, Endpoint::Embeddings.input());
     let batcher = service.batcher()?;
+    if let (Some(wanted), Some(lengths)) = (embed.dimensions, batcher.frontend().lengths()) {
+        lengths.check(wanted).map_err(|problem| {
+            let message = format!("`dimensions` {problem}");
+            ApiError::field(code::UNSUPPORTED_PARAMETER, "dimensions", message)
+        })?;
+    }
     let queued = batcher.embed(embed.inputs).await.map_err(refused)?;
     drop(charge);
-    let embeddings = queued.computed().await.map_err(refused)?;
+    let mut embeddings = queued.computed().await.map_err(refused)?;
+    if let Some(wanted) = embed.dimensions {
+        embeddings.vectors.iter_mut().for_each(|vector| shorten(vector, wanted));
+    }
     service.record_first_token(started.elapsed());
     let usage = Usage::embedded(embeddings.prompt_tokens);
     let mut response = json(openai::embeddings(&embed.model, embeddings.vectors, embed.encoding, usage));
@@ -146,135 +147,52 @@ async fn answer_generate(
         model: generate.model,
         endpoint,
     };
-    let sampling = Sampling {
-        temperature: generate.temperature,
-        top_p: generate.top_p,
-        seed: generate.seed.unwrap_or(random),
-    };
-    let request = GenerateRequest {
-        prompt: generate.prompt,
-        sampling,
-        tokens_max: generate.tokens_max,
-        stops: generate.stops,
-    };
-    let generation = service
-        .batcher()?
-        .generate(request)
-        .await
-        .map_err(|error| ApiError::from_batch(&error, endpoint.input()))?;
-    drop(charge);
-    let prompt_tokens = generation.prompt_tokens;
-    let streaming = Streaming { service, started, label, events: generation.events, is_first: true };
+    let seed = generate.seed.unwrap_or(random);
+    let refused = |error: BatchError| ApiError::from_batch(&error, endpoint.input());
+    let batcher = service.batcher()?;
+    let (mut choices, mut prompt_tokens, mut echoed_bytes) = (Vec::new(), 0, 0);
+    for mut prompt in generate.prompts {
+        if let Prompt::Chat(conversation) = &mut prompt {
+            conversation.at = now();
+        }
+        let text = match &prompt {
+            Prompt::Text(text) if generate.echo => Some(text.clone()),
+            _ => None,
+        };
+        let encoded = batcher.encode(prompt).await.map_err(refused)?;
+        prompt_tokens += encoded.tokens().len();
+        let echo = generate.echo.then(|| text.unwrap_or_else(|| batcher.frontend().decode(encoded.tokens())));
+        let echo: Option<Arc<str>> = echo.map(Arc::from);
+        echoed_bytes += echo.as_ref().map_or(0, |text| text.len()) * generate.choices;
+        if echoed_bytes > INFERENCE_BODY_BYTES_MAX {
+            let message = format!("`echo` repeats more than {INFERENCE_BODY_BYTES_MAX} bytes of prompts");
+            return Err(ApiError::field(code::INVALID_VALUE, "echo", message));
+        }
+        for index in 0..generate.choices {
+            let request = GenerateRequest {
+                prompt: Prompt::Encoded(encoded.clone()),
+                sampling: Sampling {
+                    temperature: generate.temperature,
+                    top_p: generate.top_p,
+                    // Each choice draws numbers of its own; the first those of a request for one.
+                    seed: seed.wrapping_add(index as u64),
+                },
+                tokens_max: generate.tokens_max,
+                stops: generate.stops.clone(),
+                ignores_end: generate.ignores_end,
+            };
+            let generation = batcher.generate(request).await.map_err(refused)?;
+            choices.push(Choice::new(generation.events, echo.clone()));
+        }
+    }
+    let charge = generate.echo.then_some(charge);
+    let streaming = Streaming::new(service, started, label, choices, prompt_tokens, charge);
     let mut response = match generate.delivery {
         Delivery::Whole => streaming.whole().await?,
         Delivery::Stream { include_usage } => streaming.stream(include_usage),
     };
     response.headers_mut().insert(PROMPT_TOKENS, HeaderValue::from(prompt_tokens));
     Ok(response)
-}
-
-/// An answer in progress. Dropping it drops the events' receiver, which stops the generation.
-struct Streaming {
-    service: Arc<WorkerService>,
-    started: Instant,
-    label: Label,
-    events: UnboundedReceiver<Event>,
-    is_first: bool,
-}
-
-/// Remainder of the stream to send.
-enum StreamState {
-    Events(Streaming),
-    Trailers(HeaderMap),
-    Nothing,
-}
-
-impl Streaming {
-    async fn next(&mut self) -> Event {
-        let stopped = || {
-            Event::Failed(BatchError::Failed {
-                code: code::ENGINE_FAILED,
-                message: "the engine ended before the answer did".to_owned(),
-            })
-        };
-        let event = self.events.recv().await.unwrap_or_else(stopped);
-        if self.is_first {
-            self.service.record_first_token(self.started.elapsed());
-        }
-        event
-    }
-
-    async fn whole(mut self) -> Result<Response, ApiError> {
-        let mut text = String::new();
-        loop {
-            let event = self.next().await;
-            self.is_first = false;
-            match event {
-                Event::Text(more) => text.push_str(&more),
-                Event::Failed(error) => {
-                    return Err(ApiError::from_batch(&error, self.label.endpoint.input()));
-                }
-                Event::Finished(finish) => {
-                    let usage = Usage::generated(finish.prompt_tokens, finish.generated_tokens);
-                    let mut response = json(self.label.whole(&text, finish.reason, usage));
-                    let generated = HeaderValue::from(finish.generated_tokens);
-                    response.headers_mut().insert(COMPLETION_TOKENS, generated);
-                    return Ok(response);
-                }
-            }
-        }
-    }
-
-    fn stream(self, include_usage: bool) -> Response {
-        let frames = futures::stream::unfold(StreamState::Events(self), move |rest| async move {
-            match rest {
-                StreamState::Events(streaming) => Some(streaming.step(include_usage).await),
-                StreamState::Trailers(trailers) => {
-                    Some((Ok(Frame::trailers(trailers)), StreamState::Nothing))
-                }
-                StreamState::Nothing => None,
-            }
-        });
-        let mut response = Response::new(Body::new(StreamBody::new(frames)));
-        event_stream(response.headers_mut());
-        response
-    }
-
-    async fn step(mut self, include_usage: bool) -> (Result<Frame<Bytes>, Infallible>, StreamState) {
-        let event = self.next().await;
-        let mut bytes = Vec::new();
-        if std::mem::take(&mut self.is_first) && self.label.endpoint == Endpoint::Chat {
-            bytes.extend_from_slice(&self.label.event("", true, None, include_usage));
-        }
-        let rest = match event {
-            Event::Text(text) => {
-                bytes.extend_from_slice(&self.label.event(&text, false, None, include_usage));
-                StreamState::Events(self)
-            }
-            Event::Finished(finish) => {
-                bytes.extend_from_slice(&self.label.event("", false, Some(finish.reason), include_usage));
-                if include_usage {
-                    let usage = Usage::generated(finish.prompt_tokens, finish.generated_tokens);
-                    bytes.extend_from_slice(&self.label.usage_event(usage));
-                }
-                bytes.extend_from_slice(DONE_EVENT);
-                StreamState::Trailers(trailers(&finish))
-            }
-            Event::Failed(error) => {
-                let error = ApiError::from_batch(&error, self.label.endpoint.input());
-                bytes.extend_from_slice(&error_event(&error));
-                StreamState::Nothing
-            }
-        };
-        (Ok(Frame::data(Bytes::from(bytes))), rest)
-    }
-}
-
-fn trailers(finish: &Finish) -> HeaderMap {
-    let mut trailers = HeaderMap::new();
-    trailers.insert(PROMPT_TOKENS, HeaderValue::from(finish.prompt_tokens));
-    trailers.insert(COMPLETION_TOKENS, HeaderValue::from(finish.generated_tokens));
-    trailers
 }
 
 /// Sets the headers of an event stream, so that no proxy buffers it.

@@ -161,7 +161,8 @@ async fn bad_requests_are_distinguished() {
     let long = "x".repeat(300);
     for (path, body, expected) in [
         (CHAT, chat("hi", r#", "top_k": 4"#), (400, "unknown_parameter", "top_k")),
-        (CHAT, chat("hi", r#", "n": 2"#), (400, "unsupported_parameter", "n")),
+        (CHAT, chat("hi", r#", "n": 200"#), (400, "invalid_value", "n")),
+        (CHAT, chat("hi", r#", "logprobs": true"#), (400, "unsupported_parameter", "logprobs")),
         (CHAT, "{".to_owned(), (400, "request_invalid", "")),
         (CHAT, chat("hi", "").replace("echo", "nobody"), (404, "model_not_found", "model")),
         (CHAT, chat("hi", "").replace("echo", "counter"), (400, "operation_unsupported", "model")),

@@ -46,7 +46,13 @@ fn chat_fields_are_served_or_refused_by_name() {
         (r#""seed": "x""#, "invalid-value seed"),
         (r#""seed": -3"#, "ok"),
         (r#""n": 1"#, "ok"),
-        (r#""n": 2"#, "unsupported-parameter n"),
+        (r#""n": 2"#, "ok"),
+        (r#""n": 0"#, "invalid-value n"),
+        (r#""n": 129"#, "invalid-value n"),
+        (r#""ignore_eos": true"#, "ok"),
+        (r#""ignore_eos": 1"#, "invalid-value ignore_eos"),
+        (r#""chat_template_kwargs": {"enable_thinking": false, "tags": ["a"]}"#, "ok"),
+        (r#""chat_template_kwargs": ["a"]"#, "invalid-value chat_template_kwargs"),
         (r#""stop": "x""#, "ok"),
         (r#""stop": ["x", "y"]"#, "ok"),
         (r#""stop": [""]"#, "invalid-value stop[0]"),
@@ -89,10 +95,22 @@ fn messages_are_text_with_known_roles() {
             r#"[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]"#,
             "unsupported-parameter messages[0].content[0].type",
         ),
-        (r#"[{"role": "tool", "content": "b"}]"#, "invalid-value messages[0].role"),
+        (r#"[{"role": "tool", "content": "b"}]"#, "missing-parameter messages[0].tool_call_id"),
+        (r#"[{"role": "tool", "content": "b", "tool_call_id": "c-1", "name": "add"}]"#, "ok"),
+        (
+            r#"[{"role": "tool", "content": "b", "tool_call_id": ""}]"#,
+            "invalid-value messages[0].tool_call_id",
+        ),
+        (
+            r#"[{"role": "user", "content": "b", "tool_call_id": "c"}]"#,
+            "unsupported-parameter messages[0].tool_call_id",
+        ),
+        (r#"[{"role": "critic", "content": "b"}]"#, "invalid-value messages[0].role"),
+        (r#"[{"role": "assistant"}]"#, "missing-parameter messages[0].content"),
         (r#"[{"role": "user"}]"#, "missing-parameter messages[0].content"),
         (r#"[{"role": "user", "content": null}]"#, "missing-parameter messages[0].content"),
-        (r#"[{"role": "user", "content": "b", "name": "x"}]"#, "unsupported-parameter messages[0].name"),
+        (r#"[{"role": "user", "content": "b", "name": "x"}]"#, "ok"),
+        (r#"[{"role": "user", "content": "b", "name": "<|x|>"}]"#, "invalid-value messages[0].name"),
         (r#"[{"role": "user", "content": "b", "mood": "x"}]"#, "unknown-parameter messages[0].mood"),
         (r#"[{"role": "user", "content": 5}]"#, "invalid-value messages[0].content"),
         ("[]", "invalid-value messages"),
@@ -106,13 +124,14 @@ fn messages_are_text_with_known_roles() {
 }
 
 #[test]
-fn completions_take_one_prompt() {
+fn completions_take_prompts() {
     for (prompt, expected) in [
         (r#""text""#, "ok"),
         (r#"["text"]"#, "ok"),
         ("[1, 2]", "ok"),
         ("[[1, 2]]", "ok"),
-        (r#"["a", "b"]"#, "invalid-value prompt"),
+        (r#"["a", "b"]"#, "ok"),
+        (r#"["a", [1]]"#, "ok"),
         ("[]", "invalid-value prompt"),
         ("[1, -2]", "invalid-value prompt[1]"),
         ("[[1, 4294967296]]", "invalid-value prompt[0][1]"),
@@ -125,7 +144,7 @@ fn completions_take_one_prompt() {
     for (field, expected) in [
         (r#""best_of": 1, "echo": false, "suffix": null"#, "ok"),
         (r#""best_of": 3"#, "unsupported-parameter best_of"),
-        (r#""echo": true"#, "unsupported-parameter echo"),
+        (r#""echo": true"#, "ok"),
         (r#""logprobs": 0"#, "unsupported-parameter logprobs"),
         (r#""messages": []"#, "unknown-parameter messages"),
     ] {
@@ -145,7 +164,8 @@ fn embeddings_take_texts_and_tokens() {
         (r#""input": "a", "encoding_format": "float""#, "ok"),
         (r#""input": "a", "encoding_format": "base64""#, "ok"),
         (r#""input": "a", "encoding_format": "int8""#, "invalid-value encoding_format"),
-        (r#""input": "a", "dimensions": 8"#, "unsupported-parameter dimensions"),
+        (r#""input": "a", "dimensions": 8"#, "ok"),
+        (r#""input": "a", "dimensions": 0"#, "invalid-value dimensions"),
         (r#""input": [], "user": "me""#, "invalid-value input"),
         (r#""input": [1, "a"]"#, "invalid-value input[1]"),
         (r#""input": ["a", 1]"#, "invalid-value input[1]"),
@@ -163,8 +183,9 @@ fn defaults_are_openais() {
         generated(Endpoint::Chat, r#"{"model": "m", "messages": [{"role": "developer", "content": "x"}]}"#);
     assert_eq!((chat.temperature, chat.top_p, chat.seed, chat.tokens_max), (1.0, 1.0, None, None));
     assert_eq!(chat.delivery, Delivery::Whole);
-    let Prompt::Chat(messages) = &chat.prompt else { panic!("a chat") };
-    assert_eq!(messages[0].role, "system");
+    let [Prompt::Chat(conversation)] = &chat.prompts[..] else { panic!("a chat") };
+    assert_eq!(conversation.messages[0].role, "system");
+    assert_eq!((chat.choices, chat.echo, chat.ignores_end), (1, false, false));
     let completion = generated(Endpoint::Completions, r#"{"model": "m", "prompt": "x", "stream": true}"#);
     assert_eq!(completion.tokens_max, Some(16));
     assert_eq!(completion.delivery, Delivery::Stream { include_usage: false });
@@ -178,4 +199,47 @@ fn a_model_must_be_named() {
     assert_eq!(outcome(Endpoint::Chat, r#"{"model": 5}"#), "invalid-value model");
     let long = format!(r#"{{"model": "{}"}}"#, "m".repeat(257));
     assert_eq!(outcome(Endpoint::Chat, &long), "invalid-value model");
+}
+
+#[test]
+fn the_answers_to_all_prompts_are_limited() {
+    let request = |prompts: usize, n: usize| {
+        let prompts = vec!["x"; prompts];
+        outcome(
+            Endpoint::Completions,
+            &serde_json::json!({ "model": "m", "prompt": prompts, "n": n }).to_string(),
+        )
+    };
+    assert_eq!(request(128, 1), "ok");
+    assert_eq!(request(64, 2), "ok");
+    assert_eq!(request(65, 2), "invalid-value n");
+    assert_eq!(request(129, 1), "invalid-value prompt");
+}
+
+/// Returns a conversation in which the assistant called a function with these arguments.
+fn called(content: &str, arguments: &str) -> String {
+    let arguments = serde_json::Value::from(arguments);
+    format!(
+        r#"{{"model": "m", "messages": [{{"role": "assistant", {content} "tool_calls": [{{"id": "c1",
+        "type": "function", "function": {{"name": "add", "arguments": {arguments}}}}}]}},
+        {{"role": "tool", "tool_call_id": "c1", "content": "3"}}]}}"#
+    )
+}
+
+#[test]
+fn calls_of_tools_are_read_with_their_arguments() {
+    for content in ["", r#""content": null,"#, r#""content": "I add.","#] {
+        let chat = generated(Endpoint::Chat, &called(content, r#"{"a": 1, "b": [2]}"#));
+        let [Prompt::Chat(conversation)] = &chat.prompts[..] else { panic!("a chat") };
+        let [asked, answered] = &conversation.messages[..] else { panic!("two messages") };
+        assert_eq!(asked.content.as_deref(), content.contains("add").then_some("I add."));
+        assert_eq!((asked.tool_calls[0].id.as_str(), asked.tool_calls[0].name.as_str()), ("c1", "add"));
+        assert_eq!(asked.tool_calls[0].arguments, serde_json::json!({ "a": 1, "b": [2] }));
+        assert_eq!(answered.tool_call_id.as_deref(), Some("c1"));
+    }
+    let path = "messages[0].tool_calls[0].function.arguments";
+    let long = format!("{{\"a\": \"{}\"}}", "x".repeat(256 * 1024));
+    for arguments in ["", "[1]", "{\"a\": }", long.as_str()] {
+        assert_eq!(outcome(Endpoint::Chat, &called("", arguments)), format!("invalid-value {path}"));
+    }
 }

@@ -1,0 +1,218 @@
+//! Answers in progress: the batcher's events of one request's choices, out as one object or as server-sent
+//! events.
+//!
+//! A stream's headers go out immediately, but its first event waits for the first text. A gateway that has
+//! received no byte may therefore still retry on another worker. Events of several choices are sent as they
+//! come, in fair turns, each with the index of its choice.
+
+use super::WorkerService;
+use super::answer::{COMPLETION_TOKENS, PROMPT_TOKENS, event_stream, json};
+use crate::batcher::{BatchError, Event, FinishReason};
+use crate::memory::Charge;
+use crate::openai::{ApiError, DONE_EVENT, Endpoint, Label, Usage, error_event};
+use axum::body::Body;
+use axum::response::Response;
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue};
+use http_body_util::StreamBody;
+use hyper::body::Frame;
+use protocol::error_code as code;
+use std::convert::Infallible;
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Instant;
+use tokio::sync::mpsc::UnboundedReceiver;
+
+/// One choice in progress. Dropping it drops the events' receiver, which stops the generation.
+pub(super) struct Choice {
+    /// Events to come; `None` after the last.
+    events: Option<UnboundedReceiver<Event>>,
+    /// Text of the prompt, where the answer repeats it.
+    echo: Option<Arc<str>>,
+    has_begun: bool,
+}
+
+impl Choice {
+    pub(super) fn new(events: UnboundedReceiver<Event>, echo: Option<Arc<str>>) -> Self {
+        Self { events: Some(events), echo, has_begun: false }
+    }
+}
+
+/// An answer in progress.
+pub(super) struct Streaming {
+    service: Arc<WorkerService>,
+    started: Instant,
+    label: Label,
+    /// At least one.
+    choices: Vec<Choice>,
+    /// Tokens of all prompts.
+    prompt_tokens: usize,
+    /// Held while the answer repeats prompts.
+    _charge: Option<Charge<()>>,
+    progress: StreamProgress,
+}
+
+/// What has been sent.
+#[derive(Default)]
+struct StreamProgress {
+    has_begun: bool,
+    /// Choice that is asked first for its next event.
+    turn: usize,
+    generated_tokens: usize,
+}
+
+/// Remainder of the stream to send.
+enum StreamState {
+    Events(Streaming),
+    Trailers(HeaderMap),
+    Nothing,
+}
+
+impl Streaming {
+    pub(super) fn new(
+        service: Arc<WorkerService>,
+        started: Instant,
+        label: Label,
+        choices: Vec<Choice>,
+        prompt_tokens: usize,
+        charge: Option<Charge<()>>,
+    ) -> Self {
+        assert!(!choices.is_empty(), "an answer has a choice");
+        let progress = StreamProgress::default();
+        Self { service, started, label, choices, prompt_tokens, _charge: charge, progress }
+    }
+
+    /// Returns the next event and the index of its choice.
+    async fn next(&mut self) -> (usize, Event) {
+        let (choices, turn) = (&mut self.choices, self.progress.turn);
+        let count = choices.len();
+        let (index, event) = poll_fn(|context| {
+            for index in (turn..turn + count).map(|index| index % count) {
+                if let Some(events) = &mut choices[index].events
+                    && let Poll::Ready(event) = events.poll_recv(context)
+                {
+                    return Poll::Ready((index, event));
+                }
+            }
+            Poll::Pending
+        })
+        .await;
+        self.progress.turn = index + 1;
+        if !std::mem::replace(&mut self.progress.has_begun, true) {
+            self.service.record_first_token(self.started.elapsed());
+        }
+        let event = event.unwrap_or_else(|| {
+            Event::Failed(BatchError::Failed {
+                code: code::ENGINE_FAILED,
+                message: "the engine ended before the answer did".to_owned(),
+            })
+        });
+        if let Event::Finished(finish) = &event {
+            self.progress.generated_tokens += finish.generated_tokens;
+            self.choices[index].events = None;
+        }
+        (index, event)
+    }
+
+    /// Reports whether all choices have ended.
+    fn is_complete(&self) -> bool {
+        self.choices.iter().all(|choice| choice.events.is_none())
+    }
+
+    fn usage(&self) -> Usage {
+        Usage::generated(self.prompt_tokens, self.progress.generated_tokens)
+    }
+
+    fn failed(&self, error: &BatchError) -> ApiError {
+        ApiError::from_batch(error, self.label.endpoint.input())
+    }
+
+    pub(super) async fn whole(mut self) -> Result<Response, ApiError> {
+        let echo = |choice: &Choice| choice.echo.as_deref().unwrap_or_default().to_owned();
+        // The reason is replaced by that of each choice's end.
+        let mut answers: Vec<(String, FinishReason)> =
+            self.choices.iter().map(|choice| (echo(choice), FinishReason::Length)).collect();
+        while !self.is_complete() {
+            match self.next().await {
+                (index, Event::Text(more)) => answers[index].0.push_str(&more),
+                (_, Event::Failed(error)) => return Err(self.failed(&error)),
+                (index, Event::Finished(finish)) => answers[index].1 = finish.reason,
+            }
+        }
+        let mut response = json(self.label.whole(&answers, self.usage()));
+        let generated = HeaderValue::from(self.progress.generated_tokens);
+        response.headers_mut().insert(COMPLETION_TOKENS, generated);
+        Ok(response)
+    }
+
+    pub(super) fn stream(self, include_usage: bool) -> Response {
+        let frames = futures::stream::unfold(StreamState::Events(self), move |rest| async move {
+            match rest {
+                StreamState::Events(streaming) => Some(streaming.step(include_usage).await),
+                StreamState::Trailers(trailers) => {
+                    Some((Ok(Frame::trailers(trailers)), StreamState::Nothing))
+                }
+                StreamState::Nothing => None,
+            }
+        });
+        let mut response = Response::new(Body::new(StreamBody::new(frames)));
+        event_stream(response.headers_mut());
+        response
+    }
+
+    async fn step(mut self, include_usage: bool) -> (Result<Frame<Bytes>, Infallible>, StreamState) {
+        let (index, event) = self.next().await;
+        let mut bytes = self.beginning(index, include_usage);
+        let rest = match event {
+            Event::Text(text) => {
+                bytes.extend_from_slice(&self.label.event(index, &text, false, None, include_usage));
+                StreamState::Events(self)
+            }
+            Event::Finished(finish) => {
+                let end = self.label.event(index, "", false, Some(finish.reason), include_usage);
+                bytes.extend_from_slice(&end);
+                if self.is_complete() {
+                    self.end(&mut bytes, include_usage)
+                } else {
+                    StreamState::Events(self)
+                }
+            }
+            Event::Failed(error) => {
+                bytes.extend_from_slice(&error_event(&self.failed(&error)));
+                StreamState::Nothing
+            }
+        };
+        (Ok(Frame::data(Bytes::from(bytes))), rest)
+    }
+
+    /// Builds the first event of a choice, if it has none yet: the role in a chat, the prompt in an echo.
+    fn beginning(&mut self, index: usize, include_usage: bool) -> Vec<u8> {
+        let choice = &mut self.choices[index];
+        if std::mem::replace(&mut choice.has_begun, true) {
+            return Vec::new();
+        }
+        let echo = choice.echo.take();
+        let event = match (self.label.endpoint, echo) {
+            (Endpoint::Chat, _) => self.label.event(index, "", true, None, include_usage),
+            (_, Some(echo)) => self.label.event(index, &echo, false, None, include_usage),
+            (_, None) => return Vec::new(),
+        };
+        event.to_vec()
+    }
+
+    /// Writes what follows the last choice.
+    fn end(self, bytes: &mut Vec<u8>, include_usage: bool) -> StreamState {
+        if include_usage {
+            bytes.extend_from_slice(&self.label.usage_event(self.usage()));
+        }
+        bytes.extend_from_slice(DONE_EVENT);
+        let mut trailers = HeaderMap::new();
+        trailers.insert(PROMPT_TOKENS, HeaderValue::from(self.prompt_tokens));
+        trailers.insert(COMPLETION_TOKENS, HeaderValue::from(self.progress.generated_tokens));
+        StreamState::Trailers(trailers)
+    }
+}
+
+#[cfg(test)]
+mod tests;

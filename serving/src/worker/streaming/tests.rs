@@ -1,0 +1,117 @@
+//! Tests of answers with several choices, by the worker's router and a simulated engine, which repeats the last
+//! line of its prompt.
+
+use super::*;
+use crate::batcher::{Batcher, BatcherLimits};
+use crate::engine::simulated::SimulatedEngine;
+use crate::worker::answer::router;
+use http::StatusCode;
+use http_body_util::BodyExt;
+use serde_json::{Value, json};
+use tower::ServiceExt;
+
+/// Sends a request to a worker with this engine; returns the status and the body.
+async fn send(engine: SimulatedEngine, endpoint: Endpoint, request: &Value) -> (StatusCode, String) {
+    let service = Arc::new(WorkerService::new(None));
+    service.ready(Batcher::start(Box::new(engine), BatcherLimits::default()).expect("a thread"));
+    let request = http::Request::post(endpoint.path()).body(Body::from(request.to_string())).expect("valid");
+    let response = router(service).oneshot(request).await.expect("infallible");
+    let status = response.status();
+    let body = response.into_body().collect().await.expect("whole").to_bytes();
+    (status, String::from_utf8(body.to_vec()).expect("UTF-8"))
+}
+
+async fn answer(endpoint: Endpoint, request: Value) -> Value {
+    let (status, body) = send(SimulatedEngine::decoder(200, 4000), endpoint, &request).await;
+    assert_eq!(status, 200, "{body}");
+    serde_json::from_str(&body).expect("JSON")
+}
+
+/// Returns the events of a stream, which must end in order.
+async fn events(endpoint: Endpoint, mut request: Value) -> Vec<Value> {
+    request["stream"] = json!(true);
+    request["stream_options"] = json!({ "include_usage": true });
+    let (status, body) = send(SimulatedEngine::decoder(200, 4000), endpoint, &request).await;
+    assert_eq!(status, 200, "{body}");
+    let body = body.strip_suffix("data: [DONE]\n\n").expect("its end");
+    let events = body.split_terminator("\n\n").map(|event| event.strip_prefix("data: ").expect("an event"));
+    events.map(|event| serde_json::from_str(event).expect("JSON")).collect()
+}
+
+#[tokio::test]
+async fn each_prompt_has_its_choices_in_order() {
+    let request = json!({ "model": "m", "prompt": ["abc", [100, 101]], "n": 2, "temperature": 0 });
+    for (echo, first, second) in [(false, "abc", "de"), (true, "abcabc", "dede")] {
+        let mut request = request.clone();
+        request["echo"] = json!(echo);
+        let whole = answer(Endpoint::Completions, request.clone()).await;
+        let choices = whole["choices"].as_array().expect("an array");
+        let shown: Vec<_> = choices.iter().map(|c| (c["index"].as_u64(), c["text"].as_str())).collect();
+        let expected = [first, first, second, second];
+        let expected = expected.iter().enumerate().map(|(index, text)| (Some(index as u64), Some(*text)));
+        assert_eq!(shown, expected.collect::<Vec<_>>());
+        // Prompts count once, end tokens count.
+        let usage = json!({ "prompt_tokens": 5, "completion_tokens": 14, "total_tokens": 19 });
+        assert_eq!(whole["usage"], usage);
+
+        let mut texts = vec![String::new(); 4];
+        let events = events(Endpoint::Completions, request).await;
+        let (last, rest) = events.split_last().expect("events");
+        assert_eq!((&last["usage"], &last["choices"]), (&usage, &json!([])));
+        for choice in rest.iter().map(|event| &event["choices"][0]) {
+            let index = choice["index"].as_u64().expect("an index") as usize;
+            texts[index].push_str(choice["text"].as_str().expect("a text"));
+        }
+        assert_eq!(texts, [first, first, second, second]);
+    }
+}
+
+#[tokio::test]
+async fn each_choice_of_a_chat_begins_with_its_role_and_has_one_end() {
+    let messages = json!([{ "role": "user", "content": "hi" }]);
+    let request = json!({ "model": "m", "messages": messages, "n": 3, "temperature": 0 });
+    let events = events(Endpoint::Chat, request).await;
+    for index in 0..3 {
+        let of_choice = events.iter().map(|event| &event["choices"][0]).filter(|c| c["index"] == index);
+        let of_choice: Vec<&Value> = of_choice.collect();
+        let is_role = |choice: &&Value| choice["delta"]["role"] == "assistant";
+        assert!(is_role(&of_choice[0]) && of_choice.iter().filter(|c| is_role(c)).count() == 1);
+        let text: String = of_choice.iter().filter_map(|c| c["delta"]["content"].as_str()).collect();
+        assert_eq!(text, "user: hi");
+        let ends: Vec<&Value> =
+            of_choice.iter().map(|c| &c["finish_reason"]).filter(|r| !r.is_null()).collect();
+        assert_eq!(ends, ["stop"]);
+    }
+}
+
+#[tokio::test]
+async fn an_ignored_end_token_does_not_end_an_answer() {
+    let request = json!({ "model": "m", "prompt": "ab", "max_tokens": 5, "temperature": 0 });
+    for (ignores, reason, tokens) in [(false, "stop", 3), (true, "length", 5)] {
+        let mut request = request.clone();
+        request["ignore_eos"] = json!(ignores);
+        let answer = answer(Endpoint::Completions, request).await;
+        let choice = &answer["choices"][0];
+        assert_eq!((&choice["text"], &choice["finish_reason"]), (&json!("ab"), &json!(reason)));
+        assert_eq!(answer["usage"]["completion_tokens"], tokens);
+    }
+}
+
+#[tokio::test]
+async fn an_echo_of_too_many_bytes_is_refused() {
+    let request = json!({ "model": "m", "prompt": "x".repeat(70_000), "n": 128, "echo": true });
+    let engine = SimulatedEngine::decoder(1 << 20, 1 << 24);
+    let (status, body) = send(engine, Endpoint::Completions, &request).await;
+    assert_eq!(status, 400);
+    assert!(body.contains(r#""param":"echo""#), "{body}");
+}
+
+#[tokio::test]
+async fn vectors_are_shortened_only_where_the_model_allows_it() {
+    for (dimensions, status) in [(4, 200), (2, 400), (5, 400)] {
+        let request = json!({ "model": "m", "input": "abc", "dimensions": dimensions });
+        let (found, body) = send(SimulatedEngine::encoder(16, 4), Endpoint::Embeddings, &request).await;
+        assert_eq!(found, status, "{body}");
+        assert_eq!(body.contains(r#""code":"unsupported_parameter""#), status == 400, "{body}");
+    }
+}
