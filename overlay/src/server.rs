@@ -351,7 +351,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_orderly_shutdown_limits_silence_and_not_length() {
-        assert_eq!(lives(&[], 7).await, 7, "it ends by itself");
+        assert_eq!(lives(&[], 7).await, 7, "its answers end first");
         assert_eq!(lives(&[], 1000).await, 40, "silence is limited");
         let minutes: Vec<u64> = (1..60).map(|piece| piece * 30).collect();
         assert_eq!(lives(&minutes, 1800).await, 1800, "an answer of half an hour is not cut");

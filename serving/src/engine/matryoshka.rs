@@ -1,8 +1,8 @@
 //! Shortened embeddings: the first numbers of a vector, scaled to length 1 again.
 //!
 //! A vector may be cut where the model was trained for it (Kusupati et al. 2022, "Matryoshka Representation
-//! Learning"). Its `config.json` says so, in the fields that vLLM reads. The vectors of other models lose their
-//! meaning when they are cut, so they are not.
+//! Learning"). Its `config.json` says so, in the fields that vLLM reads. The vectors of other models lose
+//! their meaning when they are cut, so they are not.
 
 use super::{EngineError, config};
 use crate::weights::ModelFiles;

@@ -182,8 +182,8 @@ impl Patterns {
         self.0.values().flatten().any(|pattern| pattern.token.special)
     }
 
-    /// Finds the accepted tokens in a text: leftmost first, longest first, none within another. `accepts` gets
-    /// the range of the token's text.
+    /// Finds the accepted tokens in a text: leftmost first, longest first, none within another. `accepts`
+    /// gets the range of the token's text.
     fn find<'p>(&'p self, text: &str, accepts: impl Fn(&Pattern, Range<usize>) -> bool) -> Vec<Found<'p>> {
         let mut found: Vec<Found<'p>> = Vec::new();
         let (mut at, mut taken_to) = (0, 0);

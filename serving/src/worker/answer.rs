@@ -1,7 +1,7 @@
 //! Request handlers of the worker: OpenAI requests into the batcher; [`super::streaming`] sends the answers.
 //!
-//! Token counts travel beside the answer, in the headers [`PROMPT_TOKENS`] and [`COMPLETION_TOKENS`] or, for a
-//! stream, in trailers of these names.
+//! Token counts travel beside the answer, in the headers [`PROMPT_TOKENS`] and [`COMPLETION_TOKENS`] or, for
+//! a stream, in trailers of these names.
 
 use super::WorkerService;
 use super::service::now;

@@ -36,7 +36,7 @@ impl Drop for OutstandingOne {
 }
 
 impl OutstandingOne {
-    /// Wraps the body of an answer, which ends this one when it has been handed to its connection, or dropped.
+    /// Wraps the body of an answer, which ends this one when its connection has taken it, or dropped it.
     pub(super) fn until_sent(self, body: Body) -> Body {
         Body::new(SentBody { body, _one: self })
     }

@@ -135,7 +135,8 @@ fn tools_that_were_called_and_their_answers_are_rendered() {
 
 #[test]
 fn text_of_messages_is_known_however_the_template_prints_it() {
-    let source = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content | trim + '<|im_end|>' }}\
+    let source = "{% for m in messages %}\
+        {{ '<|im_start|>' + m.role + '\\n' + m.content | trim + '<|im_end|>' }}\
         {% endfor %}<|im_start|>assistant";
     let template = template(source);
     assert_eq!(

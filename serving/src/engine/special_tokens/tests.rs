@@ -9,8 +9,10 @@ use serde_json::{Value, json};
 fn tokenizer() -> Tokenizer {
     let mut json = byte_tokenizer_json(&["<|user|>", "<|end|>"]);
     json["added_tokens"][0]["rstrip"] = json!(true);
-    let plain = json!({ "id": 258, "content": "<tool>", "single_word": false, "lstrip": false, "rstrip": false,
-        "normalized": false, "special": false });
+    let plain = json!({
+        "id": 258, "content": "<tool>", "single_word": false, "lstrip": false, "rstrip": false,
+        "normalized": false, "special": false
+    });
     json["added_tokens"].as_array_mut().expect("an array").push(plain);
     parse(&json)
 }

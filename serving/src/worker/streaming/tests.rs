@@ -1,5 +1,5 @@
-//! Tests of answers with several choices, by the worker's router and a simulated engine, which repeats the last
-//! line of its prompt.
+//! Tests of answers with several choices, by the worker's router and a simulated engine, which repeats the
+//! last line of its prompt.
 
 use super::*;
 use crate::batcher::{Batcher, BatcherLimits};
