@@ -34,12 +34,12 @@ impl Marker {
         literals: &[String],
         special: &SpecialTokens,
     ) -> Option<Self> {
-        let used: BTreeSet<char> = texts
-            .chain(literals.iter().map(String::as_str))
-            .flat_map(str::chars)
-            .filter(|character| MARKS.contains(character))
-            .collect();
-        let mark = MARKS.into_iter().find(|mark| !used.contains(mark))?;
+        let mut used: BTreeSet<char> = BTreeSet::new();
+        let mut note = |text: &str| used.extend(text.chars().filter(|character| MARKS.contains(character)));
+        texts.for_each(&mut note);
+        literals.iter().for_each(|literal| note(literal));
+        let mut marks = MARKS;
+        let mark = marks.find(|mark| !used.contains(mark))?;
         let mut exempt: Vec<String> =
             literals.iter().filter(|literal| !special.may_touch(literal)).cloned().collect();
         exempt.sort_unstable_by_key(|literal| std::cmp::Reverse(literal.len()));
