@@ -16,6 +16,7 @@ mod tokenizers;
 mod worker;
 
 use crate::engine::chat::Conversation;
+use crate::engine::logits::{LogitRules, LogitState};
 use crate::engine::sampler::Sampling;
 use crate::engine::{Engine, EngineError, Operation, TextFrontend};
 use counters::Counters;
@@ -140,6 +141,8 @@ pub struct GenerateRequest {
     pub prompt: Prompt,
     /// Sampling parameters.
     pub sampling: Sampling,
+    /// Rules that change the logits before a token is drawn.
+    pub rules: LogitRules,
     /// Maximum tokens to generate; `None` uses the rest of the context.
     pub tokens_max: Option<usize>,
     /// Strings before which the generation stops.
@@ -269,9 +272,16 @@ impl Batcher {
         if request.stops.len() > self.limits.stops_max {
             return Err(refuse(format!("at most {} stop strings", self.limits.stops_max)));
         }
+        let vocabulary = self.frontend.vocabulary();
+        if let Some(unknown) = request.rules.bias.keys().find(|token| **token as usize >= vocabulary) {
+            let message =
+                format!("token {unknown} of `logit_bias` is not below the vocabulary of {vocabulary}");
+            return Err(refuse(message));
+        }
         let slot = self.take_slot()?;
         let EncodedPrompt { tokens, continues } = self.encode_prompt(request.prompt).await?;
         let prompt = tokens.to_vec();
+        let logits = LogitState::new(request.rules, request.sampling.temperature, &prompt);
         let options =
             generation::AnswerOptions { continues_prompt: continues, ignores_end: request.ignores_end };
         let context = self.frontend.context_tokens_max();
@@ -291,6 +301,7 @@ impl Batcher {
         let job = generation::QueuedGeneration {
             prompt,
             options,
+            logits,
             tokens_max,
             sampling: request.sampling,
             stops: request.stops,

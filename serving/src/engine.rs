@@ -15,6 +15,7 @@ pub mod decoder;
 pub mod device;
 pub mod encoder;
 pub mod kernels;
+pub mod logits;
 pub mod matryoshka;
 mod parameters;
 pub mod sampler;

@@ -145,6 +145,17 @@ def a_request_may_ask_for_several_answers():
 
 
 @test
+def the_likely_tokens_can_be_narrowed():
+    request = {"model": CHAT, "messages": QUESTION, "max_tokens": 8}
+    greedy = client.chat.completions.create(**request, temperature=0).choices[0].message.content
+    for narrow in [{"top_k": 1}, {"min_p": 1}]:
+        answer = client.chat.completions.create(**request, temperature=2, seed=3, extra_body=narrow)
+        assert answer.choices[0].message.content == greedy, narrow
+    penalties = {"frequency_penalty": 2, "presence_penalty": 2, "logit_bias": {"40": -100}}
+    assert client.chat.completions.create(**request, **penalties).choices[0].finish_reason
+
+
+@test
 def special_tokens_in_a_message_are_text():
     def prompt_tokens(content):
         messages = [{"role": "user", "content": content}]
@@ -188,7 +199,7 @@ def embeddings_refuse_what_they_cannot_do():
 
 @test
 def unknown_and_unserved_fields_are_named():
-    refused(openai.BadRequestError, "unknown_parameter", "top_k", extra_body={"top_k": 5})
+    refused(openai.BadRequestError, "unknown_parameter", "typical_p", extra_body={"typical_p": 0.5})
     refused(openai.BadRequestError, "invalid_value", "n", n=129)
     refused(openai.BadRequestError, "unsupported_parameter", "logprobs", logprobs=True)
     refused(openai.BadRequestError, "unsupported_parameter", "response_format", response_format={"type": "json_object"})

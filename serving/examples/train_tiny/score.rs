@@ -3,6 +3,7 @@
 use crate::lessons::{Lesson, Lessons};
 use serving::batcher::{Batcher, BatcherLimits, Event, GenerateRequest, Prompt};
 use serving::engine::chat::ChatMessage;
+use serving::engine::logits::LogitRules;
 use serving::engine::sampler::Sampling;
 use serving::engine::{EngineOptions, LoadedEngine};
 use serving::weights::ModelFiles;
@@ -52,6 +53,7 @@ fn ask(batcher: &Batcher, lessons: &[&Lesson], mistakes: &mut Vec<String>) -> an
         let request = GenerateRequest {
             prompt: Prompt::Chat(vec![message].into()),
             sampling: Sampling { temperature: 0.0, top_p: 1.0, seed: 0 },
+            rules: LogitRules::default(),
             tokens_max: Some(64),
             stops: Vec::new(),
             ignores_end: false,

@@ -1,6 +1,7 @@
 //! One generation inside the batcher: from queued job to last event.
 
 use super::BatchError;
+use crate::engine::logits::LogitState;
 use crate::engine::sampler::{Sampling, sample};
 use crate::engine::text::{Detokenizer, StopCheck, StopStrings};
 use crate::engine::{SequenceId, TextFrontend};
@@ -49,6 +50,8 @@ pub(super) struct AnswerOptions {
 pub(super) struct QueuedGeneration {
     pub(super) prompt: Vec<u32>,
     pub(super) options: AnswerOptions,
+    /// Rules that change its logits, if any.
+    pub(super) logits: Option<LogitState>,
     pub(super) tokens_max: usize,
     pub(super) sampling: Sampling,
     pub(super) stops: Vec<String>,
@@ -78,6 +81,7 @@ pub(super) struct RunningGeneration {
     computed: usize,
     tokens_max: usize,
     sampling: Sampling,
+    logits: Option<LogitState>,
     detokenizer: Detokenizer,
     ignores_end: bool,
     stops: StopStrings,
@@ -99,6 +103,7 @@ impl RunningGeneration {
             computed: 0,
             tokens_max: job.tokens_max,
             sampling: job.sampling,
+            logits: job.logits,
             detokenizer,
             ignores_end: job.options.ignores_end,
             stops: StopStrings::new(job.stops),
@@ -162,7 +167,7 @@ impl RunningGeneration {
     /// generation.
     pub(super) fn accept(&mut self, frontend: &TextFrontend, logits: &[f32]) -> bool {
         assert_eq!(self.computed, self.tokens.len(), "logits follow the last token");
-        let token = sample(logits, &self.sampling, self.tokens.len() as u64);
+        let token = self.draw(logits);
         self.tokens.push(token);
         if frontend.is_end(token) && !self.ignores_end {
             let rest = self.detokenizer.finish(frontend);
@@ -185,6 +190,17 @@ impl RunningGeneration {
                 true
             }
         }
+    }
+
+    /// Draws the next token by the request's rules.
+    fn draw(&mut self, logits: &[f32]) -> u32 {
+        let position = self.tokens.len() as u64;
+        let Some(state) = &mut self.logits else { return sample(logits, &self.sampling, position) };
+        let mut row = logits.to_vec();
+        state.apply(&mut row);
+        let token = sample(&row, &self.sampling, position);
+        state.push(token);
+        token
     }
 
     pub(super) fn generated(&self) -> usize {
@@ -230,6 +246,7 @@ mod tests {
         let queued = QueuedGeneration {
             prompt: vec![1; prompt],
             options: AnswerOptions::default(),
+            logits: None,
             tokens_max,
             sampling,
             stops: Vec::new(),
@@ -254,6 +271,7 @@ mod tests {
         let queued = QueuedGeneration {
             prompt: vec![1; 5],
             options: AnswerOptions::default(),
+            logits: None,
             tokens_max: 2,
             sampling,
             stops: Vec::new(),

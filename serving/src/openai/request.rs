@@ -7,9 +7,11 @@ use super::error::{ApiError, printable};
 use super::json::{self, ObjectFields, invalid, wrong_type};
 use crate::batcher::{EmbedInput, Prompt};
 use crate::engine::chat::Conversation;
+use crate::engine::logits::LogitRules;
 use message::messages;
 use protocol::error_code as code;
 use serde_json::Value;
+use std::collections::BTreeMap;
 
 mod message;
 
@@ -33,6 +35,10 @@ const INPUTS_MAX: usize = 2048;
 const DIMENSIONS_MAX: u64 = 1 << 20;
 /// Default of `max_tokens` for a completion, as in OpenAI's API.
 const COMPLETION_TOKENS_DEFAULT: u64 = 16;
+/// Maximum tokens with a bias: OpenAI's limit.
+const BIASES_MAX: usize = 300;
+/// Limits of `repetition_penalty`, beyond which no text is left.
+const REPETITION_PENALTY: std::ops::RangeInclusive<f64> = 0.01..=100.0;
 /// Above every context length; the model's own limit decides.
 const TOKENS_MAX: u64 = 1 << 24;
 
@@ -108,6 +114,8 @@ pub struct Generate {
     pub temperature: f32,
     /// Nucleus sampling threshold, above 0 and at most 1; 1 when absent.
     pub top_p: f32,
+    /// Rules that change the logits before a token is drawn.
+    pub rules: LogitRules,
     /// Seed of the sampling; the server draws one when absent.
     pub seed: Option<u64>,
     /// Maximum tokens to generate; `None` uses the rest of the context.
@@ -263,9 +271,7 @@ fn generate(
             format!("asks for {choices} answers to {} prompts, at most {CHOICES_MAX}", prompts.len());
         return Err(invalid("n".to_owned(), problem));
     }
-    fields.unsupported("frequency_penalty", |value| value.as_f64() == Some(0.0))?;
-    fields.unsupported("presence_penalty", |value| value.as_f64() == Some(0.0))?;
-    fields.unsupported("logit_bias", is_empty)?;
+    let rules = rules(&mut fields)?;
     ignore_user(&mut fields)?;
     // Zero probability means the most likely token, as in OpenAI's API.
     let top_p = fields.number("top_p", 0.0, 1.0)?.map_or(1.0, |p| (p as f32).max(f32::MIN_POSITIVE));
@@ -277,6 +283,7 @@ fn generate(
         ignores_end: fields.flag("ignore_eos")?,
         temperature: fields.number("temperature", 0.0, 2.0)?.unwrap_or(1.0) as f32,
         top_p,
+        rules,
         seed: fields.integer("seed")?,
         tokens_max: tokens_max.map(|tokens| tokens as usize),
         stops: stops(&mut fields)?,
@@ -284,6 +291,57 @@ fn generate(
     };
     fields.finish()?;
     Ok(generate)
+}
+
+/// Takes the fields that change the logits: OpenAI's, and those that vLLM adds.
+fn rules(fields: &mut ObjectFields) -> Result<LogitRules, ApiError> {
+    let (least, most) = (*REPETITION_PENALTY.start(), *REPETITION_PENALTY.end());
+    Ok(LogitRules {
+        bias: biases(fields)?,
+        presence_penalty: fields.number("presence_penalty", -2.0, 2.0)?.unwrap_or(0.0) as f32,
+        frequency_penalty: fields.number("frequency_penalty", -2.0, 2.0)?.unwrap_or(0.0) as f32,
+        repetition_penalty: fields.number("repetition_penalty", least, most)?.unwrap_or(1.0) as f32,
+        top_k: top_k(fields)?,
+        min_p: fields.number("min_p", 0.0, 1.0)?.unwrap_or(0.0) as f32,
+    })
+}
+
+/// Takes `top_k`; -1 and 0 keep all tokens, as in vLLM.
+fn top_k(fields: &mut ObjectFields) -> Result<Option<usize>, ApiError> {
+    let Some(value) = fields.take("top_k") else { return Ok(None) };
+    match value.as_i64() {
+        Some(-1 | 0) => Ok(None),
+        Some(top_k) if (1..=TOKENS_MAX as i64).contains(&top_k) => Ok(Some(top_k as usize)),
+        _ if value.is_number() => Err(invalid(
+            "top_k".to_owned(),
+            format!("is {value}, expected -1 or a whole number up to {TOKENS_MAX}"),
+        )),
+        _ => Err(wrong_type("top_k".to_owned(), &value, "a whole number")),
+    }
+}
+
+/// Takes `logit_bias`: an object from tokens, as text, to numbers from -100 to 100.
+fn biases(fields: &mut ObjectFields) -> Result<BTreeMap<u32, f32>, ApiError> {
+    let path = "logit_bias";
+    let biases = match fields.take(path) {
+        None => return Ok(BTreeMap::new()),
+        Some(Value::Object(biases)) => biases,
+        Some(other) => return Err(wrong_type(path.to_owned(), &other, "an object")),
+    };
+    if biases.len() > BIASES_MAX {
+        return Err(invalid(path.to_owned(), format!("has {} tokens, at most {BIASES_MAX}", biases.len())));
+    }
+    let read = |(token, bias): (String, Value)| {
+        let path = format!("{path}.{}", printable(&token));
+        let token =
+            token.parse::<u32>().map_err(|_| invalid(path.clone(), "is no token's number".to_owned()))?;
+        match bias.as_f64() {
+            Some(bias) if (-100.0..=100.0).contains(&bias) => Ok((token, bias as f32)),
+            Some(bias) => Err(invalid(path, format!("is {bias}, expected -100 to 100"))),
+            None => Err(wrong_type(path, &bias, "a number")),
+        }
+    };
+    biases.into_iter().map(read).collect()
 }
 
 fn parse_embedding(mut fields: ObjectFields) -> Result<Embed, ApiError> {

@@ -150,6 +150,11 @@ async fn answer_generate(
     let seed = generate.seed.unwrap_or(random);
     let refused = |error: BatchError| ApiError::from_batch(&error, endpoint.input());
     let batcher = service.batcher()?;
+    let vocabulary = batcher.frontend().vocabulary();
+    if let Some(unknown) = generate.rules.bias.keys().find(|token| **token as usize >= vocabulary) {
+        let message = format!("`logit_bias`: token {unknown} is not below the vocabulary of {vocabulary}");
+        return Err(ApiError::field(code::INVALID_VALUE, "logit_bias", message));
+    }
     let (mut choices, mut prompt_tokens, mut echoed_bytes) = (Vec::new(), 0, 0);
     for mut prompt in generate.prompts {
         if let Prompt::Chat(conversation) = &mut prompt {
@@ -177,6 +182,7 @@ async fn answer_generate(
                     // Each choice draws numbers of its own; the first those of a request for one.
                     seed: seed.wrapping_add(index as u64),
                 },
+                rules: generate.rules.clone(),
                 tokens_max: generate.tokens_max,
                 stops: generate.stops.clone(),
                 ignores_end: generate.ignores_end,

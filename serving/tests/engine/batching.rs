@@ -7,6 +7,7 @@ use serving::batcher::{
     Generation, Prompt,
 };
 use serving::engine::chat::ChatMessage;
+use serving::engine::logits::LogitRules;
 use serving::engine::sampler::Sampling;
 use serving::engine::simulated::SimulatedEngine;
 use std::time::{Duration, Instant};
@@ -20,7 +21,14 @@ fn start(engine: SimulatedEngine) -> Batcher {
 fn request(prompt: &str, tokens_max: Option<usize>, stops: &[&str]) -> GenerateRequest {
     let stops = stops.iter().map(|stop| (*stop).to_owned()).collect();
     let prompt = Prompt::Text(prompt.to_owned());
-    GenerateRequest { prompt, sampling: GREEDY, tokens_max, stops, ignores_end: false }
+    GenerateRequest {
+        prompt,
+        sampling: GREEDY,
+        rules: LogitRules::default(),
+        tokens_max,
+        stops,
+        ignores_end: false,
+    }
 }
 
 /// Returns all text, the finish reason, and the number of generated tokens.

@@ -3,6 +3,7 @@
 use crate::models::{block_on, open};
 use serving::batcher::{Batcher, BatcherLimits, Event, GenerateRequest, Prompt};
 use serving::engine::chat::ChatMessage;
+use serving::engine::logits::LogitRules;
 use serving::engine::sampler::Sampling;
 use std::path::PathBuf;
 
@@ -11,6 +12,7 @@ fn ask(batcher: &Batcher, question: &str) -> String {
     let request = GenerateRequest {
         prompt: Prompt::Chat(vec![message].into()),
         sampling: Sampling { temperature: 0.0, top_p: 1.0, seed: 0 },
+        rules: LogitRules::default(),
         tokens_max: Some(60),
         stops: Vec::new(),
         ignores_end: false,

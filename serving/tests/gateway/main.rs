@@ -160,7 +160,7 @@ async fn bad_requests_are_distinguished() {
     let _embed = cluster.worker("embed", 0, SimulatedEngine::encoder(64, 4)).await;
     let long = "x".repeat(300);
     for (path, body, expected) in [
-        (CHAT, chat("hi", r#", "top_k": 4"#), (400, "unknown_parameter", "top_k")),
+        (CHAT, chat("hi", r#", "typical_p": 4"#), (400, "unknown_parameter", "typical_p")),
         (CHAT, chat("hi", r#", "n": 200"#), (400, "invalid_value", "n")),
         (CHAT, chat("hi", r#", "logprobs": true"#), (400, "unsupported_parameter", "logprobs")),
         (CHAT, "{".to_owned(), (400, "request_invalid", "")),

@@ -30,7 +30,8 @@ fn submit(worker: &mut Worker, prompt: &str, tokens_max: usize) -> UnboundedRece
     let (sender, events) = unbounded_channel();
     let prompt = prompt.bytes().map(u32::from).collect();
     let (options, stops) = (AnswerOptions::default(), Vec::new());
-    let queued = QueuedGeneration { prompt, options, tokens_max, sampling: GREEDY, stops, sender };
+    let sampling = GREEDY;
+    let queued = QueuedGeneration { prompt, options, logits: None, tokens_max, sampling, stops, sender };
     add(&worker.counters.waiting, 1);
     worker.queue(BatcherCommand::Generate(queued));
     events

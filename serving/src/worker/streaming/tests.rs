@@ -98,6 +98,27 @@ async fn an_ignored_end_token_does_not_end_an_answer() {
 }
 
 #[tokio::test]
+async fn rules_change_what_is_drawn() {
+    let request = json!({ "model": "m", "prompt": "abc", "max_tokens": 3, "temperature": 0 });
+    for (rules, text) in [
+        (json!({}), "abc"),
+        (json!({ "logit_bias": { "120": 50 } }), "xxx"),
+        // The engine gives the next letter 20 and all others 0: `x` and then `y` are drawn once each.
+        (json!({ "logit_bias": { "120": 21, "121": 20.5 }, "presence_penalty": 2 }), "xyc"),
+    ] {
+        let mut request = request.clone();
+        for (name, value) in rules.as_object().expect("an object") {
+            request[name] = value.clone();
+        }
+        assert_eq!(answer(Endpoint::Completions, request).await["choices"][0]["text"], text, "{rules}");
+    }
+    let unknown = json!({ "model": "m", "prompt": "abc", "logit_bias": { "257": 1 } });
+    let (status, body) = send(SimulatedEngine::decoder(200, 4000), Endpoint::Completions, &unknown).await;
+    assert_eq!(status, 400);
+    assert!(body.contains(r#""param":"logit_bias""#), "{body}");
+}
+
+#[tokio::test]
 async fn an_echo_of_too_many_bytes_is_refused() {
     let request = json!({ "model": "m", "prompt": "x".repeat(70_000), "n": 128, "echo": true });
     let engine = SimulatedEngine::decoder(1 << 20, 1 << 24);
