@@ -30,7 +30,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::oneshot;
 
 pub use counters::BatcherSnapshot;
-pub use generation::{Event, Finish, FinishReason};
+pub use generation::{AnswerToken, Event, Finish, FinishReason, TokenPiece};
 
 /// Limits of a batcher.
 #[derive(Debug, Clone, Copy)]
@@ -149,6 +149,8 @@ pub struct GenerateRequest {
     pub stops: Vec<String>,
     /// Whether the model's end token does not end the generation.
     pub ignores_end: bool,
+    /// Alternatives to report with the log-probability of each token; `None` reports none of both.
+    pub logprobs: Option<usize>,
 }
 
 /// A running generation. Dropping it stops the work.
@@ -282,8 +284,11 @@ impl Batcher {
         let EncodedPrompt { tokens, continues } = self.encode_prompt(request.prompt).await?;
         let prompt = tokens.to_vec();
         let logits = LogitState::new(request.rules, request.sampling.temperature, &prompt);
-        let options =
-            generation::AnswerOptions { continues_prompt: continues, ignores_end: request.ignores_end };
+        let options = generation::AnswerOptions {
+            continues_prompt: continues,
+            ignores_end: request.ignores_end,
+            logprobs: request.logprobs,
+        };
         let context = self.frontend.context_tokens_max();
         // An answer has at least one token.
         let requested = request.tokens_max.map(|tokens| tokens.max(1));

@@ -6,9 +6,12 @@
 
 mod error;
 mod json;
+mod logprobs;
 mod request;
 mod response;
 
 pub use error::{ApiError, printable, transport_refusal};
 pub use request::{Delivery, Embed, Encoding, Endpoint, Generate, InferenceRequest};
-pub use response::{DONE_EVENT, Label, Usage, embeddings, error_event, model, models};
+pub use response::{
+    ChoicePiece, DONE_EVENT, Label, Usage, WholeChoice, embeddings, error_event, model, models,
+};

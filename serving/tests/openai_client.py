@@ -156,6 +156,20 @@ def the_likely_tokens_can_be_narrowed():
 
 
 @test
+def log_probabilities_belong_to_the_text():
+    request = {"model": CHAT, "messages": QUESTION, "max_tokens": 8, "temperature": 0, "logprobs": True}
+    choice = client.chat.completions.create(**request, top_logprobs=3).choices[0]
+    tokens = choice.logprobs.content
+    assert b"".join(bytes(token.bytes) for token in tokens).decode() == choice.message.content
+    for token in tokens:
+        assert token.logprob <= 0 and len(token.top_logprobs) == 3
+        assert token.top_logprobs[0].token == token.token
+    request = {"model": CHAT, "prompt": "one plus one is", "max_tokens": 4, "temperature": 0, "logprobs": 2}
+    logprobs = client.completions.create(**request).choices[0].logprobs
+    assert len(logprobs.tokens) == len(logprobs.token_logprobs) == len(logprobs.text_offset) > 0
+
+
+@test
 def special_tokens_in_a_message_are_text():
     def prompt_tokens(content):
         messages = [{"role": "user", "content": content}]
@@ -201,7 +215,7 @@ def embeddings_refuse_what_they_cannot_do():
 def unknown_and_unserved_fields_are_named():
     refused(openai.BadRequestError, "unknown_parameter", "typical_p", extra_body={"typical_p": 0.5})
     refused(openai.BadRequestError, "invalid_value", "n", n=129)
-    refused(openai.BadRequestError, "unsupported_parameter", "logprobs", logprobs=True)
+    refused(openai.BadRequestError, "invalid_value", "top_logprobs", top_logprobs=2)
     refused(openai.BadRequestError, "unsupported_parameter", "response_format", response_format={"type": "json_object"})
     tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
     refused(openai.BadRequestError, "unsupported_parameter", "tools", tools=[tool])

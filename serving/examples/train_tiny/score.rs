@@ -57,6 +57,7 @@ fn ask(batcher: &Batcher, lessons: &[&Lesson], mistakes: &mut Vec<String>) -> an
             tokens_max: Some(64),
             stops: Vec::new(),
             ignores_end: false,
+            logprobs: None,
         };
         running.push(runtime.block_on(batcher.generate(request))?);
     }
@@ -66,6 +67,7 @@ fn ask(batcher: &Batcher, lessons: &[&Lesson], mistakes: &mut Vec<String>) -> an
         while let Some(event) = generation.events.blocking_recv() {
             match event {
                 Event::Text(text) => answer.push_str(&text),
+                Event::Token(_) => {}
                 Event::Finished(_) => break,
                 Event::Failed(error) => return Err(error.into()),
             }

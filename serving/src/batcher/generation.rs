@@ -1,15 +1,49 @@
 //! One generation inside the batcher: from queued job to last event.
 
 use super::BatchError;
-use crate::engine::logits::LogitState;
+use crate::engine::logits::{LogitState, TokenLogprobs, logprobs};
 use crate::engine::sampler::{Sampling, sample};
 use crate::engine::text::{Detokenizer, StopCheck, StopStrings};
 use crate::engine::{SequenceId, TextFrontend};
 use tokio::sync::mpsc::UnboundedSender;
 
-/// Event of a running generation.
+/// A token as text: the bytes that it adds, which may end inside a character.
 #[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenPiece {
+    pub bytes: Vec<u8>,
+}
+
+impl TokenPiece {
+    /// Returns the number of characters that begin in the token.
+    #[must_use]
+    pub fn characters(&self) -> usize {
+        self.bytes.iter().filter(|byte| **byte & 0xc0 != 0x80).count()
+    }
+}
+
+/// A token of an answer with its log-probability, and the most likely tokens in its place.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AnswerToken {
+    pub piece: TokenPiece,
+    /// Natural logarithm of the model's own probability, before temperature and rules.
+    pub logprob: f32,
+    /// In descending order of probability.
+    pub top: Vec<(TokenPiece, f32)>,
+}
+
+impl AnswerToken {
+    fn new(frontend: &TextFrontend, found: TokenLogprobs) -> Self {
+        let piece = |token| TokenPiece { bytes: frontend.token_bytes(token) };
+        let top = found.top.into_iter().map(|(token, logprob)| (piece(token), logprob)).collect();
+        Self { piece: piece(found.token), logprob: found.logprob, top }
+    }
+}
+
+/// Event of a running generation.
+#[derive(Debug, Clone, PartialEq)]
 pub enum Event {
+    /// The next token, where log-probabilities were requested. Its text follows when it is complete.
+    Token(AnswerToken),
     /// More text; never empty, always whole characters.
     Text(String),
     /// End of the generation, with its token counts.
@@ -44,6 +78,8 @@ pub(super) struct AnswerOptions {
     pub(super) continues_prompt: bool,
     /// Whether the model's end token does not end it.
     pub(super) ignores_end: bool,
+    /// Alternatives to report with the log-probability of each token; `None` reports none of both.
+    pub(super) logprobs: Option<usize>,
 }
 
 /// A queued generation.
@@ -83,7 +119,7 @@ pub(super) struct RunningGeneration {
     sampling: Sampling,
     logits: Option<LogitState>,
     detokenizer: Detokenizer,
-    ignores_end: bool,
+    options: AnswerOptions,
     stops: StopStrings,
     sender: UnboundedSender<Event>,
 }
@@ -105,7 +141,7 @@ impl RunningGeneration {
             sampling: job.sampling,
             logits: job.logits,
             detokenizer,
-            ignores_end: job.options.ignores_end,
+            options: job.options,
             stops: StopStrings::new(job.stops),
             sender: job.sender,
         }
@@ -169,9 +205,13 @@ impl RunningGeneration {
         assert_eq!(self.computed, self.tokens.len(), "logits follow the last token");
         let token = self.draw(logits);
         self.tokens.push(token);
-        if frontend.is_end(token) && !self.ignores_end {
+        if frontend.is_end(token) && !self.options.ignores_end {
             let rest = self.detokenizer.finish(frontend);
             return self.end(&rest, FinishReason::Stop);
+        }
+        if let Some(top) = self.options.logprobs {
+            let found = logprobs(logits, token, top);
+            let _ = self.sender.send(Event::Token(AnswerToken::new(frontend, found)));
         }
         let mut text = self.detokenizer.push(frontend, token);
         let is_last = self.generated() >= self.tokens_max;

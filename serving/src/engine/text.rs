@@ -200,6 +200,7 @@ mod tests {
             text + &detokenizer.finish(&frontend)
         };
         assert_eq!(answer(Detokenizer::after(&prompt)), " sats");
+        assert_eq!(frontend.token_bytes(3), b" sat");
         // The control: without the prompt, the first space is lost. An answer to a chat begins like this.
         assert_eq!(answer(Detokenizer::default()), "sats");
     }

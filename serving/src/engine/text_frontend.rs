@@ -14,6 +14,7 @@ use crate::weights::{ModelFiles, WeightsError};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::LazyLock;
 use tokenizers::Tokenizer;
 
 /// Memory of a tokenizer per byte of text: 250 bytes were measured with megabytes of English.
@@ -285,6 +286,21 @@ impl TextFrontend {
         self.tokenizer.decode(tokens, true).unwrap_or_default()
     }
 
+    /// Returns the bytes that a token adds to the text before it; the text of a special token.
+    #[must_use]
+    pub fn token_bytes(&self, token: u32) -> Vec<u8> {
+        let Some(written) = self.tokenizer.id_to_token(token) else { return Vec::new() };
+        // After itself, because decoders drop the space before a first token.
+        let (once, twice) = (self.decode(&[token]), self.decode(&[token, token]));
+        if twice.is_empty() {
+            return written.into_bytes();
+        }
+        match twice.strip_prefix(&once) {
+            Some(text) if !text.contains(char::REPLACEMENT_CHARACTER) => text.as_bytes().to_vec(),
+            _ => bytes_written_as(&written),
+        }
+    }
+
     fn check_bytes(&self, bytes: usize) -> Result<(), EngineError> {
         let (bytes_max, context_tokens_max) = (self.text_bytes_max, self.context_tokens_max);
         if bytes <= bytes_max {
@@ -347,6 +363,19 @@ fn read_template(files: &ModelFiles) -> Result<Option<ChatTemplate>, EngineError
     ChatTemplate::new(source, text(raw.bos_token), text(raw.eos_token)).map(Some)
 }
 
+/// Returns the bytes of a token that is no text alone: `<0xE2>` where a tokenizer falls back to bytes, or
+/// characters that stand for bytes.
+fn bytes_written_as(written: &str) -> Vec<u8> {
+    static BYTES: LazyLock<BTreeMap<char, u8>> =
+        LazyLock::new(|| (0..=u8::MAX).map(|byte| (byte_name(byte), byte)).collect());
+    let hexadecimal = written.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>'));
+    if let Some(byte) = hexadecimal.and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
+        return vec![byte];
+    }
+    let bytes: Option<Vec<u8>> = written.chars().map(|character| BYTES.get(&character).copied()).collect();
+    bytes.unwrap_or_else(|| written.as_bytes().to_vec())
+}
+
 /// Returns a Hugging Face tokenizer: 256 byte tokens, then these special tokens.
 #[must_use]
 pub fn byte_tokenizer(special: &[&str]) -> Tokenizer {
@@ -404,6 +433,18 @@ mod tests {
         assert_eq!(frontend.decode(&tokens), text);
         assert_eq!(frontend.encode("<|end|>", false).expect("special"), [256]);
         assert_eq!(frontend.decode(&[104, 105, 256]), "hi");
+    }
+
+    #[test]
+    fn a_token_has_the_bytes_that_it_adds() {
+        let frontend = TextFrontend::bytes(100);
+        for byte in 0..=u8::MAX {
+            assert_eq!(frontend.token_bytes(u32::from(byte)), [byte]);
+        }
+        assert_eq!(frontend.token_bytes(256), b"<|end|>");
+        assert_eq!(frontend.token_bytes(999), b"");
+        assert_eq!(bytes_written_as("<0xE2>"), [0xe2]);
+        assert_eq!(bytes_written_as("\u{2581}a"), "\u{2581}a".as_bytes());
     }
 
     #[test]

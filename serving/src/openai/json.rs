@@ -106,12 +106,17 @@ impl ObjectFields {
 
     /// Takes a whole number from 1 to `most`.
     pub(super) fn count(&mut self, name: &str, most: u64) -> Result<Option<u64>, ApiError> {
+        self.whole(name, 1, most)
+    }
+
+    /// Takes a whole number from `least` to `most`.
+    pub(super) fn whole(&mut self, name: &str, least: u64, most: u64) -> Result<Option<u64>, ApiError> {
         let path = self.path(name);
         let Some(value) = self.take(name) else { return Ok(None) };
         match value.as_u64() {
-            Some(count) if (1..=most).contains(&count) => Ok(Some(count)),
+            Some(count) if (least..=most).contains(&count) => Ok(Some(count)),
             _ if value.is_number() => {
-                Err(invalid(path, format!("is {value}, expected a whole number from 1 to {most}")))
+                Err(invalid(path, format!("is {value}, expected a whole number from {least} to {most}")))
             }
             _ => Err(wrong_type(path, &value, "a whole number")),
         }

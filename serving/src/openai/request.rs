@@ -35,6 +35,8 @@ const INPUTS_MAX: usize = 2048;
 const DIMENSIONS_MAX: u64 = 1 << 20;
 /// Default of `max_tokens` for a completion, as in OpenAI's API.
 const COMPLETION_TOKENS_DEFAULT: u64 = 16;
+/// Maximum alternatives to each token: OpenAI's limit on `top_logprobs`.
+const LOGPROBS_MAX: u64 = 20;
 /// Maximum tokens with a bias: OpenAI's limit.
 const BIASES_MAX: usize = 300;
 /// Limits of `repetition_penalty`, beyond which no text is left.
@@ -114,6 +116,8 @@ pub struct Generate {
     pub temperature: f32,
     /// Nucleus sampling threshold, above 0 and at most 1; 1 when absent.
     pub top_p: f32,
+    /// Alternatives to report with the log-probability of each token; `None` reports none of both.
+    pub logprobs: Option<usize>,
     /// Rules that change the logits before a token is drawn.
     pub rules: LogitRules,
     /// Seed of the sampling; the server draws one when absent.
@@ -200,8 +204,7 @@ fn parse_chat(mut fields: ObjectFields) -> Result<Generate, ApiError> {
         let message = "`max_tokens` and `max_completion_tokens` are the same; give one of them".to_owned();
         return Err(ApiError::field(code::INVALID_VALUE, "max_tokens", message));
     }
-    fields.unsupported("logprobs", |value| value == false)?;
-    fields.unsupported("top_logprobs", |_| false)?;
+    let logprobs = chat_logprobs(&mut fields)?;
     fields.unsupported("tools", is_empty)?;
     fields.unsupported("tool_choice", |value| value == "none" || value == "auto")?;
     fields.unsupported("functions", is_empty)?;
@@ -216,7 +219,8 @@ fn parse_chat(mut fields: ObjectFields) -> Result<Generate, ApiError> {
     fields.unsupported("metadata", is_empty)?;
     fields.unsupported("service_tier", |value| value == "auto" || value == "default")?;
     let conversation = Conversation { messages, arguments, ..Conversation::default() };
-    generate(fields, model, vec![Prompt::Chat(conversation)], newer.or(older), false)
+    let kind = GenerateKind { prompts: vec![Prompt::Chat(conversation)], echo: false, logprobs };
+    generate(fields, model, kind, newer.or(older))
 }
 
 fn parse_completion(mut fields: ObjectFields) -> Result<Generate, ApiError> {
@@ -229,9 +233,32 @@ fn parse_completion(mut fields: ObjectFields) -> Result<Generate, ApiError> {
     let tokens_max = fields.count("max_tokens", TOKENS_MAX)?.unwrap_or(COMPLETION_TOKENS_DEFAULT);
     let echo = fields.flag("echo")?;
     fields.unsupported("best_of", |value| value == 1)?;
-    fields.unsupported("logprobs", |_| false)?;
+    let logprobs = fields.whole("logprobs", 0, LOGPROBS_MAX)?.map(|count| count as usize);
+    if echo && logprobs.is_some() {
+        let message = "`logprobs` of a prompt that `echo` repeats are not served".to_owned();
+        return Err(ApiError::field(code::UNSUPPORTED_PARAMETER, "logprobs", message));
+    }
     fields.unsupported("suffix", |_| false)?;
-    generate(fields, model, prompts.collect(), Some(tokens_max), echo)
+    let kind = GenerateKind { prompts: prompts.collect(), echo, logprobs };
+    generate(fields, model, kind, Some(tokens_max))
+}
+
+/// Takes `logprobs` and `top_logprobs` of a chat.
+fn chat_logprobs(fields: &mut ObjectFields) -> Result<Option<usize>, ApiError> {
+    let is_wanted = fields.flag("logprobs")?;
+    let top = fields.whole("top_logprobs", 0, LOGPROBS_MAX)?.map(|count| count as usize);
+    if top.is_some() && !is_wanted {
+        let problem = "is allowed only when `logprobs` is true".to_owned();
+        return Err(invalid("top_logprobs".to_owned(), problem));
+    }
+    Ok(is_wanted.then(|| top.unwrap_or(0)))
+}
+
+/// The fields of a generation that the two kinds of completion write differently.
+struct GenerateKind {
+    prompts: Vec<Prompt>,
+    echo: bool,
+    logprobs: Option<usize>,
 }
 
 /// Takes `chat_template_kwargs`: further variables of the model's chat template, as in vLLM.
@@ -260,10 +287,10 @@ fn template_arguments(fields: &mut ObjectFields) -> Result<serde_json::Map<Strin
 fn generate(
     mut fields: ObjectFields,
     model: String,
-    prompts: Vec<Prompt>,
+    kind: GenerateKind,
     tokens_max: Option<u64>,
-    echo: bool,
 ) -> Result<Generate, ApiError> {
+    let GenerateKind { prompts, echo, logprobs } = kind;
     assert!(!prompts.is_empty(), "a request has a prompt");
     let choices = fields.count("n", CHOICES_MAX as u64)?.unwrap_or(1) as usize;
     if prompts.len() * choices > CHOICES_MAX {
@@ -283,6 +310,7 @@ fn generate(
         ignores_end: fields.flag("ignore_eos")?,
         temperature: fields.number("temperature", 0.0, 2.0)?.unwrap_or(1.0) as f32,
         top_p,
+        logprobs,
         rules,
         seed: fields.integer("seed")?,
         tokens_max: tokens_max.map(|tokens| tokens as usize),

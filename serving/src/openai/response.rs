@@ -1,8 +1,9 @@
 //! Response formats: OpenAI's objects and events. Their field names are stable for OpenAI's clients.
 
 use super::error::ApiError;
+use super::logprobs::ChoiceLogprobs;
 use super::request::{Encoding, Endpoint};
-use crate::batcher::FinishReason;
+use crate::batcher::{AnswerToken, FinishReason};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
@@ -67,7 +68,7 @@ struct CompletionChoice<'a> {
     index: usize,
     #[serde(flatten)]
     content: Content<'a>,
-    logprobs: Option<()>,
+    logprobs: Option<ChoiceLogprobs<'a>>,
     finish_reason: Option<&'static str>,
 }
 
@@ -94,6 +95,28 @@ struct Delta<'a> {
     content: Option<&'a str>,
 }
 
+/// One choice of a whole answer.
+#[derive(Debug, Clone)]
+pub struct WholeChoice {
+    pub text: String,
+    pub reason: FinishReason,
+    /// Tokens of the text, where their log-probabilities were requested.
+    pub tokens: Option<Vec<AnswerToken>>,
+}
+
+/// A piece of one choice, for an event.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ChoicePiece<'a> {
+    pub text: &'a str,
+    /// Whether the event states the role: the first of a chat's choice.
+    pub role: bool,
+    /// Why the choice ends; set in its last event.
+    pub reason: Option<FinishReason>,
+    /// Tokens of the piece and the character of the answer at which they begin, where their
+    /// log-probabilities were requested.
+    pub tokens: Option<(&'a [AnswerToken], usize)>,
+}
+
 fn reason_word(reason: FinishReason) -> &'static str {
     match reason {
         FinishReason::Stop => "stop",
@@ -115,10 +138,12 @@ impl Label {
         Answer { id, object: self.object(is_event), created: *created, model, choices, usage: None }
     }
 
-    /// Builds the whole answer as one object, from the text and the end of each choice.
+    /// Builds the whole answer as one object.
     #[must_use]
-    pub fn whole(&self, choices: &[(String, FinishReason)], usage: Usage) -> Bytes {
-        let choices = choices.iter().enumerate().map(|(index, (text, reason))| {
+    pub fn whole(&self, choices: &[WholeChoice], usage: Usage) -> Bytes {
+        let choices = choices.iter().enumerate().map(|(index, choice)| {
+            let WholeChoice { text, reason, tokens } = choice;
+            let logprobs = tokens.as_ref().map(|tokens| self.logprobs(tokens, 0));
             let content = match self.endpoint {
                 Endpoint::Chat => {
                     Content::Message(Message { role: "assistant", content: text, refusal: None })
@@ -126,24 +151,25 @@ impl Label {
                 _ => Content::Text(text),
             };
             let finish_reason = Some(reason_word(*reason));
-            CompletionChoice { index, content, logprobs: None, finish_reason }
+            CompletionChoice { index, content, logprobs, finish_reason }
         });
         let choices = choices.collect();
         json(&Answer { usage: Some(Some(usage)), ..self.answer(false, choices) })
     }
 
-    /// Builds one event of the choice with this index. `role` is set in the first event of a chat's choice;
-    /// `reason` in its last. `usage_follows` writes `"usage": null`, as OpenAI's events do when a last one
-    /// will report it.
+    /// Writes the log-probabilities of tokens that begin at this character of the answer.
+    fn logprobs<'a>(&self, tokens: &'a [AnswerToken], offset: usize) -> ChoiceLogprobs<'a> {
+        match self.endpoint {
+            Endpoint::Chat => ChoiceLogprobs::of_chat(tokens),
+            _ => ChoiceLogprobs::of_text(tokens, offset),
+        }
+    }
+
+    /// Builds one event of the choice with this index. `usage_follows` writes `"usage": null`, as OpenAI's
+    /// events do when a last one will report it.
     #[must_use]
-    pub fn event(
-        &self,
-        index: usize,
-        text: &str,
-        role: bool,
-        reason: Option<FinishReason>,
-        usage_follows: bool,
-    ) -> Bytes {
+    pub fn event(&self, index: usize, piece: &ChoicePiece<'_>, usage_follows: bool) -> Bytes {
+        let ChoicePiece { text, role, reason, tokens } = *piece;
         let content = match self.endpoint {
             Endpoint::Chat => Content::Delta(Delta {
                 role: role.then_some("assistant"),
@@ -151,8 +177,8 @@ impl Label {
             }),
             _ => Content::Text(text),
         };
-        let choice =
-            CompletionChoice { index, content, logprobs: None, finish_reason: reason.map(reason_word) };
+        let logprobs = tokens.map(|(tokens, offset)| self.logprobs(tokens, offset));
+        let choice = CompletionChoice { index, content, logprobs, finish_reason: reason.map(reason_word) };
         event(&Answer { usage: usage_follows.then_some(None), ..self.answer(true, vec![choice]) })
     }
 
@@ -259,6 +285,10 @@ mod tests {
         Label { id: "x-1".into(), created: 5, model: "m".into(), endpoint }
     }
 
+    fn whole(text: &str, reason: FinishReason) -> WholeChoice {
+        WholeChoice { text: text.to_owned(), reason, tokens: None }
+    }
+
     fn check(bytes: &Bytes, expected: &str) {
         assert_eq!(std::str::from_utf8(bytes).expect("UTF-8"), expected);
     }
@@ -266,9 +296,9 @@ mod tests {
     #[test]
     fn whole_answers_have_openais_shape() {
         let usage = Usage::generated(3, 2);
-        let answers = [("hi".to_owned(), FinishReason::Length), ("ho".to_owned(), FinishReason::Stop)];
+        let answers = [whole("hi", FinishReason::Length), whole("ho", FinishReason::Stop)];
         check(
-            &label(Endpoint::Chat).whole(&[("hi".to_owned(), FinishReason::Stop)], usage),
+            &label(Endpoint::Chat).whole(&[whole("hi", FinishReason::Stop)], usage),
             concat!(
                 r#"{"id":"x-1","object":"chat.completion","created":5,"model":"m","#,
                 r#""choices":[{"index":0,"message":{"role":"assistant","content":"hi","refusal":null},"#,
@@ -296,15 +326,26 @@ mod tests {
             format!(r#"{{"index":0,"delta":{delta},"logprobs":null,"finish_reason":{reason}}}"#)
         };
         let first = choice(r#"{"role":"assistant","content":""}"#, "null");
-        check(&chat.event(0, "", true, None, true), &format!("{head}{first}],\"usage\":null}}\n\n"));
+        check(
+            &chat.event(0, &ChoicePiece { role: true, ..ChoicePiece::default() }, true),
+            &format!("{head}{first}],\"usage\":null}}\n\n"),
+        );
         let middle = choice(r#"{"content":"a"}"#, "null");
-        check(&chat.event(0, "a", false, None, false), &format!("{head}{middle}]}}\n\n"));
+        check(
+            &chat.event(0, &ChoicePiece { text: "a", ..ChoicePiece::default() }, false),
+            &format!("{head}{middle}]}}\n\n"),
+        );
         let last = choice("{}", r#""stop""#);
-        check(&chat.event(0, "", false, Some(FinishReason::Stop), false), &format!("{head}{last}]}}\n\n"));
+        let end = ChoicePiece { reason: Some(FinishReason::Stop), ..ChoicePiece::default() };
+        check(&chat.event(0, &end, false), &format!("{head}{last}]}}\n\n"));
         let usage = r#"{"prompt_tokens":1,"completion_tokens":1,"total_tokens":2}"#;
         check(&chat.usage_event(Usage::generated(1, 1)), &format!("{head}],\"usage\":{usage}}}\n\n"));
         check(
-            &label(Endpoint::Completions).event(0, "a", false, None, false),
+            &label(Endpoint::Completions).event(
+                0,
+                &ChoicePiece { text: "a", ..ChoicePiece::default() },
+                false,
+            ),
             concat!(
                 r#"data: {"id":"x-1","object":"text_completion","created":5,"model":"m","#,
                 r#""choices":[{"index":0,"text":"a","logprobs":null,"finish_reason":null}]}"#,

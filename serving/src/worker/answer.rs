@@ -186,9 +186,10 @@ async fn answer_generate(
                 tokens_max: generate.tokens_max,
                 stops: generate.stops.clone(),
                 ignores_end: generate.ignores_end,
+                logprobs: generate.logprobs,
             };
             let generation = batcher.generate(request).await.map_err(refused)?;
-            choices.push(Choice::new(generation.events, echo.clone()));
+            choices.push(Choice::new(generation.events, echo.clone(), generate.logprobs.is_some()));
         }
     }
     let charge = generate.echo.then_some(charge);

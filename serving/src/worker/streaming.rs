@@ -7,9 +7,9 @@
 
 use super::WorkerService;
 use super::answer::{COMPLETION_TOKENS, PROMPT_TOKENS, event_stream, json};
-use crate::batcher::{BatchError, Event, FinishReason};
+use crate::batcher::{AnswerToken, BatchError, Event, FinishReason};
 use crate::memory::Charge;
-use crate::openai::{ApiError, DONE_EVENT, Endpoint, Label, Usage, error_event};
+use crate::openai::{ApiError, ChoicePiece, DONE_EVENT, Endpoint, Label, Usage, WholeChoice, error_event};
 use axum::body::Body;
 use axum::response::Response;
 use bytes::Bytes;
@@ -31,11 +31,24 @@ pub(super) struct Choice {
     /// Text of the prompt, where the answer repeats it.
     echo: Option<Arc<str>>,
     has_begun: bool,
+    /// Tokens whose text has not been sent, where log-probabilities were requested.
+    tokens: Option<Vec<AnswerToken>>,
+    /// Characters of the tokens that were sent.
+    offset: usize,
 }
 
 impl Choice {
-    pub(super) fn new(events: UnboundedReceiver<Event>, echo: Option<Arc<str>>) -> Self {
-        Self { events: Some(events), echo, has_begun: false }
+    pub(super) fn new(events: UnboundedReceiver<Event>, echo: Option<Arc<str>>, has_logprobs: bool) -> Self {
+        let tokens = has_logprobs.then(Vec::new);
+        Self { events: Some(events), echo, has_begun: false, tokens, offset: 0 }
+    }
+
+    /// Takes the tokens to send with the next text, and the character at which they begin.
+    fn take_tokens(&mut self) -> Option<(Vec<AnswerToken>, usize)> {
+        let tokens = std::mem::take(self.tokens.as_mut()?);
+        let start = self.offset;
+        self.offset += tokens.iter().map(|token| token.piece.characters()).sum::<usize>();
+        Some((tokens, start))
     }
 }
 
@@ -131,13 +144,20 @@ impl Streaming {
     pub(super) async fn whole(mut self) -> Result<Response, ApiError> {
         let echo = |choice: &Choice| choice.echo.as_deref().unwrap_or_default().to_owned();
         // The reason is replaced by that of each choice's end.
-        let mut answers: Vec<(String, FinishReason)> =
-            self.choices.iter().map(|choice| (echo(choice), FinishReason::Length)).collect();
+        let begin = |choice: &Choice| WholeChoice {
+            text: echo(choice),
+            reason: FinishReason::Length,
+            tokens: choice.tokens.clone(),
+        };
+        let mut answers: Vec<WholeChoice> = self.choices.iter().map(begin).collect();
         while !self.is_complete() {
             match self.next().await {
-                (index, Event::Text(more)) => answers[index].0.push_str(&more),
+                (index, Event::Text(more)) => answers[index].text.push_str(&more),
+                (index, Event::Token(token)) => {
+                    answers[index].tokens.get_or_insert_default().push(token);
+                }
                 (_, Event::Failed(error)) => return Err(self.failed(&error)),
-                (index, Event::Finished(finish)) => answers[index].1 = finish.reason,
+                (index, Event::Finished(finish)) => answers[index].reason = finish.reason,
             }
         }
         let mut response = json(self.label.whole(&answers, self.usage()));
@@ -162,16 +182,30 @@ impl Streaming {
     }
 
     async fn step(mut self, include_usage: bool) -> (Result<Frame<Bytes>, Infallible>, StreamState) {
-        let (index, event) = self.next().await;
+        let (index, event) = loop {
+            match self.next().await {
+                // It waits for its text.
+                (index, Event::Token(token)) => {
+                    self.choices[index].tokens.get_or_insert_default().push(token);
+                }
+                other => break other,
+            }
+        };
         let mut bytes = self.beginning(index, include_usage);
+        let tokens = self.choices[index].take_tokens();
+        let tokens = tokens.as_ref().map(|(tokens, start)| (tokens.as_slice(), *start));
         let rest = match event {
+            Event::Token(_) => unreachable!("tokens wait for their text"),
             Event::Text(text) => {
-                bytes.extend_from_slice(&self.label.event(index, &text, false, None, include_usage));
+                let piece = ChoicePiece { text: &text, tokens, ..ChoicePiece::default() };
+                bytes.extend_from_slice(&self.label.event(index, &piece, include_usage));
                 StreamState::Events(self)
             }
             Event::Finished(finish) => {
-                let end = self.label.event(index, "", false, Some(finish.reason), include_usage);
-                bytes.extend_from_slice(&end);
+                // Tokens without a text of their own, as those of a stop string.
+                let tokens = tokens.filter(|(tokens, _)| !tokens.is_empty());
+                let end = ChoicePiece { reason: Some(finish.reason), tokens, ..ChoicePiece::default() };
+                bytes.extend_from_slice(&self.label.event(index, &end, include_usage));
                 if self.is_complete() {
                     self.end(&mut bytes, include_usage)
                 } else {
@@ -193,12 +227,12 @@ impl Streaming {
             return Vec::new();
         }
         let echo = choice.echo.take();
-        let event = match (self.label.endpoint, echo) {
-            (Endpoint::Chat, _) => self.label.event(index, "", true, None, include_usage),
-            (_, Some(echo)) => self.label.event(index, &echo, false, None, include_usage),
+        let piece = match (self.label.endpoint, echo.as_deref()) {
+            (Endpoint::Chat, _) => ChoicePiece { role: true, ..ChoicePiece::default() },
+            (_, Some(echo)) => ChoicePiece { text: echo, ..ChoicePiece::default() },
             (_, None) => return Vec::new(),
         };
-        event.to_vec()
+        self.label.event(index, &piece, include_usage).to_vec()
     }
 
     /// Writes what follows the last choice.

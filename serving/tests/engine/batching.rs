@@ -28,6 +28,7 @@ fn request(prompt: &str, tokens_max: Option<usize>, stops: &[&str]) -> GenerateR
         tokens_max,
         stops,
         ignores_end: false,
+        logprobs: None,
     }
 }
 
@@ -37,6 +38,7 @@ fn collect(mut generation: Generation) -> (String, FinishReason, usize) {
     loop {
         match generation.events.blocking_recv().expect("an end") {
             Event::Text(more) => text.push_str(&more),
+            Event::Token(_) => unreachable!("no log-probabilities were requested"),
             Event::Finished(finish) => return (text, finish.reason, finish.generated_tokens),
             Event::Failed(error) => unreachable!("{error}"),
         }

@@ -16,6 +16,7 @@ fn ask(batcher: &Batcher, question: &str) -> String {
         tokens_max: Some(60),
         stops: Vec::new(),
         ignores_end: false,
+        logprobs: None,
     };
     let mut events = block_on(batcher.generate(request)).expect("queued").events;
     let mut answer = String::new();

@@ -162,7 +162,8 @@ async fn bad_requests_are_distinguished() {
     for (path, body, expected) in [
         (CHAT, chat("hi", r#", "typical_p": 4"#), (400, "unknown_parameter", "typical_p")),
         (CHAT, chat("hi", r#", "n": 200"#), (400, "invalid_value", "n")),
-        (CHAT, chat("hi", r#", "logprobs": true"#), (400, "unsupported_parameter", "logprobs")),
+        (CHAT, chat("hi", r#", "logprobs": 2"#), (400, "invalid_value", "logprobs")),
+        (CHAT, chat("hi", r#", "tools": [{}]"#), (400, "unsupported_parameter", "tools")),
         (CHAT, "{".to_owned(), (400, "request_invalid", "")),
         (CHAT, chat("hi", "").replace("echo", "nobody"), (404, "model_not_found", "model")),
         (CHAT, chat("hi", "").replace("echo", "counter"), (400, "operation_unsupported", "model")),

@@ -119,6 +119,36 @@ async fn rules_change_what_is_drawn() {
 }
 
 #[tokio::test]
+async fn log_probabilities_are_those_of_the_tokens_that_are_sent() {
+    let request =
+        json!({ "model": "m", "prompt": "h\u{e9}", "max_tokens": 3, "temperature": 0, "logprobs": 1 });
+    let whole = answer(Endpoint::Completions, request.clone()).await;
+    let logprobs = &whole["choices"][0]["logprobs"];
+    assert_eq!(logprobs["tokens"], json!(["h", "bytes:\\xc3", "bytes:\\xa9"]));
+    assert_eq!(logprobs["text_offset"], json!([0, 1, 2]));
+    // The engine gives the next byte 20 and the 256 others 0.
+    let expected = -(1.0 + 256.0 * (-20.0_f64).exp()).ln();
+    for token in logprobs["token_logprobs"].as_array().expect("an array") {
+        assert!((token.as_f64().expect("a number") - expected).abs() < 1e-9, "{token} {expected}");
+    }
+    let mut sent = Vec::new();
+    for event in events(Endpoint::Completions, request).await {
+        let tokens = event["choices"][0]["logprobs"]["tokens"].as_array().cloned();
+        sent.extend(tokens.unwrap_or_default());
+    }
+    assert_eq!(json!(sent), logprobs["tokens"]);
+
+    let messages = json!([{ "role": "user", "content": "hi" }]);
+    let request = json!({ "model": "m", "messages": messages, "max_tokens": 1, "temperature": 0,
+        "logprobs": true, "top_logprobs": 2 });
+    let chat = answer(Endpoint::Chat, request).await;
+    let content = chat["choices"][0]["logprobs"]["content"].as_array().expect("an array");
+    assert_eq!((content.len(), &content[0]["token"], &content[0]["bytes"]), (1, &json!("u"), &json!([117])));
+    let top = content[0]["top_logprobs"].as_array().expect("an array");
+    assert_eq!((top.len(), &top[0]["token"], &top[1]["bytes"]), (2, &json!("u"), &json!([0])));
+}
+
+#[tokio::test]
 async fn an_echo_of_too_many_bytes_is_refused() {
     let request = json!({ "model": "m", "prompt": "x".repeat(70_000), "n": 128, "echo": true });
     let engine = SimulatedEngine::decoder(1 << 20, 1 << 24);
