@@ -191,4 +191,6 @@ pub struct WorkerLoad {
     pub state: WorkerState,
     /// Metrics at the time of the answer.
     pub metrics: WorkerMetrics,
+    /// Longest input and output of the model together, in tokens; absent until it is loaded.
+    pub context_tokens_max: Option<u32>,
 }

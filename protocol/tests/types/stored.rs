@@ -59,7 +59,8 @@ pub(crate) fn metrics() -> impl Strategy<Value = WorkerMetrics> {
 }
 
 pub(crate) fn worker_load() -> impl Strategy<Value = WorkerLoad> {
-    (one_of(&WORKER_STATES), metrics()).prop_map(|(state, metrics)| WorkerLoad { state, metrics })
+    (one_of(&WORKER_STATES), metrics(), any::<Option<u32>>())
+        .prop_map(|(state, metrics, context_tokens_max)| WorkerLoad { state, metrics, context_tokens_max })
 }
 
 fn report() -> impl Strategy<Value = SlotReport> {

@@ -18,6 +18,7 @@ use protocol::error_code as code;
 use protocol::gateway::{ApiKey, RoutedService};
 use protocol::limits::INFERENCE_BODY_BYTES_MAX;
 use protocol::manifest::Task;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use tokio::time::Instant;
 
@@ -69,7 +70,8 @@ async fn readyz(State(gateway): State<Arc<Gateway>>) -> Response {
 
 async fn models(State(gateway): State<Arc<Gateway>>, headers: HeaderMap) -> Result<Response, ApiError> {
     let (table, _) = gateway.authenticate(&headers).await?;
-    Ok(json(openai::models(table.models())))
+    let contexts = gateway.contexts(&table);
+    Ok(json(openai::models(table.models().into_iter().map(|name| (name, contexts.get(name).copied())))))
 }
 
 async fn model(
@@ -79,10 +81,10 @@ async fn model(
 ) -> Result<Response, ApiError> {
     let (table, _) = gateway.authenticate(&headers).await?;
     let Path(name) = name.map_err(|_| ApiError::model_not_found("not UTF-8"))?;
-    if table.services(&name).is_empty() {
-        return Err(ApiError::model_not_found(&name));
-    }
-    Ok(json(openai::model(&name)))
+    let services = table.services(&name);
+    let Some(service) = services.first() else { return Err(ApiError::model_not_found(&name)) };
+    let context = gateway.contexts(&table).get(service.model.as_str()).copied();
+    Ok(json(openai::model(&name, context)))
 }
 
 async fn infer(
@@ -121,6 +123,20 @@ impl Gateway {
         // The answer never repeats the key: it may be valid elsewhere.
         let known = table.api_key(key).cloned().ok_or_else(|| refuse("incorrect API key provided"))?;
         Ok((table, known))
+    }
+
+    /// Returns the context of each model, in tokens: the smallest that one of its workers reported.
+    fn contexts(&self, table: &Table) -> BTreeMap<String, usize> {
+        let mut contexts: BTreeMap<String, usize> = BTreeMap::new();
+        for link in self.pool.links() {
+            let model = table.model_of(&link.ticket().service).map(ToString::to_string);
+            let context = link.load().and_then(|load| load.context_tokens_max);
+            if let (Some(model), Some(context)) = (model, context) {
+                let least = contexts.entry(model).or_insert(usize::MAX);
+                *least = (*least).min(context as usize);
+            }
+        }
+        contexts
     }
 
     async fn try_infer(

@@ -302,7 +302,8 @@ async fn load(State(worker): State<Arc<Worker>>) -> axum::response::Response {
     if let Some(load) = worker.load {
         return axum::response::Response::new(load(worker));
     }
-    let load = WorkerLoad { state: WorkerState::Ready, metrics: WorkerMetrics::default() };
+    let (state, metrics) = (WorkerState::Ready, WorkerMetrics::default());
+    let load = WorkerLoad { state, metrics, context_tokens_max: Some(4096 + worker.slot) };
     axum::response::IntoResponse::into_response(Json(load))
 }
 

@@ -245,25 +245,28 @@ struct ModelObject<'a> {
     object: &'static str,
     created: u64,
     owned_by: &'static str,
+    /// vLLM's field, which clients read to fit their prompts; absent while no worker has the model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_model_len: Option<usize>,
 }
 
 impl<'a> ModelObject<'a> {
     /// Clients expect `created`, which has no meaning here.
-    fn new(id: &'a str) -> Self {
-        Self { id, object: "model", created: 0, owned_by: "quorate" }
+    fn new((id, max_model_len): (&'a str, Option<usize>)) -> Self {
+        Self { id, object: "model", created: 0, owned_by: "quorate", max_model_len }
     }
 }
 
-/// Builds the answer to `/v1/models`.
+/// Builds the answer to `/v1/models`: names, and the context of each in tokens, if known.
 #[must_use]
-pub fn models<'a>(names: impl IntoIterator<Item = &'a str>) -> Bytes {
-    json(&ModelList { object: "list", data: names.into_iter().map(ModelObject::new).collect() })
+pub fn models<'a>(models: impl IntoIterator<Item = (&'a str, Option<usize>)>) -> Bytes {
+    json(&ModelList { object: "list", data: models.into_iter().map(ModelObject::new).collect() })
 }
 
 /// Builds the answer to `/v1/models/NAME`.
 #[must_use]
-pub fn model(name: &str) -> Bytes {
-    json(&ModelObject::new(name))
+pub fn model(name: &str, context: Option<usize>) -> Bytes {
+    json(&ModelObject::new((name, context)))
 }
 
 fn json<T: Serialize>(value: &T) -> Bytes {
@@ -376,8 +379,11 @@ mod tests {
     #[test]
     fn models_are_listed() {
         check(
-            &models(["a"]),
-            r#"{"object":"list","data":[{"id":"a","object":"model","created":0,"owned_by":"quorate"}]}"#,
+            &models([("a", None), ("b", Some(9))]),
+            concat!(
+                r#"{"object":"list","data":[{"id":"a","object":"model","created":0,"owned_by":"quorate"},"#,
+                r#"{"id":"b","object":"model","created":0,"owned_by":"quorate","max_model_len":9}]}"#,
+            ),
         );
     }
 }

@@ -98,7 +98,7 @@ fn load(config: &Config) -> anyhow::Result<Batcher> {
 }
 
 async fn models(State(service): State<Arc<WorkerService>>) -> Response {
-    json(openai::models(service.model()))
+    json(openai::models(service.model().map(|name| (name, service.context_tokens_max()))))
 }
 
 async fn model(
@@ -109,7 +109,7 @@ async fn model(
     if service.model() != Some(name.as_str()) {
         return Err(ApiError::model_not_found(&name));
     }
-    Ok(json(openai::model(&name)))
+    Ok(json(openai::model(&name, service.context_tokens_max())))
 }
 
 async fn worker_metrics(State(service): State<Arc<WorkerService>>) -> Response {

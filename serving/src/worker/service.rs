@@ -98,6 +98,12 @@ impl WorkerService {
         self.model.as_deref()
     }
 
+    /// Returns the model's context in tokens, once it is loaded.
+    #[must_use]
+    pub fn context_tokens_max(&self) -> Option<usize> {
+        self.batcher.get().map(|batcher| batcher.frontend().context_tokens_max())
+    }
+
     /// Returns the memory budget of requests that the engine does not have yet.
     pub(super) fn memory(&self) -> &Memory<()> {
         &self.memory
@@ -130,7 +136,8 @@ impl WorkerService {
     /// Returns the current state and metrics.
     #[must_use]
     pub fn load(&self) -> WorkerLoad {
-        WorkerLoad { state: self.state.borrow().0, metrics: self.metrics() }
+        let context = self.context_tokens_max().map(|tokens| u32::try_from(tokens).unwrap_or(u32::MAX));
+        WorkerLoad { state: self.state.borrow().0, metrics: self.metrics(), context_tokens_max: context }
     }
 
     /// Returns the current metrics.

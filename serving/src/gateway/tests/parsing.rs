@@ -37,3 +37,24 @@ async fn a_request_that_does_not_parse_reaches_no_worker() {
     }
     assert_eq!(worker.others_on_arrival(), [0_u32; 0]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn models_are_listed_with_the_smallest_context_of_their_workers() {
+    let simulation = Simulation::new(1 << 20);
+    let contexts = async || {
+        let mut found = Vec::new();
+        for path in ["/v1/models", "/v1/models/echo", "/v1/models/chat"] {
+            let request = Request::get(path).header("authorization", "Bearer app").body(Body::empty());
+            let response =
+                simulation.router.clone().oneshot(request.expect("valid")).await.expect("infallible");
+            let body = response.into_body().collect().await.expect("whole").to_bytes();
+            let body: Value = serde_json::from_slice(&body).expect("JSON");
+            let model = if body["data"].is_array() { body["data"][0].clone() } else { body };
+            found.push(model["max_model_len"].as_u64());
+        }
+        found
+    };
+    assert_eq!(contexts().await, [None; 3], "no worker has the model");
+    let _workers = (simulation.worker().await, simulation.worker().await);
+    assert_eq!(contexts().await, [Some(4096); 3]);
+}
