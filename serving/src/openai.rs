@@ -11,7 +11,7 @@ mod request;
 mod response;
 
 pub use error::{ApiError, printable, transport_refusal};
-pub use request::{Delivery, Embed, Encoding, Endpoint, Generate, InferenceRequest};
+pub use request::{Delivery, Embed, Encoding, Endpoint, Generate, InferenceRequest, Tokenize};
 pub use response::{
-    ChoicePiece, DONE_EVENT, Label, Usage, WholeChoice, embeddings, error_event, model, models,
+    ChoicePiece, DONE_EVENT, Label, Usage, WholeChoice, embeddings, error_event, model, models, tokens,
 };

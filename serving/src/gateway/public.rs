@@ -36,6 +36,7 @@ pub(super) fn router(gateway: Arc<Gateway>) -> Router {
             Endpoint::Embeddings.path(),
             post(|state, request| infer(state, Endpoint::Embeddings, request)),
         )
+        .route(Endpoint::Tokenize.path(), post(|state, request| infer(state, Endpoint::Tokenize, request)))
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
         .with_state(gateway)

@@ -53,11 +53,13 @@ pub enum Endpoint {
     Completions,
     /// `/v1/embeddings`.
     Embeddings,
+    /// `/tokenize`, as vLLM has it.
+    Tokenize,
 }
 
 impl Endpoint {
     /// All endpoints.
-    pub const ALL: [Self; 3] = [Self::Chat, Self::Completions, Self::Embeddings];
+    pub const ALL: [Self; 4] = [Self::Chat, Self::Completions, Self::Embeddings, Self::Tokenize];
 
     /// Returns the path of the endpoint.
     #[must_use]
@@ -66,6 +68,7 @@ impl Endpoint {
             Self::Chat => "/v1/chat/completions",
             Self::Completions => "/v1/completions",
             Self::Embeddings => "/v1/embeddings",
+            Self::Tokenize => "/tokenize",
         }
     }
 
@@ -76,6 +79,7 @@ impl Endpoint {
             Self::Chat => "chat",
             Self::Completions => "text_completion",
             Self::Embeddings => "embeddings",
+            Self::Tokenize => "tokenize",
         }
     }
 
@@ -84,7 +88,7 @@ impl Endpoint {
     pub fn input(self) -> &'static str {
         match self {
             Self::Chat => "messages",
-            Self::Completions => "prompt",
+            Self::Completions | Self::Tokenize => "prompt",
             Self::Embeddings => "input",
         }
     }
@@ -97,6 +101,8 @@ pub enum InferenceRequest {
     Generate(Generate),
     /// Text to embedding vectors.
     Embed(Embed),
+    /// A prompt to its tokens.
+    Tokenize(Tokenize),
 }
 
 /// A chat completion or a completion.
@@ -155,6 +161,17 @@ pub struct Embed {
     pub dimensions: Option<usize>,
 }
 
+/// A request for the tokens of a prompt.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Tokenize {
+    /// Name of the model.
+    pub model: String,
+    /// A text or a conversation, tokenized as a completion or a chat would be.
+    pub prompt: Prompt,
+    /// Whether the answer has the text of each token.
+    pub with_texts: bool,
+}
+
 /// Encoding of vectors in JSON.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Encoding {
@@ -175,6 +192,7 @@ impl InferenceRequest {
             Endpoint::Chat => parse_chat(fields).map(Self::Generate),
             Endpoint::Completions => parse_completion(fields).map(Self::Generate),
             Endpoint::Embeddings => parse_embedding(fields).map(Self::Embed),
+            Endpoint::Tokenize => parse_tokenize(fields).map(Self::Tokenize),
         }
     }
 
@@ -184,6 +202,7 @@ impl InferenceRequest {
         match self {
             Self::Generate(generate) => &generate.model,
             Self::Embed(embed) => &embed.model,
+            Self::Tokenize(tokenize) => &tokenize.model,
         }
     }
 
@@ -387,6 +406,32 @@ fn parse_embedding(mut fields: ObjectFields) -> Result<Embed, ApiError> {
     ignore_user(&mut fields)?;
     fields.finish()?;
     Ok(Embed { model, inputs, encoding, dimensions })
+}
+
+/// Parses vLLM's request for tokens, of a prompt or of messages.
+fn parse_tokenize(mut fields: ObjectFields) -> Result<Tokenize, ApiError> {
+    let model = model(&mut fields)?;
+    let prompt = match fields.take("messages") {
+        Some(value) => {
+            let messages = messages(value)?;
+            let arguments = template_arguments(&mut fields)?;
+            fields.unsupported("add_generation_prompt", |value| value == true)?;
+            fields.unsupported("continue_final_message", |value| value == false)?;
+            fields.unsupported("add_special_tokens", |value| value == false)?;
+            fields.unsupported("tools", is_empty)?;
+            Prompt::Chat(Conversation { messages, arguments, ..Conversation::default() })
+        }
+        None => {
+            fields.unsupported("add_special_tokens", |value| value == true)?;
+            match fields.require("prompt")? {
+                Value::String(text) => Prompt::Text(text),
+                other => return Err(wrong_type("prompt".to_owned(), &other, "a string")),
+            }
+        }
+    };
+    let with_texts = fields.flag("return_token_strs")?;
+    fields.finish()?;
+    Ok(Tokenize { model, prompt, with_texts })
 }
 
 fn model(fields: &mut ObjectFields) -> Result<String, ApiError> {

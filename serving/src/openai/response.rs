@@ -234,6 +234,20 @@ pub fn embeddings(model: &str, vectors: Vec<Vec<f32>>, encoding: Encoding, usage
 }
 
 #[derive(Serialize)]
+struct TokenList<'a> {
+    count: usize,
+    max_model_len: usize,
+    tokens: &'a [u32],
+    token_strs: Option<Vec<String>>,
+}
+
+/// Builds the answer to `/tokenize`: the tokens, their texts if requested, and the model's context.
+#[must_use]
+pub fn tokens(tokens: &[u32], token_strs: Option<Vec<String>>, max_model_len: usize) -> Bytes {
+    json(&TokenList { count: tokens.len(), max_model_len, tokens, token_strs })
+}
+
+#[derive(Serialize)]
 struct ModelList<'a> {
     object: &'static str,
     data: Vec<ModelObject<'a>>,

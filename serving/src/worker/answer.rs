@@ -10,7 +10,9 @@ use crate::batcher::{BatchError, GenerateRequest, Prompt};
 use crate::engine::matryoshka::shorten;
 use crate::engine::sampler::Sampling;
 use crate::memory::{Charge, REQUEST_BYTES_MIN};
-use crate::openai::{self, ApiError, Delivery, Embed, Endpoint, Generate, InferenceRequest, Label, Usage};
+use crate::openai::{
+    self, ApiError, Delivery, Embed, Endpoint, Generate, InferenceRequest, Label, Tokenize, Usage,
+};
 use axum::Router;
 use axum::extract::State;
 use axum::middleware::{Next, from_fn_with_state};
@@ -43,6 +45,7 @@ pub(super) fn router(service: Arc<WorkerService>) -> Router {
             Endpoint::Embeddings.path(),
             post(|state, request| answer(state, Endpoint::Embeddings, request)),
         )
+        .route(Endpoint::Tokenize.path(), post(|state, request| answer(state, Endpoint::Tokenize, request)))
         .route_layer(from_fn_with_state(service.clone(), count_until_sent))
         .route("/worker/v1/load", get(load))
         .fallback(no_such_path)
@@ -95,6 +98,7 @@ async fn answer(
     }
     match request {
         InferenceRequest::Embed(embed) => answer_embed(&service, embed, charge).await,
+        InferenceRequest::Tokenize(tokenize) => answer_tokenize(&service, tokenize, charge).await,
         InferenceRequest::Generate(generate) => answer_generate(service, endpoint, generate, charge).await,
     }
 }
@@ -129,6 +133,29 @@ async fn answer_embed(
     let usage = Usage::embedded(embeddings.prompt_tokens);
     let mut response = json(openai::embeddings(&embed.model, embeddings.vectors, embed.encoding, usage));
     response.headers_mut().insert(PROMPT_TOKENS, HeaderValue::from(embeddings.prompt_tokens));
+    Ok(response)
+}
+
+async fn answer_tokenize(
+    service: &WorkerService,
+    tokenize: Tokenize,
+    charge: Charge<()>,
+) -> Result<Response, ApiError> {
+    let mut prompt = tokenize.prompt;
+    let field = if let Prompt::Chat(conversation) = &mut prompt {
+        conversation.at = now();
+        Endpoint::Chat.input()
+    } else {
+        Endpoint::Tokenize.input()
+    };
+    let batcher = service.batcher()?;
+    let encoded = batcher.encode(prompt).await.map_err(|error| ApiError::from_batch(&error, field))?;
+    drop(charge);
+    let frontend = batcher.frontend();
+    let text = |token: &u32| String::from_utf8_lossy(&frontend.token_bytes(*token)).into_owned();
+    let texts = tokenize.with_texts.then(|| encoded.tokens().iter().map(text).collect());
+    let mut response = json(openai::tokens(encoded.tokens(), texts, frontend.context_tokens_max()));
+    response.headers_mut().insert(PROMPT_TOKENS, HeaderValue::from(encoded.tokens().len()));
     Ok(response)
 }
 

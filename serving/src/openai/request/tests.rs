@@ -262,3 +262,19 @@ fn calls_of_tools_are_read_with_their_arguments() {
         assert_eq!(outcome(Endpoint::Chat, &called("", arguments)), format!("invalid-value {path}"));
     }
 }
+
+#[test]
+fn tokens_are_asked_for_a_prompt_or_for_messages() {
+    for (fields, expected) in [
+        (r#""prompt": "a""#, "ok"),
+        (r#""prompt": "a", "add_special_tokens": true, "return_token_strs": true"#, "ok"),
+        (r#""prompt": "a", "add_special_tokens": false"#, "unsupported-parameter add_special_tokens"),
+        (r#""messages": [{"role": "user", "content": "a"}], "add_generation_prompt": true"#, "ok"),
+        (r#""messages": [{"role": "user", "content": "a"}], "prompt": "a""#, "unknown-parameter prompt"),
+        (r#""prompt": ["a"]"#, "invalid-value prompt"),
+        (r#""prompt": null"#, "missing-parameter prompt"),
+    ] {
+        let body = format!(r#"{{"model": "m", {fields}}}"#);
+        assert_eq!(outcome(Endpoint::Tokenize, &body), expected, "{fields}");
+    }
+}

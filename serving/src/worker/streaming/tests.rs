@@ -149,6 +149,19 @@ async fn log_probabilities_are_those_of_the_tokens_that_are_sent() {
 }
 
 #[tokio::test]
+async fn a_prompt_is_tokenized_as_it_would_be_for_an_answer() {
+    let request = json!({ "model": "m", "prompt": "a<|end|>", "return_token_strs": true });
+    let texts = ["a", "<|end|>"];
+    let expected = json!({ "count": 2, "max_model_len": 200, "tokens": [97, 256], "token_strs": texts });
+    assert_eq!(answer(Endpoint::Tokenize, request).await, expected);
+    let request = json!({ "model": "m", "messages": [{ "role": "user", "content": "<|end|>" }] });
+    let found = answer(Endpoint::Tokenize, request).await;
+    let text = "user: <|end|>\nassistant: ";
+    assert_eq!((&found["count"], &found["token_strs"]), (&json!(text.len()), &Value::Null));
+    assert_eq!(found["tokens"], json!(text.as_bytes()));
+}
+
+#[tokio::test]
 async fn an_echo_of_too_many_bytes_is_refused() {
     let request = json!({ "model": "m", "prompt": "x".repeat(70_000), "n": 128, "echo": true });
     let engine = SimulatedEngine::decoder(1 << 20, 1 << 24);
