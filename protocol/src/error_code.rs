@@ -263,6 +263,8 @@ codes! {
     MODEL_WEIGHTS_DAMAGED = "model-weights-damaged";
     /// A model's tensors do not match its configuration.
     MODEL_WEIGHTS_MISMATCH = "model-weights-mismatch";
+    /// A model's weights have a value that is no finite number.
+    MODEL_WEIGHTS_NOT_FINITE = "model-weights-not-finite";
     /// A model's configuration names an architecture that this release does not have.
     MODEL_ARCHITECTURE_UNKNOWN = "model-architecture-unknown";
     /// A model's configuration or tokenizer file does not conform to its format.

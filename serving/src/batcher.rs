@@ -1,30 +1,34 @@
 //! Continuous batching: one thread that owns an engine and decides what each step computes.
 //!
 //! Requests come through a bounded queue and leave as events on channels. Every step advances all running
-//! generations by one token. The rest of the step's token budget prefills new prompts in chunks, so a long
-//! prompt never stalls running generations. The KV cache for a request's longest answer is reserved at its
-//! start, so a running generation is never evicted.
+//! generations by one token. Prompts are read in chunks, as large as the time allows that the generations
+//! leave ([`pace`]). The [`scheduler`] decides, without knowing engine or clock, which requests run and which
+//! blocks of the KV cache they have ([`blocks`]); the [`worker`] owns the engine, computes and measures.
 //!
 //! Texts are tokenized beforehand, on separate threads ([`tokenizers`]).
 //!
 //! There is no cancel call. A client that drops its receiver is noticed before the next step.
 
+mod blocks;
 mod counters;
 mod embedding;
 mod generation;
+mod pace;
+mod scheduler;
 mod tokenizers;
 mod worker;
 
 use crate::engine::chat::Conversation;
 use crate::engine::logits::{LogitRules, LogitState};
 use crate::engine::sampler::Sampling;
-use crate::engine::{Engine, EngineError, Operation, TextFrontend};
+use crate::engine::{BLOCK_TOKENS, Engine, EngineError, Operation, TextFrontend};
 use counters::Counters;
 use protocol::ErrorCode;
 use protocol::error_code as code;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc;
+use std::time::Duration;
 use tokenizers::Tokenizers;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::oneshot;
@@ -39,8 +43,11 @@ pub struct BatcherLimits {
     pub sequences_max: usize,
     /// Maximum waiting requests; further ones are rejected immediately.
     pub waiting_max: usize,
-    /// Maximum tokens computed in one step: bounds a step's duration and so the latency of a token.
+    /// Maximum tokens computed in one step.
     pub step_tokens_max: usize,
+    /// Target between two tokens of a generation while prompts are read beside it. Where generating alone
+    /// takes that long, prompts add half of it.
+    pub gap: Duration,
     /// Maximum texts in one embedding request.
     pub inputs_max: usize,
     /// Maximum stop strings of a request.
@@ -48,10 +55,17 @@ pub struct BatcherLimits {
 }
 
 impl Default for BatcherLimits {
-    /// Returns 64 generations, 256 waiting, 512 tokens a step; 2048 texts and 4 stop strings, as in OpenAI's
-    /// API.
+    /// Returns 64 generations, 256 waiting, 512 tokens a step and 100 ms between tokens; 2048 texts and 4 stop
+    /// strings, as in OpenAI's API.
     fn default() -> Self {
-        Self { sequences_max: 64, waiting_max: 256, step_tokens_max: 512, inputs_max: 2048, stops_max: 4 }
+        Self {
+            sequences_max: 64,
+            waiting_max: 256,
+            step_tokens_max: 512,
+            gap: Duration::from_millis(100),
+            inputs_max: 2048,
+            stops_max: 4,
+        }
     }
 }
 
@@ -134,6 +148,37 @@ impl EncodedPrompt {
     }
 }
 
+/// Party whose requests may share what the KV cache holds: the holder of one API key. Others never do, so that
+/// no answer and no time to first token depends on what they asked.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Tenant(Arc<str>);
+
+impl Tenant {
+    /// Creates a tenant of this name; equal names share.
+    #[must_use]
+    pub fn new(name: &str) -> Self {
+        Self(name.into())
+    }
+}
+
+/// Rank of a request. What compares less precedes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub enum Priority {
+    /// In order of arrival.
+    #[default]
+    Standard,
+    /// After all of standard priority, for which it gives up its place in the cache.
+    Flexible,
+}
+
+/// Origin and rank of a request.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Caller {
+    /// Party whose cached prefixes it shares; `None` shares with no request.
+    pub tenant: Option<Tenant>,
+    pub priority: Priority,
+}
+
 /// Request for one generation.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GenerateRequest {
@@ -143,7 +188,8 @@ pub struct GenerateRequest {
     pub sampling: Sampling,
     /// Rules that change the logits before a token is drawn.
     pub rules: LogitRules,
-    /// Maximum tokens to generate; `None` uses the rest of the context.
+    /// Maximum tokens to generate; `None` uses the rest of the context, or of the KV cache where that is
+    /// smaller.
     pub tokens_max: Option<usize>,
     /// Strings before which the generation stops.
     pub stops: Vec<String>,
@@ -151,6 +197,7 @@ pub struct GenerateRequest {
     pub ignores_end: bool,
     /// Alternatives to report with the log-probability of each token; `None` reports none of both.
     pub logprobs: Option<usize>,
+    pub caller: Caller,
 }
 
 /// A running generation. Dropping it stops the work.
@@ -187,6 +234,8 @@ pub struct Batcher {
     counters: Arc<Counters>,
     tokenizers: Arc<Tokenizers>,
     commands: mpsc::Sender<BatcherCommand>,
+    /// Positions of the whole KV cache.
+    cache_tokens: usize,
 }
 
 /// An embedding request that has been tokenized and queued. Dropping it stops the work.
@@ -233,12 +282,13 @@ impl Batcher {
     pub fn start(engine: Box<dyn Engine>, limits: BatcherLimits) -> std::io::Result<Self> {
         let frontend = Arc::clone(engine.frontend());
         let counters = Arc::new(Counters::default());
-        counters.cache_tokens_total.store(engine.capacity().tokens_total as u64, Ordering::Relaxed);
+        let cache_tokens = engine.blocks() * BLOCK_TOKENS;
+        counters.cache_tokens_total.store(cache_tokens as u64, Ordering::Relaxed);
         let (commands, received) = mpsc::channel();
-        let worker = worker::Worker::new(engine, limits, Arc::clone(&counters), received);
+        let worker = worker::Worker::new(engine, &limits, worker::monotonic, Arc::clone(&counters), received);
         std::thread::Builder::new().name("batcher".to_owned()).spawn(move || worker.run())?;
         let tokenizers = Arc::new(Tokenizers::start()?);
-        Ok(Self { frontend, limits, counters, tokenizers, commands })
+        Ok(Self { frontend, limits, counters, tokenizers, commands, cache_tokens })
     }
 
     /// Returns the text side of the model.
@@ -289,19 +339,8 @@ impl Batcher {
             ignores_end: request.ignores_end,
             logprobs: request.logprobs,
         };
-        let context = self.frontend.context_tokens_max();
-        // An answer has at least one token.
-        let requested = request.tokens_max.map(|tokens| tokens.max(1));
-        let tokens = prompt.len() + requested.unwrap_or(1);
-        if tokens > context {
-            return Err(BatchError::refused(&EngineError::ContextExceeded {
-                tokens,
-                context_tokens_max: context,
-            }));
-        }
-        let tokens_max = requested.unwrap_or(context - prompt.len());
+        let tokens_max = self.answer_tokens_max(prompt.len(), request.tokens_max)?;
         let prompt_tokens = prompt.len();
-        assert!(prompt_tokens + tokens_max <= context, "the longest answer fits the context");
         let (sender, events) = tokio::sync::mpsc::unbounded_channel();
         let job = generation::QueuedGeneration {
             prompt,
@@ -310,6 +349,7 @@ impl Batcher {
             tokens_max,
             sampling: request.sampling,
             stops: request.stops,
+            caller: request.caller,
             sender,
         };
         self.submit(slot, BatcherCommand::Generate(job))?;
@@ -418,6 +458,21 @@ impl Batcher {
             return Err(BatchError::refused(&EngineError::ContextExceeded { tokens, context_tokens_max }));
         }
         Ok(tokens)
+    }
+
+    /// Returns the longest answer to a prompt of this many tokens, at least 1.
+    fn answer_tokens_max(&self, prompt: usize, requested: Option<usize>) -> Result<usize, BatchError> {
+        let (context_tokens_max, cache_tokens) = (self.frontend.context_tokens_max(), self.cache_tokens);
+        // An answer has at least one token.
+        let tokens = prompt + requested.unwrap_or(1).max(1);
+        if tokens > context_tokens_max {
+            return Err(BatchError::refused(&EngineError::ContextExceeded { tokens, context_tokens_max }));
+        }
+        if tokens > cache_tokens {
+            return Err(BatchError::refused(&EngineError::CacheExceeded { tokens, cache_tokens }));
+        }
+        let room = context_tokens_max.min(cache_tokens) - prompt;
+        Ok(requested.map_or(room, |requested| requested.max(1)))
     }
 
     /// Takes a slot in the queue: from here on the request counts, so a draining worker waits for it.

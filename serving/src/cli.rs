@@ -30,7 +30,8 @@ Environment:
   QUORATE_LOG   what to log to standard error: error, warn, info (default), debug, or per module";
 
 /// Arguments of a worker on local files, which an agent's worker does not take.
-const LOCAL_ARGUMENTS: [&str; 7] = ["model_dir", "listen", "task", "model_name", "threads", "context", "gpu"];
+const LOCAL_ARGUMENTS: [&str; 8] =
+    ["model_dir", "listen", "task", "model_name", "threads", "context", "cache", "gpu"];
 
 /// The AI circuit of Quorate: serve models, or route requests to the workers that serve them.
 #[derive(Parser)]
@@ -72,6 +73,9 @@ struct WorkerArguments {
     /// Maximum tokens of a context [default: the model's own limit].
     #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..))]
     context: Option<u32>,
+    /// Size limit of the KV cache on the CPU, like `4 GiB` [default: 256 MiB].
+    #[arg(long, value_name = "SIZE", value_parser = cache_bytes)]
+    cache: Option<usize>,
     /// Compute on this NVIDIA GPU (a build with the `cuda` feature).
     #[arg(long, value_name = "INDEX")]
     gpu: Option<usize>,
@@ -130,6 +134,12 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// Parses the size of a cache.
+fn cache_bytes(text: &str) -> Result<usize, String> {
+    let bytes = protocol::manifest::parse_bytes(text)?;
+    usize::try_from(bytes).map_err(|_| format!("{bytes} bytes are more than this machine addresses"))
+}
+
 fn start_logging() {
     let filter = EnvFilter::try_from_env("QUORATE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
@@ -177,6 +187,7 @@ fn run_local(arguments: WorkerArguments) -> anyhow::Result<()> {
         }),
         engine: EngineOptions {
             threads: arguments.threads.map_or(defaults.threads, usize::from),
+            cache_bytes_max: arguments.cache.unwrap_or(defaults.cache_bytes_max),
             context_tokens_max: arguments.context.map(|tokens| tokens as usize),
             device: arguments.gpu.map_or(DeviceChoice::Cpu, DeviceChoice::Cuda),
             ..defaults
@@ -225,4 +236,26 @@ fn run_gateway(arguments: &GatewayArguments) -> anyhow::Result<()> {
 
 fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
     std::fs::read(path).with_context(|| format!("read {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_local_worker_takes_the_size_of_its_cache() {
+        let cache = |text: &str| {
+            let line = ["quorate-serve", "worker", "--model-dir", "m", "--cache", text];
+            match Cli::try_parse_from(line).map(|cli| cli.command) {
+                Ok(ServeCommand::Worker(arguments)) => arguments.cache,
+                _ => None,
+            }
+        };
+        assert_eq!(cache("4 GiB"), Some(4 << 30));
+        assert_eq!(cache("512MiB"), Some(512 << 20));
+        assert_eq!(cache("512 MB"), None, "units of 1000 are refused, as in manifests");
+        assert_eq!(cache("-1"), None);
+        let inherited = ["quorate-serve", "worker", "--inherited", "--cache", "1 GiB"];
+        assert!(Cli::try_parse_from(inherited).is_err(), "an agent's worker has the memory of its manifest");
+    }
 }

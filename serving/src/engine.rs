@@ -1,7 +1,7 @@
 //! Inference engines: forward passes of encoders and decoders, from token ids to embedding vectors or logits.
 //!
 //! An [`Engine`] knows nothing of requests, channels, text or time; the batcher owns one and decides what
-//! each step computes. The text side of a model (tokenizer, chat template, special tokens) is in
+//! each step computes, and which blocks of the KV cache each sequence has. The text side of a model (tokenizer, chat template, special tokens) is in
 //! [`TextFrontend`], shared with the HTTP side.
 //!
 //! On the CPU every result is bit-identical regardless of the other sequences in the batch, the number of
@@ -24,9 +24,12 @@ pub mod special_tokens;
 pub mod text;
 pub mod text_frontend;
 
-use crate::weights::{ModelFiles, WeightsError};
+use crate::weights::{ModelFiles, Weights, WeightsError};
+use kernels::ComputePool;
+use logits::{LogitState, TokenLogprobs};
 use protocol::ErrorCode;
 use protocol::error_code as code;
+use sampler::Sampling;
 use std::sync::Arc;
 
 pub use text_frontend::TextFrontend;
@@ -79,6 +82,17 @@ pub enum EngineError {
         /// Tokens in the model's context.
         context_tokens_max: usize,
     },
+    /// An input, or input plus requested output, is longer than the KV cache.
+    #[error(
+        "{tokens} tokens exceed the {cache_tokens} that the KV cache of this worker holds: request fewer with \
+         `max_tokens`, or give the worker more memory"
+    )]
+    CacheExceeded {
+        /// Tokens requested.
+        tokens: usize,
+        /// Tokens in the whole cache.
+        cache_tokens: usize,
+    },
     /// A text exceeds the largest size that could fit the context; it was not tokenized.
     #[error(
         "{bytes} bytes of text, at most {bytes_max} are tokenized for the model's context of \
@@ -117,7 +131,9 @@ impl EngineError {
             Self::FeatureUnsupported { .. } => code::MODEL_FEATURE_UNSUPPORTED,
             Self::Tokenize { .. } => code::INVALID_VALUE,
             Self::ChatTemplate { .. } => code::CHAT_TEMPLATE_FAILED,
-            Self::ContextExceeded { .. } | Self::TextTooLong { .. } => code::CONTEXT_LENGTH_EXCEEDED,
+            Self::ContextExceeded { .. } | Self::CacheExceeded { .. } | Self::TextTooLong { .. } => {
+                code::CONTEXT_LENGTH_EXCEEDED
+            }
             Self::OperationUnsupported { .. } => code::OPERATION_UNSUPPORTED,
             Self::Device { .. } => code::ENGINE_FAILED,
         }
@@ -133,28 +149,55 @@ pub enum Operation {
     Generate,
 }
 
-/// One open sequence of a decoder.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct SequenceId(pub u64);
+/// Positions in a block of the KV cache.
+pub const BLOCK_TOKENS: usize = kernels::attention::PANEL;
 
-/// New tokens of one sequence in a step: a chunk of its prompt, or the token just sampled.
+/// A block of the KV cache: keys and values of [`BLOCK_TOKENS`] consecutive positions of a sequence, in all
+/// layers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BlockId(pub u32);
+
+/// New tokens of one sequence in a step: a chunk of its prompt, or the token just drawn.
 #[derive(Debug, Clone, Copy)]
 pub struct SequenceChunk<'a> {
-    /// The sequence that the tokens extend.
-    pub sequence: SequenceId,
-    /// The tokens, at the positions that follow those already stored. Not empty.
+    /// The sequence's blocks in the order of positions, with room for all tokens up to the last of these. The
+    /// step writes the positions of these tokens, in blocks that no other sequence of the step has.
+    pub blocks: &'a [BlockId],
+    /// Position of the first of these tokens. All positions before it are stored in the blocks.
+    pub position: usize,
+    /// The tokens. Not empty.
     pub tokens: &'a [u32],
-    /// Whether the step returns the logits after the last of these tokens.
-    pub logits: bool,
+    /// How the token that follows is drawn; `None` draws none.
+    pub draw: Option<Draw<'a>>,
 }
 
-/// Occupancy of a decoder's KV cache.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Capacity {
-    /// Positions that the cache can hold over all sequences.
-    pub tokens_total: usize,
-    /// Positions reserved by open sequences.
-    pub tokens_reserved: usize,
+/// Parameters by which the token after a chunk is drawn.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Draw<'a> {
+    /// Sampling parameters.
+    pub sampling: Sampling,
+    /// Rules that change the logits first, if any.
+    pub rules: Option<&'a LogitState>,
+    /// Alternatives to report with the token's log-probability; `None` reports none of both.
+    pub logprobs: Option<usize>,
+    /// Tokens of the sequence's prompt; those after it were generated.
+    pub prompt: usize,
+}
+
+/// A token that was drawn.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Drawn {
+    pub token: u32,
+    /// Log-probabilities before any rule, where the draw asks for them.
+    pub logprobs: Option<TokenLogprobs>,
+}
+
+impl<'a> SequenceChunk<'a> {
+    /// Returns the parameters and the position of the token to draw.
+    #[must_use]
+    pub fn drawn(&self) -> Option<(Draw<'a>, u64)> {
+        self.draw.map(|draw| (draw, (self.position + self.tokens.len()) as u64))
+    }
 }
 
 /// The forward pass of one loaded model. Two implementations: [`LoadedEngine`] and
@@ -166,18 +209,19 @@ pub trait Engine: Send {
     /// Computes one vector per token sequence, in order. Encoders only.
     fn embed(&mut self, sequences: &[Vec<u32>]) -> Result<Vec<Vec<f32>>, EngineError>;
 
-    /// Returns the occupancy of the cache; zeros for an encoder.
-    fn capacity(&self) -> Capacity;
+    /// Returns the number of blocks of the KV cache, named from 0; 0 for an encoder. The caller decides which
+    /// sequence has which blocks.
+    fn blocks(&self) -> usize;
 
-    /// Reserves cache for a sequence of up to `tokens_max` positions; `None` when too little is free now.
-    fn open(&mut self, tokens_max: usize) -> Result<Option<SequenceId>, EngineError>;
-
-    /// Computes one step over many sequences. Returns one row of logits (as wide as the vocabulary) for each
-    /// chunk that requests them, in the order of the chunks. No sequence may appear twice.
-    fn step(&mut self, chunks: &[SequenceChunk<'_>]) -> Result<Vec<Vec<f32>>, EngineError>;
-
-    /// Closes a sequence and releases its reservation.
-    fn close(&mut self, sequence: SequenceId);
+    /// Computes one step over many sequences. Returns the token drawn for each chunk that draws one, in the
+    /// order of the chunks; `None` where the logits are not numbers.
+    ///
+    /// # Errors
+    /// [`EngineError`]: the weights are unusable, or the device failed. What the step wrote is undefined.
+    ///
+    /// # Panics
+    /// If a chunk is empty, its blocks do not hold its positions, or a token is unknown.
+    fn step(&mut self, chunks: &[SequenceChunk<'_>]) -> Result<Vec<Option<Drawn>>, EngineError>;
 }
 
 /// Configuration of an engine.
@@ -259,6 +303,7 @@ impl Default for EngineOptions {
 /// A model loaded from its files: an encoder or a decoder over its weights.
 pub struct LoadedEngine {
     frontend: Arc<TextFrontend>,
+    weights: Arc<Weights>,
     model: Model,
 }
 
@@ -270,21 +315,21 @@ pub trait Encode: Send {
 
 /// A decoder on any device.
 pub trait Decode: Send {
-    /// Returns the occupancy of the cache.
-    fn capacity(&self) -> Capacity;
+    /// Returns the number of blocks of the KV cache.
+    fn blocks(&self) -> usize;
 
-    /// Reserves cache for up to `tokens_max` positions; `None` when too little is free now.
-    fn open_sequence(&mut self, tokens_max: usize) -> Option<SequenceId>;
+    /// Returns the threads that compute; they also sample.
+    fn pool(&self) -> &ComputePool;
 
-    /// Closes a sequence and releases its reservation.
-    fn close_sequence(&mut self, sequence: SequenceId);
-
-    /// Computes one step; see [`Engine::step`].
+    /// Computes one step; see [`Engine::step`]. Returns one row of logits, as wide as the vocabulary, for
+    /// each chunk that draws a token, in the order of the chunks.
+    ///
+    /// # Errors
+    /// As [`Engine::step`].
     ///
     /// # Panics
-    /// If a chunk is empty, its sequence is not open or would outgrow its reservation, or a token is
-    /// unknown.
-    fn step(&mut self, chunks: &[SequenceChunk<'_>]) -> Result<Vec<Vec<f32>>, EngineError>;
+    /// As [`Engine::step`].
+    fn logits(&mut self, chunks: &[SequenceChunk<'_>]) -> Result<Vec<f32>, EngineError>;
 }
 
 enum Model {
@@ -301,20 +346,40 @@ impl LoadedEngine {
     pub fn open(files: &Arc<ModelFiles>, options: &EngineOptions) -> Result<Self, EngineError> {
         let config = config::ModelConfig::read(files)?;
         let frontend = Arc::new(TextFrontend::read(files, &config, options)?);
-        let weights = crate::weights::Weights::open(Arc::clone(files))?;
+        let weights = Arc::new(Weights::open(Arc::clone(files))?);
         let context = frontend.context_tokens_max();
         let model = match options.device {
             DeviceChoice::Cpu => on_cpu(&config.shape, &weights, options, context)?,
             DeviceChoice::Cuda(ordinal) => on_gpu(ordinal, &config.shape, &weights, options, context)?,
         };
-        Ok(Self { frontend, model })
+        Ok(Self { frontend, weights, model })
+    }
+
+    /// Returns the weights, to check them as they arrive.
+    #[must_use]
+    pub fn weights(&self) -> &Arc<Weights> {
+        &self.weights
+    }
+
+    /// Computes one step; returns the logits instead of tokens, one row for each chunk that draws a token.
+    ///
+    /// # Errors
+    /// As [`Engine::step`].
+    ///
+    /// # Panics
+    /// As [`Engine::step`].
+    pub fn logits(&mut self, chunks: &[SequenceChunk<'_>]) -> Result<Vec<f32>, EngineError> {
+        match &mut self.model {
+            Model::Decoder(decoder) => decoder.logits(chunks),
+            Model::Encoder(_) => Err(EngineError::OperationUnsupported { operation: "generate" }),
+        }
     }
 }
 
 /// Opens the model on this crate's CPU kernels.
 fn on_cpu(
     shape: &config::Shape,
-    weights: &crate::weights::Weights,
+    weights: &Weights,
     options: &EngineOptions,
     context: usize,
 ) -> Result<Model, EngineError> {
@@ -333,7 +398,7 @@ fn on_cpu(
 fn on_gpu(
     ordinal: usize,
     shape: &config::Shape,
-    weights: &crate::weights::Weights,
+    weights: &Weights,
     options: &EngineOptions,
     context: usize,
 ) -> Result<Model, EngineError> {
@@ -353,7 +418,7 @@ fn on_gpu(
 fn on_gpu(
     ordinal: usize,
     _: &config::Shape,
-    _: &crate::weights::Weights,
+    _: &Weights,
     _: &EngineOptions,
     _: usize,
 ) -> Result<Model, EngineError> {
@@ -380,36 +445,18 @@ impl Engine for LoadedEngine {
         }
     }
 
-    fn capacity(&self) -> Capacity {
+    fn blocks(&self) -> usize {
         match &self.model {
-            Model::Decoder(decoder) => decoder.capacity(),
-            Model::Encoder(_) => Capacity::default(),
+            Model::Decoder(decoder) => decoder.blocks(),
+            Model::Encoder(_) => 0,
         }
     }
 
-    fn open(&mut self, tokens_max: usize) -> Result<Option<SequenceId>, EngineError> {
-        let limit = self.frontend.context_tokens_max();
-        if tokens_max > limit {
-            return Err(EngineError::ContextExceeded { tokens: tokens_max, context_tokens_max: limit });
-        }
-        match &mut self.model {
-            Model::Decoder(decoder) => Ok(decoder.open_sequence(tokens_max)),
-            Model::Encoder(_) => Err(EngineError::OperationUnsupported { operation: "generate" }),
-        }
-    }
-
-    fn step(&mut self, chunks: &[SequenceChunk<'_>]) -> Result<Vec<Vec<f32>>, EngineError> {
-        match &mut self.model {
-            Model::Decoder(decoder) => decoder.step(chunks),
-            Model::Encoder(_) => Err(EngineError::OperationUnsupported { operation: "generate" }),
-        }
-    }
-
-    fn close(&mut self, sequence: SequenceId) {
-        match &mut self.model {
-            Model::Decoder(decoder) => decoder.close_sequence(sequence),
-            Model::Encoder(_) => {}
-        }
+    fn step(&mut self, chunks: &[SequenceChunk<'_>]) -> Result<Vec<Option<Drawn>>, EngineError> {
+        let logits = self.logits(chunks)?;
+        let draws: Vec<(Draw<'_>, u64)> = chunks.iter().filter_map(SequenceChunk::drawn).collect();
+        let Model::Decoder(decoder) = &self.model else { unreachable!("an encoder has no logits") };
+        Ok(sampler::sample_rows(decoder.pool(), &logits, &draws))
     }
 }
 

@@ -57,11 +57,11 @@ impl<K: Ord + Clone> Memory<K> {
     /// Opens a request of this key, which holds no bytes yet.
     pub(crate) fn open(&self, key: K) -> Charge<K> {
         let mut state = self.lock();
-        let id = state.budget.open(key);
+        let id = state.budget.open(key.clone());
         let evicted = CancellationToken::new();
         state.evictions.insert(id, evicted.clone());
         drop(state);
-        Charge { memory: self.clone(), id, evicted }
+        Charge { memory: self.clone(), key, id, evicted }
     }
 
     /// Returns the bytes held now.
@@ -78,11 +78,17 @@ impl<K: Ord + Clone> Memory<K> {
 #[derive(Debug)]
 pub(crate) struct Charge<K: Ord + Clone> {
     memory: Memory<K>,
+    key: K,
     id: RequestId,
     evicted: CancellationToken,
 }
 
 impl<K: Ord + Clone> Charge<K> {
+    /// Returns the key that it was opened for.
+    pub(crate) fn key(&self) -> &K {
+        &self.key
+    }
+
     /// Charges `bytes` more; waits while evicted requests release theirs.
     ///
     /// # Errors

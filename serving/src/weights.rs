@@ -16,8 +16,8 @@ use std::fs::File;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Maximum files in a model directory: the largest published checkpoints have a few hundred shards.
@@ -25,6 +25,9 @@ const FILES_MAX: usize = 4096;
 /// Longest wait of a read without a single new segment. The agent retries a shard store within seconds, so a
 /// minute without progress means that the agent is gone.
 pub const STALL_LIMIT: Duration = Duration::from_secs(60);
+
+/// Elements that are tested between two branches.
+const SCAN_ELEMENTS: usize = 4096;
 
 /// Failure to read a model's files. Each variant has a stable error code for operators.
 #[derive(Debug, thiserror::Error)]
@@ -76,6 +79,17 @@ pub enum WeightsError {
         /// The shape or element type that the configuration implies.
         expected: String,
     },
+    /// A tensor holds a NaN or an infinity; every answer would be noise.
+    #[error(
+        "tensor `{name}` has a value that is no finite number, at element {element}: import the model again from \
+         its publisher"
+    )]
+    NotFinite {
+        /// Name of the tensor.
+        name: String,
+        /// Index of the first such element.
+        element: usize,
+    },
     /// The layout from the agent contradicts the files it came with.
     #[error("weights layout is inconsistent: {reason}")]
     Layout {
@@ -105,6 +119,7 @@ impl WeightsError {
             Self::FormatRefused { .. } => code::MODEL_FORMAT_REFUSED,
             Self::Damaged { .. } => code::MODEL_WEIGHTS_DAMAGED,
             Self::TensorMissing { .. } | Self::TensorUnexpected { .. } => code::MODEL_WEIGHTS_MISMATCH,
+            Self::NotFinite { .. } => code::MODEL_WEIGHTS_NOT_FINITE,
             Self::Layout { .. } => code::MODEL_MANIFEST_INVALID,
             Self::Stalled { .. } => code::WEIGHTS_STALLED,
         }
@@ -386,6 +401,26 @@ impl ElementType {
             Self::F16 | Self::Bf16 => 2,
         }
     }
+
+    /// Returns the index of the first NaN or infinity in these elements: all bits of its exponent are set.
+    fn first_not_finite(self, bytes: &[u8]) -> Option<usize> {
+        match self {
+            Self::F32 => first(bytes, |b: [u8; 4]| u32::from_le_bytes(b) & 0x7f80_0000 == 0x7f80_0000),
+            Self::F16 => first(bytes, |b: [u8; 2]| u16::from_le_bytes(b) & 0x7c00 == 0x7c00),
+            Self::Bf16 => first(bytes, |b: [u8; 2]| u16::from_le_bytes(b) & 0x7f80 == 0x7f80),
+        }
+    }
+}
+
+/// Returns the index of the first element with this property. Whole blocks are tested without a branch, at the
+/// speed of memory.
+fn first<const SIZE: usize>(bytes: &[u8], is_found: impl Fn([u8; SIZE]) -> bool) -> Option<usize> {
+    let (elements, _) = bytes.as_chunks::<SIZE>();
+    elements.chunks(SCAN_ELEMENTS).enumerate().find_map(|(index, block)| {
+        let any = block.iter().fold(false, |any, element| any | is_found(*element));
+        let place = if any { block.iter().position(|element| is_found(*element)) } else { None };
+        place.map(|place| index * SCAN_ELEMENTS + place)
+    })
 }
 
 /// The tensors of a model: names, types, shapes and byte ranges, from the safetensors headers.
@@ -393,6 +428,8 @@ impl ElementType {
 pub struct Weights {
     files: Arc<ModelFiles>,
     tensors: BTreeMap<String, TensorEntry>,
+    /// Views that were opened, in order.
+    opened: Mutex<Vec<TensorView>>,
 }
 
 #[derive(Debug, Clone)]
@@ -404,15 +441,17 @@ struct TensorEntry {
     range: Range<usize>,
 }
 
-/// One tensor, used in place in the map.
-#[derive(Debug)]
+/// One tensor, used in place in the map. Clones share what is known of it.
+#[derive(Debug, Clone)]
 pub struct TensorView {
+    name: String,
     files: Arc<ModelFiles>,
     file: String,
     range: Range<usize>,
     element: ElementType,
     shape: Vec<usize>,
-    present: AtomicBool,
+    /// Whether all bytes are present, and all values finite.
+    is_usable: Arc<AtomicBool>,
 }
 
 impl Weights {
@@ -434,7 +473,7 @@ impl Weights {
         for name in names {
             read_header(&files, &name, &mut tensors)?;
         }
-        Ok(Self { files, tensors })
+        Ok(Self { files, tensors, opened: Mutex::default() })
     }
 
     /// Reports whether a tensor of this name exists.
@@ -468,25 +507,37 @@ impl Weights {
         let element = entry.element.ok_or_else(|| {
             unexpected(format!("of type {}", entry.element_name), "F32, F16 or BF16".to_owned())
         })?;
-        Ok(TensorView {
+        let view = TensorView {
+            name: name.to_owned(),
             files: Arc::clone(&self.files),
             file: entry.file.clone(),
             range: entry.range.clone(),
             element,
             shape: shape.to_vec(),
-            present: AtomicBool::new(false),
-        })
+            is_usable: Arc::default(),
+        };
+        self.opened.lock().unwrap_or_else(PoisonError::into_inner).push(view.clone());
+        Ok(view)
+    }
+
+    /// Waits for all tensors that an engine has opened, and checks their values.
+    ///
+    /// # Errors
+    /// As [`TensorView::bytes`].
+    pub fn check(&self) -> Result<(), WeightsError> {
+        let opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        opened.iter().try_for_each(|view| view.bytes().map(|_| ()))
     }
 }
 
 impl TensorView {
-    /// Returns the tensor's little-endian bytes; blocks until all are present. After the first success this
-    /// costs two loads.
+    /// Returns the tensor's little-endian bytes; blocks until all are present, and checks all values once. After
+    /// the first success this costs three loads.
     ///
     /// # Errors
-    /// [`WeightsError`]: the bytes did not arrive in time.
+    /// [`WeightsError`]: the bytes did not arrive in time, or a value is not finite.
     pub fn bytes(&self) -> Result<&[u8], WeightsError> {
-        if self.present.load(Ordering::Acquire) {
+        if self.is_usable.load(Ordering::Acquire) {
             let file = self
                 .files
                 .bytes_without_waiting(&self.file)
@@ -494,7 +545,10 @@ impl TensorView {
             return Ok(&file[self.range.clone()]);
         }
         let bytes = self.files.range(&self.file, self.range.clone())?;
-        self.present.store(true, Ordering::Release);
+        if let Some(element) = self.element.first_not_finite(bytes) {
+            return Err(WeightsError::NotFinite { name: self.name.clone(), element });
+        }
+        self.is_usable.store(true, Ordering::Release);
         Ok(bytes)
     }
 

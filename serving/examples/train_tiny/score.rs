@@ -1,7 +1,7 @@
 //! Evaluation of the shipped files, loaded and queried through the engine that will serve them.
 
 use crate::lessons::{Lesson, Lessons};
-use serving::batcher::{Batcher, BatcherLimits, Event, GenerateRequest, Prompt};
+use serving::batcher::{Batcher, BatcherLimits, Caller, Event, GenerateRequest, Prompt};
 use serving::engine::chat::ChatMessage;
 use serving::engine::logits::LogitRules;
 use serving::engine::sampler::Sampling;
@@ -56,6 +56,7 @@ fn ask(batcher: &Batcher, lessons: &[&Lesson], mistakes: &mut Vec<String>) -> an
             rules: LogitRules::default(),
             tokens_max: Some(64),
             stops: Vec::new(),
+            caller: Caller::default(),
             ignores_end: false,
             logprobs: None,
         };

@@ -15,14 +15,16 @@ pub(super) struct Counters {
     pub(super) generation_tokens_total: AtomicU64,
     pub(super) steps_total: AtomicU64,
     pub(super) cache_tokens_total: AtomicU64,
-    pub(super) cache_tokens_reserved: AtomicU64,
+    pub(super) cache_tokens_used: AtomicU64,
+    pub(super) shared_tokens_total: AtomicU64,
+    pub(super) preemptions_total: AtomicU64,
     pub(super) draining: AtomicBool,
 }
 
 /// A batcher's counters at one moment. Totals count from the start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct BatcherSnapshot {
-    /// Requests in the engine.
+    /// Requests whose computation has begun.
     pub requests_running: u64,
     /// Requests in the queue.
     pub requests_waiting: u64,
@@ -34,7 +36,7 @@ pub struct BatcherSnapshot {
     pub requests_failed_total: u64,
     /// Requests rejected because the queue was full.
     pub requests_refused_total: u64,
-    /// Prompt tokens computed.
+    /// Tokens of the prompts to which an answer began.
     pub prompt_tokens_total: u64,
     /// Tokens generated.
     pub generation_tokens_total: u64,
@@ -42,8 +44,12 @@ pub struct BatcherSnapshot {
     pub steps_total: u64,
     /// Positions that the cache can hold.
     pub cache_tokens_total: u64,
-    /// Positions reserved by running generations.
-    pub cache_tokens_reserved: u64,
+    /// Positions in the blocks of running generations.
+    pub cache_tokens_used: u64,
+    /// Prompt tokens that were in the cache and not computed again.
+    pub shared_tokens_total: u64,
+    /// Generations that gave up their place in the cache for a while.
+    pub preemptions_total: u64,
 }
 
 impl Counters {
@@ -65,7 +71,9 @@ impl Counters {
             generation_tokens_total: read(&self.generation_tokens_total),
             steps_total: read(&self.steps_total),
             cache_tokens_total: read(&self.cache_tokens_total),
-            cache_tokens_reserved: read(&self.cache_tokens_reserved),
+            cache_tokens_used: read(&self.cache_tokens_used),
+            shared_tokens_total: read(&self.shared_tokens_total),
+            preemptions_total: read(&self.preemptions_total),
         }
     }
 }

@@ -1,5 +1,5 @@
-//! The batcher's thread: receives requests, drops abandoned ones, admits those that fit, computes one step,
-//! sends.
+//! The batcher's thread: receives requests, drops abandoned ones, computes the step that the scheduler plans,
+//! measures it, sends.
 
 mod invariants;
 #[cfg(test)]
@@ -7,45 +7,64 @@ mod tests;
 
 use super::counters::{Counters, add, leave};
 use super::embedding::EmbeddingTask;
-use super::generation::{Event, QueuedGeneration, RunningGeneration};
-use super::{BatchError, BatcherCommand, BatcherLimits};
-use crate::engine::{Engine, EngineError, SequenceChunk};
+use super::generation::{GeneratedText, QueuedGeneration};
+use super::scheduler::{Plan, RequestId, ScheduleLimits, Scheduler, Submission};
+use super::{BatchError, BatcherCommand, BatcherLimits, Caller};
+use crate::engine::{Drawn, Engine, SequenceChunk};
 use protocol::error_code as code;
-use std::collections::VecDeque;
-use std::sync::Arc;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, TryRecvError};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 /// Tokens of one embedding step. Large enough that every core has work (32 texts of 256 tokens), small enough
 /// that an abandoned request of 2048 texts stops within a step.
 const EMBED_STEP_TOKENS: usize = 8192;
 
+/// A clock that never goes back; only differences count.
+pub(super) type Clock = fn() -> Duration;
+
+/// Returns the time since the first call.
+pub(super) fn monotonic() -> Duration {
+    static START: OnceLock<Instant> = OnceLock::new();
+    START.get_or_init(Instant::now).elapsed()
+}
+
 pub(super) struct Worker {
     engine: Box<dyn Engine>,
-    limits: BatcherLimits,
+    clock: Clock,
     counters: Arc<Counters>,
     commands: Receiver<BatcherCommand>,
-    generations: VecDeque<QueuedGeneration>,
+    scheduler: Scheduler,
+    /// Texts of all generations that the scheduler has.
+    texts: BTreeMap<RequestId, GeneratedText>,
+    requests_total: u64,
     embeddings: VecDeque<EmbeddingTask>,
-    running: Vec<RunningGeneration>,
 }
 
 impl Worker {
     pub(super) fn new(
         engine: Box<dyn Engine>,
-        limits: BatcherLimits,
+        limits: &BatcherLimits,
+        clock: Clock,
         counters: Arc<Counters>,
         commands: Receiver<BatcherCommand>,
     ) -> Self {
-        assert!(limits.sequences_max > 0, "a batcher that runs no generation answers none");
+        let schedule = ScheduleLimits {
+            sequences_max: limits.sequences_max,
+            step_tokens_max: limits.step_tokens_max,
+            gap: limits.gap,
+        };
         Self {
+            scheduler: Scheduler::new(schedule, engine.blocks()),
             engine,
-            limits,
+            clock,
             counters,
             commands,
-            generations: VecDeque::new(),
+            texts: BTreeMap::new(),
+            requests_total: 0,
             embeddings: VecDeque::new(),
-            running: Vec::new(),
         }
     }
 
@@ -56,21 +75,19 @@ impl Worker {
         }
     }
 
-    /// Drops abandoned requests, admits those that fit, and computes one step of each kind.
+    /// Drops abandoned requests, and computes one step of each kind.
     ///
     /// # Panics
     /// If an invariant is violated that answers rely on: the process ends and its supervisor restarts it.
     fn step(&mut self) {
         self.drop_abandoned();
-        self.admit();
         if !self.embeddings.is_empty() {
             self.step_embeddings();
         }
-        if !self.running.is_empty() {
+        if !self.scheduler.is_idle() {
             self.step_generations();
         }
-        let reserved = self.engine.capacity().tokens_reserved as u64;
-        self.counters.cache_tokens_reserved.store(reserved, Ordering::Relaxed);
+        self.counters.cache_tokens_used.store(self.scheduler.tokens_used() as u64, Ordering::Relaxed);
         assert_eq!(self.check_answers(), Ok(()), "an invariant of the batcher is violated");
     }
 
@@ -92,129 +109,108 @@ impl Worker {
 
     /// Reports whether no request runs or waits here.
     fn is_idle(&self) -> bool {
-        self.running.is_empty() && self.generations.is_empty() && self.embeddings.is_empty()
+        self.scheduler.is_idle() && self.embeddings.is_empty()
     }
 
     fn queue(&mut self, command: BatcherCommand) {
         match command {
-            BatcherCommand::Generate(job) => self.generations.push_back(job),
+            BatcherCommand::Generate(job) => self.queue_generation(job),
             BatcherCommand::Embed(job) => self.embeddings.push_back(job),
         }
     }
 
+    fn queue_generation(&mut self, job: QueuedGeneration) {
+        self.requests_total += 1;
+        let id = RequestId(self.requests_total);
+        self.texts.insert(id, GeneratedText::new(&job));
+        let QueuedGeneration { prompt, options, sampling, logits: rules, caller, .. } = job;
+        let Caller { tenant, priority } = caller;
+        let submission = Submission { prompt, sampling, rules, logprobs: options.logprobs, priority, tenant };
+        self.scheduler.submit(id, submission);
+    }
+
     fn drop_abandoned(&mut self) {
         let counters = &self.counters;
-        let cancel = |abandoned: bool| {
+        self.embeddings.retain(|job| {
+            let abandoned = job.is_abandoned();
             if abandoned {
                 add(&counters.cancelled_total, 1);
                 leave(&counters.waiting);
             }
             !abandoned
-        };
-        self.generations.retain(|job| cancel(job.is_abandoned()));
-        self.embeddings.retain(|job| cancel(job.is_abandoned()));
-        let engine = &mut self.engine;
-        self.running.retain(|running| {
-            let abandoned = running.is_abandoned();
-            if abandoned {
-                engine.close(running.sequence);
-                add(&counters.cancelled_total, 1);
-                leave(&counters.running);
-            }
-            !abandoned
         });
-    }
-
-    /// Starts waiting generations, in order of arrival, while cache is available.
-    fn admit(&mut self) {
-        while self.running.len() < self.limits.sequences_max {
-            let Some(job) = self.generations.pop_front() else { return };
-            if job.tokens_reserved() > self.engine.capacity().tokens_total {
-                let total = self.engine.capacity().tokens_total;
-                self.refuse(
-                    job,
-                    &EngineError::ContextExceeded { tokens: total + 1, context_tokens_max: total },
-                );
-                continue;
-            }
-            match self.engine.open(job.tokens_reserved()) {
-                Ok(Some(sequence)) => {
-                    let last = self.running.last();
-                    assert!(last.is_none_or(|last| last.sequence < sequence), "numbered in order");
-                    add(&self.counters.running, 1);
-                    leave(&self.counters.waiting);
-                    self.running.push(RunningGeneration::new(sequence, job));
-                }
-                Ok(None) => {
-                    self.generations.push_front(job);
-                    return;
-                }
-                Err(error) => self.refuse(job, &error),
-            }
+        let abandoned: Vec<RequestId> =
+            self.texts.iter().filter(|(_, text)| text.is_abandoned()).map(|(id, _)| *id).collect();
+        for id in abandoned {
+            add(&self.counters.cancelled_total, 1);
+            self.remove(id);
         }
     }
 
-    fn refuse(&self, job: QueuedGeneration, error: &EngineError) {
-        add(&self.counters.failed_total, 1);
-        leave(&self.counters.waiting);
-        let _ = job.sender.send(Event::Failed(BatchError::refused(error)));
+    /// Removes a generation and its count in a level. Its end is counted before.
+    fn remove(&mut self, id: RequestId) -> GeneratedText {
+        let is_begun = self.scheduler.remove(id).expect("the scheduler has each generation");
+        leave(if is_begun { &self.counters.running } else { &self.counters.waiting });
+        self.texts.remove(&id).expect("each generation has a text")
     }
 
-    /// Computes one token for every decoding generation, and chunks of prompts.
+    /// Computes the step that the scheduler plans.
     fn step_generations(&mut self) {
-        let chunks = choose_chunks(&self.running, self.limits.step_tokens_max.max(1));
-        let chosen: Vec<(usize, usize, bool)> =
-            chunks.iter().map(|(index, chunk)| (*index, chunk.tokens.len(), chunk.logits)).collect();
-        let chunks: Vec<SequenceChunk<'_>> = chunks.into_iter().map(|(_, chunk)| chunk).collect();
-        add(&self.counters.steps_total, 1);
-        match self.engine.step(&chunks) {
-            Ok(rows) => self.deliver(&chosen, &rows),
+        let plan = self.scheduler.plan();
+        self.count_plan(&plan);
+        let chunks: Vec<SequenceChunk<'_>> =
+            plan.chunks.iter().map(|chunk| self.scheduler.chunk(chunk)).collect();
+        let begun = (self.clock)();
+        let outcome = self.engine.step(&chunks);
+        let elapsed = (self.clock)().saturating_sub(begun);
+        match outcome {
+            Ok(drawn) => {
+                self.scheduler.computed(&plan, elapsed);
+                self.deliver(&plan, drawn);
+            }
             Err(error) => self.fail_all(&BatchError::failed(&error)),
         }
     }
 
-    fn deliver(&mut self, chosen: &[(usize, usize, bool)], rows: &[Vec<f32>]) {
-        let wanted = chosen.iter().filter(|(_, _, logits)| *logits).count();
-        assert_eq!(rows.len(), wanted, "one row for each chunk that requested logits");
+    fn count_plan(&self, plan: &Plan) {
+        let counters = &self.counters;
+        add(&counters.steps_total, 1);
+        add(&counters.shared_tokens_total, plan.shared_tokens);
+        add(&counters.preemptions_total, plan.preempted);
+        // A request is counted in its next stage before it leaves the previous one.
+        add(&counters.running, plan.begun);
+        (0..plan.begun).for_each(|_| leave(&counters.waiting));
+    }
+
+    fn deliver(&mut self, plan: &Plan, drawn: Vec<Option<Drawn>>) {
+        let drawing: Vec<RequestId> =
+            plan.chunks.iter().filter(|chunk| chunk.draws).map(|chunk| chunk.id).collect();
+        assert_eq!(drawn.len(), drawing.len(), "one token for each chunk that draws one");
         let frontend = Arc::clone(self.engine.frontend());
-        let mut rows = rows.iter();
-        let mut ended = Vec::new();
-        for (index, count, logits) in chosen {
-            let running = &mut self.running[*index];
-            let prompt = running.advance(*count);
-            add(&self.counters.prompt_tokens_total, prompt);
-            if !*logits {
+        for (id, drawn) in drawing.into_iter().zip(drawn) {
+            let text = self.texts.get_mut(&id).expect("each generation has a text");
+            let Some(drawn) = drawn else {
+                text.fail(not_a_number());
+                add(&self.counters.failed_total, 1);
+                self.remove(id);
                 continue;
-            }
-            let row = rows.next().expect("the rows were just counted");
-            if row.iter().any(|logit| logit.is_nan()) {
-                running.fail(not_a_number());
-                ended.push((*index, &self.counters.failed_total));
-                continue;
+            };
+            if self.scheduler.accept(id, drawn.token) {
+                add(&self.counters.prompt_tokens_total, text.prompt_tokens());
             }
             add(&self.counters.generation_tokens_total, 1);
-            if running.accept(&frontend, row) {
-                ended.push((*index, &self.counters.finished_total));
+            if text.accept(&frontend, drawn) {
+                add(&self.counters.finished_total, 1);
+                self.remove(id);
             }
-        }
-        ended.sort_unstable_by_key(|(index, _)| *index);
-        assert!(ended.is_sorted_by(|a, b| a.0 < b.0), "a generation ends once");
-        for (index, total) in ended.into_iter().rev() {
-            // `remove`, not `swap_remove`: requests are served in order of arrival.
-            let running = self.running.remove(index);
-            self.engine.close(running.sequence);
-            add(total, 1);
-            leave(&self.counters.running);
         }
     }
 
     fn fail_all(&mut self, error: &BatchError) {
         tracing::warn!(code = %error.code(), "engine step failed: {error}");
-        for running in self.running.drain(..) {
-            self.engine.close(running.sequence);
+        for id in self.scheduler.running_ids() {
             add(&self.counters.failed_total, 1);
-            leave(&self.counters.running);
-            running.fail(error.clone());
+            self.remove(id).fail(error.clone());
         }
     }
 
@@ -269,26 +265,6 @@ impl Worker {
             job.finish(outcome);
         }
     }
-}
-
-/// Chooses the tokens of one step: one for every decoding generation, then chunks of prompts with the rest of
-/// the budget, oldest first. Each chunk comes with the index of its generation.
-fn choose_chunks(running: &[RunningGeneration], budget: usize) -> Vec<(usize, SequenceChunk<'_>)> {
-    assert!(budget > 0, "a step computes at least one token");
-    let mut left = budget;
-    let mut chosen = Vec::new();
-    for decoding in [true, false] {
-        for (index, running) in running.iter().enumerate() {
-            if running.is_decoding() != decoding || left == 0 {
-                continue;
-            }
-            let (tokens, logits) = running.next_chunk(left);
-            left -= tokens.len();
-            chosen.push((index, SequenceChunk { sequence: running.sequence, tokens, logits }));
-        }
-    }
-    assert_eq!(chosen.is_empty(), running.is_empty(), "each step brings a generation further");
-    chosen
 }
 
 /// Builds the failure of a request whose result has a NaN: an answer with it would be null or noise, yet look

@@ -1,4 +1,4 @@
-//! Llama decoders on the CPU: ragged steps over many sequences, each with its own KV cache.
+//! Llama decoders on the CPU: ragged steps over many sequences, each in its blocks of the KV cache.
 //!
 //! One step takes, for each sequence, a chunk of new tokens of any length. All rows of all chunks go through
 //! the matrix products together; attention is per sequence. A sequence's results are bit-identical
@@ -14,7 +14,7 @@ use super::kernels::matmul::{Activation, OutputColumns, Product, copy_row, matmu
 use super::kernels::pool::Parts;
 use super::kernels::{ComputePool, Isa, elementwise};
 use super::parameters::{Dense, Vector};
-use super::{Capacity, Decode, EngineError, EngineOptions, SequenceChunk, SequenceId};
+use super::{BlockId, Decode, EngineError, EngineOptions, SequenceChunk};
 use crate::weights::{Weights, WeightsError};
 use cache::Cache;
 
@@ -61,8 +61,8 @@ struct Buffers {
 
 /// One chunk's rows in the step, and its sequence's position.
 #[derive(Debug, Clone, Copy)]
-struct ChunkRows {
-    sequence: SequenceId,
+struct ChunkRows<'a> {
+    blocks: &'a [BlockId],
     /// First row in the step's activations.
     row: usize,
     rows: usize,
@@ -71,7 +71,7 @@ struct ChunkRows {
 }
 
 impl Decoder {
-    /// Looks up the tensors without waiting for any. `context` is the longest sequence that will be opened.
+    /// Looks up the tensors without waiting for any. `context` is the longest sequence that will be computed.
     ///
     /// # Errors
     /// [`EngineError`]: a tensor is missing, or has the wrong shape or type.
@@ -125,17 +125,17 @@ impl Decoder {
         chunks: &[SequenceChunk<'_>],
         buffers: &mut Buffers,
         cache: &mut Cache,
-    ) -> Result<Vec<Vec<f32>>, WeightsError> {
+    ) -> Result<Vec<f32>, WeightsError> {
         let mut layout = Vec::with_capacity(chunks.len());
         let mut rows = 0;
         for chunk in chunks {
             assert!(!chunk.tokens.is_empty(), "a chunk has tokens");
-            let position = cache.extend(chunk.sequence, chunk.tokens.len());
+            cache.prepare(chunk.blocks, chunk.position, chunk.tokens.len());
             layout.push(ChunkRows {
-                sequence: chunk.sequence,
+                blocks: chunk.blocks,
                 row: rows,
                 rows: chunk.tokens.len(),
-                position,
+                position: chunk.position,
             });
             rows += chunk.tokens.len();
         }
@@ -148,7 +148,7 @@ impl Decoder {
         for (index, layer) in self.layers.iter().enumerate() {
             self.run_layer(layer, index, &layout, buffers, cache)?;
         }
-        self.logits(chunks, &layout, buffers)
+        self.last_logits(chunks, &layout, buffers)
     }
 
     fn dense(
@@ -168,7 +168,7 @@ impl Decoder {
         &self,
         layer: &Layer,
         index: usize,
-        layout: &[ChunkRows],
+        layout: &[ChunkRows<'_>],
         buffers: &mut Buffers,
         cache: &mut Cache,
     ) -> Result<(), WeightsError> {
@@ -212,7 +212,7 @@ impl Decoder {
     }
 
     /// Rotates queries and keys by their positions; stores keys and values in the cache.
-    fn rotate_and_store(&self, layer: usize, layout: &[ChunkRows], heads: &mut [f32], cache: &mut Cache) {
+    fn rotate_and_store(&self, layer: usize, layout: &[ChunkRows<'_>], heads: &mut [f32], cache: &mut Cache) {
         let shape = &self.shape;
         let (width, half) = (shape.head_width, shape.head_width / 2);
         let rotated = shape.heads + shape.key_value_heads;
@@ -229,7 +229,7 @@ impl Decoder {
                 }
                 let keys = rotate[shape.heads * width..].chunks_exact(width);
                 for (head, (key, value)) in keys.zip(values.chunks_exact(width)).enumerate() {
-                    cache.store(chunk.sequence, layer, head, position, key, value);
+                    cache.store(chunk.blocks, layer, head, position, key, value);
                 }
             }
         }
@@ -239,7 +239,7 @@ impl Decoder {
     fn serve_worker(
         &self,
         layer: usize,
-        layout: &[ChunkRows],
+        layout: &[ChunkRows<'_>],
         heads: &[f32],
         mixed: &mut [f32],
         cache: &Cache,
@@ -253,7 +253,7 @@ impl Decoder {
         let mixed = Parts::new(mixed);
         let one = |task: usize| {
             let (chunk, head) = (&layout[task / shared], task % shared);
-            let blocks = cache.blocks(chunk.sequence, layer, head);
+            let blocks = cache.blocks(chunk.blocks, layer, head);
             // All query heads that share these keys, for all rows of the chunk, in blocks of rows.
             let all: Vec<(usize, usize)> =
                 (0..chunk.rows).flat_map(|row| (0..group).map(move |member| (row, member))).collect();
@@ -288,16 +288,16 @@ impl Decoder {
     }
 
     /// Computes the logits after the last row of each chunk that requests them.
-    fn logits(
+    fn last_logits(
         &self,
         chunks: &[SequenceChunk<'_>],
-        layout: &[ChunkRows],
+        layout: &[ChunkRows<'_>],
         buffers: &mut Buffers,
-    ) -> Result<Vec<Vec<f32>>, WeightsError> {
+    ) -> Result<Vec<f32>, WeightsError> {
         let (hidden, vocabulary) = (self.shape.hidden, self.shape.vocabulary);
         let mut last = Vec::new();
         for (chunk, rows) in chunks.iter().zip(layout) {
-            if chunk.logits {
+            if chunk.draw.is_some() {
                 let row = rows.row + rows.rows - 1;
                 last.extend_from_slice(&buffers.states[row * hidden..][..hidden]);
             }
@@ -313,32 +313,23 @@ impl Decoder {
             wanted,
             OutputColumns { values: &mut logits, stride: vocabulary, offset: 0 },
         )?;
-        Ok(logits.chunks_exact(vocabulary).map(<[f32]>::to_vec).collect())
+        Ok(logits)
     }
 }
 
 impl Decode for Decoder {
-    fn capacity(&self) -> Capacity {
-        self.cache.capacity()
+    fn blocks(&self) -> usize {
+        self.cache.count()
     }
 
-    fn open_sequence(&mut self, tokens_max: usize) -> Option<SequenceId> {
-        self.cache.open(tokens_max)
+    fn pool(&self) -> &ComputePool {
+        &self.pool
     }
 
-    fn close_sequence(&mut self, sequence: SequenceId) {
-        self.cache.close(sequence);
-    }
-
-    fn step(&mut self, chunks: &[SequenceChunk<'_>]) -> Result<Vec<Vec<f32>>, EngineError> {
+    fn logits(&mut self, chunks: &[SequenceChunk<'_>]) -> Result<Vec<f32>, EngineError> {
         let mut buffers = std::mem::take(&mut self.buffers);
         let mut cache = std::mem::take(&mut self.cache);
         let outcome = self.pool.enter(|| self.compute(chunks, &mut buffers, &mut cache));
-        if outcome.is_ok() {
-            for chunk in chunks {
-                cache.advance(chunk.sequence, chunk.tokens.len());
-            }
-        }
         self.buffers = buffers;
         self.cache = cache;
         Ok(outcome?)

@@ -4,13 +4,14 @@
 //! Weights become f32 tensors on the device. Results agree with the CPU engines within rounding, not bit for
 //! bit: a GPU sums products in its own order.
 //!
-//! There is no paged cache: each sequence's keys and values are two tensors per layer that grow.
+//! A step copies each sequence's keys and values together from its blocks, two tensors per block and layer.
 
 pub mod bert;
 pub mod llama;
 
 use super::config::{DecoderShape, EncoderShape};
-use super::{Capacity, Decode, Encode, EngineError, EngineOptions, SequenceChunk, SequenceId};
+use super::kernels::ComputePool;
+use super::{BLOCK_TOKENS, BlockId, Decode, Encode, EngineError, EngineOptions, SequenceChunk};
 use crate::weights::{TensorView, Weights};
 use candle_core::{DType, Device, Tensor};
 use std::collections::BTreeMap;
@@ -91,17 +92,10 @@ impl Encode for DeviceEncoder {
 pub struct DeviceDecoder {
     model: llama::Llama,
     device: Device,
-    sequences: BTreeMap<SequenceId, DeviceSequence>,
-    tokens_total: usize,
-    next: u64,
-}
-
-#[derive(Debug)]
-struct DeviceSequence {
-    reserved: usize,
-    length: usize,
-    /// Keys and values of each layer: heads by positions by width.
-    cache: Vec<Option<(Tensor, Tensor)>>,
+    /// Keys and values of each block and layer: heads by positions by width.
+    cache: BTreeMap<(BlockId, usize), (Tensor, Tensor)>,
+    blocks: usize,
+    pool: ComputePool,
 }
 
 impl DeviceDecoder {
@@ -129,59 +123,77 @@ impl DeviceDecoder {
         Ok(Self {
             model: llama::Llama::new(shape, tensors, context, device)?,
             device: device.clone(),
-            sequences: BTreeMap::new(),
-            tokens_total: cache_bytes / position_bytes,
-            next: 0,
+            cache: BTreeMap::new(),
+            blocks: cache_bytes / (position_bytes * BLOCK_TOKENS),
+            pool: ComputePool::new(options.threads),
         })
     }
 }
 
-impl Decode for DeviceDecoder {
-    fn capacity(&self) -> Capacity {
-        let tokens_reserved = self.sequences.values().map(|sequence| sequence.reserved).sum();
-        Capacity { tokens_total: self.tokens_total, tokens_reserved }
-    }
-
-    fn open_sequence(&mut self, tokens_max: usize) -> Option<SequenceId> {
-        if self.capacity().tokens_reserved + tokens_max > self.tokens_total {
-            return None;
+impl DeviceDecoder {
+    /// Appends a chunk's keys or values (heads by new positions by width) to those of its sequence.
+    fn extend(
+        &self,
+        chunk: &SequenceChunk<'_>,
+        layer: usize,
+        part: impl Fn(&(Tensor, Tensor)) -> &Tensor,
+        new: Tensor,
+    ) -> candle_core::Result<Tensor> {
+        let mut all = Vec::with_capacity(chunk.blocks.len() + 1);
+        for (index, block) in chunk.blocks[..chunk.position.div_ceil(BLOCK_TOKENS)].iter().enumerate() {
+            let stored = part(&self.cache[&(*block, layer)]);
+            let count = (chunk.position - index * BLOCK_TOKENS).min(BLOCK_TOKENS);
+            all.push(stored.narrow(1, 0, count)?);
         }
-        self.next += 1;
-        let id = SequenceId(self.next);
-        let cache = vec![None; self.model.layers()];
-        self.sequences.insert(id, DeviceSequence { reserved: tokens_max, length: 0, cache });
-        Some(id)
+        all.push(new);
+        Tensor::cat(&all, 1)
+    }
+}
+
+/// Cuts the blocks that a chunk wrote out of its sequence's keys or values.
+fn cut_blocks(chunk: &SequenceChunk<'_>, whole: &Tensor) -> candle_core::Result<Vec<(BlockId, Tensor)>> {
+    let end = chunk.position + chunk.tokens.len();
+    let written = chunk.position / BLOCK_TOKENS..end.div_ceil(BLOCK_TOKENS);
+    written
+        .map(|index| {
+            let start = index * BLOCK_TOKENS;
+            // A copy: a view would keep the whole sequence in memory.
+            let block = whole.narrow(1, start, (end - start).min(BLOCK_TOKENS))?.force_contiguous()?;
+            Ok((chunk.blocks[index], block))
+        })
+        .collect()
+}
+
+impl Decode for DeviceDecoder {
+    fn blocks(&self) -> usize {
+        self.blocks
     }
 
-    fn close_sequence(&mut self, sequence: SequenceId) {
-        self.sequences.remove(&sequence);
+    fn pool(&self) -> &ComputePool {
+        &self.pool
     }
 
-    fn step(&mut self, chunks: &[SequenceChunk<'_>]) -> Result<Vec<Vec<f32>>, EngineError> {
+    fn logits(&mut self, chunks: &[SequenceChunk<'_>]) -> Result<Vec<f32>, EngineError> {
         let tokens: Vec<u32> = chunks.iter().flat_map(|chunk| chunk.tokens.iter().copied()).collect();
         let mut positions = Vec::with_capacity(tokens.len());
         for chunk in chunks {
-            let sequence = self.sequences.get(&chunk.sequence).expect("the sequence is open");
-            assert!(sequence.length + chunk.tokens.len() <= sequence.reserved, "within its reservation");
-            positions.extend((sequence.length..sequence.length + chunk.tokens.len()).map(|p| p as u32));
+            let end = chunk.position + chunk.tokens.len();
+            assert!(end <= chunk.blocks.len() * BLOCK_TOKENS, "the blocks hold the positions");
+            positions.extend((chunk.position..end).map(|position| position as u32));
         }
-        let sequences = &mut self.sequences;
-        let mut fresh: BTreeMap<(SequenceId, usize), (Tensor, Tensor)> = BTreeMap::new();
+        let mut fresh: BTreeMap<(BlockId, usize), (Tensor, Tensor)> = BTreeMap::new();
         let states = self.model.forward(&tokens, &positions, &self.device, |layer, query, key, value| {
             let mut parts = Vec::with_capacity(chunks.len());
             let mut first = 0;
             for chunk in chunks {
-                let sequence = &sequences[&chunk.sequence];
                 let count = chunk.tokens.len();
                 let cut = |tensor: &Tensor| tensor.narrow(0, first, count)?.transpose(0, 1)?.contiguous();
-                let (mut keys, mut values) = (cut(&key)?, cut(&value)?);
-                if let Some((old_keys, old_values)) = &sequence.cache[layer] {
-                    keys = Tensor::cat(&[old_keys, &keys], 1)?;
-                    values = Tensor::cat(&[old_values, &values], 1)?;
-                }
-                let mixed = self.model.serve_worker(&cut(&query)?, &keys, &values, sequence.length)?;
+                let keys = self.extend(chunk, layer, |stored| &stored.0, cut(&key)?)?;
+                let values = self.extend(chunk, layer, |stored| &stored.1, cut(&value)?)?;
+                let mixed = self.model.serve_worker(&cut(&query)?, &keys, &values, chunk.position)?;
                 parts.push(mixed.transpose(0, 1)?.contiguous()?);
-                fresh.insert((chunk.sequence, layer), (keys, values));
+                let blocks = cut_blocks(chunk, &keys)?.into_iter().zip(cut_blocks(chunk, &values)?);
+                fresh.extend(blocks.map(|((block, keys), (_, values))| ((block, layer), (keys, values))));
                 first += count;
             }
             Tensor::cat(&parts, 0)
@@ -190,23 +202,16 @@ impl Decode for DeviceDecoder {
         let mut row = 0;
         for chunk in chunks {
             row += chunk.tokens.len();
-            if chunk.logits {
+            if chunk.draw.is_some() {
                 last.push(row as u32 - 1);
             }
         }
-        let rows = match last.is_empty() {
-            true => Vec::new(),
-            false => {
-                let last = Tensor::new(last, &self.device)?;
-                self.model.logits(&states.index_select(&last, 0)?)?.to_dtype(DType::F32)?.to_vec2()?
-            }
-        };
-        for ((id, layer), cache) in fresh {
-            sequences.get_mut(&id).expect("the sequence is open").cache[layer] = Some(cache);
+        self.cache.extend(fresh);
+        if last.is_empty() {
+            return Ok(Vec::new());
         }
-        for chunk in chunks {
-            sequences.get_mut(&chunk.sequence).expect("the sequence is open").length += chunk.tokens.len();
-        }
-        Ok(rows)
+        let last = Tensor::new(last, &self.device)?;
+        let logits = self.model.logits(&states.index_select(&last, 0)?)?;
+        Ok(logits.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?)
     }
 }

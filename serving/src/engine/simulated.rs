@@ -1,11 +1,13 @@
 //! A simulated engine without a model, for tests of the code around engines.
 //!
 //! Its text is bytes. A decoder repeats the last line of its prompt and ends; an encoder counts bytes. Both
-//! are functions of their input alone, so tests can state the expected answer.
+//! are functions of their input alone, so tests can state the expected answer. A decoder's cache holds tokens
+//! in place of keys and values: an answer shows it when a sequence has another's blocks.
 
+use super::kernels::Isa;
 use super::text_frontend::Delay;
-use super::{Capacity, Engine, EngineError, Operation, SequenceChunk, SequenceId, TextFrontend};
-use std::collections::BTreeMap;
+use super::{BLOCK_TOKENS, BlockId, Drawn, Engine, EngineError, Operation, SequenceChunk, TextFrontend};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,23 +15,16 @@ use std::time::Duration;
 #[derive(Debug)]
 pub struct SimulatedEngine {
     frontend: Arc<TextFrontend>,
-    sequences: BTreeMap<SequenceId, SimulatedSequence>,
-    next: u64,
-    tokens_total: usize,
+    cache: BTreeMap<BlockId, Vec<u32>>,
+    blocks: usize,
     step_time: Duration,
     is_endless: bool,
     is_broken: bool,
 }
 
-#[derive(Debug)]
-struct SimulatedSequence {
-    tokens: Vec<u32>,
-    prompt: usize,
-    reserved: usize,
-}
-
 impl SimulatedEngine {
-    /// Returns a decoder that answers with the last non-empty line of the prompt, then its end token.
+    /// Returns a decoder that answers with the last non-empty line of the prompt, then its end token. Its
+    /// cache holds the whole blocks of `tokens_total`.
     #[must_use]
     pub fn decoder(context_tokens_max: usize, tokens_total: usize) -> Self {
         Self::new(TextFrontend::bytes(context_tokens_max), tokens_total)
@@ -74,20 +69,66 @@ impl SimulatedEngine {
     }
 
     fn new(frontend: TextFrontend, tokens_total: usize) -> Self {
-        let (frontend, sequences) = (Arc::new(frontend), BTreeMap::new());
         Self {
-            frontend,
-            sequences,
-            next: 0,
-            tokens_total,
+            frontend: Arc::new(frontend),
+            cache: BTreeMap::new(),
+            blocks: tokens_total / BLOCK_TOKENS,
             step_time: Duration::ZERO,
             is_endless: false,
             is_broken: false,
         }
     }
 
-    fn reserved(&self) -> usize {
-        self.sequences.values().map(|sequence| sequence.reserved).sum()
+    /// Stores a chunk and returns all tokens of its sequence.
+    fn extend(&mut self, chunk: &SequenceChunk<'_>) -> Vec<u32> {
+        let mut tokens = Vec::new();
+        for (index, block) in chunk.blocks[..chunk.position.div_ceil(BLOCK_TOKENS)].iter().enumerate() {
+            let count = (chunk.position - index * BLOCK_TOKENS).min(BLOCK_TOKENS);
+            tokens.extend_from_slice(&self.cache[block][..count]);
+        }
+        for token in chunk.tokens {
+            let block = chunk.blocks[tokens.len() / BLOCK_TOKENS];
+            assert!((block.0 as usize) < self.blocks, "a block of this cache");
+            let stored = self.cache.entry(block).or_default();
+            stored.truncate(tokens.len() % BLOCK_TOKENS);
+            stored.push(*token);
+            tokens.push(*token);
+        }
+        tokens
+    }
+
+    /// Returns the logits after these tokens: 20 for the one that follows, and 0 for all others.
+    fn logits(&self, tokens: &[u32], prompt: usize) -> Vec<f32> {
+        let (prompt, generated) = tokens.split_at(prompt);
+        let newline = u32::from(b'\n');
+        let mut lines = prompt.split(|token| *token == newline).filter(|line| !line.is_empty());
+        let echo = lines.next_back().unwrap_or_default();
+        // The plain chat template ends with "assistant: "; the message is the line before it.
+        let echo =
+            if echo == b"assistant: ".map(u32::from) { lines.next_back().unwrap_or_default() } else { echo };
+        let offset = generated.len();
+        let offset = if self.is_endless { offset % echo.len().max(1) } else { offset };
+        let mut row = vec![0.0; self.frontend.vocabulary()];
+        row[echo.get(offset).copied().unwrap_or(256) as usize] = 20.0;
+        if self.is_broken && tokens.contains(&u32::from(b'!')) {
+            row[7] = f32::NAN;
+        }
+        row
+    }
+}
+
+/// Asserts that no chunk writes a block that another one of the step has.
+fn assert_separate(chunks: &[SequenceChunk<'_>]) {
+    let written = |chunk: &SequenceChunk<'_>| -> BTreeSet<BlockId> {
+        let end = (chunk.position + chunk.tokens.len()).div_ceil(BLOCK_TOKENS);
+        chunk.blocks[chunk.position / BLOCK_TOKENS..end].iter().copied().collect()
+    };
+    for (index, chunk) in chunks.iter().enumerate() {
+        let written = written(chunk);
+        for (other, reader) in chunks.iter().enumerate() {
+            let shares = reader.blocks.iter().any(|block| written.contains(block));
+            assert!(other == index || !shares, "a sequence writes only blocks of its own");
+        }
     }
 }
 
@@ -114,61 +155,24 @@ impl Engine for SimulatedEngine {
         Ok(sequences.iter().map(embed).collect())
     }
 
-    fn capacity(&self) -> Capacity {
-        Capacity { tokens_total: self.tokens_total, tokens_reserved: self.reserved() }
+    fn blocks(&self) -> usize {
+        self.blocks
     }
 
-    fn open(&mut self, tokens_max: usize) -> Result<Option<SequenceId>, EngineError> {
+    fn step(&mut self, chunks: &[SequenceChunk<'_>]) -> Result<Vec<Option<Drawn>>, EngineError> {
         if self.frontend.operation() != Operation::Generate {
             return Err(EngineError::OperationUnsupported { operation: "generate" });
         }
-        if self.reserved() + tokens_max > self.tokens_total {
-            return Ok(None);
-        }
-        self.next += 1;
-        let id = SequenceId(self.next);
-        self.sequences.insert(id, SimulatedSequence { tokens: Vec::new(), prompt: 0, reserved: tokens_max });
-        Ok(Some(id))
-    }
-
-    fn step(&mut self, chunks: &[SequenceChunk<'_>]) -> Result<Vec<Vec<f32>>, EngineError> {
         std::thread::sleep(self.step_time);
-        let mut rows = Vec::new();
+        assert_separate(chunks);
+        let mut drawn = Vec::new();
         for chunk in chunks {
-            let sequence = self.sequences.get_mut(&chunk.sequence).expect("the sequence is open");
-            sequence.tokens.extend_from_slice(chunk.tokens);
-            assert!(sequence.tokens.len() <= sequence.reserved, "within what was reserved");
-            if chunk.logits {
-                if sequence.prompt == 0 {
-                    sequence.prompt = sequence.tokens.len();
-                }
-                let mut row = vec![0.0; self.frontend.vocabulary()];
-                row[sequence.next_token(self.is_endless) as usize] = 20.0;
-                if self.is_broken && sequence.tokens.contains(&u32::from(b'!')) {
-                    row[7] = f32::NAN;
-                }
-                rows.push(row);
+            let tokens = self.extend(chunk);
+            if let Some((draw, position)) = chunk.drawn() {
+                let row = self.logits(&tokens, draw.prompt);
+                drawn.push(draw.choose(Isa::best(), &row, position));
             }
         }
-        Ok(rows)
-    }
-
-    fn close(&mut self, sequence: SequenceId) {
-        self.sequences.remove(&sequence);
-    }
-}
-
-impl SimulatedSequence {
-    fn next_token(&self, is_endless: bool) -> u32 {
-        let newline = u32::from(b'\n');
-        let prompt = &self.tokens[..self.prompt];
-        let mut lines = prompt.split(|token| *token == newline).filter(|line| !line.is_empty());
-        let echo = lines.next_back().unwrap_or_default();
-        // The plain chat template ends with "assistant: "; the message is the line before it.
-        let echo =
-            if echo == b"assistant: ".map(u32::from) { lines.next_back().unwrap_or_default() } else { echo };
-        let offset = self.tokens.len() - self.prompt;
-        let offset = if is_endless { offset % echo.len().max(1) } else { offset };
-        echo.get(offset).copied().unwrap_or(256)
+        Ok(drawn)
     }
 }

@@ -15,7 +15,7 @@ use super::{ANSWER_BYTES_MAX, Gateway};
 use crate::memory::{Buffer, Charge, ChargedBody, REQUEST_BYTES_MIN};
 use crate::metrics::Observation;
 use crate::openai::{ApiError, error_event, printable};
-use crate::worker::{COMPLETION_TOKENS, PROMPT_TOKENS, event_stream};
+use crate::worker::{COMPLETION_TOKENS, PROMPT_TOKENS, TENANT, event_stream};
 use axum::body::Body;
 use axum::response::Response;
 use bytes::Bytes;
@@ -159,8 +159,9 @@ async fn attempt(
     observation.sent_to(&link.channel.peer());
     let request = http::Request::post(wanted.endpoint.path())
         .header(header::CONTENT_TYPE, "application/json")
+        .header(TENANT, charge.key().as_str())
         .body(Body::from(body))
-        .expect("a literal path and header are valid");
+        .expect("a literal path, and a name of letters, digits and hyphens, are valid");
     let sent = tokio::select! {
         sent = link.channel.send(request) => sent,
         () = link.lost.cancelled() => return ForwardAttempt::Lost(observation),

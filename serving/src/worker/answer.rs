@@ -6,7 +6,7 @@
 use super::WorkerService;
 use super::service::now;
 use super::streaming::{Choice, Streaming};
-use crate::batcher::{BatchError, GenerateRequest, Prompt};
+use crate::batcher::{BatchError, Caller, GenerateRequest, Priority, Prompt, Tenant};
 use crate::engine::matryoshka::shorten;
 use crate::engine::sampler::Sampling;
 use crate::memory::{Charge, REQUEST_BYTES_MIN};
@@ -29,6 +29,12 @@ use std::time::Instant;
 pub const PROMPT_TOKENS: HeaderName = HeaderName::from_static("quorate-prompt-tokens");
 /// Header with the tokens generated.
 pub const COMPLETION_TOKENS: HeaderName = HeaderName::from_static("quorate-completion-tokens");
+
+/// Header by which a gateway names the API key of a request: requests of one key share cached prompts. The
+/// gateway writes the whole head itself, so no client sets it.
+pub(crate) const TENANT: HeaderName = HeaderName::from_static("quorate-tenant");
+/// Tenant of all requests to a worker on local files, which has no keys.
+const LOCAL_TENANT: &str = "local";
 
 /// Header with the id of a request, for answers and logs; OpenAI's clients show it.
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -99,7 +105,10 @@ async fn answer(
     match request {
         InferenceRequest::Embed(embed) => answer_embed(&service, embed, charge).await,
         InferenceRequest::Tokenize(tokenize) => answer_tokenize(&service, tokenize, charge).await,
-        InferenceRequest::Generate(generate) => answer_generate(service, endpoint, generate, charge).await,
+        InferenceRequest::Generate(generate) => {
+            let caller = caller(&service, &head.headers);
+            answer_generate(service, endpoint, generate, caller, charge).await
+        }
     }
 }
 
@@ -107,6 +116,15 @@ async fn answer(
 fn memory_full() -> ApiError {
     let message = "this worker holds as many bytes of requests as it may";
     ApiError::new(StatusCode::SERVICE_UNAVAILABLE, code::WORKER_OVERLOADED, message).retry_after(1)
+}
+
+/// Returns the origin of a request. One without a tenant shares no cached prompt.
+fn caller(service: &WorkerService, headers: &HeaderMap) -> Caller {
+    let tenant = match service.model() {
+        Some(_) => Some(Tenant::new(LOCAL_TENANT)),
+        None => headers.get(TENANT).and_then(|name| name.to_str().ok()).map(Tenant::new),
+    };
+    Caller { tenant, priority: Priority::default() }
 }
 
 async fn answer_embed(
@@ -163,6 +181,7 @@ async fn answer_generate(
     service: Arc<WorkerService>,
     endpoint: Endpoint,
     generate: Generate,
+    caller: Caller,
     charge: Charge<()>,
 ) -> Result<Response, ApiError> {
     let started = Instant::now();
@@ -214,6 +233,7 @@ async fn answer_generate(
                 stops: generate.stops.clone(),
                 ignores_end: generate.ignores_end,
                 logprobs: generate.logprobs,
+                caller: caller.clone(),
             };
             let generation = batcher.generate(request).await.map_err(refused)?;
             choices.push(Choice::new(generation.events, echo.clone(), generate.logprobs.is_some()));

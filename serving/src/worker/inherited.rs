@@ -11,7 +11,7 @@ use crate::batcher::{Batcher, BatcherLimits};
 use crate::engine::{
     DeviceChoice, Engine, EngineOptions, LoadedEngine, Operation, cache_bytes_of, tokenizer_bytes_of,
 };
-use crate::weights::{FileRange, ModelFiles, STALL_LIMIT, SharedLayout};
+use crate::weights::{FileRange, ModelFiles, STALL_LIMIT, SharedLayout, Weights, WeightsError};
 use anyhow::{Context, bail};
 use axum::Router;
 use axum::extract::{Extension, State};
@@ -92,7 +92,10 @@ pub fn run() -> anyhow::Result<()> {
     let loading = service.clone();
     std::thread::Builder::new().name("loader".to_owned()).spawn(move || {
         match load(&manifest, &weights, &progress) {
-            Ok(batcher) => loading.ready(batcher),
+            Ok((batcher, weights)) => {
+                loading.ready(batcher);
+                check(&weights, &loading);
+            }
             Err(error) => {
                 tracing::error!(error = format!("{error:#}"), "worker cannot serve");
                 loading.failed(format!("{error:#}"));
@@ -141,7 +144,11 @@ fn read_manifest(file: &File) -> anyhow::Result<WorkerManifest> {
     canonical::from_bytes(&bytes, WORKER_MANIFEST_BYTES_MAX).context("read the worker's manifest")
 }
 
-fn load(manifest: &WorkerManifest, weights: &OwnedFd, progress: &OwnedFd) -> anyhow::Result<Batcher> {
+fn load(
+    manifest: &WorkerManifest,
+    weights: &OwnedFd,
+    progress: &OwnedFd,
+) -> anyhow::Result<(Batcher, Arc<Weights>)> {
     let layout = SharedLayout {
         files: manifest.files.iter().map(file_range).collect(),
         segments: manifest
@@ -164,7 +171,22 @@ fn load(manifest: &WorkerManifest, weights: &OwnedFd, progress: &OwnedFd) -> any
     check_task(manifest.task, engine.frontend().operation())?;
     let sequences_max = (manifest.batch_sequences_max as usize).max(1);
     let limits = BatcherLimits { sequences_max, ..BatcherLimits::default() };
-    Ok(Batcher::start(Box::new(engine), limits)?)
+    let weights = Arc::clone(engine.weights());
+    Ok((Batcher::start(Box::new(engine), limits)?, weights))
+}
+
+/// Checks the values of all weights as they arrive, beside the first requests, which check what they use. The
+/// worker of damaged weights fails.
+fn check(weights: &Weights, service: &WorkerService) {
+    match weights.check() {
+        Ok(()) => tracing::info!("all weights are numbers"),
+        Err(error @ WeightsError::NotFinite { .. }) => {
+            tracing::error!(code = %error.code(), %error, "worker cannot serve");
+            service.failed(format!("{}: {error}", error.code()));
+        }
+        // The request that needs the missing bytes reports them, and may find them later.
+        Err(error) => tracing::warn!(code = %error.code(), %error, "weights were not checked"),
+    }
 }
 
 fn file_range(file: &protocol::model::ModelFile) -> FileRange {

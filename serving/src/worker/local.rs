@@ -91,6 +91,10 @@ async fn name_request(mut response: Response) -> Response {
 fn load(config: &Config) -> anyhow::Result<Batcher> {
     let files = ModelFiles::open_directory(&config.model_dir)?;
     let engine = LoadedEngine::open(&files, &config.engine)?;
+    engine.weights().check().map_err(|error| {
+        let code = error.code();
+        anyhow::Error::new(error).context(code)
+    })?;
     if let Some(task) = config.task {
         inherited::check_task(task, engine.frontend().operation())?;
     }

@@ -145,7 +145,7 @@ impl WorkerService {
     pub fn metrics(&self) -> WorkerMetrics {
         let numbers = self.batcher.get().map(Batcher::snapshot).unwrap_or_default();
         let narrow = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
-        let usage = (numbers.cache_tokens_reserved * 1000).checked_div(numbers.cache_tokens_total);
+        let usage = (numbers.cache_tokens_used * 1000).checked_div(numbers.cache_tokens_total);
         // An answer counts until it has been sent: a draining worker is ended when no request is left.
         let sending = self.answers.count().saturating_sub(numbers.requests_waiting);
         WorkerMetrics {

@@ -1,15 +1,16 @@
 //! Batcher tests: results as callers see them, alone and beside other requests.
 
-use crate::models::{block_on, llama_config, open, write};
+use crate::models::{block_on, files, llama_config, open, options, write};
 use safetensors::Dtype;
 use serving::batcher::{
-    BatchError, Batcher, BatcherLimits, EmbedInput, Embeddings, Event, FinishReason, GenerateRequest,
-    Generation, Prompt,
+    BatchError, Batcher, BatcherLimits, Caller, EmbedInput, Embeddings, Event, FinishReason, GenerateRequest,
+    Generation, Prompt, Tenant,
 };
 use serving::engine::chat::ChatMessage;
 use serving::engine::logits::LogitRules;
 use serving::engine::sampler::Sampling;
 use serving::engine::simulated::SimulatedEngine;
+use serving::engine::{BLOCK_TOKENS, Engine, EngineOptions, LoadedEngine};
 use std::time::{Duration, Instant};
 
 const GREEDY: Sampling = Sampling { temperature: 0.0, top_p: 1.0, seed: 0 };
@@ -29,6 +30,7 @@ fn request(prompt: &str, tokens_max: Option<usize>, stops: &[&str]) -> GenerateR
         stops,
         ignores_end: false,
         logprobs: None,
+        caller: Caller::default(),
     }
 }
 
@@ -85,7 +87,7 @@ fn text_is_complete_and_ends_with_a_reason() {
     }
     // An answer arrives just before it is counted.
     eventually("all are counted", || batcher.snapshot().requests_finished_total == 7);
-    eventually("the cache is empty", || batcher.snapshot().cache_tokens_reserved == 0);
+    eventually("the cache is empty", || batcher.snapshot().cache_tokens_used == 0);
 }
 
 #[test]
@@ -126,15 +128,15 @@ fn dropping_the_receiver_stops_the_generation() {
     eventually("it stopped", || batcher.is_idle());
     let after = batcher.snapshot();
     assert_eq!((after.requests_cancelled_total, after.requests_finished_total), (1, 0));
-    eventually("its room is free", || batcher.snapshot().cache_tokens_reserved == 0);
+    eventually("its room is free", || batcher.snapshot().cache_tokens_used == 0);
 }
 
 #[test]
 fn too_many_waiting_are_refused_and_draining_takes_nothing_new() {
     let engine = SimulatedEngine::decoder(1000, 100).with_step_time(Duration::from_millis(5));
-    let limits = BatcherLimits { waiting_max: 2, ..BatcherLimits::default() };
+    let limits = BatcherLimits { waiting_max: 2, sequences_max: 1, ..BatcherLimits::default() };
     let batcher = Batcher::start(Box::new(engine), limits).expect("a thread");
-    // The cache has room for one of these at a time, and each takes 45 ms at least.
+    // One of these runs at a time, and each takes 45 ms at least.
     let mut accepted = Vec::new();
     let refused = loop {
         match generate(&batcher, request("abcdefgh", Some(80), &[])) {
@@ -155,9 +157,9 @@ fn too_many_waiting_are_refused_and_draining_takes_nothing_new() {
 #[test]
 fn a_request_larger_than_the_whole_cache_fails_alone() {
     let batcher = start(SimulatedEngine::decoder(1000, 100));
-    let mut generation = generate(&batcher, request("abc", Some(500), &[])).expect("queued");
-    let Some(Event::Failed(error)) = generation.events.blocking_recv() else { unreachable!("it cannot run") };
+    let error = refusal(&batcher, request("abc", Some(500), &[]));
     assert_eq!(error.code().as_str(), "context-length-exceeded");
+    assert!(error.to_string().contains("503 tokens exceed the 96 that the KV cache"), "{error}");
     assert_eq!(collect(generate(&batcher, request("abc", Some(50), &[])).expect("queued")).0, "abc");
 }
 
@@ -211,4 +213,55 @@ fn a_real_decoder_answers_the_same_alone_in_a_batch_and_for_a_seed() {
     let together: Vec<_> = together.into_iter().map(collect).collect();
     assert_eq!(alone, together);
     assert_ne!(alone, (0..10).map(|index| collect(ask(index, 8))).collect::<Vec<_>>());
+}
+
+#[test]
+fn an_answer_without_a_limit_needs_no_more_cache_than_it_fills() {
+    let batcher = start(SimulatedEngine::decoder(32_768, 2720));
+    // Each could become 32,764 tokens long; the cache holds 2,720 for all of them.
+    let open: Vec<_> =
+        (0..40).map(|_| generate(&batcher, request("abcd", None, &[])).expect("queued")).collect();
+    for generation in open {
+        assert_eq!(collect(generation), ("abcd".to_owned(), FinishReason::Stop, 5));
+    }
+    assert_eq!(batcher.snapshot().preemptions_total, 0);
+    // An answer that has no end is as long as the cache allows.
+    let batcher = start(SimulatedEngine::decoder(32_768, 100).without_end());
+    let (text, reason, tokens) = collect(generate(&batcher, request("ab", None, &[])).expect("queued"));
+    assert_eq!((text.len(), reason, tokens), (94, FinishReason::Length, 94));
+}
+
+/// Opens a decoder of random weights with a cache of this many blocks.
+fn decoder(blocks: usize) -> Batcher {
+    let directory = write(&llama_config(), Dtype::F32);
+    let cache_bytes_max = blocks * 2 * 2 * BLOCK_TOKENS * (12 + 32) * 4;
+    let options = EngineOptions { cache_bytes_max, ..options(2) };
+    let engine = LoadedEngine::open(&files(directory.path()), &options).expect("a model that loads");
+    assert_eq!(engine.blocks(), blocks);
+    Batcher::start(Box::new(engine), BatcherLimits::default()).expect("a thread")
+}
+
+#[test]
+fn preemption_and_cached_prefixes_change_no_byte() {
+    let ask = |batcher: &Batcher, index: usize, tenant: Option<&str>| {
+        let sampling = Sampling { temperature: 1.0, top_p: 0.95, seed: index as u64 };
+        let caller = Caller { tenant: tenant.map(Tenant::new), ..Caller::default() };
+        let prompt = "a text that all of these requests begin with ".to_owned() + &index.to_string();
+        generate(batcher, GenerateRequest { sampling, caller, ..request(&prompt, Some(120), &[]) })
+            .expect("queued")
+    };
+    let batcher = decoder(64);
+    let expected: Vec<_> = (0..6).map(|index| collect(ask(&batcher, index, None))).collect();
+    let counted = batcher.snapshot();
+    assert_eq!((counted.preemptions_total, counted.shared_tokens_total), (0, 0), "the plain case");
+    // Seven blocks hold one such answer and a part of a second.
+    for tenant in [None, Some("ann")] {
+        let batcher = decoder(7);
+        let open: Vec<_> = (0..6).map(|index| ask(&batcher, index, tenant)).collect();
+        let found: Vec<_> = open.into_iter().map(collect).collect();
+        assert_eq!(found, expected, "{tenant:?}");
+        let counted = batcher.snapshot();
+        assert!(counted.preemptions_total > 0, "{counted:?}");
+        assert_eq!(counted.shared_tokens_total > 0, tenant.is_some(), "{counted:?}");
+    }
 }

@@ -6,24 +6,39 @@ use proptest::prelude::*;
 use safetensors::Dtype;
 use serde_json::json;
 use serving::engine::device::DeviceDecoder;
-use serving::engine::{Decode, Engine, SequenceChunk, SequenceId};
+use serving::engine::sampler::Sampling;
+use serving::engine::{BLOCK_TOKENS, BlockId, Decode, Draw, Engine, LoadedEngine, SequenceChunk};
 use serving::weights::Weights;
 use tempfile::TempDir;
 
-/// Returns the logits after each cut of `sequence`, computed alone.
-fn alone(engine: &mut dyn Engine, sequence: &[u32], cuts: &[usize]) -> Vec<Vec<f32>> {
-    let id = engine.open(sequence.len()).expect("within the context").expect("room");
-    let rows = extend(engine, id, sequence, cuts);
-    engine.close(id);
-    rows
+const DRAW: Option<Draw<'static>> = Some(Draw {
+    sampling: Sampling { temperature: 0.0, top_p: 1.0, seed: 0 },
+    rules: None,
+    logprobs: None,
+    prompt: 1,
+});
+
+/// Returns `count` blocks from `first` on.
+fn blocks(first: u32, count: u32) -> Vec<BlockId> {
+    (first..first + count).map(BlockId).collect()
 }
 
-fn extend(engine: &mut dyn Engine, id: SequenceId, sequence: &[u32], cuts: &[usize]) -> Vec<Vec<f32>> {
-    let mut rows = Vec::new();
+/// Returns the chunk of these positions of a sequence, and asks for the logits after it.
+fn chunk<'a>(
+    blocks: &'a [BlockId],
+    sequence: &'a [u32],
+    positions: std::ops::Range<usize>,
+) -> SequenceChunk<'a> {
+    SequenceChunk { blocks, position: positions.start, tokens: &sequence[positions], draw: DRAW }
+}
+
+/// Returns the logits after each cut of `sequence`, computed alone.
+fn alone(engine: &mut LoadedEngine, sequence: &[u32], cuts: &[usize]) -> Vec<Vec<f32>> {
+    let blocks = blocks(0, 7);
     let mut start = 0;
+    let mut rows = Vec::new();
     for end in cuts {
-        let chunk = SequenceChunk { sequence: id, tokens: &sequence[start..*end], logits: true };
-        rows.extend(engine.step(&[chunk]).expect("computed"));
+        rows.push(engine.logits(&[chunk(&blocks, sequence, start..*end)]).expect("computed"));
         start = *end;
     }
     rows
@@ -39,11 +54,11 @@ fn compare_with_candle(directory: &TempDir, tolerance: f32) {
     let mut ours = open(directory.path(), 2);
     let sequence = tokens(70, 3);
     let found = alone(&mut ours, &sequence, &[40, 41, 42, 70]);
-    let id = theirs.open_sequence(70).expect("room");
+    let blocks = blocks(3, 3);
     let mut start = 0;
     for (end, found) in [40, 41, 42, 70].into_iter().zip(&found) {
-        let chunk = SequenceChunk { sequence: id, tokens: &sequence[start..end], logits: true };
-        assert_close(found, &theirs.step(&[chunk]).expect("computed")[0], tolerance);
+        let logits = theirs.logits(&[chunk(&blocks, &sequence, start..end)]).expect("computed");
+        assert_close(found, &logits, tolerance);
         start = end;
     }
 }
@@ -83,24 +98,17 @@ fn a_sequence_is_the_same_alone_in_a_batch_cut_anywhere_and_on_any_number_of_thr
             .collect();
         for threads in [1, 2, 5] {
             let mut engine = open(directory.path(), threads);
-            let ids: Vec<SequenceId> = sequences
-                .iter()
-                .map(|sequence| engine.open(sequence.len()).expect("short").expect("room"))
-                .collect();
+            let tables: Vec<Vec<BlockId>> = (0..8).map(|index| blocks(4 * index, 4)).collect();
             for step in 0..=6 {
                 let chunks: Vec<SequenceChunk<'_>> = (0..sequences.len())
                     .map(|index| {
                         let end = lengths[index] + step;
                         let start = if step == 0 { 0 } else { end - 1 };
-                        SequenceChunk {
-                            sequence: ids[index],
-                            tokens: &sequences[index][start..end],
-                            logits: true,
-                        }
+                        chunk(&tables[index], &sequences[index], start..end)
                     })
                     .collect();
-                let rows = engine.step(&chunks).expect("computed");
-                for (index, (row, expected)) in rows.iter().zip(&expected).enumerate() {
+                let logits = engine.logits(&chunks).expect("computed");
+                for (index, (row, expected)) in logits.chunks_exact(257).zip(&expected).enumerate() {
                     assert_eq!(bits(row), bits(&expected[step]), "{threads} threads, sequence {index}");
                 }
             }
@@ -136,25 +144,41 @@ fn a_reused_cache_block_leaks_nothing() {
     let fresh = alone(&mut engine, &tokens(50, 1), &[50]);
     alone(&mut engine, &tokens(190, 2), &[190]);
     assert_eq!(bits(&alone(&mut engine, &tokens(50, 1), &[50])[0]), bits(&fresh[0]));
-    assert_eq!(engine.capacity().tokens_reserved, 0);
 }
 
 #[test]
-fn cache_is_reserved_and_an_oversized_sequence_is_refused() {
+fn a_prefix_in_shared_blocks_changes_no_bit() {
+    for dtype in [Dtype::F32, Dtype::BF16] {
+        let directory = write(&llama_config(), dtype);
+        let mut engine = open(directory.path(), 2);
+        let sequence = tokens(150, 4);
+        let expected = alone(&mut engine, &sequence, &[100, 150]);
+        // Another sequence with the same first 96 tokens has computed them, in chunks of its own.
+        let mut other = sequence[..96].to_vec();
+        other.extend(tokens(20, 5));
+        let theirs = blocks(10, 4);
+        for positions in [0..7, 7..64, 64..116] {
+            engine.logits(&[chunk(&theirs, &other, positions)]).expect("computed");
+        }
+        let shared = [&theirs[..96 / BLOCK_TOKENS], &blocks(20, 2)[..]].concat();
+        let mut found = Vec::new();
+        for positions in [96..100, 100..150] {
+            // Both read the shared blocks in one step.
+            let chunks = [chunk(&shared, &sequence, positions), chunk(&theirs, &other, 115..116)];
+            found.push(engine.logits(&chunks).expect("computed")[..257].to_vec());
+        }
+        for (found, expected) in found.iter().zip(&expected) {
+            assert_eq!(bits(found), bits(expected));
+        }
+    }
+}
+
+#[test]
+fn a_cache_has_the_whole_blocks_of_its_bytes() {
     let directory = write(&llama_config(), Dtype::F32);
     let mut engine = open(directory.path(), 1);
-    assert_eq!(
-        engine.open(201).expect_err("longer than the context").code().as_str(),
-        "context-length-exceeded"
-    );
-    let total = engine.capacity().tokens_total;
-    let mut opened = Vec::new();
-    while let Some(id) = engine.open(200).expect("within the context") {
-        opened.push(id);
-    }
-    assert_eq!(opened.len(), total / 224, "200 positions are 7 blocks of 32");
-    engine.close(opened[0]);
-    assert!(engine.open(200).expect("within the context").is_some());
+    // Two layers and two heads of 32 positions: keys 12 wide, values padded to 32; 8 MiB.
+    assert_eq!(engine.blocks(), (8 << 20) / (2 * 2 * BLOCK_TOKENS * (12 + 32) * 4));
     let texts = engine.embed(&[vec![1]]).expect_err("a decoder does not embed");
     assert_eq!(texts.code().as_str(), "operation-unsupported");
 }

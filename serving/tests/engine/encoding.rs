@@ -49,6 +49,6 @@ fn an_oversized_text_and_a_generation_are_refused() {
     let mut engine = open(directory.path(), 1);
     let error = engine.embed(&[tokens(91, 1)]).expect_err("longer than the position table");
     assert_eq!(error.code().as_str(), "context-length-exceeded");
-    assert_eq!(engine.open(1).expect_err("an encoder").code().as_str(), "operation-unsupported");
+    assert_eq!(engine.step(&[]).expect_err("an encoder").code().as_str(), "operation-unsupported");
     assert!(engine.embed(&[]).expect("nothing to do").is_empty());
 }

@@ -4,7 +4,8 @@ use crate::models::{bert_config, files, llama_config, options, write};
 use safetensors::Dtype;
 use serde_json::{Value, json};
 use serving::engine::chat::ChatMessage;
-use serving::engine::{Engine, EngineError, LoadedEngine};
+use serving::engine::sampler::Sampling;
+use serving::engine::{BlockId, Draw, Engine, EngineError, LoadedEngine, SequenceChunk};
 use std::path::Path;
 
 fn failure(directory: &Path) -> EngineError {
@@ -110,6 +111,52 @@ fn damaged_weights_are_refused() {
         let (code, text) = told(&failure(directory.path()));
         assert_eq!(code, "model-weights-damaged", "case {index}: {text}");
         assert!(text.contains("model.safetensors"), "{text}");
+    }
+}
+
+#[test]
+fn weights_with_a_value_that_is_no_number_are_refused_by_name() {
+    for (dtype, bad) in [
+        (Dtype::F32, f32::NAN.to_le_bytes().to_vec()),
+        (Dtype::F16, half::f16::INFINITY.to_le_bytes().to_vec()),
+        (Dtype::BF16, half::bf16::NAN.to_le_bytes().to_vec()),
+    ] {
+        for config in [llama_config(), bert_config()] {
+            let directory = write(&config, dtype);
+            let sound = LoadedEngine::open(&files(directory.path()), &options(1)).expect("it loads");
+            sound.weights().check().expect("the control: all values are numbers");
+            // The last element of the file, which belongs to the tensor that is last by its name.
+            let path = directory.path().join("model.safetensors");
+            let mut bytes = std::fs::read(&path).expect("read");
+            let at = bytes.len() - bad.len();
+            bytes[at..].copy_from_slice(&bad);
+            std::fs::write(&path, bytes).expect("written");
+            let mut engine =
+                LoadedEngine::open(&files(directory.path()), &options(1)).expect("headers are sound");
+            let error = engine.weights().check().expect_err("one value is no number");
+            assert_eq!(error.code().as_str(), "model-weights-not-finite");
+            assert!(error.to_string().contains("tensor `"), "{error}");
+            // A request that comes before the check is refused for the same reason.
+            let refused = match engine.embed(&[vec![1, 2]]) {
+                Err(EngineError::OperationUnsupported { .. }) => {
+                    let draw = Draw {
+                        sampling: Sampling { temperature: 0.0, top_p: 1.0, seed: 0 },
+                        rules: None,
+                        logprobs: None,
+                        prompt: 1,
+                    };
+                    let chunk = SequenceChunk {
+                        blocks: &[BlockId(0)],
+                        position: 0,
+                        tokens: &[1, 2],
+                        draw: Some(draw),
+                    };
+                    engine.step(&[chunk]).expect_err("no token")
+                }
+                embedded => embedded.expect_err("no vector"),
+            };
+            assert_eq!(told(&refused).0, "model-weights-not-finite");
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Tests of the tiny model in the repository: it loads, and it answers as its card states.
 
 use crate::models::{block_on, open};
-use serving::batcher::{Batcher, BatcherLimits, Event, GenerateRequest, Prompt};
+use serving::batcher::{Batcher, BatcherLimits, Caller, Event, GenerateRequest, Prompt};
 use serving::engine::chat::ChatMessage;
 use serving::engine::logits::LogitRules;
 use serving::engine::sampler::Sampling;
@@ -15,6 +15,7 @@ fn ask(batcher: &Batcher, question: &str) -> String {
         rules: LogitRules::default(),
         tokens_max: Some(60),
         stops: Vec::new(),
+        caller: Caller::default(),
         ignores_end: false,
         logprobs: None,
     };

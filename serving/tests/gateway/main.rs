@@ -98,6 +98,19 @@ async fn streams_are_events_that_add_up() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_cached_prompt_is_shared_by_requests_of_one_key_alone() {
+    let cluster = Cluster::start().await;
+    let worker = cluster.worker("chat", 0, echo(Duration::ZERO)).await;
+    let body = json!({ "model": "echo", "prompt": "x".repeat(100), "max_tokens": 2 }).to_string();
+    // The third request is the control: the prompt is in the cache, for its own key.
+    for (key, shared) in [(KEY, 0), (SCARCE_KEY, 0), (KEY, 96), (SCARCE_KEY, 192)] {
+        let response = cluster.request(Method::POST, COMPLETIONS, Some(key), body.clone()).await;
+        assert_eq!(whole(response).await.0, 200);
+        assert_eq!(worker.snapshot().shared_tokens_total, shared);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_seed_makes_answers_repeatable() {
     let cluster = Cluster::start().await;
     let _worker = cluster.worker("chat", 0, echo(Duration::ZERO)).await;

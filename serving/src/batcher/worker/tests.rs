@@ -5,33 +5,46 @@ use super::Worker;
 use crate::batcher::counters::{Counters, add};
 use crate::batcher::embedding::EmbeddingTask;
 use crate::batcher::generation::{AnswerOptions, Event, QueuedGeneration};
-use crate::batcher::{BatchError, BatcherCommand, BatcherLimits};
+use crate::batcher::scheduler::RequestId;
+use crate::batcher::{BatchError, BatcherCommand, BatcherLimits, Caller};
 use crate::engine::sampler::Sampling;
 use crate::engine::simulated::SimulatedEngine;
+use crate::engine::{BLOCK_TOKENS, Engine};
 use proptest::prelude::*;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
+use std::time::Duration;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::sync::oneshot;
 
 const GREEDY: Sampling = Sampling { temperature: 0.0, top_p: 1.0, seed: 0 };
-const LIMITS: BatcherLimits =
-    BatcherLimits { sequences_max: 4, waiting_max: 64, step_tokens_max: 16, inputs_max: 64, stops_max: 4 };
+const LIMITS: BatcherLimits = BatcherLimits {
+    sequences_max: 4,
+    waiting_max: 64,
+    step_tokens_max: 16,
+    gap: Duration::from_millis(100),
+    inputs_max: 64,
+    stops_max: 4,
+};
 
 type Vectors = oneshot::Receiver<Result<Vec<Vec<f32>>, BatchError>>;
 
 fn worker(engine: SimulatedEngine) -> Worker {
     // The handle is gone; the tests queue commands themselves.
     let (_, commands) = mpsc::channel();
-    Worker::new(Box::new(engine), LIMITS, Arc::new(Counters::default()), commands)
+    let counters = Counters::default();
+    counters.cache_tokens_total.store((engine.blocks() * BLOCK_TOKENS) as u64, Ordering::Relaxed);
+    // No time passes: the tests of the scheduler have their own.
+    Worker::new(Box::new(engine), &LIMITS, || Duration::ZERO, Arc::new(counters), commands)
 }
 
 fn submit(worker: &mut Worker, prompt: &str, tokens_max: usize) -> UnboundedReceiver<Event> {
     let (sender, events) = unbounded_channel();
     let prompt = prompt.bytes().map(u32::from).collect();
-    let (options, stops) = (AnswerOptions::default(), Vec::new());
+    let (options, stops, caller) = (AnswerOptions::default(), Vec::new(), Caller::default());
     let sampling = GREEDY;
-    let queued = QueuedGeneration { prompt, options, logits: None, tokens_max, sampling, stops, sender };
+    let queued =
+        QueuedGeneration { prompt, options, logits: None, tokens_max, sampling, stops, caller, sender };
     add(&worker.counters.waiting, 1);
     worker.queue(BatcherCommand::Generate(queued));
     events
@@ -52,8 +65,8 @@ fn step(worker: &mut Worker) {
 
 /// Runs until no request is left.
 fn finish(worker: &mut Worker) {
-    // Each step computes a token of the oldest request at least.
-    let steps_max = LIMITS.waiting_max * 70;
+    // Each step computes a token of the oldest request at least, and those that gave way are computed again.
+    let steps_max = LIMITS.waiting_max * 70 * 2;
     for _ in 0..steps_max {
         if worker.is_idle() {
             return;
@@ -71,34 +84,27 @@ fn text_of(events: &mut UnboundedReceiver<Event>) -> String {
     text
 }
 
-/// Returns a worker with two running generations and one in the queue, and their receivers.
+/// Returns a worker with four running generations and one in the queue, and their receivers.
 fn busy_decoder() -> (Worker, Vec<UnboundedReceiver<Event>>) {
-    let mut worker = worker(SimulatedEngine::decoder(200, 100).without_end());
-    let events = (0..3).map(|_| submit(&mut worker, "abcd", 40)).collect();
+    let mut worker = worker(SimulatedEngine::decoder(200, 320).without_end());
+    let events = (0..5).map(|_| submit(&mut worker, "abcd", 40)).collect();
     step(&mut worker);
-    assert_eq!((worker.running.len(), worker.generations.len()), (2, 1));
+    assert_eq!(worker.scheduler.levels(), (4, 1));
     (worker, events)
 }
 
 #[test]
 fn a_planted_violation_of_a_decoder_is_reported() {
     type Plant = fn(&mut Worker);
-    let cases: [(Plant, &str); 9] = [
-        (
-            |worker| worker.running[1].sequence = worker.running[0].sequence,
-            "two generations share sequence 1",
-        ),
-        (|worker| assert_eq!(worker.running[0].advance(1), 0), "computed 5 of 5 tokens"),
-        (|worker| worker.running.swap(0, 1), "not in order of arrival"),
-        (|worker| worker.limits.sequences_max = 1, "2 generations run, at most 1"),
-        (
-            |worker| worker.engine.close(worker.running[1].sequence),
-            "need 88 cache positions, 44 are reserved",
-        ),
-        (|worker| worker.running.clear(), "88 cache positions are reserved for none"),
-        (|worker| worker.counters.running.store(3, Ordering::Relaxed), "2 requests run, 3 are counted"),
+    let cases: [(Plant, &str); 5] = [
+        (|worker| drop(worker.texts.pop_first()), "4 texts for 5 generations"),
+        (|worker| assert!(worker.scheduler.remove(RequestId(1)).is_some()), "5 texts for 4 generations"),
+        (|worker| worker.counters.running.store(3, Ordering::Relaxed), "4 requests run, 3 are counted"),
         (|worker| worker.counters.waiting.store(0, Ordering::Relaxed), "1 requests wait, 0 are counted"),
-        (|worker| worker.counters.waiting.store(65, Ordering::Relaxed), "65 requests wait, at most 64"),
+        (
+            |worker| worker.counters.cache_tokens_used.store(321, Ordering::Relaxed),
+            "321 cache positions are used of 320",
+        ),
     ];
     for (plant, expected) in cases {
         let (mut worker, _events) = busy_decoder();
@@ -138,35 +144,28 @@ fn a_planted_violation_of_an_encoder_is_reported() {
 }
 
 #[test]
-fn a_step_decodes_first_and_then_prefills_within_its_budget() {
-    let mut worker = worker(SimulatedEngine::decoder(200, 400).without_end());
-    let _first = submit(&mut worker, "abc", 40);
-    step(&mut worker);
-    let _second = submit(&mut worker, &"x".repeat(40), 40);
-    let _third = submit(&mut worker, &"y".repeat(40), 40);
-    worker.admit();
-    let chosen = |worker: &Worker, budget: usize| -> Vec<(usize, usize, bool)> {
-        let planned = super::choose_chunks(&worker.running, budget);
-        planned.iter().map(|(index, chunk)| (*index, chunk.tokens.len(), chunk.logits)).collect()
-    };
-    assert_eq!(chosen(&worker, 1), [(0, 1, true)]);
-    assert_eq!(chosen(&worker, 16), [(0, 1, true), (1, 15, false)]);
-    assert_eq!(chosen(&worker, 60), [(0, 1, true), (1, 40, true), (2, 19, false)]);
-    assert_eq!(chosen(&worker, 1000), [(0, 1, true), (1, 40, true), (2, 40, true)]);
+fn a_small_request_is_answered_beside_a_large_one_that_waits() {
+    let mut worker = worker(SimulatedEngine::decoder(200, 192).without_end());
+    let mut running = submit(&mut worker, &"x".repeat(100), 80);
+    (0..8).for_each(|_| step(&mut worker));
+    let mut large = submit(&mut worker, &"y".repeat(100), 20);
+    let mut small = submit(&mut worker, "z", 3);
+    (0..3).for_each(|_| step(&mut worker));
+    assert_eq!(text_of(&mut small), "zzz");
+    assert_eq!(worker.scheduler.levels(), (1, 1));
+    finish(&mut worker);
+    assert_eq!(text_of(&mut running), "x".repeat(80));
+    assert_eq!(text_of(&mut large), "y".repeat(20));
 }
 
 #[test]
-fn a_full_cache_holds_back_the_queue_in_order() {
+fn an_abandoned_generation_gives_up_its_blocks_before_the_next_step() {
     let (mut worker, mut events) = busy_decoder();
-    // A smaller request would fit beside the two, but does not overtake the third.
-    let mut small = submit(&mut worker, "z", 3);
+    events.truncate(1);
     step(&mut worker);
-    assert_eq!((worker.running.len(), worker.generations.len()), (2, 2));
-    events.remove(0);
-    step(&mut worker);
-    assert_eq!((worker.running.len(), worker.generations.len()), (3, 0));
-    (0..3).for_each(|_| step(&mut worker));
-    assert_eq!(text_of(&mut small), "zzz");
+    assert_eq!(worker.scheduler.levels(), (1, 0));
+    assert_eq!(worker.scheduler.tokens_used(), BLOCK_TOKENS);
+    assert_eq!(worker.counters.snapshot().requests_cancelled_total, 4);
 }
 
 /// One act of a client, or a step of the thread.
@@ -212,7 +211,7 @@ proptest! {
         prop_assert!(counted.requests_finished_total >= answered);
         prop_assert_eq!(counted.requests_finished_total + counted.requests_cancelled_total, submitted);
         prop_assert_eq!((counted.requests_running, counted.requests_waiting), (0, 0));
-        prop_assert_eq!(worker.engine.capacity().tokens_reserved, 0);
+        prop_assert_eq!(worker.scheduler.tokens_used(), 0);
     }
 
     #[test]

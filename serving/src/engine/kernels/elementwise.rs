@@ -144,6 +144,16 @@ kernel! {
 }
 
 kernel! {
+    /// Computes `out = exp((row - highest) / temperature)`, element by element.
+    pub fn exponentials(row: &[f32], highest: f32, temperature: f32, out: &mut [f32]) {
+        assert_eq!(row.len(), out.len(), "one result per element");
+        for (out, x) in out.iter_mut().zip(row) {
+            *out = math::exp((*x - highest) / temperature);
+        }
+    }
+}
+
+kernel! {
     /// Computes the mean of `rows`, each as wide as `out`.
     pub fn mean_rows(rows: &[f32], out: &mut [f32]) {
         let width = out.len();
