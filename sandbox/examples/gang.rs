@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 /// Bytes that one rank sends to the other.
 const SENT_BYTES: u64 = 2 << 30;
 /// Port on which the receiver listens.
-const PORT: u16 = 7;
+const PORT: u16 = 7007;
 /// Packets moved from one device before the other's turn.
 const BURST: usize = 64;
 const ADDRESSES: [&str; 2] = ["10.77.0.1", "10.77.0.2"];

@@ -59,10 +59,12 @@ pub(crate) fn disk_areas(areas: &WritableAreas) -> [(&'static str, &DiskArea); 3
     [("/scratch", &areas.scratch), ("/checkpoint", &areas.checkpoint), ("/outputs", &areas.outputs)]
 }
 
-/// Returns the largest writable area in bytes: the bound of a single file.
-pub(crate) fn largest_area(areas: &WritableAreas) -> u64 {
+/// Returns the bound of a single file in bytes: a page more than the largest area, so that a file that fills
+/// its area meets the area's error and not the signal of this limit.
+pub(crate) fn file_bytes_max(areas: &WritableAreas) -> u64 {
     let disk = disk_areas(areas).map(|(_, area)| area.bytes_max);
-    disk.into_iter().chain([areas.tmp_bytes, areas.shared_memory_bytes]).max().unwrap_or(0)
+    let all = disk.into_iter().chain([areas.tmp_bytes, areas.shared_memory_bytes]);
+    all.max().unwrap_or(0).saturating_add(AREA_BYTES_MIN)
 }
 
 /// Returns the number of files that an area of this size may hold: one per page, within bounds.
@@ -399,9 +401,9 @@ mod tests {
     #[test]
     fn a_file_is_bounded_by_the_largest_area() {
         let mut areas = profile().areas;
-        assert_eq!(largest_area(&areas), 1 << 20);
+        assert_eq!(file_bytes_max(&areas), (1 << 20) + 4096);
         areas.outputs.bytes_max = 1 << 30;
-        assert_eq!(largest_area(&areas), 1 << 30);
+        assert_eq!(file_bytes_max(&areas), (1 << 30) + 4096);
         for (bytes, files) in [(0, 64), (1 << 20, 256), (u64::MAX, 1 << 20)] {
             assert_eq!(files_max(bytes), files, "{bytes}");
         }

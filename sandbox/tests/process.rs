@@ -260,7 +260,7 @@ fn a_directory_without_a_quota_has_a_label() {
     // A single file is bounded in any case.
     let limits = fs::read_to_string(format!("/proc/{}/limits", children(running.pid())[0])).unwrap();
     let line = limits.lines().find(|line| line.starts_with("Max file size")).unwrap();
-    assert!(line.contains(&AREA_BYTES.to_string()), "{line}");
+    assert!(line.contains(&(AREA_BYTES + 4096).to_string()), "{line}");
 }
 
 /// A file system with project quotas, in a file that is mounted for this test alone. Needs root, a loop
@@ -422,7 +422,7 @@ fn ranks_of_a_gang_reach_each_other_through_the_switch_and_nothing_else() {
     let (listens, mut answers) = start("listens", "10.77.0.1", "fd00::1", &["listen"]);
     relay.attach(&listens, 2, &["10.77.0.1", "fd00::1"]);
     answers[0].wait_for("listening");
-    for (number, to) in ["10.77.0.1:7", "[fd00::1]:7"].into_iter().enumerate() {
+    for (number, to) in ["10.77.0.1:7007", "[fd00::1]:7007"].into_iter().enumerate() {
         let (name, own, v6) = (format!("asks-{number}"), "10.77.0.2", "fd00::2");
         let (asks, mut said) = start(&name, own, v6, &["connect", to]);
         let port = relay.attach(&asks, 2, &[own, v6]);
@@ -440,7 +440,7 @@ fn ranks_of_a_gang_reach_each_other_through_the_switch_and_nothing_else() {
         answers[0].output().matches("accepted").count() == 2
     });
     // The same address and program under an earlier attempt, and the metadata service.
-    for (number, (attempt, to)) in [(1, "10.77.0.1:7"), (2, "10.77.0.99:80")].into_iter().enumerate() {
+    for (number, (attempt, to)) in [(1, "10.77.0.1:7007"), (2, "10.77.0.99:80")].into_iter().enumerate() {
         let (name, own) = (format!("outsider-{number}"), "10.77.0.3");
         let (outsider, _said) = start(&name, own, "fd00::3", &["reach", to]);
         let port = relay.attach(&outsider, attempt, &[own, "fd00::3"]);

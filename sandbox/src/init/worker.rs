@@ -3,7 +3,7 @@
 
 use super::{FailedStep, InStep, StepResult, filter, process_root, root};
 use crate::ids::WORKER_ID;
-use crate::profile::largest_area;
+use crate::profile::file_bytes_max;
 use crate::{system, wire};
 use caps::{CapSet, Capability, CapsHashSet};
 use landlock::{
@@ -255,7 +255,7 @@ fn set_limits(spec: &SandboxSpec) -> nix::Result<()> {
     let same = |resource, value| setrlimit(resource, value, value);
     let file_bytes = match &spec.profile {
         SandboxProfile::Engine(_) => 0,
-        SandboxProfile::Process(profile) => largest_area(&profile.areas),
+        SandboxProfile::Process(profile) => file_bytes_max(&profile.areas),
     };
     same(Resource::RLIMIT_FSIZE, file_bytes)?;
     same(Resource::RLIMIT_MEMLOCK, 0)?;

@@ -77,7 +77,8 @@ rank_attempts! {
     "unix-socket-of-another", NOT_THERE, Succeeds, |t| unix(&t.worker.unix_path);
     "abstract-socket-of-another", REFUSED, Succeeds, |t| abstract_unix(&t.worker.abstract_name);
     "generic-netlink", NOT_PERMITTED, Succeeds, |_| socket(libc::AF_NETLINK, libc::SOCK_RAW, 16);
-    "diagnostic-netlink", NOT_PERMITTED, Succeeds, |_| socket(libc::AF_NETLINK, libc::SOCK_DGRAM, 4);
+    "diagnostic-netlink", NOT_PERMITTED, FailsBy(&[0, libc::EPROTONOSUPPORT]),
+        |_| socket(libc::AF_NETLINK, libc::SOCK_DGRAM, 4);
     "crypto-socket", NOT_PERMITTED, FailsBy(&[0, libc::EAFNOSUPPORT]),
         |_| socket(libc::AF_ALG, libc::SOCK_SEQPACKET, 0);
     "multipath-tcp", NOT_PERMITTED, FailsBy(&[0, libc::ENOPROTOOPT, libc::EPROTONOSUPPORT]),
@@ -109,7 +110,7 @@ rank_attempts! {
     "kernel-command", &[libc::EACCES, libc::ENOENT], Succeeds, |_| read("/proc/cmdline");
     "kernel-settings", &[libc::EROFS, libc::EACCES, libc::ENOENT], SucceedsForRoot,
         |_| io(File::options().write(true).open("/proc/sys/kernel/core_pattern"));
-    "buses", &[libc::EACCES, libc::ENOENT], Succeeds, |_| read_some("/proc/bus/pci/devices");
+    "interrupts", &[libc::EACCES, libc::ENOENT], Succeeds, |_| read_some("/proc/interrupts");
     // Resources without end.
     "fork-bomb", &[libc::EAGAIN], Succeeds, |_| fork_bomb();
     "disk-filler", FULL, Succeeds, |t| fill(&t.scratch, t.fill_bytes);
@@ -306,9 +307,9 @@ fn many_files(directory: &str) -> SystemCallResult {
     io(result)
 }
 
-/// Answers every connection on port 7 of both IP versions with what it sends.
+/// Answers every connection on port 7007 of both IP versions with what it sends.
 fn listen() -> stdio::Result<()> {
-    let listener = TcpListener::bind("[::]:7")?;
+    let listener = TcpListener::bind("[::]:7007")?;
     println!("listening");
     for stream in listener.incoming() {
         let mut stream = stream?;
