@@ -15,7 +15,7 @@ impl Scheduler {
     ///
     /// # Errors
     /// Describes the first violation.
-    pub(super) fn check_answers(&self) -> Result<(), String> {
+    pub(in crate::batcher) fn check_answers(&self) -> Result<(), String> {
         for sequence in &self.running {
             let (id, length, computed) = (sequence.id.0, sequence.tokens.len(), sequence.computed);
             if computed >= length || length < sequence.prompt {
