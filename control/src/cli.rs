@@ -2,6 +2,7 @@
 //!
 //! Every command has an example, every list a JSON form, and every failure a stable error code.
 
+mod artifacts;
 mod circle;
 mod console;
 mod context;
@@ -115,6 +116,9 @@ Example:
     /// Import, list, verify and repair models, and collect garbage in their stores
     #[command(subcommand)]
     Model(models::ModelCommand),
+    /// Import, build, list and verify artifacts: root file systems of programs
+    #[command(subcommand)]
+    Artifact(artifacts::ArtifactCommand),
     /// Print a commented manifest that is valid as it is
     #[command(subcommand)]
     New(template::NewCommand),
@@ -214,6 +218,7 @@ async fn dispatch(command: TopLevelCommand, environment: &Environment) -> Result
         TopLevelCommand::Halts => halts::halts(environment).await,
         TopLevelCommand::Node(command) => nodes::run(command, environment).await,
         TopLevelCommand::Model(command) => models::run(command, environment).await,
+        TopLevelCommand::Artifact(command) => artifacts::run(command, environment).await,
         TopLevelCommand::New(command) => template::new(command, environment).await,
         TopLevelCommand::Deploy(arguments) => deploy::deploy(arguments, environment).await,
         TopLevelCommand::Console(arguments) => console::run(arguments, environment).await,

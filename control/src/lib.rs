@@ -7,6 +7,7 @@
 // The macros of the standard library panic when a reader closes its pipe: use `print`.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
+mod artifact;
 pub mod cli;
 pub mod client;
 pub mod context;

@@ -9,7 +9,7 @@ mod register;
 mod sweep;
 
 pub use health::{HealthSummary, RepairSummary, ShardFaultSummary};
-pub use models::{ImportRequest, ImportSummary, ModelAccess, store_reference};
+pub use models::{ImportRequest, ImportSummary, ModelAccess, artifact_cache, store_reference};
 pub use register::{SharedKey, SharedKeys, share_keys};
 pub use sweep::SweepSummary;
 

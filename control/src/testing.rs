@@ -10,7 +10,7 @@ use protocol::governance::{
 };
 use protocol::keys::{ByteString, EncryptionKey, HybridSignature, ML_KEM_768_PUBLIC_KEY_LENGTH};
 use protocol::manifest::Manifest;
-use protocol::model::{ErasureCode, ModelRecord};
+use protocol::model::{ErasureCode, ModelRecord, StoredKind};
 use protocol::{
     Digest, Epoch, Millis, ModelRoot, NodeId, Passkey, PasskeyAssertion, PasskeyKey, PublicKey, ReplicaId,
     Signature,
@@ -60,6 +60,7 @@ pub(crate) fn admission(name: &str) -> NodeAdmission {
 pub(crate) fn model_record(name: &str, architecture: &str) -> ModelRecord {
     ModelRecord {
         name: name.parse().expect("a name"),
+        kind: StoredKind::Model,
         root: ModelRoot(Digest::of(b"model")),
         bytes: 1,
         segments: 1,

@@ -2,6 +2,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -82,6 +83,20 @@ pub fn create_new(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
 /// Errors of the system.
 pub fn sync_directory(directory: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
+}
+
+/// Makes everything durable that was written to the file system of a directory: one call for a tree of many
+/// files.
+///
+/// # Errors
+/// Errors of the system.
+pub fn sync_file_system(directory: &Path) -> io::Result<()> {
+    let directory = File::open(directory)?;
+    // SAFETY: the call takes a descriptor, which is open until the end of this function, and no pointer.
+    match unsafe { libc::syncfs(directory.as_raw_fd()) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// Returns the directory of a file. The parent of a bare name is empty, which means the current directory.

@@ -2,11 +2,18 @@
 //! afterwards. Not part of the interface. Each takes arbitrary bytes, and panics only if a property is
 //! violated.
 
+use crate::artifact::{ArtifactBuilder, ArtifactLimits, TarReader, read_index, unpack};
 use crate::geometry::{Geometry, Name, is_leftover_name, is_object_name};
 use crate::layout::{Extent, cut};
 use crate::source::{Flaw, gguf, safetensors};
+use protocol::artifact::ArtifactEntry;
 use protocol::limits::SEGMENT_BYTES_MAX;
 use protocol::model::ModelManifest;
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Parses the header of a safetensors file.
 pub fn safetensors_header(bytes: &[u8]) {
@@ -77,11 +84,68 @@ pub fn shard_request(bytes: &[u8]) {
     crate::remote::check_page(bytes);
 }
 
+/// Number of the next temporary directory of this process.
+static DIRECTORIES: AtomicU64 = AtomicU64::new(0);
+
+/// Runs a check in a fresh directory that holds these bytes as `input`, and removes it.
+fn with_file(bytes: &[u8], check: impl FnOnce(&Path)) {
+    let number = DIRECTORIES.fetch_add(1, Ordering::Relaxed);
+    let directory = std::env::temp_dir().join(format!("quorate-fuzz-{}-{number}", std::process::id()));
+    std::fs::create_dir(&directory).expect("a directory of its own");
+    std::fs::write(directory.join("input"), bytes).expect("a file of its own");
+    check(&directory);
+    std::fs::remove_dir_all(directory).expect("nothing but its own files");
+}
+
+/// Returns the sorted names in a directory.
+fn names_in(directory: &Path) -> Vec<OsString> {
+    let entries = std::fs::read_dir(directory).expect("a directory");
+    let mut names: Vec<OsString> = entries.flatten().map(|entry| entry.file_name()).collect();
+    names.sort();
+    names
+}
+
+/// Reads a container image. Every entry that the archive's reader returns is a range of the archive, after
+/// the one before; and an image, accepted or not, creates nothing but its spool.
+pub fn image_archive(bytes: &[u8]) {
+    let (mut reader, mut end) = (TarReader::new(bytes), 0);
+    while let Ok(Some(entry)) = reader.next_entry() {
+        assert!(entry.offset >= end + 512, "a header precedes the content");
+        let mut content = Vec::new();
+        if reader.read_to_end(&mut content).is_err() {
+            break;
+        }
+        assert_eq!(content.len() as u64, entry.length);
+        end = entry.offset + entry.length;
+        assert!(bytes[entry.offset as usize..end as usize] == content, "the content is where it should be");
+    }
+    with_file(bytes, |directory| {
+        let mut builder = ArtifactBuilder::new(directory, ArtifactLimits::default()).expect("a builder");
+        let _ = builder.add_image(&directory.join("input"), None);
+        assert_eq!(names_in(directory), ["input", "spool"]);
+    });
+}
+
+/// Unpacks an artifact: a tree appears in its own directory, or the bytes are refused.
+pub fn packed_artifact(bytes: &[u8]) {
+    with_file(bytes, |directory| {
+        let file = File::open(directory.join("input")).expect("the file");
+        let Ok((index, contents)) = read_index(&file) else { return };
+        assert_eq!(contents + index.file_bytes(), bytes.len() as u64);
+        let unpacked = unpack(&file, index.root(), &directory.join("tree"));
+        assert_eq!(names_in(directory), ["input", "tree"]);
+        if unpacked.is_ok() {
+            let place = |entry: &ArtifactEntry| directory.join("tree").join(&entry.path);
+            assert!(index.entries.iter().all(|entry| place(entry).symlink_metadata().is_ok()));
+        }
+    });
+}
+
 /// The same entry points on mutated valid input, in every test run; the fuzzer covers more.
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::Gguf;
+    use crate::testing::{Gguf, ImageWriter, TarWriter};
     use crate::wire::{ListPage, ListedObject};
     use proptest::prelude::*;
     use protocol::Digest;
@@ -96,6 +160,7 @@ mod tests {
         let manifest = ModelManifest {
             version: 1,
             name: "tiny".parse().expect("a name"),
+            kind: protocol::model::StoredKind::Model,
             erasure: ErasureCode { data: 2, parity: 1 },
             segments_per_object: 2,
             nonce: ModelNonce([7; 16]),
@@ -115,6 +180,35 @@ mod tests {
         protocol::canonical::to_bytes(&ListPage { objects, more: true })
     }
 
+    fn layer() -> TarWriter {
+        TarWriter::default().program("bin/run").link("bin/sh", "run").file(".wh.old", b"")
+    }
+
+    fn sound_image() -> Vec<u8> {
+        ImageWriter::new(vec![layer()]).docker()
+    }
+
+    fn sound_artifact() -> Vec<u8> {
+        let work = tempfile::tempdir().expect("a directory");
+        let image = work.path().join("image.tar");
+        std::fs::write(&image, sound_image()).expect("written");
+        let mut builder = ArtifactBuilder::new(work.path(), ArtifactLimits::default()).expect("a builder");
+        let start = builder.add_image(&image, None).expect("an image");
+        let packed = builder.pack(protocol::artifact::ArtifactStart {
+            command: start.command,
+            environment: start.environment,
+            working_directory: start.working_directory,
+            architecture: start.architecture,
+        });
+        std::fs::read(packed.expect("packed").path).expect("read")
+    }
+
+    #[test]
+    fn an_image_and_an_artifact_pass_unchanged() {
+        image_archive(&sound_image());
+        packed_artifact(&sound_artifact());
+    }
+
     #[test]
     fn a_page_may_claim_any_time() {
         crate::remote::check_page(&sound_page());
@@ -125,7 +219,7 @@ mod tests {
         fn mutated_input_violates_no_property(
             edits in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4),
             cut in any::<prop::sample::Index>(),
-            which in 0..5_usize,
+            which in 0..7_usize,
         ) {
             let request = format!("{}\nbytes=3-9", crate::geometry::object_path(ModelNonce([1; 16]), 0, 0));
             let (mut bytes, check): (Vec<u8>, fn(&[u8])) = match which {
@@ -133,6 +227,8 @@ mod tests {
                 1 => (Gguf::of(&[("a", 30), ("b", 0), ("c", 7)]).bytes(), gguf_header),
                 2 => (sound_manifest(), manifest),
                 3 => (sound_page(), shard_request),
+                4 => (sound_image(), image_archive),
+                5 => (sound_artifact(), packed_artifact),
                 _ => (request.into_bytes(), shard_request),
             };
             let length = bytes.len();

@@ -160,6 +160,7 @@ pub async fn import(
     };
     let record = ModelRecord {
         name: manifest.name.clone(),
+        kind: manifest.kind,
         root: manifest.root(),
         bytes: manifest.file_bytes(),
         segments: manifest.segments.len() as u64,
@@ -236,6 +237,7 @@ fn plan(
     let manifest = ModelManifest {
         version: 1,
         name: options.name.clone(),
+        kind: source.kind,
         erasure: options.erasure,
         segments_per_object: options.segments_per_object,
         nonce: options.nonce,

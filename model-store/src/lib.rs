@@ -1,5 +1,5 @@
-//! Dispersed storage of models: manifests, tensor-aligned segments, erasure coding, encryption, placement,
-//! verified range reads, repair.
+//! Dispersed storage of models and artifacts: manifests, tensor-aligned segments, erasure coding, encryption,
+//! placement, verified range reads, repair.
 //!
 //! A model is a set of files laid end to end in one *weights map*. It is cut along tensor boundaries into
 //! *segments* of at most 1 MiB. Each segment is encrypted (AES-256-GCM), split and extended by Reed-Solomon
@@ -11,6 +11,8 @@
 //! - [`verify`] checks every shard, [`repair`] rewrites the wrong and missing ones; neither needs the key.
 //! - [`sweep`] removes forgotten models and the leftovers of incomplete imports (garbage collection).
 //! - [`Store`] is one `file://`, `s3://` or `node://` store; [`ShardService`] offers directories to peers.
+//! - [`ArtifactBuilder`] packs the root file system of a program into one file, which is stored like a model;
+//!   [`ArtifactCache`] keeps unpacked trees on a node.
 //! - [`ModelKey`], [`EncryptionSecret`], [`wrap_key`], [`unwrap_key`] control read access.
 //!
 //! Out of scope: the meaning of tensors, and decisions, which callers take from a verified history
@@ -18,6 +20,7 @@
 //! on the threads of a [`Pool`], never on tokio's; only waiting for other machines is asynchronous.
 
 mod age;
+mod artifact;
 mod codec;
 mod destination;
 mod disk;
@@ -44,6 +47,10 @@ mod sweep;
 mod testing;
 mod wire;
 
+pub use artifact::{
+    ArtifactBuilder, ArtifactCache, ArtifactError, ArtifactLimits, CachedTree, ImageStart, PackedArtifact,
+    TreeFault, TreeInUse,
+};
 pub use destination::{Destination, MapDestination, MemoryDestination};
 pub use error::{ImportError, KeyError, PlacementError, ReadError, StoreError, SweepError};
 pub use fault::{FaultKind, FaultSink, ShardFault, log_faults};

@@ -3,14 +3,17 @@
 //!
 //! Names that begin with a dot (`.git`, `.cache`, `.gitattributes`) are skipped: they belong to tools, not to
 //! a model. Links that stay inside the directory are followed. Links from a snapshot in Hugging Face's cache
-//! to the blobs beside it are followed too. Other links are refused.
+//! to the blobs beside it are followed too. Other links are refused. A file that is a packed artifact is
+//! stored as one, under one path.
 
 pub(crate) mod gguf;
 pub(crate) mod safetensors;
 
+use crate::artifact::{ArtifactError, is_packed, read_index};
 use crate::error::ImportError;
 use crate::layout::{Extent, Rank};
-use protocol::model::{FILES_MAX, is_safe_path};
+use protocol::artifact::ARTIFACT_FILE;
+use protocol::model::{FILES_MAX, StoredKind, is_safe_path};
 use std::fs::{self, File, Metadata};
 use std::io::{self, BufReader, ErrorKind};
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -29,7 +32,10 @@ const PICKLE_ENDINGS: [&str; 8] = ["bin", "pt", "pth", "ckpt", "pkl", "pickle", 
 pub struct InspectedModel {
     /// Files in the order of the weights map.
     pub files: Vec<SourceFile>,
-    /// Architecture: `bert`, `llama`, ... from `config.json`; `gguf` or `file` without one.
+    /// Kind, by the content: a packed artifact, or a model.
+    pub kind: StoredKind,
+    /// Architecture: `bert`, `llama`, ... from `config.json`; `gguf` or `file` without one; of an artifact,
+    /// its processor.
     pub architecture: String,
     /// Notes for the operator, as sentences.
     pub notes: Vec<String>,
@@ -123,7 +129,7 @@ pub fn inspect(path: &Path) -> Result<InspectedModel, ImportError> {
     let files: Result<Vec<_>, _> = found.into_iter().map(|(path, at, meta)| look(path, at, &meta)).collect();
     let files = files?;
     let architecture = check_directory(&files)?;
-    Ok(InspectedModel { notes: notes(&files), files, architecture })
+    Ok(InspectedModel { notes: notes(&files), files, kind: StoredKind::Model, architecture })
 }
 
 /// Returns notes on the files that are stored although no built-in engine can use them.
@@ -137,9 +143,25 @@ fn notes(files: &[SourceFile]) -> Vec<String> {
 
 fn inspect_file(path: &Path, metadata: &Metadata) -> Result<InspectedModel, ImportError> {
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_string();
+    let file = File::open(path).map_err(|error| unreadable(path, error))?;
+    if is_packed(&file) {
+        return inspect_artifact(path, metadata, &file);
+    }
     let architecture = if name.ends_with(".gguf") { "gguf" } else { "file" };
     let files = vec![look(name, path.into(), metadata)?];
-    Ok(InspectedModel { notes: notes(&files), files, architecture: architecture.into() })
+    let architecture = architecture.to_string();
+    Ok(InspectedModel { notes: notes(&files), files, kind: StoredKind::Model, architecture })
+}
+
+fn inspect_artifact(path: &Path, metadata: &Metadata, file: &File) -> Result<InspectedModel, ImportError> {
+    let damaged = |error: ArtifactError| ImportError::Damaged {
+        path: ARTIFACT_FILE.into(),
+        reason: protocol::error_chain(&error),
+    };
+    let (index, _) = read_index(file).map_err(damaged)?;
+    let files = vec![look(ARTIFACT_FILE.into(), path.into(), metadata)?];
+    let kind = StoredKind::Artifact { tree: index.root() };
+    Ok(InspectedModel { notes: Vec::new(), files, kind, architecture: index.start.architecture })
 }
 
 /// Returns the directory of the blobs of a snapshot in Hugging Face's cache. The snapshot is

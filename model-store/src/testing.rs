@@ -2,9 +2,11 @@
 //! demand.
 
 mod endless;
+mod image;
 mod link;
 
 pub(crate) use endless::Endless;
+pub(crate) use image::{ImageWriter, TarWriter, gzip, with_checksum};
 pub(crate) use link::{Cloud, OVERSENT_CHUNK_BYTES, Oversender, PutFailure, SimulatedLink};
 
 use crate::*;

@@ -181,6 +181,8 @@ codes! {
     MODEL_IN_USE = "model-in-use";
     /// The circle decided to forget the model.
     MODEL_FORGOTTEN = "model-forgotten";
+    /// A name or root stands for a stored item of another kind.
+    MODEL_KIND_WRONG = "model-kind-wrong";
     /// The recipient holds another wrap of the model's key.
     WRAP_HELD = "wrap-held";
     /// The recipient does not hold the wrap that a complaint names.
@@ -309,6 +311,33 @@ codes! {
     SHARD_WRONG = "shard-wrong";
     /// Too few valid shards are left to rebuild a segment.
     SHARD_TOO_FEW = "shard-too-few";
+
+    /// An image is neither `docker save`'s nor an OCI layout, or contradicts its own digests or sizes.
+    ARTIFACT_IMAGE_INVALID = "artifact-image-invalid";
+    /// An artifact has a path that leaves its root or cannot be stored.
+    ARTIFACT_PATH_REFUSED = "artifact-path-refused";
+    /// A link of an artifact leads out of its root, or a hard link names no earlier file.
+    ARTIFACT_LINK_REFUSED = "artifact-link-refused";
+    /// An image holds a device, a pipe or a socket.
+    ARTIFACT_DEVICE_REFUSED = "artifact-device-refused";
+    /// An artifact exceeds a limit on entries, bytes or layers.
+    ARTIFACT_TOO_LARGE = "artifact-too-large";
+    /// An artifact has no entry point, or its tree lacks it.
+    ARTIFACT_ENTRY_POINT_MISSING = "artifact-entry-point-missing";
+    /// A packed artifact does not match its root, or its index contradicts itself.
+    ARTIFACT_INVALID = "artifact-invalid";
+    /// A file of an image, a build or a cache of artifacts cannot be read or written.
+    ARTIFACT_UNREADABLE = "artifact-unreadable";
+    /// An unpacked tree in a node's cache differed from its root, and was removed.
+    ARTIFACT_TREE_CHANGED = "artifact-tree-changed";
+    /// The trees in use leave too little space in a node's cache for another one.
+    ARTIFACT_CACHE_FULL = "artifact-cache-full";
+    /// Another process uses the tree in the cache.
+    ARTIFACT_IN_USE = "artifact-in-use";
+    /// A build would be incomplete or not reproducible: a requirement without a hash, a missing library.
+    ARTIFACT_BUILD_REFUSED = "artifact-build-refused";
+    /// A wheel is missing, has another hash, or cannot be read.
+    WHEEL_REFUSED = "wheel-refused";
 
     /// No process answers at a peer's address.
     PEER_UNREACHABLE = "peer-unreachable";

@@ -260,6 +260,12 @@ wrapped!(
     Digest
 );
 wrapped!(
+    /// Root of an artifact: the digest of its index, which names every file of its tree, its entry point,
+    /// environment and working directory.
+    ArtifactRoot,
+    Digest
+);
+wrapped!(
     /// Id of one start of a machine. Two values of [`BootTime`] compare only within one start.
     BootId,
     Digest

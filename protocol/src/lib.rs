@@ -10,6 +10,7 @@
 pub mod agent;
 pub mod agent_state;
 pub mod api;
+pub mod artifact;
 pub mod canonical;
 pub mod digest;
 pub mod display;
@@ -36,8 +37,8 @@ pub use digest::Digest;
 pub use error_chain::error_chain;
 pub use error_code::ErrorCode;
 pub use ids::{
-    BootId, BootTime, CircleId, Epoch, Fence, HaltId, MemberId, Millis, ModelName, ModelRoot, NodeId,
-    NodeName, ProposalId, ReplicaId, ServiceName, SlotIndex, StoreName, TokenName,
+    ArtifactRoot, BootId, BootTime, CircleId, Epoch, Fence, HaltId, MemberId, Millis, ModelName, ModelRoot,
+    NodeId, NodeName, ProposalId, ReplicaId, ServiceName, SlotIndex, StoreName, TokenName,
 };
 pub use keys::{EncryptionKey, HybridSignature, MemberKeys, PublicKey, Signature};
 pub use passkey::{Passkey, PasskeyAssertion, PasskeyKey, PasskeyPolicy, PasskeyRegistration};

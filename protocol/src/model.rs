@@ -2,9 +2,10 @@
 //! segment is encrypted and erasure-coded into shards. The manifest names every segment and shard; its digest
 //! names the model.
 
+use crate::artifact::ARTIFACT_FILE;
 use crate::digest::Digest;
 use crate::fixed_bytes::fixed_bytes;
-use crate::ids::{CircleId, MemberId, ModelName, ModelRoot, NodeId};
+use crate::ids::{ArtifactRoot, CircleId, MemberId, ModelName, ModelRoot, NodeId};
 use crate::keys::{ByteString, EncryptionKey, HybridSignature, PublicKey, Signature};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -66,6 +67,30 @@ impl ErasureCode {
     }
 }
 
+/// Kind of a stored item. Every kind is stored, wrapped, garbage-collected and forgotten in the same way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum StoredKind {
+    /// Model: weights, configuration and tokenizer of an engine.
+    Model,
+    /// Artifact: the packed root file system of a program ([`crate::artifact`]).
+    Artifact {
+        /// Root of the packed tree: equal for equal trees, whatever key and nonce they are stored with.
+        tree: ArtifactRoot,
+    },
+}
+
+impl StoredKind {
+    /// Returns the kind's name, as listings show it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Model => "model",
+            Self::Artifact { .. } => "artifact",
+        }
+    }
+}
+
 /// File of a model, as a range of the weights map.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -100,6 +125,8 @@ pub struct ModelManifest {
     pub version: u32,
     /// Name that people gave the model.
     pub name: ModelName,
+    /// Kind of the stored item.
+    pub kind: StoredKind,
     /// Erasure code of all segments.
     pub erasure: ErasureCode,
     /// Number of segments that share one stored object per shard index.
@@ -175,6 +202,9 @@ impl ModelManifest {
             require!(*offset >= end, "file `{path}` overlaps the one before");
             end = offset.checked_add(*length).filter(|end| *end <= i64::MAX as u64).unwrap_or(u64::MAX);
             require!(end != u64::MAX, "file `{path}` is too long");
+        }
+        if let StoredKind::Artifact { .. } = self.kind {
+            require!(count == 1 && self.files[0].path == ARTIFACT_FILE, "an artifact is one packed file");
         }
         debug_assert_eq!(end, self.map_bytes(), "the last file ends the map");
         Ok(())
@@ -272,6 +302,8 @@ pub struct StoreReference {
 pub struct ModelRecord {
     /// Name that people gave the model.
     pub name: ModelName,
+    /// Kind of the stored item.
+    pub kind: StoredKind,
     /// Root of the model: its identity.
     pub root: ModelRoot,
     /// Size of all files in bytes.
@@ -282,7 +314,8 @@ pub struct ModelRecord {
     pub erasure: ErasureCode,
     /// Stores, one per shard, in shard order.
     pub stores: Vec<StoreReference>,
-    /// Architecture, such as `bert` or `llama`, read from the model's `config.json` at import.
+    /// Architecture, read at import: of a model, such as `bert` or `llama`, from its `config.json`; of an
+    /// artifact, its processor, such as `amd64`.
     pub architecture: String,
 }
 
@@ -422,6 +455,7 @@ mod tests {
         ModelManifest {
             version: 1,
             name: "tiny".parse().expect("a valid name"),
+            kind: StoredKind::Model,
             erasure: ErasureCode { data: 2, parity: 1 },
             segments_per_object: 16,
             nonce: ModelNonce([7; 16]),
@@ -452,6 +486,9 @@ mod tests {
         type Edit = fn(&mut ModelManifest);
         let cases: &[(&str, Edit)] = &[
             ("version", |m| m.version = 2),
+            ("one packed file", |m| {
+                m.kind = StoredKind::Artifact { tree: ArtifactRoot(Digest::of(b"tree")) };
+            }),
             ("0 data shards", |m| m.erasure.data = 0),
             ("33 parity shards", |m| m.erasure.parity = 33),
             ("names 3 shards", |m| m.erasure.parity = 2),

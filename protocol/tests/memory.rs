@@ -10,7 +10,7 @@ use protocol::canonical::{CanonicalError, MEMORY_BYTES_MIN, from_bytes, from_own
 use protocol::governance::{Bundle, Genesis, Quorum};
 use protocol::limits::{MODEL_MANIFEST_BYTES_MAX, SYNC_BYTES_MAX};
 use protocol::manifest::Isolation;
-use protocol::model::{ErasureCode, ModelFile, ModelManifest, ModelNonce, Segment};
+use protocol::model::{ErasureCode, ModelFile, ModelManifest, ModelNonce, Segment, StoredKind};
 use protocol::{CircleId, Digest, Fence, NodeId, PublicKey, ServiceName, SlotIndex};
 use serde::{Serialize, de::DeserializeOwned};
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -253,6 +253,7 @@ fn manifest(segments: u32) -> ModelManifest {
     ModelManifest {
         version: 1,
         name: "m".parse().unwrap(),
+        kind: StoredKind::Model,
         erasure: ErasureCode { data: 1, parity: 0 },
         segments_per_object: 60,
         nonce: ModelNonce([0; 16]),

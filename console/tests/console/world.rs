@@ -16,7 +16,7 @@ use protocol::governance::*;
 use protocol::halt::{Halt, HaltScope, SignedHalt};
 use protocol::keys::{ByteString, EncryptionKey, signing_input};
 use protocol::manifest::Manifest;
-use protocol::model::{ErasureCode, ModelRecord};
+use protocol::model::{ErasureCode, ModelRecord, StoredKind};
 use protocol::passkey::PasskeyPolicy;
 use protocol::{
     Digest, Epoch, Fence, MemberId, Millis, NodeId, ProposalId, PublicKey, Refusal, ReplicaId, Signature,
@@ -414,6 +414,7 @@ impl ConsoleBackend for World {
         };
         let model = ModelRecord {
             name: service.model.name.clone(),
+            kind: StoredKind::Model,
             root: service.model.root,
             bytes: 90_000_000,
             segments: 23,

@@ -8,7 +8,9 @@ use super::output::table;
 use super::proposals::{ProposerArguments, reason_or};
 use super::sharing::{member_key, share_after};
 use crate::context::Context;
+use crate::member_key::MemberKey;
 use crate::node::{self, ModelAccess};
+use crate::print;
 use crate::session::Session;
 use anyhow::Result;
 use clap::{Args, Subcommand};
@@ -17,8 +19,9 @@ use protocol::api::Page;
 use protocol::display::counted;
 use protocol::governance::Change;
 use protocol::manifest::{ModelChoice, format_bytes};
-use protocol::model::{ErasureCode, ModelRecord};
-use protocol::{ModelName, ModelRoot, Refusal, error_code};
+use protocol::model::{ErasureCode, ModelRecord, StoredKind};
+use protocol::{ArtifactRoot, ModelName, ModelRoot, Refusal, error_code};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 #[derive(Debug, Subcommand)]
@@ -88,12 +91,14 @@ pub(crate) struct SweepArguments {
 Examples:
   quorate model forget old-minilm
   quorate model forget old-minilm --grace 0s --reason 'replaced by minilm-2'
+  quorate artifact forget old-trainer
 
-The members vote, as on any sensitive change. Once approved, no service can name the model again, and
-its name is never given to another. After the grace period its key is deleted, which ends the model
-for ever; `quorate model sweep` removes its objects from the stores.")]
+The members vote, as on any sensitive change. Once approved, no service or job can name the item again,
+and its name is never given to another. After the grace period its key is deleted, which removes the item
+permanently; `quorate model sweep` removes its objects from the stores.")]
 pub(crate) struct ForgetArguments {
-    /// Name of the model
+    /// Name of the stored item
+    #[arg(value_name = "NAME")]
     model: ModelName,
     /// Root of a complete model that is not registered; `quorate model sweep` lists them
     #[arg(long)]
@@ -116,7 +121,14 @@ Examples:
 pub(crate) struct ImportArguments {
     /// Hugging Face model directory, single file, or `hf:owner/name`
     source: String,
-    /// Name of the model
+    #[command(flatten)]
+    storage: StorageArguments,
+}
+
+/// Arguments of every command that stores an item.
+#[derive(Debug, Args)]
+pub(super) struct StorageArguments {
+    /// Name of the stored item
     #[arg(long)]
     name: ModelName,
     /// Number of shards that suffice to rebuild a segment
@@ -139,6 +151,38 @@ pub(crate) struct ImportArguments {
     key: Option<PathBuf>,
 }
 
+/// Key, history, node and stores of a command that stores an item.
+pub(super) struct StorageSession {
+    pub(super) member: MemberKey,
+    pub(super) session: Session,
+    /// State directory of the node.
+    pub(super) directory: PathBuf,
+    pub(super) access: ModelAccess,
+    pub(super) request: node::ImportRequest,
+}
+
+impl StorageArguments {
+    /// Opens the member's key, the circle's history and the node, and finds the stores.
+    pub(super) async fn open(self, context: &Context) -> Result<StorageSession> {
+        let member = member_key(context, self.key)?;
+        let session = Session::open(context).await?;
+        let directory = node_directory(context, self.node)?;
+        let access = ModelAccess::open(&directory, &session.circle)?;
+        let stores = if self.store.is_empty() {
+            access.stores_of_all_nodes(&session.circle).await?
+        } else {
+            self.store.iter().map(|url| node::store_reference(url)).collect()
+        };
+        let request = node::ImportRequest {
+            name: self.name,
+            erasure: ErasureCode { data: self.data, parity: self.parity },
+            stores,
+            shards_per_domain_max: self.shards_per_domain.unwrap_or(self.parity),
+        };
+        Ok(StorageSession { member, session, directory, access, request })
+    }
+}
+
 pub(crate) async fn run(command: ModelCommand, environment: &Environment) -> Result<()> {
     let context = environment.context()?;
     match command {
@@ -149,45 +193,72 @@ pub(crate) async fn run(command: ModelCommand, environment: &Environment) -> Res
             Ok(())
         }
         ModelCommand::Show { model } => {
-            let record = find(&context, &model).await?;
+            let record = find(&context, &model, "model").await?;
             environment.output().print(&record, show);
             Ok(())
         }
         ModelCommand::Verify { model, node } => {
-            let (access, record) = access(&context, &model, node).await?;
-            let report = access.verify(&record, progress_bar(record.segments)).await?;
-            environment.output().print(&report, node::HealthSummary::text);
-            let Some(code) = report.code() else { return Ok(()) };
-            let message = format!("{}; next: quorate model repair {model}", counted(report.faults, "fault"));
-            Err(Refusal::new(code, message).into())
+            let (access, record) = access(&context, &model, node, "model").await?;
+            verify(&access, &record, environment).await
         }
         ModelCommand::Repair { model, node } => {
-            let (access, record) = access(&context, &model, node).await?;
-            let report = access.repair(&record, progress_bar(record.segments)).await?;
-            environment.output().print(&report, node::RepairSummary::text);
-            let Some(code) = report.code() else { return Ok(()) };
-            let message = match report.found.segments_lost {
-                0 => format!("{model} is not fully repaired; repair it again once every store answers"),
-                lost => format!(
-                    "{} of {model} cannot be rebuilt unless a lost store returns",
-                    counted(lost, "segment")
-                ),
-            };
-            Err(Refusal::new(code, message).into())
+            let (access, record) = access(&context, &model, node, "model").await?;
+            repair(&access, &record, environment).await
         }
-        ModelCommand::Forget(arguments) => forget(arguments, &context, environment).await,
+        ModelCommand::Forget(arguments) => {
+            propose_forgetting(arguments, "model", &context, environment).await
+        }
         ModelCommand::Sweep(arguments) => sweep(arguments, &context, environment).await,
     }
 }
 
-async fn forget(arguments: ForgetArguments, context: &Context, environment: &Environment) -> Result<()> {
+/// Verifies every shard of a stored item.
+pub(super) async fn verify(
+    access: &ModelAccess,
+    record: &ModelRecord,
+    environment: &Environment,
+) -> Result<()> {
+    let report = access.verify(record, progress_bar(record.segments)).await?;
+    environment.output().print(&report, node::HealthSummary::text);
+    let Some(code) = report.code() else { return Ok(()) };
+    let faults = counted(report.faults, "fault");
+    let message = format!("{faults}; next: quorate {} repair {}", record.kind.name(), record.name);
+    Err(Refusal::new(code, message).into())
+}
+
+/// Rewrites the wrong and missing shards of a stored item.
+pub(super) async fn repair(
+    access: &ModelAccess,
+    record: &ModelRecord,
+    environment: &Environment,
+) -> Result<()> {
+    let report = access.repair(record, progress_bar(record.segments)).await?;
+    environment.output().print(&report, node::RepairSummary::text);
+    let Some(code) = report.code() else { return Ok(()) };
+    let name = &record.name;
+    let message = match report.found.segments_lost {
+        0 => format!("{name} is not fully repaired; repair it again once every store answers"),
+        lost => {
+            format!("{} of {name} cannot be rebuilt unless a lost store returns", counted(lost, "segment"))
+        }
+    };
+    Err(Refusal::new(code, message).into())
+}
+
+/// Proposes to forget a stored item of this kind.
+pub(super) async fn propose_forgetting(
+    arguments: ForgetArguments,
+    kind: &str,
+    context: &Context,
+    environment: &Environment,
+) -> Result<()> {
     let ForgetArguments { model: name, root, grace, reason, proposer } = arguments;
     let session = Session::open(context).await?;
     let root = match root {
         Some(root) => root,
-        None => find(context, &name).await?.root,
+        None => find(context, &name, kind).await?.root,
     };
-    let reason = reason_or(reason, || format!("forget model {name}"));
+    let reason = reason_or(reason, || format!("forget {kind} {name}"));
     let grace_seconds = u32::try_from(grace.as_secs()).unwrap_or(u32::MAX);
     let change = Change::ForgetModel { model: ModelChoice { name, root }, grace_seconds };
     proposer.propose(environment, &session, change, reason).await?;
@@ -196,7 +267,8 @@ async fn forget(arguments: ForgetArguments, context: &Context, environment: &Env
 
 async fn sweep(arguments: SweepArguments, context: &Context, environment: &Environment) -> Result<()> {
     let session = Session::open(context).await?;
-    let access = ModelAccess::open(&node_directory(context, arguments.node)?, &session.circle)?;
+    let directory = node_directory(context, arguments.node)?;
+    let access = ModelAccess::open(&directory, &session.circle)?;
     let stores = if arguments.store.is_empty() {
         access.stores_of_all_nodes(&session.circle).await?
     } else {
@@ -205,6 +277,9 @@ async fn sweep(arguments: SweepArguments, context: &Context, environment: &Envir
     let (older_than, remove) = (arguments.older_than.into(), !arguments.dry_run);
     let report = access.sweep(&session, &stores, older_than, remove, progress_bar(0)).await?;
     environment.output().print(&report, node::SweepSummary::text);
+    if remove {
+        remove_unregistered_trees(&session, &directory).await?;
+    }
     if report.failures.is_empty() {
         return Ok(());
     }
@@ -213,26 +288,54 @@ async fn sweep(arguments: SweepArguments, context: &Context, environment: &Envir
     Err(Refusal::new(error_code::SWEEP_INCOMPLETE, message).into())
 }
 
-async fn find(context: &Context, model: &ModelName) -> Result<ModelRecord> {
-    let models: Vec<ModelRecord> = context.client()?.list("/v1/models").await?;
-    let found = models.into_iter().find(|record| record.name == *model);
-    found.ok_or_else(|| {
-        let message = format!("no model `{model}`; `quorate model list` shows all");
-        Refusal::new(error_code::MODEL_NOT_FOUND, message).into()
-    })
+/// Removes from this node's cache the trees of artifacts that are not registered, such as forgotten ones.
+async fn remove_unregistered_trees(session: &Session, directory: &Path) -> Result<()> {
+    let records: Vec<ModelRecord> = session.client.list("/v1/models").await?;
+    let tree = |record: &ModelRecord| match record.kind {
+        StoredKind::Artifact { tree } => Some(tree),
+        StoredKind::Model => None,
+    };
+    let registered: BTreeSet<ArtifactRoot> = records.iter().filter_map(tree).collect();
+    let cache = node::artifact_cache(directory)?;
+    let removed = cache.retain(&registered).map_err(|error| Refusal::of(error.code(), &error))?;
+    if !removed.is_empty() {
+        let trees = counted(removed.len() as u64, "unpacked tree");
+        print::err(format_args!("removed {trees} from this node's cache of artifacts"));
+    }
+    Ok(())
 }
 
-async fn access(
+/// Finds the stored item of this name and kind in the register.
+pub(super) async fn find(context: &Context, name: &ModelName, kind: &str) -> Result<ModelRecord> {
+    let records: Vec<ModelRecord> = context.client()?.list("/v1/models").await?;
+    of_kind(records.into_iter().find(|record| record.name == *name), name, kind).map_err(Into::into)
+}
+
+fn of_kind(found: Option<ModelRecord>, name: &ModelName, kind: &str) -> Result<ModelRecord, Refusal> {
+    let Some(record) = found else {
+        let message = format!("no {kind} `{name}`; `quorate {kind} list` shows all");
+        return Err(Refusal::new(error_code::MODEL_NOT_FOUND, message));
+    };
+    if record.kind.name() != kind {
+        let message = format!("`{name}` is of kind {}, not {kind}", record.kind.name());
+        return Err(Refusal::new(error_code::MODEL_KIND_WRONG, message));
+    }
+    Ok(record)
+}
+
+/// Opens the node of a command, and finds the stored item of this name and kind.
+pub(super) async fn access(
     context: &Context,
-    model: &ModelName,
+    name: &ModelName,
     node: Option<PathBuf>,
+    kind: &str,
 ) -> Result<(ModelAccess, ModelRecord)> {
     let session = Session::open(context).await?;
     let directory = node_directory(context, node)?;
-    Ok((ModelAccess::open(&directory, &session.circle)?, find(context, model).await?))
+    Ok((ModelAccess::open(&directory, &session.circle)?, find(context, name, kind).await?))
 }
 
-fn node_directory(context: &Context, node: Option<PathBuf>) -> Result<PathBuf> {
+pub(super) fn node_directory(context: &Context, node: Option<PathBuf>) -> Result<PathBuf> {
     node.or_else(|| context.node_directory.clone()).ok_or_else(|| {
         let message =
             "no node to act through: give --node DIR, the state directory of a node on this machine";
@@ -241,22 +344,8 @@ fn node_directory(context: &Context, node: Option<PathBuf>) -> Result<PathBuf> {
 }
 
 async fn import(arguments: ImportArguments, context: &Context, environment: &Environment) -> Result<()> {
-    let member = member_key(context, arguments.key)?;
-    let session = Session::open(context).await?;
-    let directory = node_directory(context, arguments.node)?;
-    let access = ModelAccess::open(&directory, &session.circle)?;
-    let stores = if arguments.store.is_empty() {
-        access.stores_of_all_nodes(&session.circle).await?
-    } else {
-        arguments.store.iter().map(|url| node::store_reference(url)).collect()
-    };
-    let erasure = ErasureCode { data: arguments.data, parity: arguments.parity };
-    let options = node::ImportRequest {
-        name: arguments.name,
-        erasure,
-        stores,
-        shards_per_domain_max: arguments.shards_per_domain.unwrap_or(arguments.parity),
-    };
+    let StorageSession { member, session, directory, access, request } =
+        arguments.storage.open(context).await?;
     let bar = progress_bar(0);
     // The node's directory has space for models; the download is removed when this value is dropped.
     let fetched = match arguments.source.strip_prefix("hf:") {
@@ -268,17 +357,17 @@ async fn import(arguments: ImportArguments, context: &Context, environment: &Env
         None => None,
     };
     let source = fetched.as_ref().map_or_else(|| PathBuf::from(&arguments.source), |folder| folder.0.clone());
-    let imported = access.import(&session, &member, &source, options, bar).await?;
+    let imported = access.import(&session, &member, &source, request, bar).await?;
     environment.output().print(&imported, node::ImportSummary::text);
     share_after(&session, &member).await;
     Ok(())
 }
 
 /// A temporary directory for downloaded files; dropping the value removes it.
-struct Fetched(PathBuf);
+pub(super) struct Fetched(pub(super) PathBuf);
 
 impl Fetched {
-    fn below(directory: &Path) -> Result<Self> {
+    pub(super) fn below(directory: &Path) -> Result<Self> {
         let folder = directory.join("fetched").join(hex::encode(host::random::random_bytes::<8>()));
         std::fs::create_dir_all(&folder)?;
         Ok(Self(folder))
@@ -298,7 +387,7 @@ fn bytes_bar() -> ProgressBar {
     ProgressBar::new(0).with_style(style)
 }
 
-fn progress_bar(length: u64) -> ProgressBar {
+pub(super) fn progress_bar(length: u64) -> ProgressBar {
     let style = ProgressStyle::with_template("{bar:30} {pos}/{len} segments {msg}")
         .expect("the template is a constant");
     ProgressBar::new(length).with_style(style)
@@ -308,6 +397,7 @@ fn models_table(models: &[ModelRecord]) -> String {
     let row = |record: &ModelRecord| {
         vec![
             record.name.to_string(),
+            record.kind.name().to_string(),
             record.architecture.clone(),
             format_bytes(record.bytes),
             record.segments.to_string(),
@@ -315,18 +405,23 @@ fn models_table(models: &[ModelRecord]) -> String {
             record.root.to_string(),
         ]
     };
-    let header = ["model", "architecture", "size", "segments", "code", "root"];
+    let header = ["name", "kind", "architecture", "size", "segments", "code", "root"];
     table(&header, models.iter().map(row).collect())
 }
 
 fn show(record: &ModelRecord) -> String {
+    models_table(std::slice::from_ref(record)) + "\n" + &stores_table(record)
+}
+
+/// Renders the store of each shard.
+pub(super) fn stores_table(record: &ModelRecord) -> String {
     let rows = record
         .stores
         .iter()
         .enumerate()
         .map(|(index, store)| vec![index.to_string(), store.url.clone(), store.failure_domain.clone()])
         .collect();
-    models_table(std::slice::from_ref(record)) + "\n" + &table(&["shard", "store", "failure domain"], rows)
+    table(&["shard", "store", "failure domain"], rows)
 }
 
 #[cfg(test)]
@@ -346,11 +441,23 @@ mod tests {
             .to_vec();
         let text = show(&record);
         let lines: Vec<&str> = text.lines().collect();
-        assert!(lines[0].starts_with("MODEL   ARCHITECTURE  SIZE"), "{text}");
-        assert!(lines[1].starts_with("minilm  bert") && lines[1].contains("4+2"), "{text}");
+        assert!(lines[0].starts_with("NAME    KIND   ARCHITECTURE  SIZE"), "{text}");
+        assert!(lines[1].starts_with("minilm  model  bert") && lines[1].contains("4+2"), "{text}");
         assert_eq!(lines[3], "SHARD  STORE                 FAILURE DOMAIN");
         assert_eq!(lines[4], "0      node://node-1/disk-0  node-1");
         assert_eq!(lines[5], "1      node://node-2/disk-0  node-2");
+    }
+
+    #[test]
+    fn a_name_of_another_kind_is_refused() {
+        let name: ModelName = "minilm".parse().expect("a name");
+        let record = crate::testing::model_record("minilm", "bert");
+        assert_eq!(of_kind(Some(record.clone()), &name, "model"), Ok(record.clone()));
+        let wrong = of_kind(Some(record), &name, "artifact").expect_err("a model");
+        assert_eq!(wrong.code, error_code::MODEL_KIND_WRONG);
+        let missing = of_kind(None, &name, "artifact").expect_err("nothing");
+        assert_eq!(missing.code, error_code::MODEL_NOT_FOUND);
+        assert!(missing.message.contains("`quorate artifact list`"), "{}", missing.message);
     }
 
     #[test]

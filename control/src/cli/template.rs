@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, anyhow};
 use clap::Subcommand;
 use human_chain::CircleState;
 use protocol::manifest::Manifest;
-use protocol::model::ModelRecord;
+use protocol::model::{ModelRecord, StoredKind};
 use protocol::{Refusal, ServiceName, error_code};
 
 #[derive(Debug, Subcommand)]
@@ -33,6 +33,11 @@ pub(crate) async fn new(command: NewCommand, environment: &Environment) -> Resul
         let message = format!("no model `{model}`; `quorate model list` shows all");
         Refusal::new(error_code::MODEL_NOT_FOUND, message)
     })?;
+    if record.kind != StoredKind::Model {
+        let message =
+            format!("`{model}` is of kind {}, not model; a service runs a model", record.kind.name());
+        return Err(Refusal::new(error_code::MODEL_KIND_WRONG, message).into());
+    }
     check_root(&session.circle, record)?;
     let name = match name {
         Some(name) => name,

@@ -10,19 +10,35 @@ use anyhow::{Result, anyhow};
 use human_chain::CircleState;
 use indicatif::ProgressBar;
 use model_store::{
-    Context as StoreContext, ImportOptions, ModelKey, NodeAddress, PlacementRule, Pool, Store,
+    ArtifactCache, Context as StoreContext, ImportOptions, ModelKey, NodeAddress, PlacementRule, Pool, Store,
 };
 use overlay::Identity;
 use protocol::api::Page;
+use protocol::artifact::ARTIFACT_BYTES_MAX;
 use protocol::governance::NodeAdmission;
 use protocol::manifest::format_bytes;
-use protocol::model::{ErasureCode, ModelRecord, StoreReference};
+use protocol::model::{ErasureCode, ModelRecord, StoreReference, StoredKind};
 use protocol::{ModelName, NodeName, Refusal};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
+
+/// Directory of the cache of artifacts in a node's state directory.
+const ARTIFACT_CACHE: &str = "artifacts";
+/// Size of a node's cache of artifacts in bytes: one of the largest artifacts, and half as much again for the
+/// blocks of its files and for smaller ones.
+const ARTIFACT_CACHE_BYTES_MAX: u64 = ARTIFACT_BYTES_MAX / 2 * 3;
+
+/// Opens the cache of unpacked artifacts of a node.
+///
+/// # Errors
+/// Returns an error if the directory cannot be read or written.
+pub fn artifact_cache(directory: &Path) -> Result<ArtifactCache, Refusal> {
+    ArtifactCache::open(&directory.join(ARTIFACT_CACHE), ARTIFACT_CACHE_BYTES_MAX)
+        .map_err(|error| Refusal::of(error.code(), &error))
+}
 
 /// Parameters of an import.
 pub struct ImportRequest {
@@ -51,7 +67,8 @@ impl ImportSummary {
     pub fn text(&self) -> String {
         let record = &self.record;
         let mut text = format!(
-            "model {}  {}  {} segments  {}+{} over {} stores\nroot {}\nwords of the root: {}",
+            "{} {}  {}  {} segments  {}+{} over {} stores\nroot {}\nwords of the root: {}",
+            record.kind.name(),
             record.name,
             format_bytes(record.bytes),
             record.segments,
@@ -61,6 +78,9 @@ impl ImportSummary {
             record.root,
             human_chain::words_of(&record.root.0).join(" "),
         );
+        if let StoredKind::Artifact { tree } = record.kind {
+            text.push_str(&format!("\ntree {tree}"));
+        }
         for note in &self.notes {
             text.push_str(&format!("\nnote: {note}"));
         }

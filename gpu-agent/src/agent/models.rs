@@ -9,7 +9,7 @@ use model_store::{
 };
 use protocol::error_code;
 use protocol::manifest::ServiceManifest;
-use protocol::model::{ModelManifest, ModelRecord, SignedWrap};
+use protocol::model::{ModelManifest, ModelRecord, SignedWrap, StoredKind};
 use protocol::order::SlotOrder;
 use protocol::worker::{SegmentRange, WorkerManifest};
 use protocol::{Digest, ModelRoot};
@@ -221,6 +221,10 @@ impl Models {
             return Err(Refusal::new(error_code::MODEL_MANIFEST_INVALID, message));
         }
         check_size(&manifest, &source.record)?;
+        if manifest.kind != StoredKind::Model {
+            let message = format!("`{}` is of kind {}, not model", manifest.name, manifest.kind.name());
+            return Err(Refusal::new(error_code::MODEL_KIND_WRONG, message));
+        }
         // Opening checks the key against the manifest's commitment, before any byte is read.
         let reader = self.reader(&manifest, &key, source).map_err(|error| {
             let refusal = read_refusal(&error);

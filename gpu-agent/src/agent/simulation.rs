@@ -36,7 +36,7 @@ use protocol::governance::{Bundle, GatewayEndpoint, HistoryHead, NodeRole};
 use protocol::halt::{HALTS_PAGE_MAX, HaltCursor, HaltsAnswer, HaltsRequest, SignedHalt};
 use protocol::limits::LEASE_MS;
 use protocol::manifest::{Isolation, ServiceManifest};
-use protocol::model::{ErasureCode, ModelFile, ModelManifest, ModelNonce, Segment};
+use protocol::model::{ErasureCode, ModelFile, ModelManifest, ModelNonce, Segment, StoredKind};
 use protocol::order::SignedOrder;
 use protocol::{BootTime, Digest, Fence, Millis, ModelRoot, NodeId, SlotIndex, canonical, error_code};
 use sandbox::Start;
@@ -156,6 +156,7 @@ pub(super) fn tiny() -> ModelManifest {
     ModelManifest {
         version: 1,
         name: "tiny".parse().unwrap(),
+        kind: StoredKind::Model,
         erasure,
         segments_per_object: 1,
         nonce: ModelNonce([0; 16]),

@@ -83,6 +83,7 @@ macro_rules! agreements {
 }
 
 agreements! {
+    artifact_indexes: stored::artifact_index();
     ballots: governed::signed_ballot();
     bundles: governed::bundle();
     desired_states: stored::desired();

@@ -86,6 +86,7 @@ macro_rules! laws {
 }
 
 laws! {
+    artifact_indexes: stored::artifact_index();
     assignments_and_routes: stored::desired();
     ballots: governed::signed_ballot();
     bundles: governed::bundle();

@@ -5,9 +5,9 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use protocol::model::{
     ErasureCode, FILE_ALIGNMENT, ModelFile, ModelManifest, ModelNonce, SEGMENTS_PER_OBJECT_MAX,
-    SHARDS_OF_A_KIND_MAX, Segment, is_safe_path,
+    SHARDS_OF_A_KIND_MAX, Segment, StoredKind, is_safe_path,
 };
-use protocol::{Digest, limits};
+use protocol::{ArtifactRoot, Digest, limits};
 
 /// Returns a sound manifest: files at aligned offsets with gaps, each cut into segments, in a shuffled order.
 fn sound() -> impl Strategy<Value = ModelManifest> {
@@ -19,6 +19,7 @@ fn sound() -> impl Strategy<Value = ModelManifest> {
             let mut manifest = ModelManifest {
                 version: 1,
                 name: "tiny".parse().unwrap(),
+                kind: StoredKind::Model,
                 erasure,
                 segments_per_object,
                 nonce: ModelNonce(nonce),
@@ -58,8 +59,9 @@ fn append(manifest: &mut ModelManifest, path: String, lengths: &[u32], gap: u64)
 type Defect = fn(&mut ModelManifest, usize);
 
 /// Defects of a sound manifest that has segments; the number selects a file or a segment.
-const DEFECTS: [(&str, Defect); 16] = [
+const DEFECTS: [(&str, Defect); 17] = [
     ("is not known", |m, _| m.version += 1),
+    ("one packed file", |m, _| m.kind = StoredKind::Artifact { tree: ArtifactRoot(Digest::of(b"tree")) }),
     ("data shards, expected 1 to 32", |m, _| m.erasure.data = 0),
     ("parity shards, expected 0 to 32", |m, _| m.erasure.parity = 33),
     ("segments per object", |m, _| m.segments_per_object = 0),

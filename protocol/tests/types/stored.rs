@@ -6,18 +6,18 @@ use crate::workloads::{ISOLATIONS, TASKS, route_table, signed_order, signed_tick
 use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
-use protocol::ErrorCode;
 use protocol::agent::{
     Assignment, Desired, EnrolResponse, Gpu, NodeResources, PendingNode, SlotReport, SlotState, SyncRequest,
     SyncResponse, WorkerLine,
 };
 use protocol::agent_state::{HeldOrder, OrderBookRecord, SlotFence, Verdict};
+use protocol::artifact::{ArtifactEntry, ArtifactIndex, ArtifactStart, EntryKind};
 use protocol::error_code;
 use protocol::halt::{HaltBookRecord, HaltCursor, HaltsAnswer, HaltsRequest};
 use protocol::keys::ByteString;
 use protocol::model::{
     ErasureCode, KeyWrap, ModelFile, ModelManifest, ModelNonce, ModelRecord, Recipient, RecipientSignature,
-    Segment, SignedComplaint, SignedWrap, StoreReference, WrapComplaint,
+    Segment, SignedComplaint, SignedWrap, StoreReference, StoredKind, WrapComplaint,
 };
 use protocol::sandbox::{
     DiskArea, EngineProfile, EtcFiles, GangDevice, GroupWrite, InputMount, ProcessProfile, RankProgram,
@@ -28,6 +28,7 @@ use protocol::worker::{
     FromWorker, InitReply, InitRequest, SegmentRange, ToWorker, WorkerLoad, WorkerManifest, WorkerMetrics,
     WorkerState,
 };
+use protocol::{ArtifactRoot, ErrorCode};
 
 pub(crate) const SLOT_STATES: [SlotState; 7] = [
     SlotState::Loading,
@@ -221,16 +222,55 @@ fn erasure() -> impl Strategy<Value = ErasureCode> {
     (any::<u8>(), any::<u8>()).prop_map(|(data, parity)| ErasureCode { data, parity })
 }
 
+fn stored_kind() -> impl Strategy<Value = StoredKind> {
+    prop_oneof![
+        Just(StoredKind::Model),
+        digest().prop_map(|tree| StoredKind::Artifact { tree: ArtifactRoot(tree) })
+    ]
+}
+
+fn entry_kind() -> impl Strategy<Value = EntryKind> {
+    prop_oneof![
+        Just(EntryKind::Directory),
+        (any::<bool>(), number(), digest()).prop_map(|(executable, length, digest)| EntryKind::File {
+            executable,
+            length,
+            digest
+        }),
+        text().prop_map(|target| EntryKind::Link { target }),
+    ]
+}
+
+/// Returns an artifact's index with any values, sound or not.
+pub(crate) fn artifact_index() -> impl Strategy<Value = ArtifactIndex> {
+    let entry = (text(), entry_kind()).prop_map(|(path, kind)| ArtifactEntry { path, kind });
+    let environment = proptest::collection::btree_map(text(), text(), 0..3);
+    let start = (texts(), environment, text(), text()).prop_map(
+        |(command, environment, working_directory, architecture)| ArtifactStart {
+            command,
+            environment,
+            working_directory,
+            architecture,
+        },
+    );
+    (number32(), start, vec(entry, 0..4)).prop_map(|(version, start, entries)| ArtifactIndex {
+        version,
+        start,
+        entries,
+    })
+}
+
 /// Returns a model manifest with any values, sound or not.
 pub(crate) fn model_manifest() -> impl Strategy<Value = ModelManifest> {
-    let identity = (number32(), name(), erasure(), number32());
+    let identity = (number32(), name(), stored_kind(), erasure(), number32());
     let secrets = (any::<[u8; 16]>().prop_map(ModelNonce), digest());
     let content = (vec(model_file(), 0..3), vec(segment(), 0..3), vec(number32(), 0..3));
     (identity, secrets, content).prop_map(|(identity, (nonce, key_commitment), (files, segments, order))| {
-        let (version, name, erasure, segments_per_object) = identity;
+        let (version, name, kind, erasure, segments_per_object) = identity;
         ModelManifest {
             version,
             name,
+            kind,
             erasure,
             segments_per_object,
             nonce,
@@ -244,9 +284,10 @@ pub(crate) fn model_manifest() -> impl Strategy<Value = ModelManifest> {
 
 pub(crate) fn record() -> BoxedStrategy<ModelRecord> {
     let store = (text(), text()).prop_map(|(url, failure_domain)| StoreReference { url, failure_domain });
-    (name(), root(), number(), number(), erasure(), vec(store, 0..3), text())
-        .prop_map(|(name, root, bytes, segments, erasure, stores, architecture)| ModelRecord {
+    (name(), stored_kind(), root(), number(), number(), erasure(), vec(store, 0..3), text())
+        .prop_map(|(name, kind, root, bytes, segments, erasure, stores, architecture)| ModelRecord {
             name,
+            kind,
             root,
             bytes,
             segments,

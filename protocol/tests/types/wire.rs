@@ -9,8 +9,8 @@ use ciborium::value::Value as Cbor;
 use protocol::canonical::{CanonicalError, from_bytes, to_bytes};
 use protocol::limits::JSON_BYTES_PER_CANONICAL_BYTE;
 use protocol::{
-    Digest, agent, agent_state, api, gateway, governance, halt, keys, manifest, model, order, passkey,
-    sandbox, worker,
+    Digest, agent, agent_state, api, artifact, gateway, governance, halt, keys, manifest, model, order,
+    passkey, sandbox, worker,
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value as Json;
@@ -153,6 +153,11 @@ kinds! {
     "ErasureCode" => model::ErasureCode,
     "ModelFile" => model::ModelFile,
     "Segment" => model::Segment,
+    "StoredKind" => model::StoredKind,
+    "ArtifactStart" => artifact::ArtifactStart,
+    "EntryKind" => artifact::EntryKind,
+    "ArtifactEntry" => artifact::ArtifactEntry,
+    "ArtifactIndex" => artifact::ArtifactIndex,
     "ModelManifest" => model::ModelManifest,
     "StoreReference" => model::StoreReference,
     "ModelRecord" => model::ModelRecord,

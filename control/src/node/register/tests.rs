@@ -20,7 +20,7 @@ use model_store::{EncryptionSecret, unwrap_key};
 use overlay::Identity;
 use protocol::api::{History, Page, Problem};
 use protocol::governance::*;
-use protocol::model::{ErasureCode, SignedComplaint, SignedWrapRequest};
+use protocol::model::{ErasureCode, SignedComplaint, SignedWrapRequest, StoredKind};
 use protocol::{Digest, Millis, ModelRoot, NodeId, ReplicaId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -215,6 +215,7 @@ impl Lab {
     fn record(&self, name: &str) -> ModelRecord {
         ModelRecord {
             name: name.parse().expect("a name"),
+            kind: StoredKind::Model,
             root: ModelRoot(Digest::of(name.as_bytes())),
             bytes: 1,
             segments: 1,

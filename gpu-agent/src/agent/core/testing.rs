@@ -15,7 +15,7 @@ use protocol::manifest::{
     Isolation, Manifest, ModelChoice, OnExpiry, Placement, ReplicaRange, Resources, Runtime, ServiceManifest,
     Task,
 };
-use protocol::model::{ErasureCode, KeyWrap, ModelRecord, SignedWrap};
+use protocol::model::{ErasureCode, KeyWrap, ModelRecord, SignedWrap, StoredKind};
 use protocol::order::{ORDER_DOMAIN, SignedOrder, SlotOrder};
 use protocol::{
     Digest, Fence, MemberId, Millis, ModelName, ModelRoot, NodeId, ReplicaId, Signature, SlotIndex, canonical,
@@ -226,6 +226,7 @@ pub(crate) fn service(name: &str, root: ModelRoot, max: u32) -> ServiceManifest 
 pub(crate) fn record(root: ModelRoot) -> ModelRecord {
     ModelRecord {
         name: "tiny".parse().unwrap(),
+        kind: StoredKind::Model,
         root,
         bytes: 0,
         segments: 1,

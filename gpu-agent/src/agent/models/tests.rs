@@ -4,10 +4,11 @@
 use super::*;
 use crate::agent::core::testing::{NOW, TestCircle, admission, record, service};
 use crate::agent::simulation::tiny;
-use model_store::wrap_key;
+use model_store::{ArtifactBuilder, ArtifactLimits, ImportOptions, PlacementRule, wrap_key};
 use overlay::Identity;
+use protocol::artifact::ArtifactStart;
 use protocol::keys::EncryptionKey;
-use protocol::model::Recipient;
+use protocol::model::{ErasureCode, ModelNonce, Recipient, StoreReference};
 use protocol::{Digest, MemberId, NodeId, PublicKey};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -123,6 +124,51 @@ async fn a_model_that_no_store_holds_is_refused_and_takes_no_memory() {
     assert_eq!(refusal.code, error_code::MODEL_MANIFEST_INVALID, "{refusal}");
     assert_eq!(node.models.in_memory(), []);
     assert_eq!(node.models.faults(), 0);
+}
+
+/// Imports a file into three directories, under the key that [`NodeModels::wrap`] wraps.
+async fn import_file(path: &std::path::Path, directory: &std::path::Path, nonce: u8) -> ModelRecord {
+    let store = |number: u8| {
+        let url = format!("file://{}", directory.join(format!("store-{number}")).display());
+        let reference = StoreReference { url, failure_domain: format!("domain-{number}") };
+        model_store::open_store(&reference, &Context::new()).unwrap()
+    };
+    let stores: Vec<Store> = (0..3).map(store).collect();
+    let options = ImportOptions {
+        erasure: ErasureCode { data: 2, parity: 1 },
+        placement: PlacementRule { shards_per_domain_max: 1 },
+        ..ImportOptions::new("item".parse().unwrap(), ModelNonce([nonce; 16]))
+    };
+    let (key, pool) = (ModelKey::from_bytes([3; 32]), Pool::new(1));
+    model_store::import(path, options, &stores, &key, &pool, |_| ()).await.unwrap().record
+}
+
+#[tokio::test]
+async fn an_artifact_in_the_place_of_a_model_is_refused() {
+    let node = NodeModels::new();
+    let directory = tempfile::tempdir().unwrap();
+    let mut builder = ArtifactBuilder::new(directory.path(), ArtifactLimits::default()).unwrap();
+    builder.add_file("run", true, &b"#!"[..], 2, directory.path()).unwrap();
+    let start = ArtifactStart {
+        command: vec!["/run".into()],
+        environment: BTreeMap::new(),
+        working_directory: "/".into(),
+        architecture: "amd64".into(),
+    };
+    let packed = builder.pack(start).unwrap();
+    let artifact = import_file(&packed.path, directory.path(), 1).await;
+    let text = directory.path().join("model.txt");
+    std::fs::write(&text, "weights").unwrap();
+    let model = import_file(&text, directory.path(), 2).await;
+    let source =
+        |record: &ModelRecord| ModelSource { record: record.clone(), wrap: Some(node.wrap(record.root)) };
+    let refusal = node.models.get(artifact.root, &source(&artifact)).await.expect_err("an artifact");
+    assert_eq!(refusal.code, error_code::MODEL_KIND_WRONG, "{refusal}");
+    // Control's statement of the kind does not matter: the manifest is approved by its root.
+    let lie = ModelRecord { kind: StoredKind::Model, ..artifact };
+    let refusal = node.models.get(lie.root, &source(&lie)).await.expect_err("an artifact");
+    assert_eq!(refusal.code, error_code::MODEL_KIND_WRONG, "{refusal}");
+    node.models.get(model.root, &source(&model)).await.expect("a model loads");
 }
 
 #[tokio::test]

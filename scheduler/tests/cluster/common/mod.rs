@@ -13,7 +13,7 @@ use protocol::manifest::Isolation;
 use protocol::manifest::*;
 use protocol::model::{
     ErasureCode, KeyWrap, ModelRecord, Recipient, RecipientSignature, SignedComplaint, SignedWrap,
-    StoreReference, WRAP_COMPLAINT_DOMAIN, WrapComplaint,
+    StoreReference, StoredKind, WRAP_COMPLAINT_DOMAIN, WrapComplaint,
 };
 use protocol::{
     CircleId, Digest, MemberId, Millis, ModelName, ModelRoot, NodeId, NodeName, PublicKey, ReplicaId,
@@ -177,6 +177,7 @@ pub(crate) fn model(name: &str, bytes: u64) -> ModelRecord {
     let store = |i: u8| StoreReference { url: format!("file:///s{i}"), failure_domain: format!("d{i}") };
     ModelRecord {
         name: name.parse::<ModelName>().unwrap(),
+        kind: StoredKind::Model,
         root: root(name),
         bytes,
         segments: bytes.div_ceil(1 << 20),
