@@ -491,7 +491,7 @@ mod tests {
             },
             control: vec![control],
             nodes: vec![node("n1")],
-            tokens: vec![],
+            access: protocol::access::AccessEnvelope::standard(["alice".parse().expect("a name")]),
         };
         let founders: Vec<(MemberId, &MemberSecret)> =
             people.iter().map(|(id, key)| (id.clone(), key)).collect();

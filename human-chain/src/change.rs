@@ -1,7 +1,7 @@
 //! Changes: their admissibility in the circle's state.
 
 use crate::circle::CircleState;
-use crate::{ChainError, form, halt, membership};
+use crate::{ChainError, access, form, halt, membership};
 use protocol::governance::{Change, Member, NodeAdmission};
 use protocol::limits;
 use protocol::manifest::ModelChoice;
@@ -40,6 +40,9 @@ pub(crate) fn check_change(state: &CircleState, change: &Change) -> Result<(), C
         }
         Change::SetPasskeys { member, passkeys } => state.check_passkeys(member, passkeys),
         Change::SuspendMember { member, halts } => membership::check_suspension(state, member, halts),
+        Change::SetAccess(envelope) => {
+            access::check_envelope(envelope, &state.members().map(|member| &member.id).collect())
+        }
     }
 }
 

@@ -19,14 +19,15 @@ use crate::approved::Approved;
 use crate::history::{HistoryEntry, HistoryTree};
 use crate::member::former_key;
 use crate::subject::{
-    CIRCLE_SUBJECT, HALTS_SUBJECT, circle_value, lifted_value, manifest_value, member_subject, model_subject,
+    ACCESS_SUBJECT, CIRCLE_SUBJECT, HALTS_SUBJECT, access_value, circle_value, lifted_value, manifest_value, member_subject, model_subject,
     model_value, node_subject, node_value, service_subject, suspension_value,
 };
 use crate::{ChainError, MemberSecret, form, signature_holds};
 use passkeys::MemberPasskeys;
+use protocol::access::AccessEnvelope;
 use protocol::canonical::to_bytes;
 use protocol::governance::{
-    AccessToken, ActionClass, Change, ControlReplica, GENESIS_DOMAIN, Genesis, HistoryHead, Member,
+    ActionClass, Change, ControlReplica, GENESIS_DOMAIN, Genesis, HistoryHead, Member,
     NodeAdmission, Policy, Quorum, SignedGenesis, SubjectVersion,
 };
 use protocol::halt::Halt;
@@ -100,6 +101,17 @@ pub struct LiftedHalt {
     pub lifted_at: Millis,
 }
 
+/// Bounds of access in force, and the envelopes whose grants count.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CircleAccess {
+    envelope: AccessEnvelope,
+    /// Certificate of the envelope; of that in genesis, the circle's id.
+    certificate: Digest,
+    /// Certificates of the envelopes whose grants count, if they fit the one in force.
+    counted: BTreeSet<Digest>,
+}
+
 /// State of a circle, derived from its genesis and certificates.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CircleState {
@@ -119,7 +131,7 @@ pub struct CircleState {
     policy: Policy,
     passkeys: BTreeMap<MemberId, MemberPasskeys>,
     control: Vec<ControlReplica>,
-    tokens: Vec<AccessToken>,
+    access: CircleAccess,
     nodes: BTreeMap<NodeName, NodeAdmission>,
     subjects: BTreeMap<String, (u64, Option<Digest>)>,
     services: BTreeMap<ServiceName, ApprovedService>,
@@ -174,6 +186,7 @@ impl CircleState {
             nodes.values().map(|node| (node_subject(&node.name), (1, Some(node_value(node))))).collect();
         let value = circle_value(&members.values().collect::<Vec<_>>(), &genesis.policy);
         subjects.insert(CIRCLE_SUBJECT.to_string(), (FIRST_EPOCH.0, Some(value)));
+        subjects.insert(ACCESS_SUBJECT.to_string(), (1, Some(access_value(&genesis.access))));
         let state = Self {
             id,
             name: genesis.name.clone(),
@@ -187,7 +200,11 @@ impl CircleState {
             policy: genesis.policy.clone(),
             passkeys: BTreeMap::new(),
             control: genesis.control.clone(),
-            tokens: genesis.tokens.clone(),
+            access: CircleAccess {
+                envelope: genesis.access.clone(),
+                certificate: id.0,
+                counted: BTreeSet::from([id.0]),
+            },
             nodes,
             subjects,
             services: BTreeMap::new(),
@@ -235,6 +252,7 @@ impl CircleState {
                 debug_assert_eq!(known, None, "a member is suspended once");
             }
             Change::SetPasskeys { member, passkeys } => self.apply_passkeys(member, passkeys),
+            Change::SetAccess(envelope) => self.apply_access(*envelope, certificate),
         }
         self.history.append(HistoryEntry { proposal, certificate });
     }
@@ -299,6 +317,16 @@ impl CircleState {
         self.policy = policy;
         let value = circle_value(&self.members().collect::<Vec<_>>(), &self.policy);
         self.epoch = Epoch(self.bump(CIRCLE_SUBJECT.to_string(), Some(value)));
+    }
+
+    fn apply_access(&mut self, envelope: AccessEnvelope, certificate: Digest) {
+        self.bump(ACCESS_SUBJECT.to_string(), Some(access_value(&envelope)));
+        let mut counted = std::mem::take(&mut self.access.counted);
+        if envelope.ends_earlier {
+            counted.clear();
+        }
+        counted.insert(certificate);
+        self.access = CircleAccess { envelope, certificate, counted };
     }
 
     fn bump(&mut self, subject: String, value: Option<Digest>) -> u64 {
@@ -476,10 +504,22 @@ impl CircleState {
         self.control.iter().any(|replica| replica.key == *key)
     }
 
-    /// Returns the access tokens.
+    /// Returns the bounds within which single members grant access.
     #[must_use]
-    pub fn tokens(&self) -> &[AccessToken] {
-        &self.tokens
+    pub fn access(&self) -> &AccessEnvelope {
+        &self.access.envelope
+    }
+
+    /// Returns the certificate that approved the bounds of access, by which grants name them; of those in
+    /// genesis, the circle's id.
+    #[must_use]
+    pub fn access_certificate(&self) -> Digest {
+        self.access.certificate
+    }
+
+    /// Returns whether grants under the envelope of this certificate count, within the bounds in force.
+    pub(crate) fn access_counts(&self, certificate: &Digest) -> bool {
+        self.access.counted.contains(certificate)
     }
 
     /// Returns the admitted nodes, sorted by name.
@@ -609,7 +649,11 @@ mod tests {
             },
             passkeys: BTreeMap::new(),
             control: Vec::new(),
-            tokens: Vec::new(),
+            access: CircleAccess {
+                envelope: AccessEnvelope::standard([]),
+                certificate: Digest([0; 32]),
+                counted: BTreeSet::new(),
+            },
             nodes,
             subjects: BTreeMap::new(),
             services: BTreeMap::new(),

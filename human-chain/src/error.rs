@@ -7,11 +7,11 @@ use protocol::error_code::{self, ErrorCode};
 use protocol::governance::ActionClass;
 use protocol::halt::HALTS_PER_MEMBER_MAX;
 use protocol::{
-    CircleId, Epoch, Fence, HaltId, MemberId, Millis, ModelName, ModelRoot, NodeId, NodeName, Refusal,
-    ServiceName, SlotIndex,
+    CircleId, Digest, Epoch, Fence, GrantId, HaltId, MemberId, Millis, ModelName, ModelRoot, NodeId,
+    NodeName, Refusal, ServiceName, SlotIndex, TokenName,
 };
 
-/// Reason for the rejection of a genesis, proposal, ballot, certificate or order.
+/// Reason for the rejection of a genesis, proposal, ballot, certificate, grant or order.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ChainError {
     /// A rule of form is broken; `what` names the value, `reason` the rule.
@@ -281,6 +281,42 @@ pub enum ChainError {
     /// The signature of a node does not verify.
     #[error("the signature of node {0} does not hold")]
     NodeSignatureInvalid(NodeId),
+    /// The access envelope in force does not let the member grant or revoke.
+    #[error("member `{0}` may grant no access, nor revoke a grant of others: the access envelope does not name it")]
+    GrantorRefused(MemberId),
+    /// The grant exceeds the access envelope in force; the text says how.
+    #[error("the grant is outside the access envelope: {0}")]
+    GrantOutsideEnvelope(String),
+    /// The grant names an envelope of which no grant counts any more, or one that the circle never voted.
+    #[error("the grant names the access envelope {}, whose grants do not count; issue it again", .0.short())]
+    GrantEnvelopeEnded(Digest),
+    /// The grant has expired.
+    #[error("the grant expired at {}; it is {}", show_time(*.expired_at), show_time(*.now))]
+    GrantExpired {
+        /// Expiry of the grant.
+        expired_at: Millis,
+        /// Time that it was compared with.
+        now: Millis,
+    },
+    /// The grant was revoked.
+    #[error("the grant {} was revoked and stays so; issue another", .0.short())]
+    GrantRevoked(GrantId),
+    /// As many grants or revocations are kept as there may be.
+    #[error("there are {most} {what} already; revoke some, wait for their expiry, or vote another envelope")]
+    TooManyGrants {
+        /// Kind of grant, in the plural.
+        what: &'static str,
+        /// Number that there may be.
+        most: u64,
+    },
+    /// The holder has a token or key already, or another grant names the same secret.
+    #[error("`{holder}` has {what} already, or its secret is in use; revoke it first")]
+    GrantTaken {
+        /// Holder of the grant that stands.
+        holder: TokenName,
+        /// Kind of grant, with its article.
+        what: &'static str,
+    },
 }
 
 /// Returns `1 approval does not reach`, `2 approvals do not reach`.
@@ -322,7 +358,13 @@ impl ChainError {
             Self::ModelForgotten { .. } => error_code::MODEL_FORGOTTEN,
             Self::ModelInUse { .. } => error_code::MODEL_IN_USE,
             Self::HaltLifted(_) => error_code::HALT_LIFTED,
-            Self::TooManyHalts(_) => error_code::LIMIT_REACHED,
+            Self::TooManyHalts(_) | Self::TooManyGrants { .. } => error_code::LIMIT_REACHED,
+            Self::GrantTaken { .. } => error_code::NAME_TAKEN,
+            Self::GrantorRefused(_) => error_code::GRANTOR_REFUSED,
+            Self::GrantOutsideEnvelope(_) => error_code::GRANT_OUTSIDE_ENVELOPE,
+            Self::GrantEnvelopeEnded(_) => error_code::GRANT_ENVELOPE_ENDED,
+            Self::GrantExpired { .. } => error_code::GRANT_EXPIRED,
+            Self::GrantRevoked(_) => error_code::GRANT_REVOKED,
             Self::NotAMember(_) => error_code::NOT_A_MEMBER,
             Self::DuplicateBallot(_) => error_code::BALLOT_DUPLICATE,
             Self::BallotMismatch { .. } => error_code::BALLOT_MISMATCH,

@@ -1,10 +1,11 @@
-//! Rules of form for the parts of a circle: members, policy, nodes, control replicas, tokens, manifests.
+//! Rules of form for the parts of a circle: members, policy, nodes, control replicas, manifests.
 //!
 //! The rules apply wherever such a value enters: at genesis, when proposing, and when verifying.
 
+use crate::access::check_envelope;
 use crate::{ChainError, quorum};
 use protocol::governance::{
-    AccessToken, ActionClass, ControlReplica, Genesis, Member, NodeAdmission, NodeRole, Policy, Quorum,
+    ActionClass, ControlReplica, Genesis, Member, NodeAdmission, NodeRole, Policy, Quorum,
 };
 use protocol::keys::{EncryptionKey, ML_DSA_65_PUBLIC_KEY_LENGTH, ML_KEM_768_PUBLIC_KEY_LENGTH};
 use protocol::manifest::{Manifest, Runtime, ServiceManifest};
@@ -15,8 +16,6 @@ use std::collections::BTreeSet;
 pub const VETO_SECONDS_MAX: u32 = 30 * 24 * 3600;
 /// Maximum number of control replicas: with more votes, Raft is slower and no safer.
 const CONTROL_REPLICAS_MAX: usize = 7;
-/// Maximum number of access tokens at genesis.
-const TOKENS_MAX: usize = 256;
 /// Maximum length of a `host:port` or API address in bytes: a DNS name has at most 253.
 const ADDRESS_BYTES_MAX: usize = 300;
 
@@ -74,7 +73,7 @@ pub(crate) fn check_genesis(genesis: &Genesis) -> Result<(), ChainError> {
     }
     check_members(&genesis.members, &genesis.policy)?;
     check_control(&genesis.control)?;
-    check_tokens(&genesis.tokens)?;
+    check_envelope(&genesis.access, &genesis.members.iter().map(|member| &member.id).collect())?;
     let mut names = BTreeSet::new();
     let mut keys: BTreeSet<&[u8]> = control_keys(&genesis.control).collect();
     for member in &genesis.members {
@@ -273,23 +272,6 @@ pub(crate) fn check_control(control: &[ControlReplica]) -> Result<(), ChainError
         }
         check_address("genesis.control.address", &replica.address)?;
         check_api("genesis.control.api", &replica.api)?;
-    }
-    Ok(())
-}
-
-/// Checks the number, names, hashes and scopes of the access tokens.
-pub(crate) fn check_tokens(tokens: &[AccessToken]) -> Result<(), ChainError> {
-    let refuse = |reason: &str| Err(ChainError::invalid("genesis.tokens", reason));
-    let names: BTreeSet<_> = tokens.iter().map(|token| &token.name).collect();
-    let hashes: BTreeSet<_> = tokens.iter().map(|token| token.hash).collect();
-    if tokens.len() > TOKENS_MAX {
-        return refuse(&format!("{} tokens; accepted: at most {TOKENS_MAX}", tokens.len()));
-    }
-    if names.len() != tokens.len() || hashes.len() != tokens.len() {
-        return refuse("two tokens share a name or a hash");
-    }
-    if tokens.iter().any(|token| token.scopes.is_empty()) {
-        return refuse("a token without scopes can do nothing");
     }
     Ok(())
 }

@@ -8,6 +8,7 @@
 //! Start reading at [`CircleState`] (state of a circle, derived from its certificates) and [`verify`]
 //! (verification of a certificate).
 
+mod access;
 mod approved;
 mod ballot;
 mod certificate;
@@ -34,6 +35,10 @@ mod waiting;
 mod withdrawal;
 mod wrap;
 
+pub use access::{
+    AccessBook, FoundGrant, VerifiedGrant, VerifiedRevocation, check_grant, check_grant_stands,
+    check_revocation, describe_grant, may_grant, sign_grant, sign_revocation,
+};
 pub use approved::Approved;
 pub use ballot::{
     Approvals, Electorate, ProposedVotes, Tally, assemble, certify, check_ballot, check_reason, is_approved,

@@ -10,6 +10,7 @@
 //! Each line begins with a margin mark. A terminal that breaks a long line gives its rest no mark, and no
 //! value contains one, so no text of a proposer can pass for a field.
 
+mod access;
 mod difference;
 mod escape;
 mod fields;
@@ -126,6 +127,7 @@ fn sentence(proposal: &Proposal) -> String {
             if halts.len() == 1 { "is left" } else { "are left" }
         ),
         Change::SetPasskeys { member, passkeys } => passkeys_sentence(member, passkeys),
+        Change::SetAccess(envelope) => access::sentence(envelope),
     }
 }
 

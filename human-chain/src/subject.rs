@@ -1,5 +1,6 @@
 //! Subjects: what a change names, the value that is approved for it, and the action class of the change.
 
+use protocol::access::AccessEnvelope;
 use protocol::canonical::to_bytes;
 use protocol::governance::{ActionClass, Change, Member, NodeAdmission, Policy};
 use protocol::manifest::{Manifest, ModelChoice};
@@ -11,6 +12,8 @@ pub(crate) const CIRCLE_SUBJECT: &str = "circle";
 /// Subject name of the halts that the circle lifted. One subject for all of them: a vote to lift sees every
 /// earlier one.
 pub(crate) const HALTS_SUBJECT: &str = "halts";
+/// Subject name of the bounds of access.
+pub(crate) const ACCESS_SUBJECT: &str = "access";
 /// Digest domain of a subject's approved value.
 const SUBJECT_DOMAIN: &str = "quorate/subject/v1";
 
@@ -24,13 +27,14 @@ pub fn class_of(change: &Change) -> ActionClass {
         Change::SetMembers { .. }
         | Change::SuspendMember { .. }
         | Change::ForgetModel { .. }
+        | Change::SetAccess(_)
         | Change::Lift { .. } => ActionClass::Sensitive,
         Change::SetPasskeys { .. } => ActionClass::Personal,
     }
 }
 
 /// Returns the subject of a change: `service/NAME`, `node/NAME`, `model/NAME`, `halts`, `passkeys/MEMBER`,
-/// `member/NAME` or `circle`.
+/// `member/NAME`, `access` or `circle`.
 #[must_use]
 pub fn subject_of(change: &Change) -> String {
     match change {
@@ -43,6 +47,7 @@ pub fn subject_of(change: &Change) -> String {
         Change::SetMembers { .. } => CIRCLE_SUBJECT.to_string(),
         Change::SetPasskeys { member, .. } => passkeys_subject(member),
         Change::SuspendMember { member, .. } => member_subject(member),
+        Change::SetAccess(_) => ACCESS_SUBJECT.to_string(),
     }
 }
 
@@ -69,6 +74,11 @@ pub(crate) fn member_subject(id: &MemberId) -> String {
 /// Returns the value of a suspended member's subject.
 pub(crate) fn suspension_value(halts: &BTreeSet<Digest>) -> Digest {
     Digest::of_domain(SUBJECT_DOMAIN, &to_bytes(halts))
+}
+
+/// Returns the value of the bounds of access.
+pub(crate) fn access_value(envelope: &AccessEnvelope) -> Digest {
+    Digest::of_domain(SUBJECT_DOMAIN, &to_bytes(envelope))
 }
 
 /// Returns the value of a forgotten model's subject.

@@ -6,12 +6,12 @@
 use crate::agent::{Gpu, SlotReport};
 use crate::digest::Digest;
 use crate::governance::{
-    AccessToken, ActionClass, Bundle, HistoryHead, NodeAdmission, Proposal, SignedBallot, SignedGenesis,
+    ActionClass, Bundle, HistoryHead, NodeAdmission, Proposal, SignedBallot, SignedGenesis,
     SignedWithdrawal,
 };
 use crate::ids::{
     Epoch, Fence, MemberId, Millis, ModelName, NodeId, NodeName, ProposalId, ReplicaId, ServiceName,
-    SlotIndex, TokenName,
+    SlotIndex,
 };
 use crate::manifest::{Isolation, Manifest};
 use crate::model::{ModelRecord, Recipient, SignedWrap};
@@ -283,28 +283,6 @@ pub struct NodeView {
 /// Maximum number of models that are named to people for one recipient that lacks their keys.
 pub const KEYS_LACKING_SHOWN: usize = 16;
 
-/// Body of `POST /v1/keys`: an inference key. The client generates the key and sends only its hash.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct CreateKey {
-    /// Name that people gave the key.
-    pub name: TokenName,
-    /// BLAKE3 digest of the key's text.
-    pub hash: Digest,
-    /// Maximum number of requests per minute; none = unlimited.
-    pub requests_per_minute: Option<u32>,
-}
-
-/// Inference key, as shown to people.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct KeyView {
-    /// Name that people gave the key.
-    pub name: TokenName,
-    /// Maximum number of requests per minute; none = unlimited.
-    pub requests_per_minute: Option<u32>,
-}
-
 /// Body of `POST /v1/models`: registers a model's stores and its wrapped key in one step. An importer that is
 /// killed at any moment leaves either no model, or a model whose key at least one member can open.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -459,22 +437,6 @@ pub struct ConsoleLink {
     pub url: String,
     /// Number of seconds for which the link works.
     pub expires_in_seconds: u64,
-}
-
-/// Access token without its hash, as shown to people.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct TokenView {
-    /// Name that people gave the token.
-    pub name: TokenName,
-    /// Scopes that the token grants.
-    pub scopes: Vec<crate::governance::TokenScope>,
-}
-
-impl From<&AccessToken> for TokenView {
-    fn from(token: &AccessToken) -> Self {
-        Self { name: token.name.clone(), scopes: token.scopes.iter().copied().collect() }
-    }
 }
 
 /// Answer to a member's signed request for its wraps: the keys that it holds and that others lack.

@@ -191,8 +191,8 @@ codes! {
     WRAP_RECIPIENT_INVALID = "wrap-recipient-invalid";
     /// A node's admission lacks the node's own signature over its keys.
     NODE_KEYS_UNPROVEN = "node-keys-unproven";
-    /// No API key has this name.
-    KEY_NOT_FOUND = "key-not-found";
+    /// No access token or inference key of this name stands.
+    GRANT_NOT_FOUND = "grant-not-found";
     /// The name is taken.
     NAME_TAKEN = "name-taken";
     /// The requested number of replicas is outside the envelope.
@@ -372,6 +372,16 @@ codes! {
     GANG_NETWORK_UNAVAILABLE = "gang-network-unavailable";
     /// A worker ended, or reported that it cannot serve.
     WORKER_FAILED = "worker-failed";
+    /// A member that the access envelope does not name granted access, or revoked a grant of another member.
+    GRANTOR_REFUSED = "grantor-refused";
+    /// A grant is outside the access envelope in force.
+    GRANT_OUTSIDE_ENVELOPE = "grant-outside-envelope";
+    /// A grant was made under an access envelope whose grants have ended.
+    GRANT_ENVELOPE_ENDED = "grant-envelope-ended";
+    /// A grant has expired.
+    GRANT_EXPIRED = "grant-expired";
+    /// A grant was revoked.
+    GRANT_REVOKED = "grant-revoked";
     /// Control did not renew a node's lease in time, so the node's sandboxes ended.
     LEASE_LAPSED = "lease-lapsed";
     /// An agent's own files cannot be read, written or verified.
@@ -391,6 +401,8 @@ codes! {
     OPERATION_UNSUPPORTED = "operation-unsupported";
     /// The model's chat template is absent or rejects these messages.
     CHAT_TEMPLATE_FAILED = "chat-template-failed";
+    /// An API key may not call this service.
+    API_KEY_NOT_FOR_SERVICE = "api-key-not-for-service";
     /// The API key is missing or unknown.
     INVALID_API_KEY = "invalid-api-key";
     /// An API key has used up its requests per minute.

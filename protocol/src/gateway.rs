@@ -2,11 +2,13 @@
 //! than a limit allows is refused when it is read.
 
 use crate::digest::Digest;
+use crate::access::GRANTS_MAX;
 use crate::ids::{Fence, ModelName, NodeId, ServiceName, SlotIndex, TokenName};
-use crate::limits::{API_KEYS_MAX, ROUTED_SERVICES_MAX, SLOTS_MAX};
+use crate::limits::{ROUTED_SERVICES_MAX, SLOTS_MAX};
 use crate::manifest::Task;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
+use std::collections::BTreeSet;
 use utoipa::ToSchema;
 
 /// Route to one slot: the slot and the node that holds it.
@@ -42,10 +44,12 @@ pub struct RoutedService {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ApiKey {
-    /// Name that people gave the key.
+    /// Name of the application that holds the key.
     pub name: TokenName,
     /// BLAKE3 digest of the key's text.
     pub hash: Digest,
+    /// Services that the key may call; none = every service.
+    pub services: Option<BTreeSet<ServiceName>>,
     /// Maximum number of requests per minute; none = unlimited.
     pub requests_per_minute: Option<u32>,
 }
@@ -59,8 +63,9 @@ pub struct RouteTable {
     /// Services, by name; at most [`ROUTED_SERVICES_MAX`].
     #[serde(deserialize_with = "at_most::<ROUTED_SERVICES_MAX, _, _>")]
     pub services: Vec<RoutedService>,
-    /// API keys, by name; at most [`API_KEYS_MAX`].
-    #[serde(deserialize_with = "at_most::<API_KEYS_MAX, _, _>")]
+    /// API keys, by name; at most [`GRANTS_MAX`]. Control sends none: the agent adds those that verified grants
+    /// cover.
+    #[serde(deserialize_with = "at_most::<GRANTS_MAX, _, _>")]
     pub api_keys: Vec<ApiKey>,
 }
 
@@ -109,6 +114,7 @@ mod tests {
         let key = ApiKey {
             name: "app".parse().expect("a name"),
             hash: Digest::of(b"key"),
+            services: None,
             requests_per_minute: None,
         };
         let table = |routes, services, keys| RouteTable {
@@ -121,14 +127,14 @@ mod tests {
             let bytes = to_bytes(&table);
             from_bytes::<RouteTable>(&bytes, bytes.len()).is_ok_and(|read| read == table)
         };
-        for (routes, services, keys) in [(slots, 1, 0), (0, ROUTED_SERVICES_MAX, 0), (0, 0, API_KEYS_MAX)] {
+        for (routes, services, keys) in [(slots, 1, 0), (0, ROUTED_SERVICES_MAX, 0), (0, 0, GRANTS_MAX)] {
             assert!(
                 is_read(table(routes, services, keys)),
                 "the positive control: {routes} {services} {keys}"
             );
         }
         for (routes, services, keys) in
-            [(slots + 1, 1, 0), (0, ROUTED_SERVICES_MAX + 1, 0), (0, 0, API_KEYS_MAX + 1)]
+            [(slots + 1, 1, 0), (0, ROUTED_SERVICES_MAX + 1, 0), (0, 0, GRANTS_MAX + 1)]
         {
             assert!(!is_read(table(routes, services, keys)), "{routes} {services} {keys}");
         }

@@ -4,11 +4,11 @@
 //! A ballot signs both the digest of the proposal *and* the digest of the rendering that its member read. A
 //! signature given for one text can therefore never be counted for another.
 
+use crate::access::AccessEnvelope;
 use crate::digest::Digest;
 use crate::halt::Halt;
 use crate::ids::{
     CircleId, Epoch, MemberId, Millis, NodeId, NodeName, ProposalId, ReplicaId, ServiceName, StoreName,
-    TokenName,
 };
 use crate::keys::{EncryptionKey, HybridSignature, MemberKeys, PublicKey, Signature};
 use crate::manifest::{Manifest, ModelChoice};
@@ -18,7 +18,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use utoipa::ToSchema;
 
 /// Signature domain of a genesis.
-pub const GENESIS_DOMAIN: &str = "quorate/genesis/v2";
+pub const GENESIS_DOMAIN: &str = "quorate/genesis/v3";
 /// Digest domain of a proposal.
 pub const PROPOSAL_DOMAIN: &str = "quorate/proposal/v3";
 /// Digest domain of a rendering.
@@ -79,7 +79,8 @@ pub struct ProvenMember {
 pub enum ActionClass {
     /// A2: deploy, retire, admit or remove a node.
     Routine,
-    /// A3: members and policy, the suspension of a member, the loss of a model, and the lifting of halts.
+    /// A3: members and policy, the suspension of a member, the bounds of access, the loss of a model, and the
+    /// lifting of halts.
     Sensitive,
     /// A1: a member's own passkeys. The member decides alone; no policy has a quorum for this class.
     Personal,
@@ -230,20 +231,8 @@ pub enum TokenScope {
     /// Make drafts, and deliver what carries its own signature: proposals with their proposer's ballot,
     /// ballots, withdrawals, halts, wraps and complaints.
     Propose,
-    /// Scale inside envelopes, create and revoke API keys, register models.
+    /// Scale inside envelopes, register models.
     Submit,
-}
-
-/// Access token, identified by its hash.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct AccessToken {
-    /// Name that people gave the token.
-    pub name: TokenName,
-    /// Scopes that the token grants.
-    pub scopes: BTreeSet<TokenScope>,
-    /// BLAKE3 digest of the token's text. The text has 256 random bits, so a plain hash cannot be reversed.
-    pub hash: Digest,
 }
 
 /// Founding document of a circle. Its digest is the circle's id.
@@ -262,8 +251,8 @@ pub struct Genesis {
     pub control: Vec<ControlReplica>,
     /// Nodes admitted at the founding.
     pub nodes: Vec<NodeAdmission>,
-    /// Access tokens valid from the founding.
-    pub tokens: Vec<AccessToken>,
+    /// Bounds within which single members grant access tokens and inference keys.
+    pub access: AccessEnvelope,
 }
 
 /// Genesis with every founder's signature.
@@ -332,6 +321,8 @@ pub enum Change {
         /// All passkeys of the member after the change.
         passkeys: Vec<Passkey>,
     },
+    /// Replaces the bounds within which single members grant access tokens and inference keys.
+    SetAccess(Box<AccessEnvelope>),
 }
 
 /// Subject of a proposal, in the version that the proposer saw. A proposal whose subject has changed since is
@@ -339,8 +330,8 @@ pub enum Change {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SubjectVersion {
-    /// Subject: `service/NAME`, `node/NAME`, `model/NAME`, `halts`, `passkeys/MEMBER`, `member/NAME` or
-    /// `circle`.
+    /// Subject: `service/NAME`, `node/NAME`, `model/NAME`, `halts`, `passkeys/MEMBER`, `member/NAME`,
+    /// `access` or `circle`.
     pub subject: String,
     /// Number of approved changes to the subject, including genesis and its retirement or removal; 0 if it
     /// never existed.

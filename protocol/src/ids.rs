@@ -96,7 +96,7 @@ name!(
     ModelName
 );
 name!(
-    /// Name that people gave an access token or API key.
+    /// Name of the person or application that holds an access token or an inference key.
     TokenName
 );
 
@@ -252,6 +252,11 @@ wrapped!(
 wrapped!(
     /// Id of a halt: the digest of its canonical bytes.
     HaltId,
+    Digest
+);
+wrapped!(
+    /// Id of an access grant: the digest of its canonical bytes.
+    GrantId,
     Digest
 );
 wrapped!(

@@ -7,6 +7,7 @@
 //! Start reading at [`governance`] (documents that members sign) and [`manifest`] (workloads that they ask
 //! for).
 
+pub mod access;
 pub mod agent;
 pub mod agent_state;
 pub mod api;
@@ -37,8 +38,7 @@ pub use digest::Digest;
 pub use error_chain::error_chain;
 pub use error_code::ErrorCode;
 pub use ids::{
-    ArtifactRoot, BootId, BootTime, CircleId, Epoch, Fence, HaltId, MemberId, Millis, ModelName, ModelRoot,
-    NodeId, NodeName, ProposalId, ReplicaId, ServiceName, SlotIndex, StoreName, TokenName,
+    ArtifactRoot, BootId, BootTime, CircleId, Epoch, Fence, HaltId, MemberId, Millis, ModelName, ModelRoot, NodeId, NodeName, ProposalId, ReplicaId, ServiceName, SlotIndex, StoreName, TokenName, GrantId,
 };
 pub use keys::{EncryptionKey, HybridSignature, MemberKeys, PublicKey, Signature};
 pub use passkey::{Passkey, PasskeyAssertion, PasskeyKey, PasskeyPolicy, PasskeyRegistration};

@@ -63,8 +63,6 @@ pub const SLOTS_MAX: u32 = 1024;
 /// Maximum number of services in a route table: as many without a route are read within the memory that
 /// foreign bytes may cost.
 pub const ROUTED_SERVICES_MAX: usize = 4096;
-/// Maximum number of inference keys: one for each application, far beyond what people hand out.
-pub const API_KEYS_MAX: usize = 4096;
 /// Maximum number of nodes in a cluster.
 pub const NODES_MAX: usize = 10_000;
 /// Maximum number of stores of one node: more disks than a storage server holds.

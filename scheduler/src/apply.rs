@@ -3,6 +3,7 @@
 //! A refused command changes nothing, not even the cluster's time, so replicas stay equal for any log
 //! content. A command under an idempotency key records its reply, even if it is refused.
 
+mod access;
 mod execute;
 mod governance;
 mod proposals;
@@ -92,8 +93,8 @@ fn carry_out(cluster: &mut Cluster, index: u64, command: &Command) -> Result<Rep
         Action::RegisterModel { record, wraps } => registry::register_model(cluster, actor, record, wraps),
         Action::PutWraps(wraps) => registry::put_wraps(cluster, actor, wraps),
         Action::DropWrap(complaint) => registry::drop_wrap(cluster, complaint),
-        Action::CreateApiKey(key) => registry::create_key(cluster, actor, key),
-        Action::RevokeApiKey(name) => registry::revoke_key(cluster, actor, name),
+        Action::GrantAccess(signed) => access::grant(cluster, signed),
+        Action::RevokeAccess(signed) => access::revoke(cluster, signed),
         Action::Scale { service, replicas } => registry::scale(cluster, actor, service, *replicas),
         Action::Execute { parent_generation, steps } => execute::execute(cluster, *parent_generation, steps),
         Action::Enrol(admission) => registry::enrol(cluster, admission),
@@ -112,39 +113,40 @@ fn scope_of(action: &Action) -> Option<TokenScope> {
         | Action::Withdraw { .. }
         | Action::PutWraps(_)
         | Action::DropWrap(_) => Some(TokenScope::Propose),
-        Action::RegisterModel { .. }
-        | Action::CreateApiKey(_)
-        | Action::RevokeApiKey(_)
-        | Action::Scale { .. } => Some(TokenScope::Submit),
-        Action::Lead { .. } | Action::Found(_) | Action::Execute { .. } | Action::Enrol(_) | Action::Tick => {
-            None
-        }
+        Action::RegisterModel { .. } | Action::Scale { .. } => Some(TokenScope::Submit),
+        // A grant needs no token: a member without one could get none.
+        Action::GrantAccess(_)
+        | Action::RevokeAccess(_)
+        | Action::Lead { .. }
+        | Action::Found(_)
+        | Action::Execute { .. }
+        | Action::Enrol(_)
+        | Action::Tick => None,
     }
 }
 
 /// Checks the actor again: the shell has verified the token's text, and this verifies its existence and
 /// scope.
 fn check_actor(cluster: &Cluster, actor: &Actor, scope: TokenScope) -> Result<(), Refusal> {
-    let Some(state) = cluster.circle_state() else {
+    if cluster.circle.is_none() {
         return Err(Refusal::new(CIRCLE_NOT_FOUNDED, "the circle is not founded yet"));
-    };
-    let Actor::Token(name) = actor else { return Ok(()) };
-    match state.tokens().iter().find(|token| token.name == *name) {
+    }
+    let Actor::Token(holder) = actor else { return Ok(()) };
+    match cluster.token_of(holder) {
         Some(token) if token.scopes.contains(&scope) => Ok(()),
         Some(_) => {
-            Err(Refusal::new(TOKEN_SCOPE_MISSING, format!("token `{name}` lacks the scope `{scope}`")))
+            Err(Refusal::new(TOKEN_SCOPE_MISSING, format!("token `{holder}` lacks the scope `{scope}`")))
         }
-        None => Err(Refusal::new(TOKEN_SCOPE_MISSING, format!("there is no token `{name}`"))),
+        None => Err(Refusal::new(TOKEN_SCOPE_MISSING, format!("no token of `{holder}` stands"))),
     }
 }
 
 /// Checks that the key belongs to a token of the circle. Only those tokens leave records, which bounds the
 /// number of parties.
 fn check_key(cluster: &Cluster, key: &IdempotencyKey) -> Result<(), Refusal> {
-    let tokens = cluster.circle_state().map(|state| state.tokens()).unwrap_or_default();
-    match tokens.iter().any(|token| token.name == key.token) {
-        true => Ok(()),
-        false => Err(Refusal::new(TOKEN_SCOPE_MISSING, format!("there is no token `{}`", key.token))),
+    match cluster.token_of(&key.token) {
+        Some(_) => Ok(()),
+        None => Err(Refusal::new(TOKEN_SCOPE_MISSING, format!("no token of `{}` stands", key.token))),
     }
 }
 
@@ -168,7 +170,7 @@ fn is_anything_over(cluster: &Cluster, now: ClusterTime) -> bool {
         || proposals::expired_drafts(cluster, now).next().is_some()
         || waiting::is_any_due(cluster, now);
     let model = registry::models_to_forget(cluster, now).next().is_some();
-    model || proposal || cluster.pending.values().any(|pending| is_forgotten(pending, now))
+    model || proposal || cluster.access.is_anything_over(now.0) || cluster.pending.values().any(|pending| is_forgotten(pending, now))
 }
 
 fn is_over(expires_at: Millis, now: ClusterTime) -> bool {
@@ -200,6 +202,7 @@ fn tick(cluster: &mut Cluster, index: u64, clocks: &ClockReadings) -> Reply {
     waiting::admit_due(cluster, index);
     cluster.pending.retain(|_, pending| !is_forgotten(pending, now));
     registry::forget_models(cluster);
+    access::prune(cluster);
     debug_assert!(!is_anything_over(cluster, now), "a tick leaves nothing due");
     Reply::Done
 }

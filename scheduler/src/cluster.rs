@@ -5,16 +5,17 @@
 
 use crate::audit::Audit;
 use crate::clock::ClusterTime;
-use crate::command::{Actor, SlotName};
+use crate::command::{Actor, Refusal, SlotName};
 use crate::limits::{CLOSED_PROPOSALS_MAX, SNAPSHOT_BYTES_MAX};
 use crate::outcomes::Outcomes;
-use human_chain::{ChainError, CircleState};
+use human_chain::{AccessBook, ChainError, CircleState, FoundGrant, check_grant_stands};
+use protocol::access::GrantedAccess;
 use protocol::agent::PendingNode;
 use protocol::api::ProposalState;
 use protocol::canonical::{CanonicalError, from_own_bytes, to_bytes};
-use protocol::gateway::ApiKey;
+use protocol::error_code::TOKEN_UNKNOWN;
 use protocol::governance::{
-    AccessToken, Bundle, Change, NodeAdmission, Proposal, SignedBallot, SignedGenesis,
+    Bundle, Change, NodeAdmission, Proposal, SignedBallot, SignedGenesis, TokenScope,
 };
 use protocol::manifest::ServiceManifest;
 use protocol::model::{ModelRecord, Recipient, SignedWrap};
@@ -24,10 +25,10 @@ use protocol::{
     SlotIndex, TokenName,
 };
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Domain separator of the state's digest.
-const CLUSTER_DOMAIN: &str = "quorate/cluster/v4";
+const CLUSTER_DOMAIN: &str = "quorate/cluster/v5";
 
 /// The replicated state of the whole cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -44,7 +45,8 @@ pub struct Cluster {
     pub(crate) manifests: BTreeMap<Digest, ServiceManifest>,
     pub(crate) models: BTreeMap<ModelRoot, ModelRecord>,
     pub(crate) wraps: BTreeMap<ModelRoot, BTreeMap<Recipient, SignedWrap>>,
-    pub(crate) api_keys: BTreeMap<TokenName, ApiKey>,
+    /// Access tokens and inference keys that members granted, and what was revoked of them.
+    pub(crate) access: AccessBook,
     pub(crate) pending: BTreeMap<NodeId, PendingNode>,
     pub(crate) drafts: BTreeMap<ProposalId, DraftProposal>,
     pub(crate) open: BTreeMap<ProposalId, OpenProposal>,
@@ -54,6 +56,15 @@ pub struct Cluster {
     pub(crate) burned: BTreeMap<ProposalId, BurnedProposal>,
     pub(crate) audit: Audit,
     pub(crate) outcomes: Outcomes,
+}
+
+/// An access token that stands: a member granted it, and nothing has ended it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StandingToken<'a> {
+    /// Person that holds the token.
+    pub holder: &'a TokenName,
+    /// Scopes that the token has.
+    pub scopes: &'a BTreeSet<TokenScope>,
 }
 
 /// The leading replica, and the start of its leadership.
@@ -375,10 +386,10 @@ impl Cluster {
         self.wrap_of(root, &Recipient::Node(node))
     }
 
-    /// Returns the inference keys by name; they hold hashes only.
+    /// Returns the grants and revocations of access; they hold digests of secrets only.
     #[must_use]
-    pub fn api_keys(&self) -> &BTreeMap<TokenName, ApiKey> {
-        &self.api_keys
+    pub fn access(&self) -> &AccessBook {
+        &self.access
     }
 
     /// Returns the nodes that wait for admission.
@@ -440,11 +451,31 @@ impl Cluster {
         certified.chain(&circle.genesis.genesis.nodes).find(|admission| admission.id == *id)
     }
 
-    /// Returns the access token with this hash. The caller compares hashes of 256-bit random texts, so an
-    /// ordinary comparison reveals nothing to an attacker.
+    /// Returns the access token with this digest that stands at this time.
+    ///
+    /// # Errors
+    /// Returns why there is none: its code is `token-unknown`, or that of what ended the token.
+    pub fn token(&self, secret: &Digest, now: ClusterTime) -> Result<StandingToken<'_>, Refusal> {
+        let unknown = || Refusal::new(TOKEN_UNKNOWN, "the access token is unknown");
+        let state = self.circle_state().ok_or_else(unknown)?;
+        let found = self.access.find(secret).ok_or_else(unknown)?;
+        let GrantedAccess::Token { scopes } = &found.grant().access else { return Err(unknown()) };
+        if let FoundGrant::Revoked(grant) = found {
+            return Err(ChainError::GrantRevoked(grant.id()).into());
+        }
+        check_grant_stands(state, found.grant(), now.0)?;
+        Ok(StandingToken { holder: &found.grant().holder, scopes })
+    }
+
+    /// Returns the access token of this holder that stands now.
     #[must_use]
-    pub fn token(&self, hash: &Digest) -> Option<&AccessToken> {
-        self.circle_state()?.tokens().iter().find(|token| token.hash == *hash)
+    pub(crate) fn token_of(&self, holder: &TokenName) -> Option<StandingToken<'_>> {
+        let grants = self.access.standing(self.circle_state()?, self.now.0);
+        let mut tokens = grants.filter_map(|(_, signed)| match &signed.grant.access {
+            GrantedAccess::Token { scopes } => Some(StandingToken { holder: &signed.grant.holder, scopes }),
+            GrantedAccess::Key { .. } => None,
+        });
+        tokens.find(|token| token.holder == holder)
     }
 
     /// Returns the manifest under which an order runs.

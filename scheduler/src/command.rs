@@ -7,8 +7,8 @@
 pub use protocol::Refusal;
 
 use crate::clock::{ClockReadings, ClusterTime};
+use protocol::access::{SignedGrant, SignedRevocation};
 use protocol::api::ProposalState;
-use protocol::gateway::ApiKey;
 use protocol::governance::{NodeAdmission, Proposal, SignedBallot, SignedGenesis, SignedWithdrawal};
 use protocol::manifest::Manifest;
 use protocol::model::{ModelRecord, SignedComplaint, SignedWrap};
@@ -115,10 +115,10 @@ pub enum Action {
     PutWraps(Vec<SignedWrap>),
     /// Drop a wrap that its recipient cannot use, by the recipient's signed complaint.
     DropWrap(Box<SignedComplaint>),
-    /// Create an inference key for applications.
-    CreateApiKey(ApiKey),
-    /// Revoke an inference key.
-    RevokeApiKey(TokenName),
+    /// Grant access to the control API or to services, by one member's signature.
+    GrantAccess(Box<SignedGrant>),
+    /// Revoke a grant permanently, by one member's signature.
+    RevokeAccess(Box<SignedRevocation>),
     /// Change the wanted number of replicas, inside the envelope.
     Scale {
         /// Service to scale.

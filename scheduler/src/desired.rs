@@ -63,7 +63,8 @@ pub fn desired_for(cluster: &Cluster, node: NodeId) -> Vec<NodeAssignment> {
     by_certificate.into_iter().filter_map(assignment).collect()
 }
 
-/// Returns the route table: slots with their holders, services, and inference keys. A holder that is silent
+/// Returns the route table: services, and slots with their holders. It has no inference keys, which gateways'
+/// agents take from grants that they verify themselves. A holder that is silent
 /// stays in the table until its slot is ordered elsewhere, unless its work is exclusive: a worker's ticket
 /// shows whether it lives. `previous` is the last table that this leader made, initially a default one. While
 /// nothing has changed it is returned unmodified; its version rises with every change, across leaders too.
@@ -95,12 +96,11 @@ pub fn route_table(view: ClusterView, previous: &RouteTable) -> RouteTable {
         }
     });
     let services: Vec<RoutedService> = services.collect();
-    let api_keys: Vec<_> = cluster.api_keys().values().cloned().collect();
-    if previous.version > 0 && previous.services == services && previous.api_keys == api_keys {
+    if previous.version > 0 && previous.services == services {
         return previous.clone();
     }
     let base = cluster.generation().saturating_mul(1 << ROUTES_PER_GENERATION_BITS);
     let version = base.max(previous.version.saturating_add(1));
     debug_assert!(version > previous.version || version == u64::MAX, "a changed table has a new version");
-    RouteTable { version, services, api_keys }
+    RouteTable { version, services, api_keys: Vec::new() }
 }

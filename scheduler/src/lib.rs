@@ -40,7 +40,7 @@ pub use audit::Audit;
 pub use clock::{ClockDeviation, ClockReadings, ClusterTime, LeaderTime, WallTime};
 pub use cluster::{
     BurnedProposal, ClosedProposal, Cluster, DraftProposal, Holding, HoldingPhase, Leadership, OpenProposal,
-    Service, ServicePhase, Slot,
+    Service, ServicePhase, Slot, StandingToken,
 };
 pub use command::{Action, Actor, Command, IdempotencyKey, OrderPlan, Refusal, Reply, SlotName, Step};
 pub use desired::{NodeAssignment, desired_for, route_table};

@@ -5,10 +5,11 @@
 //! its input.
 
 use super::passkeys::check_list;
-use super::{CircleState, FIRST_EPOCH};
+use super::{CircleAccess, CircleState, FIRST_EPOCH};
+use crate::access::check_envelope;
 use crate::change::{GRACE_SECONDS_MAX, MODEL_GRACE_SECONDS_MAX};
 use crate::subject::{
-    CIRCLE_SUBJECT, HALTS_SUBJECT, circle_value, lifted_value, manifest_value, member_subject, model_subject,
+    ACCESS_SUBJECT, CIRCLE_SUBJECT, HALTS_SUBJECT, access_value, circle_value, lifted_value, manifest_value, member_subject, model_subject,
     model_value, node_subject, node_value, passkeys_subject, passkeys_value, service_subject,
     suspension_value,
 };
@@ -30,7 +31,8 @@ macro_rules! require {
 impl CircleState {
     /// Checks the invariants of the state:
     ///
-    /// - members, policy, nodes, control replicas and tokens have the form that a genesis must have;
+    /// - members, policy, nodes, control replicas and the bounds of access have the form that a genesis must
+    ///   have;
     /// - all members that are not suspended reach the quorum of every class together;
     /// - no former member is a member again, and no former key of one is in use;
     /// - the former signing keys of a member were given up;
@@ -63,7 +65,7 @@ impl CircleState {
         let members: Vec<Member> = self.members.values().cloned().collect();
         form::check_members(&members, &self.policy).map_err(|error| error.to_string())?;
         form::check_control(&self.control).map_err(|error| error.to_string())?;
-        form::check_tokens(&self.tokens).map_err(|error| error.to_string())?;
+        self.check_access()?;
         for (id, member) in &self.members {
             require!(*id == member.id, "member `{}` is kept as `{id}`", member.id);
             require!(!self.former_members.contains(id), "former member `{id}` is a member");
@@ -90,6 +92,17 @@ impl CircleState {
         let value = circle_value(&self.members().collect::<Vec<_>>(), &self.policy);
         require!(self.epoch >= FIRST_EPOCH, "epoch {} is before the first", self.epoch);
         self.check_subject(CIRCLE_SUBJECT.into(), self.epoch.0, Some(value))
+    }
+
+    /// Grantors may have left since their envelope was voted.
+    fn check_access(&self) -> Result<(), String> {
+        let CircleAccess { envelope, certificate, counted } = &self.access;
+        let named = envelope.grantors.iter().collect();
+        check_envelope(envelope, &named).map_err(|error| error.to_string())?;
+        require!(counted.contains(certificate), "grants under the access envelope in force do not count");
+        let version = self.subject(ACCESS_SUBJECT).version;
+        require!(counted.len() as u64 <= version, "{} access envelopes count", counted.len());
+        self.check_subject(ACCESS_SUBJECT.into(), version.max(1), Some(access_value(envelope)))
     }
 
     fn check_nodes(&self) -> Result<(), String> {
@@ -234,7 +247,7 @@ impl CircleState {
             .chain(halts)
             .chain(passkeys)
             .chain(suspended)
-            .chain([CIRCLE_SUBJECT.into()])
+            .chain([CIRCLE_SUBJECT.into(), ACCESS_SUBJECT.into()])
             .collect();
         let retired: BTreeSet<String> = self.retired.keys().map(service_subject).collect();
         for (subject, (version, value)) in &self.subjects {
@@ -252,12 +265,12 @@ impl CircleState {
         Ok(())
     }
 
-    /// Each certificate raises one version by one. A genesis gives version 1 to the circle and to its nodes,
-    /// whose number is not kept.
+    /// Each certificate raises one version by one. A genesis gives version 1 to the circle, to the bounds of
+    /// access, and to its nodes, whose number is not kept.
     fn check_versions(&self) -> Result<(), String> {
         let sum: u64 = self.subjects.values().map(|(version, _)| version).sum();
         let nodes = self.subjects.keys().filter(|subject| subject.starts_with("node/")).count() as u64;
-        let of_genesis = sum.checked_sub(self.length()).and_then(|rest| rest.checked_sub(FIRST_EPOCH.0));
+        let of_genesis = sum.checked_sub(self.length()).and_then(|rest| rest.checked_sub(FIRST_EPOCH.0 + 1));
         require!(
             of_genesis.is_some_and(|given| given <= nodes),
             "versions add up to {sum} after {} certificates and at most {nodes} nodes of the genesis",

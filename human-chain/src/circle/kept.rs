@@ -7,11 +7,11 @@
 //! The digest in front finds damage; an attacker would compute it too.
 
 use super::signers::FormerSigners;
-use super::{ApprovedService, CircleState, ForgottenModel, LiftedHalt, MemberPasskeys, RetiredService};
+use super::{ApprovedService, CircleAccess, CircleState, ForgottenModel, LiftedHalt, MemberPasskeys, RetiredService};
 use crate::ChainError;
 use crate::history::HistoryTree;
 use protocol::canonical::{from_own_bytes, to_bytes};
-use protocol::governance::{AccessToken, ControlReplica, Member, NodeAdmission, Policy};
+use protocol::governance::{ControlReplica, Member, NodeAdmission, Policy};
 use protocol::{CircleId, Digest, Epoch, HaltId, MemberId, ModelName, ModelRoot, NodeName, ServiceName};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -42,7 +42,7 @@ struct CircleFields {
     policy: Policy,
     passkeys: BTreeMap<MemberId, MemberPasskeys>,
     control: Vec<ControlReplica>,
-    tokens: Vec<AccessToken>,
+    access: CircleAccess,
     nodes: BTreeMap<NodeName, NodeAdmission>,
     subjects: BTreeMap<String, (u64, Option<Digest>)>,
     services: BTreeMap<ServiceName, ApprovedService>,

@@ -1,6 +1,7 @@
 //! Difference between a proposal and the running state. It is shown beside the rendering and is not signed,
 //! since the state can change while members read.
 
+use super::access;
 use super::fields::{self, FieldTexts};
 use crate::CircleState;
 use crate::subject::subject_of;
@@ -28,6 +29,7 @@ pub fn render_difference(state: &CircleState, proposal: &Proposal) -> String {
         Change::SuspendMember { member, halts } => {
             (running(state, change), fields::of_suspension(member, halts))
         }
+        Change::SetAccess(envelope) => (running(state, change), access::fields(envelope)),
     };
     let mut text = String::new();
     let subject = state.subject(&subject_of(change));
@@ -80,6 +82,7 @@ fn running(state: &CircleState, change: &Change) -> FieldTexts {
             Some(halts) => fields::of_suspension(member, halts),
             None => FieldTexts::new(),
         },
+        Change::SetAccess(_) => access::fields(state.access()),
     }
 }
 

@@ -4,7 +4,7 @@
 //! until it is rendered here. Long keys are represented by their digest.
 
 use super::escape::{quoted, show_bytes, show_duration, show_time};
-use super::{RENDERER_VERSION, halts as halt_texts, passkey_words};
+use super::{RENDERER_VERSION, access as access_texts, halts as halt_texts, passkey_words};
 use crate::quorum::describe;
 use protocol::canonical::to_bytes;
 use protocol::display::counted;
@@ -91,6 +91,7 @@ pub(super) fn of_change(change: &Change) -> FieldTexts {
         }
         Change::SuspendMember { member, halts } => of_suspension(member, halts),
         Change::SetPasskeys { member, passkeys } => of_passkeys(member, passkeys),
+        Change::SetAccess(envelope) => access_texts::fields(envelope),
     }
 }
 

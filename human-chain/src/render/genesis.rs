@@ -5,14 +5,12 @@
 
 use super::escape::{quoted, show_time};
 use super::fields::{self, FieldTexts};
-use super::{RENDERER_VERSION, Rendering, text_of, words};
+use super::{RENDERER_VERSION, Rendering, access, text_of, words};
 use crate::circle_id;
 use crate::quorum::describe;
 use protocol::Digest;
 use protocol::display::counted;
-use protocol::governance::{
-    AccessToken, ControlReplica, GENESIS_RENDERING_DOMAIN, Genesis, NodeAdmission, TokenScope,
-};
+use protocol::governance::{ControlReplica, GENESIS_RENDERING_DOMAIN, Genesis, NodeAdmission};
 
 /// Renders a genesis. No two different ones have the same rendering: every field is in it, and so is the
 /// digest of the whole, which is the circle's id.
@@ -30,19 +28,19 @@ fn sentence(genesis: &Genesis) -> String {
     let quorums: Vec<String> = genesis.policy.quorums.iter().map(quorum).collect();
     debug_assert_eq!(quorums.len(), genesis.policy.quorums.len(), "each class shows its rule");
     format!(
-        "Found the circle {} of {}: {}; {}; it begins with {}, {} and {}.",
+        "Found the circle {} of {}: {}; {}; it begins with {} and {}. {}",
         quoted(&genesis.name),
         counted(members.len() as u64, "member"),
         members.join(", "),
         quorums.join(", "),
         counted(genesis.control.len() as u64, "control replica"),
         counted(genesis.nodes.len() as u64, "admitted node"),
-        counted(genesis.tokens.len() as u64, "access token"),
+        access::sentence(&genesis.access),
     )
 }
 
 fn of_genesis(genesis: &Genesis) -> FieldTexts {
-    let Genesis { name, founded_at, members, policy, control, nodes, tokens } = genesis;
+    let Genesis { name, founded_at, members, policy, control, nodes, access: envelope } = genesis;
     let mut fields = vec![
         ("circle".to_string(), circle_id(genesis).to_string()),
         ("rendering version".into(), RENDERER_VERSION.to_string()),
@@ -52,8 +50,8 @@ fn of_genesis(genesis: &Genesis) -> FieldTexts {
     fields.extend(fields::of_members(members, policy));
     fields.extend(control.iter().flat_map(of_replica));
     fields.extend(nodes.iter().flat_map(of_admitted));
-    fields.extend(tokens.iter().flat_map(of_token));
-    debug_assert!(fields.len() >= 4 + members.len() + control.len() + nodes.len() + tokens.len());
+    fields.extend(access::fields(envelope));
+    debug_assert!(fields.len() >= 4 + members.len() + control.len() + nodes.len());
     fields
 }
 
@@ -73,21 +71,4 @@ fn of_admitted(node: &NodeAdmission) -> FieldTexts {
         (field.replacen("node.", &format!("node.{}.", node.name), 1), value)
     };
     fields::of_node(node).into_iter().map(under_name).collect()
-}
-
-fn of_token(token: &AccessToken) -> FieldTexts {
-    let AccessToken { name, scopes, hash } = token;
-    let scopes: Vec<&str> = scopes.iter().map(|scope| scope_name(*scope)).collect();
-    vec![
-        (format!("token.{name}.scopes"), if scopes.is_empty() { "none".into() } else { scopes.join(", ") }),
-        (format!("token.{name}.hash"), hash.to_string()),
-    ]
-}
-
-fn scope_name(scope: TokenScope) -> &'static str {
-    match scope {
-        TokenScope::Read => "read",
-        TokenScope::Propose => "propose",
-        TokenScope::Submit => "submit",
-    }
 }

@@ -58,7 +58,7 @@ fn nothing_hides_in_the_text_of_a_genesis() {
     let mut hostile = genesis();
     hostile.name = "lab\u{1b}[2J\u{202e}\ncircle   0000".into();
     hostile.control[0].api = "http://[::1]:7000/\u{430}".into();
-    hostile.tokens[0].scopes.insert(TokenScope::Submit);
+    hostile.access.scopes.remove(&TokenScope::Submit);
     let text = render_genesis(&hostile).text;
     let harmless = |c: char| c == '\n' || matches!(c, ' '..='~' | '\u{c0}'..='\u{17f}');
     assert!(text.chars().all(harmless), "{text}");

@@ -42,6 +42,7 @@ fn full_circle() -> (Vec<String>, CircleState) {
     let people: Vec<String> = (0..limits::MEMBERS_MAX).map(long_name).collect();
     let mut genesis = genesis();
     genesis.members = people.iter().map(|id| member(id)).collect();
+    genesis.access.grantors = genesis.members.iter().map(|member| member.id.clone()).collect();
     genesis.policy = rules(&people);
     let signed = signed(genesis);
     let bytes = to_bytes(&signed);

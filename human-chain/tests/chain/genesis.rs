@@ -20,7 +20,7 @@ fn a_circle_is_what_its_genesis_says() {
     assert_eq!(state.member(&name("bob")), Some(&genesis.members[1]));
     assert_eq!(state.policy(), &genesis.policy);
     assert_eq!(state.control(), genesis.control);
-    assert_eq!(state.tokens(), genesis.tokens);
+    assert_eq!((state.access(), state.access_certificate()), (&genesis.access, state.id().0));
     assert_eq!(state.nodes().cloned().collect::<Vec<_>>(), genesis.nodes);
     assert_eq!(state.node(&name("n2")), Some(&genesis.nodes[1]));
     assert_eq!(state.node_by_id(genesis.nodes[2].id), Some(&genesis.nodes[2]));
@@ -28,6 +28,7 @@ fn a_circle_is_what_its_genesis_says() {
     assert!(state.is_control_key(&key("control")) && !state.is_control_key(&key("n1")));
     assert_eq!(state.services().count() + state.retired().count(), 0);
     assert_eq!((state.subject("circle").version, state.subject("node/n1").version), (1, 1));
+    assert_eq!(state.subject("access").version, 1);
     assert_eq!((state.subject("service/x").version, state.subject("service/x").value), (0, None));
 }
 
@@ -141,7 +142,7 @@ fn names_and_members_have_their_form() {
 }
 
 #[test]
-fn control_replicas_and_tokens_have_their_form() {
+fn control_replicas_have_their_form() {
     founded("no control", "governance-invalid: 0 replicas", |g| g.control.clear());
     founded("too much control", "governance-invalid: 8 replicas", |g| {
         g.control = vec![g.control[0].clone(); 8]
@@ -174,20 +175,6 @@ fn control_replicas_and_tokens_have_their_form() {
     for bad in ["", "host:1", "ftp://host:1", "http://host", "https://host:1/path"] {
         founded(bad, "governance-invalid: genesis.control.api", |g| g.control[0].api = bad.into());
     }
-    founded("a token without scopes", "governance-invalid: can do nothing", |g| g.tokens[0].scopes.clear());
-    founded("one name, two tokens", "governance-invalid: share a name or a hash", |g| {
-        let mut second = g.tokens[0].clone();
-        second.hash = Digest::of(b"second");
-        g.tokens.push(second);
-    });
-    founded("one hash, two tokens", "governance-invalid: share a name or a hash", |g| {
-        let mut second = g.tokens[0].clone();
-        second.name = name("second");
-        g.tokens.push(second);
-    });
-    founded("too many tokens", "governance-invalid: 257 tokens; accepted: at most 256", |g| {
-        g.tokens = vec![g.tokens[0].clone(); 257]
-    });
 }
 
 #[test]

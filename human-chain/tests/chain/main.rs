@@ -1,6 +1,7 @@
 //! Tests of the public interface of `human-chain`: tables of accepted and rejected inputs with their
 //! messages, and properties over generated proposals.
 
+mod access;
 mod authenticator;
 mod bad_input;
 mod ballots;

@@ -27,6 +27,7 @@ impl RecordedHistory {
     fn found(members: &[&str], routine: &str, sensitive: &str) -> Result<Self, String> {
         let mut founding = genesis();
         founding.members = members.iter().map(|who| member(who)).collect();
+        founding.access.grantors = founding.members.iter().map(|member| member.id.clone()).collect();
         founding.policy = policy(routine, sensitive);
         let genesis = signed(founding);
         let state =

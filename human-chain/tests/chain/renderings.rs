@@ -7,6 +7,7 @@ use crate::support::{
 };
 use human_chain::{RENDERER_VERSION, render, render_difference};
 use proptest::prelude::*;
+use protocol::access::AccessEnvelope;
 use protocol::governance::{Change, NodeRole, Proposal, RENDERING_DOMAIN};
 use protocol::manifest::Manifest;
 use protocol::{Digest, Epoch, Millis};
@@ -55,6 +56,7 @@ fn the_differences_shown_beside_them() {
         ("lift", lift_all()),
         ("members", set_members(&state, ["alice", "bob", "dave"].map(member).to_vec(), rules)),
         ("suspend", suspend("carol")),
+        ("access", Change::SetAccess(Box::new(AccessEnvelope::standard([name("alice"), name("bob")])))),
     ] {
         let text = render_difference(&state, &proposal(&state, change));
         check_golden(&format!("difference-{case}.txt"), &text);

@@ -2,6 +2,7 @@
 
 use crate::authenticator::{Authenticator, passkey_policy};
 use crate::support::{HOUR, NOW, circle, deploy, forget, halt, member, name, node, policy, retire};
+use protocol::access::AccessEnvelope;
 use protocol::governance::{Change, NodeRole, Policy, Proposal, SubjectVersion};
 use protocol::halt::HaltScope;
 use protocol::keys::{ByteString, HybridSignature};
@@ -26,6 +27,11 @@ pub(crate) fn proposals() -> Vec<(&'static str, Proposal)> {
     let proof = HybridSignature { ed25519: Signature([7; 64]), ml_dsa: ByteString(vec![7; 3309]) };
     let proofs = ["dave", "erin"].map(|who| (name(who), proof.clone())).into();
     let halts = [Digest::of(b"one"), Digest::of(b"two")].into();
+    let envelope = AccessEnvelope {
+        services: Some(["chat", "embed"].map(name).into()),
+        ends_earlier: true,
+        ..AccessEnvelope::standard(["alice", "bob"].map(name))
+    };
     let suspended = Change::SuspendMember { member: name("bob"), halts };
     let mut hostile = plain(deploy(4), "service/embed", None);
     hostile.reason =
@@ -60,6 +66,7 @@ pub(crate) fn proposals() -> Vec<(&'static str, Proposal)> {
         ),
         ("set-members-passkeys", plain(set_policy(), "circle", Some(b"old"))),
         ("suspend-member", plain(suspended, "member/bob", None)),
+        ("set-access", plain(Change::SetAccess(Box::new(envelope)), "access", Some(b"old"))),
         ("job", plain(Change::Deploy(Box::new(Manifest::Job(job()))), "service/train", None)),
         ("edge", plain(Change::Deploy(Box::new(Manifest::Edge(edge()))), "service/detector", None)),
         ("hostile-reason", hostile),

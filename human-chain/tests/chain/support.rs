@@ -2,11 +2,12 @@
 
 use ed25519_dalek::{Signer, SigningKey};
 use human_chain::{ChainError, CircleState, MemberSecret, certify, propose, sign_genesis, verify, vote};
+use protocol::access::AccessEnvelope;
 use protocol::canonical::to_bytes;
 use protocol::governance::{
-    AccessToken, ActionClass, BALLOT_DOMAIN, BallotSignature, Certificate, Change, Choice, ControlReplica,
+    ActionClass, BALLOT_DOMAIN, BallotSignature, Certificate, Change, Choice, ControlReplica,
     GatewayEndpoint, Genesis, MEMBER_KEYS_DOMAIN, Member, NODE_KEYS_DOMAIN, NodeAdmission, NodeRole, Policy,
-    Proposal, Quorum, SignedBallot, SignedGenesis, StorageEndpoint, TokenScope,
+    Proposal, Quorum, SignedBallot, SignedGenesis, StorageEndpoint,
 };
 use protocol::halt::{Halt, HaltScope};
 use protocol::keys::{ByteString, EncryptionKey, HybridSignature, signing_input};
@@ -152,11 +153,12 @@ pub(crate) fn genesis() -> Genesis {
             node("n2", &[NodeRole::Storage]),
             node("n3", &[NodeRole::Gateway]),
         ],
-        tokens: vec![AccessToken {
-            name: name("cli"),
-            scopes: BTreeSet::from([TokenScope::Read]),
-            hash: Digest::of(b"token"),
-        }],
+        access: AccessEnvelope {
+            tokens_max: 2,
+            keys_max: 2,
+            seconds_max: 90 * 24 * 3600,
+            ..AccessEnvelope::standard([name("alice")])
+        },
     }
 }
 

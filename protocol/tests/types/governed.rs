@@ -5,8 +5,9 @@ use crate::workloads::{manifest, model};
 use proptest::collection::{btree_map, btree_set, vec};
 use proptest::option;
 use proptest::prelude::*;
+use protocol::access::AccessEnvelope;
 use protocol::governance::{
-    AccessToken, ActionClass, Ballot, BallotSignature, Bundle, Certificate, Change, Choice, ControlReplica,
+    ActionClass, Ballot, BallotSignature, Bundle, Certificate, Change, Choice, ControlReplica,
     GatewayEndpoint, Genesis, HistoryHead, LogEvidence, Member, NodeAdmission, NodeRole, Policy, Proposal,
     Quorum, SignedBallot, SignedGenesis, StorageEndpoint, SubjectVersion, TokenScope,
 };
@@ -63,22 +64,32 @@ pub(crate) fn admission() -> BoxedStrategy<NodeAdmission> {
         .boxed()
 }
 
-fn token() -> impl Strategy<Value = AccessToken> {
-    let of = |(name, scopes, hash)| AccessToken { name, scopes, hash };
-    (name(), set_of(&SCOPES), digest()).prop_map(of)
+fn envelope() -> impl Strategy<Value = AccessEnvelope> {
+    let grantors = (btree_set(name(), 0..3), set_of(&SCOPES), option::of(btree_set(name(), 0..3)));
+    (grantors, number32(), number32(), number32(), any::<bool>()).prop_map(
+        |((grantors, scopes, services), tokens_max, keys_max, seconds_max, ends_earlier)| AccessEnvelope {
+            grantors,
+            scopes,
+            tokens_max,
+            services,
+            keys_max,
+            seconds_max,
+            ends_earlier,
+        },
+    )
 }
 
 fn genesis() -> impl Strategy<Value = Genesis> {
     let people = (text(), millis(), vec(member(), 0..3), policy());
-    let machines = (vec(replica(), 0..2), vec(admission(), 0..2), vec(token(), 0..2));
-    (people, machines).prop_map(|((name, founded_at, members, policy), (control, nodes, tokens))| Genesis {
+    let machines = (vec(replica(), 0..2), vec(admission(), 0..2), envelope());
+    (people, machines).prop_map(|((name, founded_at, members, policy), (control, nodes, access))| Genesis {
         name,
         founded_at,
         members,
         policy,
         control,
         nodes,
-        tokens,
+        access,
     })
 }
 
@@ -124,6 +135,7 @@ pub(crate) fn change() -> BoxedStrategy<Change> {
             .prop_map(|(member, halts)| Change::SuspendMember { member, halts }),
         (name(), vec(passkey(), 0..3))
             .prop_map(|(member, passkeys)| Change::SetPasskeys { member, passkeys }),
+        envelope().prop_map(|envelope| Change::SetAccess(Box::new(envelope))),
     ]
     .boxed()
 }

@@ -224,7 +224,6 @@ fn limits_are_stable() {
         ("genesis bytes", limits::GENESIS_BYTES_MAX as u64),
         ("slots", u64::from(limits::SLOTS_MAX)),
         ("routed services", limits::ROUTED_SERVICES_MAX as u64),
-        ("API keys", limits::API_KEYS_MAX as u64),
         ("nodes", limits::NODES_MAX as u64),
         ("open proposals", limits::PROPOSALS_OPEN_MAX as u64),
         ("reason bytes", limits::REASON_BYTES_MAX as u64),

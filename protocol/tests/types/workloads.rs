@@ -1,7 +1,7 @@
 //! Strategies for manifests and for what is signed about slots: orders and tickets.
 
 use crate::values::*;
-use proptest::collection::vec;
+use proptest::collection::{btree_set, vec};
 use proptest::option;
 use proptest::prelude::*;
 use protocol::gateway::{ApiKey, Route, RouteTable, RoutedService};
@@ -155,8 +155,13 @@ fn route() -> impl Strategy<Value = Route> {
 pub(crate) fn route_table() -> impl Strategy<Value = RouteTable> {
     let routed = (name(), name(), one_of(&TASKS), vec(route(), 0..3))
         .prop_map(|(service, model, task, routes)| RoutedService { service, model, task, routes });
-    let api_key = (name(), digest(), option::of(number32()))
-        .prop_map(|(name, hash, requests_per_minute)| ApiKey { name, hash, requests_per_minute });
+    let api_key = (name(), digest(), option::of(btree_set(name(), 0..3)), option::of(number32()));
+    let api_key = api_key.prop_map(|(name, hash, services, requests_per_minute)| ApiKey {
+        name,
+        hash,
+        services,
+        requests_per_minute,
+    });
     (number(), vec(routed, 0..3), vec(api_key, 0..3)).prop_map(|(version, services, api_keys)| RouteTable {
         version,
         services,

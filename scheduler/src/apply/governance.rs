@@ -115,6 +115,7 @@ pub(super) fn admit(cluster: &mut Cluster, index: u64, open: &OpenProposal) -> R
     cluster.generation += 1;
     put_in_force(cluster, &open.proposal.change, digest);
     revoke_from_departed(cluster, &keys_before);
+    super::access::prune(cluster);
     settle(cluster);
     Ok(digest)
 }
@@ -147,6 +148,7 @@ fn put_in_force(cluster: &mut Cluster, change: &Change, certificate: Digest) {
         // A new epoch refuses every proposal of an earlier one.
         Change::SetMembers { .. } => cluster.burned.clear(),
         Change::RemoveNode { .. }
+        | Change::SetAccess(_)
         | Change::ForgetModel { .. }
         | Change::Lift { .. }
         | Change::SuspendMember { .. }
@@ -241,5 +243,6 @@ pub(crate) fn summary(change: &Change) -> String {
             format!("set {} of {member}", counted(passkeys.len() as u64, "passkey"))
         }
         Change::SuspendMember { member, .. } => format!("suspend member {member}"),
+        Change::SetAccess(_) => "set the bounds of access".to_string(),
     }
 }

@@ -1,5 +1,4 @@
-//! Registry commands inside what is approved: models, key wraps, API keys, replica counts, and enrolment of
-//! nodes.
+//! Registry commands inside what is approved: models, key wraps, replica counts, and enrolment of nodes.
 //!
 //! A wrap carries its maker's signature, which is verified here, so that no access token can plant one. Only
 //! members and admitted workers are recipients. A wrap that does not open for its recipient is dropped by
@@ -16,17 +15,16 @@ use human_chain::{CircleState, check_complaint, check_node, check_wrap, recipien
 use protocol::agent::PendingNode;
 use protocol::display::counted;
 use protocol::error_code::{
-    CIRCLE_NOT_FOUNDED, COMMAND_INVALID, KEY_NOT_FOUND, LIMIT_REACHED, MODEL_FORGOTTEN, MODEL_IN_USE,
+    CIRCLE_NOT_FOUNDED, COMMAND_INVALID, LIMIT_REACHED, MODEL_FORGOTTEN, MODEL_IN_USE,
     MODEL_NAME_TAKEN, MODEL_NOT_FOUND, MODEL_RECORD_DIFFERS, NAME_TAKEN, SCALE_OUTSIDE_ENVELOPE,
     SERVICE_NOT_FOUND, WRAP_HELD, WRAP_NOT_HELD,
 };
-use protocol::gateway::ApiKey;
 use protocol::governance::NodeAdmission;
 use protocol::keys::EncryptionKey;
-use protocol::limits::{API_KEYS_MAX, LABELS_MAX, NAME_BYTES_MAX};
+use protocol::limits::{LABELS_MAX, NAME_BYTES_MAX};
 use protocol::manifest::ModelChoice;
 use protocol::model::{ModelRecord, Recipient, SignedComplaint, SignedWrap};
-use protocol::{ModelRoot, NodeId, ServiceName, TokenName};
+use protocol::{ModelRoot, NodeId, ServiceName};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Length of an ML-KEM-768 ciphertext in bytes (FIPS 203, table 3).
@@ -309,30 +307,6 @@ pub(super) fn drop_useless_wraps(cluster: &mut Cluster, before: &BTreeMap<Recipi
     for wraps in cluster.wraps.values_mut() {
         wraps.retain(|recipient, _| opens(recipient));
     }
-}
-
-pub(super) fn create_key(cluster: &mut Cluster, actor: &Actor, key: &ApiKey) -> Result<Reply, Refusal> {
-    if cluster.api_keys.len() >= API_KEYS_MAX {
-        return Err(Refusal::new(LIMIT_REACHED, format!("{API_KEYS_MAX} API keys exist")));
-    }
-    let taken = cluster.api_keys.values().any(|other| other.hash == key.hash);
-    if taken || cluster.api_keys.contains_key(&key.name) {
-        return Err(Refusal::new(NAME_TAKEN, format!("an API key `{}` (or its text) exists", key.name)));
-    }
-    if key.requests_per_minute == Some(0) {
-        return Err(Refusal::new(COMMAND_INVALID, "a key for 0 requests per minute is of no use; revoke it"));
-    }
-    cluster.api_keys.insert(key.name.clone(), key.clone());
-    cluster.audit.record(cluster.now, &actor.to_string(), "create-key", &format!("key/{}", key.name), "");
-    Ok(Reply::Done)
-}
-
-pub(super) fn revoke_key(cluster: &mut Cluster, actor: &Actor, name: &TokenName) -> Result<Reply, Refusal> {
-    if cluster.api_keys.remove(name).is_none() {
-        return Err(Refusal::new(KEY_NOT_FOUND, format!("there is no API key `{name}`")));
-    }
-    cluster.audit.record(cluster.now, &actor.to_string(), "revoke-key", &format!("key/{name}"), "");
-    Ok(Reply::Done)
 }
 
 pub(super) fn scale(

@@ -13,14 +13,14 @@ use crate::limits::{
 use human_chain::is_vetoable;
 use protocol::api::ProposalState;
 use protocol::governance::SignedBallot;
-use protocol::limits::{API_KEYS_MAX, PROPOSALS_OPEN_MAX};
+use protocol::limits::PROPOSALS_OPEN_MAX;
 use protocol::{MemberId, ProposalId};
 use std::collections::{BTreeMap, BTreeSet};
 
 pub(super) fn check(cluster: &Cluster) -> InvariantResult {
     check_bounds(cluster)?;
     check_models(cluster)?;
-    check_api_keys(cluster)?;
+    check_access(cluster)?;
     check_pending(cluster)?;
     for (id, open) in &cluster.open {
         check_open(cluster, id, open)?;
@@ -37,7 +37,6 @@ pub(super) fn check(cluster: &Cluster) -> InvariantResult {
 fn check_bounds(cluster: &Cluster) -> InvariantResult {
     for (list, length, max) in [
         ("models", cluster.models.len(), MODELS_MAX),
-        ("API keys", cluster.api_keys.len(), API_KEYS_MAX),
         ("wraps", cluster.wraps.values().map(BTreeMap::len).sum(), WRAPS_MAX),
         ("pending nodes", cluster.pending.len(), PENDING_NODES_MAX),
         ("open proposals", cluster.open.len(), PROPOSALS_OPEN_MAX),
@@ -89,12 +88,9 @@ fn check_models(cluster: &Cluster) -> InvariantResult {
     Ok(())
 }
 
-fn check_api_keys(cluster: &Cluster) -> InvariantResult {
-    for (name, key) in &cluster.api_keys {
-        ensure(key.name == *name, KeyNamesObject, || format!("API key {name}"))?;
-    }
-    let texts: BTreeSet<_> = cluster.api_keys.values().map(|key| key.hash).collect();
-    ensure(texts.len() == cluster.api_keys.len(), NameUnique, || "API keys".to_string())
+fn check_access(cluster: &Cluster) -> InvariantResult {
+    let outcome = cluster.access.check_invariants();
+    ensure(outcome.is_ok(), KeyNamesObject, || outcome.clone().err().unwrap_or_default())
 }
 
 fn check_pending(cluster: &Cluster) -> InvariantResult {

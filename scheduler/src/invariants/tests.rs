@@ -12,7 +12,7 @@ use crate::cluster::{
     ServicePhase as Phase, Slot,
 };
 use crate::command::Actor;
-use common::samples::{api_key, running};
+use common::samples::running;
 use common::{member, node_id, root, service_name};
 use protocol::api::ProposalState;
 use protocol::model::Recipient;
@@ -155,9 +155,6 @@ fn wrong_objects() -> Table {
             let wraps = c.wraps.get_mut(&root("minilm")).unwrap();
             wraps.values_mut().next().unwrap().wrap.recipient = Recipient::Member(member("carol"));
         }),
-        (KeyNamesObject, "an API key under another name", |c| {
-            c.api_keys.insert("x".parse().unwrap(), api_key("y", None));
-        }),
         (KeyNamesObject, "a pending node under another key", |c| {
             c.pending.values_mut().next().unwrap().id = node_id("n77");
         }),
@@ -167,10 +164,6 @@ fn wrong_objects() -> Table {
         (NameUnique, "two models of one name", |c| {
             let name = c.models[&root("minilm")].name.clone();
             c.models.get_mut(&root("spare")).unwrap().name = name;
-        }),
-        (NameUnique, "two API keys of one text", |c| {
-            let copy = protocol::gateway::ApiKey { name: "x".parse().unwrap(), ..api_key("app", None) };
-            c.api_keys.insert(copy.name.clone(), copy);
         }),
         (WrapOfModel, "wraps of a forgotten model", |c| drop(c.models.remove(&root("spare")))),
     ]

@@ -5,18 +5,12 @@ use protocol::agent::SlotState;
 use protocol::api::ProposalState;
 use protocol::canonical::to_bytes;
 use protocol::error_code::{BALLOT_DUPLICATE, IDEMPOTENCY_KEY_REUSED, NAME_TAKEN, TOKEN_SCOPE_MISSING};
-use protocol::gateway::ApiKey;
 use protocol::governance::*;
 use protocol::limits::{CLOCK_GRACE_MS, LEASE_MS};
 use protocol::manifest::*;
 use protocol::{Digest, Fence, Millis, ReplicaId, SlotIndex};
 use scheduler::limits::*;
 use scheduler::*;
-
-fn key(name: &str, text: &str, limit: Option<u32>) -> Action {
-    let (name, hash) = (name.parse().unwrap(), Digest::of(text.as_bytes()));
-    Action::CreateApiKey(ApiKey { name, hash, requests_per_minute: limit })
-}
 
 fn scale(service: &str, replicas: u32) -> Action {
     Action::Scale { service: service_name(service), replicas }
@@ -34,7 +28,7 @@ fn nothing_happens_before_the_circle_is_founded() {
         &world,
         vec![
             ("scale", scale("embed", 1), "circle-not-founded"),
-            ("key", key("app", "secret", None), "circle-not-founded"),
+            ("key", world.granting_key("app", "secret"), "circle-not-founded"),
             ("model", world.register(model("minilm", 1), &[]), "circle-not-founded"),
             ("wraps", Action::PutWraps(vec![]), "circle-not-founded"),
             ("proposal", Action::SubmitProposal(Box::new(proposal)), "circle-not-founded"),
@@ -62,8 +56,6 @@ fn tokens_do_what_their_scopes_allow() {
         ("nobody scales", token("nobody"), scale("embed", 2), "token-scope-missing"),
         ("reader proposes", token("reader"), submit(), "token-scope-missing"),
         ("operator proposes", token("operator"), submit(), "ok"),
-        ("reader makes a key", token("reader"), key("app", "text", None), "token-scope-missing"),
-        ("operator makes a key", token("operator"), key("app", "text", None), "ok"),
     ] {
         assert_eq!(verdict(&world, actor, action), expected, "{name}");
     }
@@ -315,30 +307,6 @@ fn scaling_stays_inside_the_envelope() {
     world.settle();
     world.approve(Change::Retire { service: service_name("embed"), grace_seconds: 0 });
     check(&world, vec![("retiring", scale("embed", 1), "service-not-found")]);
-}
-
-#[test]
-fn api_keys_have_one_name_and_one_text() {
-    let mut world = two_nodes();
-    world.must(key("app", "secret", Some(60)));
-    let revoke = |name: &str| Action::RevokeApiKey(name.parse().unwrap());
-    check(
-        &world,
-        vec![
-            ("same name", key("app", "another", None), "name-taken"),
-            ("same text", key("app-2", "secret", None), "name-taken"),
-            ("of no use", key("app-2", "another", Some(0)), "command-invalid"),
-            ("another", key("app-2", "another", None), "ok"),
-            ("revoke", revoke("app"), "ok"),
-            ("revoke another", revoke("app-2"), "key-not-found"),
-        ],
-    );
-    let table = route_table(world.view(), &Default::default());
-    assert_eq!(table.api_keys.len(), 1);
-    world.must(revoke("app"));
-    let next = route_table(world.view(), &table);
-    assert!(next.api_keys.is_empty() && next.version > table.version);
-    assert_eq!(route_table(world.view(), &next), next, "unchanged");
 }
 
 #[test]
@@ -678,29 +646,31 @@ fn a_replica_counts_as_current_once_its_order_names_the_new_approval() {
 #[test]
 fn a_write_under_a_key_is_executed_once_with_one_reply() {
     let mut world = World::new(&[node("n1", 4000, 4096)]);
-    let create = |name: &str| Action::CreateApiKey(samples::api_key(name, None));
+    let granting = world.clone();
+    let create = |holder: &str| granting.granting_key(holder, holder);
     assert_eq!(world.apply_once("k1", create("app")), Reply::Done);
     let after_one = world.cluster.clone();
-    assert_eq!(world.apply_once("k1", create("app")), Reply::Done, "without a key the name would be taken");
+    assert_eq!(world.apply_once("k1", create("app")), Reply::Done);
     assert_eq!(world.cluster, after_one, "nothing was done twice, nothing recorded twice");
     world.lead(2);
     world.cluster = Cluster::from_snapshot(&world.cluster.to_snapshot()).unwrap();
     assert_eq!(world.apply_once("k1", create("app")), Reply::Done);
 
-    let refused = world.apply_once("k2", create("app"));
+    let another = || granting.granting_key("app", "another");
+    let refused = world.apply_once("k2", another());
     assert!(matches!(refused, Reply::Refused { code: NAME_TAKEN, .. }), "{refused:?}");
-    world.must(Action::RevokeApiKey("app".parse().unwrap()));
+    world.must(world.revoking_key("app"));
     assert_eq!(
-        world.apply_once("k2", create("app")),
+        world.apply_once("k2", another()),
         refused,
         "a late copy of what was refused stays refused"
     );
-    assert!(!world.cluster.api_keys().contains_key(&"app".parse().unwrap()));
-    assert_eq!(world.apply_once("k3", create("app")), Reply::Done, "a new key is a new write");
+    assert_eq!(world.key_of("app"), None);
+    assert_eq!(world.apply_once("k3", another()), Reply::Done, "a new key is a new write");
 
     let reused = world.apply_once("k1", create("other"));
     assert!(matches!(reused, Reply::Refused { code: IDEMPOTENCY_KEY_REUSED, .. }), "{reused:?}");
-    assert!(!world.cluster.api_keys().contains_key(&"other".parse().unwrap()));
+    assert_eq!(world.key_of("other"), None);
 }
 
 #[test]
@@ -723,7 +693,7 @@ fn a_token_that_the_circle_does_not_know_leaves_no_record() {
     let before = world.cluster.clone();
     let mut key = samples::once("k");
     key.token = "stranger".parse().unwrap();
-    let action = Action::CreateApiKey(samples::api_key("app", None));
+    let action = world.granting_key("app", "app");
     let command =
         Command { clocks: world.clocks.clone(), actor: Actor::Scheduler, action, idempotency: Some(key) };
     let reply = apply(&mut world.cluster, 99, &command);

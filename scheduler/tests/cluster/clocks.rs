@@ -104,7 +104,8 @@ fn everything_heals_with_the_clocks_of_a_majority() {
     let right = world.now;
     world.clocks = erring(right, &[Some(MONTH_MS), Some(MONTH_MS), Some(0)]);
     world.lead(2);
-    world.apply_once("ahead", Action::CreateApiKey(samples::api_key("ahead", None)));
+    let ahead = world.granting_key("ahead", "ahead");
+    world.apply_once("ahead", ahead);
     world.must(Action::Enrol(Box::new(node("n10", 1000, 1024).admission)));
     world.must(Action::Scale { service: service_name("chat"), replicas: 3 });
     world.must(Action::Scale { service: service_name("chat"), replicas: 2 });

@@ -65,8 +65,8 @@ fn shape(value: &Cbor) -> BTreeSet<String> {
 }
 
 /// Paths of the maps whose keys are data.
-const HAS_FREE_KEYS: [&str; 7] =
-    [".services", ".api_keys", ".labels", ".node_selector", ".signatures", ".ballots", ".wraps{}"];
+const HAS_FREE_KEYS: [&str; 6] =
+    [".services", ".labels", ".node_selector", ".signatures", ".ballots", ".wraps{}"];
 
 /// Replaces signatures, and digests that cover one, by as many equal bytes: ML-DSA draws randomness for each.
 /// The root of a history covers certificates, and so does the id of a proposal that names it.
@@ -199,7 +199,7 @@ fn the_samples_hold_every_kind_of_action_actor_step_and_phase() {
     // A new kind without a sample here fails to compile or is missing from this list.
     let actions = "lead found submit_proposal draft_deployment open_proposal withdraw cast_ballot \
         register_model put_wraps drop_wrap \
-        create_api_key revoke_api_key scale execute enrol tick";
+        grant_access revoke_access scale execute enrol tick";
     assert_eq!(kinds(trees.iter().map(|tree| field(tree, "action"))), expected(actions));
     assert_eq!(kinds(trees.iter().map(|tree| field(tree, "actor"))), expected("member token scheduler"));
     let commands = commands(&world);
@@ -214,8 +214,8 @@ fn the_samples_hold_every_kind_of_action_actor_step_and_phase() {
         | Action::RegisterModel { .. }
         | Action::PutWraps(_)
         | Action::DropWrap(_)
-        | Action::CreateApiKey(_)
-        | Action::RevokeApiKey(_)
+        | Action::GrantAccess(_)
+        | Action::RevokeAccess(_)
         | Action::Scale { .. }
         | Action::Execute { .. }
         | Action::Enrol(_)

@@ -2,6 +2,7 @@
 
 use crate::common::*;
 use human_chain::{MemberSecret, propose, prove_keys, sign_genesis, vote};
+use protocol::access::AccessEnvelope;
 use protocol::canonical::{from_bytes, to_bytes};
 use protocol::governance::*;
 use protocol::limits::{MEMBERS_MAX, NAME_BYTES_MAX, REASON_BYTES_MAX};
@@ -39,6 +40,7 @@ fn a_full_circle_changes_its_members_through_the_log() {
     let mut people: BTreeMap<MemberId, MemberSecret> = (0..MEMBERS_MAX).map(person).collect();
     let mut signed = genesis(&[node("n1", 1000, 1024)]);
     (signed.genesis.members, signed.genesis.policy) = roster(&people);
+    signed.genesis.access = AccessEnvelope::standard(people.keys().cloned());
     let founders: Vec<(MemberId, &MemberSecret)> = people.iter().map(|(id, s)| (id.clone(), s)).collect();
     let mut cluster = Cluster::new();
     write(&mut cluster, 1, Action::Found(Box::new(sign_genesis(signed.genesis, &founders))));

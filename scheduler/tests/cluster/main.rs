@@ -5,6 +5,7 @@
 
 mod common;
 
+mod access;
 mod apply;
 mod autonomy;
 mod clocks;

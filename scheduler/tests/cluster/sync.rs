@@ -2,6 +2,7 @@
 
 use crate::common::*;
 use human_chain::{CircleState, MemberSecret, propose, sign_genesis, sign_wrap, verify, vote};
+use protocol::access::AccessEnvelope;
 use protocol::agent::{Assignment, Desired, SyncResponse};
 use protocol::canonical::{from_bytes, to_bytes};
 use protocol::governance::*;
@@ -27,6 +28,7 @@ fn members() -> Vec<(MemberId, MemberSecret)> {
 /// Founds a circle in which every member must sign everything.
 fn unanimous(members: &[(MemberId, MemberSecret)], node: &NodeSpec) -> SignedGenesis {
     let mut founding = genesis(std::slice::from_ref(node)).genesis;
+    founding.access = AccessEnvelope::standard(members.iter().map(|(id, _)| id.clone()));
     founding.members =
         members.iter().map(|(id, secret)| Member { id: id.clone(), keys: secret.public() }).collect();
     let of: Vec<Quorum> = members.iter().map(|(id, _)| Quorum::Member(id.clone())).collect();

@@ -7,6 +7,7 @@ use crate::history::{HistoryEntry, HistoryTree};
 use crate::passkey::PasskeyCount;
 use crate::testing::{claimed_by, encryption, node};
 use crate::{ChainError, MemberSecret, certify, propose, sign_genesis, verify, vote};
+use protocol::access::AccessEnvelope;
 use protocol::governance::{
     ActionClass, Change, Choice, ControlReplica, Genesis, MEMBER_KEYS_DOMAIN, NodeAdmission, Policy, Quorum,
 };
@@ -88,7 +89,7 @@ fn found() -> CircleState {
         policy: all_of(&["alice", "bob"]),
         control: vec![control],
         nodes: ["n1", "n2"].map(node).to_vec(),
-        tokens: vec![],
+        access: AccessEnvelope::standard([name("alice")]),
     };
     let secrets = ["alice", "bob"].map(|who| (name(who), secret(who)));
     let founders: Vec<_> = secrets.iter().map(|(id, secret)| (MemberId::clone(id), secret)).collect();
@@ -244,11 +245,13 @@ fn damage_to_members_is_found() {
             s.members.get_mut(&name("carol")).expect("a member").keys = secret("dave").public();
         }),
         ("0 replicas", |s| s.control.clear()),
-        ("a token without scopes", |s| {
-            let hash = Digest::of(b"token");
-            s.tokens =
-                vec![protocol::governance::AccessToken { name: name("cli"), scopes: BTreeSet::new(), hash }];
+        ("names no member that may grant access", |s| s.access.envelope.grantors.clear()),
+        ("lets no token read and propose", |s| s.access.envelope.scopes.clear()),
+        ("grants under the access envelope in force do not count", |s| s.access.counted.clear()),
+        ("2 access envelopes count", |s| {
+            s.access.counted.insert(Digest::of(b"another"));
         }),
+        ("`access` has version 1 and value", |s| s.access.envelope.keys_max = 1),
     ]);
 }
 

@@ -5,7 +5,14 @@ pub(crate) mod samples;
 pub(crate) mod script;
 pub(crate) mod sim;
 
-use human_chain::{MemberSecret, propose, recipient_key, sign_genesis, sign_withdrawal, sign_wrap, vote};
+use human_chain::{
+    MemberSecret, propose, recipient_key, sign_genesis, sign_grant, sign_revocation, sign_withdrawal,
+    sign_wrap, vote,
+};
+use protocol::access::{
+    ACCESS_VERSION, AccessEnvelope, AccessGrant, AccessRevocation, GRANT_SECONDS_MAX, GrantedAccess,
+    SignedGrant, SignedRevocation,
+};
 use protocol::agent::{Gpu, NodeResources, SlotReport, SlotState, SyncRequest};
 use protocol::governance::*;
 use protocol::keys::{ByteString, EncryptionKey};
@@ -16,7 +23,7 @@ use protocol::model::{
     StoreReference, StoredKind, WRAP_COMPLAINT_DOMAIN, WrapComplaint,
 };
 use protocol::{
-    CircleId, Digest, MemberId, Millis, ModelName, ModelRoot, NodeId, NodeName, PublicKey, ReplicaId,
+    CircleId, Digest, GrantId, MemberId, Millis, ModelName, ModelRoot, NodeId, NodeName, PublicKey, ReplicaId,
     ServiceName, Signature,
 };
 use scheduler::*;
@@ -25,6 +32,11 @@ use std::sync::{Mutex, OnceLock};
 
 pub(crate) const START: Millis = Millis(1_700_000_000_000);
 const MEMBERS: [&str; 3] = ["alice", "bob", "carol"];
+/// Holders of access tokens, with their scopes.
+const TOKENS: [(&str, &[TokenScope]); 2] = [
+    ("reader", &[TokenScope::Read]),
+    ("operator", &[TokenScope::Read, TokenScope::Propose, TokenScope::Submit]),
+];
 
 /// Returns the founders' secrets, made once per test process.
 pub(crate) fn secrets() -> &'static BTreeMap<MemberId, MemberSecret> {
@@ -213,6 +225,26 @@ pub(crate) fn signed_for(circle: CircleId, to: &EncryptionKey, wrap: KeyWrap) ->
     SIGNED.lock().unwrap().entry(statement).or_insert_with(sign).clone()
 }
 
+/// Returns the grant as alice signs it. ML-DSA signatures differ each time, so the first one is kept.
+fn signed_grant(grant: AccessGrant) -> SignedGrant {
+    static SIGNED: Mutex<BTreeMap<GrantId, SignedGrant>> = Mutex::new(BTreeMap::new());
+    let id = grant.id();
+    let sign = || sign_grant(&secrets()[&member("alice")], grant);
+    SIGNED.lock().unwrap().entry(id).or_insert_with(sign).clone()
+}
+
+/// Returns alice's revocation of a grant; the first signature is kept.
+fn signed_revocation(grant: AccessGrant) -> SignedRevocation {
+    static SIGNED: Mutex<BTreeMap<GrantId, SignedRevocation>> = Mutex::new(BTreeMap::new());
+    let id = grant.id();
+    let sign = || {
+        let (member, issued_at) = (member("alice"), START);
+        let secret = &secrets()[&member];
+        sign_revocation(secret, AccessRevocation { version: ACCESS_VERSION, grant, member, issued_at })
+    };
+    SIGNED.lock().unwrap().entry(id).or_insert_with(sign).clone()
+}
+
 pub(crate) fn quorum(required: u32) -> Quorum {
     Quorum::Threshold { required, of: MEMBERS.iter().map(|name| Quorum::Member(member(name))).collect() }
 }
@@ -232,11 +264,6 @@ pub(crate) fn genesis(nodes: &[NodeSpec]) -> SignedGenesis {
         address: format!("127.0.0.1:{}", 7000 + i),
         api: format!("http://127.0.0.1:{}", 8000 + i),
     };
-    let token = |name: &str, scopes: &[TokenScope]| AccessToken {
-        name: name.parse().unwrap(),
-        scopes: scopes.iter().copied().collect(),
-        hash: Digest::of(name.as_bytes()),
-    };
     let genesis = Genesis {
         name: "test".into(),
         founded_at: START,
@@ -249,10 +276,7 @@ pub(crate) fn genesis(nodes: &[NodeSpec]) -> SignedGenesis {
         },
         control: (1..=3).map(replica).collect(),
         nodes: nodes.iter().map(|node| node.admission.clone()).collect(),
-        tokens: vec![
-            token("reader", &[TokenScope::Read]),
-            token("operator", &[TokenScope::Read, TokenScope::Propose, TokenScope::Submit]),
-        ],
+        access: AccessEnvelope::standard(MEMBERS.map(member)),
     };
     let founders: Vec<(MemberId, &MemberSecret)> = secrets().iter().map(|(id, s)| (id.clone(), s)).collect();
     sign_genesis(genesis, &founders)
@@ -278,6 +302,10 @@ impl World {
     pub(crate) fn new(nodes: &[NodeSpec]) -> Self {
         let mut world = Self::empty();
         world.must(Action::Found(Box::new(genesis(nodes))));
+        for (holder, scopes) in TOKENS {
+            let access = GrantedAccess::Token { scopes: scopes.iter().copied().collect() };
+            world.must(world.granting(holder, holder, access));
+        }
         world.specs = nodes.iter().map(|node| (node.admission.name.clone(), node.clone())).collect();
         world.lead(1);
         world.heartbeat_all();
@@ -399,6 +427,50 @@ impl World {
         let workers = self.cluster.nodes().filter(|node| node.roles.contains(&NodeRole::Worker));
         let nodes: Vec<NodeId> = workers.map(|node| node.id).collect();
         self.must(self.register(model(name, bytes), &nodes));
+    }
+
+    /// Returns the grant of alice to this holder, of a secret with this text.
+    pub(crate) fn grant(&self, holder: &str, text: &str, access: GrantedAccess) -> AccessGrant {
+        let state = self.cluster.circle_state();
+        AccessGrant {
+            version: ACCESS_VERSION,
+            circle: state.map_or(CircleId(Digest([0; 32])), |state| state.id()),
+            envelope: state.map_or(Digest([0; 32]), |state| state.access_certificate()),
+            issuer: member("alice"),
+            signer: secrets()[&member("alice")].public().ed25519,
+            holder: holder.parse().unwrap(),
+            access,
+            secret: Digest::of(text.as_bytes()),
+            issued_at: START,
+            expires_at: START.plus(u64::from(GRANT_SECONDS_MAX) * 1000),
+        }
+    }
+
+    /// Returns the command that grants access, signed by alice.
+    pub(crate) fn granting(&self, holder: &str, text: &str, access: GrantedAccess) -> Action {
+        Action::GrantAccess(Box::new(signed_grant(self.grant(holder, text, access))))
+    }
+
+    /// Returns the command that grants an inference key for every service, signed by alice.
+    pub(crate) fn granting_key(&self, holder: &str, text: &str) -> Action {
+        self.granting(holder, text, samples::every_service(None))
+    }
+
+    /// Returns the inference key of this holder that stands.
+    pub(crate) fn key_of(&self, holder: &str) -> Option<AccessGrant> {
+        let state = self.cluster.circle_state()?;
+        let mut standing = self.cluster.access().standing(state, self.cluster.now().0);
+        let is_asked = |grant: &AccessGrant| {
+            grant.holder.as_str() == holder && matches!(grant.access, GrantedAccess::Key { .. })
+        };
+        standing.find(|(_, signed)| is_asked(&signed.grant)).map(|(_, signed)| signed.grant.clone())
+    }
+
+    /// Returns the command with which alice revokes the inference key of this holder, if there is one.
+    pub(crate) fn revoking_key(&self, holder: &str) -> Action {
+        let unknown = || self.grant(holder, "unknown", samples::every_service(None));
+        let grant = self.key_of(holder).unwrap_or_else(unknown);
+        Action::RevokeAccess(Box::new(signed_revocation(grant)))
     }
 
     /// Returns the wrap with alice's signature, for the key that its recipient has now. For a party without

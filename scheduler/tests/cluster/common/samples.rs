@@ -6,7 +6,6 @@
 use super::*;
 use ciborium::value::Value as Cbor;
 use protocol::canonical::to_bytes;
-use protocol::gateway::ApiKey;
 use protocol::{Fence, SlotIndex};
 
 /// Builds the sample cluster. Its services run, drain, lapse and are retired; its proposals are open,
@@ -20,9 +19,11 @@ pub(crate) fn running() -> World {
     world.share_model("minilm", 50 << 20);
     world.must(Action::PutWraps(vec![world.wrap("minilm", Recipient::Member(member("bob")))]));
     world.must(world.register(model("spare", 1 << 20), &[]));
-    world.must(Action::CreateApiKey(api_key("app", Some(600))));
-    let taken = Action::CreateApiKey(api_key("app", None));
-    assert!(matches!(world.apply_once("used", taken), Reply::Refused { .. }), "the name is taken");
+    world.must(world.granting("app", "app", every_service(Some(600))));
+    let taken = world.granting_key("app", "another");
+    assert!(matches!(world.apply_once("used", taken), Reply::Refused { .. }), "the holder has a key");
+    world.must(world.granting_key("gone", "gone"));
+    world.must(world.revoking_key("gone"));
     world.approve(deploy(manifest("old", 1, 1, 100, 64)));
     let mut chat = autonomous(600, manifest("chat", 2, 4, 700, 100));
     chat.valid_until = Some(START.plus(1_000_000_000));
@@ -66,8 +67,9 @@ fn waiting(world: &World) -> Proposal {
     propose(state, change, "more".into(), START, START.plus(3_600_000), nonce).unwrap()
 }
 
-pub(crate) fn api_key(name: &str, requests_per_minute: Option<u32>) -> ApiKey {
-    ApiKey { name: name.parse().unwrap(), hash: Digest::of(name.as_bytes()), requests_per_minute }
+/// Returns the access of an inference key for every service.
+pub(crate) fn every_service(requests_per_minute: Option<u32>) -> GrantedAccess {
+    GrantedAccess::Key { services: None, requests_per_minute }
 }
 
 /// Returns a command of every kind, and a plan with every kind of step; all but a second founding are
@@ -110,8 +112,9 @@ pub(crate) fn commands(world: &World) -> Vec<(&'static str, Command)> {
         ("wraps", operator(), Action::PutWraps(vec![world.wrap_to("spare", "n1")])),
         ("drop-wrap", Actor::Scheduler, Action::DropWrap(Box::new(complain(world, "minilm", "gpu")))),
         ("drop-wrap-of-member", operator(), Action::DropWrap(Box::new(bobs_complaint(world)))),
-        ("key", operator(), Action::CreateApiKey(api_key("other", None))),
-        ("revoke", operator(), Action::RevokeApiKey("app".parse().unwrap())),
+        ("key", Actor::Member(member("alice")), world.granting_key("other", "other")),
+        ("token", Actor::Member(member("alice")), world.granting("dave", "dave", reading())),
+        ("revoke", Actor::Member(member("alice")), world.revoking_key("app")),
         ("scale", operator(), Action::Scale { service: service_name("chat"), replicas: 4 }),
         ("execute", Actor::Scheduler, every_step(&later)),
         ("enrol", Actor::Scheduler, Action::Enrol(Box::new(node))),
@@ -121,12 +124,16 @@ pub(crate) fn commands(world: &World) -> Vec<(&'static str, Command)> {
         (name, Command { clocks: later.clocks.clone(), actor, action, idempotency: None })
     };
     let mut all: Vec<(&'static str, Command)> = all.into_iter().map(command).collect();
-    let action = Action::CreateApiKey(api_key("once", None));
+    let action = world.granting_key("once", "once");
     all.push((
         "key-once",
         Command { clocks: later.clocks.clone(), actor: operator(), action, idempotency: Some(once("new")) },
     ));
     all
+}
+
+fn reading() -> GrantedAccess {
+    GrantedAccess::Token { scopes: BTreeSet::from([TokenScope::Read]) }
 }
 
 /// Returns the command that drafts the deployment of this manifest.

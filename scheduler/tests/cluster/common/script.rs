@@ -4,7 +4,6 @@
 
 use super::*;
 use protocol::NodeName;
-use protocol::gateway::ApiKey;
 use std::fmt::Write;
 
 /// Runs every command of a script and returns the whole text with fresh answers. Lines before the first
@@ -126,11 +125,8 @@ impl ScriptRunner {
             ["share", name, nodes @ ..] => {
                 Action::PutWraps(nodes.iter().map(|node| self.world.wrap_to(name, node)).collect())
             }
-            ["key", name, text] => {
-                let (name, hash) = (name.parse().unwrap(), Digest::of(text.as_bytes()));
-                Action::CreateApiKey(ApiKey { name, hash, requests_per_minute: None })
-            }
-            ["revoke", name] => Action::RevokeApiKey(name.parse().unwrap()),
+            ["key", holder, text] => self.world.granting_key(holder, text),
+            ["revoke", holder] => self.world.revoking_key(holder),
             _ => return None,
         };
         Some(show_reply(&self.world.apply(actor, action)))
