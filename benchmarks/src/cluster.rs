@@ -9,16 +9,16 @@ use crate::report::directory;
 use anyhow::{Context as _, Result, ensure};
 use control::client::ControlClient;
 use control::context::Context;
+use control::grant::{GrantTerms, unsigned_grant};
 use control::member_key::{MemberKey, MemberKeyFile};
 use control::policy::simple_policy;
 use control::server::create_replica;
 use host::random::fresh_secret_text;
 use host::{files, wall_clock};
+use protocol::ReplicaId;
+use protocol::access::{AccessEnvelope, GRANT_SECONDS_MAX, GrantedAccess, SignedGrant};
 use protocol::api::ReplicaView;
-use protocol::governance::{
-    AccessToken, ControlReplica, Genesis, Member, NodeAdmission, SignedGenesis, TokenScope,
-};
-use protocol::{Digest, ReplicaId};
+use protocol::governance::{ControlReplica, Genesis, Member, NodeAdmission, SignedGenesis, TokenScope};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -51,6 +51,23 @@ struct ControlProcess {
     api: u16,
     /// None while the replica is dead.
     child: Option<ChildGuard>,
+}
+
+/// Writes the circle's first access token to its file, and returns its grant by this member.
+fn first_token(context: &Context, issuer: &MemberKeyFile) -> Result<SignedGrant> {
+    let token = fresh_secret_text("quorate-token");
+    files::write_secret(&context.token_file, token.as_bytes())?;
+    let terms = GrantTerms {
+        circle: context.circle,
+        envelope: context.circle.0,
+        holder: "benchmark".parse().map_err(anyhow::Error::msg)?,
+        access: GrantedAccess::Token {
+            scopes: [TokenScope::Read, TokenScope::Propose, TokenScope::Submit].into(),
+        },
+        valid_seconds: GRANT_SECONDS_MAX,
+    };
+    let grant = unsigned_grant(terms, &issuer.member, &issuer.secret, &token, wall_clock());
+    Ok(human_chain::sign_grant(&issuer.secret, grant))
 }
 
 /// Empties and returns the directory of a benchmark.
@@ -114,20 +131,14 @@ impl ControlCluster {
             child: None,
         };
         let replicas: Vec<ControlProcess> = (0..REPLICAS).map(process).collect();
-        let token = fresh_secret_text("quorate-token");
-        files::write_secret(&directory.join("token"), token.as_bytes())?;
         let genesis = Genesis {
             name: "benchmark".into(),
             founded_at: wall_clock(),
             policy: simple_policy(&entries, required),
+            access: AccessEnvelope::standard(entries.iter().map(|entry| entry.id.clone())),
             members: entries,
             control: replicas.iter().map(|replica| replica.entry(&directory)).collect::<Result<_>>()?,
             nodes,
-            tokens: vec![AccessToken {
-                name: "benchmark".parse().map_err(anyhow::Error::msg)?,
-                scopes: [TokenScope::Read, TokenScope::Propose, TokenScope::Submit].into(),
-                hash: Digest::of(token.as_bytes()),
-            }],
         };
         let founders: Vec<_> = people.iter().map(|file| (file.member.clone(), &file.secret)).collect();
         let genesis = human_chain::sign_genesis(genesis, &founders);
@@ -145,6 +156,7 @@ impl ControlCluster {
             file: directory.join("context.json"),
         };
         files::write_atomically(&context.file, &serde_json::to_vec(&context)?, 0o644)?;
+        let token = first_token(&context, &people[0])?;
         let program = built("quorate")?;
         let mut cluster = Self {
             directory,
@@ -155,8 +167,21 @@ impl ControlCluster {
             replicas,
         };
         (0..cluster.replicas.len()).try_for_each(|index| cluster.start_replica(index))?;
+        cluster.hand_in(&token).await?;
         cluster.leader().await?;
         Ok(cluster)
+    }
+
+    /// Hands in the grant of the circle's first access token, once a replica leads.
+    async fn hand_in(&self, grant: &SignedGrant) -> Result<()> {
+        let (client, deadline) = (self.context.client()?, Instant::now() + START_LIMIT);
+        loop {
+            match client.post::<_, serde_json::Value>("/v1/access/grants", grant).await {
+                Ok(_) => return Ok(()),
+                Err(error) if Instant::now() > deadline => return Err(error).context("grant a token"),
+                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+            }
+        }
     }
 
     fn start_replica(&mut self, index: usize) -> Result<()> {

@@ -72,7 +72,7 @@ impl BenchmarkCluster {
         cluster.gateway = context["gateway"].as_str().context("the context names a gateway")?.to_string();
         let tiny = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/tiny").display().to_string();
         cluster.quorate(&["model", "import", &tiny, "--name", "tiny"])?;
-        cluster.key = cluster.quorate(&["key", "create", "bench"])?.trim().to_string();
+        cluster.key = cluster.quorate(&["key", "issue", "bench"])?.trim().to_string();
         Ok(cluster)
     }
 

@@ -3,6 +3,7 @@
 //! Every command has an example, every list a JSON form, and every failure a stable error code.
 
 mod artifacts;
+mod access;
 mod circle;
 mod console;
 mod context;
@@ -13,7 +14,6 @@ mod halts;
 #[cfg(test)]
 mod hostile;
 mod inbox;
-mod keys;
 mod logs;
 mod members;
 mod models;
@@ -151,9 +151,12 @@ Exit status: 0 all is well, 1 something is wrong, 2 the quorum is lost or the st
     /// List, add, choose and remove contexts: which cluster, token and member commands use
     #[command(subcommand)]
     Context(context::ContextCommand),
-    /// Create, list and revoke inference keys for applications
+    /// Issue, list and revoke inference keys of applications
     #[command(subcommand)]
-    Key(keys::KeyCommand),
+    Key(access::KeyCommand),
+    /// Issue, list and revoke access tokens of people
+    #[command(subcommand)]
+    Token(access::TokenCommand),
     /// List the latest audit events: action, actor and time
     Events(status::EventsArguments),
 }
@@ -231,7 +234,8 @@ async fn dispatch(command: TopLevelCommand, environment: &Environment) -> Result
         TopLevelCommand::Verify(arguments) => circle::verify(arguments, environment).await,
         TopLevelCommand::Explain(arguments) => status::explain(&arguments, environment),
         TopLevelCommand::Context(command) => context::run(command, environment),
-        TopLevelCommand::Key(command) => keys::run(command, environment).await,
+        TopLevelCommand::Token(command) => access::run_token(command, environment).await,
+        TopLevelCommand::Key(command) => access::run_key(command, environment).await,
         TopLevelCommand::Events(arguments) => status::events(arguments, environment).await,
     }?;
     Ok(ExitCode::SUCCESS)

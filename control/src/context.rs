@@ -92,6 +92,15 @@ impl Context {
         HeadFile::beside(&self.file, self.circle)
     }
 
+    /// Creates a client for what carries a member's signature in place of an access token: with this context's
+    /// token if there is one.
+    ///
+    /// # Errors
+    /// As [`Context::client`], but for a missing token.
+    pub fn client_for_signed(&self) -> Result<ControlClient> {
+        if self.token_file.exists() { self.client() } else { self.client_with(String::new()) }
+    }
+
     /// Creates a client with this context's token.
     ///
     /// # Errors
@@ -99,11 +108,15 @@ impl Context {
     pub fn client(&self) -> Result<ControlClient> {
         let token = std::fs::read_to_string(&self.token_file)
             .with_context(|| format!("read token `{}`", self.token_file.display()))?;
+        self.client_with(token.trim().to_string())
+    }
+
+    fn client_with(&self, token: String) -> Result<ControlClient> {
         if self.control.is_empty() {
             bail!("the context lists no control replica");
         }
         let authority = self.certificate_authority_file.as_deref().map(read_authority).transpose()?;
-        ControlClient::new(self.control.clone(), token.trim().to_string(), authority)
+        ControlClient::new(self.control.clone(), token, authority)
             .context("create a client of the control API")
     }
 }

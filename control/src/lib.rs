@@ -12,6 +12,7 @@ pub mod cli;
 pub mod client;
 pub mod context;
 pub mod explain;
+pub mod grant;
 pub mod head;
 pub mod history;
 pub mod hub;

@@ -3,6 +3,7 @@
 use crate::member_key::MemberKeyFile;
 use crate::policy::simple_policy;
 use human_chain::CircleState;
+use protocol::access::AccessEnvelope;
 use protocol::api::{History, HistoryPage, ProposalState, ProposalView, ServiceView, Status};
 use protocol::governance::{
     BUNDLE_VERSION, Bundle, Change, Choice, ControlReplica, Genesis, Member, NodeAdmission, NodeRole, Policy,
@@ -170,10 +171,10 @@ impl SampleCircle {
             name: "lab".into(),
             founded_at: Millis(1),
             policy: edit(simple_policy(&entries, 2)),
+            access: AccessEnvelope::standard(entries.iter().map(|entry| entry.id.clone())),
             members: entries,
             control: vec![control],
             nodes: vec![],
-            tokens: vec![],
         };
         let founders: Vec<_> = members.iter().map(|file| (file.member.clone(), &file.secret)).collect();
         let genesis = human_chain::sign_genesis(genesis, &founders);

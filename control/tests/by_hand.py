@@ -136,7 +136,7 @@ class Circle:
         self.keep("genesis.json", self.run(
             "circle", "draft", "--name", "lab", "--members", *[f"{member}.json" for member in MEMBERS],
             "--required", "2", "--control", *[f"control-{number}.json" for number in (1, 2, 3)],
-            "--nodes", *[f"{node}.json" for node in [*NODES, GATEWAY]], "--token-file", "token"))
+            "--nodes", *[f"{node}.json" for node in [*NODES, GATEWAY]]))
         error = self.run("control", "run", "--dir", "control-1", "--genesis", "genesis.json", "--overlay",
                          "127.0.0.1:0", "--api", "127.0.0.1:0", code=1)
         assert "founder-signature-missing" in error and "alice" in error, error
@@ -392,7 +392,7 @@ def waiting_for_an_update_is_not_answered_by_what_ran_before(lab):
 
 
 def answers_come_over_https(lab):
-    key = lab.run("key", "create", "by-hand").strip()
+    key = lab.run("key", "issue", "by-hand").strip()
     url = f"https://{lab.address('inference')}/v1"
     # Without a temperature the answer is drawn, and now and then another one.
     question = [{"role": "user", "content": "What is three plus four?"}]

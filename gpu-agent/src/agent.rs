@@ -16,6 +16,7 @@
 
 pub mod core;
 
+mod access;
 mod actor;
 mod admin;
 mod backoff;

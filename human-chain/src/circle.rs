@@ -19,16 +19,16 @@ use crate::approved::Approved;
 use crate::history::{HistoryEntry, HistoryTree};
 use crate::member::former_key;
 use crate::subject::{
-    ACCESS_SUBJECT, CIRCLE_SUBJECT, HALTS_SUBJECT, access_value, circle_value, lifted_value, manifest_value, member_subject, model_subject,
-    model_value, node_subject, node_value, service_subject, suspension_value,
+    ACCESS_SUBJECT, CIRCLE_SUBJECT, HALTS_SUBJECT, access_value, circle_value, lifted_value, manifest_value,
+    member_subject, model_subject, model_value, node_subject, node_value, service_subject, suspension_value,
 };
 use crate::{ChainError, MemberSecret, form, signature_holds};
 use passkeys::MemberPasskeys;
 use protocol::access::AccessEnvelope;
 use protocol::canonical::to_bytes;
 use protocol::governance::{
-    ActionClass, Change, ControlReplica, GENESIS_DOMAIN, Genesis, HistoryHead, Member,
-    NodeAdmission, Policy, Quorum, SignedGenesis, SubjectVersion,
+    ActionClass, Change, ControlReplica, GENESIS_DOMAIN, Genesis, HistoryHead, Member, NodeAdmission, Policy,
+    Quorum, SignedGenesis, SubjectVersion,
 };
 use protocol::halt::Halt;
 use protocol::manifest::{Manifest, ModelChoice, ServiceManifest};

@@ -282,7 +282,9 @@ pub enum ChainError {
     #[error("the signature of node {0} does not hold")]
     NodeSignatureInvalid(NodeId),
     /// The access envelope in force does not let the member grant or revoke.
-    #[error("member `{0}` may grant no access, nor revoke a grant of others: the access envelope does not name it")]
+    #[error(
+        "member `{0}` may grant no access, nor revoke a grant of others: the access envelope does not name it"
+    )]
     GrantorRefused(MemberId),
     /// The grant exceeds the access envelope in force; the text says how.
     #[error("the grant is outside the access envelope: {0}")]

@@ -301,11 +301,9 @@ mod tests {
     }
 
     fn record() -> AccessBookRecord {
-        let signature =
-            || HybridSignature { ed25519: Signature([6; 64]), ml_dsa: ByteString(vec![7; 3309]) };
+        let signature = || HybridSignature { ed25519: Signature([6; 64]), ml_dsa: ByteString(vec![7; 3309]) };
         let (member, issued_at) = ("bob".parse().expect("a name"), Millis(6));
-        let revocation =
-            AccessRevocation { version: ACCESS_VERSION, grant: grant(), member, issued_at };
+        let revocation = AccessRevocation { version: ACCESS_VERSION, grant: grant(), member, issued_at };
         AccessBookRecord {
             version: ACCESS_BOOK_VERSION,
             circle: grant().circle,
@@ -363,10 +361,8 @@ mod tests {
         let mut largest = record();
         let name = |number: usize| format!("{number:x<width$}", width = NAME_BYTES_MAX);
         let services = (0..GRANT_SERVICES_MAX).map(|number| name(number).parse().expect("a name"));
-        let access = GrantedAccess::Key {
-            services: Some(services.collect()),
-            requests_per_minute: Some(u32::MAX),
-        };
+        let access =
+            GrantedAccess::Key { services: Some(services.collect()), requests_per_minute: Some(u32::MAX) };
         let long = AccessGrant {
             issuer: name(0).parse().expect("a name"),
             holder: name(0).parse().expect("a name"),

@@ -6,8 +6,7 @@
 use crate::agent::{Gpu, SlotReport};
 use crate::digest::Digest;
 use crate::governance::{
-    ActionClass, Bundle, HistoryHead, NodeAdmission, Proposal, SignedBallot, SignedGenesis,
-    SignedWithdrawal,
+    ActionClass, Bundle, HistoryHead, NodeAdmission, Proposal, SignedBallot, SignedGenesis, SignedWithdrawal,
 };
 use crate::ids::{
     Epoch, Fence, MemberId, Millis, ModelName, NodeId, NodeName, ProposalId, ReplicaId, ServiceName,

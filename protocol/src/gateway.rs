@@ -1,8 +1,8 @@
 //! Route table that an agent pushes to its gateway: services with their slots, and API keys. A longer list
 //! than a limit allows is refused when it is read.
 
-use crate::digest::Digest;
 use crate::access::GRANTS_MAX;
+use crate::digest::Digest;
 use crate::ids::{Fence, ModelName, NodeId, ServiceName, SlotIndex, TokenName};
 use crate::limits::{ROUTED_SERVICES_MAX, SLOTS_MAX};
 use crate::manifest::Task;

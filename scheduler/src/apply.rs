@@ -170,7 +170,10 @@ fn is_anything_over(cluster: &Cluster, now: ClusterTime) -> bool {
         || proposals::expired_drafts(cluster, now).next().is_some()
         || waiting::is_any_due(cluster, now);
     let model = registry::models_to_forget(cluster, now).next().is_some();
-    model || proposal || cluster.access.is_anything_over(now.0) || cluster.pending.values().any(|pending| is_forgotten(pending, now))
+    model
+        || proposal
+        || cluster.access.is_anything_over(now.0)
+        || cluster.pending.values().any(|pending| is_forgotten(pending, now))
 }
 
 fn is_over(expires_at: Millis, now: ClusterTime) -> bool {

@@ -138,8 +138,12 @@ fn inputs_of_workers_and_gateways_hold_no_secret() {
             draining: false,
         }],
     };
-    let key =
-        ApiKey { name: "app".parse().expect("a name"), hash: Digest::of(b"text"), requests_per_minute: None };
+    let key = ApiKey {
+        name: "app".parse().expect("a name"),
+        hash: Digest::of(b"text"),
+        services: None,
+        requests_per_minute: None,
+    };
     let table = RouteTable { version: 1, services: vec![service], api_keys: vec![key] };
     let mut found = BTreeSet::new();
     fields(&serde_json::to_value(&worker).expect("JSON"), &mut found);

@@ -129,7 +129,7 @@ fn attack(directory: &Path) -> Result<(), String> {
 /// Creates an API key of the attacker's own: memory in the gateway counts against the share of its key.
 fn attackers_key(directory: &Path) -> Result<String, String> {
     let program = target().join("debug/quorate").display().to_string();
-    let mut create = command(&program, &["key", "create", "attacker"]);
+    let mut create = command(&program, &["key", "issue", "attacker"]);
     Ok(output(create.env("QUORATE_CONTEXT", directory.join("context.json")))?.trim().to_owned())
 }
 

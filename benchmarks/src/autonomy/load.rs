@@ -74,7 +74,7 @@ impl Asking {
 impl LoadTarget {
     /// Creates an inference key for this gateway.
     pub(super) fn new(cluster: &ControlCluster, gateway: &str) -> Result<Self> {
-        let key = cluster.quorate(&["key", "create", "bench"])?.trim().to_string();
+        let key = cluster.quorate(&["key", "issue", "bench"])?.trim().to_string();
         let http = reqwest::Client::builder().no_proxy().build()?;
         Ok(Self { http, url: format!("{gateway}/v1/chat/completions"), key })
     }

@@ -73,6 +73,6 @@ fn genesis(required: u32, people: &[(MemberId, MemberSecret)]) -> Genesis {
             api: "http://127.0.0.1:7000".into(),
         }],
         nodes: vec![],
-        tokens: vec![],
+        access: protocol::access::AccessEnvelope::standard(people.iter().map(|(id, _)| id.clone())),
     }
 }

@@ -155,6 +155,7 @@ pub(crate) fn touched(circle: &CircleState, change: &Change, services: &[Service
         Change::SetPasskeys { member, .. } | Change::SuspendMember { member, .. } => {
             vec![format!("member {member}")]
         }
+        Change::SetAccess(_) => vec!["every access token and inference key".into()],
         Change::Lift { halts } => {
             let lifted = |service: &&ServiceView| halts.iter().any(|halt| may_cover(halt, service, circle));
             services.iter().filter(lifted).map(|view| format!("service {}", view.name)).collect()

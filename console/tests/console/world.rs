@@ -108,7 +108,7 @@ fn genesis(ports: &[u16]) -> SignedGenesis {
         policy,
         control: vec![control],
         nodes: vec![node("node-1"), node("node-2")],
-        tokens: vec![],
+        access: protocol::access::AccessEnvelope::standard((0..3).map(member)),
     };
     let founders: Vec<(MemberId, &MemberSecret)> = (0..3).map(|at| (member(at), secret(at))).collect();
     human_chain::sign_genesis(genesis, &founders)

@@ -4,25 +4,26 @@
 //! replaces the file of a secret.
 
 use super::Environment;
+use super::access::{self, ProposeAccessArguments};
 use super::members::{self, ProposeMemberArguments, ProposePolicyArguments};
 use super::output::{print_json, table};
 use super::words::WordsArguments;
-use crate::member_key::{MemberKey, MemberKeyFile, create_secret};
+use crate::member_key::{MemberKey, MemberKeyFile};
 use crate::policy::{VETO_SECONDS, simple_policy};
 use crate::print;
 use crate::session::Session;
 use crate::terminal::line;
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Result, bail};
 use clap::{Args, Subcommand};
 use host::files;
-use host::random::fresh_secret_text;
 use host::wall_clock;
 use human_chain::{CircleState, MemberSigner as _};
+use protocol::access::AccessEnvelope;
 use protocol::api::History;
 use protocol::display::counted;
 use protocol::governance::*;
-use protocol::{CircleId, Digest, MemberId, Refusal, error_code};
-use std::collections::{BTreeMap, BTreeSet};
+use protocol::{CircleId, MemberId, Refusal, error_code};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 #[derive(Debug, Subcommand)]
@@ -44,8 +45,7 @@ Any reader of the file has the key. For a person: quorate member init alice --ke
     #[command(after_help = "\
 Example:
   quorate circle draft --name lab --members alice.json bob.json carol.json --required 2 \\
-    --control control-1.json control-2.json control-3.json --nodes node-1.json \\
-    --token-file token > genesis.json")]
+    --control control-1.json control-2.json control-3.json --nodes node-1.json > genesis.json")]
     Draft(DraftArguments),
     /// Sign a drafted genesis as one of its founders, after reading it and typing the first two of its words
     #[command(after_help = "\
@@ -80,6 +80,8 @@ Examples:
     ProposeMember(ProposeMemberArguments),
     /// Propose another policy: its rules, or the time for a veto
     ProposePolicy(ProposePolicyArguments),
+    /// Propose other bounds within which single members grant access
+    ProposeAccess(ProposeAccessArguments),
     /// Show members, policy, epoch and the head of the history
     #[command(after_help = "Example:\n  quorate circle show")]
     Show,
@@ -121,9 +123,9 @@ pub(crate) struct DraftArguments {
     /// Let votes by passkey count for routine changes, beside one or more with a member's key
     #[arg(long, requires = "passkey_domain")]
     passkey_votes: bool,
-    /// File to write the first access token to
-    #[arg(long, value_name = "FILE")]
-    token_file: PathBuf,
+    /// Members that may issue access tokens and inference keys, each alone [default: all]
+    #[arg(long, num_args = 1.., value_name = "MEMBER")]
+    grantors: Vec<MemberId>,
 }
 
 #[derive(Debug, Args)]
@@ -156,6 +158,7 @@ pub(crate) async fn run(command: CircleCommand, environment: &Environment) -> Re
         CircleCommand::Read { genesis } => read(&genesis, environment),
         CircleCommand::ProposeMember(arguments) => members::propose_member(arguments, environment).await,
         CircleCommand::ProposePolicy(arguments) => members::propose_policy(arguments, environment).await,
+        CircleCommand::ProposeAccess(arguments) => access::propose(arguments, environment).await,
         CircleCommand::Show => show(environment).await,
         CircleCommand::History => {
             let session = Session::open(&environment.context()?).await?;
@@ -172,18 +175,19 @@ pub(crate) fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T
 }
 
 fn draft(arguments: &DraftArguments) -> Result<()> {
-    let token = fresh_secret_text("quorate-token");
-    let genesis = genesis_of(arguments, Digest::of(token.as_bytes()))?;
-    // A genesis that no founder could sign leaves no token behind.
+    let genesis = genesis_of(arguments)?;
     human_chain::check_draft(&genesis).map_err(Refusal::from)?;
-    create_secret(&arguments.token_file, token.as_bytes())?;
     print_json(&SignedGenesis { genesis, signatures: BTreeMap::new() });
     Ok(())
 }
 
-fn genesis_of(arguments: &DraftArguments, token: Digest) -> Result<Genesis> {
+fn genesis_of(arguments: &DraftArguments) -> Result<Genesis> {
     let entries = arguments.members.iter().map(|path| members::read_entry(path));
     let members: Vec<Member> = entries.map(|entry| Ok(entry?.member)).collect::<Result<_>>()?;
+    let grantors = match arguments.grantors.as_slice() {
+        [] => members.iter().map(|member| member.id.clone()).collect(),
+        named => named.to_vec(),
+    };
     Ok(Genesis {
         name: arguments.name.clone(),
         founded_at: wall_clock(),
@@ -196,11 +200,7 @@ fn genesis_of(arguments: &DraftArguments, token: Digest) -> Result<Genesis> {
         members,
         control: read_all(&arguments.control)?,
         nodes: read_all(&arguments.nodes)?,
-        tokens: vec![AccessToken {
-            name: "founder".parse().map_err(|error: String| anyhow!(error))?,
-            scopes: BTreeSet::from([TokenScope::Read, TokenScope::Propose, TokenScope::Submit]),
-            hash: token,
-        }],
+        access: AccessEnvelope::standard(grantors),
     })
 }
 
@@ -298,6 +298,7 @@ async fn show(environment: &Environment) -> Result<()> {
         "members": members,
         "suspended": circle.suspended().keys().collect::<Vec<_>>(),
         "policy": circle.policy(),
+        "access": circle.access(),
     });
     environment.output().print(&value, |_| {
         let state = |member: &Member| if circle.is_suspended(&member.id) { "suspended" } else { "" };
@@ -417,9 +418,10 @@ mod tests {
         let members: Vec<Member> = founders.iter().map(|file| member(file)).collect();
         let required = u32::try_from(members.len()).expect("few");
         let policy = simple_policy(&members, required);
-        let (control, nodes, tokens) = (vec![replica()], vec![], vec![]);
+        let access = AccessEnvelope::standard(members.iter().map(|member| member.id.clone()));
+        let (control, nodes) = (vec![replica()], vec![]);
         let name = "lab".to_string();
-        let genesis = Genesis { name, founded_at: Millis(1), policy, members, control, nodes, tokens };
+        let genesis = Genesis { name, founded_at: Millis(1), policy, members, control, nodes, access };
         SignedGenesis { genesis, signatures: BTreeMap::new() }
     }
 
@@ -514,11 +516,10 @@ mod tests {
         assert_eq!(read_json::<SignedGenesis>(&copies[0]).expect("read"), merged);
     }
 
-    /// Attacks: 4 of 3 members, one member twice, and a token over one that exists.
+    /// Attacks: 4 of 3 members, one member twice, and a stranger that is to grant access.
     #[test]
-    fn a_draft_is_refused_before_it_writes_and_never_overwrites_a_token() {
+    fn a_draft_that_could_not_be_founded_is_refused() {
         let directory = tempfile::tempdir().expect("temporary directory");
-        let in_directory = |name: &str| directory.path().join(name);
         let members: Vec<PathBuf> = ["alice", "bob", "carol"]
             .map(|name| write(directory.path(), &format!("{name}.json"), &key_file(name).proven()))
             .to_vec();
@@ -534,7 +535,7 @@ mod tests {
             passkey_domain: None,
             passkey_origins: vec![],
             passkey_votes: false,
-            token_file: in_directory("token"),
+            grantors: vec![],
         };
         let mut elsewhere = arguments(&members, 2);
         elsewhere.passkey_domain = Some("example.org".into());
@@ -546,16 +547,17 @@ mod tests {
         let short = [arguments(&members, 4), arguments(&twice, 3), arguments(&members, 1)];
         for refused in short.into_iter().chain([every_other]) {
             assert_eq!(code(draft(&refused)), Some(error_code::GOVERNANCE_INVALID));
-            assert!(!in_directory("token").exists(), "nothing was written");
         }
         elsewhere.passkey_origins = vec!["https://console.example.org".into()];
-        let genesis = genesis_of(&elsewhere, Digest::of(b"token")).expect("sound");
+        let genesis = genesis_of(&elsewhere).expect("sound");
         assert_eq!(human_chain::check_draft(&genesis), Ok(()));
         assert!(human_chain::render_genesis(&genesis).text.contains("console.example.org"));
         draft(&arguments(&members, 2)).expect("drafted");
-        let token = std::fs::read(in_directory("token")).expect("written");
-        assert_eq!(code(draft(&arguments(&members, 2))), Some(error_code::KEY_EXISTS));
-        assert_eq!(std::fs::read(in_directory("token")).expect("read"), token);
+        let mut by_bob = arguments(&members, 2);
+        by_bob.grantors = vec!["bob".parse().expect("a name")];
+        assert_eq!(genesis_of(&by_bob).expect("sound").access.grantors.len(), 1);
+        by_bob.grantors.push("mallory".parse().expect("a name"));
+        assert_eq!(code(draft(&by_bob)), Some(error_code::GOVERNANCE_INVALID));
     }
 
     #[test]

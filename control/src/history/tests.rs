@@ -56,7 +56,7 @@ fn circle() -> History {
         members,
         control: vec![control],
         nodes: vec![node()],
-        tokens: vec![],
+        access: protocol::access::AccessEnvelope::standard([member.clone()]),
     };
     let genesis = sign_genesis(genesis, &[(member.clone(), &secret)]);
     let mut state = CircleState::found(&genesis, None).expect("a circle");

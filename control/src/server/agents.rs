@@ -1,5 +1,5 @@
 //! The agents' endpoints on the overlay: `sync` for admitted nodes, `enrol` for all other peers. Every
-//! replica answers alone for its clock and its halts.
+//! replica answers alone for its clock, its halts, and the grants of access.
 //!
 //! Leases rest on the rules of [`scheduler::Observed`]. A leader answers only after its own announcement is
 //! applied, and after a read barrier that began when the request had arrived.
@@ -18,6 +18,7 @@ use axum::routing::post;
 use host::wall_clock;
 use human_chain::{CircleState, check_complaint};
 use overlay::{Limits, Peer, PeerAddress};
+use protocol::access::AccessRequest;
 use protocol::agent::{
     Assignment, COMPLAINTS_MAX, ClockReading, Desired, EnrolRequest, EnrolResponse, NotLeader, SyncRequest,
     SyncResponse,
@@ -46,6 +47,11 @@ pub(super) const SYNC: &str = "/agent/v1/sync";
 /// Path on which unadmitted nodes ask for admission.
 pub(super) const ENROL: &str = "/agent/v1/enrol";
 
+/// Path on which admitted nodes ask each replica for grants and revocations of access.
+const ACCESS: &str = "/agent/v1/access";
+/// Maximum size of such a request in bytes.
+const ACCESS_REQUEST_BYTES_MAX: usize = 64;
+
 /// Path on which admitted nodes ask each replica for its clock.
 const CLOCK: &str = "/agent/v1/clock";
 
@@ -63,8 +69,10 @@ pub(crate) fn limits() -> Limits {
 pub(crate) fn router(server: Arc<Server>) -> Router {
     let enrol = post(enrol).layer(DefaultBodyLimit::max(ENROL_BYTES_MAX));
     let halts = post(halts_after).layer(DefaultBodyLimit::max(halts::REQUEST_BYTES_MAX));
+    let access = post(access_after).layer(DefaultBodyLimit::max(ACCESS_REQUEST_BYTES_MAX));
     Router::new()
         .route(SYNC, post(sync))
+        .route(ACCESS, access)
         .route(ENROL, enrol)
         .route(CLOCK, post(clock))
         .route(halts::PATH, halts)
@@ -135,6 +143,13 @@ async fn halts_after(State(server): State<Arc<Server>>, body: Bytes) -> Result<R
     let request: HaltsRequest = canonical::from_bytes(&body, halts::REQUEST_BYTES_MAX)
         .map_err(|error| Failure::new(error_code::REQUEST_INVALID, error.to_string()))?;
     Ok(cbor(StatusCode::OK, &server.halts.wait(request).await))
+}
+
+/// Reports grants and revocations of access, as leader or follower, as soon as there is a new one.
+async fn access_after(State(server): State<Arc<Server>>, body: Bytes) -> Result<Response, Failure> {
+    let request: AccessRequest = canonical::from_bytes(&body, ACCESS_REQUEST_BYTES_MAX)
+        .map_err(|error| Failure::new(error_code::REQUEST_INVALID, error.to_string()))?;
+    Ok(cbor(StatusCode::OK, &server.access_after(request).await))
 }
 
 async fn sync(

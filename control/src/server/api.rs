@@ -4,11 +4,11 @@
 //! behaviour all endpoints but the probes, `/v1/replica` and `/v1/halts` answer on the leader, after a read
 //! barrier. Other replicas name the leader.
 
+mod access;
 mod circle;
 mod console;
 mod deployments;
 mod halts;
-mod keys;
 mod models;
 mod services;
 mod status;
@@ -17,7 +17,8 @@ use super::Server;
 use super::idempotency::Key;
 use super::problem::{Failure, accepted, unavailable};
 use axum::extract::DefaultBodyLimit;
-use axum::routing::{delete, get, post, put};
+use axum::handler::Handler;
+use axum::routing::{MethodRouter, get, post, put};
 use axum::{Json, Router};
 use host::wall_clock;
 use protocol::api::Problem;
@@ -56,8 +57,8 @@ pub(crate) fn router(server: Arc<Server>) -> Router {
         .route("/v1/wraps", put(models::put_wraps))
         .route("/v1/wraps/mine", post(models::member_wraps))
         .route("/v1/wraps/complaints", post(models::complain))
-        .route("/v1/keys", get(keys::keys).post(keys::create_key))
-        .route("/v1/keys/{name}", delete(keys::revoke_key))
+        .route("/v1/access/grants", get(access::grants).merge(signed(access::grant)))
+        .route("/v1/access/revocations", signed(access::revoke))
         .route("/v1/events", get(status::events))
         .route("/v1/status", get(status::status))
         .route("/v1/replica", get(status::replica))
@@ -69,6 +70,11 @@ pub(crate) fn router(server: Arc<Server>) -> Router {
         })
         .layer(DefaultBodyLimit::max(protocol::limits::API_BODY_BYTES_MAX))
         .with_state(server)
+}
+
+/// Returns the route of a grant or a revocation: small, and without an access token.
+fn signed<H: Handler<T, Arc<Server>>, T: 'static>(handler: H) -> MethodRouter<Arc<Server>> {
+    post(handler).layer(DefaultBodyLimit::max(access::BODY_BYTES_MAX))
 }
 
 /// Response to an accepted change that returns nothing else.
@@ -143,9 +149,9 @@ fn no_subject(name: &str) -> Failure {
         models::put_wraps,
         models::member_wraps,
         models::complain,
-        keys::keys,
-        keys::create_key,
-        keys::revoke_key,
+        access::grants,
+        access::grant,
+        access::revoke,
         status::events,
         status::status,
         status::replica,

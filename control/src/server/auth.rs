@@ -7,8 +7,9 @@ use super::problem::Failure;
 use axum::extract::FromRequestParts;
 use axum::http::header::AUTHORIZATION;
 use axum::http::request::Parts;
-use protocol::governance::{AccessToken, TokenScope};
-use protocol::{Digest, TokenName, error_code};
+use protocol::governance::TokenScope;
+use protocol::{Digest, Refusal, TokenName, error_code};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// Maximum length of a token that is checked, in bytes.
@@ -47,12 +48,22 @@ callers! {
     /// May make drafts, and deliver signed proposals, ballots, withdrawals, wraps, and complaints about
     /// wraps.
     Proposer = TokenScope::Propose;
-    /// May scale within envelopes, register models, and create and revoke keys.
+    /// May scale within envelopes, and register models.
     Submitter = TokenScope::Submit;
 }
 
-/// A token that may read, as genesis has it.
-pub(crate) struct ReaderToken(pub(crate) AccessToken);
+/// A token that was shown and stands.
+pub(crate) struct BearerToken {
+    /// Person that holds the token.
+    pub(crate) holder: TokenName,
+    /// Scopes that the token has.
+    pub(crate) scopes: BTreeSet<TokenScope>,
+    /// Digest of its text, by which it is looked up again.
+    pub(crate) hash: Digest,
+}
+
+/// A token that may read.
+pub(crate) struct ReaderToken(pub(crate) BearerToken);
 
 impl FromRequestParts<Arc<Server>> for ReaderToken {
     type Rejection = Failure;
@@ -63,10 +74,10 @@ impl FromRequestParts<Arc<Server>> for ReaderToken {
 }
 
 fn authorize(parts: &Parts, server: &Server, scope: TokenScope) -> Result<TokenName, Failure> {
-    token_with(parts, server, scope).map(|token| token.name)
+    token_with(parts, server, scope).map(|token| token.holder)
 }
 
-fn token_with(parts: &Parts, server: &Server, scope: TokenScope) -> Result<AccessToken, Failure> {
+fn token_with(parts: &Parts, server: &Server, scope: TokenScope) -> Result<BearerToken, Failure> {
     let header = parts.headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
     let text = header.and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default();
     if text.is_empty() || text.len() > TOKEN_BYTES_MAX {
@@ -74,20 +85,33 @@ fn token_with(parts: &Parts, server: &Server, scope: TokenScope) -> Result<Acces
             .at("header Authorization")
             .remedy("send `Authorization: Bearer TOKEN`"));
     }
-    let hash = Digest::of(text.as_bytes());
-    let token = server.cluster(|cluster| cluster.token(&hash).cloned());
-    let Some(token) = token else {
+    let token = server.standing_token(Digest::of(text.as_bytes())).map_err(|refusal| {
         // A replica that has just started has not applied the log yet; only the leader's rejection is final.
         if server.lock_leadership().is_none() {
-            return Err(server.not_leader());
+            return server.not_leader();
         }
-        return Err(
-            Failure::new(error_code::TOKEN_UNKNOWN, "the access token is unknown").at("header Authorization")
-        );
-    };
+        Failure::from(refusal)
+            .at("header Authorization")
+            .remedy("a member issues another with `quorate token issue HOLDER`")
+    })?;
     if !token.scopes.contains(&scope) {
-        let message = format!("token `{}` lacks the scope `{scope}`", token.name);
+        let message = format!("token `{}` lacks the scope `{scope}`", token.holder);
         return Err(Failure::new(error_code::TOKEN_SCOPE_MISSING, message));
     }
     Ok(token)
+}
+
+impl Server {
+    /// Returns the access token with this digest that stands now, as this replica knows.
+    ///
+    /// # Errors
+    /// Returns why there is none.
+    pub(crate) fn standing_token(&self, hash: Digest) -> Result<BearerToken, Refusal> {
+        let clocks = self.clocks.readings();
+        self.cluster(|cluster| {
+            let token = cluster.token(&hash, cluster.time(&clocks))?;
+            let (holder, scopes) = (token.holder.clone(), token.scopes.clone());
+            Ok(BearerToken { holder, scopes, hash })
+        })
+    }
 }

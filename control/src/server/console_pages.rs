@@ -217,11 +217,13 @@ impl ConsoleBackend for ReplicaBackend {
     }
 
     fn admits(&self, visitor: &Visitor) -> bool {
-        self.server.cluster(|cluster| match visitor {
+        match visitor {
             Visitor::Owner { .. } => false,
-            Visitor::Token { hash, .. } => cluster.token(hash).is_some(),
-            Visitor::Member(member) => cluster.circle_state().is_some_and(|circle| may_read(circle, member)),
-        })
+            Visitor::Token { hash, .. } => self.server.standing_token(*hash).is_ok(),
+            Visitor::Member(member) => self
+                .server
+                .cluster(|cluster| cluster.circle_state().is_some_and(|circle| may_read(circle, member))),
+        }
     }
 }
 

@@ -22,6 +22,8 @@ const PAGE_BYTES_MAX: usize = 2 * 1024 * 1024;
 /// A list that is read in pages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum PagedList {
+    /// Grants of access that stand, by id.
+    Grants,
     /// Halts that stand, by id.
     Halts,
     /// Decisions of the circle, by their number.
@@ -35,6 +37,7 @@ pub(super) enum PagedList {
 impl PagedList {
     fn name(self) -> &'static str {
         match self {
+            Self::Grants => "grants",
             Self::Halts => "halts",
             Self::History => "history",
             Self::Models => "models",

@@ -57,10 +57,15 @@ impl Failure {
 
 fn status_of(code: ErrorCode) -> StatusCode {
     match code {
-        error_code::TOKEN_UNKNOWN => StatusCode::UNAUTHORIZED,
-        error_code::TOKEN_SCOPE_MISSING | error_code::NODE_NOT_ADMITTED | error_code::WITHDRAWAL_REFUSED => {
-            StatusCode::FORBIDDEN
-        }
+        error_code::TOKEN_UNKNOWN
+        | error_code::GRANT_EXPIRED
+        | error_code::GRANT_REVOKED
+        | error_code::GRANT_ENVELOPE_ENDED => StatusCode::UNAUTHORIZED,
+        error_code::TOKEN_SCOPE_MISSING
+        | error_code::GRANTOR_REFUSED
+        | error_code::GRANT_OUTSIDE_ENVELOPE
+        | error_code::NODE_NOT_ADMITTED
+        | error_code::WITHDRAWAL_REFUSED => StatusCode::FORBIDDEN,
         error_code::NOT_LEADER => StatusCode::MISDIRECTED_REQUEST,
         error_code::CONTROL_UNAVAILABLE
         | error_code::CIRCLE_NOT_FOUNDED
@@ -75,7 +80,7 @@ fn status_of(code: ErrorCode) -> StatusCode {
         error_code::PROPOSAL_NOT_FOUND
         | error_code::SERVICE_NOT_FOUND
         | error_code::MODEL_NOT_FOUND
-        | error_code::KEY_NOT_FOUND
+        | error_code::GRANT_NOT_FOUND
         | error_code::PATH_NOT_FOUND => StatusCode::NOT_FOUND,
         error_code::NAME_TAKEN
         | error_code::MODEL_RECORD_DIFFERS

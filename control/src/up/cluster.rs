@@ -10,6 +10,7 @@ use crate::session::Session;
 use anyhow::{Context as _, Result, anyhow, bail};
 use host::children::{Daemon, inherited};
 use protocol::NodeName;
+use protocol::access::SignedGrant;
 use protocol::agent::PendingNode;
 use protocol::api::{NodeView, Page, Status};
 use std::cell::RefCell;
@@ -180,8 +181,12 @@ impl LocalCluster {
 
     async fn wait_until_alive(&self) -> Result<()> {
         let client = self.context()?.client()?;
+        let grant: SignedGrant = serde_json::from_slice(&std::fs::read(self.layout.token_grant())?)?;
         let deadline = Instant::now() + START_LIMIT;
         loop {
+            // A new circle has no token until its control plane has the first grant. The same grant again
+            // changes nothing.
+            let _ = client.post::<_, serde_json::Value>("/v1/access/grants", &grant).await;
             if let Some(dead) = self.ended_daemon()? {
                 bail!("{dead}");
             }

@@ -4,20 +4,24 @@ use super::StartupLog;
 use super::cluster::{LocalCluster, POLL_INTERVAL};
 use super::layout::{MEMBERS, NODES};
 use crate::cli::service_template;
-use crate::member_key::create_secret;
+use crate::grant::{GrantTerms, unsigned_grant};
+use crate::member_key::{MemberKey, create_secret};
 use crate::node::{ImportRequest, ModelAccess};
 use crate::print;
 use crate::session::{PROPOSAL_LIFETIME_MS, Session};
 use anyhow::{Context as _, Result, anyhow, bail};
 use host::random::fresh_secret_text;
+use host::wall_clock;
+use human_chain::sign_grant;
 use indicatif::ProgressBar;
+use protocol::access::{GrantedAccess, SignedGrant};
 use protocol::agent::SlotState;
-use protocol::api::{CreateKey, KeyView, Page, ProposalState, ScaleRequest, ServiceView};
+use protocol::api::{ProposalState, ScaleRequest, ServiceView};
 use protocol::display::counted;
 use protocol::governance::{Change, Choice};
 use protocol::manifest::{Manifest, format_bytes};
 use protocol::model::{ErasureCode, ModelRecord};
-use protocol::{Digest, ServiceName};
+use protocol::{ServiceName, TokenName};
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -30,8 +34,7 @@ const ENVELOPE: (u32, u32) = (1, 2);
 /// Timeout of a deployment, until all its replicas answer.
 const READY_LIMIT: Duration = Duration::from_secs(180);
 
-/// Returns the cluster's first inference key: generated once, kept in a file, and registered with the
-/// cluster.
+/// Returns the cluster's first inference key: generated once, kept in a file, and granted by the first member.
 ///
 /// # Errors
 /// Returns an error if control does not answer, or the file cannot be written.
@@ -45,12 +48,23 @@ pub(super) async fn api_key(cluster: &LocalCluster) -> Result<Zeroizing<String>>
             text
         }
     };
-    let client = cluster.context()?.client()?;
-    let known: Page<KeyView> = client.get("/v1/keys").await?;
-    if known.items.iter().all(|key| key.name.as_str() != API_KEY_NAME) {
-        let name = API_KEY_NAME.parse().map_err(|error: String| anyhow!(error))?;
-        let body = CreateKey { name, hash: Digest::of(text.as_bytes()), requests_per_minute: None };
-        let _: serde_json::Value = client.post("/v1/keys", &body).await?;
+    let session = cluster.session().await?;
+    let known: Vec<SignedGrant> = session.client.list("/v1/access/grants").await?;
+    let holder: TokenName = API_KEY_NAME.parse().map_err(|error: String| anyhow!(error))?;
+    let is_it = |signed: &SignedGrant| {
+        signed.grant.holder == holder && matches!(signed.grant.access, GrantedAccess::Key { .. })
+    };
+    if !known.iter().any(is_it) {
+        let MemberKey { member, signer } = cluster.member(MEMBERS[0])?;
+        let terms = GrantTerms {
+            circle: session.circle.id(),
+            envelope: session.circle.access_certificate(),
+            holder,
+            access: GrantedAccess::Key { services: None, requests_per_minute: None },
+            valid_seconds: session.circle.access().seconds_max,
+        };
+        let signed = sign_grant(&signer, unsigned_grant(terms, &member, &signer, &text, wall_clock()))?;
+        let _: serde_json::Value = session.client.post("/v1/access/grants", &signed).await?;
     }
     Ok(text)
 }

@@ -7,6 +7,7 @@
 use super::layout::{GATEWAY, Layout, MEMBERS, NODES, REPLICAS, REQUIRED, STORES};
 use super::ports::Ports;
 use crate::context::Context;
+use crate::grant::{GrantTerms, unsigned_grant};
 use crate::member_key::{MemberKeyFile, create_secret};
 use crate::node::{NodeFile, UNSIGNED, create_keys};
 use crate::policy::simple_policy;
@@ -15,8 +16,10 @@ use anyhow::{Result, anyhow};
 use host::files;
 use host::random::fresh_secret_text;
 use host::wall_clock;
+use human_chain::sign_grant;
+use protocol::access::{AccessEnvelope, GRANT_SECONDS_MAX, GrantedAccess};
 use protocol::governance::*;
-use protocol::{Digest, MemberId, NodeId, ReplicaId};
+use protocol::{CircleId, MemberId, NodeId, ReplicaId};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Creates every key, the genesis signed by every founder, and the context file.
@@ -32,14 +35,13 @@ pub(super) fn found(layout: &Layout, ports: &Ports) -> Result<()> {
             Ok(key)
         })
         .collect::<Result<_>>()?;
-    let token = fresh_secret_text("quorate-token");
-    create_secret(&layout.token(), token.as_bytes())?;
     let members: Vec<Member> =
         keys.iter().map(|key| Member { id: key.member.clone(), keys: key.secret.public() }).collect();
     let genesis = Genesis {
         name: "demo".into(),
         founded_at: wall_clock(),
         policy: simple_policy(&members, REQUIRED),
+        access: AccessEnvelope::standard(members.iter().map(|member| member.id.clone())),
         members,
         control: (1..=REPLICAS).map(|id| replica(layout, ports, id)).collect::<Result<_>>()?,
         nodes: NODES
@@ -47,20 +49,31 @@ pub(super) fn found(layout: &Layout, ports: &Ports) -> Result<()> {
             .map(|name| worker(layout, ports, name))
             .chain([gateway(layout, ports)])
             .collect::<Result<_>>()?,
-        tokens: vec![operator_token(&token)?],
     };
     let founders: Vec<(MemberId, &_)> = keys.iter().map(|key| (key.member.clone(), &key.secret)).collect();
     let signed = human_chain::sign_genesis(genesis, &founders);
     files::write_atomically(&layout.genesis(), &serde_json::to_vec_pretty(&signed)?, 0o644)?;
+    grant_token(layout, human_chain::circle_id(&signed.genesis), &keys[0])?;
     write_context(layout, ports, &signed)
 }
 
-fn operator_token(token: &str) -> Result<AccessToken> {
-    Ok(AccessToken {
-        name: "operator".parse().map_err(|error: String| anyhow!(error))?,
-        scopes: BTreeSet::from([TokenScope::Read, TokenScope::Propose, TokenScope::Submit]),
-        hash: Digest::of(token.as_bytes()),
-    })
+/// Creates the operator's access token, and the grant of it by the first member, which goes to control when
+/// that runs.
+fn grant_token(layout: &Layout, circle: CircleId, issuer: &MemberKeyFile) -> Result<()> {
+    let token = fresh_secret_text("quorate-token");
+    create_secret(&layout.token(), token.as_bytes())?;
+    let scopes = BTreeSet::from([TokenScope::Read, TokenScope::Propose, TokenScope::Submit]);
+    let terms = GrantTerms {
+        circle,
+        envelope: circle.0,
+        holder: "operator".parse().map_err(|error: String| anyhow!(error))?,
+        access: GrantedAccess::Token { scopes },
+        valid_seconds: GRANT_SECONDS_MAX,
+    };
+    let grant = unsigned_grant(terms, &issuer.member, &issuer.secret, &token, wall_clock());
+    let signed = sign_grant(&issuer.secret, grant);
+    files::write_atomically(&layout.token_grant(), &serde_json::to_vec_pretty(&signed)?, 0o644)?;
+    Ok(())
 }
 
 fn replica(layout: &Layout, ports: &Ports, id: u64) -> Result<ControlReplica> {

@@ -108,6 +108,11 @@ impl Layout {
         self.root.join("members").join(format!("{member}.key"))
     }
 
+    /// Returns the path of the signed grant of the operator's access token.
+    pub(super) fn token_grant(&self) -> PathBuf {
+        self.root.join("token-grant.json")
+    }
+
     /// Returns the path of the operator's access token.
     #[must_use]
     pub(super) fn token(&self) -> PathBuf {

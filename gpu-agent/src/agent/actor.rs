@@ -1,6 +1,7 @@
 //! The agent's main loop: it receives events from control, the slots, the operator and the clock. The core
 //! decides what follows and the loop carries it out. Every decision is persisted before it takes effect.
 
+use super::access::{self, AccessFile};
 use super::admin::{self, InjectedRequest};
 use super::chain::{Chain, RefusedBundle};
 use super::clocks::{ClockEvent, ask_replicas};
@@ -24,7 +25,7 @@ use protocol::agent::{
     WorkerLine,
 };
 use protocol::agent_state::{AdminRequest, HandOrder};
-use protocol::gateway::RouteTable;
+use protocol::gateway::{ApiKey, RouteTable};
 use protocol::governance::{Bundle, HistoryHead, NodeAdmission};
 use protocol::limits::{LEASE_MS, SYNC_INTERVAL_MS};
 use protocol::model::SignedComplaint;
@@ -115,6 +116,7 @@ pub(super) struct AgentActor {
     pub(super) orders: OrderFile,
     pub(super) book: OrderBook,
     pub(super) halts: HaltFile,
+    pub(super) access: AccessFile,
     pub(super) admission: NodeAdmission,
     pub(super) circle: CircleId,
     pub(super) last_answer: LastAnswerFile,
@@ -142,8 +144,8 @@ pub(super) struct Volatile {
     refused_history: Refusals,
     /// Parts of the latest route table that were not handed to the gateway.
     refused_routes: BTreeSet<(ServiceName, Option<SlotIndex>)>,
-    /// Table and history that the gateway's table was made from.
-    routes_from: Option<(Option<Digest>, HistoryHead)>,
+    /// Table, history and keys that the gateway's table was made from.
+    routes_from: Option<(Option<Digest>, HistoryHead, Vec<ApiKey>)>,
     /// Released slots that have not been reported to control yet.
     unacknowledged_releases: BTreeSet<(SlotKey, Fence)>,
     /// Orders that were granted but could not be persisted, and why. They do not count as accepted.
@@ -181,12 +183,18 @@ impl AgentActor {
         asking.spawn(ask_replicas(self.control.clone(), events));
         let (received, mut halt_answers) = mpsc::channel(halts::ANSWERS_MAX);
         asking.spawn(halts::follow_replicas(self.control.clone(), received));
+        let (received, mut granted) = mpsc::channel(access::ANSWERS_MAX);
+        if self.gateway.is_some() {
+            let repeats = self.access.repeats();
+            asking.spawn(access::follow_replicas(self.control.clone(), repeats, received));
+        }
         loop {
             // The order is fixed so that a simulation is reproducible; each of these events is rare.
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => break,
                 Some(received) = halt_answers.recv() => self.take_halts(received),
+                Some(received) = granted.recv() => self.take_access(received),
                 _ = renewals.tick() => node.renew_liveness(),
                 () = tokio::time::sleep_until(next_sync), if in_flight.is_none() => {
                     next_sync = Instant::now() + SYNC_GAP;
@@ -217,7 +225,10 @@ impl AgentActor {
                     // The operator may have gone; the verdict changes nothing.
                     let _ = decision.send(verdict);
                 }
-                _ = resyncs.tick() => self.reconcile(),
+                _ = resyncs.tick() => {
+                    self.renew_access();
+                    self.reconcile();
+                }
             }
         }
         self.end_slots().await;
@@ -240,9 +251,14 @@ impl AgentActor {
     }
 
     /// Returns the time by which approvals are judged.
-    fn trusted_now(&mut self) -> Millis {
+    pub(super) fn trusted_now(&mut self) -> Millis {
         let clock = &self.node.clock;
         self.time.now(clock.wall(), clock.boot(), self.chain.signed_at())
+    }
+
+    /// Returns whether grants can be judged: the time is known, and the history is whole.
+    pub(super) fn can_judge(&self) -> bool {
+        self.time.is_settled() && self.chain.check_whole().is_ok()
     }
 
     fn is_answered_lately(&self) -> bool {
@@ -487,6 +503,7 @@ impl AgentActor {
             tracing::info!(length, "governance bundles verified and persisted");
             self.node.circle.send_replace(Arc::new(self.chain.state().clone()));
             self.follow_halts();
+            self.follow_access();
         }
         outcome?;
         self.chain.check_served(served)?;
@@ -519,17 +536,28 @@ impl AgentActor {
         self.state.refused_history = refused.map(|(key, fence)| (key, (fence, refusal.clone()))).collect();
     }
 
-    /// Hands the gateway the part of control's route table that the circle covers. While the chain is not
-    /// complete, or if control sends no table, the last table stays.
-    fn hand_routes(&mut self) {
-        let from = Some((self.state.desired_digest, self.chain.state().head()));
-        let table = self.state.desired.as_ref().and_then(|desired| desired.routes.as_ref());
-        let Some(table) = table.filter(|_| self.state.routes_from != from) else { return };
-        let last = self.routes.borrow().clone();
-        let (table, refused) = check_routes(self.chain.state(), table, last.as_ref());
-        if !refused.is_empty() && !self.state.chain_complete {
+    /// Hands the gateway the part of control's route table that the circle covers, with the API keys that
+    /// stand. While the chain is not complete, or if control sends no table, the routes of the last table
+    /// stay; its keys do not.
+    pub(super) fn hand_routes(&mut self) {
+        let now = self.trusted_now();
+        let api_keys = self.access.book().keys(self.chain.state(), now);
+        let from = Some((self.state.desired_digest, self.chain.state().head(), api_keys.clone()));
+        if self.state.routes_from == from {
             return;
         }
+        let last = self.routes.borrow().clone();
+        let renewed = last.clone().map(|last| RouteTable { api_keys: api_keys.clone(), ..last });
+        let table = self.state.desired.as_ref().and_then(|desired| desired.routes.as_ref());
+        let checked = table.map(|table| check_routes(self.chain.state(), table, last.as_ref()));
+        let judged = checked.filter(|(_, refused)| refused.is_empty() || self.state.chain_complete);
+        let Some((table, refused)) = judged else {
+            if let Some(renewed) = renewed {
+                self.routes.send_if_modified(|handed| replace_table(handed, renewed));
+            }
+            return;
+        };
+        let table = RouteTable { api_keys, ..table };
         let key = |refused: &RefusedRoute| (refused.service.clone(), refused.slot);
         let known = std::mem::take(&mut self.state.refused_routes);
         let news: Vec<&RefusedRoute> = refused.iter().filter(|part| !known.contains(&key(part))).collect();

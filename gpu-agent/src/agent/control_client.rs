@@ -6,6 +6,7 @@ use bytes::Bytes;
 use host::Clock;
 use http::{Request, Response, StatusCode, header};
 use overlay::{Address, Backoff, Client, Identity, Limits, NotAnAddress, PublicKey};
+use protocol::access::{ACCESS_PAGE_MAX, ACCESS_RECORD_BYTES_MAX, AccessAnswer, AccessRequest};
 use protocol::agent::{ClockReading, EnrolRequest, EnrolResponse, NotLeader, SyncRequest, SyncResponse};
 use protocol::canonical;
 use protocol::error_code;
@@ -32,6 +33,8 @@ const PROBLEM_BYTES_MAX: usize = 2048;
 const NOT_LEADER_BYTES_MAX: usize = 1024;
 /// Largest answer to a request for halts.
 const HALTS_BYTES_MAX: usize = HALTS_PAGE_MAX * HALT_BYTES_MAX + 64;
+/// Largest answer to a request for grants and revocations.
+const ACCESS_BYTES_MAX: usize = ACCESS_PAGE_MAX * (ACCESS_RECORD_BYTES_MAX + 16) + 64;
 /// Largest answer to a request for a clock.
 const CLOCK_BYTES_MAX: usize = 64;
 
@@ -162,6 +165,16 @@ impl AgentControlClient {
         let answers = response.status() == StatusCode::OK;
         let answer: HaltsAnswer = canonical::from_bytes(response.body(), HALTS_BYTES_MAX).ok()?;
         (answers && answer.halts.len() <= HALTS_PAGE_MAX).then_some(answer)
+    }
+
+    /// Returns the grants and revocations that one replica has, whether it leads or not. Returns none if it
+    /// does not answer.
+    pub(super) async fn access_of(&self, replica: usize, request: &AccessRequest) -> Option<AccessAnswer> {
+        let body = canonical::to_bytes(request).into();
+        let response = self.exchange(self.replicas.get(replica)?, "/agent/v1/access", body).await.ok()?;
+        let answers = response.status() == StatusCode::OK;
+        let answer: AccessAnswer = canonical::from_bytes(response.body(), ACCESS_BYTES_MAX).ok()?;
+        (answers && answer.records.len() <= ACCESS_PAGE_MAX).then_some(answer)
     }
 
     /// Lets the next request begin with another replica than this one, whose answer was refused.

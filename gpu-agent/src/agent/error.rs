@@ -38,6 +38,14 @@ pub enum AgentError {
         /// Defect that was found.
         reason: String,
     },
+    /// The granted keys of a gateway's node cannot be read or trusted.
+    #[error("granted keys {}: {reason}", path.display())]
+    Access {
+        /// Path of the file.
+        path: PathBuf,
+        /// Defect that was found.
+        reason: String,
+    },
     /// The recorded head of the history cannot be trusted.
     #[error("head of the history {}: its bytes are damaged", path.display())]
     Head {
@@ -78,9 +86,11 @@ impl AgentError {
     pub fn code(&self) -> ErrorCode {
         match self {
             Self::Genesis(error) => error.code(),
-            Self::File { .. } | Self::Orders { .. } | Self::Halts { .. } | Self::Head { .. } => {
-                error_code::AGENT_STATE_UNUSABLE
-            }
+            Self::File { .. }
+            | Self::Orders { .. }
+            | Self::Halts { .. }
+            | Self::Access { .. }
+            | Self::Head { .. } => error_code::AGENT_STATE_UNUSABLE,
             Self::InUse { .. } => error_code::DIRECTORY_IN_USE,
             Self::Address { .. } | Self::Configuration(_) => error_code::REQUEST_INVALID,
             Self::Sandbox(error) => error.code(),
@@ -120,6 +130,11 @@ mod tests {
                 AgentError::Halts { path: path(), reason: "its bytes are damaged".into() },
                 error_code::AGENT_STATE_UNUSABLE,
                 "halts /var/lib/quorate/agent: its bytes are damaged",
+            ),
+            (
+                AgentError::Access { path: path(), reason: "its bytes are damaged".into() },
+                error_code::AGENT_STATE_UNUSABLE,
+                "granted keys /var/lib/quorate/agent: its bytes are damaged",
             ),
             (
                 AgentError::Head { path: path() },

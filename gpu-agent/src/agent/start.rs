@@ -1,5 +1,6 @@
 //! Startup and shutdown of an agent: its files, the sandboxes of its predecessor, and its services.
 
+use super::access::AccessFile;
 use super::actor::{AgentActor, Incarnation};
 use super::chain::Chain;
 use super::config::AgentConfig;
@@ -66,6 +67,7 @@ impl Prepared {
         let id = NodeId(config.identity.public_key());
         let (orders, book) = OrderFile::open(directory.join("orders"), &chain, id)?;
         let halts = HaltFile::open(directory.join("halts"), config.circle)?;
+        let access = AccessFile::open(directory.join("access"), config.circle)?;
         let (clock, replicas) = (config.clock, chain.state().control());
         let path = directory.join("last-answer");
         let (last_answer, predecessor) = LastAnswerFile::open(path, config.circle, id, &clock);
@@ -107,6 +109,7 @@ impl Prepared {
             orders,
             book,
             halts,
+            access,
             admission: config.admission,
             circle: config.circle,
             last_answer,

@@ -9,9 +9,9 @@ use super::{CircleAccess, CircleState, FIRST_EPOCH};
 use crate::access::check_envelope;
 use crate::change::{GRACE_SECONDS_MAX, MODEL_GRACE_SECONDS_MAX};
 use crate::subject::{
-    ACCESS_SUBJECT, CIRCLE_SUBJECT, HALTS_SUBJECT, access_value, circle_value, lifted_value, manifest_value, member_subject, model_subject,
-    model_value, node_subject, node_value, passkeys_subject, passkeys_value, service_subject,
-    suspension_value,
+    ACCESS_SUBJECT, CIRCLE_SUBJECT, HALTS_SUBJECT, access_value, circle_value, lifted_value, manifest_value,
+    member_subject, model_subject, model_value, node_subject, node_value, passkeys_subject, passkeys_value,
+    service_subject, suspension_value,
 };
 use crate::{carries, describe, form};
 use protocol::governance::{Member, SubjectVersion};

@@ -7,7 +7,9 @@
 //! The digest in front finds damage; an attacker would compute it too.
 
 use super::signers::FormerSigners;
-use super::{ApprovedService, CircleAccess, CircleState, ForgottenModel, LiftedHalt, MemberPasskeys, RetiredService};
+use super::{
+    ApprovedService, CircleAccess, CircleState, ForgottenModel, LiftedHalt, MemberPasskeys, RetiredService,
+};
 use crate::ChainError;
 use crate::history::HistoryTree;
 use protocol::canonical::{from_own_bytes, to_bytes};

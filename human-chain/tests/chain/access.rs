@@ -187,9 +187,13 @@ fn only_the_named_members_grant() {
     let signature = granted(key(&state, "mallory", "app")).signature;
     let in_her_name = SignedGrant { grant: stranger, signature };
     check("in a member's name", check_grant(&state, in_her_name, NOW), "signature-invalid");
-    enact(&mut state, set_access(|envelope| {
-        envelope.grantors.insert(name("bob"));
-    }), &PEOPLE);
+    enact(
+        &mut state,
+        set_access(|envelope| {
+            envelope.grantors.insert(name("bob"));
+        }),
+        &PEOPLE,
+    );
     check("the positive control", check_grant(&state, by_bob, NOW), "approved");
 }
 
@@ -240,7 +244,8 @@ fn grants_end_with_the_keys_of_their_issuer() {
     let mut renewed = member("alice-anew");
     renewed.id = name("alice");
     let members = vec![renewed, member("bob"), member("carol")];
-    let mut proofs_by = set_members(&state, members, policy("2 of (alice, bob, carol)", "2 of (alice, bob, carol)"));
+    let mut proofs_by =
+        set_members(&state, members, policy("2 of (alice, bob, carol)", "2 of (alice, bob, carol)"));
     if let Change::SetMembers { proofs, members, .. } = &mut proofs_by {
         proofs.insert(name("alice"), crate::support::prove("alice-anew", &members[0]));
     }
@@ -253,9 +258,13 @@ fn grants_end_with_the_keys_of_their_issuer() {
 #[test]
 fn a_revocation_is_by_the_issuer_or_a_member_that_may_grant() {
     let mut state = circle();
-    enact(&mut state, set_access(|envelope| {
-        envelope.grantors.insert(name("bob"));
-    }), &PEOPLE);
+    enact(
+        &mut state,
+        set_access(|envelope| {
+            envelope.grantors.insert(name("bob"));
+        }),
+        &PEOPLE,
+    );
     let of_bob = key(&state, "bob", "app");
     for who in ["alice", "bob"] {
         check(who, check_revocation(&state, revoked(&of_bob, who)), "approved");

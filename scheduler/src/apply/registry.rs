@@ -15,9 +15,9 @@ use human_chain::{CircleState, check_complaint, check_node, check_wrap, recipien
 use protocol::agent::PendingNode;
 use protocol::display::counted;
 use protocol::error_code::{
-    CIRCLE_NOT_FOUNDED, COMMAND_INVALID, LIMIT_REACHED, MODEL_FORGOTTEN, MODEL_IN_USE,
-    MODEL_NAME_TAKEN, MODEL_NOT_FOUND, MODEL_RECORD_DIFFERS, NAME_TAKEN, SCALE_OUTSIDE_ENVELOPE,
-    SERVICE_NOT_FOUND, WRAP_HELD, WRAP_NOT_HELD,
+    CIRCLE_NOT_FOUNDED, COMMAND_INVALID, LIMIT_REACHED, MODEL_FORGOTTEN, MODEL_IN_USE, MODEL_NAME_TAKEN,
+    MODEL_NOT_FOUND, MODEL_RECORD_DIFFERS, NAME_TAKEN, SCALE_OUTSIDE_ENVELOPE, SERVICE_NOT_FOUND, WRAP_HELD,
+    WRAP_NOT_HELD,
 };
 use protocol::governance::NodeAdmission;
 use protocol::keys::EncryptionKey;

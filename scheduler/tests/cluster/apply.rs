@@ -430,7 +430,8 @@ fn plans_are_refused_when_the_state_moved_on() {
         moved.must(change);
         assert_eq!(verdict(&moved, Actor::Scheduler, command.clone()), "plan-stale", "{name}");
     }
-    world.must(key("app", "secret", None));
+    let granting = world.granting_key("app", "secret");
+    world.must(granting);
     assert_eq!(verdict(&world, Actor::Scheduler, command), "ok", "an API key matters to no plan");
 }
 
@@ -660,11 +661,7 @@ fn a_write_under_a_key_is_executed_once_with_one_reply() {
     let refused = world.apply_once("k2", another());
     assert!(matches!(refused, Reply::Refused { code: NAME_TAKEN, .. }), "{refused:?}");
     world.must(world.revoking_key("app"));
-    assert_eq!(
-        world.apply_once("k2", another()),
-        refused,
-        "a late copy of what was refused stays refused"
-    );
+    assert_eq!(world.apply_once("k2", another()), refused, "a late copy of what was refused stays refused");
     assert_eq!(world.key_of("app"), None);
     assert_eq!(world.apply_once("k3", another()), Reply::Done, "a new key is a new write");
 

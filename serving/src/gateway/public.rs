@@ -13,12 +13,13 @@ use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use http::{HeaderMap, StatusCode, header};
-use protocol::ModelName;
 use protocol::error_code as code;
 use protocol::gateway::{ApiKey, RoutedService};
 use protocol::limits::INFERENCE_BODY_BYTES_MAX;
 use protocol::manifest::Task;
 use std::collections::BTreeMap;
+use protocol::{ModelName, ServiceName};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use tokio::time::Instant;
 
@@ -176,11 +177,12 @@ impl Gateway {
         let limit = INFERENCE_BODY_BYTES_MAX;
         let body = crate::body::read(&head.headers, body, limit, &mut charge, memory_full).await?;
         let request = InferenceRequest::parse(endpoint, &body)?;
-        let services = services(endpoint, request.model(), &table)?;
+        let services = services(endpoint, request.model(), key.services.as_ref(), &table)?;
         let model = services[0].model.clone();
         observation.model(model.as_str());
         let (name, is_stream) = (request.model().to_owned(), request.is_stream());
-        Ok(Admitted { wanted: InferenceTarget { endpoint, name, model, is_stream }, body, charge })
+        let wanted = InferenceTarget { endpoint, name, model, allowed: key.services, is_stream };
+        Ok(Admitted { wanted, body, charge })
     }
 }
 
@@ -200,6 +202,8 @@ pub(super) struct InferenceTarget {
     name: String,
     /// Model that the name resolved to on arrival.
     pub(super) model: ModelName,
+    /// Services that the client's key may call; none = every service.
+    allowed: Option<BTreeSet<ServiceName>>,
     pub(super) is_stream: bool,
 }
 
@@ -209,14 +213,16 @@ impl InferenceTarget {
     /// # Errors
     /// The model is no longer served.
     pub(super) fn services<'t>(&self, table: &'t Table) -> Result<Vec<&'t RoutedService>, ApiError> {
-        services(self.endpoint, &self.name, table)
+        services(self.endpoint, &self.name, self.allowed.as_ref(), table)
     }
 }
 
-/// Returns the services that the client's name denotes, all of the right task: at least one.
+/// Returns the services that the client's name denotes and its key may call, all of the right task: at least
+/// one.
 fn services<'t>(
     endpoint: Endpoint,
     model: &str,
+    allowed: Option<&BTreeSet<ServiceName>>,
     table: &'t Table,
 ) -> Result<Vec<&'t RoutedService>, ApiError> {
     let all = table.services(model);
@@ -237,5 +243,11 @@ fn services<'t>(
             format!("the model `{model}` {other}"),
         ));
     }
-    Ok(fit)
+    let may_call = |service: &&RoutedService| allowed.is_none_or(|names| names.contains(&service.service));
+    let open: Vec<&RoutedService> = fit.into_iter().filter(may_call).collect();
+    if open.is_empty() {
+        let message = format!("this API key may not call the model `{model}`");
+        return Err(ApiError::new(StatusCode::FORBIDDEN, code::API_KEY_NOT_FOR_SERVICE, message));
+    }
+    Ok(open)
 }

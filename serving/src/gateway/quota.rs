@@ -45,7 +45,12 @@ mod tests {
     use protocol::Digest;
 
     fn key(name: &str, requests_per_minute: Option<u32>) -> ApiKey {
-        ApiKey { name: name.parse().expect("a name"), hash: Digest::of(b""), requests_per_minute }
+        ApiKey {
+            name: name.parse().expect("a name"),
+            hash: Digest::of(b""),
+            services: None,
+            requests_per_minute,
+        }
     }
 
     #[test]

@@ -1,12 +1,10 @@
 //! Route table: the table that the agent pushes, indexed for lookups. Replaced as a whole, never edited.
 
+use protocol::access::GRANTS_MAX;
 use protocol::gateway::{ApiKey, Route, RouteTable, RoutedService};
 use protocol::{Digest, ModelName, NodeId, ServiceName, SlotIndex};
 use std::collections::{BTreeMap, BTreeSet};
 use subtle::ConstantTimeEq;
-
-/// Maximum API keys: a key that a client presents is compared with every one.
-const API_KEYS_MAX: usize = 4096;
 
 /// A route table that has been checked.
 #[derive(Debug, Default)]
@@ -24,8 +22,9 @@ impl Table {
     /// # Errors
     /// A description of the fault: a duplicate service or slot, or too many keys.
     pub(super) fn new(pushed: RouteTable) -> Result<Self, String> {
-        if pushed.api_keys.len() > API_KEYS_MAX {
-            return Err(format!("{} api keys, at most {API_KEYS_MAX}", pushed.api_keys.len()));
+        // A key that a client presents is compared with every one.
+        if pushed.api_keys.len() > GRANTS_MAX {
+            return Err(format!("{} api keys, at most {GRANTS_MAX}", pushed.api_keys.len()));
         }
         let mut services = BTreeMap::new();
         let mut routes: BTreeMap<_, Route> = BTreeMap::new();
@@ -143,6 +142,7 @@ mod tests {
         let key = ApiKey {
             name: "app".parse().expect("a name"),
             hash: Digest::of(b"secret"),
+            services: None,
             requests_per_minute: None,
         };
         let table = RouteTable { version: 1, services: Vec::new(), api_keys: vec![key.clone()] };

@@ -96,6 +96,7 @@ impl Simulation {
         let key = |name: &str, requests_per_minute| ApiKey {
             name: name.parse().expect("a name"),
             hash: Digest::of(name.as_bytes()),
+            services: None,
             requests_per_minute,
         };
         let api_keys = vec![key("app", None), key("other", None), key("scarce", Some(2))];

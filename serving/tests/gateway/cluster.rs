@@ -166,6 +166,7 @@ impl Cluster {
         let key = |name: &str, text: &str, requests_per_minute| ApiKey {
             name: name.parse().expect("a name"),
             hash: Digest::of(text.as_bytes()),
+            services: None,
             requests_per_minute,
         };
         RouteTable {

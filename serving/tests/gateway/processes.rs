@@ -208,6 +208,7 @@ async fn gateway_with_keys(directory: &Path) -> (Process, Value, impl Sized) {
     let key = |name: &str| ApiKey {
         name: name.parse().expect("a name"),
         hash: Digest::of(name.as_bytes()),
+        services: None,
         requests_per_minute: None,
     };
     let table = RouteTable { version: 1, services: Vec::new(), api_keys: vec![key("hog"), key("other")] };

@@ -187,8 +187,9 @@ fn a_member_with_an_external_signer_founds_a_circle_votes_and_halts() {
         api: "http://127.0.0.1:1".into(),
     };
     let policy = crate::policy::simple_policy(&members, 1);
+    let access = protocol::access::AccessEnvelope::standard([alice()]);
     let (name, founded_at, control) = ("lab".to_string(), Millis(1), vec![control]);
-    let genesis = Genesis { name, founded_at, policy, members, control, nodes: vec![], tokens: vec![] };
+    let genesis = Genesis { name, founded_at, policy, members, control, nodes: vec![], access };
     let signature = sign_as_founder(&signer, &genesis).expect("signed");
     let genesis = SignedGenesis { genesis, signatures: [(alice(), signature)].into() };
     let state = CircleState::found(&genesis, None).expect("every founder signed");

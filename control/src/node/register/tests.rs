@@ -149,7 +149,7 @@ impl Lab {
             members,
             control: vec![control],
             nodes: vec![node.clone()],
-            tokens: vec![],
+            access: protocol::access::AccessEnvelope::standard([member.member.clone()]),
         };
         let genesis = human_chain::sign_genesis(genesis, &[(member.member.clone(), &own)]);
         let id = human_chain::circle_id(&genesis.genesis);

@@ -16,7 +16,7 @@ pub(super) async fn create_link(
     ReaderToken(token): ReaderToken,
     State(server): State<Arc<Server>>,
 ) -> Json<ConsoleLink> {
-    let visitor = Visitor::Token { name: token.name, hash: token.hash, scopes: token.scopes };
+    let visitor = Visitor::Token { name: token.holder, hash: token.hash, scopes: token.scopes };
     let code = server.sign_in.create_link(visitor);
     let url = console_pages::origins(&server).sign_in_url(&code);
     Json(ConsoleLink { url, expires_in_seconds: LINK_LIFE_MS / 1000 })

@@ -1,15 +1,17 @@
 //! Test fixture: a circle of one member, with keys from seeds.
 
+use crate::grant::{GrantTerms, unsigned_grant};
 use crate::policy::simple_policy;
-use human_chain::MemberSecret;
+use human_chain::{MemberSecret, sign_grant};
 use overlay::Identity;
+use protocol::access::{AccessEnvelope, GRANT_SECONDS_MAX, GrantedAccess, SignedGrant};
 use protocol::governance::*;
 use protocol::keys::{ByteString, EncryptionKey};
-use protocol::{Digest, MemberId, Millis, NodeId, PasskeyPolicy, PublicKey, ReplicaId, Signature};
+use protocol::{Digest, GrantId, MemberId, Millis, NodeId, PasskeyPolicy, PublicKey, ReplicaId, Signature};
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock};
 
-/// The access token of [`genesis`], with every scope.
+/// The access token that [`token_grant`] grants, with every scope.
 pub(super) const TOKEN: &str = "quorate-token-of-a-test";
 
 /// Returns the key of a replica.
@@ -83,14 +85,36 @@ pub(super) fn genesis_with(
         name: "test".into(),
         founded_at: Millis(1_800_000_000_000),
         policy: Policy { passkeys, ..simple_policy(&members, 1) },
+        access: AccessEnvelope::standard([member.id.clone()]),
         members,
         control: control.collect(),
         nodes,
-        tokens: vec![AccessToken {
-            name: "tester".parse().unwrap(),
-            scopes: BTreeSet::from([TokenScope::Read, TokenScope::Propose, TokenScope::Submit]),
-            hash: Digest::of(TOKEN.as_bytes()),
-        }],
     };
     human_chain::sign_genesis(genesis, &[(member.id, secret)])
+}
+
+/// Returns alice's grant of every scope to the holder of [`TOKEN`].
+pub(super) fn token_grant(genesis: &SignedGenesis) -> SignedGrant {
+    let scopes = BTreeSet::from([TokenScope::Read, TokenScope::Propose, TokenScope::Submit]);
+    granted(genesis, "tester", TOKEN, GrantedAccess::Token { scopes })
+}
+
+/// Returns alice's grant of a secret with this text, made a month ago. ML-DSA signatures differ each time, so
+/// the first one is kept.
+pub(super) fn granted(
+    genesis: &SignedGenesis,
+    holder: &str,
+    text: &str,
+    access: GrantedAccess,
+) -> SignedGrant {
+    static SIGNED: Mutex<BTreeMap<GrantId, SignedGrant>> = Mutex::new(BTreeMap::new());
+    static ISSUED_AT: OnceLock<Millis> = OnceLock::new();
+    let month_ago = || Millis(host::wall_clock().0 - 30 * 24 * 3_600_000);
+    let circle = human_chain::circle_id(&genesis.genesis);
+    let (holder, valid_seconds) = (holder.parse().unwrap(), GRANT_SECONDS_MAX);
+    let terms = GrantTerms { circle, envelope: circle.0, holder, access, valid_seconds };
+    let (issuer, secret) = alice();
+    let grant = unsigned_grant(terms, &issuer, secret, text, *ISSUED_AT.get_or_init(month_ago));
+    let id = grant.id();
+    SIGNED.lock().unwrap().entry(id).or_insert_with(|| sign_grant(secret, grant)).clone()
 }

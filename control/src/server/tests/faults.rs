@@ -9,9 +9,10 @@ use axum::http::{Method, Request, StatusCode};
 use consensus::simulation::SimulatedGroup;
 use consensus::{Limits, LogIndex, Timings};
 use host::Clock;
-use protocol::api::{CreateKey, KeyView, Page, Problem};
-use protocol::gateway::{ApiKey, RouteTable};
-use protocol::{BootTime, Digest, PasskeyPolicy, ReplicaId, canonical};
+use protocol::access::{GrantedAccess, SignedGrant};
+use protocol::api::{Page, Problem};
+use protocol::gateway::RouteTable;
+use protocol::{BootTime, PasskeyPolicy, ReplicaId, canonical};
 use scheduler::{Action, Actor, Command, Observed, Reply};
 use serde::Serialize;
 use std::sync::{Arc, Mutex};
@@ -84,7 +85,8 @@ impl SimulatedServers {
         }
     }
 
-    /// Waits for a leader, has it announce itself and found the circle, and returns its index.
+    /// Waits for a leader, has it announce itself, found the circle and grant the tests' token, and returns
+    /// its index.
     pub(super) async fn lead(&self) -> usize {
         loop {
             let leader = self.group.leader().await;
@@ -92,9 +94,16 @@ impl SimulatedServers {
             let server = &self.servers[index];
             self.check_clocks(&(0..self.servers.len()).collect::<Vec<_>>());
             leader::round(server).await;
-            if server.cluster(|cluster| cluster.genesis().is_some()) {
+            if !server.cluster(|cluster| cluster.genesis().is_some()) {
+                continue;
+            }
+            // The members of a new circle issue its tokens.
+            let token = circle::token_grant(&server.genesis);
+            if server.cluster(|cluster| cluster.access().contains(&token.grant.id())) {
                 return index;
             }
+            let granting = Action::GrantAccess(Box::new(token));
+            let _ = server.command(Actor::Member(circle::alice().0), granting).await;
         }
     }
 }
@@ -143,21 +152,26 @@ pub(super) async fn ask_with_key<B: Serialize>(
     (head.status, axum::body::to_bytes(body, 1 << 20).await.unwrap().to_vec())
 }
 
-pub(super) fn key(name: &str) -> CreateKey {
-    CreateKey { name: name.parse().unwrap(), hash: Digest::of(name.as_bytes()), requests_per_minute: None }
+/// Returns alice's grant of an inference key to this holder.
+pub(super) fn key(server: &Server, holder: &str) -> SignedGrant {
+    let access = GrantedAccess::Key { services: None, requests_per_minute: None };
+    circle::granted(&server.genesis, holder, holder, access)
 }
 
 pub(super) async fn create(server: &Arc<Server>, name: &str) -> (StatusCode, Option<Problem>) {
-    let (status, body) = ask(server, Method::POST, "/v1/keys", Some(&key(name))).await;
+    let (status, body) = ask(server, Method::POST, "/v1/access/grants", Some(&key(server, name))).await;
     let problem = (!status.is_success()).then(|| serde_json::from_slice(&body).unwrap());
     (status, problem)
 }
 
 pub(super) async fn keys(server: &Arc<Server>) -> Vec<String> {
-    let (status, body) = ask::<()>(server, Method::GET, "/v1/keys", None).await;
+    let (status, body) = ask::<()>(server, Method::GET, "/v1/access/grants", None).await;
     assert_eq!(status, StatusCode::OK, "{}", String::from_utf8_lossy(&body));
-    let page: Page<KeyView> = serde_json::from_slice(&body).unwrap();
-    page.items.iter().map(|key| key.name.to_string()).collect()
+    let page: Page<SignedGrant> = serde_json::from_slice(&body).unwrap();
+    let of_keys = page.items.iter().filter(|signed| signed.grant.access.kind() == "key");
+    let mut holders: Vec<String> = of_keys.map(|signed| signed.grant.holder.to_string()).collect();
+    holders.sort();
+    holders
 }
 
 #[tokio::test(start_paused = true)]
@@ -201,18 +215,16 @@ async fn a_command_whose_reply_is_lost_is_applied_once() {
     let server = &world.servers[follows];
     let asker = server.id;
     let create = |name: &str| {
-        let CreateKey { name, hash, requests_per_minute } = key(name);
         let actor = Actor::Token("tester".parse().unwrap());
-        server.command(actor, Action::CreateApiKey(ApiKey { name, hash, requests_per_minute }))
+        server.command(actor, Action::GrantAccess(Box::new(key(server, name))))
     };
     for (lost, name) in [(0, "first"), (1, "second"), (3, "third")] {
         world.group.network().lose_answers(asker, lost);
-        // A second application would be refused: the name is taken.
         assert_eq!(create(name).await.unwrap(), Reply::Done, "{lost} answers lost");
     }
     server.read_barrier().await.unwrap();
     let created = server
-        .cluster(|cluster| cluster.audit().last(1000).filter(|event| event.action == "create-key").count());
+        .cluster(|cluster| cluster.audit().last(1000).filter(|event| event.action == "issue-key").count());
     assert_eq!(created, 3);
 }
 

@@ -4,7 +4,8 @@ use super::faults::{SimulatedServers, ask_with_key, deposed_unnoticed, key, keys
 use super::outcomes::{ballot, proposal};
 use crate::server::Server;
 use axum::http::{Method, StatusCode};
-use protocol::api::{CreateKey, Problem, ProposalView, SubmitProposal};
+use protocol::api::{Problem, ProposalView, SubmitProposal};
+use protocol::governance::Proposal;
 use serde::Serialize;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +15,14 @@ async fn post<B: Serialize>(server: &Arc<Server>, path: &str, body: &B, key: &st
 }
 
 async fn create(server: &Arc<Server>, name: &str, under: &str) -> (StatusCode, String) {
-    let (status, body) = post::<CreateKey>(server, "/v1/keys", &key(name), under).await;
+    let (status, body) = post(server, "/v1/access/grants", &key(server, name), under).await;
+    let problem: Option<Problem> = serde_json::from_slice(&body).ok();
+    (status, problem.map(|problem| problem.code).unwrap_or_default())
+}
+
+async fn submit(server: &Arc<Server>, proposal: &Proposal, under: &str) -> (StatusCode, String) {
+    let body = SubmitProposal { proposal: proposal.clone(), ballot: None };
+    let (status, body) = post(server, "/v1/proposals", &body, under).await;
     let problem: Option<Problem> = serde_json::from_slice(&body).ok();
     (status, problem.map(|problem| problem.code).unwrap_or_default())
 }
@@ -23,25 +31,19 @@ async fn create(server: &Arc<Server>, name: &str, under: &str) -> (StatusCode, S
 async fn a_repeated_key_gets_the_same_response_and_refuses_another_request() {
     let world = SimulatedServers::start(1);
     let server = &world.servers[world.lead().await];
+    let (app, other) = (proposal(server, "app"), proposal(server, "other"));
     let done = (StatusCode::OK, String::new());
-    assert_eq!(create(server, "app", "one").await, done);
-    assert_eq!(create(server, "app", "one").await, done, "not `name-taken`");
-    assert_eq!(create(server, "app", "\"one\"").await, done, "as the draft writes it");
-    assert_eq!(create(server, "app", "two").await, (StatusCode::CONFLICT, "name-taken".into()));
+    assert_eq!(submit(server, &app, "one").await, done);
+    assert_eq!(submit(server, &app, "one").await, done);
+    assert_eq!(submit(server, &app, "\"one\"").await, done, "as the draft writes it");
     let reused = (StatusCode::UNPROCESSABLE_ENTITY, "idempotency-key-reused".to_string());
-    assert_eq!(create(server, "other", "one").await, reused);
+    assert_eq!(submit(server, &other, "one").await, reused);
     for unusable in ["", "two words", &"k".repeat(129)] {
-        assert_eq!(
-            create(server, "other", unusable).await,
-            (StatusCode::BAD_REQUEST, "request-invalid".into())
-        );
+        let refused = (StatusCode::BAD_REQUEST, "request-invalid".to_string());
+        assert_eq!(submit(server, &other, unusable).await, refused);
     }
-    assert_eq!(keys(server).await, ["app"]);
-    let path = "/v1/keys/app";
-    for _ in 0..2 {
-        let (status, _) = ask_with_key::<()>(server, Method::DELETE, path, None, Some("three")).await;
-        assert_eq!(status, StatusCode::OK, "not `key-not-found`");
-    }
+    let drafts = server.cluster(|cluster| cluster.drafts().keys().copied().collect::<Vec<_>>());
+    assert_eq!(drafts, [app.id()]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -93,6 +95,6 @@ async fn a_write_sent_again_to_the_next_leader_is_applied_once() {
     let server = &world.servers[next];
     assert_eq!(create(server, "app", "once").await, (StatusCode::OK, String::new()), "not `name-taken`");
     let created = server
-        .cluster(|cluster| cluster.audit().last(1000).filter(|event| event.action == "create-key").count());
+        .cluster(|cluster| cluster.audit().last(1000).filter(|event| event.action == "issue-key").count());
     assert_eq!(created, 2, "one of each name");
 }

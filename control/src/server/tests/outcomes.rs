@@ -4,7 +4,7 @@
 //! applied. No response may report that nothing was done if something was.
 
 use super::circle::{admission, alice, other};
-use super::faults::{SimulatedServers, ask, create, deposed_unnoticed, keys};
+use super::faults::{SimulatedServers, ask, create, deposed_unnoticed, key, keys};
 use crate::server::{Server, leader};
 use axum::http::{Method, StatusCode};
 use host::wall_clock;
@@ -128,8 +128,8 @@ async fn a_refusal_after_a_lost_reply_does_not_claim_that_nothing_was_done() {
     assert_eq!(create(&follows, "before").await.0, StatusCode::OK);
     world.group.network().lose_answers(follows.id, usize::MAX);
     let asking = tokio::spawn(async move { create(&follows, "done").await });
-    let name = "done".parse().unwrap();
-    let is_done = || leader.cluster(|cluster| cluster.api_keys().contains_key(&name));
+    let done = key(&leader, "done").grant.id();
+    let is_done = || leader.cluster(|cluster| cluster.access().contains(&done));
     while !is_done() {
         tokio::time::sleep(POLL_INTERVAL).await;
     }

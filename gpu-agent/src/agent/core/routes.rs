@@ -1,7 +1,7 @@
 //! Judgement of a route table before it is handed to the gateway: prompts go to nodes that the circle
 //! admitted, for services that it approved, and nowhere else.
 //!
-//! API keys pass as they are: the chain does not hold them.
+//! API keys of control's table do not pass: the agent adds those that grants cover which it verified itself.
 
 use super::Refusal;
 use human_chain::CircleState;
@@ -56,7 +56,7 @@ pub fn check_routes(
         }
     }
     debug_assert!(services.len() <= table.services.len(), "nothing is added");
-    (RouteTable { version: table.version, services, api_keys: table.api_keys.clone() }, refused)
+    (RouteTable { version: table.version, services, api_keys: Vec::new() }, refused)
 }
 
 /// Statement of the circle about a service that it covers.
@@ -174,9 +174,18 @@ mod tests {
     }
 
     fn table(services: Vec<RoutedService>) -> RouteTable {
-        let key =
-            ApiKey { name: "app".parse().unwrap(), hash: Digest::of(b"secret"), requests_per_minute: None };
-        RouteTable { version: 7, services, api_keys: vec![key] }
+        RouteTable { version: 7, services, api_keys: vec![] }
+    }
+
+    /// The attack: control puts an API key into its table, for which no member signed. The positive control
+    /// is the table itself, which the gateway would follow.
+    #[test]
+    fn an_api_key_of_control_is_not_handed_on() {
+        let wanted = table(vec![routed("chat", &[(0, id(7))])]);
+        let (name, hash) = ("app".parse().unwrap(), Digest::of(b"secret"));
+        let key = ApiKey { name, hash, services: None, requests_per_minute: None };
+        let hostile = RouteTable { api_keys: vec![key], ..wanted.clone() };
+        assert_eq!(check_routes(&world().state, &hostile, None), (wanted, vec![]));
     }
 
     fn refusals(refused: &[RefusedRoute]) -> Vec<String> {

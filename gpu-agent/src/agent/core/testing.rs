@@ -3,6 +3,7 @@
 
 use human_chain::{CircleState, MemberSecret, certify, propose, sign_genesis, verify, vote};
 use overlay::Identity;
+use protocol::access::AccessEnvelope;
 use protocol::agent::{Assignment, Desired};
 use protocol::gateway::{Route, RoutedService};
 use protocol::governance::{
@@ -64,7 +65,7 @@ impl TestCircle {
             policy: Policy { quorums, passkeys: None, veto_seconds: 0, proposer_counts: true },
             control: control.iter().enumerate().map(replica).collect(),
             nodes,
-            tokens: vec![],
+            access: AccessEnvelope::standard(founders.iter().map(|(id, _)| id.clone())),
         };
         let signers: Vec<_> = founders.iter().map(|(id, secret)| (id.clone(), secret)).collect();
         let genesis = sign_genesis(genesis, &signers);

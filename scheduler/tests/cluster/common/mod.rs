@@ -23,8 +23,8 @@ use protocol::model::{
     StoreReference, StoredKind, WRAP_COMPLAINT_DOMAIN, WrapComplaint,
 };
 use protocol::{
-    CircleId, Digest, GrantId, MemberId, Millis, ModelName, ModelRoot, NodeId, NodeName, PublicKey, ReplicaId,
-    ServiceName, Signature,
+    CircleId, Digest, GrantId, MemberId, Millis, ModelName, ModelRoot, NodeId, NodeName, PublicKey,
+    ReplicaId, ServiceName, Signature,
 };
 use scheduler::*;
 use std::collections::{BTreeMap, BTreeSet};
