@@ -196,12 +196,23 @@ class Circle:
         return ended
 
 
+def grants_the_first_token(lab):
+    """A new circle has no access token; a member's signature makes the first one."""
+    try:
+        lab.run("token", "issue", "alice", "--scope", "read", "propose", "submit", "--out", "token")
+        return True
+    except AssertionError:
+        return False
+
+
 def a_circle_is_founded_and_runs(lab):
     lab.make_certificate()
     lab.make_keys()
     lab.found()
     for number in (1, 2, 3):
         lab.start_control(number)
+    lab.until("control takes the first grant", lambda: grants_the_first_token(lab))
+    assert (lab.folder / "token").stat().st_mode & 0o777 == 0o600
     for place, name in enumerate([*NODES, GATEWAY]):
         lab.start_agent(name, place)
     lab.until("every node is alive", lambda: len(

@@ -63,7 +63,7 @@ impl WriteHistory {
         let times = |action: &str, subject: &str| events.get(&(action, subject)).copied().unwrap_or(0);
         for (name, key) in &self.keys {
             let subject = format!("key/{name}");
-            let (created, revoked) = (times("create-key", &subject), times("revoke-key", &subject));
+            let (created, revoked) = (times("issue-key", &subject), times("revoke-key", &subject));
             let exists = found.keys.contains(name);
             violations.extend(wrong(key.created, created).map(|defect| format!("creating {name}: {defect}")));
             let revoking = key.revoked.unwrap_or(WriteOutcome::NotDone);
@@ -120,7 +120,7 @@ mod tests {
 
     #[test]
     fn every_way_to_lose_or_repeat_a_key_is_found() {
-        let (create, revoke) = ("create-key", "revoke-key");
+        let (create, revoke) = ("issue-key", "revoke-key");
         for (created, revoked, exists, events, expected) in [
             (Done, None, true, &[create][..], 0),
             (Done, None, false, &[], 1),

@@ -1,7 +1,7 @@
-//! A client that writes continuously through the control API while the cluster is being killed: it creates
-//! and revokes inference keys, scales a service, and makes proposals. It records the reply to each write.
+//! A client that writes continuously through the control API while the cluster is being killed: it grants and
+//! revokes inference keys, scales a service, and makes proposals. It records the reply to each write.
 //!
-//! Most writes are sent once, so that the claim of a reply `503` can be checked. Some are retried under their
+//! `quorate` signs the grants and revocations, and this client sends them. Most writes are sent once, so that the claim of a reply `503` can be checked. Some are retried under their
 //! idempotency key until the reply is final; proposals use `quorate`, which retries automatically.
 
 use super::SplitMix64;
@@ -9,7 +9,7 @@ use super::history::{ClusterContents, KeyWrites, WriteHistory, WriteOutcome};
 use super::http::{HttpOutcome, ReplicaRequest, send};
 use crate::process::{command, target};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{JoinHandle, sleep, spawn};
@@ -123,9 +123,13 @@ impl Notes {
 
     fn create(&mut self, context: &OperatorContext) {
         let name = format!("w-{}", self.written);
-        let hash: String = (0..4).map(|_| format!("{:016x}", self.dice.draw())).collect();
-        let body = format!("{{\"name\":\"{name}\",\"hash\":\"{hash}\",\"requests_per_minute\":null}}");
-        let created = self.settle(context, "POST", "/v1/keys", &body);
+        let secret = self.directory.join(format!("{name}.key"));
+        let out = secret.display().to_string();
+        let signed = self.signed(&["key", "issue", &name, "--valid-days", "1", "--print", "--out", &out]);
+        // No request is made with the key.
+        let _ = std::fs::remove_file(&secret);
+        let Some(body) = signed else { return };
+        let created = self.settle(context, "POST", "/v1/access/grants", &body);
         if created == WriteOutcome::Done {
             self.existing.push(name.clone());
         }
@@ -135,7 +139,11 @@ impl Notes {
     fn revoke(&mut self, context: &OperatorContext) {
         let at = (self.dice.share() * self.existing.len() as f64) as usize;
         let name = self.existing.swap_remove(at);
-        let revoked = self.settle(context, "DELETE", &format!("/v1/keys/{name}"), "");
+        let Some(body) = self.signed(&["key", "revoke", &name, "--print"]) else {
+            self.existing.push(name);
+            return;
+        };
+        let revoked = self.settle(context, "POST", "/v1/access/revocations", &body);
         if let Some(key) = self.history.keys.get_mut(&name) {
             key.revoked = Some(revoked);
         }
@@ -150,13 +158,25 @@ impl Notes {
         self.history.scaled.push(scaled);
     }
 
+    /// Runs the command line of the cluster.
+    fn quorate(&self, words: &[&str]) -> Option<Output> {
+        let (program, context) = (target().join("debug/quorate"), self.directory.join("context.json"));
+        let (program, context) = (program.display().to_string(), context.display().to_string());
+        let words = [&["--context", &context], words].concat();
+        command(&program, &words).stdin(Stdio::null()).output().ok()
+    }
+
+    /// Returns what the command line signs and prints, if a leader answers it.
+    fn signed(&self, words: &[&str]) -> Option<String> {
+        let output = self.quorate(words).filter(|output| output.status.success())?;
+        String::from_utf8(output.stdout).ok()
+    }
+
     /// Proposes through the command line, which retries automatically.
     fn propose(&mut self) {
         let reason = format!("writer {}", self.written);
-        let (program, context) = (target().join("debug/quorate"), self.directory.join("context.json"));
-        let (program, context) = (program.display().to_string(), context.display().to_string());
-        let words = ["--context", &context, "retire", SERVICE, "--reason", &reason, "-o", "json"];
-        let Ok(output) = command(&program, &words).stdin(Stdio::null()).output() else { return };
+        let words = ["retire", SERVICE, "--reason", &reason, "-o", "json"];
+        let Some(output) = self.quorate(&words) else { return };
         let errors = String::from_utf8_lossy(&output.stderr);
         let outcome = match output.status.success() {
             true => WriteOutcome::Done,
@@ -195,7 +215,10 @@ impl Notes {
     /// Records a refusal that an earlier copy of the same write would explain: under its key, a retry must
     /// get the first reply.
     fn refused(&mut self, path: &str, status: u16, body: &str) {
-        if ["name-taken", "key-not-found", "idempotency-key-reused"].iter().any(|code| body.contains(code)) {
+        if ["name-taken", "grant-not-found", "grant-revoked", "idempotency-key-reused"]
+            .iter()
+            .any(|code| body.contains(code))
+        {
             self.history.contradictions.push(format!("{path} was answered {status}: {body}"));
         }
     }
@@ -212,7 +235,8 @@ impl Notes {
     }
 
     fn finds_leader(&mut self, context: &OperatorContext) -> bool {
-        (0..2 * context.replicas.len()).any(|_| self.try_read(context, "/v1/keys").is_some())
+        (0..2 * context.replicas.len())
+            .any(|_| self.try_read(context, "/v1/access/grants?page_size=1").is_some())
     }
 
     fn try_read(&mut self, context: &OperatorContext, path: &str) -> Option<String> {
@@ -258,22 +282,26 @@ impl Notes {
         }
     }
 
+    /// Returns every page of a list.
+    fn read_list(&mut self, context: &OperatorContext, list: &str) -> Result<String, String> {
+        let (mut pages, mut path) = (String::new(), list.to_string());
+        loop {
+            let page = self.retry(list, |notes| notes.read(context, &path))?;
+            pages.push_str(&page);
+            let Some(token) = texts_after(&page, "\"next_page_token\":\"").pop() else { return Ok(pages) };
+            path = format!("{list}?page_token={token}");
+        }
+    }
+
     /// Compares the contents of the cluster with the history, and describes the result.
     pub(super) fn judge(mut self) -> Result<String, String> {
         let context = OperatorContext::read(&self.directory).ok_or("the cluster has no context")?;
         while self.retry("the audit", |notes| notes.read_audit(&context))? {}
-        let keys = self.retry("keys", |notes| notes.read(&context, "/v1/keys"))?;
-        let mut proposals = String::new();
-        let mut path = "/v1/proposals".to_string();
-        loop {
-            let page = self.retry("proposals", |notes| notes.read(&context, &path))?;
-            proposals.push_str(&page);
-            let Some(token) = texts_after(&page, "\"next_page_token\":\"").pop() else { break };
-            path = format!("/v1/proposals?page_token={token}");
-        }
+        let grants = self.read_list(&context, "/v1/access/grants")?;
+        let proposals = self.read_list(&context, "/v1/proposals")?;
         let events = std::mem::take(&mut self.events);
         let found = ClusterContents {
-            keys: texts_after(&keys, "\"name\":\""),
+            keys: texts_after(&grants, "\"holder\":\""),
             proposals: texts_after(&proposals, "\"reason\":\""),
             events,
         };
@@ -348,12 +376,12 @@ mod tests {
     #[test]
     fn events_are_read_from_a_page_of_the_api() {
         let page = concat!(
-            r#"{"items":[{"sequence":7,"at":1,"actor":"token/up","action":"create-key","#,
+            r#"{"items":[{"sequence":7,"at":1,"actor":"token/up","action":"issue-key","#,
             r#""subject":"key/w-1","detail":""},"#,
             r#" {"sequence":8,"at":1,"actor":"scheduler","action":"lead","#,
             r#""subject":"replica/2","detail":"{"}]}"#,
         );
-        let expected = [(7, "create-key", "key/w-1"), (8, "lead", "replica/2")];
+        let expected = [(7, "issue-key", "key/w-1"), (8, "lead", "replica/2")];
         let expected =
             expected.map(|(number, action, subject)| (number, action.to_string(), subject.to_string()));
         assert_eq!(events_in(page), expected);
