@@ -92,8 +92,8 @@ impl Context {
         HeadFile::beside(&self.file, self.circle)
     }
 
-    /// Creates a client for what carries a member's signature in place of an access token: with this context's
-    /// token if there is one.
+    /// Creates a client for what carries a member's signature in place of an access token. It has this
+    /// context's token if there is one.
     ///
     /// # Errors
     /// As [`Context::client`], but for a missing token.

@@ -117,8 +117,8 @@ pub(crate) fn check_envelope(
     let AccessEnvelope { grantors, scopes, tokens_max, services, keys_max, seconds_max, ends_earlier: _ } =
         envelope;
     let refuse = |reason: String| Err(ChainError::invalid("access", reason));
-    if let Some(stranger) = grantors.iter().find(|grantor| !members.contains(grantor)) {
-        return refuse(format!("`{stranger}` is to grant access, and is no member"));
+    if let Some(outsider) = grantors.iter().find(|grantor| !members.contains(grantor)) {
+        return refuse(format!("`{outsider}` is to grant access, and is no member"));
     }
     if grantors.is_empty() {
         return refuse("names no member that may grant access".into());
@@ -129,7 +129,7 @@ pub(crate) fn check_envelope(
     let count = u64::from(*tokens_max) + u64::from(*keys_max);
     if *tokens_max == 0 || count > GRANTS_MAX as u64 {
         return refuse(format!(
-            "{tokens_max} tokens and {keys_max} keys; accepted: 1 token or more, and at most {GRANTS_MAX} of both"
+            "{tokens_max} tokens and {keys_max} keys; accepted: 1 token or more, {GRANTS_MAX} of both at most"
         ));
     }
     if !(1..=GRANT_SECONDS_MAX).contains(seconds_max) {

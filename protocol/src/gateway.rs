@@ -63,8 +63,8 @@ pub struct RouteTable {
     /// Services, by name; at most [`ROUTED_SERVICES_MAX`].
     #[serde(deserialize_with = "at_most::<ROUTED_SERVICES_MAX, _, _>")]
     pub services: Vec<RoutedService>,
-    /// API keys, by name; at most [`GRANTS_MAX`]. Control sends none: the agent adds those that verified grants
-    /// cover.
+    /// API keys, by name; at most [`GRANTS_MAX`]. Control sends none: the agent adds those that verified
+    /// grants cover.
     #[serde(deserialize_with = "at_most::<GRANTS_MAX, _, _>")]
     pub api_keys: Vec<ApiKey>,
 }

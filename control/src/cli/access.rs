@@ -13,7 +13,7 @@ use crate::grant::{GrantTerms, unsigned_grant};
 use crate::member_key::{MemberKey, create_secret};
 use crate::print;
 use crate::session::Session;
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use clap::{Args, Subcommand};
 use host::random::fresh_secret_text;
 use host::wall_clock;
@@ -359,8 +359,7 @@ async fn revoke(
         print_json(&signed);
         return Ok(());
     }
-    let done: serde_json::Value =
-        session.client.post("/v1/access/revocations", &signed).await.context("hand in the revocation")?;
+    let done: serde_json::Value = session.client.post("/v1/access/revocations", &signed).await?;
     environment.output().print(&done, |_| format!("revoked the {} of `{holder}`", kind.noun()));
     Ok(())
 }

@@ -516,7 +516,7 @@ mod tests {
         assert_eq!(read_json::<SignedGenesis>(&copies[0]).expect("read"), merged);
     }
 
-    /// Attacks: 4 of 3 members, one member twice, and a stranger that is to grant access.
+    /// Attacks: 4 of 3 members, one member twice, and a person outside that is to grant access.
     #[test]
     fn a_draft_that_could_not_be_founded_is_refused() {
         let directory = tempfile::tempdir().expect("temporary directory");

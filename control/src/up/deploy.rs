@@ -34,7 +34,8 @@ const ENVELOPE: (u32, u32) = (1, 2);
 /// Timeout of a deployment, until all its replicas answer.
 const READY_LIMIT: Duration = Duration::from_secs(180);
 
-/// Returns the cluster's first inference key: generated once, kept in a file, and granted by the first member.
+/// Returns the cluster's first inference key: generated once, kept in a file, and granted by the first
+/// member.
 ///
 /// # Errors
 /// Returns an error if control does not answer, or the file cannot be written.

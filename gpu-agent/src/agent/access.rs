@@ -1,8 +1,8 @@
 //! Grants of inference keys at a gateway's agent: fetched from every control replica, verified by this node's
 //! own history, and durable together with their revocations.
 //!
-//! No replica can withhold a revocation that another one has, and a revoked key stays revoked across restarts.
-//! What does not verify yet is asked for again: the history here may be behind, or the clock wrong.
+//! No replica can withhold a revocation that another one has, and a revoked key stays revoked across
+//! restarts. What does not verify yet is asked for again: the history here may be behind, or the clock wrong.
 
 use super::actor::AgentActor;
 use super::control_client::AgentControlClient;

@@ -181,11 +181,11 @@ fn only_the_named_members_grant() {
     check("named", check_grant(&state, granted(key(&state, "alice", "app")), NOW), "approved");
     let by_bob = granted(key(&state, "bob", "app"));
     check("not named", check_grant(&state, by_bob.clone(), NOW), "grantor-refused: `bob`");
-    let mut stranger = key(&state, "mallory", "app");
-    check("a stranger", check_grant(&state, granted(stranger.clone()), NOW), "not-a-member");
-    stranger.issuer = name("alice");
+    let mut outsider = key(&state, "mallory", "app");
+    check("an outsider", check_grant(&state, granted(outsider.clone()), NOW), "not-a-member");
+    outsider.issuer = name("alice");
     let signature = granted(key(&state, "mallory", "app")).signature;
-    let in_her_name = SignedGrant { grant: stranger, signature };
+    let in_her_name = SignedGrant { grant: outsider, signature };
     check("in a member's name", check_grant(&state, in_her_name, NOW), "signature-invalid");
     enact(
         &mut state,
@@ -241,13 +241,13 @@ fn grants_end_with_the_keys_of_their_issuer() {
     let ended = |state: &CircleState| check_grant_stands(state, &key(&before, "alice", "app"), NOW);
     check("suspended", ended(&state), "member-suspended");
     assert_eq!(book.standing(&state, NOW).count(), 0);
-    let mut renewed = member("alice-anew");
+    let mut renewed = member("alice-2");
     renewed.id = name("alice");
     let members = vec![renewed, member("bob"), member("carol")];
     let mut proofs_by =
         set_members(&state, members, policy("2 of (alice, bob, carol)", "2 of (alice, bob, carol)"));
     if let Change::SetMembers { proofs, members, .. } = &mut proofs_by {
-        proofs.insert(name("alice"), crate::support::prove("alice-anew", &members[0]));
+        proofs.insert(name("alice"), crate::support::prove("alice-2", &members[0]));
     }
     enact(&mut state, proofs_by, &["bob", "carol"]);
     check("new keys", ended(&state), "signature-invalid");

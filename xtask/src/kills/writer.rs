@@ -1,8 +1,9 @@
 //! A client that writes continuously through the control API while the cluster is being killed: it grants and
 //! revokes inference keys, scales a service, and makes proposals. It records the reply to each write.
 //!
-//! `quorate` signs the grants and revocations, and this client sends them. Most writes are sent once, so that the claim of a reply `503` can be checked. Some are retried under their
-//! idempotency key until the reply is final; proposals use `quorate`, which retries automatically.
+//! `quorate` signs the grants and revocations, and this client sends them. Most writes are sent once, so that
+//! the claim of a reply `503` can be checked. Some are retried under their idempotency key until the reply is
+//! final; proposals use `quorate`, which retries automatically.
 
 use super::SplitMix64;
 use super::history::{ClusterContents, KeyWrites, WriteHistory, WriteOutcome};
@@ -162,7 +163,7 @@ impl Notes {
     fn quorate(&self, words: &[&str]) -> Option<Output> {
         let (program, context) = (target().join("debug/quorate"), self.directory.join("context.json"));
         let (program, context) = (program.display().to_string(), context.display().to_string());
-        let words = [&["--context", &context], words].concat();
+        let words = [&["--context", context.as_str()][..], words].concat();
         command(&program, &words).stdin(Stdio::null()).output().ok()
     }
 

@@ -70,14 +70,14 @@ async fn a_signed_grant_needs_no_token_and_its_token_is_named_in_the_events() {
     assert_eq!((of_bob[0].actor.as_str(), of_bob[0].action.as_str()), ("member/alice", "issue-token"));
 }
 
-/// Attack: a stranger grants itself access, alters a grant, or revokes that of another.
+/// Attack: an unauthenticated client grants itself access, alters a grant, or revokes that of another.
 #[tokio::test(start_paused = true)]
 async fn what_no_member_signed_is_refused() {
     let world = SimulatedServers::start(1);
     let server = &world.servers[world.lead().await];
     let sound = key(server, "app");
     let mut altered = sound.clone();
-    altered.grant.secret = protocol::Digest::of(b"of a stranger");
+    altered.grant.secret = protocol::Digest::of(b"of a thief");
     let mut longer = sound.clone();
     longer.grant.expires_at = longer.grant.expires_at.plus(1000);
     for (attack, status, code) in [
@@ -88,11 +88,11 @@ async fn what_no_member_signed_is_refused() {
         assert_eq!(refused, (status, code.to_string()));
     }
     assert!(keys(server).await.is_empty());
-    let stranger = MemberSecret::generate(&[77; 64]);
-    assert_ne!(stranger.public().ed25519, other(1).public_key());
+    let outsider = MemberSecret::generate(&[77; 64]);
+    assert_ne!(outsider.public().ed25519, other(1).public_key());
     assert_eq!(send(server, Method::POST, "/v1/access/grants", None, Some(&sound)).await, ok());
     let path = "/v1/access/revocations";
-    let forged = send(server, Method::POST, path, None, Some(&revoked(&sound, &stranger))).await;
+    let forged = send(server, Method::POST, path, None, Some(&revoked(&sound, &outsider))).await;
     assert_eq!(forged, (StatusCode::BAD_REQUEST, "signature-invalid".into()));
     assert_eq!(keys(server).await, ["app"]);
     // Positive control: the member's own signature revokes it.

@@ -147,7 +147,7 @@ async fn what_was_refused_is_asked_for_again() {
     tokio::time::advance(REPEAT_PAUSE).await;
     node.file.repeat_if_due();
     assert_eq!(*repeats.borrow(), 1);
-    // Junk without end is asked for ever more rarely, and a decision of the circle resets that.
+    // Junk without end is asked for more and more rarely, and a decision of the circle resets that.
     for _ in 0..20 {
         assert!(node.take(AccessRecord::Grant(forged.clone()), NOW).is_err());
         tokio::time::advance(REPEAT_PAUSE).await;
