@@ -15,7 +15,7 @@ async fn read(client: &ControlClient) -> Result<Value, ClientError> {
 }
 
 async fn write(client: &ControlClient) -> Result<Value, ClientError> {
-    client.post("/v1/keys", &json!({})).await
+    client.post("/v1/proposals", &json!({})).await
 }
 
 fn keys(arrived: &[Arrived]) -> BTreeSet<Option<String>> {

@@ -10,6 +10,7 @@ use host::Clock;
 use http::Response;
 use model_store::EncryptionSecret;
 use overlay::{CancellationToken, Identity};
+use protocol::access::{AccessAnswer, AccessRecord};
 use protocol::agent::{
     ClockReading, Desired, EnrolResponse, SlotReport, SlotState, SyncRequest, SyncResponse,
 };
@@ -50,6 +51,8 @@ pub(crate) struct Script {
     pub(crate) raw: Option<Bytes>,
     pub(crate) desired: Desired,
     pub(crate) halts: Vec<SignedHalt>,
+    /// Grants of access, real ones or not.
+    pub(crate) access: Vec<AccessRecord>,
     /// True while nothing is answered.
     pub(crate) silent: bool,
     pub(crate) last: Option<SyncRequest>,
@@ -131,6 +134,7 @@ impl Scene {
             raw: None,
             desired: Desired { assignments: vec![], routes: None },
             halts: vec![],
+            access: vec![],
             silent: false,
             last: None,
         }));
@@ -271,6 +275,9 @@ async fn answer(call: ControlCall, script: Arc<Mutex<Script>>, clock: Clock) {
         tokio::time::sleep(Duration::from_millis(200)).await;
         let last = HaltCursor { boot: 7, number: 1 };
         canonical::to_bytes(&HaltsAnswer { last, halts: script.lock().unwrap().halts.clone() }).into()
+    } else if call.path.ends_with("access") {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        canonical::to_bytes(&AccessAnswer { last: 0, records: script.lock().unwrap().access.clone() }).into()
     } else if call.path.ends_with("enrol") {
         let genesis = script.lock().unwrap().world.genesis.clone();
         canonical::to_bytes(&EnrolResponse { admitted: true, genesis }).into()

@@ -8,7 +8,8 @@ use human_chain::{FENCE_LEAP_MAX, MemberSecret, sign_wrap, verify_replay};
 use model_store::{ModelKey, wrap_key};
 use overlay::Identity;
 use overlay::descriptors::channel;
-use protocol::gateway::{RouteTable, TableAccepted};
+use protocol::access::AccessRecord;
+use protocol::gateway::{ApiKey, RouteTable, TableAccepted};
 use protocol::governance::{Bundle, Change, HistoryHead};
 use protocol::halt::HaltScope;
 use protocol::manifest::ServiceManifest;
@@ -32,6 +33,7 @@ pub(crate) async fn all() -> Vec<Attack> {
         an_altered_certificate().await,
         a_wrap_that_no_member_made().await,
         a_route_to_an_unadmitted_node().await,
+        a_key_that_no_member_granted().await,
         the_highest_fence().await,
         a_key_that_is_not_controls().await,
         an_altered_order().await,
@@ -230,6 +232,45 @@ async fn a_route_to_an_unadmitted_node() -> Attack {
     scene.until("all of it is handed on, once the circle covers it", |_| handed(&services)).await;
     agent.stop().await;
     Attack::without_effect(4, "prompts to an unadmitted node and service", has_effect, "not handed on", true)
+}
+
+/// Control makes API keys up: in its route table, and as grants of a member that it altered.
+async fn a_key_that_no_member_granted() -> Attack {
+    let workers = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let scene = Scene::with_gateway(workers.local_addr().unwrap().to_string());
+    let chat = deploy(&scene, &small("chat"));
+    let made_up = ApiKey {
+        name: "control".parse().unwrap(),
+        hash: Digest::of(b"of control"),
+        services: None,
+        requests_per_minute: None,
+    };
+    let (sound, altered) = {
+        let mut script = scene.script();
+        let sound = script.world.sign_grant(script.world.key_grant("app"));
+        let mut altered = sound.clone();
+        altered.grant.secret = Digest::of(b"of control");
+        let services = vec![routed("chat", &[(0, node_id())])];
+        script.desired = desired(&chat, vec![], &[]);
+        script.desired.routes = Some(RouteTable { version: 7, services, api_keys: vec![made_up] });
+        script.access = vec![AccessRecord::Grant(altered.clone())];
+        (sound, altered)
+    };
+    let agent = scene.start_with(Some(scene.gateway_config(workers).await));
+    let tables = Arc::<Mutex<Vec<RouteTable>>>::default();
+    play_gateway(&scene.agent_directory(), tables.clone()).await;
+    scene.until("a table is handed on", |_| !tables.lock().unwrap().is_empty()).await;
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let has_effect = tables.lock().unwrap().iter().any(|table| !table.api_keys.is_empty());
+    scene.script().access = vec![AccessRecord::Grant(altered), AccessRecord::Grant(sound.clone())];
+    let passes = || {
+        let tables = tables.lock().unwrap();
+        let keys = tables.last().map(|table| table.api_keys.as_slice()).unwrap_or_default();
+        keys.iter().map(|key| key.hash).eq([sound.grant.secret])
+    };
+    scene.until("a member's own grant is handed on", |_| passes()).await;
+    agent.stop().await;
+    Attack::without_effect(4, "API keys that no member granted", has_effect, "not handed on", true)
 }
 
 /// One order with the highest fence of all once blocked a slot for the node's life.

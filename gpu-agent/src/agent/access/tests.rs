@@ -4,7 +4,7 @@
 
 use super::super::core::testing::{NOW, TestCircle};
 use super::*;
-use human_chain::{sign_grant, sign_revocation};
+use human_chain::sign_revocation;
 use protocol::access::{
     ACCESS_VERSION, AccessEnvelope, AccessGrant, AccessRevocation, SignedGrant, SignedRevocation,
 };
@@ -26,23 +26,11 @@ impl Fixture {
 
     /// Returns a grant of an inference key by alice.
     fn grant(&self, holder: &str) -> AccessGrant {
-        let (issuer, secret) = &self.world.founders[0];
-        AccessGrant {
-            version: ACCESS_VERSION,
-            circle: self.world.state.id(),
-            envelope: self.world.state.access_certificate(),
-            issuer: issuer.clone(),
-            signer: secret.public().ed25519,
-            holder: holder.parse().unwrap(),
-            access: GrantedAccess::Key { services: None, requests_per_minute: None },
-            secret: Digest::of(holder.as_bytes()),
-            issued_at: NOW,
-            expires_at: NOW.plus(3_600_000),
-        }
+        self.world.key_grant(holder)
     }
 
     fn signed(&self, grant: AccessGrant) -> SignedGrant {
-        sign_grant(&self.world.founders[0].1, grant)
+        self.world.sign_grant(grant)
     }
 
     fn revoked(&self, grant: AccessGrant) -> SignedRevocation {

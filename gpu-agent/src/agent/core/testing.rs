@@ -3,7 +3,7 @@
 
 use human_chain::{CircleState, MemberSecret, certify, propose, sign_genesis, verify, vote};
 use overlay::Identity;
-use protocol::access::AccessEnvelope;
+use protocol::access::{ACCESS_VERSION, AccessEnvelope, AccessGrant, GrantedAccess, SignedGrant};
 use protocol::agent::{Assignment, Desired};
 use protocol::gateway::{Route, RoutedService};
 use protocol::governance::{
@@ -78,6 +78,28 @@ impl TestCircle {
     pub(crate) fn sign_wrap(&self, wrap: KeyWrap, to: &EncryptionKey) -> SignedWrap {
         let (maker, secret) = &self.founders[0];
         human_chain::sign_wrap(secret, maker.clone(), self.state.id(), to, wrap)
+    }
+
+    /// Returns the grant of an inference key for an hour, by alice.
+    pub(crate) fn key_grant(&self, holder: &str) -> AccessGrant {
+        let (issuer, secret) = &self.founders[0];
+        AccessGrant {
+            version: ACCESS_VERSION,
+            circle: self.state.id(),
+            envelope: self.state.access_certificate(),
+            issuer: issuer.clone(),
+            signer: secret.public().ed25519,
+            holder: holder.parse().unwrap(),
+            access: GrantedAccess::Key { services: None, requests_per_minute: None },
+            secret: Digest::of(holder.as_bytes()),
+            issued_at: self.now,
+            expires_at: self.now.plus(3_600_000),
+        }
+    }
+
+    /// Signs a grant as alice.
+    pub(crate) fn sign_grant(&self, grant: AccessGrant) -> SignedGrant {
+        human_chain::sign_grant(&self.founders[0].1, grant)
     }
 
     /// Returns a halt by a founder: 0 is alice, 1 is bob, 2 is carol.
