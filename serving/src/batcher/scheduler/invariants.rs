@@ -37,7 +37,7 @@ impl Scheduler {
     /// # Errors
     /// Describes the first violation.
     #[cfg(test)]
-    pub(super) fn check_invariants(&self) -> Result<(), String> {
+    pub(in crate::batcher) fn check_invariants(&self) -> Result<(), String> {
         self.check_answers()?;
         if self.running.len() > self.limits.sequences_max {
             let (running, limit) = (self.running.len(), self.limits.sequences_max);
