@@ -187,7 +187,17 @@ pub struct Tally {
 #[must_use]
 pub fn tally(state: &CircleState, proposal: &Proposal, ballots: &[SignedBallot]) -> Tally {
     let ballot_box = BallotBox::new(state, proposal);
-    count(state, proposal, ballots, |signed| ballot_box.check(signed)).tally
+    tally_by(state, proposal, ballots, |signed| ballot_box.check(signed))
+}
+
+/// Counts the ballots that pass this check.
+pub(crate) fn tally_by(
+    state: &CircleState,
+    proposal: &Proposal,
+    ballots: &[SignedBallot],
+    check: impl FnMut(&SignedBallot) -> Result<Electorate, ChainError>,
+) -> Tally {
+    count(state, proposal, ballots, check).tally
 }
 
 /// Builds a certificate from the valid approvals among these ballots: one per member, sorted by member.

@@ -14,11 +14,13 @@ mod ballot;
 mod certificate;
 mod change;
 mod circle;
+mod comment;
 mod error;
 mod form;
 mod founding;
 mod halt;
 mod history;
+mod known;
 mod member;
 mod membership;
 mod memory;
@@ -50,17 +52,23 @@ pub use certificate::{
 pub use circle::{
     ApprovedService, CircleState, ForgottenModel, LiftedHalt, RetiredService, circle_id, sign_genesis,
 };
+pub use comment::{
+    AnsweredQuestion, CommentThread, VerifiedComment, check_comment, check_comment_text, read_thread,
+    render_thread, sign_comment,
+};
 pub use error::ChainError;
 pub use form::{VETO_SECONDS_MAX, check_node};
 pub use founding::{check_draft, merge_signatures, sign_as_founder, unsigned_founders};
 pub use halt::{DeferredHalts, HaltBook, VerifiedHalt, check_halt, covers, halt_stands, lift, sign_halt};
 pub use history::HistoryEntry;
+pub use known::KnownVerdicts;
 pub use member::{MemberSecret, check_proven, prove_keys, signature_holds};
 pub use membership::joining_members;
 pub use memory::HeldMemory;
 pub use order::{FENCE_LEAP_MAX, SlotGrant, check_order, placement_allows};
 pub use passkey::{
-    ballot_challenge, check_assertion, halt_challenge, read_registration, registration_challenge,
+    ballot_challenge, check_assertion, comment_challenge, halt_challenge, read_registration,
+    registration_challenge,
 };
 pub use propose::{PROPOSAL_LIFETIME_MS_MAX, check_proposal, propose};
 pub use quorum::{

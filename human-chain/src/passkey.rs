@@ -9,6 +9,7 @@ use crate::ChainError;
 use crate::history::sha256;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1, ParsedPublicKey, UnparsedPublicKey};
 use protocol::canonical::to_bytes;
+use protocol::comment::Comment;
 use protocol::governance::{Ballot, BallotSignature, SignedBallot};
 use protocol::halt::Halt;
 use protocol::keys::ByteString;
@@ -17,8 +18,8 @@ use protocol::limits::{
     PASSKEY_SIGNATURE_BYTES_MAX,
 };
 use protocol::passkey::{
-    ClientData, P256Coordinate, PASSKEY_BALLOT_DOMAIN, PASSKEY_HALT_DOMAIN, PASSKEY_REGISTRATION_DOMAIN,
-    Passkey, PasskeyAssertion, PasskeyKey, PasskeyPolicy, PasskeyRegistration,
+    ClientData, P256Coordinate, PASSKEY_BALLOT_DOMAIN, PASSKEY_COMMENT_DOMAIN, PASSKEY_HALT_DOMAIN,
+    PASSKEY_REGISTRATION_DOMAIN, Passkey, PasskeyAssertion, PasskeyKey, PasskeyPolicy, PasskeyRegistration,
 };
 use protocol::{CircleId, Digest, MemberId, Millis, PublicKey};
 use serde::{Deserialize, Serialize};
@@ -58,6 +59,13 @@ pub fn ballot_challenge(ballot: &Ballot) -> Digest {
 #[must_use]
 pub fn halt_challenge(halt: &Halt) -> Digest {
     Digest::of_domain(PASSKEY_HALT_DOMAIN, &to_bytes(halt))
+}
+
+/// Returns the challenge that a passkey signs for this comment. The comment names proposal, member and text,
+/// so an assertion for one comment is none for any other, and none for a ballot or a halt.
+#[must_use]
+pub fn comment_challenge(comment: &Comment) -> Digest {
+    Digest::of_domain(PASSKEY_COMMENT_DOMAIN, &to_bytes(comment))
 }
 
 /// Returns the challenge under which a member's browser makes a new passkey for this circle.

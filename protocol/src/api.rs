@@ -4,6 +4,7 @@
 //! approved envelope needs `submit`. No token votes: ballots carry their members' signatures.
 
 use crate::agent::{Gpu, SlotReport};
+use crate::comment::SignedComment;
 use crate::digest::Digest;
 use crate::governance::{
     ActionClass, Bundle, HistoryHead, NodeAdmission, Proposal, SignedBallot, SignedGenesis, SignedWithdrawal,
@@ -131,6 +132,8 @@ pub struct ProposalView {
     pub state: ProposalState,
     /// Ballots received so far.
     pub ballots: Vec<SignedBallot>,
+    /// Questions and answers so far, in the order of their arrival; none once the vote has ended.
+    pub comments: Vec<SignedComment>,
     /// Members that approved.
     pub approved: Vec<MemberId>,
     /// Members that rejected.

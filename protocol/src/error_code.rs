@@ -124,6 +124,8 @@ codes! {
     PROPOSAL_UNSIGNED = "proposal-unsigned";
     /// A proposal is withdrawn by its proposer alone, and a draft by its maker or any member.
     WITHDRAWAL_REFUSED = "withdrawal-refused";
+    /// A proposal has no question of this id, or several begin with these digits.
+    QUESTION_NOT_FOUND = "question-not-found";
     /// A proposal belongs to another circle or epoch.
     CIRCLE_MISMATCH = "circle-mismatch";
     /// A proposal, ballot or genesis breaks a rule of its form.

@@ -260,6 +260,11 @@ wrapped!(
     Digest
 );
 wrapped!(
+    /// Id of a comment on a proposal: the digest of its canonical bytes.
+    CommentId,
+    Digest
+);
+wrapped!(
     /// Root of a model: the digest of its manifest, which names every segment.
     ModelRoot,
     Digest

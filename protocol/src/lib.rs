@@ -13,6 +13,7 @@ pub mod agent_state;
 pub mod api;
 pub mod artifact;
 pub mod canonical;
+pub mod comment;
 pub mod digest;
 pub mod display;
 pub mod error_chain;
@@ -38,7 +39,7 @@ pub use digest::Digest;
 pub use error_chain::error_chain;
 pub use error_code::ErrorCode;
 pub use ids::{
-    ArtifactRoot, BootId, BootTime, CircleId, Epoch, Fence, HaltId, MemberId, Millis, ModelName, ModelRoot, NodeId, NodeName, ProposalId, ReplicaId, ServiceName, SlotIndex, StoreName, TokenName, GrantId,
+    ArtifactRoot, BootId, BootTime, CircleId, Epoch, Fence, HaltId, MemberId, Millis, ModelName, ModelRoot, NodeId, NodeName, ProposalId, ReplicaId, ServiceName, SlotIndex, StoreName, TokenName, GrantId, CommentId,
 };
 pub use keys::{EncryptionKey, HybridSignature, MemberKeys, PublicKey, Signature};
 pub use passkey::{Passkey, PasskeyAssertion, PasskeyKey, PasskeyPolicy, PasskeyRegistration};

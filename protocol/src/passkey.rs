@@ -16,6 +16,8 @@ use utoipa::ToSchema;
 pub const PASSKEY_BALLOT_DOMAIN: &str = "quorate/passkey-ballot/v2";
 /// Digest domain of the challenge for a halt: the digest of the canonical halt in this domain.
 pub const PASSKEY_HALT_DOMAIN: &str = "quorate/passkey-halt/v1";
+/// Digest domain of the challenge for a comment: the digest of the canonical comment in this domain.
+pub const PASSKEY_COMMENT_DOMAIN: &str = "quorate/passkey-comment/v1";
 /// Digest domain of the challenge for a registration: the digest of circle and member in this domain.
 pub const PASSKEY_REGISTRATION_DOMAIN: &str = "quorate/passkey-registration/v1";
 /// Digest domain of a passkey, for its words.

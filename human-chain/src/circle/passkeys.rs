@@ -9,11 +9,12 @@
 use super::CircleState;
 use crate::member::former_key;
 use crate::passkey::{
-    PasskeyCount, PasskeyUse, ballot_challenge, check_assertion, check_passkey, counter_of, halt_challenge,
-    key_bytes,
+    PasskeyCount, PasskeyUse, ballot_challenge, check_assertion, check_passkey, comment_challenge,
+    counter_of, halt_challenge, key_bytes,
 };
 use crate::subject::{class_of, passkeys_subject, passkeys_value};
 use crate::{ChainError, form};
+use protocol::comment::Comment;
 use protocol::governance::{ActionClass, Ballot, BallotSignature, Change, Member, Quorum, SignedBallot};
 use protocol::halt::Halt;
 use protocol::keys::ByteString;
@@ -115,6 +116,23 @@ impl CircleState {
         let passkey = self.passkey(member, assertion)?;
         let last = self.last_counter(member, &assertion.credential, halt.issued_at);
         check_assertion(policy, passkey, &halt_challenge(halt).0, assertion, last)?;
+        debug_assert_eq!(passkey.credential, assertion.credential, "its own passkey signed it");
+        Ok(())
+    }
+
+    /// Checks the signature of a comment by passkey. It needs no policy but that the circle has passkeys at
+    /// all: a comment counts for nothing.
+    pub(crate) fn check_passkey_comment(
+        &self,
+        comment: &Comment,
+        assertion: &PasskeyAssertion,
+    ) -> Result<(), ChainError> {
+        let member = &comment.member;
+        let unknown = || ChainError::PasskeyUnknown(member.clone());
+        let policy = self.policy.passkeys.as_ref().ok_or_else(unknown)?;
+        let passkey = self.passkey(member, assertion)?;
+        let last = self.last_counter(member, &assertion.credential, comment.issued_at);
+        check_assertion(policy, passkey, &comment_challenge(comment).0, assertion, last)?;
         debug_assert_eq!(passkey.credential, assertion.credential, "its own passkey signed it");
         Ok(())
     }

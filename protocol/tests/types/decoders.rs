@@ -89,6 +89,7 @@ agreements! {
     desired_states: stored::desired();
     genesis_documents: governed::signed_genesis();
     halts: governed::signed_halt();
+    comments: governed::signed_comment();
     manifests: workloads::manifest();
     model_manifests: stored::model_manifest();
     order_books: stored::order_book();

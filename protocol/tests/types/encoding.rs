@@ -96,6 +96,7 @@ laws! {
     halt_books: stored::halt_book();
     halt_requests: stored::halts_request();
     halts: governed::signed_halt();
+    comments: governed::signed_comment();
     init_replies: stored::init_reply();
     init_requests: stored::init_request();
     key_wraps: stored::signed_wrap();

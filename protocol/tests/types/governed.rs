@@ -6,6 +6,7 @@ use proptest::collection::{btree_map, btree_set, vec};
 use proptest::option;
 use proptest::prelude::*;
 use protocol::access::AccessEnvelope;
+use protocol::comment::{Comment, CommentSignature, SignedComment};
 use protocol::governance::{
     ActionClass, Ballot, BallotSignature, Bundle, Certificate, Change, Choice, ControlReplica,
     GatewayEndpoint, Genesis, HistoryHead, LogEvidence, Member, NodeAdmission, NodeRole, Policy, Proposal,
@@ -165,6 +166,23 @@ pub(crate) fn signed_halt() -> impl Strategy<Value = SignedHalt> {
         assertion().prop_map(HaltSignature::Passkey),
     ];
     (halt(), signature).prop_map(|(halt, signature)| SignedHalt { halt, signature })
+}
+
+pub(crate) fn signed_comment() -> impl Strategy<Value = SignedComment> {
+    let signature = prop_oneof![
+        hybrid_signature().prop_map(CommentSignature::Hybrid),
+        assertion().prop_map(CommentSignature::Passkey),
+    ];
+    let answers = option::of(digest().prop_map(protocol::CommentId));
+    let of = |(proposal, member, answers, text, issued_at)| Comment {
+        proposal: protocol::ProposalId(proposal),
+        member,
+        answers,
+        text,
+        issued_at,
+    };
+    let comment = (digest(), name(), answers, text(), millis()).prop_map(of);
+    (comment, signature).prop_map(|(comment, signature)| SignedComment { comment, signature })
 }
 
 pub(crate) fn head() -> impl Strategy<Value = HistoryHead> {

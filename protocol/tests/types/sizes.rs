@@ -3,6 +3,9 @@
 use protocol::agent::{LOG_LINES_MAX, WorkerLine};
 use protocol::agent_state::{ORDER_BOOK_BYTES_MAX, SlotFence};
 use protocol::canonical::to_bytes;
+use protocol::comment::{
+    COMMENT_BYTES_MAX, COMMENT_TEXT_BYTES_MAX, Comment, CommentSignature, SignedComment,
+};
 use protocol::governance::{
     ActionClass, Ballot, BallotSignature, Choice, HistoryHead, LogEvidence, Member, Policy, Quorum,
     SignedBallot, SubjectVersion,
@@ -100,6 +103,21 @@ fn the_largest_halt_fits() {
     for signature in [HaltSignature::Hybrid(signature()), HaltSignature::Passkey(assertion())] {
         let length = to_bytes(&SignedHalt { halt: halt.clone(), signature }).len();
         assert!(length <= HALT_BYTES_MAX && length > HALT_BYTES_MAX - 768, "{length}");
+    }
+}
+
+#[test]
+fn the_largest_comment_fits() {
+    let comment = Comment {
+        proposal: ProposalId(DIGEST),
+        member: longest(),
+        answers: Some(protocol::CommentId(DIGEST)),
+        text: "x".repeat(COMMENT_TEXT_BYTES_MAX),
+        issued_at: Millis(u64::MAX),
+    };
+    for signature in [CommentSignature::Hybrid(signature()), CommentSignature::Passkey(assertion())] {
+        let length = to_bytes(&SignedComment { comment: comment.clone(), signature }).len();
+        assert!(length <= COMMENT_BYTES_MAX && length > COMMENT_BYTES_MAX - 1024, "{length}");
     }
 }
 

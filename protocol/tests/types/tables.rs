@@ -249,10 +249,12 @@ fn limits_are_stable() {
 /// A domain names a purpose: a signature for one must be invalid for any other.
 #[test]
 fn domains_are_stable_and_distinct() {
-    use protocol::{agent, agent_state, governance, halt, model, order, passkey};
+    use protocol::{agent, agent_state, comment, governance, halt, model, order, passkey};
     let mut domains = vec![
         passkey::PASSKEY_BALLOT_DOMAIN,
         passkey::PASSKEY_HALT_DOMAIN,
+        passkey::PASSKEY_COMMENT_DOMAIN,
+        comment::COMMENT_DOMAIN,
         passkey::PASSKEY_REGISTRATION_DOMAIN,
         passkey::PASSKEY_DOMAIN,
         governance::GENESIS_DOMAIN,

@@ -9,7 +9,7 @@ use ciborium::value::Value as Cbor;
 use protocol::canonical::{CanonicalError, from_bytes, to_bytes};
 use protocol::limits::JSON_BYTES_PER_CANONICAL_BYTE;
 use protocol::{
-    Digest, agent, agent_state, api, artifact, gateway, governance, halt, keys, manifest, model, order, passkey, sandbox, worker, access,
+    Digest, agent, agent_state, api, artifact, gateway, governance, halt, keys, manifest, model, order, passkey, sandbox, worker, access, comment,
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value as Json;
@@ -79,6 +79,9 @@ kinds! {
     "Halt" => halt::Halt,
     "HaltSignature" => halt::HaltSignature,
     "SignedHalt" => halt::SignedHalt,
+    "Comment" => comment::Comment,
+    "CommentSignature" => comment::CommentSignature,
+    "SignedComment" => comment::SignedComment,
     "HaltBookRecord" => halt::HaltBookRecord,
     "HaltsRequest" => halt::HaltsRequest,
     "HaltsAnswer" => halt::HaltsAnswer,
