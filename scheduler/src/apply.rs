@@ -4,12 +4,14 @@
 //! content. A command under an idempotency key records its reply, even if it is refused.
 
 mod access;
+mod comments;
 mod execute;
 mod governance;
 mod proposals;
 mod registry;
 mod waiting;
 
+pub(crate) use comments::all as all_comments;
 pub(crate) use governance::summary;
 pub use registry::enrol_answer;
 pub(crate) use waiting::takes_effect_at;
@@ -90,6 +92,7 @@ fn carry_out(cluster: &mut Cluster, index: u64, command: &Command) -> Result<Rep
         Action::Withdraw { proposal, withdrawal } => {
             proposals::withdraw(cluster, actor, *proposal, withdrawal.as_deref())
         }
+        Action::PutComment(signed) => comments::put(cluster, signed),
         Action::RegisterModel { record, wraps } => registry::register_model(cluster, actor, record, wraps),
         Action::PutWraps(wraps) => registry::put_wraps(cluster, actor, wraps),
         Action::DropWrap(complaint) => registry::drop_wrap(cluster, complaint),
@@ -111,6 +114,7 @@ fn scope_of(action: &Action) -> Option<TokenScope> {
         | Action::OpenProposal { .. }
         | Action::CastBallot(_)
         | Action::Withdraw { .. }
+        | Action::PutComment(_)
         | Action::PutWraps(_)
         | Action::DropWrap(_) => Some(TokenScope::Propose),
         Action::RegisterModel { .. } | Action::Scale { .. } => Some(TokenScope::Submit),

@@ -13,6 +13,7 @@ use protocol::access::GrantedAccess;
 use protocol::agent::PendingNode;
 use protocol::api::ProposalState;
 use protocol::canonical::{CanonicalError, from_own_bytes, to_bytes};
+use protocol::comment::SignedComment;
 use protocol::error_code::TOKEN_UNKNOWN;
 use protocol::governance::{
     Bundle, Change, NodeAdmission, Proposal, SignedBallot, SignedGenesis, TokenScope,
@@ -224,6 +225,8 @@ pub struct DraftProposal {
     pub actor: Actor,
     /// Time of submission.
     pub submitted_at: ClusterTime,
+    /// Verified questions and answers so far. They stay when the draft is opened.
+    pub comments: Vec<SignedComment>,
 }
 
 /// A proposal that was rejected, withdrawn or void, until it can no longer be brought.
@@ -252,6 +255,8 @@ pub struct OpenProposal {
     pub proposer: MemberId,
     /// Time at which it was opened.
     pub submitted_at: ClusterTime,
+    /// Verified questions and answers so far; they end with the vote.
+    pub comments: Vec<SignedComment>,
 }
 
 /// A proposal that is no longer open: decided, withdrawn, expired, stale or void.

@@ -9,6 +9,7 @@ pub use protocol::Refusal;
 use crate::clock::{ClockReadings, ClusterTime};
 use protocol::access::{SignedGrant, SignedRevocation};
 use protocol::api::ProposalState;
+use protocol::comment::SignedComment;
 use protocol::governance::{NodeAdmission, Proposal, SignedBallot, SignedGenesis, SignedWithdrawal};
 use protocol::manifest::Manifest;
 use protocol::model::{ModelRecord, SignedComplaint, SignedWrap};
@@ -103,6 +104,8 @@ pub enum Action {
         /// Withdrawal by a member; none if the maker of a draft withdraws it.
         withdrawal: Option<Box<SignedWithdrawal>>,
     },
+    /// Keep a member's question or answer beside its proposal.
+    PutComment(Box<SignedComment>),
     /// Record the location of a model, and keep wraps of its key. One command does both, so no model is ever
     /// registered without a holder of its key. The same command again changes nothing.
     RegisterModel {

@@ -90,6 +90,11 @@ const _: () = assert!(
     CLOCK_BOUND_MS * 10 <= protocol::limits::CLOCK_GRACE_MS,
     "a replica that may lead errs little by the measure of certificates"
 );
+const _: () = {
+    use protocol::comment::{COMMENT_BYTES_MAX, COMMENTS_OF_MEMBER_MAX};
+    let comments = protocol::limits::MEMBERS_MAX * COMMENTS_OF_MEMBER_MAX * COMMENT_BYTES_MAX;
+    assert!(comments <= SNAPSHOT_BYTES_MAX / 16, "a snapshot holds comments");
+};
 const _: () = assert!(16 * PROPOSALS_PER_MEMBER_MAX <= protocol::limits::PROPOSALS_OPEN_MAX);
 const _: () = assert!(16 * DRAFTS_PER_TOKEN_MAX <= DRAFTS_MAX);
 const _: () = assert!(PROPOSALS_PER_MEMBER_MAX < BURNED_PER_MEMBER_MAX);

@@ -198,7 +198,8 @@ fn view_draft(cluster: &Cluster, draft: &DraftProposal) -> ProposalView {
         active.map(|member| member.id.clone())
     });
     let view = view_ballots(&draft.proposal, Vec::new(), ProposalState::Draft);
-    ProposalView { missing: members.collect(), drafted_by: Some(draft.actor.to_string()), ..view }
+    let (drafted_by, comments) = (Some(draft.actor.to_string()), draft.comments.clone());
+    ProposalView { missing: members.collect(), drafted_by, comments, ..view }
 }
 
 fn view_open(cluster: &Cluster, open: &OpenProposal) -> ProposalView {
@@ -212,6 +213,7 @@ fn view_open(cluster: &Cluster, open: &OpenProposal) -> ProposalView {
         view.takes_effect_at = takes_effect_at(circle, open);
     }
     view.proposer = Some(open.proposer.clone());
+    view.comments.clone_from(&open.comments);
     view
 }
 
@@ -234,6 +236,7 @@ fn view_ballots(proposal: &Proposal, ballots: Vec<SignedBallot>, state: Proposal
         takes_effect_at: None,
         proposer: None,
         drafted_by: None,
+        comments: Vec::new(),
         ballots,
     }
 }

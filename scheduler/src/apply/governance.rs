@@ -1,7 +1,7 @@
 //! Governance commands: founding the circle, counting ballots, and the effects of an approved change.
 
 use super::execute::settle;
-use super::{proposals, waiting};
+use super::{comments, proposals, waiting};
 use crate::cluster::{Circle, Cluster, HoldingPhase, OpenProposal, Service, ServicePhase};
 use crate::command::{Actor, Refusal, Reply};
 use human_chain::{CircleState, assemble, check_ballot, check_waited};
@@ -95,6 +95,7 @@ pub(super) fn close_decided(
     close_stale(cluster);
     proposals::close_of_suspended(cluster);
     waiting::remove_void_ballots(cluster);
+    comments::drop_void(cluster);
 }
 
 /// Assembles the certificate, verifies it as any other verifier would, and puts the change into force.

@@ -49,7 +49,7 @@ pub(super) fn submit(cluster: &mut Cluster, actor: &Actor, proposal: &Proposal) 
     check_submitted(cluster, proposal)?;
     let (proposal, actor, submitted_at) = (proposal.clone(), actor.clone(), cluster.now);
     record_draft(cluster, &actor.to_string(), "draft", id, &summary(&proposal.change));
-    cluster.drafts.insert(id, DraftProposal { proposal, actor, submitted_at });
+    cluster.drafts.insert(id, DraftProposal { proposal, actor, submitted_at, comments: Vec::new() });
     debug_assert!(cluster.drafts.len() <= DRAFTS_MAX, "checked before the draft was kept");
     Ok(Reply::Submitted { proposal: id })
 }
@@ -91,6 +91,7 @@ pub(super) fn open(
         decided_at: None,
         proposer: ballot.ballot.member.clone(),
         submitted_at: cluster.now,
+        comments: cluster.drafts.get(&id).map(|draft| draft.comments.clone()).unwrap_or_default(),
     };
     // A decision closes what it makes stale, and the draft is the same proposal.
     let draft = cluster.drafts.remove(&id);
@@ -309,7 +310,8 @@ fn record_draft(cluster: &mut Cluster, actor: &str, action: &str, id: ProposalId
     cluster.audit.record(cluster.now, actor, action, &format!("draft/{}", id.short()), detail);
 }
 
-fn not_open(cluster: &Cluster, id: ProposalId) -> Refusal {
+/// Returns the refusal of an act on a proposal that is not open any more, or never was.
+pub(super) fn not_open(cluster: &Cluster, id: ProposalId) -> Refusal {
     debug_assert!(!cluster.open.contains_key(&id), "an open proposal is refused for another cause");
     let closed = cluster.closed.iter().rev().find(|closed| closed.proposal.id() == id);
     match closed.map(|closed| (closed.state, show_time(closed.closed_at.0))) {

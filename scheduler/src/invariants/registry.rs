@@ -4,6 +4,7 @@ use super::Invariant::{
     KeyNamesObject, ListBounded, NameUnique, ProposalClosed, ProposalOpen, RecordedInPast, WrapOfModel,
 };
 use super::{InvariantResult, ensure};
+use crate::apply::all_comments;
 use crate::clock::ClusterTime;
 use crate::cluster::{ClosedProposal, Cluster, DraftProposal, OpenProposal};
 use crate::limits::{
@@ -12,6 +13,7 @@ use crate::limits::{
 };
 use human_chain::is_vetoable;
 use protocol::api::ProposalState;
+use protocol::comment::{COMMENTS_OF_MEMBER_MAX, COMMENTS_PER_PROPOSAL_MAX, SignedComment};
 use protocol::governance::SignedBallot;
 use protocol::limits::PROPOSALS_OPEN_MAX;
 use protocol::{MemberId, ProposalId};
@@ -53,6 +55,12 @@ fn check_bounds(cluster: &Cluster) -> InvariantResult {
             most(cluster.open.values().map(|one| &one.proposer)),
             PROPOSALS_PER_MEMBER_MAX,
         ),
+        ("comments on a proposal", longest_thread(cluster), COMMENTS_PER_PROPOSAL_MAX),
+        (
+            "comments of a member",
+            most(all_comments(cluster).map(|kept| &kept.comment.member)),
+            COMMENTS_OF_MEMBER_MAX,
+        ),
         (
             "burned proposals of a member",
             most(cluster.burned.values().map(|one| &one.proposer)),
@@ -62,6 +70,12 @@ fn check_bounds(cluster: &Cluster) -> InvariantResult {
         ensure(length <= max, ListBounded, || format!("{length} {list}; at most {max}"))?;
     }
     Ok(())
+}
+
+/// Returns the number of comments on the proposal or draft with the most.
+fn longest_thread(cluster: &Cluster) -> usize {
+    let open = cluster.open.values().map(|open| open.comments.len());
+    open.chain(cluster.drafts.values().map(|draft| draft.comments.len())).max().unwrap_or(0)
 }
 
 /// Returns how often the most frequent of these parties occurs.
@@ -114,7 +128,7 @@ fn check_open(cluster: &Cluster, id: &ProposalId, open: &OpenProposal) -> Invari
         };
         let counts = |member: &MemberId| state.active_member(member).is_ok();
         let waits = open.decided_at.is_none() || is_vetoable(state, &open.proposal.change);
-        let all_filed = open.ballots.iter().chain(&open.joining).all(filed);
+        let all_filed = open.ballots.iter().chain(&open.joining).all(filed) && are_about(&open.comments, id);
         state.epoch() == open.proposal.epoch && waits && all_filed && open.ballots.keys().all(counts)
     });
     ensure(present && !is_decided(cluster, id), ProposalOpen, subject)
@@ -126,7 +140,11 @@ fn check_draft(cluster: &Cluster, id: &ProposalId, draft: &DraftProposal) -> Inv
     ensure(draft.submitted_at <= cluster.now, RecordedInPast, subject)?;
     let present = cluster.circle_state().is_some_and(|state| state.epoch() == draft.proposal.epoch);
     let opened = cluster.open.contains_key(id) || is_decided(cluster, id);
-    ensure(present && !opened, ProposalOpen, subject)
+    ensure(present && !opened && are_about(&draft.comments, id), ProposalOpen, subject)
+}
+
+fn are_about(comments: &[SignedComment], id: &ProposalId) -> bool {
+    comments.iter().all(|kept| kept.comment.proposal == *id)
 }
 
 fn is_decided(cluster: &Cluster, id: &ProposalId) -> bool {

@@ -13,7 +13,7 @@ use crate::cluster::{
 };
 use crate::command::Actor;
 use common::samples::running;
-use common::{member, node_id, root, service_name};
+use common::{comment_of, member, node_id, root, service_name};
 use protocol::api::ProposalState;
 use protocol::model::Recipient;
 use protocol::{CircleId, Digest, Fence, Millis, ProposalId, SlotIndex};
@@ -176,6 +176,27 @@ fn wrong_lists() -> Table {
             let ids = (0..=crate::limits::PENDING_NODES_MAX).map(|at| node_id(&at.to_string()));
             c.pending.extend(ids.map(|id| (id, one.clone())));
         }),
+        (ListBounded, "too long a thread", |c| {
+            let open = c.open.values_mut().next().unwrap();
+            let one = comment_of("alice", &open.proposal, None);
+            open.comments = vec![one; protocol::comment::COMMENTS_PER_PROPOSAL_MAX + 1];
+        }),
+        (ListBounded, "too many comments of a member", |c| {
+            let open = c.open.values_mut().next().unwrap();
+            let proposal = open.proposal.clone();
+            let most = protocol::comment::COMMENTS_OF_MEMBER_MAX;
+            open.comments = vec![comment_of("alice", &proposal, None); most];
+            let (actor, submitted_at) = (Actor::Token("operator".parse().unwrap()), open.submitted_at);
+            let comments = vec![comment_of("alice", &proposal, None)];
+            let id = ProposalId(Digest::of(b"another"));
+            c.drafts.insert(id, DraftProposal { proposal, actor, submitted_at, comments });
+        }),
+        (ProposalOpen, "a comment on another proposal", |c| {
+            let open = c.open.values_mut().next().unwrap();
+            let mut one = comment_of("alice", &open.proposal, None);
+            one.comment.proposal = ProposalId(Digest::of(b"another"));
+            open.comments.push(one);
+        }),
         (ListBounded, "too many closed proposals", |c| {
             let one = c.closed[0].clone();
             c.closed.extend(std::iter::repeat_n(one, crate::limits::CLOSED_PROPOSALS_MAX));
@@ -199,7 +220,7 @@ fn wrong_lists() -> Table {
         (ProposalOpen, "a draft is open", |c| {
             let OpenProposal { proposal, submitted_at, .. } = c.open.values().next().unwrap().clone();
             let actor = Actor::Token("operator".parse().unwrap());
-            c.drafts.insert(proposal.id(), DraftProposal { proposal, actor, submitted_at });
+            c.drafts.insert(proposal.id(), DraftProposal { proposal, actor, submitted_at, comments: vec![] });
         }),
         (ProposalOpen, "a ballot under another member", |c| {
             let ballots = &mut c.open.values_mut().next().unwrap().ballots;

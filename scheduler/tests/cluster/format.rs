@@ -198,7 +198,7 @@ fn the_samples_hold_every_kind_of_action_actor_step_and_phase() {
     let expected = |words: &str| words.split(' ').map(str::to_string).collect::<BTreeSet<String>>();
     // A new kind without a sample here fails to compile or is missing from this list.
     let actions = "lead found submit_proposal draft_deployment open_proposal withdraw cast_ballot \
-        register_model put_wraps drop_wrap \
+        put_comment register_model put_wraps drop_wrap \
         grant_access revoke_access scale execute enrol tick";
     assert_eq!(kinds(trees.iter().map(|tree| field(tree, "action"))), expected(actions));
     assert_eq!(kinds(trees.iter().map(|tree| field(tree, "actor"))), expected("member token scheduler"));
@@ -213,6 +213,7 @@ fn the_samples_hold_every_kind_of_action_actor_step_and_phase() {
         | Action::CastBallot(_)
         | Action::RegisterModel { .. }
         | Action::PutWraps(_)
+        | Action::PutComment(_)
         | Action::DropWrap(_)
         | Action::GrantAccess(_)
         | Action::RevokeAccess(_)

@@ -9,6 +9,7 @@ mod access;
 mod apply;
 mod autonomy;
 mod clocks;
+mod comments;
 mod format;
 mod full_circle;
 mod halts;

@@ -6,7 +6,7 @@ pub(crate) mod script;
 pub(crate) mod sim;
 
 use human_chain::{
-    MemberSecret, propose, recipient_key, sign_genesis, sign_grant, sign_revocation, sign_withdrawal,
+    MemberSecret, propose, recipient_key, sign_comment, sign_genesis, sign_grant, sign_revocation, sign_withdrawal,
     sign_wrap, vote,
 };
 use protocol::access::{
@@ -14,6 +14,7 @@ use protocol::access::{
     SignedGrant, SignedRevocation,
 };
 use protocol::agent::{Gpu, NodeResources, SlotReport, SlotState, SyncRequest};
+use protocol::comment::{Comment, SignedComment};
 use protocol::governance::*;
 use protocol::keys::{ByteString, EncryptionKey};
 use protocol::manifest::Isolation;
@@ -23,8 +24,7 @@ use protocol::model::{
     StoreReference, StoredKind, WRAP_COMPLAINT_DOMAIN, WrapComplaint,
 };
 use protocol::{
-    CircleId, Digest, GrantId, MemberId, Millis, ModelName, ModelRoot, NodeId, NodeName, PublicKey,
-    ReplicaId, ServiceName, Signature,
+    CircleId, Digest, GrantId, MemberId, Millis, ModelName, ModelRoot, NodeId, NodeName, PublicKey, ReplicaId, ServiceName, Signature, CommentId,
 };
 use scheduler::*;
 use std::collections::{BTreeMap, BTreeSet};
@@ -49,6 +49,19 @@ pub(crate) fn secrets() -> &'static BTreeMap<MemberId, MemberSecret> {
 
 pub(crate) fn member(name: &str) -> MemberId {
     name.parse().unwrap()
+}
+
+/// Returns a member's question about a proposal, or an answer to this one.
+pub(crate) fn comment_of(name: &str, proposal: &Proposal, answers: Option<CommentId>) -> SignedComment {
+    let text = if answers.is_some() { "the archive grows" } else { "why so many?" };
+    let comment = Comment {
+        proposal: proposal.id(),
+        member: member(name),
+        answers,
+        text: text.into(),
+        issued_at: proposal.created_at,
+    };
+    sign_comment(&secrets()[&member(name)], comment)
 }
 
 pub(crate) fn service_name(name: &str) -> ServiceName {

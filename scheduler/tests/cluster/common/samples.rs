@@ -67,6 +67,10 @@ fn waiting(world: &World) -> Proposal {
     propose(state, change, "more".into(), START, START.plus(3_600_000), nonce).unwrap()
 }
 
+fn asked(proposal: &Proposal) -> Action {
+    Action::PutComment(Box::new(comment_of("carol", proposal, None)))
+}
+
 /// Returns the access of an inference key for every service.
 pub(crate) fn every_service(requests_per_minute: Option<u32>) -> GrantedAccess {
     GrantedAccess::Key { services: None, requests_per_minute }
@@ -108,6 +112,7 @@ pub(crate) fn commands(world: &World) -> Vec<(&'static str, Command)> {
         ("withdraw-draft", operator(), withdraw_draft(world)),
         ("cast", Actor::Member(member("bob")), Action::CastBallot(Box::new(ballot))),
         ("cast-no", Actor::Member(member("carol")), Action::CastBallot(Box::new(dissent))),
+        ("ask", Actor::Member(member("carol")), asked(&waiting(world))),
         ("register", operator(), world.register(model("llama", 3 << 30), &[node_id("n1")])),
         ("wraps", operator(), Action::PutWraps(vec![world.wrap_to("spare", "n1")])),
         ("drop-wrap", Actor::Scheduler, Action::DropWrap(Box::new(complain(world, "minilm", "gpu")))),
