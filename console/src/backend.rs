@@ -5,7 +5,8 @@ use futures::future::BoxFuture;
 use human_chain::CircleState;
 use protocol::agent::PendingNode;
 use protocol::api::{DryRun, NodeView, ProposalView, ServiceView, Status};
-use protocol::governance::{Bundle, Certificate, Change, Choice, Proposal, SignedBallot};
+use protocol::comment::{Comment, SignedComment};
+use protocol::governance::{Ballot, Bundle, Certificate, Change, Proposal, SignedBallot};
 use protocol::halt::{Halt, SignedHalt};
 use protocol::manifest::Manifest;
 use protocol::model::ModelRecord;
@@ -143,23 +144,24 @@ pub trait ConsoleBackend: Send + Sync + 'static {
     /// Returns the halts that replicas have. It needs neither a leader nor a quorum.
     fn halts(&self) -> BackendAnswer<'_, HaltReport>;
 
-    /// Returns a ballot of the member whose key this backend holds; none if it holds no key.
+    /// Signs a ballot on this proposal with the key of its member; none if this backend does not hold that
+    /// key.
     ///
     /// # Errors
     /// The refusal of the member's external signer, if the key is in one.
-    fn sign(
-        &self,
-        circle: &CircleState,
-        proposal: &Proposal,
-        choice: Choice,
-        reason: String,
-    ) -> Result<Option<SignedBallot>, Refusal>;
+    fn sign(&self, proposal: &Proposal, ballot: Ballot) -> Result<Option<SignedBallot>, Refusal>;
 
     /// Returns a halt signed by the member whose key this backend holds; none if it holds no key.
     ///
     /// # Errors
     /// As [`ConsoleBackend::sign`].
     fn sign_halt(&self, halt: Halt) -> Result<Option<SignedHalt>, Refusal>;
+
+    /// Returns a comment signed by the member whose key this backend holds; none if it holds no key.
+    ///
+    /// # Errors
+    /// As [`ConsoleBackend::sign`].
+    fn sign_comment(&self, comment: Comment) -> Result<Option<SignedComment>, Refusal>;
 
     /// Returns whether [`ConsoleBackend::sign`] and [`ConsoleBackend::sign_halt`] can sign.
     fn holds_key(&self) -> bool;
@@ -169,6 +171,9 @@ pub trait ConsoleBackend: Send + Sync + 'static {
 
     /// Delivers a signed ballot to control.
     fn deliver(&self, ballot: SignedBallot) -> BackendAnswer<'_, ()>;
+
+    /// Delivers a signed comment to control.
+    fn deliver_comment(&self, comment: SignedComment) -> BackendAnswer<'_, ()>;
 
     /// Delivers a signed halt to every replica that this backend reaches. One that has it is enough.
     fn deliver_halt(&self, halt: SignedHalt) -> BackendAnswer<'_, ()>;

@@ -10,6 +10,7 @@
 
 mod backend;
 mod guard;
+mod kept;
 mod page;
 mod reviewed;
 mod server;
@@ -21,7 +22,7 @@ pub use backend::{
     PageSource, ProposalRecord, is_about, model_root,
 };
 pub use guard::WebOrigins;
-pub use reviewed::{RefusedBallot, ReviewedProposal, check_id};
+pub use reviewed::{KnownReview, RefusedBallot, ReviewedProposal, check_id};
 pub use server::{Console, router};
 pub use sign_in::{LINK_LIFE_MS, SignIn, Visitor};
 pub use words::compare_words;

@@ -13,6 +13,7 @@ pub(crate) mod overview;
 pub(crate) mod passkeys;
 pub(crate) mod problem;
 pub(crate) mod proposal;
+pub(crate) mod questions;
 pub(crate) mod sign_in;
 mod votes;
 
@@ -185,6 +186,11 @@ pub(crate) fn words(words: &[&str; 6]) -> Markup {
 pub(crate) fn sentence(proposal: &Proposal) -> String {
     let text = human_chain::render(proposal).text;
     text.lines().next().unwrap_or_default().trim_start_matches("| ").to_string()
+}
+
+/// Returns the head of a table with these columns.
+pub(crate) fn table_head(columns: &[&str]) -> Markup {
+    html! { thead { tr { @for column in columns { th scope="col" { (column) } } } } }
 }
 
 /// Returns names as a list in a sentence.

@@ -4,11 +4,11 @@
 //! is shown or signed. A hostile server can withhold a ballot, but show neither one that was not cast, nor
 //! another proposal under the id that was asked for.
 
-use human_chain::{CircleState, Tally};
+use human_chain::{CircleState, CommentThread, KnownVerdicts, Tally};
 use protocol::api::{ProposalState, ProposalView};
 use protocol::foreign_text::line;
-use protocol::governance::{Certificate, Quorum, SignedBallot};
-use protocol::{ErrorCode, MemberId, Refusal, error_code};
+use protocol::governance::{Certificate, Proposal, Quorum, SignedBallot};
+use protocol::{ErrorCode, MemberId, ProposalId, Refusal, error_code};
 use serde::Serialize;
 use std::collections::BTreeSet;
 
@@ -30,6 +30,9 @@ pub struct ReviewedProposal {
     pub view: ProposalView,
     /// Six words of the rendering.
     pub words: [&'static str; 6],
+    /// First line of the rendering, without its margin mark.
+    #[serde(skip)]
+    pub sentence: String,
     /// True if the approvals reach the quorum.
     pub quorum_reached: bool,
     /// Signatures that the proposed members lack, in words; none for other changes, and once they suffice.
@@ -41,6 +44,44 @@ pub struct ReviewedProposal {
     /// Ballots that count. The reason in any other one is not shown as its member's words.
     #[serde(skip)]
     pub counted: Vec<SignedBallot>,
+    /// Questions and answers, verified here. Each speaks for the member that it names.
+    #[serde(skip)]
+    pub thread: CommentThread,
+}
+
+/// Parts of a review that are kept for the next one: the words, which follow from the proposal alone, and
+/// verdicts on signatures, which hold for one proposal and one head of the history.
+#[derive(Debug, Clone, Default)]
+pub struct KnownReview {
+    text: Option<KnownText>,
+    pub(crate) verdicts: KnownVerdicts,
+}
+
+/// Words and sentence of a proposal.
+#[derive(Debug, Clone)]
+struct KnownText {
+    proposal: ProposalId,
+    words: [&'static str; 6],
+    sentence: String,
+}
+
+impl KnownReview {
+    /// Returns the number of signatures that were verified for these reviews, and not recalled.
+    #[must_use]
+    pub fn verified(&self) -> u64 {
+        self.verdicts.verified()
+    }
+
+    /// Returns the words and the sentence of a proposal, which is rendered once.
+    fn text_of(&mut self, proposal: &Proposal, id: ProposalId) -> &KnownText {
+        let known = self.text.take().filter(|text| text.proposal == id);
+        self.text.insert(known.unwrap_or_else(|| {
+            let rendering = human_chain::render(proposal);
+            let sentence = rendering.text.lines().next().unwrap_or_default();
+            let sentence = sentence.trim_start_matches("| ").to_string();
+            KnownText { proposal: id, words: rendering.words, sentence }
+        }))
+    }
 }
 
 impl ReviewedProposal {
@@ -55,18 +96,42 @@ impl ReviewedProposal {
         decision: Option<&Certificate>,
         view: ProposalView,
     ) -> Result<Self, Refusal> {
+        Self::with_known(circle, decision, view, &mut KnownReview::default())
+    }
+
+    /// Verifies a server's answer as [`ReviewedProposal::with_decision`] does, but no signature that was
+    /// verified for the same proposal at the same head before. The votes are counted each time.
+    ///
+    /// # Errors
+    /// As [`ReviewedProposal::with_decision`].
+    pub fn with_known(
+        circle: &CircleState,
+        decision: Option<&Certificate>,
+        view: ProposalView,
+        known: &mut KnownReview,
+    ) -> Result<Self, Refusal> {
         check_id(&view)?;
-        let words = human_chain::render(&view.proposal).words;
+        let KnownText { words, sentence, .. } = known.text_of(&view.proposal, view.id).clone();
         let (quorum_reached, only_passkeys, proposed_lacking) = (false, false, None);
         let (refused, counted) = (Vec::new(), Vec::new());
-        let mut reviewed =
-            Self { view, words, quorum_reached, only_passkeys, proposed_lacking, refused, counted };
+        let thread = known.verdicts.thread(circle, &view.proposal, &view.comments);
+        let mut reviewed = Self {
+            view,
+            words,
+            sentence,
+            quorum_reached,
+            only_passkeys,
+            proposed_lacking,
+            refused,
+            counted,
+            thread,
+        };
         let view = &mut reviewed.view;
         view.class = human_chain::class_of(&view.proposal.change);
         match decision.filter(|certificate| certificate.proposal == view.proposal) {
             Some(certificate) => reviewed.take_decision(certificate),
             None => {
-                let tally = human_chain::tally(circle, &view.proposal, &view.ballots);
+                let tally = known.verdicts.tally(circle, &view.proposal, &view.ballots);
                 reviewed.take_tally(circle, tally);
             }
         }
@@ -127,6 +192,12 @@ impl ReviewedProposal {
     #[must_use]
     pub fn can_be_approved(&self) -> bool {
         matches!(self.view.state, ProposalState::Open | ProposalState::Draft)
+    }
+
+    /// Returns whether control takes questions about it: until the vote ends.
+    #[must_use]
+    pub fn takes_comments(&self) -> bool {
+        self.can_be_approved() || self.view.state == ProposalState::Waiting
     }
 
     /// Describes the state: what control reports, and whether the votes counted here bear it out.

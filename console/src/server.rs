@@ -3,12 +3,14 @@
 //! No route trusts a count of control: proposals are reviewed here, against a circle that was verified from
 //! genesis on. Reading changes nothing; every change is a `POST` of one of our own pages.
 
+mod comment;
 mod halt;
 mod passkey;
 mod vote;
 
 use crate::backend::{CircleReading, ConsoleBackend, HaltReport, PageSource, ProposalRecord};
 use crate::guard::{WebOrigins, cookie_value, protect};
+use crate::kept::KeptReviews;
 use crate::page::{self, PageFrame, Section};
 use crate::reviewed::ReviewedProposal;
 use crate::sign_in::{SignIn, Visitor};
@@ -21,7 +23,7 @@ use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{AppendHeaders, Html, IntoResponse, Redirect, Response};
 use axum::routing::{any, get, post};
 use axum::{Json, Router};
-use futures::future::join3;
+use futures::future::{join, join3};
 use host::wall_clock;
 use human_chain::CircleState;
 use maud::Markup;
@@ -29,7 +31,7 @@ use protocol::api::{Problem, ProposalState, ProposalView};
 use protocol::governance::Certificate;
 use protocol::{ErrorCode, MemberId, ProposalId, Refusal, error_code};
 use serde::Deserialize;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Most bytes of a form: words and a choice, or a passkey's answer.
 const BODY_BYTES_MAX: usize = 64 * 1024;
@@ -46,13 +48,19 @@ pub struct Console {
     backend: Arc<dyn ConsoleBackend>,
     sign_in: Arc<SignIn>,
     origins: WebOrigins,
+    reviews: Mutex<KeptReviews>,
 }
 
 impl Console {
     /// Creates a console that is open at these addresses.
     #[must_use]
     pub fn new(backend: Arc<dyn ConsoleBackend>, sign_in: Arc<SignIn>, origins: WebOrigins) -> Self {
-        Self { backend, sign_in, origins }
+        Self { backend, sign_in, origins, reviews: Mutex::default() }
+    }
+
+    fn reviews(&self) -> MutexGuard<'_, KeptReviews> {
+        // Each change is one call of a map, so a panic elsewhere leaves no half of one.
+        self.reviews.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -65,6 +73,9 @@ pub fn router(console: Arc<Console>) -> Router {
         .route("/console/proposals/{id}/vote", post(vote::by_key))
         .route("/console/proposals/{id}/ballot", post(passkey::compose))
         .route("/console/proposals/{id}/passkey", post(passkey::vote))
+        .route("/console/proposals/{id}/comment", post(comment::by_key))
+        .route("/console/proposals/{id}/comment/compose", post(comment::compose))
+        .route("/console/proposals/{id}/comment/passkey", post(comment::by_passkey))
         .route("/console/halts", get(halt::list))
         .route("/console/halt", get(halt::form).post(halt::by_key))
         .route("/console/halt/compose", post(halt::compose))
@@ -151,7 +162,9 @@ fn status_of(code: ErrorCode) -> StatusCode {
         | error_code::CONSOLE_LINK_INVALID
         | error_code::CONSOLE_NO_KEY
         | error_code::TOKEN_SCOPE_MISSING => StatusCode::FORBIDDEN,
-        error_code::PROPOSAL_NOT_FOUND | error_code::PATH_NOT_FOUND => StatusCode::NOT_FOUND,
+        error_code::PROPOSAL_NOT_FOUND | error_code::QUESTION_NOT_FOUND | error_code::PATH_NOT_FOUND => {
+            StatusCode::NOT_FOUND
+        }
         error_code::METHOD_NOT_ALLOWED => StatusCode::METHOD_NOT_ALLOWED,
         error_code::WORDS_MISMATCH
         | error_code::REQUEST_INVALID
@@ -166,6 +179,11 @@ fn status_of(code: ErrorCode) -> StatusCode {
     }
 }
 
+/// Returns whether a refusal says that no leader answered, and nothing else.
+fn is_silence(code: ErrorCode) -> bool {
+    matches!(code, error_code::CONTROL_UNAVAILABLE | error_code::NO_LEADER | error_code::NOT_LEADER)
+}
+
 /// A visitor with a session that still holds.
 pub(crate) struct SignedIn(pub(crate) Visitor);
 
@@ -175,29 +193,51 @@ impl FromRequestParts<Arc<Console>> for SignedIn {
     async fn from_request_parts(parts: &mut Parts, console: &Arc<Console>) -> Result<Self, PageFailure> {
         let key = cookie_value(&parts.headers, &console.origins.cookie_name()).unwrap_or_default();
         let visitor = console.sign_in.visitor(key).filter(|visitor| console.backend.admits(visitor));
-        visitor.map(Self).ok_or_else(|| console.signed_out(key))
+        visitor.map(Self).ok_or_else(|| console.signed_out(!key.is_empty()))
     }
 }
 
 impl Console {
     /// Returns the sign-in page, with the reason if there was a session.
-    fn signed_out(&self, key: &str) -> PageFailure {
+    fn signed_out(&self, had_session: bool) -> PageFailure {
         let ended = Refusal::new(error_code::CONSOLE_SIGNED_OUT, "your session has ended; sign in again");
-        let ended = (!key.is_empty()).then_some(&ended);
+        let ended = had_session.then_some(&ended);
         let status = if ended.is_some() { StatusCode::UNAUTHORIZED } else { StatusCode::OK };
         PageFailure { status, page: page::sign_in::page(&self.backend.source(), "", ended) }
     }
 
-    fn review(circle: &CircleState, record: ProposalRecord) -> Result<ReviewedProposal, Refusal> {
-        ReviewedProposal::with_decision(circle, record.certificate.as_ref(), record.view)
+    /// Reviews a proposal. Signatures that an earlier page verified are not verified again.
+    fn review(&self, circle: &CircleState, record: ProposalRecord) -> Result<ReviewedProposal, Refusal> {
+        let ProposalRecord { view, certificate } = record;
+        let id = view.proposal.id();
+        let mut known = self.reviews().take(&id);
+        let reviewed = ReviewedProposal::with_known(circle, certificate.as_ref(), view, &mut known);
+        self.reviews().put(id, known);
+        reviewed
+    }
+
+    /// Reads the circle for a visitor. The session was judged by the circle as it was known before, so the
+    /// visitor is judged again: a passkey that was dropped since shows nothing.
+    async fn circle_for(&self, visitor: &Visitor) -> Result<CircleReading, PageFailure> {
+        let reading = self.backend.circle().await?;
+        if self.backend.admits(visitor) { Ok(reading) } else { Err(self.signed_out(true)) }
     }
 
     /// Reads what the frame of each page shows.
     async fn look(&self, visitor: Visitor) -> Result<Look, PageFailure> {
-        let reading = self.backend.circle().await?;
+        let mut reading = self.circle_for(&visitor).await?;
+        let views = match self.backend.open_proposals().await {
+            // A member reads the circle also when no leader lists what is open.
+            Err(refusal) if is_silence(refusal.code) => {
+                let note = format!("The open proposals are not known: {}", refusal.message);
+                reading.note = Some(reading.note.map_or(note.clone(), |before| format!("{before} {note}")));
+                Vec::new()
+            }
+            views => views?,
+        };
         let mut open = Vec::new();
-        for view in self.backend.open_proposals().await? {
-            open.push(Self::review(&reading.state, ProposalRecord { view, certificate: None })?);
+        for view in views {
+            open.push(self.review(&reading.state, ProposalRecord { view, certificate: None })?);
         }
         Ok(self.look_of(reading, visitor, open))
     }
@@ -212,12 +252,12 @@ impl Console {
     async fn look_at_halts(&self, visitor: Visitor) -> Result<(Look, HaltReport), PageFailure> {
         let backend = &self.backend;
         let (reading, views, report) =
-            join3(backend.circle(), backend.open_proposals(), backend.halts()).await;
+            join3(self.circle_for(&visitor), backend.open_proposals(), backend.halts()).await;
         let mut reading = reading?;
         if views.is_err() && reading.note.is_none() {
             reading.note = Some("No leader lists the open proposals. A halt needs no leader.".into());
         }
-        let review = |view| Self::review(&reading.state, ProposalRecord { view, certificate: None }).ok();
+        let review = |view| self.review(&reading.state, ProposalRecord { view, certificate: None }).ok();
         let open = views.unwrap_or_default().into_iter().filter_map(review).collect();
         Ok((self.look_of(reading, visitor, open), report?))
     }
@@ -237,7 +277,7 @@ impl Console {
             let message = format!("no proposal {}; decided ones are in the history", id.short());
             Refusal::new(error_code::PROPOSAL_NOT_FOUND, message)
         })?;
-        let reviewed = Self::review(&look.circle, record)?;
+        let reviewed = self.review(&look.circle, record)?;
         if reviewed.view.id == id {
             return Ok(reviewed);
         }
@@ -270,8 +310,13 @@ impl Look {
 
 async fn overview(SignedIn(visitor): SignedIn, State(console): State<Arc<Console>>) -> PageResult {
     let look = console.look(visitor).await?;
-    let report = console.backend.cluster().await?;
-    Ok(html(page::overview::page(&look.frame(Section::Overview), &report)))
+    let (report, halts) = join(console.backend.cluster(), console.backend.halts()).await;
+    // The rest of the page is shown also when no replica answers for the halts.
+    let halts = halts.unwrap_or_else(|refusal| {
+        let note = format!("The halts are not known: {}", refusal.message);
+        HaltReport { halts: Vec::new(), note: Some(note) }
+    });
+    Ok(html(page::overview::page(&look.frame(Section::Overview), &report?, &halts)))
 }
 
 async fn inbox(SignedIn(visitor): SignedIn, State(console): State<Arc<Console>>) -> PageResult {
@@ -285,7 +330,7 @@ async fn proposal(
     id: Result<Path<ProposalId>, PathRejection>,
 ) -> PageResult {
     let Path(id) = id.map_err(|rejection| invalid(&rejection.body_text()))?;
-    console.proposal_page(visitor, id, None).await.map(html)
+    console.proposal_page(visitor, id, None, None).await.map(html)
 }
 
 /// Query of a page of the history.
@@ -341,6 +386,7 @@ fn decided_view(certificate: &Certificate) -> ProposalView {
         takes_effect_at: None,
         proposer: None,
         drafted_by: None,
+        comments: Vec::new(),
     }
 }
 

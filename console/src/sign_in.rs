@@ -4,10 +4,15 @@
 //! Only digests of codes and session keys are kept, so nothing that is read from here signs a browser in. All
 //! of it is in memory: a restart ends every session. Each visitor has few links and sessions, of which the
 //! oldest gives way, so no visitor can sign another one out.
+//!
+//! Challenges for passkeys are kept nowhere: each carries its time and a seal of this console. An
+//! unauthenticated client may therefore ask for any number of them, and evicts none of another visitor.
 
 use host::Clock;
 use host::random::random_bytes;
+use human_chain::CircleState;
 use protocol::governance::TokenScope;
+use protocol::keys::ByteString;
 use protocol::{BootTime, Digest, MemberId, Refusal, TokenName, error_code};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -22,10 +27,13 @@ const SESSION_IDLE_MS: u64 = 3600 * 1000;
 const LINKS_PER_VISITOR_MAX: usize = 4;
 /// Most sessions of one visitor: its devices.
 const SESSIONS_PER_VISITOR_MAX: usize = 8;
-/// Most sign-in challenges that wait for a passkey; the oldest gives way. Any visitor may ask for one.
-const CHALLENGES_MAX: usize = 1024;
-/// Digest domain of a sign-in challenge: an assertion over it is none over a ballot.
+/// Digest domain of the seal of a sign-in challenge. No other challenge of ours has the form of one, so an
+/// assertion over it is none over a ballot.
 const CHALLENGE_DOMAIN: &str = "quorate/console-sign-in/v1";
+/// Length of the time in a challenge, in bytes.
+const TIME_BYTES: usize = 8;
+/// Length of the random part of a challenge in bytes: no two of one millisecond are equal.
+const NONCE_BYTES: usize = 16;
 /// Length of codes and session keys in bytes: not to be guessed.
 const SECRET_BYTES: usize = 32;
 
@@ -47,7 +55,12 @@ pub enum Visitor {
         scopes: BTreeSet<TokenScope>,
     },
     /// Member that signed in by passkey.
-    Member(MemberId),
+    Member {
+        /// Member whose passkey it is.
+        member: MemberId,
+        /// Credential of the passkey. The session ends with it.
+        credential: ByteString,
+    },
 }
 
 impl Visitor {
@@ -57,8 +70,18 @@ impl Visitor {
         match self {
             Self::Owner { member } => member.as_ref(),
             Self::Token { .. } => None,
-            Self::Member(member) => Some(member),
+            Self::Member { member, .. } => Some(member),
         }
+    }
+
+    /// Returns whether the circle still vouches for a member that signed in by passkey: the passkey is the
+    /// member's own, and the member is not suspended. New keys of a member drop its passkeys. Each request of
+    /// a session asks again. Other visitors hold no passkey.
+    #[must_use]
+    pub fn holds_passkey(&self, circle: &CircleState) -> bool {
+        let Self::Member { member, credential } = self else { return false };
+        let is_own = circle.passkeys(member).iter().any(|passkey| passkey.credential == *credential);
+        is_own && circle.active_member(member).is_ok()
     }
 
     /// Returns the visitor's name on a page.
@@ -66,7 +89,7 @@ impl Visitor {
     pub(crate) fn label(&self) -> String {
         match self {
             Self::Owner { member: None } => "reader without a key".into(),
-            Self::Owner { member: Some(member) } | Self::Member(member) => format!("member {member}"),
+            Self::Owner { member: Some(member) } | Self::Member { member, .. } => format!("member {member}"),
             Self::Token { name, .. } => format!("token {name}"),
         }
     }
@@ -87,13 +110,54 @@ struct BrowserSession {
     seen_at: BootTime,
 }
 
+/// A challenge of this console: its time and its random part. Later ones are greater.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct SignInChallenge {
+    made_at: BootTime,
+    nonce: [u8; NONCE_BYTES],
+}
+
+impl SignInChallenge {
+    /// Returns the bytes that a passkey signs: the time, the random part, and the seal of both.
+    fn sealed(&self, key: &ChallengeKey) -> Vec<u8> {
+        [self.made_at.0.to_be_bytes().as_slice(), &self.nonce, &key.seal(self).0].concat()
+    }
+
+    /// Reads a challenge; none if it is not of this console.
+    fn open(bytes: &[u8], key: &ChallengeKey) -> Option<Self> {
+        let (made_at, rest) = bytes.split_first_chunk::<TIME_BYTES>()?;
+        let (nonce, _) = rest.split_first_chunk::<NONCE_BYTES>()?;
+        let challenge = Self { made_at: BootTime(u64::from_be_bytes(*made_at)), nonce: *nonce };
+        (challenge.sealed(key) == bytes).then_some(challenge)
+    }
+}
+
+/// Secret with which a console seals its challenges, until it ends.
+struct ChallengeKey([u8; SECRET_BYTES]);
+
+impl ChallengeKey {
+    fn seal(&self, challenge: &SignInChallenge) -> Digest {
+        let time = challenge.made_at.0.to_be_bytes();
+        // Each part has one length, so no other parts have these bytes.
+        let sealed = [self.0.as_slice(), &time, &challenge.nonce].concat();
+        Digest::of_domain(CHALLENGE_DOMAIN, &sealed)
+    }
+}
+
+impl std::fmt::Debug for ChallengeKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ChallengeKey")
+    }
+}
+
 /// Links and sessions, by the digest of their secret.
 #[derive(Debug, Default)]
 struct SignInState {
     links: BTreeMap<Digest, SignInLink>,
     sessions: BTreeMap<Digest, BrowserSession>,
-    /// Challenges for passkeys, with the time at which each was made.
-    challenges: BTreeMap<Digest, BootTime>,
+    /// Last challenge that each credential has answered, for as long as it is fresh: no assertion signs in
+    /// twice. Only passkeys of the circle answer.
+    answered: BTreeMap<ByteString, SignInChallenge>,
 }
 
 impl SignInState {
@@ -118,21 +182,20 @@ impl SignInState {
         Ok(())
     }
 
-    fn add_challenge(&mut self, challenge: Digest, now: BootTime) {
-        self.challenges.retain(|_, made_at| now.since(*made_at) < LINK_LIFE_MS);
-        let all: Vec<(BootTime, Digest)> = self.challenges.iter().map(|(one, at)| (*at, *one)).collect();
-        if let Some(oldest) = oldest_above(all, CHALLENGES_MAX) {
-            self.challenges.remove(&oldest);
+    /// Records that a credential has answered a challenge. An answer to an earlier one is refused from then
+    /// on.
+    fn answer(
+        &mut self,
+        credential: &ByteString,
+        challenge: SignInChallenge,
+        now: BootTime,
+    ) -> Result<(), Refusal> {
+        self.answered.retain(|_, last| now.since(last.made_at) < LINK_LIFE_MS);
+        if self.answered.get(credential).is_some_and(|last| *last >= challenge) {
+            return Err(stale_challenge());
         }
-        self.challenges.insert(challenge, now);
-    }
-
-    fn take_challenge(&mut self, challenge: &Digest, now: BootTime) -> Result<(), Refusal> {
-        let made_at = self.challenges.remove(challenge).filter(|made_at| now.since(*made_at) < LINK_LIFE_MS);
-        made_at.map(|_| ()).ok_or_else(|| {
-            let message = "this sign-in was used before or is older than five minutes; try again";
-            Refusal::new(error_code::CONSOLE_LINK_INVALID, message)
-        })
+        self.answered.insert(credential.clone(), challenge);
+        Ok(())
     }
 
     fn begin(&mut self, session: Digest, visitor: Visitor, now: BootTime) {
@@ -167,10 +230,16 @@ fn oldest_above(mut entries: Vec<(BootTime, Digest)>, most: usize) -> Option<Dig
     entries.first().filter(|_| entries.len() >= most).map(|(_, digest)| *digest)
 }
 
+fn stale_challenge() -> Refusal {
+    let message = "this sign-in was used before or is older than five minutes; try again";
+    Refusal::new(error_code::CONSOLE_LINK_INVALID, message)
+}
+
 /// Links and sessions of one console.
 #[derive(Debug)]
 pub struct SignIn {
     clock: Clock,
+    challenge_key: ChallengeKey,
     state: Mutex<SignInState>,
 }
 
@@ -178,7 +247,7 @@ impl SignIn {
     /// Creates a console without sessions. The clock decides when links and sessions expire.
     #[must_use]
     pub fn new(clock: Clock) -> Self {
-        Self { clock, state: Mutex::default() }
+        Self { clock, challenge_key: ChallengeKey(random_bytes()), state: Mutex::default() }
     }
 
     fn state(&self) -> MutexGuard<'_, SignInState> {
@@ -204,27 +273,39 @@ impl SignIn {
         Ok(text)
     }
 
-    /// Returns a new challenge with which a passkey signs in, once.
-    pub(crate) fn create_challenge(&self) -> Digest {
-        let challenge = Digest::of_domain(CHALLENGE_DOMAIN, &random_bytes::<SECRET_BYTES>());
-        self.state().add_challenge(challenge, self.clock.boot());
-        challenge
+    /// Returns a new challenge with which a passkey signs in, once. Nothing is kept of it.
+    #[must_use]
+    pub fn create_challenge(&self) -> Vec<u8> {
+        let challenge = SignInChallenge { made_at: self.clock.boot(), nonce: random_bytes() };
+        challenge.sealed(&self.challenge_key)
     }
 
-    /// Takes a challenge that a passkey answered.
+    /// Reads a challenge that a passkey answered.
     ///
     /// # Errors
-    /// Fails with `console-link-invalid` if it is none of ours, used or old.
-    pub(crate) fn take_challenge(&self, challenge: &[u8]) -> Result<(), Refusal> {
-        let digest = challenge.try_into().map(Digest).unwrap_or(Digest([0; 32]));
-        self.state().take_challenge(&digest, self.clock.boot())
+    /// Fails with `console-link-invalid` if it is none of ours, or old.
+    pub(crate) fn read_challenge(&self, challenge: &[u8]) -> Result<SignInChallenge, Refusal> {
+        let read = SignInChallenge::open(challenge, &self.challenge_key);
+        let now = self.clock.boot();
+        read.filter(|one| now.since(one.made_at) < LINK_LIFE_MS).ok_or_else(stale_challenge)
     }
 
-    /// Begins a session of a visitor who proved who that is, and returns its key.
-    pub(crate) fn begin_session(&self, visitor: Visitor) -> String {
-        let (text, digest) = secret();
-        self.state().begin(digest, visitor, self.clock.boot());
-        text
+    /// Begins a session of the member whose passkey answered this challenge, and returns its key. The answer
+    /// was verified before.
+    ///
+    /// # Errors
+    /// Fails with `console-link-invalid` if the passkey has answered this challenge or a later one.
+    pub(crate) fn begin_by_passkey(
+        &self,
+        challenge: SignInChallenge,
+        member: MemberId,
+        credential: ByteString,
+    ) -> Result<String, Refusal> {
+        let ((text, digest), now) = (secret(), self.clock.boot());
+        let mut state = self.state();
+        state.answer(&credential, challenge, now)?;
+        state.begin(digest, Visitor::Member { member, credential }, now);
+        Ok(text)
     }
 
     /// Returns the visitor of a session key.
@@ -249,7 +330,11 @@ mod tests {
     use super::*;
 
     fn member(name: &str) -> Visitor {
-        Visitor::Member(name.parse().expect("a name"))
+        Visitor::Member { member: name.parse().expect("a name"), credential: credential("phone") }
+    }
+
+    fn credential(name: &str) -> ByteString {
+        ByteString(name.as_bytes().to_vec())
     }
 
     fn digest(name: &str) -> Digest {
@@ -319,27 +404,52 @@ mod tests {
         assert!(state.visitor(&digest("session 91"), BootTime(100)).is_none());
     }
 
-    /// Attack: an assertion is replayed, or the table of challenges is filled.
+    /// Attack: an assertion is replayed: the same one, one over an older challenge, and one that another
+    /// console made.
     #[test]
-    fn a_challenge_is_answered_once_and_their_number_is_bounded() {
+    fn a_challenge_is_answered_once_and_by_no_older_one() {
+        let challenge = |made_at: u64, nonce: u8| SignInChallenge {
+            made_at: BootTime(made_at),
+            nonce: [nonce; NONCE_BYTES],
+        };
         let mut state = SignInState::default();
-        state.add_challenge(digest("a"), BootTime(0));
-        assert_eq!(state.take_challenge(&digest("a"), BootTime(1)), Ok(()), "positive control: once");
-        for (challenge, now) in [("a", 2), ("never", 2)] {
-            let refused = state.take_challenge(&digest(challenge), BootTime(now));
-            assert_eq!(code(refused), Some(error_code::CONSOLE_LINK_INVALID), "{challenge}");
+        let (phone, key) = (credential("phone"), credential("key"));
+        assert_eq!(state.answer(&phone, challenge(5, 1), BootTime(6)), Ok(()), "positive control: once");
+        for (case, again) in [("the same", challenge(5, 1)), ("an older one", challenge(4, 9))] {
+            let refused = state.answer(&phone, again, BootTime(7));
+            assert_eq!(code(refused), Some(error_code::CONSOLE_LINK_INVALID), "{case}");
         }
-        state.add_challenge(digest("old"), BootTime(0));
-        let refused = state.take_challenge(&digest("old"), BootTime(LINK_LIFE_MS));
-        assert_eq!(code(refused), Some(error_code::CONSOLE_LINK_INVALID));
-        for number in 0..3 * CHALLENGES_MAX as u64 {
-            state.add_challenge(digest(&number.to_string()), BootTime(number / 100));
+        // Positive control: a later one, and the same one by another passkey, are answers of their own.
+        assert_eq!(state.answer(&phone, challenge(6, 0), BootTime(7)), Ok(()));
+        assert_eq!(state.answer(&key, challenge(5, 1), BootTime(7)), Ok(()));
+        assert_eq!(state.answered.len(), 2, "one for each passkey");
+        assert_eq!(state.answer(&key, challenge(LINK_LIFE_MS, 0), BootTime(6 + LINK_LIFE_MS)), Ok(()));
+        assert_eq!(state.answered.len(), 1, "what is too old to be answered is not kept");
+    }
+
+    /// Attack: an unauthenticated client asks for challenges without end, alters one, or keeps one for later.
+    #[tokio::test(start_paused = true)]
+    async fn challenges_cost_no_memory_and_are_those_of_this_console() {
+        let sign_in = SignIn::new(Clock::of_runtime(BootTime(0), protocol::Millis(0)));
+        let first = sign_in.create_challenge();
+        let others: BTreeSet<Vec<u8>> = (0..5000).map(|_| sign_in.create_challenge()).collect();
+        assert!(others.len() == 5000 && !others.contains(&first), "each is another");
+        assert!(sign_in.state().answered.is_empty(), "none is kept");
+        // Positive control: the first of them is good as long as it is fresh.
+        assert!(sign_in.read_challenge(&first).is_ok());
+        for at in 0..first.len() {
+            let mut altered = first.clone();
+            altered[at] ^= 1;
+            let refused = sign_in.read_challenge(&altered);
+            assert_eq!(code(refused), Some(error_code::CONSOLE_LINK_INVALID), "byte {at}");
         }
-        assert_eq!(state.challenges.len(), CHALLENGES_MAX);
-        let sign_in = SignIn::new(Clock::machine());
-        let challenge = sign_in.create_challenge();
-        assert_eq!(sign_in.take_challenge(&challenge.0), Ok(()));
-        assert!(sign_in.take_challenge(&challenge.0).is_err() && sign_in.take_challenge(b"short").is_err());
+        let longer = [first.as_slice(), &[0]].concat();
+        let elsewhere = SignIn::new(Clock::machine()).create_challenge();
+        for foreign in [b"short".as_slice(), b"", &longer, &elsewhere] {
+            assert!(sign_in.read_challenge(foreign).is_err(), "{foreign:?}");
+        }
+        tokio::time::advance(std::time::Duration::from_millis(LINK_LIFE_MS)).await;
+        assert_eq!(code(sign_in.read_challenge(&first)), Some(error_code::CONSOLE_LINK_INVALID), "too old");
     }
 
     #[test]

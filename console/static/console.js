@@ -71,6 +71,13 @@ async function halt(form) {
   return post('/console/halt/passkey', { halt: options.signed, assertion: await assertion(options) });
 }
 
+async function comment(form) {
+  const base = form.dataset.passkey;
+  const { text, answers } = form.elements;
+  const options = await post(`${base}/compose`, { text: text.value, answers: answers.value });
+  return post(`${base}/passkey`, { comment: options.signed, assertion: await assertion(options) });
+}
+
 async function signIn() {
   const options = await post('/console/passkeys/challenge', {});
   const signed = await assertion(options);
@@ -91,7 +98,10 @@ async function act(form, action) {
   buttons.forEach((button) => { button.disabled = true; });
   try {
     const { to } = await action();
+    // Another place of the page that is shown is no new page: it is read again.
+    const isHere = new URL(to, location.href).pathname === location.pathname;
     location.assign(to);
+    if (isHere) location.reload();
   } catch (error) {
     place.textContent = error.message;
     place.hidden = false;
@@ -102,6 +112,7 @@ async function act(form, action) {
 const ACTIONS = {
   vote: (form, button) => vote(form, button.dataset.choice),
   halt: (form) => halt(form),
+  comment: (form) => comment(form),
   enter: () => signIn(),
   register: (form) => register(form),
 };

@@ -16,15 +16,14 @@ use std::collections::BTreeSet;
 
 /// Most lifted halts on the page, and most choices of one kind in the form.
 const SHOWN: usize = 200;
+/// Most halts in the overview, newest first: more are on their own page.
+const BANNER_SHOWN: usize = 8;
 
 /// Returns the page of the halts.
 pub(crate) fn page(frame: &PageFrame, report: &HaltReport, open: &[ReviewedProposal]) -> Markup {
-    let stands = |record: &&HaltRecord| {
-        record.verified && halt_stands(frame.circle, &record.signed.halt.id(), &record.signed.halt)
-    };
     let unverified =
         |record: &&HaltRecord| !record.verified && frame.circle.lifted(&record.signed.halt.id()).is_none();
-    let standing: Vec<&HaltRecord> = report.halts.iter().filter(stands).collect();
+    let standing = standing(frame, report);
     let others: Vec<&HaltRecord> = report.halts.iter().filter(unverified).collect();
     let mut lifted: Vec<_> = frame.circle.lifted_halts().map(|(id, lifted)| (*id, &lifted.halt)).collect();
     lifted.sort_by_key(|(_, halt)| std::cmp::Reverse(halt.issued_at));
@@ -57,6 +56,50 @@ pub(crate) fn page(frame: &PageFrame, report: &HaltReport, open: &[ReviewedPropo
         }
     };
     document(frame, "Halts", &content)
+}
+
+/// Returns the halts of a report that were verified and stand.
+fn standing<'a>(frame: &PageFrame, report: &'a HaltReport) -> Vec<&'a HaltRecord> {
+    let stands = |record: &&HaltRecord| {
+        record.verified && halt_stands(frame.circle, &record.signed.halt.id(), &record.signed.halt)
+    };
+    report.halts.iter().filter(stands).collect()
+}
+
+/// Returns the part of the overview that says what is halted, by whom and since when; empty if nothing is.
+pub(crate) fn banner(frame: &PageFrame, report: &HaltReport) -> Markup {
+    let mut standing = standing(frame, report);
+    standing.sort_by_key(|record| std::cmp::Reverse(record.signed.halt.issued_at));
+    let more = standing.len().saturating_sub(BANNER_SHOWN);
+    html! {
+        @if !standing.is_empty() {
+            section {
+                h2 { "Halted" }
+                ul.findings.stopped {
+                    @for record in standing.iter().take(BANNER_SHOWN) {
+                        li { (banner_line(&record.signed.halt)) }
+                    }
+                }
+                p {
+                    @if more > 0 { "And " (counted(more as u64, "more halt")) ". " }
+                    a href="/console/halts" { "What is halted, and how it is lifted" }
+                }
+            }
+        }
+        @if let Some(note) = &report.note {
+            p { span.badge.warn { "not complete" } " " (foreign(note)) }
+        }
+    }
+}
+
+fn banner_line(halt: &Halt) -> Markup {
+    html! {
+        p { strong { bdi { (describe_scope(&halt.scope)) } } }
+        p.quiet {
+            "halted by " (halt.member) " since " (time(halt.issued_at))
+            @if !halt.reason.is_empty() { ": " (foreign(&halt.reason)) }
+        }
+    }
 }
 
 fn entry(frame: &PageFrame, record: &HaltRecord, open: &[ReviewedProposal]) -> Markup {

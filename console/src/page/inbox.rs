@@ -1,6 +1,6 @@
 //! The inbox: what waits for a vote, until when, who signed and who still can.
 
-use crate::page::{PageFrame, document, foreign, sentence, time_left, votes, words};
+use crate::page::{PageFrame, counted, document, foreign, time_left, votes, words};
 use crate::reviewed::ReviewedProposal;
 use maud::{Markup, html};
 use protocol::api::ProposalState;
@@ -56,14 +56,20 @@ fn list(frame: &PageFrame, proposals: &[&ReviewedProposal], none: &str) -> Marku
 
 fn card(frame: &PageFrame, proposal: &ReviewedProposal) -> Markup {
     let view = &proposal.view;
+    let unanswered = proposal.thread.unanswered();
     let end = view.takes_effect_at.unwrap_or(view.proposal.expires_at);
     html! {
-        h3 { a href={ "/console/proposals/" (view.id) } { bdi { (sentence(&view.proposal)) } } }
+        h3 { a href={ "/console/proposals/" (view.id) } { bdi { (proposal.sentence) } } }
         (words(&proposal.words))
         p {
             (votes::rule(frame.circle, proposal)) ". "
             span.quiet { (time_left(frame.now, end)) }
             @if let Some(maker) = &view.drafted_by { " Drafted by " (foreign(maker)) "." }
+            @if unanswered > 0 {
+                " " a href={ "/console/proposals/" (view.id) "#questions" } {
+                    (counted(unanswered as u64, "open question"))
+                } "."
+            }
         }
     }
 }

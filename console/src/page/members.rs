@@ -1,6 +1,6 @@
 //! The members, and the rules by which they decide.
 
-use crate::page::{PageFrame, counted, document};
+use crate::page::{PageFrame, counted, document, table_head};
 use maud::{Markup, html};
 use protocol::governance::ActionClass;
 
@@ -19,7 +19,7 @@ pub(crate) fn page(frame: &PageFrame) -> Markup {
         h1 { "Members" }
         p.lead { (counted(members.len() as u64, "member")) ", in epoch " (circle.epoch()) "." }
         table.stack {
-            thead { tr { th scope="col" { "Member" } th scope="col" { "Ed25519 key" } } }
+            (table_head(&["Member", "Ed25519 key"]))
             tbody {
                 @for member in &members {
                     tr {

@@ -1,7 +1,7 @@
 //! The nodes: those that ask to be admitted, and those that the circle admitted.
 
 use crate::backend::ClusterReport;
-use crate::page::{PageFrame, counted, document, foreign, time};
+use crate::page::{PageFrame, counted, document, foreign, table_head, time};
 use maud::{Markup, html};
 use protocol::agent::PendingNode;
 use protocol::api::NodeView;
@@ -35,14 +35,7 @@ pub(crate) fn page(
             h2 { "Admitted" }
             p { (counted(frame.circle.nodes().count() as u64, "node")) "." }
             table.stack {
-                thead {
-                    tr {
-                        th scope="col" { "Node" }
-                        th scope="col" { "State" }
-                        th scope="col" { "Roles" }
-                        th scope="col" { "Region" }
-                    }
-                }
+                (table_head(&["Node", "State", "Roles", "Region"]))
                 tbody { @for node in shown { (row(node, state(node))) } }
             }
             nav.pages aria-label="Pages of the nodes" {

@@ -1,7 +1,7 @@
 //! The overview: what runs where, what is wrong, and the next command.
 
-use crate::backend::ClusterReport;
-use crate::page::{PageFrame, counted, document, foreign};
+use crate::backend::{ClusterReport, HaltReport};
+use crate::page::{PageFrame, counted, document, foreign, halts, table_head};
 use maud::{Markup, html};
 use protocol::agent::SlotState;
 use protocol::api::{ServiceView, SlotView, Status};
@@ -13,10 +13,11 @@ const SERVICES_SHOWN: usize = 100;
 const SLOTS_SHOWN: usize = 32;
 
 /// Returns the overview.
-pub(crate) fn page(frame: &PageFrame, report: &ClusterReport) -> Markup {
+pub(crate) fn page(frame: &PageFrame, report: &ClusterReport, halted: &HaltReport) -> Markup {
     let content = html! {
         h1 { "Overview" }
         (state(report))
+        (halts::banner(frame, halted))
         @if frame.waiting > 0 {
             p.call {
                 a href="/console/inbox" { (counted(frame.waiting as u64, "proposal")) }
@@ -111,14 +112,7 @@ fn service(view: &ServiceView) -> Markup {
         }
         @if !view.slots.is_empty() {
             table.stack {
-                thead {
-                    tr {
-                        th scope="col" { "Slot" }
-                        th scope="col" { "Node" }
-                        th scope="col" { "State" }
-                        th scope="col" { "Reason" }
-                    }
-                }
+                (table_head(&["Slot", "Node", "State", "Reason"]))
                 tbody { @for slot in view.slots.iter().take(SLOTS_SHOWN) { (slot_row(slot)) } }
             }
             @if more > 0 { p { "And " (counted(more as u64, "more slot")) "." } }

@@ -1,9 +1,8 @@
 //! A proposal: the text that members sign beside the difference, the votes, and the form that signs.
 
 use crate::backend::ChangeOutlook;
-use crate::page::{
-    PageFrame, document, evidence, foreign, rendering, sentence, time, time_left, votes, words,
-};
+use crate::page::questions::{self, Questions, UnsentComment};
+use crate::page::{PageFrame, document, evidence, foreign, rendering, time, time_left, votes, words};
 use crate::reviewed::ReviewedProposal;
 use human_chain::CircleState;
 use maud::{Markup, html};
@@ -32,8 +31,12 @@ pub(crate) struct ProposalPage<'a> {
     /// Latest decisions about the same subject, with their numbers.
     pub(crate) earlier: &'a [(u64, Bundle)],
     pub(crate) means: SigningMeans,
+    /// Means by which this visitor can sign a question here; also those that do not vote.
+    pub(crate) comment_means: SigningMeans,
     /// Reason for which the vote that was just sent was not signed.
     pub(crate) refused: Option<&'a Refusal>,
+    /// Question or answer that was just sent and not taken.
+    pub(crate) unsent: Option<UnsentComment<'a>>,
 }
 
 /// Returns the page of a proposal.
@@ -43,7 +46,7 @@ pub(crate) fn page(frame: &PageFrame, shown: &ProposalPage) -> Markup {
     let difference = human_chain::render_difference(frame.circle, &view.proposal);
     let content = html! {
         p.kicker { "Proposal " code { (view.id.short()) } " · " (shown.reviewed.state_text()) }
-        h1.sentence { bdi { (sentence(&view.proposal)) } }
+        h1.sentence { bdi { (shown.reviewed.sentence) } }
         (words(&shown.reviewed.words))
         p.quiet { "The same six words stand below the text on every other screen that shows it." }
         div.beside {
@@ -59,6 +62,7 @@ pub(crate) fn page(frame: &PageFrame, shown: &ProposalPage) -> Markup {
         }
         (facts(frame, shown))
         (evidence::section(frame.circle, &view.proposal.change, shown.outlook, shown.earlier))
+        (questions::section(frame, &thread_of(shown)))
         section {
             h2 { "Votes" }
             p.quiet { "Counted from the signed ballots." }
@@ -67,6 +71,17 @@ pub(crate) fn page(frame: &PageFrame, shown: &ProposalPage) -> Markup {
         @if shown.reviewed.can_be_approved() || view.state == ProposalState::Waiting { (form(frame, shown)) }
     };
     document(frame, &format!("Proposal {}", view.id.short()), &content)
+}
+
+fn thread_of<'a>(shown: &ProposalPage<'a>) -> Questions<'a> {
+    let reviewed = shown.reviewed;
+    Questions {
+        proposal: reviewed.view.id,
+        thread: &reviewed.thread,
+        open: reviewed.takes_comments(),
+        means: shown.comment_means,
+        unsent: shown.unsent,
+    }
 }
 
 /// Returns the lines of a difference. The first character of each says what it is.

@@ -1,6 +1,6 @@
 //! The votes on a proposal, as counted from its ballots.
 
-use crate::page::{foreign, names, time};
+use crate::page::{foreign, names, table_head, time};
 use crate::reviewed::ReviewedProposal;
 use human_chain::CircleState;
 use maud::{Markup, html};
@@ -16,12 +16,7 @@ pub(crate) fn table(circle: &CircleState, reviewed: &ReviewedProposal) -> Markup
             p { "No member has voted." }
         } @else {
             table.stack {
-                thead {
-                    tr {
-                        th scope="col" { "Member" } th scope="col" { "Vote" } th scope="col" { "Signed" }
-                        @if reasons { th scope="col" { "Reason" } }
-                    }
-                }
+                (table_head(&["Member", "Vote", "Signed", "Reason"][..if reasons { 4 } else { 3 }]))
                 tbody {
                     @for signed in counted { (row(signed, reasons)) }
                     @for refused in &reviewed.refused {

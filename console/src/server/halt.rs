@@ -7,7 +7,6 @@ use super::passkey::{ChallengeOptions, NextPage, ScriptFailure, ScriptResult, cr
 use super::{Console, Look, PageFailure, PageResult, SignedIn, html, invalid, status_of};
 use crate::page::Section;
 use crate::page::halts::{self, HaltForm};
-use crate::page::proposal::SigningMeans;
 use crate::sign_in::Visitor;
 use axum::Json;
 use axum::extract::rejection::{FormRejection, JsonRejection, QueryRejection};
@@ -157,15 +156,8 @@ impl Console {
     ) -> Result<Markup, PageFailure> {
         let look = self.look_to_halt(visitor)?;
         let (scope, reason) = (request.scope.as_str(), request.reason.as_str());
-        let shown = HaltForm { means: self.means_to_halt(&look), scope, reason, refused };
+        let shown = HaltForm { means: self.means_beside_votes(&look), scope, reason, refused };
         Ok(halts::form_page(&look.frame(Section::Halts), &shown))
-    }
-
-    /// Returns the means by which a visitor halts here. A passkey halts also where it does not vote.
-    fn means_to_halt(&self, look: &Look) -> SigningMeans {
-        let is_owner = matches!(look.visitor, Visitor::Owner { member: Some(_) });
-        let passkey = look.member().is_some_and(|member| !look.circle.passkeys(member).is_empty());
-        SigningMeans { key: is_owner && self.backend.holds_key(), passkey }
     }
 
     async fn sign_and_halt(&self, look: &Look, request: &HaltRequest) -> Result<(), Refusal> {
@@ -173,7 +165,7 @@ impl Console {
             let message = "this console holds no key of yours; nothing was signed";
             Refusal::new(error_code::CONSOLE_NO_KEY, message)
         };
-        let member = look.member().filter(|_| self.means_to_halt(look).key).ok_or_else(no_key)?;
+        let member = look.member().filter(|_| self.means_beside_votes(look).key).ok_or_else(no_key)?;
         let signed = self.backend.sign_halt(request.halt(look, member)?)?;
         let signed = signed.filter(|signed| signed.halt.member == *member).ok_or_else(no_key)?;
         self.backend.deliver_halt(signed).await

@@ -8,17 +8,14 @@ use super::{Console, Look, SignedIn, invalid, status_of};
 use crate::page::passkeys::PasskeyPage;
 use crate::page::{self, Section};
 use crate::server::{PageFailure, PageResult, html};
-use crate::sign_in::Visitor;
 use crate::words::compare_words;
 use axum::Json;
 use axum::extract::rejection::{FormRejection, JsonRejection, PathRejection};
 use axum::extract::{Form, Path, State};
 use axum::http::header::SET_COOKIE;
 use axum::response::{AppendHeaders, IntoResponse, Redirect, Response};
-use host::wall_clock;
 use human_chain::{
     ballot_challenge, check_assertion, check_reason, read_registration, registration_challenge,
-    unsigned_ballot,
 };
 use protocol::api::Problem;
 use protocol::governance::{Ballot, BallotSignature, Change, Choice, SignedBallot};
@@ -159,9 +156,7 @@ pub(crate) async fn compose(
         compare_words(&request.words, &reviewed.words)?;
         check_reason(&request.reason)?;
         let (policy, (member, passkeys)) = (look.policy()?, look.member_with_passkeys()?);
-        let (head, proposal) = (look.circle.head(), &reviewed.view.proposal);
-        let ballot = unsigned_ballot(member.clone(), head, proposal, request.choice, wall_clock());
-        let ballot = Ballot { reason: request.reason, ..ballot };
+        let ballot = look.ballot(member, &reviewed.view.proposal, request.choice, request.reason);
         Ok(ChallengeOptions {
             challenge: ByteString(ballot_challenge(&ballot).0.to_vec()),
             signed: ByteString(canonical::to_bytes(&ballot)),
@@ -190,35 +185,38 @@ pub(crate) async fn vote(
     Ok(Json(NextPage { to: format!("/console/proposals/{id}") }))
 }
 
-/// Returns a challenge with which a member's passkey signs in.
+/// Returns a challenge with which a member's passkey signs in. Visitors without a session may ask for one, so
+/// it costs neither a question to another replica nor memory.
 pub(crate) async fn challenge(State(console): State<Arc<Console>>) -> ScriptResult<ChallengeOptions> {
-    let circle = console.backend.circle().await?.state;
+    let circle = console.backend.last_circle()?.state;
     let policy = circle.policy().passkeys.as_ref().ok_or_else(no_passkeys)?;
-    let challenge = ByteString(console.sign_in.create_challenge().0.to_vec());
+    let challenge = ByteString(console.sign_in.create_challenge());
     let (signed, rp_id) = (ByteString::default(), policy.rp_id.clone());
     Ok(Json(ChallengeOptions { signed, challenge, rp_id, credentials: Vec::new() }))
 }
 
-/// Begins a session of the member whose passkey signed the challenge.
+/// Begins a session of the member whose passkey signed the challenge. Until then the visitor is
+/// unauthenticated, and the circle as it was read last must do. A passkey that was dropped since begins a
+/// session that shows nothing: each page reads the circle again and judges its visitor by it.
 pub(crate) async fn enter(
     State(console): State<Arc<Console>>,
     body: Result<Json<PasskeyEntry>, JsonRejection>,
 ) -> Result<Response, ScriptFailure> {
     let Json(PasskeyEntry { challenge, assertion }) = body?;
-    console.sign_in.take_challenge(&challenge.0)?;
-    let circle = console.backend.circle().await?.state;
+    let fresh = console.sign_in.read_challenge(&challenge.0)?;
+    let circle = console.backend.last_circle()?.state;
     let policy = circle.policy().passkeys.as_ref().ok_or_else(no_passkeys)?;
-    let holds = |member: &&MemberId| {
-        circle.passkeys(member).iter().any(|passkey| passkey.credential == assertion.credential)
-    };
     let unknown = || Refusal::new(error_code::PASSKEY_UNKNOWN, "no member of this circle has this passkey");
-    let member = circle.members().map(|member| &member.id).find(holds).ok_or_else(unknown)?;
+    let passkeys = circle.members().flat_map(|member| {
+        let own = circle.passkeys(&member.id).iter();
+        own.map(move |passkey| (&member.id, passkey))
+    });
+    let mut found = passkeys.filter(|(_, passkey)| passkey.credential == assertion.credential);
+    let (member, passkey) = found.next().ok_or_else(unknown)?;
     circle.active_member(member)?;
-    let mut own = circle.passkeys(member).iter();
-    let passkey = own.find(|passkey| passkey.credential == assertion.credential).ok_or_else(unknown)?;
     // A sign-in only reads, so a copied authenticator gains nothing by an old counter.
     check_assertion(policy, passkey, &challenge.0, &assertion, 0)?;
-    let key = console.sign_in.begin_session(Visitor::Member(member.clone()));
+    let key = console.sign_in.begin_by_passkey(fresh, member.clone(), assertion.credential)?;
     let cookie = console.origins.cookie(&key);
     Ok((AppendHeaders([(SET_COOKIE, cookie)]), Json(NextPage { to: "/console".into() })).into_response())
 }

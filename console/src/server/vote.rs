@@ -4,17 +4,19 @@ use super::{Console, Look, PageFailure, SignedIn, invalid, status_of};
 use crate::backend::ChangeOutlook;
 use crate::page::Section;
 use crate::page::proposal::{self, ProposalPage, SigningMeans};
+use crate::page::questions::UnsentComment;
 use crate::reviewed::ReviewedProposal;
 use crate::sign_in::Visitor;
 use crate::words::compare_words;
 use axum::extract::rejection::{FormRejection, PathRejection};
 use axum::extract::{Form, Path, State};
 use axum::response::Redirect;
-use human_chain::{check_reason, subject_of};
+use host::wall_clock;
+use human_chain::{check_reason, subject_of, unsigned_ballot};
 use maud::Markup;
 use protocol::api::ProposalState;
-use protocol::governance::Choice;
-use protocol::{ProposalId, Refusal, error_code};
+use protocol::governance::{Ballot, Choice, Proposal};
+use protocol::{MemberId, ProposalId, Refusal, error_code};
 use serde::Deserialize;
 use std::sync::Arc;
 
@@ -45,19 +47,35 @@ pub(crate) async fn by_key(
     match console.sign_and_deliver(&look, &reviewed, &form).await {
         Ok(()) => Ok(Redirect::to(&format!("/console/proposals/{id}"))),
         Err(refusal) => {
-            let page = console.proposal_page(visitor, id, Some(&refusal)).await?;
+            let page = console.proposal_page(visitor, id, Some(&refusal), None).await?;
             Err(PageFailure { status: status_of(refusal.code), page })
         }
     }
 }
 
+impl Look {
+    /// Returns a ballot of this member to sign, made now in the history that the page shows.
+    pub(super) fn ballot(
+        &self,
+        member: &MemberId,
+        proposal: &Proposal,
+        choice: Choice,
+        reason: String,
+    ) -> Ballot {
+        let ballot = unsigned_ballot(member.clone(), self.circle.head(), proposal, choice, wall_clock());
+        Ballot { reason, ..ballot }
+    }
+}
+
 impl Console {
-    /// Returns the page of a proposal, with the reason for which a vote was not signed.
+    /// Returns the page of a proposal, with the reason for which a vote was not signed, or with a comment
+    /// that was not taken.
     pub(super) async fn proposal_page(
         &self,
         visitor: Visitor,
         id: ProposalId,
         refused: Option<&Refusal>,
+        unsent: Option<UnsentComment<'_>>,
     ) -> Result<Markup, PageFailure> {
         let look = self.look(visitor).await?;
         let reviewed = self.reviewed(&look, id).await?;
@@ -69,8 +87,10 @@ impl Console {
             _ => ChangeOutlook::default(),
         };
         let (services, means) = (&report.services, self.means(&look, &reviewed));
-        let (outlook, earlier) = (&outlook, &earlier);
-        let shown = ProposalPage { reviewed: &reviewed, services, outlook, earlier, means, refused };
+        let (outlook, earlier, comment_means) = (&outlook, &earlier, self.means_beside_votes(&look));
+        let reviewed = &reviewed;
+        let shown =
+            ProposalPage { reviewed, services, outlook, earlier, means, comment_means, refused, unsent };
         Ok(proposal::page(&look.frame(Section::Inbox), &shown))
     }
 
@@ -90,17 +110,15 @@ impl Console {
     ) -> Result<(), Refusal> {
         compare_words(&form.words, &reviewed.words)?;
         check_reason(&form.reason)?;
-        let ballot = if self.means(look, reviewed).key {
-            let reason = form.reason.clone();
-            self.backend.sign(&look.circle, &reviewed.view.proposal, form.choice, reason)?
-        } else {
-            None
+        let no_key = || {
+            let message = "this console holds no key of yours; nothing was signed";
+            Refusal::new(error_code::CONSOLE_NO_KEY, message)
         };
-        let ballot =
-            ballot.filter(|signed| Some(&signed.ballot.member) == look.member()).ok_or_else(|| {
-                let message = "this console holds no key of yours; nothing was signed";
-                Refusal::new(error_code::CONSOLE_NO_KEY, message)
-            })?;
-        self.backend.deliver(ballot).await
+        let member = look.member().filter(|_| self.means(look, reviewed).key).ok_or_else(no_key)?;
+        let proposal = &reviewed.view.proposal;
+        let ballot = look.ballot(member, proposal, form.choice, form.reason.clone());
+        let signed = self.backend.sign(proposal, ballot)?;
+        let signed = signed.filter(|signed| signed.ballot.member == *member).ok_or_else(no_key)?;
+        self.backend.deliver(signed).await
     }
 }

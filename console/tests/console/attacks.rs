@@ -3,6 +3,7 @@
 use crate::routes::{PORT, ask, enter, get, vote};
 use crate::world::{Lab, member, secret, words};
 use axum::http::{Method, StatusCode};
+use console::{KnownReview, ReviewedProposal, Visitor};
 use host::{Clock, wall_clock};
 use human_chain::MemberSecret;
 use protocol::api::{Finding, ProposalState};
@@ -159,6 +160,95 @@ async fn a_suspended_member_does_not_sign_in_by_passkey() {
     (0..2).for_each(|at| lab.world.vote(at, &suspension, Choice::Approve));
     let refused = attempt().await.text;
     assert!(refused.contains("member-suspended"), "{refused}");
+}
+
+/// Attack: a stolen device is signed in, and reads on after its passkey was dropped or its member suspended.
+#[tokio::test]
+async fn a_session_ends_with_its_passkey() {
+    let lab = Lab::of_replica(PORT, Clock::machine());
+    let read = async |cookie: &str| get(&lab, cookie, "/console/members").await.status;
+    let (stolen, other) = (enter(&lab, &lab.member_link(2)).await, enter(&lab, &lab.member_link(1)).await);
+    // Positive control: until then both of them read.
+    assert_eq!((read(&stolen).await, read(&other).await), (StatusCode::OK, StatusCode::OK));
+    let key = PasskeyKey::EdDsa(MemberSecret::generate(&[77; 64]).public().ed25519);
+    let new = Passkey { credential: ByteString(b"new phone".to_vec()), key, label: "new phone".into() };
+    lab.world.set_passkeys(2, vec![new.clone()]);
+    assert_eq!(read(&stolen).await, StatusCode::UNAUTHORIZED, "the member has another passkey now");
+    assert_eq!(read(&other).await, StatusCode::OK, "a session of another passkey is another session");
+    let visitor = Visitor::Member { member: member(2), credential: new.credential };
+    let stolen = enter(&lab, &lab.sign_in.create_link(visitor)).await;
+    assert_eq!(read(&stolen).await, StatusCode::OK, "positive control: the new one reads");
+    let change = Change::SuspendMember { member: member(2), halts: [].into() };
+    let suspension = lab.world.propose(change, "the device was stolen");
+    (0..2).for_each(|at| lab.world.vote(at, &suspension, Choice::Approve));
+    assert_eq!(read(&stolen).await, StatusCode::UNAUTHORIZED, "a suspended member reads nothing");
+    assert_eq!(read(&other).await, StatusCode::OK);
+    // A passkey of one member is none of another.
+    let swapped = Visitor::Member { member: member(0), credential: lab.world.give_passkey(1) };
+    assert!(!swapped.holds_passkey(&lab.world.state().circle));
+}
+
+/// Signatures that a page has verified are not verified for the next one; what is new is, and a verdict is
+/// for one head of the history, one proposal and the very bytes.
+#[tokio::test]
+async fn a_review_verifies_what_is_new_alone() {
+    let lab = Lab::of_member(0, PORT);
+    let proposal = lab.world.deployment();
+    let mut known = KnownReview::default();
+    let review = |known: &mut KnownReview| {
+        let state = lab.world.state();
+        let view = state.open[&proposal.id()].clone();
+        ReviewedProposal::with_known(&state.circle, None, view, known).unwrap()
+    };
+    lab.world.vote(1, &proposal, Choice::Approve);
+    let question = lab.world.comment(1, &proposal, None, "why six?");
+    assert_eq!((review(&mut known).counted.len(), known.verified()), (1, 2));
+    assert_eq!((review(&mut known).counted.len(), known.verified()), (1, 2), "nothing is new");
+    lab.world.vote(2, &proposal, Choice::Reject);
+    lab.world.comment(0, &proposal, Some(question), "the archive grows");
+    let reviewed = review(&mut known);
+    assert_eq!((reviewed.counted.len(), known.verified()), (2, 4), "one ballot and one comment are new");
+    assert_eq!(reviewed.thread.questions[0].answers.len(), 1);
+    // Attack: control alters a ballot that was verified before. It is verified again, and does not count.
+    lab.world.state().open.get_mut(&proposal.id()).unwrap().ballots[0].ballot.choice = Choice::Reject;
+    let reviewed = review(&mut known);
+    assert_eq!((reviewed.counted.len(), reviewed.refused.len(), known.verified()), (1, 1, 5));
+    lab.world.state().open.get_mut(&proposal.id()).unwrap().ballots[0].ballot.choice = Choice::Approve;
+    assert_eq!(review(&mut known).counted.len(), 2, "positive control: as it was signed, it counts");
+    // Another head of the history voids every verdict: carol's keys count for nothing from then on.
+    let verified = known.verified();
+    let change = Change::SuspendMember { member: member(2), halts: [].into() };
+    let suspension = lab.world.propose(change, "her key was stolen");
+    (0..2).for_each(|at| lab.world.vote(at, &suspension, Choice::Approve));
+    let reviewed = review(&mut known);
+    assert_eq!((reviewed.counted.len(), reviewed.refused.len()), (1, 1), "her ballot was verified before");
+    assert_eq!(known.verified(), verified + 4, "every signature is verified at the new head");
+}
+
+/// Attack: an unauthenticated client asks for sign-in challenges without end.
+#[tokio::test]
+async fn an_unauthenticated_client_makes_a_replica_ask_no_other() {
+    let lab = Lab::of_replica(PORT, Clock::machine());
+    let json = [("sec-fetch-site", "same-origin"), ("content-type", "application/json")];
+    for _ in 0..50 {
+        let made = ask(&lab, Method::POST, "/console/passkeys/challenge", &json, "").await;
+        let made: serde_json::Value = serde_json::from_str(&made.text).unwrap();
+        let empty = || ByteString(vec![]);
+        let (credential, authenticator_data) = (ByteString(b"unknown".to_vec()), empty());
+        let (client_data, signature) = (empty(), empty());
+        let assertion = PasskeyAssertion { credential, authenticator_data, client_data, signature };
+        let body = serde_json::json!({ "challenge": made["challenge"], "assertion": assertion }).to_string();
+        let refused = ask(&lab, Method::POST, "/console/passkeys/enter", &json, &body).await;
+        assert!(refused.text.contains("passkey-unknown"), "{}", refused.text);
+    }
+    for path in ["/console", "/console/enter", "/console/static/console.js", "/console/halt"] {
+        ask(&lab, Method::GET, path, &[], "").await;
+    }
+    assert_eq!(lab.world.state().barriers, 0, "no visitor without a session makes a replica ask others");
+    // Positive control: a page of a session asks once.
+    let cookie = enter(&lab, &lab.token_link()).await;
+    assert_eq!(get(&lab, &cookie, "/console/members").await.status, StatusCode::OK);
+    assert_eq!(lab.world.state().barriers, 1);
 }
 
 /// Attack: the holders of two stolen keys change the members. The third member sees it on the console, until

@@ -88,6 +88,10 @@ fn pages(lab: &Lab) -> Vec<(String, &'static str)> {
 fn look_at_every_page(desk: &mut Desk, kind: &str) {
     let halt = desk.lab.world.halt(1, HaltScope::Node("node-2".parse().unwrap()), "smoke in the hall");
     desk.lab.world.propose(human_chain::lift(vec![halt]), "the fan was replaced");
+    let proposal = desk.lab.world.deployment();
+    let question = desk.lab.world.comment(1, &proposal, None, "why six?\nthree have been enough for a year");
+    desk.lab.world.comment(2, &proposal, Some(question), "the archive grows by a third in December");
+    desk.lab.world.comment(2, &proposal, None, &format!("and what of {}?", "a-very-long-name".repeat(9)));
     for (path, name) in pages(&desk.lab) {
         for width in [360, 1280] {
             for theme in ["light", "dark"] {
@@ -153,6 +157,11 @@ async fn a_member_approves_by_keyboard_until_the_quorum_is_reached() {
     let shown =
         desk.browser.eval("[...document.querySelectorAll('.words li')].map((w) => w.textContent).join(' ')");
     assert_eq!(shown, rendering.words.join(" "));
+    desk.browser.eval("document.getElementById('question').focus()");
+    desk.browser.type_text("why six?");
+    desk.browser.press_tab();
+    desk.browser.press_enter();
+    assert!(desk.browser.text().contains("alice asks"), "{}", desk.browser.text());
     for _ in 0..40 {
         if desk.browser.eval("document.activeElement.id === 'words'") == true {
             break;

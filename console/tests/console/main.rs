@@ -7,5 +7,6 @@ mod browser;
 mod cdp;
 mod halts;
 mod passkeys;
+mod questions;
 mod routes;
 mod world;

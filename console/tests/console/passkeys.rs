@@ -5,7 +5,7 @@ use crate::cdp::Browser;
 use crate::routes::{PORT, ask, enter, get};
 use crate::world::{Lab, World, member, words};
 use axum::http::{Method, StatusCode};
-use console::{PageSource, Visitor};
+use console::PageSource;
 use host::Clock;
 use protocol::governance::{BallotSignature, Change, Choice, Proposal};
 use serde_json::json;
@@ -81,6 +81,12 @@ async fn a_member_registers_a_passkey_signs_in_and_votes_with_it() {
     office.own.world.state().delivered.clear();
     office.read_at_replica(&proposal);
     assert_eq!(office.browser.barriers(), Vec::<String>::new());
+    office.fill("question", "why six?");
+    office.browser.leave_by("document.querySelector('[data-act=comment]').click()");
+    assert!(office.browser.text().contains("why six?"), "{}", office.browser.text());
+    let asked = office.own.world.state().open[&proposal.id()].comments[0].clone();
+    assert!(!asked.is_hybrid() && asked.comment.member == member(0), "{asked:?}");
+    office.fill("words", &words(&proposal));
     office.browser.leave_by("document.querySelector('[data-choice=approve]').click()");
     let text = office.browser.text();
     assert!(text.contains("approves, by passkey") && text.contains("1 of 2 signed"), "{text}");
@@ -126,7 +132,7 @@ async fn a_passkey_signs_nothing_unverified_or_unread() {
 #[tokio::test]
 async fn a_replica_registers_no_passkey() {
     let lab = Lab::of_replica(PORT, Clock::machine());
-    let cookie = enter(&lab, &lab.sign_in.create_link(Visitor::Member(member(0)))).await;
+    let cookie = enter(&lab, &lab.member_link(0)).await;
     let page = get(&lab, &cookie, "/console/passkeys").await.text;
     assert!(page.contains("where your key signs the change") && !page.contains("Make a passkey"), "{page}");
     let own = [("sec-fetch-site", "same-origin"), ("cookie", cookie.as_str())];

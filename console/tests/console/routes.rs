@@ -1,9 +1,8 @@
 //! Tests of the routes: who may read, who may act, and what every answer carries.
 
-use crate::world::{Lab, member, words};
+use crate::world::{Lab, words};
 use axum::body::Body;
 use axum::http::{HeaderMap, Method, Request, StatusCode};
-use console::Visitor;
 use host::Clock;
 use protocol::governance::Choice;
 use protocol::{BootTime, ProposalId};
@@ -290,7 +289,7 @@ async fn a_replica_says_that_it_is_believed_and_holds_no_key() {
         "{page}"
     );
     // Neither does the route sign, for a token or for a member.
-    let as_member = lab.sign_in.create_link(Visitor::Member(member(1)));
+    let as_member = lab.member_link(1);
     for cookie in [cookie, enter(&lab, &as_member).await] {
         let refused = vote(&lab, &cookie, proposal.id(), &words(&proposal), "approve").await;
         assert_eq!(refused.status, StatusCode::FORBIDDEN);

@@ -12,15 +12,16 @@ use protocol::agent::PendingNode;
 use protocol::api::{
     DryRun, DryRunPlacement, Finding, NodeView, ProposalState, ProposalView, ServiceView, SlotView, Status,
 };
+use protocol::comment::{Comment, SignedComment};
 use protocol::governance::*;
 use protocol::halt::{Halt, HaltScope, SignedHalt};
 use protocol::keys::{ByteString, EncryptionKey, signing_input};
 use protocol::manifest::Manifest;
 use protocol::model::{ErasureCode, ModelRecord, StoredKind};
-use protocol::passkey::PasskeyPolicy;
+use protocol::passkey::{Passkey, PasskeyKey, PasskeyPolicy};
 use protocol::{
-    Digest, Epoch, Fence, MemberId, Millis, NodeId, ProposalId, PublicKey, Refusal, ReplicaId, Signature,
-    SlotIndex,
+    CommentId, Digest, Epoch, Fence, MemberId, Millis, NodeId, ProposalId, PublicKey, Refusal, ReplicaId,
+    Signature, SlotIndex,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
@@ -51,6 +52,8 @@ pub(crate) struct WorldState {
     pub(crate) claims_votes: bool,
     /// True once the token of the visitor was revoked.
     pub(crate) revoked: bool,
+    /// Number of times that the circle was asked for as it is now.
+    pub(crate) barriers: usize,
 }
 
 /// Names of the members.
@@ -203,6 +206,7 @@ impl World {
             no_leader: false,
             claims_votes: false,
             revoked: false,
+            barriers: 0,
         };
         let world = Arc::new(Self { source, key, state: Arc::new(Mutex::new(state)) });
         let first =
@@ -268,6 +272,7 @@ impl World {
             takes_effect_at: None,
             proposer: None,
             drafted_by: None,
+            comments: vec![],
         };
         state.open.insert(view.id, view);
         proposal
@@ -298,6 +303,58 @@ impl World {
         let ballot = human_chain::unsigned_ballot(member(at), seen, proposal, choice, wall_clock());
         let ballot = Ballot { reason: reason.into(), ..ballot };
         self.take(human_chain::sign_ballot(secret(at), proposal, ballot)).unwrap();
+    }
+
+    /// Lets a member ask about a proposal, or answer a question, on another machine.
+    pub(crate) fn comment(
+        &self,
+        at: usize,
+        proposal: &Proposal,
+        answers: Option<CommentId>,
+        text: &str,
+    ) -> CommentId {
+        let comment = Comment {
+            proposal: proposal.id(),
+            member: member(at),
+            answers,
+            text: text.into(),
+            issued_at: wall_clock(),
+        };
+        let id = comment.id();
+        self.take_comment(human_chain::sign_comment(secret(at), comment)).unwrap();
+        id
+    }
+
+    /// Takes a comment as control does.
+    fn take_comment(&self, signed: SignedComment) -> Result<(), Refusal> {
+        let mut state = self.state();
+        let circle = state.circle.clone();
+        let Some(view) = state.open.get_mut(&signed.comment.proposal) else {
+            return Err(Refusal::new(protocol::error_code::PROPOSAL_NOT_FOUND, "no open proposal"));
+        };
+        human_chain::check_comment(&circle, &view.proposal, &signed)?;
+        view.comments.push(signed);
+        Ok(())
+    }
+
+    /// Gives a member a passkey of which no authenticator is needed: the member decided it alone.
+    pub(crate) fn give_passkey(&self, at: usize) -> ByteString {
+        let credential = ByteString(format!("phone of {}", MEMBERS[at]).into_bytes());
+        if self.circle_now().passkeys(&member(at)).is_empty() {
+            let key = PasskeyKey::EdDsa(MemberSecret::generate(&[9 + at as u8; 64]).public().ed25519);
+            let passkey = Passkey { credential: credential.clone(), key, label: "phone".into() };
+            self.set_passkeys(at, vec![passkey]);
+        }
+        credential
+    }
+
+    /// Lets a member decide which passkeys it has.
+    pub(crate) fn set_passkeys(&self, at: usize, passkeys: Vec<Passkey>) {
+        let change = Change::SetPasskeys { member: member(at), passkeys };
+        let reason = format!("decision {}", self.circle_now().length());
+        let proposal = self.propose(change, &reason);
+        self.vote(at, &proposal, Choice::Approve);
+        self.state().delivered.clear();
     }
 
     /// Takes a ballot as control does: checks it, counts, and puts the change into force.
@@ -354,7 +411,8 @@ impl ConsoleBackend for World {
     }
 
     fn circle(&self) -> BackendAnswer<'_, CircleReading> {
-        let state = self.state();
+        let mut state = self.state();
+        state.barriers += 1;
         ready(CircleReading { state: state.circle.clone(), note: state.report.note.clone() })
     }
 
@@ -443,16 +501,12 @@ impl ConsoleBackend for World {
         ready(HaltReport { halts: taken.iter().map(record).collect(), note: None })
     }
 
-    fn sign(
-        &self,
-        circle: &CircleState,
-        proposal: &Proposal,
-        choice: Choice,
-        reason: String,
-    ) -> Result<Option<SignedBallot>, Refusal> {
-        let Some(at) = self.key else { return Ok(None) };
-        let ballot = human_chain::unsigned_ballot(member(at), circle.head(), proposal, choice, wall_clock());
-        Ok(Some(human_chain::sign_ballot(secret(at), proposal, Ballot { reason, ..ballot })))
+    fn sign(&self, proposal: &Proposal, ballot: Ballot) -> Result<Option<SignedBallot>, Refusal> {
+        Ok(self.key.map(|at| human_chain::sign_ballot(secret(at), proposal, ballot)))
+    }
+
+    fn sign_comment(&self, comment: Comment) -> Result<Option<SignedComment>, Refusal> {
+        Ok(self.key.map(|at| human_chain::sign_comment(secret(at), comment)))
     }
 
     fn sign_halt(&self, halt: Halt) -> Result<Option<SignedHalt>, Refusal> {
@@ -471,14 +525,20 @@ impl ConsoleBackend for World {
         Box::pin(std::future::ready(self.take(ballot)))
     }
 
+    fn deliver_comment(&self, comment: SignedComment) -> BackendAnswer<'_, ()> {
+        Box::pin(std::future::ready(self.take_comment(comment)))
+    }
+
     fn deliver_halt(&self, halt: SignedHalt) -> BackendAnswer<'_, ()> {
         let taken = human_chain::check_halt(&self.circle_now(), halt.clone()).map_err(Refusal::from);
         let taken = taken.map(|_| self.state().halts.push(halt));
         Box::pin(std::future::ready(taken))
     }
 
-    fn admits(&self, _visitor: &Visitor) -> bool {
-        !self.state().revoked
+    fn admits(&self, visitor: &Visitor) -> bool {
+        let state = self.state();
+        let is_member = matches!(visitor, Visitor::Member { .. });
+        !state.revoked && (!is_member || visitor.holds_passkey(&state.circle))
     }
 }
 
@@ -511,6 +571,12 @@ impl Lab {
     /// Returns the code of a link for the user of this machine, who is this member.
     pub(crate) fn owner_link(&self, at: usize) -> String {
         self.sign_in.create_link(Visitor::Owner { member: Some(member(at)) })
+    }
+
+    /// Returns the code of a link for a member that signed in by passkey, who has one from now on.
+    pub(crate) fn member_link(&self, at: usize) -> String {
+        let credential = self.world.give_passkey(at);
+        self.sign_in.create_link(Visitor::Member { member: member(at), credential })
     }
 
     /// Returns the code of a link for the holder of a token that reads.
