@@ -5,6 +5,7 @@
 mod artifacts;
 mod access;
 mod circle;
+mod comments;
 mod console;
 mod context;
 mod daemons;
@@ -100,6 +101,10 @@ Examples:
 Example:
   quorate reject 7f3a --key member-a.key --reason 'it takes all GPUs of node-2'")]
     Reject(proposals::VoteArguments),
+    /// Ask a question about a proposal; every member reads it, and it counts for nothing
+    Ask(comments::AskArguments),
+    /// Answer a question about a proposal
+    Answer(comments::AnswerArguments),
     /// Withdraw a proposal of your own, or a draft
     Withdraw(proposals::WithdrawArguments),
     /// Stop a service, a node, a region or the whole circle at once, by your own signature
@@ -215,6 +220,8 @@ async fn dispatch(command: TopLevelCommand, environment: &Environment) -> Result
         TopLevelCommand::Review(arguments) => proposals::review(arguments, environment).await,
         TopLevelCommand::Approve(arguments) => proposals::approve(arguments, environment).await,
         TopLevelCommand::Reject(arguments) => proposals::reject(arguments, environment).await,
+        TopLevelCommand::Ask(arguments) => comments::ask(arguments, environment).await,
+        TopLevelCommand::Answer(arguments) => comments::answer(arguments, environment).await,
         TopLevelCommand::Withdraw(arguments) => proposals::withdraw(arguments, environment).await,
         TopLevelCommand::Halt(command) => halts::halt(command, environment).await,
         TopLevelCommand::Lift(arguments) => halts::lift_halts(arguments, environment).await,

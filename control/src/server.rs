@@ -9,6 +9,7 @@ mod auth;
 mod bootstrap;
 mod clocks;
 mod commands;
+mod comments;
 mod console_pages;
 mod extract;
 mod halts;
@@ -76,6 +77,7 @@ pub(crate) struct Server {
     peers: peers::PeerHealth,
     clocks: clocks::ReplicaClocks,
     halts: halts::HaltStore,
+    comments: comments::CommentLimiter,
     unadmitted: unadmitted::UnadmittedPeers,
     session_pool: commands::SessionPool,
     /// Browsers that are signed in at this replica's console.
@@ -99,6 +101,7 @@ pub async fn run(config: ServerConfig, shutdown: CancellationToken) -> Result<()
         peers: peers::PeerHealth::new(&config.identity, &config.genesis.genesis)?,
         clocks: clocks::ReplicaClocks::new(config.id, host::Clock::machine()),
         halts: halts::HaltStore::open(&config.directory, circle)?,
+        comments: comments::CommentLimiter::default(),
         genesis: config.genesis,
         handle,
         leadership: Mutex::new(None),

@@ -7,19 +7,25 @@
 use crate::client::ControlClient;
 use crate::context::Context;
 use crate::head::HeadFile;
-use crate::history::{continue_history, read_decisions, read_history, verify_history};
+use crate::history::{
+    continue_history, continue_without_leader, read_decisions, read_decisions_of_any, read_history,
+    verify_history,
+};
 use crate::member_key::MemberKey;
 use crate::print;
 use crate::reviewed::{self, ReviewedProposal};
 use anyhow::{Context as _, Result};
 use host::random::random_bytes;
 use host::wall_clock;
-use human_chain::{CircleState, check_reason, sign_ballot, unsigned_ballot};
+use human_chain::{
+    CircleState, check_comment_text, check_reason, sign_ballot, sign_comment, unsigned_ballot,
+};
 use protocol::api::{History, ProposalState, ProposalView, SubmitProposal, WithdrawProposal};
+use protocol::comment::Comment;
 use protocol::governance::{
     Ballot, Bundle, Certificate, Change, Choice, HistoryHead, Proposal, SignedBallot, Withdrawal,
 };
-use protocol::{CircleId, Digest, ProposalId, Refusal, error_code};
+use protocol::{CircleId, CommentId, Digest, Millis, ProposalId, Refusal, error_code};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Default lifetime of a proposal, in milliseconds: three days.
@@ -65,7 +71,47 @@ impl Session {
             Some(state) => continue_history(&client, state).await?,
             None => verify_history(&client, circle).await?,
         };
-        Self::checked(client, verified, heads, known.as_slice(), length)
+        let session = Self::checked(client, verified, heads, known.as_slice(), length)?;
+        session.heads.confirm_state();
+        Ok(session)
+    }
+
+    /// Opens a session without a leader: over the state that this machine keeps, and what any replica adds to
+    /// it. None if this machine keeps no state.
+    ///
+    /// # Errors
+    /// As [`Session::open`]. Replicas that do not answer are no error.
+    pub async fn kept(context: &Context) -> Result<Option<Self>> {
+        Self::kept_with(context.client()?, context.head_file()).await
+    }
+
+    /// Opens a session as [`Session::kept`] does, with an existing client.
+    ///
+    /// # Errors
+    /// As [`Session::kept`].
+    pub async fn kept_with(client: ControlClient, heads: HeadFile) -> Result<Option<Self>> {
+        let known = heads.read()?;
+        let Some(kept) = heads.read_state(known.as_ref())? else { return Ok(None) };
+        let length = Some(kept.length());
+        let verified = continue_without_leader(&client, kept).await;
+        Self::checked(client, verified, heads, known.as_slice(), length).map(Some)
+    }
+
+    /// Fetches what any replica adds to the history of this session, leader or not.
+    ///
+    /// # Errors
+    /// As [`Session::kept`].
+    pub async fn refresh_without_leader(&self) -> Result<Self> {
+        let known = self.heads.read()?;
+        let verified = continue_without_leader(&self.client, self.circle.clone()).await;
+        let length = Some(self.circle.length());
+        Self::checked(self.client.clone(), verified, self.heads.clone(), known.as_slice(), length)
+    }
+
+    /// Returns the time at which a leader last confirmed the state that this machine keeps.
+    #[must_use]
+    pub fn confirmed_at(&self) -> Option<Millis> {
+        self.heads.confirmed_at()
     }
 
     /// Fetches what was added to the history since; it must continue that of this session and the longest
@@ -77,7 +123,10 @@ impl Session {
         let known = self.heads.read()?;
         let verified = continue_history(&self.client, self.circle.clone()).await?;
         let length = Some(self.circle.length());
-        Self::checked(self.client.clone(), verified, self.heads.clone(), known.as_slice(), length)
+        let heads = self.heads.clone();
+        let session = Self::checked(self.client.clone(), verified, heads, known.as_slice(), length)?;
+        session.heads.confirm_state();
+        Ok(session)
     }
 
     /// Opens the session if the history continues what is known, and keeps its head and its state. `kept` is
@@ -120,6 +169,14 @@ impl Session {
     /// Returns an error if control does not answer, or with other decisions than those that were verified.
     pub async fn decisions(&self, first: u64, count: usize) -> Result<Vec<Bundle>> {
         read_decisions(&self.client, &self.circle, first, count).await
+    }
+
+    /// Fetches decisions as [`Session::decisions`] does, of any replica that has them, leader or not.
+    ///
+    /// # Errors
+    /// As [`Session::decisions`].
+    pub async fn decisions_of_any(&self, first: u64, count: usize) -> Result<Vec<Bundle>> {
+        read_decisions_of_any(&self.client, &self.circle, first, count).await
     }
 
     /// Fetches the certificate by which the verified history approved this proposal; none if it did not.
@@ -226,6 +283,32 @@ impl Session {
         let (id, ballot) = (proposal.id(), self.ballot(proposal, member, choice, reason)?);
         let view: ProposalView = self.client.post(&format!("/v1/proposals/{id}/ballots"), &ballot).await?;
         self.review_counted(&id, &ballot, view).await
+    }
+
+    /// Signs a question about a proposal, or the answer to one of its questions, with a member's key and
+    /// submits it.
+    ///
+    /// # Errors
+    /// Returns an error if the text is empty or too long, the key does not sign, control rejects the comment,
+    /// or its answer does not show it.
+    pub async fn comment(
+        &self,
+        proposal: ProposalId,
+        member: &MemberKey,
+        answers: Option<CommentId>,
+        text: String,
+    ) -> Result<ReviewedProposal> {
+        check_comment_text(&text).map_err(Refusal::from)?;
+        let comment =
+            Comment { proposal, member: member.member.clone(), answers, text, issued_at: wall_clock() };
+        let signed = sign_comment(&member.signer, comment)?;
+        let path = format!("/v1/proposals/{proposal}/comments");
+        let view: ProposalView = self.client.post(&path, &signed).await?;
+        if !view.comments.iter().any(|kept| kept.comment == signed.comment) {
+            let message = format!("control does not show what it took; check `quorate review {proposal}`");
+            return Err(Refusal::new(error_code::OUTCOME_UNKNOWN, message).into());
+        }
+        self.review_as(&proposal, view).await
     }
 
     fn ballot(

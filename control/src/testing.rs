@@ -255,6 +255,7 @@ pub(crate) fn proposal_view(proposal: &Proposal, ballots: Vec<SignedBallot>) -> 
         takes_effect_at: None,
         proposer: ballots.first().map(|signed| signed.ballot.member.clone()),
         drafted_by: None,
+        comments: vec![],
         ballots,
     }
 }

@@ -17,19 +17,22 @@ use console::{
     HaltReport, PageSource, ProposalRecord, SignIn, Visitor, WebOrigins, is_about, model_root,
 };
 use host::{Clock, wall_clock};
-use human_chain::{CircleState, sign_ballot, sign_halt, unsigned_ballot};
+use human_chain::{show_duration, show_time, sign_ballot, sign_comment, sign_halt};
 use overlay::CancellationToken;
 use overlay::people::KeyExchanges;
 use protocol::agent::PendingNode;
 use protocol::api::{
     ConsoleLink, DryRunRequest, NodeView, Page, ProposalState, ProposalView, ServiceView, Status,
 };
-use protocol::governance::{Ballot, Bundle, Change, Choice, Proposal, SignedBallot};
+use protocol::comment::{Comment, SignedComment};
+use protocol::governance::{Ballot, Bundle, Change, Proposal, SignedBallot};
 use protocol::halt::{Halt, SignedHalt};
 use protocol::model::ModelRecord;
-use protocol::{ProposalId, Refusal, error_code};
+use protocol::{Millis, ProposalId, Refusal, error_code};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::time::Instant;
 
 #[derive(Debug, Args)]
 #[command(
@@ -80,7 +83,7 @@ pub(crate) async fn run(arguments: ConsoleArguments, environment: &Environment) 
 async fn serve(context: &Context, arguments: ConsoleArguments) -> Result<()> {
     let is_member = arguments.key.is_some() || context.member_key_file.is_some();
     let member = is_member.then(|| member_key(context, arguments.key)).transpose()?;
-    let session = Session::open(context).await?;
+    let session = open(context).await?;
     let listener = super::daemons::listen(&format!("127.0.0.1:{}", arguments.port)).await?;
     let origins = WebOrigins::of_localhost(listener.local_addr()?.port());
     let sign_in = Arc::new(SignIn::new(Clock::machine()));
@@ -97,6 +100,36 @@ async fn serve(context: &Context, arguments: ConsoleArguments) -> Result<()> {
         .context("serve the console")
 }
 
+/// Opens a session. Without a leader it is over the state that this machine keeps: a member reads that, and
+/// halts by it, also in the night in which no replica or one is left.
+async fn open(context: &Context) -> Result<Session> {
+    let error = match Session::open(context).await {
+        Ok(session) => return Ok(session),
+        Err(error) => error,
+    };
+    if !code_of(&error).is_some_and(is_silence) {
+        return Err(error);
+    }
+    let Some(session) = Session::kept(context).await? else {
+        return Err(error.context("this machine keeps no verified history to show instead"));
+    };
+    print::err(format_args!("note: {}", age_note(session.confirmed_at(), wall_clock())));
+    Ok(session)
+}
+
+/// Says how old a history may be that no leader confirms.
+fn age_note(confirmed_at: Option<Millis>, now: Millis) -> String {
+    let since = match confirmed_at {
+        Some(at) => {
+            let age = show_duration(now.0.saturating_sub(at.0) / 1000);
+            let (at, age) = (show_time(at), age.split(" (").next().unwrap_or_default().to_string());
+            format!("a leader confirmed it last at {}, {age} ago", at.split(" (").next().unwrap_or_default())
+        }
+        None => "no leader has confirmed it here".into(),
+    };
+    format!("No leader answers. This is the history as verified on this machine; {since}.")
+}
+
 /// Returns the routes of a console over this session.
 pub(super) fn router(
     session: Session,
@@ -104,18 +137,24 @@ pub(super) fn router(
     sign_in: Arc<SignIn>,
     origins: WebOrigins,
 ) -> axum::Router {
-    let backend = MemberBackend { session: Mutex::new(Arc::new(session)), member };
+    let backend = MemberBackend { session: Mutex::new(Arc::new(session)), member, silence: Mutex::default() };
     console::router(Arc::new(Console::new(Arc::new(backend), sign_in, origins)))
 }
 
 /// Most decisions that are fetched to find those about one subject: a few pages of the history.
 const DECISIONS_SEARCHED_MAX: usize = 256;
 
+/// Time for which a page does not ask for a leader again after a search without success: a page asks several
+/// times, and each search takes seconds.
+const SILENCE_REMEMBERED: Duration = Duration::from_secs(3);
+
 /// A member's own binary as the source of the pages.
 struct MemberBackend {
     /// The session that was verified last.
     session: Mutex<Arc<Session>>,
     member: Option<MemberKey>,
+    /// The last search for a leader without success, and its end.
+    silence: Mutex<Option<(Instant, Refusal)>>,
 }
 
 /// Returns an error of the client as a refusal.
@@ -124,27 +163,51 @@ fn refused(error: impl Into<anyhow::Error>) -> Refusal {
     Refusal::new(code_of(&error).unwrap_or(error_code::CONTROL_UNAVAILABLE), format!("{error:#}"))
 }
 
+/// Checks that control shows what it was sent.
+fn check_shown(is_shown: bool) -> Result<(), Refusal> {
+    if is_shown {
+        return Ok(());
+    }
+    let message = "control does not show what it took; look at the proposal again";
+    Err(Refusal::new(error_code::OUTCOME_UNKNOWN, message))
+}
+
 impl MemberBackend {
     fn session(&self) -> Arc<Session> {
         self.session.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Asks a question that only a leader answers. After a search without success, the next questions fail at
+    /// once.
+    async fn ask<T>(&self, question: impl Future<Output = Result<T, Refusal>>) -> Result<T, Refusal> {
+        let known = self.silence.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some((_, refusal)) = known.filter(|(ended, _)| ended.elapsed() < SILENCE_REMEMBERED) {
+            return Err(refusal);
+        }
+        let answer = question.await;
+        let silent = answer.as_ref().err().filter(|refusal| is_silence(refusal.code));
+        let silence = silent.map(|refusal| (Instant::now(), refusal.clone()));
+        *self.silence.lock().unwrap_or_else(PoisonError::into_inner) = silence;
+        answer
+    }
+
     /// Fetches the history again and verifies that it continues the one that was verified last. Without a
-    /// leader the last one stays: a member reads it and halts by it. A history that ends earlier is refused.
+    /// leader the last one stays, and what other replicas add to it: a member reads it and halts by it. A
+    /// history that ends earlier is refused.
     async fn refresh(&self) -> Result<CircleReading, Refusal> {
         let last = self.session();
-        match last.refresh().await.map_err(refused) {
-            Ok(session) => {
-                let (state, session) = (session.circle.clone(), Arc::new(session));
-                *self.session.lock().unwrap_or_else(PoisonError::into_inner) = session;
-                Ok(CircleReading { state: Arc::new(state), note: None })
-            }
+        let (session, note) = match self.ask(async { last.refresh().await.map_err(refused) }).await {
+            Ok(session) => (session, None),
             Err(refusal) if is_silence(refusal.code) => {
-                let note = "No leader shows a newer history than this one, which was verified before.".into();
-                Ok(CircleReading { state: Arc::new(last.circle.clone()), note: Some(note) })
+                let session = last.refresh_without_leader().await.map_err(refused)?;
+                let note = age_note(session.confirmed_at(), wall_clock());
+                (session, Some(note))
             }
-            Err(refusal) => Err(refusal),
-        }
+            Err(refusal) => return Err(refusal),
+        };
+        let (state, session) = (session.circle.clone(), Arc::new(session));
+        *self.session.lock().unwrap_or_else(PoisonError::into_inner) = session;
+        Ok(CircleReading { state: Arc::new(state), note })
     }
 
     /// Asks every replica for its halts and verifies each here.
@@ -161,7 +224,9 @@ impl MemberBackend {
     }
 
     async fn open(&self) -> Result<Vec<ProposalView>, Refusal> {
-        let views: Vec<ProposalView> = self.session().client.list("/v1/proposals").await.map_err(refused)?;
+        let session = self.session();
+        let listed = async { session.client.list("/v1/proposals").await.map_err(refused) };
+        let views: Vec<ProposalView> = self.ask(listed).await?;
         let is_pending = |view: &ProposalView| {
             matches!(view.state, ProposalState::Open | ProposalState::Waiting | ProposalState::Draft)
         };
@@ -199,6 +264,10 @@ impl MemberBackend {
 
     async fn report(&self) -> ClusterReport {
         let client = &self.session().client;
+        // The search for a leader without success is the reason for all that is missing.
+        if let Err(refusal) = self.ask(async { Ok(()) }).await {
+            return ClusterReport { note: Some(refusal.message), ..ClusterReport::default() };
+        }
         let (status, services, nodes) = tokio::join!(
             client.get::<Status>("/v1/status"),
             client.get::<Page<ServiceView>>("/v1/services"),
@@ -219,10 +288,7 @@ impl MemberBackend {
         let session = self.session();
         let path = format!("/v1/proposals/{}/ballots", ballot.ballot.proposal);
         let view: ProposalView = session.client.post(&path, &ballot).await.map_err(refused)?;
-        if !view.ballots.contains(&ballot) {
-            let message = "control does not show the ballot that it took; look at the proposal again";
-            return Err(Refusal::new(error_code::OUTCOME_UNKNOWN, message));
-        }
+        check_shown(view.ballots.contains(&ballot))?;
         if let Some(member) = &self.member {
             share_after(&session, member).await;
         }
@@ -259,7 +325,13 @@ impl ConsoleBackend for MemberBackend {
             let mut page = Vec::new();
             while next < end {
                 let left = usize::try_from(end - next).unwrap_or(usize::MAX);
-                let bundles = session.decisions(next, left).await.map_err(refused)?;
+                let asked = async { session.decisions(next, left).await.map_err(refused) };
+                let bundles = match self.ask(asked).await {
+                    Err(refusal) if is_silence(refusal.code) => {
+                        session.decisions_of_any(next, left).await.map_err(refused)?
+                    }
+                    bundles => bundles?,
+                };
                 page.extend((next..).zip(bundles));
                 next = page.last().map_or(end, |(number, _)| number + 1);
             }
@@ -295,20 +367,17 @@ impl ConsoleBackend for MemberBackend {
         Box::pin(self.collect_halts())
     }
 
-    fn sign(
-        &self,
-        circle: &CircleState,
-        proposal: &Proposal,
-        choice: Choice,
-        reason: String,
-    ) -> Result<Option<SignedBallot>, Refusal> {
-        let Some(key) = &self.member else { return Ok(None) };
-        let ballot = unsigned_ballot(key.member.clone(), circle.head(), proposal, choice, wall_clock());
-        sign_ballot(&key.signer, proposal, Ballot { reason, ..ballot }).map(Some)
+    fn sign(&self, proposal: &Proposal, ballot: Ballot) -> Result<Option<SignedBallot>, Refusal> {
+        let own = self.member.as_ref().filter(|key| key.member == ballot.member);
+        own.map(|key| sign_ballot(&key.signer, proposal, ballot)).transpose()
     }
 
     fn sign_halt(&self, halt: Halt) -> Result<Option<SignedHalt>, Refusal> {
         self.member.as_ref().map(|key| sign_halt(&key.signer, halt)).transpose()
+    }
+
+    fn sign_comment(&self, comment: Comment) -> Result<Option<SignedComment>, Refusal> {
+        self.member.as_ref().map(|key| sign_comment(&key.signer, comment)).transpose()
     }
 
     fn holds_key(&self) -> bool {
@@ -327,6 +396,15 @@ impl ConsoleBackend for MemberBackend {
         Box::pin(self.cast(ballot))
     }
 
+    fn deliver_comment(&self, comment: SignedComment) -> BackendAnswer<'_, ()> {
+        Box::pin(async move {
+            let session = self.session();
+            let path = format!("/v1/proposals/{}/comments", comment.comment.proposal);
+            let view: ProposalView = session.client.post(&path, &comment).await.map_err(refused)?;
+            check_shown(view.comments.iter().any(|kept| kept.comment == comment.comment))
+        })
+    }
+
     fn deliver_halt(&self, halt: SignedHalt) -> BackendAnswer<'_, ()> {
         Box::pin(async move {
             let session = self.session();
@@ -339,3 +417,6 @@ impl ConsoleBackend for MemberBackend {
         matches!(visitor, Visitor::Owner { member } if member.as_ref() == own)
     }
 }
+
+#[cfg(test)]
+mod tests;

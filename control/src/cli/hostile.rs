@@ -10,6 +10,7 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use clap::Parser;
 use protocol::api::{History, Page, ProposalState, ProposalView, SubmitProposal};
+use protocol::comment::SignedComment;
 use protocol::governance::{Change, Choice, Policy, Proposal, SignedBallot};
 use protocol::halt::{HaltReceipt, HaltScope, SignedHalt};
 use protocol::model::ModelRecord;
@@ -29,6 +30,8 @@ struct Stub {
     halts: Vec<SignedHalt>,
     /// Number of decisions in each page of the history that was sent.
     sent: Vec<usize>,
+    /// True if comments are taken and not shown.
+    hides_comments: bool,
 }
 
 type StubState = State<Arc<Mutex<Stub>>>;
@@ -54,6 +57,21 @@ async fn cast(
     let view = stub.proposals.iter_mut().find(|view| view.proposal.id() == id).expect("it was shown");
     if !hides {
         view.ballots.push(ballot);
+    }
+    Json(view.clone())
+}
+
+/// Takes a comment, and shows it unless it hides them.
+async fn comment(
+    State(stub): StubState,
+    UrlPath(id): UrlPath<ProposalId>,
+    Json(signed): Json<SignedComment>,
+) -> Json<ProposalView> {
+    let mut stub = stub.lock().expect("no panic");
+    let hides = stub.hides_comments;
+    let view = stub.proposals.iter_mut().find(|view| view.proposal.id() == id).expect("it was shown");
+    if !hides {
+        view.comments.push(signed);
     }
     Json(view.clone())
 }
@@ -89,7 +107,8 @@ impl Lab {
         let (history, hides_ballots) = (circle.history.clone(), false);
         let (proposals, models, received, halts) = (vec![], vec![], vec![], vec![]);
         let sent = vec![];
-        let stub = Stub { history, proposals, models, hides_ballots, received, halts, sent };
+        let hides_comments = false;
+        let stub = Stub { history, proposals, models, hides_ballots, received, halts, sent, hides_comments };
         let stub = Arc::new(Mutex::new(stub));
         let history = |State(stub): StubState, Query(query): Query<HistoryQuery>| async move {
             let mut stub = stub.lock().expect("no panic");
@@ -111,6 +130,7 @@ impl Lab {
             .route("/v1/proposals", get(proposals).post(submit))
             .route("/v1/proposals/{id}", get(one))
             .route("/v1/proposals/{id}/ballots", post(cast))
+            .route("/v1/proposals/{id}/comments", post(comment))
             .route("/v1/models", get(models))
             .route("/v1/halts", get(halts).post(take_halt))
             .with_state(stub.clone());
@@ -400,8 +420,8 @@ async fn a_second_founding_command_destroys_no_key() {
     assert_eq!(std::fs::read(&key).expect("read"), first);
 }
 
-/// A browser on alice's machine, signed in at her console.
-struct Desk {
+/// A browser on a member's machine, signed in at the member's console.
+pub(super) struct Desk {
     router: Router,
     cookie: String,
 }
@@ -412,6 +432,11 @@ impl Desk {
     async fn of(lab: &Lab) -> Self {
         let session = crate::session::Session::open(&lab.context()).await.expect("an honest history");
         let key = crate::member_key::MemberKey::load(&lab.folder.path().join("alice.key")).expect("her key");
+        Self::over(session, key).await
+    }
+
+    /// Signs in at the console of this member over a session.
+    pub(super) async fn over(session: crate::session::Session, key: crate::member_key::MemberKey) -> Self {
         let sign_in = Arc::new(console::SignIn::new(host::Clock::machine()));
         let code = sign_in.create_link(console::Visitor::Owner { member: Some(key.member.clone()) });
         let origins = console::WebOrigins::of_localhost(7607);
@@ -423,7 +448,12 @@ impl Desk {
         desk
     }
 
-    async fn send(&self, method: &str, path: &str, body: &str) -> (String, axum::http::response::Parts) {
+    pub(super) async fn send(
+        &self,
+        method: &str,
+        path: &str,
+        body: &str,
+    ) -> (String, axum::http::response::Parts) {
         let request = axum::http::Request::builder()
             .method(method)
             .uri(path)
@@ -537,6 +567,44 @@ async fn a_command_signs_no_proposal_unread() {
     let (id, words) = (draft.id.to_string(), words_of(&draft.proposal));
     assert_eq!(lab.run(&["approve", &id, "--words", &words]).await, Ok(()));
     assert_eq!(lab.received().len(), 1);
+}
+
+/// Attack: control takes a question and drops it, puts words into a member's mouth, or has an answer signed
+/// for a question that was not asked.
+#[tokio::test]
+async fn questions_are_signed_for_their_place_and_shown_as_they_were_signed() {
+    let lab = Lab::new(SampleCircle::founded()).await;
+    let proposal = lab.circle.proposal("run it");
+    lab.show(vec![proposal_view(&proposal, vec![])]);
+    let id = proposal.id().to_string();
+    lab.stub().hides_comments = true;
+    assert_eq!(lab.run(&["ask", &id, "why now?"]).await, Err(Some(error_code::OUTCOME_UNKNOWN)));
+    lab.stub().hides_comments = false;
+    assert_eq!(lab.run(&["ask", &id, "why now?"]).await, Ok(()));
+    let asked = lab.stub().proposals[0].comments[0].clone();
+    assert_eq!((asked.comment.member.as_str(), asked.comment.text.as_str()), ("alice", "why now?"));
+    assert!(human_chain::check_comment(&lab.circle.state, &proposal, &asked).is_ok(), "alice signed it");
+    for (text, code) in
+        [("  ", error_code::GOVERNANCE_INVALID), (&"x".repeat(1025), error_code::GOVERNANCE_INVALID)]
+    {
+        assert_eq!(lab.run(&["ask", &id, text]).await, Err(Some(code)));
+    }
+    let mut forged = asked.clone();
+    forged.comment.text = "who has read this?".into();
+    let forged_id = forged.comment.id().to_string();
+    lab.stub().proposals[0].comments.push(forged);
+    let refused = lab.run(&["answer", &id, &forged_id, "alice has"]).await;
+    assert_eq!(refused, Err(Some(error_code::QUESTION_NOT_FOUND)), "the question was not asked");
+    assert_eq!(lab.run(&["answer", &id, "zz", "so"]).await, Err(Some(error_code::QUESTION_NOT_FOUND)));
+    assert_eq!(lab.stub().proposals[0].comments.len(), 2, "nothing was signed");
+    // Positive control: the question that was asked is answered, and all of it is shown.
+    let short = asked.comment.id().short();
+    assert_eq!(lab.run(&["answer", &id, &short, "the archive grows"]).await, Ok(()));
+    let answer = lab.stub().proposals[0].comments[2].clone();
+    assert_eq!(answer.comment.answers, Some(asked.comment.id()));
+    assert_eq!(lab.run(&["review", &id]).await, Ok(()));
+    assert_eq!(lab.run(&["review"]).await, Ok(()));
+    assert_eq!(lab.run(&["inbox"]).await, Ok(()));
 }
 
 /// A change that waits for a veto stands in the member's inbox, as it does on every replica's pages.

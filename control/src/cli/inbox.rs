@@ -7,7 +7,10 @@
 
 mod announce;
 mod deliver;
+mod delivered;
 mod mail;
+#[cfg(test)]
+mod watching;
 mod webhook;
 
 use super::Environment;
@@ -24,11 +27,12 @@ use announce::{Announced, Announcement};
 use anyhow::Result;
 use clap::Args;
 use deliver::{Notice, deliver};
-use host::wall_clock;
+use delivered::DeliveredNotices;
+use host::Clock;
 use human_chain::show_time;
 use mail::{MailAddress, MailProgram};
-use protocol::MemberId;
 use protocol::api::{Page, ProposalState, ProposalView};
+use protocol::{Digest, MemberId, Millis, ProposalId};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -81,9 +85,11 @@ pub(crate) async fn run(arguments: InboxArguments, environment: &Environment) ->
     let notices = notices(&arguments, &context)?;
     let link = arguments.link.clone().or_else(|| context.control.first().cloned()).unwrap_or_default();
     let session = Session::open(&context).await?;
-    let mut inbox = Inbox { session, member, link, announced: Announced::default() };
+    let clock = Clock::machine();
+    let mut inbox = Inbox { session, member, link, announced: Announced::default(), clock };
     if arguments.watch {
-        return watch(&mut inbox, &notices, environment.output()).await;
+        let mut delivered = DeliveredNotices::open(&context);
+        return watch(&mut inbox, &notices, &mut delivered, environment.output()).await;
     }
     let page = Page::whole(inbox.look().await?);
     environment.output().print(&page, |page| list_text(&page.items));
@@ -111,6 +117,7 @@ struct Inbox {
     /// Beginning of every link.
     link: String,
     announced: Announced,
+    clock: Clock,
 }
 
 impl Inbox {
@@ -138,7 +145,7 @@ impl Inbox {
                 present.push(Announcement::new(&reviewed, &self.link));
             }
         }
-        Ok(self.announced.take_new(present, wall_clock()))
+        Ok(self.announced.take_new(present, self.clock.wall()))
     }
 
     /// Returns whether a proposal waits for this member, or without one for any.
@@ -156,8 +163,17 @@ fn claims_vote_of(view: &ProposalView, member: Option<&MemberId>) -> bool {
     member.is_some_and(|member| view.ballots.iter().any(|signed| signed.ballot.member == *member))
 }
 
-/// Announces what begins to wait, until the process ends.
-async fn watch(inbox: &mut Inbox, notices: &[Arc<Notice>], output: Output) -> Result<()> {
+/// A notice whose attempts have ended: its way, its proposal, the end of the vote, and what became of it.
+type Ended = (Digest, ProposalId, Millis, Result<(), String>);
+
+/// Announces what begins to wait, until the process ends. On the output each start lists what waits; a notice
+/// that was delivered on another way is not sent again.
+async fn watch(
+    inbox: &mut Inbox,
+    notices: &[Arc<Notice>],
+    delivered: &mut DeliveredNotices,
+    output: Output,
+) -> Result<()> {
     let (mut outgoing, mut silence) = (JoinSet::new(), None);
     let mut share_at = Instant::now();
     loop {
@@ -166,7 +182,7 @@ async fn watch(inbox: &mut Inbox, notices: &[Arc<Notice>], output: Output) -> Re
                 silence = None;
                 for announcement in new {
                     print(output, &announcement);
-                    send(&mut outgoing, notices, &announcement);
+                    send(&mut outgoing, notices, delivered, &announcement, &inbox.clock);
                 }
             }
             Err(error) if code_of(&error).is_some_and(is_silence) => {
@@ -184,27 +200,43 @@ async fn watch(inbox: &mut Inbox, notices: &[Arc<Notice>], output: Output) -> Re
             share_after(&inbox.session, member).await;
             share_at = Instant::now() + SHARE_INTERVAL;
         }
-        pause(&mut outgoing).await;
+        pause(&mut outgoing, delivered, &inbox.clock).await;
     }
 }
 
-/// Waits until the next look, and reports the notices that could not be sent.
-async fn pause(outgoing: &mut JoinSet<Result<(), String>>) {
+/// Waits until the next look. Records the notices whose attempts have ended, and reports those that failed.
+async fn pause(outgoing: &mut JoinSet<Ended>, delivered: &mut DeliveredNotices, clock: &Clock) {
     let next = Instant::now() + POLL_INTERVAL;
+    let note = |reason: &str| print::err(format_args!("note: {}", terminal::line(reason)));
     loop {
         tokio::select! {
             () = tokio::time::sleep_until(next) => return,
             Some(done) = outgoing.join_next() => {
-                if let Ok(Err(reason)) = done {
-                    print::err(format_args!("note: {}", terminal::line(&reason)));
+                let Ok((way, id, expires_at, outcome)) = done else { continue };
+                if let Err(reason) = outcome {
+                    note(&reason);
+                }
+                if let Err(error) = delivered.record(&way, id, expires_at, clock.wall()) {
+                    note(&format!("{error:#}; the next watcher may send it again"));
                 }
             }
         }
     }
 }
 
-fn send(outgoing: &mut JoinSet<Result<(), String>>, notices: &[Arc<Notice>], announcement: &Announcement) {
+fn send(
+    outgoing: &mut JoinSet<Ended>,
+    notices: &[Arc<Notice>],
+    delivered: &DeliveredNotices,
+    announcement: &Announcement,
+    clock: &Clock,
+) {
+    let (id, expires_at) = (announcement.id, announcement.expires_at);
     for notice in notices {
+        let way = notice.way();
+        if delivered.contains(&way, &id) {
+            continue;
+        }
         if outgoing.len() >= NOTICES_MAX {
             print::err(format_args!(
                 "note: {NOTICES_MAX} notices are on their way; {} is sent to none",
@@ -212,9 +244,11 @@ fn send(outgoing: &mut JoinSet<Result<(), String>>, notices: &[Arc<Notice>], ann
             ));
             return;
         }
-        let (notice, announcement) = (notice.clone(), announcement.clone());
-        outgoing
-            .spawn(async move { deliver(&announcement, wall_clock, || notice.send(&announcement)).await });
+        let (notice, announcement, clock) = (notice.clone(), announcement.clone(), clock.clone());
+        outgoing.spawn(async move {
+            let sent = deliver(&announcement, || clock.wall(), || notice.send(&announcement)).await;
+            (way, id, expires_at, sent)
+        });
     }
 }
 
@@ -235,9 +269,10 @@ fn list_text(list: &[Announcement]) -> String {
     }
     let row = |item: &Announcement| {
         let words = item.words.join(" ");
-        vec![item.id.short(), show_time(item.expires_at), words, item.change.clone()]
+        let asked = if item.open_questions == 0 { String::new() } else { item.open_questions.to_string() };
+        vec![item.id.short(), show_time(item.expires_at), words, asked, item.change.clone()]
     };
-    table(&["proposal", "open until", "words", "change"], list.iter().map(row).collect())
+    table(&["proposal", "open until", "words", "asked", "change"], list.iter().map(row).collect())
 }
 
 #[cfg(test)]

@@ -210,11 +210,13 @@ fn open_table(proposals: &[ReviewedProposal]) -> String {
             (None, Some(maker)) => format!("a proposer; draft of {}", line(maker)),
             (None, None) => missing.join(","),
         };
-        let text = human_chain::render(&proposal.view.proposal).text;
-        let first = text.lines().next().unwrap_or_default().trim_start_matches("| ").to_string();
-        vec![proposal.view.id.to_string()[..8].to_string(), missing, first]
+        let questions = match proposal.thread.unanswered() {
+            0 => String::new(),
+            count => count.to_string(),
+        };
+        vec![proposal.view.id.short(), missing, questions, proposal.sentence.clone()]
     };
-    table(&["proposal", "missing", "change"], open.iter().map(row).collect())
+    table(&["proposal", "missing", "asked", "change"], open.iter().map(row).collect())
 }
 
 /// Returns the text that members sign, the difference beside it, and the votes as counted on this machine.
@@ -244,6 +246,9 @@ fn full_text(circle: &CircleState, reviewed: &ReviewedProposal) -> String {
     }
     if reviewed.can_be_approved() {
         text.push_str(&format!("\n{}", reviewed.lacking(circle)));
+    }
+    if !reviewed.thread.is_empty() {
+        text.push_str(&format!("\n\nQuestions\n{}", human_chain::render_thread(&reviewed.thread).trim_end()));
     }
     text
 }

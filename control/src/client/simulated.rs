@@ -8,7 +8,7 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use protocol::ReplicaId;
 use protocol::api::{Page, PeerView, Problem, ReplicaView, Status};
-use protocol::halt::SignedHalt;
+use protocol::halt::{HaltReceipt, SignedHalt};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -46,7 +46,12 @@ pub(crate) struct SimulatedReplicas {
     began: Instant,
     /// Halts that the replicas hold, each with the index of its replica; without one, all of them hold it.
     halts: Mutex<Vec<(Option<usize>, SignedHalt)>>,
+    /// Answers of the leader to the paths of a test.
+    served: Mutex<Option<Served>>,
 }
+
+/// Body of the leader's answer to a path; none for a path that the test leaves alone.
+type Served = Box<dyn Fn(&str) -> Option<Bytes> + Send>;
 
 pub(crate) fn url(replica: usize) -> String {
     format!("http://10.0.0.{}:4000", replica + 1)
@@ -57,7 +62,13 @@ impl SimulatedReplicas {
     pub(crate) fn client(replicas: Vec<Does>) -> (ControlClient, Arc<Self>) {
         let urls: Arc<[String]> = (0..replicas.len()).map(url).collect();
         let (replicas, arrived) = (Mutex::new(replicas), Mutex::default());
-        let simulated = Arc::new(Self { replicas, arrived, began: Instant::now(), halts: Mutex::default() });
+        let simulated = Arc::new(Self {
+            replicas,
+            arrived,
+            began: Instant::now(),
+            halts: Mutex::default(),
+            served: Mutex::default(),
+        });
         (ControlClient::with_exchange(urls, simulated.clone()), simulated)
     }
 
@@ -86,6 +97,21 @@ impl SimulatedReplicas {
         self.halts.lock().expect("no panic").push((Some(replica), signed));
     }
 
+    /// Makes the leader answer these paths.
+    pub(crate) fn serve(&self, answer: impl Fn(&str) -> Option<Bytes> + Send + 'static) {
+        *self.served.lock().expect("no panic") = Some(Box::new(answer));
+    }
+
+    /// Takes a halt at a replica that answers, whether it leads or not, and returns the receipt.
+    fn take(&self, replica: usize, body: &[u8]) -> Option<Bytes> {
+        let does = self.replicas.lock().expect("no panic")[replica].clone();
+        let answers = matches!(does, Does::Leads(_) | Does::Follows(_));
+        let signed: SignedHalt = serde_json::from_slice(body).ok().filter(|_| answers)?;
+        let receipt = HaltReceipt { id: signed.halt.id(), slots: 0, shown: vec![] };
+        self.hold(signed);
+        Some(serde_json::to_vec(&receipt).expect("JSON").into())
+    }
+
     fn leader(&self) -> Option<usize> {
         let leads = |does: &Does| matches!(does, Does::Leads(_) | Does::LosesAnswers(_));
         self.replicas.lock().expect("no panic").iter().position(leads)
@@ -112,12 +138,19 @@ impl Exchange for SimulatedReplicas {
         let (path, key) = (request.path.clone(), request.key.clone());
         let halts = path == "/v1/halts" && key.is_none();
         self.arrived.lock().expect("no panic").push(Arrived { replica, key });
-        let own = path == "/v1/replica" || halts;
+        // A replica answers these itself, whether it leads or not.
+        let stale = path.contains("any_replica=true");
+        let posted = request.body.as_deref().filter(|_| path == "/v1/halts" && !halts);
+        let taken = posted.and_then(|body| self.take(replica, body));
+        let own = path == "/v1/replica" || halts || stale || taken.is_some();
         let (leader, count) = (self.leader(), self.replicas.lock().expect("no panic").len());
         let body = match (own, halts) {
             (_, true) => held(&self.halts.lock().expect("no panic"), replica),
-            (true, _) => view(replica, count, leader),
-            _ => answer(&path),
+            (true, _) if !stale && taken.is_none() => view(replica, count, leader),
+            _ => taken.unwrap_or_else(|| {
+                let served = self.served.lock().expect("no panic");
+                served.as_ref().and_then(|served| served(&path)).unwrap_or_else(|| answer(&path))
+            }),
         };
         let success = ExchangeOutcome::Answer { status: 200, body, leader: None };
         match self.now(replica) {

@@ -10,8 +10,10 @@ use super::HeadFile;
 use anyhow::{Context as _, Result};
 use host::{DirectoryLock, files};
 use human_chain::CircleState;
+use protocol::Millis;
 use protocol::governance::HistoryHead;
 use std::path::PathBuf;
+use std::time::{Duration, UNIX_EPOCH};
 
 impl HeadFile {
     fn state_path(&self) -> PathBuf {
@@ -34,6 +36,23 @@ impl HeadFile {
             state.check_extends(known).with_context(name)?;
         }
         Ok(Some(state))
+    }
+
+    /// Marks the kept state as the one that a leader has now: the time of the file says since when it is old.
+    /// A mark that fails makes the state look older than it is, and nothing else.
+    pub fn confirm_state(&self) {
+        let now = UNIX_EPOCH + Duration::from_millis(host::wall_clock().0);
+        if let Ok(file) = std::fs::File::options().write(true).open(self.state_path()) {
+            let _ = file.set_modified(now);
+        }
+    }
+
+    /// Returns the time at which a leader confirmed the kept state last; none if there is no state.
+    #[must_use]
+    pub fn confirmed_at(&self) -> Option<Millis> {
+        let modified = std::fs::metadata(self.state_path()).and_then(|found| found.modified()).ok()?;
+        let since = modified.duration_since(UNIX_EPOCH).ok()?;
+        u64::try_from(since.as_millis()).ok().map(Millis)
     }
 
     /// Keeps the state of a verified history whose head was recorded, unless a longer one was recorded since.

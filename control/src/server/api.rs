@@ -43,6 +43,7 @@ pub(crate) fn router(server: Arc<Server>) -> Router {
         .route("/v1/proposals", get(circle::proposals).post(circle::submit_proposal))
         .route("/v1/proposals/{id}", get(circle::proposal))
         .route("/v1/proposals/{id}/ballots", post(circle::cast_ballot))
+        .route("/v1/proposals/{id}/comments", post(circle::put_comment))
         .route("/v1/proposals/{id}/withdrawal", post(circle::withdraw))
         .route("/v1/deployments", post(deployments::draft_deployment))
         .route("/v1/halts", get(halts::halts).post(halts::take_halt))
@@ -133,6 +134,7 @@ fn no_subject(name: &str) -> Failure {
         circle::proposal,
         circle::submit_proposal,
         circle::cast_ballot,
+        circle::put_comment,
         circle::withdraw,
         deployments::draft_deployment,
         halts::halts,

@@ -14,11 +14,12 @@ use console::{
 use human_chain::CircleState;
 use protocol::agent::PendingNode;
 use protocol::api::ProposalView;
-use protocol::governance::{Bundle, Change, Choice, Proposal, SignedBallot};
+use protocol::comment::{Comment, SignedComment};
+use protocol::governance::{Ballot, Bundle, Change, Proposal, SignedBallot};
 use protocol::halt::{Halt, SignedHalt};
-use protocol::{ErrorCode, MemberId, ProposalId, Refusal, error_code};
+use protocol::{ErrorCode, ProposalId, Refusal, error_code};
 use scheduler::{Action, Actor, LeaderView};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// Time to wait for the leader's confirmation before a page shows the last applied state.
@@ -27,6 +28,8 @@ const CURRENT_TIMEOUT: Duration = Duration::from_secs(2);
 /// A replica as the source of the pages.
 struct ReplicaBackend {
     server: Arc<Server>,
+    /// The circle as it was copied last. Pages share the copy until the next decision.
+    copied: Mutex<Option<Arc<CircleState>>>,
 }
 
 /// Returns the addresses of this replica's console.
@@ -38,7 +41,8 @@ pub(super) fn origins(server: &Server) -> WebOrigins {
 /// Builds the routes of this replica's console.
 pub(super) fn router(server: Arc<Server>) -> Router {
     let (sign_in, origins) = (server.sign_in.clone(), origins(&server));
-    let console = Console::new(Arc::new(ReplicaBackend { server }), sign_in, origins);
+    let console =
+        Console::new(Arc::new(ReplicaBackend { server, copied: Mutex::default() }), sign_in, origins);
     console::router(Arc::new(console))
 }
 
@@ -95,6 +99,23 @@ impl ReplicaBackend {
         ChangeOutlook { placement, model, note }
     }
 
+    /// Returns the circle's state for pages. It is copied once after each decision, so a visitor without a
+    /// session costs no copy.
+    fn copy_of(&self, state: &CircleState) -> Arc<CircleState> {
+        let mut copied = self.copied.lock().unwrap_or_else(PoisonError::into_inner);
+        let present = copied.take().filter(|copy| (copy.id(), copy.head()) == (state.id(), state.head()));
+        copied.insert(present.unwrap_or_else(|| Arc::new(state.clone()))).clone()
+    }
+
+    async fn comment(&self, signed: SignedComment) -> Result<(), Refusal> {
+        let member = signed.comment.member.clone();
+        let submitter = HaltSubmitter::Member(member.clone());
+        self.server.comments.admit(&submitter).map_err(|failure| refusal_of(&failure))?;
+        let action = Action::PutComment(Box::new(signed));
+        let reply = self.server.write(Actor::Member(member), action, None).await;
+        reply.and_then(accepted).map(|_| ()).map_err(|failure| refusal_of(&failure))
+    }
+
     async fn cast(&self, ballot: SignedBallot) -> Result<(), Refusal> {
         let actor = Actor::Member(ballot.ballot.member.clone());
         let reply = self.server.write(actor, Action::CastBallot(Box::new(ballot)), None).await;
@@ -125,9 +146,9 @@ impl ConsoleBackend for ReplicaBackend {
     }
 
     fn last_circle(&self) -> Result<CircleReading, Refusal> {
-        let state = self.server.cluster(|cluster| cluster.circle_state().cloned());
         let missing = || Refusal::new(error_code::CIRCLE_NOT_FOUNDED, "the circle is being founded; retry");
-        Ok(CircleReading { state: Arc::new(state.ok_or_else(missing)?), note: None })
+        let state = self.server.cluster(|cluster| cluster.circle_state().map(|state| self.copy_of(state)));
+        Ok(CircleReading { state: state.ok_or_else(missing)?, note: None })
     }
 
     fn open_proposals(&self) -> BackendAnswer<'_, Vec<ProposalView>> {
@@ -185,17 +206,15 @@ impl ConsoleBackend for ReplicaBackend {
         ready(HaltReport { halts, note: None })
     }
 
-    fn sign(
-        &self,
-        _: &CircleState,
-        _: &Proposal,
-        _: Choice,
-        _: String,
-    ) -> Result<Option<SignedBallot>, Refusal> {
+    fn sign(&self, _: &Proposal, _: Ballot) -> Result<Option<SignedBallot>, Refusal> {
         Ok(None)
     }
 
     fn sign_halt(&self, _: Halt) -> Result<Option<SignedHalt>, Refusal> {
+        Ok(None)
+    }
+
+    fn sign_comment(&self, _: Comment) -> Result<Option<SignedComment>, Refusal> {
         Ok(None)
     }
 
@@ -212,6 +231,10 @@ impl ConsoleBackend for ReplicaBackend {
         Box::pin(self.cast(ballot))
     }
 
+    fn deliver_comment(&self, comment: SignedComment) -> BackendAnswer<'_, ()> {
+        Box::pin(self.comment(comment))
+    }
+
     fn deliver_halt(&self, halt: SignedHalt) -> BackendAnswer<'_, ()> {
         Box::pin(self.halt(halt))
     }
@@ -220,31 +243,9 @@ impl ConsoleBackend for ReplicaBackend {
         match visitor {
             Visitor::Owner { .. } => false,
             Visitor::Token { hash, .. } => self.server.standing_token(*hash).is_ok(),
-            Visitor::Member(member) => self
+            Visitor::Member { .. } => self
                 .server
-                .cluster(|cluster| cluster.circle_state().is_some_and(|circle| may_read(circle, member))),
+                .cluster(|cluster| cluster.circle_state().is_some_and(|circle| visitor.holds_passkey(circle))),
         }
-    }
-}
-
-/// Returns whether a member who signed in by passkey may still read. Nothing of a suspended member counts.
-fn may_read(circle: &CircleState, member: &MemberId) -> bool {
-    circle.active_member(member).is_ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::testing::SampleCircle;
-
-    /// The attack: the holder of a stolen passkey reads on after its member was suspended.
-    #[test]
-    fn a_suspended_member_reads_no_more() {
-        let mut circle = SampleCircle::founded();
-        let carol: MemberId = "carol".parse().expect("a name");
-        assert!(may_read(&circle.state, &carol), "the positive control");
-        circle.decide(Change::SuspendMember { member: carol.clone(), halts: [].into() }, "stolen");
-        assert!(circle.state.member(&carol).is_some() && !may_read(&circle.state, &carol));
-        assert!(!may_read(&circle.state, &"dave".parse().expect("a name")), "no member");
     }
 }

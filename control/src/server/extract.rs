@@ -57,7 +57,7 @@ where
 ///
 /// # Errors
 /// `not-leader` with the leader's address if another replica leads.
-async fn require_leading(server: &Server) -> Result<(), Failure> {
+pub(super) async fn require_leading(server: &Server) -> Result<(), Failure> {
     if server.lock_leadership().is_none() {
         return Err(server.not_leader());
     }

@@ -81,6 +81,15 @@ pub(super) struct HistoryParameters {
     page_token: Option<String>,
     /// Number of decisions that the client has: the first page begins behind them, without the genesis.
     after: Option<u64>,
+    /// True if a replica that does not lead may answer, with what it last applied.
+    any_replica: Option<bool>,
+}
+
+impl HistoryParameters {
+    /// Returns whether the client takes what any replica has.
+    pub(super) fn takes_any_replica(&self) -> bool {
+        self.any_replica == Some(true)
+    }
 }
 
 /// Returns a number of the parameter `after`, if JSON clients can write it: OpenAPI's `int64`.
@@ -107,7 +116,7 @@ impl PageRequest<u64> {
     pub(super) fn of_history(
         query: Result<Query<HistoryParameters>, QueryRejection>,
     ) -> Result<Self, Failure> {
-        let Query(HistoryParameters { page_size, page_token, after }) = query?;
+        let Query(HistoryParameters { page_size, page_token, after, any_replica: _ }) = query?;
         if page_token.is_some() && after.is_some() {
             let failure = Failure::new(error_code::REQUEST_INVALID, "the token names a place already");
             return Err(failure.at("query after"));

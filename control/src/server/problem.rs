@@ -78,6 +78,7 @@ fn status_of(code: ErrorCode) -> StatusCode {
         error_code::LOG_DISK_FULL => StatusCode::INSUFFICIENT_STORAGE,
         error_code::LIMIT_REACHED => StatusCode::TOO_MANY_REQUESTS,
         error_code::PROPOSAL_NOT_FOUND
+        | error_code::QUESTION_NOT_FOUND
         | error_code::SERVICE_NOT_FOUND
         | error_code::MODEL_NOT_FOUND
         | error_code::GRANT_NOT_FOUND

@@ -125,6 +125,10 @@ async fn import(
 }
 
 /// Proposes and signs a deployment, and prints the text that the members sign.
+///
+/// The votes are given here and not through a console, as the first one of the demonstration is: this command
+/// has all keys in one process, so a browser's forms to itself would show nothing. The last lines of `up`
+/// name the console in which a person votes next.
 async fn propose_and_sign(
     cluster: &LocalCluster,
     session: &Session,

@@ -211,6 +211,7 @@ pub(crate) fn view(proposal: &Proposal, ballots: Vec<SignedBallot>) -> ProposalV
         takes_effect_at: None,
         proposer: ballots.first().map(|signed| signed.ballot.member.clone()),
         drafted_by: None,
+        comments: vec![],
         ballots,
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::reviewed::ReviewedProposal;
 use human_chain::show_time;
+use protocol::display::counted;
 use protocol::{Millis, ProposalId};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -21,26 +22,31 @@ pub(super) struct Announcement {
     pub(super) expires_at: Millis,
     /// Page of the proposal.
     pub(super) link: String,
+    /// Number of questions about it without an answer.
+    pub(super) open_questions: usize,
 }
 
 impl Announcement {
     /// Describes a proposal; its page is below this address.
     pub(super) fn new(reviewed: &ReviewedProposal, console: &str) -> Self {
-        let proposal = &reviewed.view.proposal;
-        let text = human_chain::render(proposal).text;
         Self {
             id: reviewed.view.id,
             words: reviewed.words,
-            change: text.lines().next().unwrap_or_default().trim_start_matches("| ").to_string(),
-            expires_at: proposal.expires_at,
+            change: reviewed.sentence.clone(),
+            expires_at: reviewed.view.proposal.expires_at,
             link: format!("{}/console/proposals/{}", console.trim_end_matches('/'), reviewed.view.id),
+            open_questions: reviewed.thread.unanswered(),
         }
     }
 
     /// Returns the announcement as lines for people.
     pub(super) fn text(&self) -> String {
+        let asked = match self.open_questions {
+            0 => String::new(),
+            count => format!("\n{} without an answer", counted(count as u64, "question")),
+        };
         format!(
-            "proposal {} waits for a vote until {}\n{}\nwords: {}\n{}\nnext: quorate approve {}",
+            "proposal {} waits for a vote until {}\n{}\nwords: {}{asked}\n{}\nnext: quorate approve {}",
             self.id.short(),
             show_time(self.expires_at),
             self.change,
@@ -87,6 +93,7 @@ mod tests {
             change: format!("Start the service {name}."),
             expires_at: Millis(expires_at),
             link: "https://one.example.org/console/proposals/x".into(),
+            open_questions: 0,
         }
     }
 
@@ -136,5 +143,8 @@ mod tests {
         ] {
             assert!(text.contains(expected), "{expected}: {text}");
         }
+        assert!(!text.contains("question"), "{text}");
+        let asked = Announcement { open_questions: 2, ..one("chat", 1) }.text();
+        assert!(asked.contains("2 questions without an answer"), "{asked}");
     }
 }

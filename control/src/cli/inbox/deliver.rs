@@ -3,7 +3,7 @@
 use super::announce::Announcement;
 use super::mail::MailProgram;
 use super::webhook::Webhook;
-use protocol::Millis;
+use protocol::{Digest, Millis};
 use std::time::Duration;
 
 /// Pause after the first attempt that failed; each further one is twice as long.
@@ -24,14 +24,33 @@ pub(super) enum AttemptError {
 pub(super) enum Notice {
     Webhook(Box<Webhook>),
     Mail(MailProgram),
+    /// A receiver of a test.
+    #[cfg(test)]
+    Simulated(super::watching::Receiver),
 }
 
+/// Digest domain of the name of a way.
+const WAY_DOMAIN: &str = "quorate/notice-way/v1";
+
 impl Notice {
+    /// Returns the digest that names this way: another address is another way.
+    pub(super) fn way(&self) -> Digest {
+        let name = match self {
+            Self::Webhook(webhook) => format!("webhook {}", webhook.address()),
+            Self::Mail(mail) => format!("mail {}", mail.addresses().join(" ")),
+            #[cfg(test)]
+            Self::Simulated(receiver) => format!("simulated {}", receiver.name),
+        };
+        Digest::of_domain(WAY_DOMAIN, name.as_bytes())
+    }
+
     /// Makes one attempt.
     pub(super) async fn send(&self, announcement: &Announcement) -> Result<(), AttemptError> {
         match self {
             Self::Webhook(webhook) => webhook.send(announcement).await,
             Self::Mail(mail) => mail.send(announcement).await,
+            #[cfg(test)]
+            Self::Simulated(receiver) => receiver.take(announcement).await,
         }
     }
 }
@@ -72,7 +91,7 @@ pub(super) async fn deliver<F: Future<Output = Result<(), AttemptError>>>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use protocol::{Digest, ProposalId};
+    use protocol::ProposalId;
     use std::cell::Cell;
     use tokio::time::Instant;
 
@@ -83,6 +102,7 @@ mod tests {
             change: "Start it.".into(),
             expires_at: Millis(expires_at),
             link: String::new(),
+            open_questions: 0,
         }
     }
 

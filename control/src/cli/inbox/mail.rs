@@ -52,14 +52,19 @@ pub(super) struct MailProgram {
 }
 
 impl MailProgram {
+    /// Returns the addresses of the persons.
+    pub(super) fn addresses(&self) -> Vec<&str> {
+        self.to.iter().map(|address| address.0.as_str()).collect()
+    }
+
     /// Returns the program's arguments: a dot does not end the message, and no address is an option.
     fn arguments(&self) -> Vec<&str> {
-        ["-i", "--"].into_iter().chain(self.to.iter().map(|address| address.0.as_str())).collect()
+        ["-i", "--"].into_iter().chain(self.addresses()).collect()
     }
 
     /// Returns the message (RFC 5322). Its id is that of the proposal, so a repeated one is recognized.
     fn message(&self, announcement: &Announcement) -> String {
-        let to: Vec<&str> = self.to.iter().map(|address| address.0.as_str()).collect();
+        let to = self.addresses();
         let (id, until) = (announcement.id, show_time(announcement.expires_at));
         let headers = [
             format!("To: {}", to.join(",\r\n ")),
@@ -123,6 +128,7 @@ mod tests {
             change: change.into(),
             expires_at: Millis(1_795_404_316_810),
             link: "https://one.example.org/console/proposals/x".into(),
+            open_questions: 0,
         }
     }
 

@@ -16,7 +16,8 @@ async fn inbox(lab: &Lab, member: Option<usize>) -> Inbox {
         MemberKey::load(file.as_ref()).expect("readable")
     };
     let link = "https://one.example.org/".into();
-    Inbox { session, member: member.map(load), link, announced: Announced::default() }
+    let clock = Clock::machine();
+    Inbox { session, member: member.map(load), link, announced: Announced::default(), clock }
 }
 
 fn ids(list: &[Announcement]) -> Vec<protocol::ProposalId> {

@@ -69,6 +69,11 @@ impl Webhook {
         Ok(Self { client: client.build()?, url, key: Key::new(HMAC_SHA256, &read_secret(secret)?) })
     }
 
+    /// Returns the address of the receiver.
+    pub(super) fn address(&self) -> &str {
+        self.url.as_str()
+    }
+
     /// Posts an announcement once.
     pub(super) async fn send(&self, announcement: &Announcement) -> Result<(), AttemptError> {
         let body = serde_json::to_vec(&WebhookBody { kind: "proposal.waiting", data: announcement });

@@ -3,26 +3,34 @@
 use super::services::refuse_unused_gpus;
 use super::{ApiResult, DONE, Done};
 use crate::server::Server;
-use crate::server::auth::Proposer;
-use crate::server::extract::{LeaderRead, Submission};
+use crate::server::auth::{Proposer, Reader};
+use crate::server::extract::{LeaderRead, Submission, require_leading};
+use crate::server::halts::HaltSubmitter;
 use crate::server::paging::{HistoryParameters, PageParameters, PageRequest, PagedList};
 use crate::server::problem::{Failure, accepted, effect_unknown};
 use axum::Json;
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
-use axum::extract::{Path, Query};
+use axum::extract::{Path, Query, State};
 use protocol::api::{HistoryPage, Page, ProposalView, SubmitProposal, WithdrawProposal};
+use protocol::comment::SignedComment;
 use protocol::governance::{Change, SignedBallot};
 use protocol::{ProposalId, error_code};
 use scheduler::{Action, Actor};
+use std::sync::Arc;
 
 /// A page of the history: genesis, then every decision since, or the decisions after those that the client
-/// has verified. All pages together are enough to recompute the circle and verify every signature.
+/// has verified. All pages together are enough to recompute the circle and verify every signature. With
+/// `any_replica`, a replica that does not lead answers with what it last applied, which may be old.
 #[utoipa::path(get, path = "/v1/history", params(HistoryParameters),
     responses((status = 200, body = HistoryPage)), tag = "circle")]
 pub(super) async fn history(
-    LeaderRead { server, .. }: LeaderRead,
+    _: Reader,
+    State(server): State<Arc<Server>>,
     query: Result<Query<HistoryParameters>, QueryRejection>,
 ) -> ApiResult<HistoryPage> {
+    if !query.as_ref().is_ok_and(|Query(parameters)| parameters.takes_any_replica()) {
+        require_leading(&server).await?;
+    }
     // The key of a decision is its number, which begins at 1.
     let page = PageRequest::of_history(query)?;
     server
@@ -127,6 +135,29 @@ pub(super) async fn cast_ballot(
     let counted = ballot.clone();
     accepted(server.write(actor, Action::CastBallot(Box::new(ballot)), key.of(&token)).await?)?;
     server.committed_proposal(&id, |view| view.ballots.contains(&counted)).await
+}
+
+/// Puts a member's signed question or answer beside an open proposal or a draft. It counts for nothing, and
+/// ends with the vote.
+#[utoipa::path(post, path = "/v1/proposals/{id}/comments", params(("id" = ProposalId, Path)),
+    request_body = SignedComment, responses((status = 200, body = ProposalView)), tag = "circle")]
+pub(super) async fn put_comment(
+    Submission { caller: Proposer(token), key, server }: Submission<Proposer>,
+    id: Result<Path<ProposalId>, PathRejection>,
+    body: Result<Json<SignedComment>, JsonRejection>,
+) -> ApiResult<ProposalView> {
+    let (Path(id), Json(signed)) = (id?, body?);
+    if signed.comment.proposal != id {
+        let message = "the comment is on another proposal than that of the path";
+        return Err(Failure::new(error_code::GOVERNANCE_INVALID, message));
+    }
+    server.comments.admit(&HaltSubmitter::Token(token.clone()))?;
+    let comment = signed.comment.clone();
+    let actor = Actor::Member(comment.member.clone());
+    accepted(server.write(actor, Action::PutComment(Box::new(signed)), key.of(&token)).await?)?;
+    // Kept under the signature that came first, if it was sent twice.
+    let shows = |view: &ProposalView| view.comments.iter().any(|kept| kept.comment == comment);
+    server.committed_proposal(&id, shows).await
 }
 
 impl Server {

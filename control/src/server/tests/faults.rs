@@ -2,7 +2,7 @@
 
 use super::circle::{self, TOKEN};
 use crate::server::{
-    ClusterMachine, Server, clocks, commands, halts, leader, logs, metrics, peers, unadmitted,
+    ClusterMachine, Server, clocks, commands, comments, halts, leader, logs, metrics, peers, unadmitted,
 };
 use axum::body::Body;
 use axum::http::{Method, Request, StatusCode};
@@ -56,6 +56,7 @@ impl SimulatedServers {
                 peers: peers::PeerHealth::new(&identity, &genesis.genesis).unwrap(),
                 clocks: clocks::ReplicaClocks::new(ReplicaId(id), clock.clone()),
                 halts: halts(id),
+                comments: comments::CommentLimiter::default(),
                 identity,
                 genesis: genesis.clone(),
                 handle: group.handle(ReplicaId(id)),

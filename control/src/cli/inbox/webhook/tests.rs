@@ -20,6 +20,7 @@ fn announcement() -> Announcement {
         change: "Start \"it\" \u{202e}.".into(),
         expires_at: Millis(1_795_404_316_810),
         link: "https://one.example.org/console/proposals/x".into(),
+        open_questions: 0,
     }
 }
 
