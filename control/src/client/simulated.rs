@@ -108,7 +108,7 @@ impl SimulatedReplicas {
         let answers = matches!(does, Does::Leads(_) | Does::Follows(_));
         let signed: SignedHalt = serde_json::from_slice(body).ok().filter(|_| answers)?;
         let receipt = HaltReceipt { id: signed.halt.id(), slots: 0, shown: vec![] };
-        self.hold(signed);
+        self.hold_at(replica, signed);
         Some(serde_json::to_vec(&receipt).expect("JSON").into())
     }
 
