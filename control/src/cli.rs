@@ -2,8 +2,8 @@
 //!
 //! Every command has an example, every list a JSON form, and every failure a stable error code.
 
-mod artifacts;
 mod access;
+mod artifacts;
 mod circle;
 mod comments;
 mod console;

@@ -39,7 +39,9 @@ pub use digest::Digest;
 pub use error_chain::error_chain;
 pub use error_code::ErrorCode;
 pub use ids::{
-    ArtifactRoot, BootId, BootTime, CircleId, Epoch, Fence, HaltId, MemberId, Millis, ModelName, ModelRoot, NodeId, NodeName, ProposalId, ReplicaId, ServiceName, SlotIndex, StoreName, TokenName, GrantId, CommentId,
+    ArtifactRoot, BootId, BootTime, CircleId, CommentId, Epoch, Fence, GrantId, HaltId, MemberId, Millis,
+    ModelName, ModelRoot, NodeId, NodeName, ProposalId, ReplicaId, ServiceName, SlotIndex, StoreName,
+    TokenName,
 };
 pub use keys::{EncryptionKey, HybridSignature, MemberKeys, PublicKey, Signature};
 pub use passkey::{Passkey, PasskeyAssertion, PasskeyKey, PasskeyPolicy, PasskeyRegistration};

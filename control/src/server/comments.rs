@@ -1,10 +1,9 @@
 //! Rate limit of the questions and answers that a replica takes to the log. How many of them are kept is
 //! bounded by the state machine.
 
-use super::halts::HaltSubmitter;
 use super::problem::Failure;
 use overlay::{Rate, RateLimiter};
-use protocol::error_code;
+use protocol::{MemberId, TokenName, error_code};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -16,11 +15,20 @@ const COMMENTS_TOTAL: Rate = Rate { burst: 64, interval: Duration::from_millis(5
 /// Maximum number of submitters remembered.
 const SUBMITTERS_MAX: usize = 1024;
 
+/// Party that sends comments, for the limit of its rate.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum CommentSubmitter {
+    /// Holder of an access token.
+    Token(TokenName),
+    /// Member that is signed in at the console.
+    Member(MemberId),
+}
+
 /// Limiter of the comments at one replica.
 pub(super) struct CommentLimiter {
     /// Origin of the limiter's clock, which is monotonic.
     began: Instant,
-    limiter: Mutex<RateLimiter<HaltSubmitter>>,
+    limiter: Mutex<RateLimiter<CommentSubmitter>>,
 }
 
 impl Default for CommentLimiter {
@@ -36,7 +44,7 @@ impl CommentLimiter {
     ///
     /// # Errors
     /// `limit-reached`, with the time to wait.
-    pub(super) fn admit(&self, submitter: &HaltSubmitter) -> Result<(), Failure> {
+    pub(super) fn admit(&self, submitter: &CommentSubmitter) -> Result<(), Failure> {
         let mut limiter = self.limiter.lock().unwrap_or_else(PoisonError::into_inner);
         limiter.take(submitter, COMMENTS_PER_SUBMITTER, self.began.elapsed()).map_err(|wait| {
             let message = "too many questions from this access token or member";

@@ -5,6 +5,7 @@
 //! page shows what this replica last applied, and says so.
 
 use super::Server;
+use super::comments::CommentSubmitter;
 use super::problem::{Failure, accepted};
 use axum::Router;
 use console::{
@@ -109,7 +110,7 @@ impl ReplicaBackend {
 
     async fn comment(&self, signed: SignedComment) -> Result<(), Refusal> {
         let member = signed.comment.member.clone();
-        let submitter = HaltSubmitter::Member(member.clone());
+        let submitter = CommentSubmitter::Member(member.clone());
         self.server.comments.admit(&submitter).map_err(|failure| refusal_of(&failure))?;
         let action = Action::PutComment(Box::new(signed));
         let reply = self.server.write(Actor::Member(member), action, None).await;
@@ -243,9 +244,9 @@ impl ConsoleBackend for ReplicaBackend {
         match visitor {
             Visitor::Owner { .. } => false,
             Visitor::Token { hash, .. } => self.server.standing_token(*hash).is_ok(),
-            Visitor::Member { .. } => self
-                .server
-                .cluster(|cluster| cluster.circle_state().is_some_and(|circle| visitor.holds_passkey(circle))),
+            Visitor::Member { .. } => self.server.cluster(|cluster| {
+                cluster.circle_state().is_some_and(|circle| visitor.holds_passkey(circle))
+            }),
         }
     }
 }

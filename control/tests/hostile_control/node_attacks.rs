@@ -256,7 +256,7 @@ async fn a_key_that_no_member_granted() -> Attack {
         script.access = vec![AccessRecord::Grant(altered.clone())];
         (sound, altered)
     };
-    let agent = scene.start_with(Some(scene.gateway_config(workers).await));
+    let agent = scene.start_with(Some(scene.gateway_config(workers).await), None);
     let tables = Arc::<Mutex<Vec<RouteTable>>>::default();
     play_gateway(&scene.agent_directory(), tables.clone()).await;
     scene.until("a table is handed on", |_| !tables.lock().unwrap().is_empty()).await;

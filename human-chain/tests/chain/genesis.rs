@@ -8,7 +8,7 @@ use human_chain::{CircleState, circle_id, describe, read_genesis, sign_genesis, 
 use protocol::canonical::to_bytes;
 use protocol::governance::{ActionClass, Genesis, NodeRole, Policy};
 use protocol::keys::ByteString;
-use protocol::{Digest, MemberId, NodeId, PublicKey, ReplicaId, limits};
+use protocol::{MemberId, NodeId, PublicKey, ReplicaId, limits};
 
 #[test]
 fn a_circle_is_what_its_genesis_says() {

@@ -191,7 +191,8 @@ async fn a_watcher_outlasts_a_control_that_does_not_answer() {
     let silence =
         Does::Until(Duration::from_secs(120), Box::new((Does::IsDead, Does::Leads(Duration::ZERO))));
     let first = site.show("first");
-    let watching = site.watch(&[&mail], 300);
+    let receivers = [&mail];
+    let watching = site.watch(&receivers, 300);
     let dying = async {
         tokio::time::sleep(Duration::from_secs(12)).await;
         site.replicas.set(0, silence);

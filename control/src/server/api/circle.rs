@@ -4,8 +4,8 @@ use super::services::refuse_unused_gpus;
 use super::{ApiResult, DONE, Done};
 use crate::server::Server;
 use crate::server::auth::{Proposer, Reader};
+use crate::server::comments::CommentSubmitter;
 use crate::server::extract::{LeaderRead, Submission, require_leading};
-use crate::server::halts::HaltSubmitter;
 use crate::server::paging::{HistoryParameters, PageParameters, PageRequest, PagedList};
 use crate::server::problem::{Failure, accepted, effect_unknown};
 use axum::Json;
@@ -151,7 +151,7 @@ pub(super) async fn put_comment(
         let message = "the comment is on another proposal than that of the path";
         return Err(Failure::new(error_code::GOVERNANCE_INVALID, message));
     }
-    server.comments.admit(&HaltSubmitter::Token(token.clone()))?;
+    server.comments.admit(&CommentSubmitter::Token(token.clone()))?;
     let comment = signed.comment.clone();
     let actor = Actor::Member(comment.member.clone());
     accepted(server.write(actor, Action::PutComment(Box::new(signed)), key.of(&token)).await?)?;

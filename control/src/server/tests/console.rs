@@ -4,6 +4,7 @@ use super::circle::{TOKEN, alice};
 use super::faults::{SimulatedServers, ask};
 use super::halts::{decide, listed};
 use super::outcomes::{ballot, proposal};
+use crate::server::comments::CommentSubmitter;
 use crate::server::{Server, console_pages};
 use crate::testing::SoftwarePasskey;
 use axum::body::Body;
@@ -275,10 +276,13 @@ async fn questions_are_taken_by_the_api_and_shown_on_the_page() {
     let (_, page) = send(&server, Method::GET, &page, &cookie, String::new()).await;
     assert!(page.contains("why late?") && !page.contains("buy now"), "{page}");
     // Attack: a token sends them as fast as it can.
-    let token = HaltSubmitter::Token("flood".parse().unwrap());
+    let token = CommentSubmitter::Token("flood".parse().unwrap());
     let taken = (0..1000).take_while(|_| server.comments.admit(&token).is_ok()).count();
     assert!((8..100).contains(&taken), "{taken}");
-    assert!(server.comments.admit(&HaltSubmitter::Member(alice().0)).is_ok(), "others have their own limit");
+    assert!(
+        server.comments.admit(&CommentSubmitter::Member(alice().0)).is_ok(),
+        "others have their own limit"
+    );
 }
 
 /// A client without a leader reads the history of any replica, and of the leader alone otherwise.

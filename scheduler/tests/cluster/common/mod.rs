@@ -6,8 +6,8 @@ pub(crate) mod script;
 pub(crate) mod sim;
 
 use human_chain::{
-    MemberSecret, propose, recipient_key, sign_comment, sign_genesis, sign_grant, sign_revocation, sign_withdrawal,
-    sign_wrap, vote,
+    MemberSecret, propose, recipient_key, sign_comment, sign_genesis, sign_grant, sign_revocation,
+    sign_withdrawal, sign_wrap, vote,
 };
 use protocol::access::{
     ACCESS_VERSION, AccessEnvelope, AccessGrant, AccessRevocation, GRANT_SECONDS_MAX, GrantedAccess,
@@ -24,7 +24,8 @@ use protocol::model::{
     StoreReference, StoredKind, WRAP_COMPLAINT_DOMAIN, WrapComplaint,
 };
 use protocol::{
-    CircleId, Digest, GrantId, MemberId, Millis, ModelName, ModelRoot, NodeId, NodeName, PublicKey, ReplicaId, ServiceName, Signature, CommentId,
+    CircleId, CommentId, Digest, GrantId, MemberId, Millis, ModelName, ModelRoot, NodeId, NodeName,
+    PublicKey, ReplicaId, ServiceName, Signature,
 };
 use scheduler::*;
 use std::collections::{BTreeMap, BTreeSet};
@@ -289,7 +290,7 @@ pub(crate) fn genesis(nodes: &[NodeSpec]) -> SignedGenesis {
         },
         control: (1..=3).map(replica).collect(),
         nodes: nodes.iter().map(|node| node.admission.clone()).collect(),
-        access: AccessEnvelope::standard(MEMBERS.map(member)),
+        access: AccessEnvelope::standard(secrets().keys().cloned()),
     };
     let founders: Vec<(MemberId, &MemberSecret)> = secrets().iter().map(|(id, s)| (id.clone(), s)).collect();
     sign_genesis(genesis, &founders)
