@@ -176,7 +176,7 @@ fn is_anything_over(cluster: &Cluster, now: ClusterTime) -> bool {
     let model = registry::models_to_forget(cluster, now).next().is_some();
     model
         || proposal
-        || cluster.access.is_anything_over(now.0)
+        || cluster.access.is_anything_over(access::forgotten_until(cluster, now).0)
         || cluster.pending.values().any(|pending| is_forgotten(pending, now))
 }
 

@@ -94,6 +94,12 @@ impl AccessBook {
         self.revocations.contains_key(id)
     }
 
+    /// Returns whether more than half of the places for grants, or of those for revocations, are taken.
+    #[must_use]
+    pub fn is_half_full(&self) -> bool {
+        self.grants.len() > GRANTS_MAX / 2 || self.revocations.len() > REVOCATIONS_MAX / 2
+    }
+
     /// Removes the grants that stand no longer, and the revocations of grants that have expired. Returns true
     /// if there were any.
     pub fn prune(&mut self, state: &CircleState, now: Millis) -> bool {

@@ -4,6 +4,7 @@
 //! no authority: agents verify each grant and each revocation themselves.
 
 use super::governance::circle;
+use crate::clock::ClusterTime;
 use crate::cluster::Cluster;
 use crate::command::{Actor, Refusal, Reply};
 use human_chain::{ChainError, CircleState, check_grant, check_revocation};
@@ -77,7 +78,15 @@ fn record(cluster: &mut Cluster, actor: &Actor, verb: &str, grant: &AccessGrant)
 
 /// Forgets the grants that stand no longer, and the revocations of those that would have expired.
 pub(super) fn prune(cluster: &mut Cluster) {
+    let until = forgotten_until(cluster, cluster.now);
     if let Some(circle) = &cluster.circle {
-        cluster.access.prune(&circle.state, cluster.now.0);
+        cluster.access.prune(&circle.state, until.0);
     }
+}
+
+/// Returns the time up to which expired grants are forgotten. A grant that expires does not stand, and is kept
+/// until a signed decision attests a later time or room is needed: the clocks of a majority may have leapt
+/// ahead, and a grant stands again once they are right.
+pub(super) fn forgotten_until(cluster: &Cluster, now: ClusterTime) -> ClusterTime {
+    if cluster.access.is_half_full() { now } else { cluster.signed_floor() }
 }

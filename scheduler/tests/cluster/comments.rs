@@ -6,7 +6,7 @@ use human_chain::sign_comment;
 use protocol::comment::{
     COMMENTS_OF_MEMBER_MAX, COMMENTS_PER_MEMBER_MAX, COMMENTS_PER_PROPOSAL_MAX, Comment, SignedComment,
 };
-use protocol::governance::{Change, Choice, Proposal};
+use protocol::governance::{ActionClass, Change, Choice, Policy, Proposal};
 use protocol::limits::CLOCK_GRACE_MS;
 use protocol::{CommentId, Digest, ProposalId};
 use scheduler::*;
@@ -123,6 +123,11 @@ fn the_comments_of_a_member_are_bounded() {
 #[test]
 fn the_comments_of_a_suspended_member_go_with_its_keys() {
     let mut world = two_nodes();
+    // Two of the three members decide everything, so that one can be suspended.
+    let quorums = [ActionClass::Routine, ActionClass::Sensitive].map(|class| (class, quorum(2)));
+    let policy = Policy { quorums: quorums.into(), passkeys: None, veto_seconds: 0, proposer_counts: true };
+    let members = world.cluster.circle_state().unwrap().members().cloned().collect();
+    world.approve(Change::SetMembers { members, policy, proofs: [].into() });
     let proposal = proposed(&world, "embed");
     world.open_by("alice", &proposal);
     assert_eq!(put(&mut world, &numbered("carol", &proposal, 1)), "ok");

@@ -316,13 +316,13 @@ fn attack_the_open_proposals_of_a_suspended_member() {
         let again = Action::SubmitProposal(Box::new(proposal.clone()));
         assert_eq!(verdict(&world, Actor::Scheduler, again), "proposal-not-found", "it does not return");
     }
+    // What no suspended member proposed stays.
+    assert_eq!(view(&world, &draft).state, ProposalState::Draft);
     world.wait(DAY_MS);
     world.must(Action::Tick);
     assert_eq!(epoch(&world), 2, "the waiting change has not taken effect");
     let answer = why(world.view(), &Question::Proposal(service.id())).unwrap().answer;
     assert_eq!(answer, "void: its proposer was suspended");
-    // What no suspended member proposed stays.
-    assert_eq!(view(&world, &draft).state, ProposalState::Draft);
     assert_eq!(state(&cast(&mut unsuspended, "alice", &service, Choice::Approve)), ProposalState::Approved);
     unsuspended.wait(DAY_MS);
     unsuspended.must(Action::Tick);

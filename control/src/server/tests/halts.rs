@@ -1,7 +1,7 @@
 //! Tests of halts at control replicas: taken without a leader and a quorum, durable, and handed on to nodes
 //! and replicas. Each attack has a positive control.
 
-use super::circle::alice;
+use super::circle::{TOKEN, alice};
 use super::faults::{SimulatedServers, ask};
 use super::outcomes::ballot;
 use crate::server::halts::{HaltStore, PATH};
@@ -41,9 +41,9 @@ fn halt(server: &Server, number: u64) -> SignedHalt {
     halt_by(server, member.as_str(), secret, number)
 }
 
-/// Waits until a replica has applied the founding.
+/// Waits until a replica has applied the founding and the first grant of access.
 async fn founded(server: &Server) {
-    while server.cluster(|cluster| cluster.circle_state().is_none()) {
+    while server.standing_token(Digest::of(TOKEN.as_bytes())).is_err() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
