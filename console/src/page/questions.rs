@@ -47,6 +47,10 @@ pub(crate) fn section(frame: &PageFrame, shown: &Questions) -> Markup {
                     p { "Control shows " (counted(thread.unread as u64, "comment"))
                         " more than a proposal may have." }
                 }
+                @if let Some(unsent) = without_form(shown, can) {
+                    (refusal(unsent))
+                    @for row in unsent.text.lines() { p.said { (foreign(row)) } }
+                }
                 @if can { (form(shown, "", "Your question")) }
                 @if !can && shown.open {
                     p.quiet {
@@ -54,6 +58,24 @@ pub(crate) fn section(frame: &PageFrame, shown: &Questions) -> Markup {
                     }
                 }
             }
+        }
+    }
+}
+
+/// Returns the comment that was not taken if no form of the page is its own: the visitor cannot sign, or the
+/// question is not shown.
+fn without_form<'a>(shown: &Questions<'a>, can: bool) -> Option<UnsentComment<'a>> {
+    let has_form = |unsent: &UnsentComment| {
+        let mut asked = shown.thread.questions.iter().map(|one| one.asked.id().to_string());
+        can && (unsent.answers.is_empty() || asked.any(|id| id == unsent.answers))
+    };
+    shown.unsent.filter(|unsent| !has_form(unsent))
+}
+
+fn refusal(unsent: UnsentComment) -> Markup {
+    html! {
+        p.problem role="alert" {
+            (foreign(&unsent.refused.message)) " (" code { (unsent.refused.code) } ")"
         }
     }
 }
@@ -109,11 +131,7 @@ fn form(shown: &Questions, answers: &str, label: &str) -> Markup {
     let unsent = shown.unsent.filter(|unsent| unsent.answers == answers);
     html! {
         form.comment method="post" action=(path) data-passkey=[shown.means.passkey.then_some(&path)] {
-            @if let Some(unsent) = unsent {
-                p.problem role="alert" {
-                    (foreign(&unsent.refused.message)) " (" code { (unsent.refused.code) } ")"
-                }
-            }
+            @if let Some(unsent) = unsent { (refusal(unsent)) }
             input type="hidden" name="answers" value=(answers);
             p {
                 label for=(field) { (label) }

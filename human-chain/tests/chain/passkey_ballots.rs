@@ -231,13 +231,16 @@ fn only_the_members_own_key_sets_its_passkeys() {
 }
 
 /// Attack: a key that was given up comes back in the other role: as another member's passkey, or as a
-/// member's own keys. The samples' keys have one seed for a name, whether they are a member's or an
-/// authenticator's.
+/// member's own keys.
 #[test]
 fn attack_a_key_that_was_given_up_returns_in_another_role() {
     let mut state = with_phones(true);
-    let synced = Authenticator::eddsa("synced").passkey("synced");
-    let alices = Authenticator::eddsa("alice").passkey("old");
+    // A passkey by the key with which this member signs.
+    let own_key = |who: &str| Passkey {
+        key: PasskeyKey::EdDsa(secret(who).public().ed25519),
+        ..Authenticator::eddsa(who).passkey(who)
+    };
+    let (synced, alices) = (own_key("synced"), own_key("alice"));
     let try_set = |state: &CircleState, who: &str, passkey: &Passkey| {
         try_propose(state, set(who, vec![passkey.clone()])).map(drop)
     };

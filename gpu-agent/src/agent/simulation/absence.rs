@@ -11,11 +11,12 @@ const DAYS: u64 = 31;
 /// Longest time from the end of a lease to the end of its sandbox, and to the next report.
 const SETTLED: Duration = Duration::from_secs(60);
 
-/// Returns the desired state of slot 0 of each of these services, under the first order of its bundle.
-fn slots_of(stage: &Stage, bundles: &[&Bundle]) -> Desired {
+/// Returns the desired state of slot 0 of each of these services, under this order of its bundle. The scheduler
+/// orders a slot anew once its lease has ended.
+fn slots_of(stage: &Stage, bundles: &[&Bundle], count: u64) -> Desired {
     let script = stage.script();
     let assignments = bundles.iter().flat_map(|bundle| {
-        let order = script.world.order(bundle, node_id(), 0, 1);
+        let order = script.world.order(bundle, node_id(), 0, count);
         desired(bundle, vec![order], &[]).assignments
     });
     Desired { assignments: assignments.collect(), routes: None }
@@ -57,7 +58,7 @@ async fn a_node_that_returns_after_a_month_knows_every_decision_and_runs_nothing
         let case = format!("off: {is_off}, retired: {retires}");
         let mut stage = Stage::new();
         let kept = stage.script().world.deploy(&service("kept", ModelRoot(Digest::of(b"model")), 4));
-        let wanted = slots_of(&stage, &[&stage.bundle, &kept]);
+        let wanted = slots_of(&stage, &[&stage.bundle, &kept], 1);
         stage.say(|script| script.desired = wanted);
         let agent = stage.start();
         stage.until("both serve", || ready(&agent) == 2).await;
@@ -85,12 +86,12 @@ async fn a_node_that_returns_after_a_month_knows_every_decision_and_runs_nothing
 
         let last = decide_daily(&stage, retires);
         let still = [&stage.bundle, &last];
-        let wanted = slots_of(&stage, if retires { &still[1..] } else { &still });
+        let wanted = slots_of(&stage, if retires { &still[1..] } else { &still }, 2);
         stage.say(|script| (script.silent, script.last, script.desired) = (false, None, wanted));
         let length = stage.script().world.bundles.len() as u64;
         assert_eq!(length, DAYS + 1 + u64::from(retires), "a decision each day, in pages of three");
         stage.until_length(length).await;
-        let running = ["chat.0.1.1", "kept.0.31.1"];
+        let running = ["chat.0.1.2", "kept.0.31.2"];
         let expected = if retires { &running[1..] } else { &running };
         stage.until("what was decided last runs", || stage.launcher.living() == expected).await;
         stage.until("and is reported", || ready(&agent) == expected.len() as u64).await;

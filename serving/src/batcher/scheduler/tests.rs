@@ -264,8 +264,9 @@ fn a_hundred_thousand_aborts_lose_no_block() {
         if random(4, 2.0) == 0 {
             simulation.step();
         }
-        // On average as many leave as come, waiting or running, in the middle of prompts and answers.
-        while open.len() > random(5, 24.0) {
+        // Requests leave waiting or running, in the middle of prompts and answers: for a time most of them,
+        // so that blocks are free, then so few that one takes another's.
+        while open.len() > (uniform(5, round / 64) * 48.0) as usize {
             let index = random(6, open.len() as f64);
             simulation.abort(open.swap_remove(index));
         }
