@@ -48,17 +48,25 @@ pub(crate) struct TestPlan {
     /// Number of runs of every test that touches the world: one whose first run was observed to use time,
     /// sockets, threads, processes or disks. The others run once.
     pub(crate) rounds: usize,
+    /// Number of tests that run at the same time.
+    pub(crate) at_once: usize,
     pub(crate) wrap: Wrap,
 }
 
 impl TestPlan {
     /// Returns the plan that runs every test once, unchanged.
     pub(crate) fn once() -> Self {
-        Self { rounds: 1, wrap: Box::new(|command, _| command) }
+        Self { rounds: 1, at_once: cores(), wrap: Box::new(|command, _| command) }
     }
 }
 
-/// Builds every test, then runs by `plan` the tests whose title contains `filter`, or all of them.
+/// Returns the number of cores; two if it is unknown.
+pub(crate) fn cores() -> usize {
+    std::thread::available_parallelism().map_or(2, std::num::NonZero::get)
+}
+
+/// Builds every test, then runs by `plan` the tests whose title contains `filter`, or all of them. The file
+/// `test-times.txt` below the target directory then has the seconds of each.
 pub(crate) fn run(plan: &TestPlan, filter: Option<&str>) -> Result<TestReport, String> {
     let tests: Vec<Test> = binaries::tests()?
         .into_iter()
@@ -69,7 +77,10 @@ pub(crate) fn run(plan: &TestPlan, filter: Option<&str>) -> Result<TestReport, S
     let again: Vec<&Test> = tests.iter().filter(|test| report.touches_the_world(&test.title())).collect();
     let later: Vec<_> =
         (1..plan.rounds).flat_map(|round| again.iter().map(move |test| (round, *test))).collect();
-    Ok(run::all(&later, plan, report))
+    let report = run::all(&later, plan, report);
+    let table = process::target().join("test-times.txt");
+    std::fs::write(&table, report.table()).map_err(|error| format!("write {}: {error}", table.display()))?;
+    Ok(report)
 }
 
 /// Runs the examples in documentation, which libtest binaries do not contain.

@@ -11,7 +11,7 @@ impl Burners {
     /// Starts this program once per core, as `xtask burn`.
     pub(super) fn start() -> Result<Self, String> {
         let program = std::env::current_exe().map_err(|error| format!("find this program: {error}"))?;
-        let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+        let cores = crate::suite::cores();
         let mut burners = Self(Vec::new());
         for _ in 0..cores {
             let child = Command::new(&program).arg("burn").stdin(Stdio::piped()).spawn();

@@ -15,7 +15,7 @@ pub(super) struct Quota {
 impl Quota {
     /// Creates the group, with control groups of version 2 or 1.
     pub(super) fn half() -> Result<Self, String> {
-        let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+        let cores = crate::suite::cores();
         let quota_us = cores * PERIOD_US / 2;
         let name = format!("quorate-stress-{}", std::process::id());
         let unified = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();

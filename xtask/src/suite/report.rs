@@ -30,6 +30,7 @@ struct Runs {
     count: usize,
     failed: Vec<usize>,
     longest: Duration,
+    all: Duration,
     touches_the_world: bool,
 }
 
@@ -39,6 +40,7 @@ impl TestReport {
         let runs = self.tests.entry(outcome.title).or_default();
         runs.count += 1;
         runs.longest = runs.longest.max(outcome.took);
+        runs.all += outcome.took;
         runs.touches_the_world |= outcome.touches_the_world;
         if outcome.verdict.is_err() {
             runs.failed.push(outcome.round + 1);
@@ -63,6 +65,17 @@ impl TestReport {
     /// Returns the number of tests that touch the world, and that of all.
     pub(crate) fn touching(&self) -> (usize, usize) {
         (self.tests.values().filter(|runs| runs.touches_the_world).count(), self.tests.len())
+    }
+
+    /// Returns a line for each test with the seconds of all its runs, their number and its name, the test
+    /// with the most seconds first.
+    pub(crate) fn table(&self) -> String {
+        let mut rows: Vec<_> = self.tests.iter().collect();
+        rows.sort_by_key(|(title, runs)| (std::cmp::Reverse(runs.all), *title));
+        rows.iter().fold(String::new(), |mut text, (title, runs)| {
+            let _ = writeln!(text, "{:8.1}  {:4}  {title}", runs.all.as_secs_f64(), runs.count);
+            text
+        })
     }
 
     /// Describes failures by test, the slowest tests, and the number of passed runs.
@@ -120,6 +133,15 @@ mod tests {
             "tests: 2 passed, 2 failed",
         ];
         assert_eq!(report.text(), expected.join("\n"));
+    }
+
+    #[test]
+    fn the_table_has_the_seconds_of_all_runs_of_a_test() {
+        let mut report = TestReport::default();
+        report.add(outcome("a", 0, false, 5));
+        report.add(outcome("b", 0, false, 3));
+        report.add(outcome("b", 1, true, 4));
+        assert_eq!(report.table(), "     7.0     2  b\n     5.0     1  a\n");
     }
 
     #[test]

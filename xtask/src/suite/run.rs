@@ -21,9 +21,8 @@ const TAIL_BYTES: i64 = 6000;
 /// Number of runs between two progress lines.
 const RUNS_PER_PROGRESS_LINE: usize = 100;
 
-/// Runs the tests, each in its round, as many in parallel as there are cores, and reports the runs.
+/// Runs the tests, each in its round, as many in parallel as planned, and reports the runs.
 pub(super) fn all(runs: &[(usize, &Test)], plan: &TestPlan, report: TestReport) -> TestReport {
-    let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
     let total = report.runs() + runs.len();
     let (next, report) = (AtomicUsize::new(0), Mutex::new(report));
     let work = || {
@@ -41,7 +40,7 @@ pub(super) fn all(runs: &[(usize, &Test)], plan: &TestPlan, report: TestReport) 
         }
     };
     std::thread::scope(|scope| {
-        for _ in 0..cores {
+        for _ in 0..plan.at_once {
             scope.spawn(work);
         }
     });
