@@ -88,12 +88,12 @@ async fn load_on_another_node(demonstration: &Demonstration) -> Result<(String, 
     let logs = NODES.map(|node| demonstration.directory.join("logs").join(format!("{node}.log")));
     let lengths: BTreeMap<&Path, u64> =
         logs.iter().map(|log| (log.as_path(), std::fs::metadata(log).map_or(0, |log| log.len()))).collect();
-    service::scale(demonstration, MODEL, before.desired + 1).await?;
     let fresh = |view: &ServiceView| {
         let mut complete = view.slots.iter().filter(|slot| is_complete(slot)).filter_map(|s| s.node.as_ref());
         complete.find(|node| !before.slots.iter().any(|slot| is_on(slot, node.as_str()))).cloned()
     };
-    let node = service::wait_until(demonstration, MODEL, "answers on another node", fresh).await?;
+    let (more, expected) = (before.desired + 1, "answers on another node");
+    let node = service::scale_until(demonstration, MODEL, more, expected, fresh).await?;
     let log = demonstration.directory.join("logs").join(format!("{node}.log"));
     let from = lengths.get(log.as_path()).copied().unwrap_or_default();
     let rebuilt = wait_for_log(&log, from).await?;

@@ -40,6 +40,27 @@ pub(super) async fn wait_until<T>(
     }
 }
 
+/// Changes the number of a service's replicas and waits until `find` finds something in it. The number is
+/// requested again if another client has changed it since.
+pub(super) async fn scale_until<T>(
+    demonstration: &Demonstration,
+    name: &str,
+    replicas: u32,
+    expected: &str,
+    find: impl Fn(&ServiceView) -> Option<T>,
+) -> Result<T> {
+    loop {
+        scale(demonstration, name, replicas).await?;
+        let changed_or_found = |view: &ServiceView| match find(view) {
+            Some(found) => Some(Some(found)),
+            None => (view.desired != replicas).then_some(None),
+        };
+        if let Some(found) = wait_until(demonstration, name, expected, changed_or_found).await? {
+            return Ok(found);
+        }
+    }
+}
+
 /// Returns whether a slot's replica answers.
 pub(super) fn answers(slot: &SlotView) -> bool {
     slot.report.as_ref().is_some_and(|report| report.state == SlotState::Ready)

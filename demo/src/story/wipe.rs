@@ -71,12 +71,11 @@ async fn serve_there(demonstration: &Demonstration, node: &str, desired: u32) ->
     let began = Instant::now();
     let whole = |view: &ServiceView| (view.ready >= desired).then_some(());
     service::wait_until(demonstration, SERVICE, "is whole again", whole).await?;
-    service::scale(demonstration, SERVICE, desired + 1).await?;
     let here = |view: &ServiceView| {
         let there = view.slots.iter().any(|slot| is_on(slot, node) && answers(slot));
         (view.ready > desired && there).then_some(())
     };
-    service::wait_until(demonstration, SERVICE, "answers there too", here).await?;
+    service::scale_until(demonstration, SERVICE, desired + 1, "answers there too", here).await?;
     service::scale(demonstration, SERVICE, desired).await?;
     demonstration.say(format!(
         "{SERVICE} answers on {node} again, the model's key wrapped to its new keys; {:.1} s after its \
