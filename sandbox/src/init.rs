@@ -170,7 +170,11 @@ fn create_init(socket: &OwnedFd) -> StepResult<()> {
             });
             if introduced.is_ok() {
                 // The init continues when this pipe has a byte; it exits when the pipe closes without one.
-                io::Write::write_all(&mut &mapped, b"!").step("release the init")?;
+                match io::Write::write_all(&mut &mapped, b"!") {
+                    // The init has failed, and reports the reason itself.
+                    Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+                    written => written.step("release the init")?,
+                }
             }
             introduced
         }
@@ -273,7 +277,7 @@ fn become_init(
     drop((worker, procs));
     not_enforced.extend(kept_groups(spec.identity));
     worker::lock_down_init(spec.identity)?;
-    // A rank may have ended already: its agent has the output from here, whatever happens next.
+    // A rank may have ended already: from here on its agent has the output in every case.
     let started = canonical::to_bytes(&SandboxReport::Started { not_enforced });
     wire::send(socket.as_fd(), &started, &workload.held()).step("report the start")?;
     let lease = supervise::SandboxLease { until: spec.lease_until_boottime_ms, ms_max: spec.lease_ms_max };

@@ -1,4 +1,4 @@
-//! What ordinary programs need of a process sandbox. Each need is met inside, or the sandbox is too narrow.
+//! Needs of ordinary programs in a process sandbox. Each need is met inside, or the sandbox is too narrow.
 
 use crate::call::{address, call, in_a_child};
 use crate::rank::owned;
@@ -8,7 +8,7 @@ use std::net::{TcpListener, TcpStream, ToSocketAddrs, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 type Need = (&'static str, fn() -> io::Result<()>);
 
@@ -187,7 +187,8 @@ fn devices() -> io::Result<()> {
 }
 
 fn signals() -> io::Result<()> {
-    let mut child = Command::new("/usr/bin/probe").args(["rank", "say", ""]).spawn()?;
+    let mut waiting = Command::new("/usr/bin/probe");
+    let mut child = waiting.args(["rank", "say", ""]).stdout(Stdio::null()).spawn()?;
     child.kill()?;
     expect("it exited", child.wait()?.code().is_none())
 }
