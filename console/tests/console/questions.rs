@@ -49,7 +49,7 @@ async fn members_ask_and_answer_and_it_counts_for_nothing() {
     assert!(decided.contains("in force") && !decided.contains("Questions"), "{decided}");
 }
 
-/// What is not taken leaves the text in its form, with the reason.
+/// A refused text stays in its form, with the reason.
 #[tokio::test]
 async fn an_empty_or_too_long_text_is_not_signed() {
     let lab = Lab::of_member(0, PORT);
