@@ -154,7 +154,7 @@ const DRAIN_CHECKS: u32 = 8;
 
 /// Drives a connection to its end. After `shutdown` its answers may end, as long as none of `drain` passes
 /// without a piece of one: their length is not limited.
-async fn drive<C>(connection: C, progress: &Progress, drain: Duration, shutdown: CancellationToken)
+async fn drive<C>(connection: C, progress: &AnswerProgress, drain: Duration, shutdown: CancellationToken)
 where
     C: GracefulConnection,
     C::Error: std::fmt::Display,
@@ -175,7 +175,7 @@ where
 /// Waits for the end of a connection, but no longer than its answers make progress.
 async fn until_silent<E>(
     mut connection: Pin<&mut impl Future<Output = Result<(), E>>>,
-    progress: &Progress,
+    progress: &AnswerProgress,
     drain: Duration,
 ) -> Result<(), E> {
     let mut silent_checks = 0;
@@ -192,9 +192,9 @@ async fn until_silent<E>(
 
 /// Number of pieces of answers that a connection has taken.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Progress(Arc<AtomicU64>);
+pub(crate) struct AnswerProgress(Arc<AtomicU64>);
 
-impl Progress {
+impl AnswerProgress {
     fn count(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
@@ -214,14 +214,14 @@ pub(crate) struct Guard {
     meter: Option<ActivityMeter>,
     limits: Arc<Limits>,
     refusals: RefusalForm,
-    progress: Progress,
+    progress: AnswerProgress,
 }
 
 impl Guard {
     pub(crate) fn new(router: Router, policy: Option<PeerPolicy>, limits: Arc<Limits>) -> Self {
         // Our own limit replaces axum's; a route may still set a smaller one.
         let router = router.layer(DefaultBodyLimit::disable());
-        let (refusals, progress) = (RefusalForm::default(), Progress::default());
+        let (refusals, progress) = (RefusalForm::default(), AnswerProgress::default());
         Self { router, policy, peer: None, address: None, meter: None, limits, refusals, progress }
     }
 
@@ -238,7 +238,7 @@ impl Guard {
     /// progress.
     pub(crate) fn on(&self, arrival: &Arrival) -> Self {
         let (address, meter) = (Some(arrival.address()), Some(arrival.meter()));
-        Self { address, meter, progress: Progress::default(), ..self.clone() }
+        Self { address, meter, progress: AnswerProgress::default(), ..self.clone() }
     }
 
     /// Converts the guard into the function that answers a connection's requests.
@@ -289,7 +289,7 @@ fn head_bytes(request: &Request<Incoming>) -> usize {
 
 /// Wraps a body so that its request stays under way until it has been sent or dropped, and its frames count
 /// as progress.
-fn until_answered(body: Body, under_way: Option<RequestUnderWay>, progress: Progress) -> Body {
+fn until_answered(body: Body, under_way: Option<RequestUnderWay>, progress: AnswerProgress) -> Body {
     if body.is_end_stream() {
         return body;
     }
@@ -298,7 +298,7 @@ fn until_answered(body: Body, under_way: Option<RequestUnderWay>, progress: Prog
 
 struct MeteredBody {
     body: Body,
-    progress: Progress,
+    progress: AnswerProgress,
     _under_way: Option<RequestUnderWay>,
 }
 
@@ -334,7 +334,7 @@ mod tests {
 
     /// Returns how long a connection lives after a shutdown that makes progress at these times, in seconds.
     async fn lives(progress_at: &[u64], ends_at: u64) -> u64 {
-        let progress = Progress::default();
+        let progress = AnswerProgress::default();
         let began = tokio::time::Instant::now();
         let connection = async {
             for at in progress_at {

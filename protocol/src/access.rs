@@ -259,6 +259,7 @@ impl AccessBookRecord {
     #[must_use]
     pub fn to_file(&self) -> Vec<u8> {
         let record = canonical::to_bytes(self);
+        debug_assert!(record.len() <= ACCESS_BOOK_BYTES_MAX, "a book that is written can be read");
         let digest = Digest::of_domain(ACCESS_BOOK_DOMAIN, &record);
         [digest.as_bytes().as_slice(), &record].concat()
     }

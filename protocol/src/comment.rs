@@ -14,7 +14,7 @@ use utoipa::ToSchema;
 
 /// Signature domain of a comment's hybrid signature, and digest domain of its id.
 pub const COMMENT_DOMAIN: &str = "quorate/comment/v1";
-/// Maximum length of a comment's text in bytes: a paragraph. What needs more is a document that it names.
+/// Maximum length of a comment's text in bytes: a paragraph. A longer text is a document that it names.
 pub const COMMENT_TEXT_BYTES_MAX: usize = 1024;
 /// Maximum size of a signed comment in bytes: that of a ballot, which carries the same signature and a
 /// shorter text.

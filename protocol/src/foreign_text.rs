@@ -22,7 +22,9 @@ pub fn line(text: &str) -> String {
 #[must_use]
 pub fn is_harmless(c: char) -> bool {
     // A quotation mark and a backslash are escaped in Rust's source, not on a terminal.
-    matches!(c, '"' | '\'' | '\\') || c.escape_debug().len() == 1
+    let is_harmless = matches!(c, '"' | '\'' | '\\') || c.escape_debug().len() == 1;
+    debug_assert!(!(is_harmless && c.is_control()), "a control character is escaped");
+    is_harmless
 }
 
 #[cfg(test)]

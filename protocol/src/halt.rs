@@ -168,6 +168,7 @@ impl HaltBookRecord {
     #[must_use]
     pub fn to_file(&self) -> Vec<u8> {
         let record = canonical::to_bytes(self);
+        debug_assert!(record.len() <= HALT_BOOK_BYTES_MAX, "a book that is written can be read");
         let digest = Digest::of_domain(HALT_BOOK_DOMAIN, &record);
         [digest.as_bytes().as_slice(), &record].concat()
     }

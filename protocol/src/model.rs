@@ -75,7 +75,7 @@ pub enum StoredKind {
     Model,
     /// Artifact: the packed root file system of a program ([`crate::artifact`]).
     Artifact {
-        /// Root of the packed tree: equal for equal trees, whatever key and nonce they are stored with.
+        /// Root of the packed tree: equal for equal trees under every key and nonce.
         tree: ArtifactRoot,
     },
 }

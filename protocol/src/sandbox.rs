@@ -87,7 +87,7 @@ pub struct GroupWrite {
     pub value: String,
 }
 
-/// What runs in a sandbox, and how it is confined.
+/// Workload of a sandbox and its confinement.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum SandboxProfile {
@@ -212,7 +212,7 @@ pub struct GangDevice {
 pub struct SandboxSpec {
     /// Name on this node; also the host name inside an engine's sandbox.
     pub name: String,
-    /// What runs inside.
+    /// Workload and its confinement.
     pub profile: SandboxProfile,
     /// User ids on the host.
     pub identity: SandboxIdentity,

@@ -1,8 +1,8 @@
 //! Measures the link between two ranks of a gang on one node: `cargo run -p sandbox --example gang`.
 //!
 //! Two process sandboxes of one gang each have a TUN device. This process moves packets between them, as an
-//! agent does, while one rank sends to the other over plain TCP. Both ranks are this program, in an artifact of
-//! its own.
+//! agent does, while one rank sends to the other over plain TCP. Both ranks are this program, in an artifact
+//! of its own.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 use host::boot_time;

@@ -136,7 +136,7 @@ pub struct Start {
 pub struct StartProcess {
     /// Name on this node: 1 to 63 of `a-z 0-9 - . _`.
     pub name: String,
-    /// What runs inside, and what it may write and reach.
+    /// Program of the ranks, and the paths and peers that it may write and reach.
     pub profile: ProcessProfile,
     /// Resource limits of all ranks together.
     pub limits: SandboxLimits,

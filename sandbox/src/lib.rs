@@ -20,10 +20,10 @@
 //! reaps it. Nothing runs between `fork` and `exec` in the (threaded) agent: all of the work happens in a
 //! fresh single-threaded process.
 //!
-//! There are two profiles. The *engine* is the product's own worker: threads, passed descriptors, no file that
-//! it can write and no socket. A *process* is a foreign program: ranks that may start processes, write bounded
-//! areas, and use sockets in a network of their own, whose only way out is a TUN device that the agent reads.
-//! [`PacketSwitch`] decides where its packets go.
+//! There are two profiles. The *engine* is the product's own worker: threads, passed descriptors, no file
+//! that it can write and no socket. A *process* is a foreign program: ranks that may start processes, write
+//! bounded areas, and use sockets in a network of their own, whose only way out is a TUN device that the
+//! agent reads. [`PacketSwitch`] decides where its packets go.
 
 mod cgroup;
 mod elf;

@@ -173,8 +173,8 @@ impl Sandbox {
         self.ask(&InitRequest::Stop { grace_ms })
     }
 
-    /// Returns copies of the descriptors that the init of a process sandbox holds; none of an engine's. After a
-    /// start the first call always succeeds, even if every rank has ended: their output is in the pipes. A
+    /// Returns copies of the descriptors that the init of a process sandbox holds; none of an engine's. After
+    /// a start the first call always succeeds, even if every rank has ended: their output is in the pipes. A
     /// restarted agent asks the init. Blocks for a moment.
     ///
     /// # Errors

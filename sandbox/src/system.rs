@@ -195,8 +195,8 @@ pub(crate) fn interface_ioctl(
     argument: &mut InterfaceRequest,
 ) -> io::Result<()> {
     let address = std::ptr::from_mut(argument);
-    // SAFETY: the callers pass requests whose argument is at most a `struct ifreq`. This structure has the same
-    // size and alignment, and outlives the call; the descriptor is open for as long as it is borrowed.
+    // SAFETY: the callers pass requests whose argument is at most a `struct ifreq`. This structure has the
+    // same size and alignment, and outlives the call; the descriptor is open for as long as it is borrowed.
     Errno::result(unsafe { libc::syscall(libc::SYS_ioctl, descriptor.as_raw_fd(), request, address) })?;
     Ok(())
 }

@@ -7,6 +7,7 @@ mod access;
 mod comments;
 mod execute;
 mod governance;
+mod known;
 mod proposals;
 mod registry;
 mod waiting;

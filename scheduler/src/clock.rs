@@ -144,6 +144,7 @@ pub(crate) fn show_span(ms: u64) -> String {
     const UNITS: [(u64, &str); 3] = [(86_400_000, "day"), (3_600_000, "hour"), (60_000, "minute")];
     let unit = UNITS.into_iter().find(|(length, _)| ms >= 2 * length);
     let (length, noun) = unit.unwrap_or((1000, "second"));
+    debug_assert!(length == 1000 || ms / length >= 2, "no unit is larger than half of the span");
     counted(ms / length, noun)
 }
 

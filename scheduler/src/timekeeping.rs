@@ -19,7 +19,9 @@ impl Cluster {
     #[must_use]
     pub fn time(&self, clocks: &ClockReadings) -> ClusterTime {
         let reached = self.majority_time(clocks).map(|majority| majority.reached).unwrap_or_default();
-        self.now.max(reached).max(self.signed_floor())
+        let time = self.now.max(reached).max(self.signed_floor());
+        debug_assert!(time >= self.now, "only a tick sets the time back");
+        time
     }
 
     /// Returns the replicas whose clocks are wrong by these readings: far from a majority's. Such a replica
@@ -96,6 +98,10 @@ impl Cluster {
         self.closed.iter_mut().for_each(|closed| move_time(&mut closed.closed_at));
         self.outcomes.set_back(to);
         self.audit.set_back(to);
+        debug_assert!(
+            self.outcomes.last_at().max(self.audit.last_at()) <= to,
+            "no record is of a later time"
+        );
         let detail = format!("by {}: a majority of the clocks was ahead", show_span(to.ms_until(from)));
         self.audit.record(to, "scheduler", "set-back", "time", &detail);
     }

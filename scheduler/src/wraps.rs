@@ -69,5 +69,7 @@ pub(crate) fn keys_lacking(cluster: &Cluster) -> BTreeMap<Recipient, Vec<ModelNa
             }
         }
     }
+    let is_shown = |names: &Vec<ModelName>| (1..=KEYS_LACKING_SHOWN).contains(&names.len());
+    debug_assert!(found.values().all(is_shown), "a recipient that lacks a key has a first few names");
     found
 }

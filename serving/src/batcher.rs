@@ -55,8 +55,8 @@ pub struct BatcherLimits {
 }
 
 impl Default for BatcherLimits {
-    /// Returns 64 generations, 256 waiting, 512 tokens a step and 100 ms between tokens; 2048 texts and 4 stop
-    /// strings, as in OpenAI's API.
+    /// Returns 64 generations, 256 waiting, 512 tokens a step and 100 ms between tokens; 2048 texts and 4
+    /// stop strings, as in OpenAI's API.
     fn default() -> Self {
         Self {
             sequences_max: 64,
@@ -148,8 +148,8 @@ impl EncodedPrompt {
     }
 }
 
-/// Party whose requests may share what the KV cache holds: the holder of one API key. Others never do, so that
-/// no answer and no time to first token depends on what they asked.
+/// Party whose requests may share what the KV cache holds: the holder of one API key. Others never do, so
+/// that no answer and no time to first token depends on what they asked.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Tenant(Arc<str>);
 
@@ -161,7 +161,7 @@ impl Tenant {
     }
 }
 
-/// Rank of a request. What compares less precedes.
+/// Rank of a request. The lesser rank precedes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub enum Priority {
     /// In order of arrival.
@@ -394,6 +394,7 @@ impl Batcher {
             return Err(refuse(message));
         }
         let slot = self.take_slot()?;
+        let count = inputs.len();
         let length = |input: &EmbedInput| match input {
             EmbedInput::Text(text) => text.len(),
             EmbedInput::Tokens(_) => 0,
@@ -413,6 +414,7 @@ impl Batcher {
             Ok(sequences)
         };
         let sequences = self.tokenize(bytes, encode).await?;
+        debug_assert_eq!(sequences.len(), count, "a caller that waits gets every input tokenized");
         let sequences: Vec<Vec<u32>> =
             sequences.into_iter().map(|tokens| self.check_tokens(tokens)).collect::<Result<_, _>>()?;
         let prompt_tokens = sequences.iter().map(Vec::len).sum();
@@ -472,7 +474,9 @@ impl Batcher {
             return Err(BatchError::refused(&EngineError::CacheExceeded { tokens, cache_tokens }));
         }
         let room = context_tokens_max.min(cache_tokens) - prompt;
-        Ok(requested.map_or(room, |requested| requested.max(1)))
+        let most = requested.map_or(room, |requested| requested.max(1));
+        debug_assert!((1..=room).contains(&most), "the longest answer fits beside its prompt");
+        Ok(most)
     }
 
     /// Takes a slot in the queue: from here on the request counts, so a draining worker waits for it.

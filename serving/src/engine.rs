@@ -1,8 +1,8 @@
 //! Inference engines: forward passes of encoders and decoders, from token ids to embedding vectors or logits.
 //!
 //! An [`Engine`] knows nothing of requests, channels, text or time; the batcher owns one and decides what
-//! each step computes, and which blocks of the KV cache each sequence has. The text side of a model (tokenizer, chat template, special tokens) is in
-//! [`TextFrontend`], shared with the HTTP side.
+//! each step computes, and which blocks of the KV cache each sequence has. The text side of a model
+//! (tokenizer, chat template, special tokens) is in [`TextFrontend`], shared with the HTTP side.
 //!
 //! On the CPU every result is bit-identical regardless of the other sequences in the batch, the number of
 //! threads, and the chunking of prompts. Each number is one fixed chain of fused multiply-adds (see
@@ -84,8 +84,8 @@ pub enum EngineError {
     },
     /// An input, or input plus requested output, is longer than the KV cache.
     #[error(
-        "{tokens} tokens exceed the {cache_tokens} that the KV cache of this worker holds: request fewer with \
-         `max_tokens`, or give the worker more memory"
+        "{tokens} tokens exceed the {cache_tokens} that the KV cache of this worker holds: request fewer \
+         with `max_tokens`, or give the worker more memory"
     )]
     CacheExceeded {
         /// Tokens requested.
@@ -167,7 +167,7 @@ pub struct SequenceChunk<'a> {
     pub position: usize,
     /// The tokens. Not empty.
     pub tokens: &'a [u32],
-    /// How the token that follows is drawn; `None` draws none.
+    /// Parameters by which the next token is drawn; `None` draws none.
     pub draw: Option<Draw<'a>>,
 }
 
@@ -217,7 +217,8 @@ pub trait Engine: Send {
     /// order of the chunks; `None` where the logits are not numbers.
     ///
     /// # Errors
-    /// [`EngineError`]: the weights are unusable, or the device failed. What the step wrote is undefined.
+    /// [`EngineError`]: the weights are unusable, or the device failed. The contents that the step wrote are
+    /// undefined.
     ///
     /// # Panics
     /// If a chunk is empty, its blocks do not hold its positions, or a token is unknown.

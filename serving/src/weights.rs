@@ -81,8 +81,8 @@ pub enum WeightsError {
     },
     /// A tensor holds a NaN or an infinity; every answer would be noise.
     #[error(
-        "tensor `{name}` has a value that is no finite number, at element {element}: import the model again from \
-         its publisher"
+        "tensor `{name}` has a value that is no finite number, at element {element}: import the model \
+         again from its publisher"
     )]
     NotFinite {
         /// Name of the tensor.
@@ -412,8 +412,8 @@ impl ElementType {
     }
 }
 
-/// Returns the index of the first element with this property. Whole blocks are tested without a branch, at the
-/// speed of memory.
+/// Returns the index of the first element with this property. Whole blocks are tested without a branch, at
+/// the speed of memory.
 fn first<const SIZE: usize>(bytes: &[u8], is_found: impl Fn([u8; SIZE]) -> bool) -> Option<usize> {
     let (elements, _) = bytes.as_chunks::<SIZE>();
     elements.chunks(SCAN_ELEMENTS).enumerate().find_map(|(index, block)| {
@@ -531,8 +531,8 @@ impl Weights {
 }
 
 impl TensorView {
-    /// Returns the tensor's little-endian bytes; blocks until all are present, and checks all values once. After
-    /// the first success this costs three loads.
+    /// Returns the tensor's little-endian bytes; blocks until all are present, and checks all values once.
+    /// After the first success this costs three loads.
     ///
     /// # Errors
     /// [`WeightsError`]: the bytes did not arrive in time, or a value is not finite.

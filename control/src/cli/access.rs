@@ -1,7 +1,7 @@
 //! `quorate token` and `quorate key`: access tokens of people and inference keys of applications, and
 //! `quorate circle propose-access`, the bounds within which single members grant them.
 //!
-//! The secret text is generated on this machine and shown once. What goes to the cluster is a member's signed
+//! The secret text is generated on this machine and shown once. The cluster receives a member's signed
 //! grant with the digest of the text. A grant needs no access token, so that a new circle gets its first one.
 
 use super::Environment;

@@ -164,7 +164,7 @@ fn claims_vote_of(view: &ProposalView, member: Option<&MemberId>) -> bool {
 }
 
 /// A notice whose attempts have ended: its way, its proposal, the end of the vote, and what became of it.
-type Ended = (Digest, ProposalId, Millis, Result<(), String>);
+type NoticeOutcome = (Digest, ProposalId, Millis, Result<(), String>);
 
 /// Announces what begins to wait, until the process ends. On the output each start lists what waits; a notice
 /// that was delivered on another way is not sent again.
@@ -205,7 +205,7 @@ async fn watch(
 }
 
 /// Waits until the next look. Records the notices whose attempts have ended, and reports those that failed.
-async fn pause(outgoing: &mut JoinSet<Ended>, delivered: &mut DeliveredNotices, clock: &Clock) {
+async fn pause(outgoing: &mut JoinSet<NoticeOutcome>, delivered: &mut DeliveredNotices, clock: &Clock) {
     let next = Instant::now() + POLL_INTERVAL;
     let note = |reason: &str| print::err(format_args!("note: {}", terminal::line(reason)));
     loop {
@@ -225,7 +225,7 @@ async fn pause(outgoing: &mut JoinSet<Ended>, delivered: &mut DeliveredNotices, 
 }
 
 fn send(
-    outgoing: &mut JoinSet<Ended>,
+    outgoing: &mut JoinSet<NoticeOutcome>,
     notices: &[Arc<Notice>],
     delivered: &DeliveredNotices,
     announcement: &Announcement,

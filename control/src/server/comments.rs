@@ -1,5 +1,5 @@
-//! Rate limit of the questions and answers that a replica takes to the log. How many of them are kept is
-//! bounded by the state machine.
+//! Rate limit of the questions and answers that a replica takes to the log. The state machine bounds
+//! the number that is kept.
 
 use super::problem::Failure;
 use overlay::{Rate, RateLimiter};

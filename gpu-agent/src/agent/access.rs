@@ -2,7 +2,8 @@
 //! own history, and durable together with their revocations.
 //!
 //! No replica can withhold a revocation that another one has, and a revoked key stays revoked across
-//! restarts. What does not verify yet is asked for again: the history here may be behind, or the clock wrong.
+//! restarts. A record that does not verify yet is asked for again: the history here may be behind, or the
+//! clock wrong.
 
 use super::actor::AgentActor;
 use super::control_client::AgentControlClient;

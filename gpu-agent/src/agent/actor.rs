@@ -1,11 +1,13 @@
 //! The agent's main loop: it receives events from control, the slots, the operator and the clock. The core
 //! decides what follows and the loop carries it out. Every decision is persisted before it takes effect.
 
+mod answers;
+
 use super::access::{self, AccessFile};
 use super::admin::{self, InjectedRequest};
-use super::chain::{Chain, RefusedBundle};
+use super::chain::Chain;
 use super::clocks::{ClockEvent, ask_replicas};
-use super::control_client::{AgentControlClient, ReplicaAnswer, RequestOutcome};
+use super::control_client::{AgentControlClient, RequestOutcome};
 use super::core::{
     NodeFacts, OrderBook, OrderVerifier, ReconcileInput, Refusal, RefusedRoute, RunningSlot, SlotAction,
     SlotKey, TrustedTime, check_routes, reconcile,
@@ -26,10 +28,10 @@ use protocol::agent::{
 };
 use protocol::agent_state::{AdminRequest, HandOrder};
 use protocol::gateway::{ApiKey, RouteTable};
-use protocol::governance::{Bundle, HistoryHead, NodeAdmission};
+use protocol::governance::{HistoryHead, NodeAdmission};
 use protocol::limits::{LEASE_MS, SYNC_INTERVAL_MS};
 use protocol::model::SignedComplaint;
-use protocol::{BootTime, CircleId, Digest, Fence, Millis, ModelRoot, ServiceName, SlotIndex, error_code};
+use protocol::{CircleId, Digest, Fence, Millis, ModelRoot, ServiceName, SlotIndex, error_code};
 use sandbox::Running;
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
@@ -44,14 +46,8 @@ use tokio::time::{Instant, MissedTickBehavior};
 /// Minimum interval between two requests. An answer with news triggers the next request, and a hostile
 /// replica must not set the pace.
 const SYNC_GAP: Duration = Duration::from_millis(50);
-/// Pause after an answer whose history is not the one that this node has verified.
-const HISTORY_REFUSED_PAUSE: Duration = Duration::from_secs(2);
 /// Events of the replicas' clocks that wait for the main loop.
 const CLOCK_EVENTS_MAX: usize = 64;
-/// Pause after a round in which no replica answered.
-const SYNC_RETRY_PAUSE: Duration = Duration::from_millis(150);
-/// Pause between two requests to be admitted.
-const ENROL_INTERVAL: Duration = Duration::from_secs(2);
 /// Interval between two reconciliations without an event, for deadlines.
 const RESYNC_INTERVAL: Duration = Duration::from_secs(1);
 /// Grace period of a worker that must end, in milliseconds. Workers that serve are drained first.
@@ -365,177 +361,6 @@ impl AgentActor {
         running.chain(gone).chain(refused).chain(unwritten).collect()
     }
 
-    /// Processes the outcome of a request. Returns the delay before the next one.
-    fn synced(&mut self, sent: InFlight, outcome: SyncOutcome) -> Duration {
-        if let Some(enrolment) = outcome.enrolment {
-            self.note_enrolment(enrolment);
-        }
-        match outcome.sync {
-            RequestOutcome::Answered(ReplicaAnswer { body: response, sent_at, replica }) => {
-                self.state.counts.syncs += 1;
-                self.time.record(replica, response.now, sent_at);
-                self.state.answered_at = Some(Instant::now());
-                self.state.unanswered_since = None;
-                self.state.predecessor_desired = None;
-                for report in &sent.unacknowledged_releases {
-                    self.state.unacknowledged_releases.remove(report);
-                }
-                let pause = self.absorb(*response, sent_at);
-                if pause == HISTORY_REFUSED_PAUSE {
-                    self.control.ask_another_than(replica);
-                }
-                pause
-            }
-            RequestOutcome::NotAdmitted => {
-                self.node.logs.put_back(sent.lines);
-                self.resume();
-                ENROL_INTERVAL
-            }
-            RequestOutcome::Failed(reasons) => {
-                self.node.logs.put_back(sent.lines);
-                self.resume();
-                self.state.counts.sync_failures += 1;
-                // An election or a restart takes less than a lease and is not reported.
-                let since = *self.state.unanswered_since.get_or_insert_with(Instant::now);
-                if since.elapsed() > Duration::from_millis(LEASE_MS) {
-                    self.log_throttled("control", &format!("no control replica answers: {reasons}"));
-                }
-                SYNC_RETRY_PAUSE
-            }
-        }
-    }
-
-    /// Continues from the predecessor's desired state, once: no control replica answers. A slot that control
-    /// took away from this node while no agent ran is not known here, and ends when control answers again.
-    fn resume(&mut self) {
-        if let Some(desired) = self.state.predecessor_desired.take() {
-            let slots: usize = desired.assignments.iter().map(|part| part.orders.len()).sum();
-            tracing::warn!(slots, "no control replica answers; going on from its last answer on disk");
-            self.state.desired = Some(desired);
-            if self.chain.check_whole().is_ok() {
-                self.hand_routes();
-            }
-            self.reconcile();
-        }
-    }
-
-    /// Applies a response in the order that keeps every guarantee: first the circle's decisions, then this
-    /// node's desired state, durable before it counts. The lease comes last, when everything that must not
-    /// run has been stopped.
-    /// Returns the delay before the next request.
-    fn absorb(&mut self, response: SyncResponse, sent_at: BootTime) -> Duration {
-        let SyncResponse { now: _, lease_ms: granted_ms, history, governance, desired } = response;
-        let (wall, boot) = (self.node.clock.wall(), self.node.clock.boot());
-        if let Some(now) = self.time.confirmed(wall, boot) {
-            self.chain.discard_later_than(now);
-        }
-        let sent_at_wall = Millis(self.trusted_now().0.saturating_sub(boot.since(sent_at)));
-        if let Err(refusal) = self.take_governance(governance, &history, sent_at_wall) {
-            self.refuse_history(&refusal, desired.as_ref());
-            return HISTORY_REFUSED_PAUSE;
-        }
-        self.state.refused_history.clear();
-        if let Some(desired) = desired {
-            self.state.desired_digest = Some(desired.digest());
-            self.state.desired = Some(desired);
-        }
-        if self.chain.check_whole().is_err() {
-            // The rest of the history follows in the next answer.
-            return Duration::ZERO;
-        }
-        self.keep_answer(sent_at);
-        self.hand_routes();
-        self.reconcile();
-        if !self.state.chain_complete && self.chain.state().length() < history.size {
-            // The rest of the history follows in the next answers, and may end what this one names.
-            return Duration::ZERO;
-        }
-        let (now, lease_ms) = (self.node.clock.boot(), self.node.lease_ms_max);
-        self.node.lease.send_if_modified(|lease| lease.hear(sent_at, granted_ms, now, lease_ms));
-        Duration::ZERO
-    }
-
-    /// Keeps the answer that was requested at `sent_at` on disk, for a successor that no control replica
-    /// answers.
-    fn keep_answer(&mut self, sent_at: BootTime) {
-        let state = &self.state;
-        let (Some(desired), Some(digest)) = (&state.desired, state.desired_digest) else { return };
-        if let Err(error) = self.last_answer.keep(sent_at, digest, desired) {
-            let path = self.last_answer.path().display();
-            let trouble = format!("{}: write {path}: {error}", error_code::AGENT_STATE_UNUSABLE);
-            self.log_throttled("disk", &trouble);
-        }
-    }
-
-    /// Verifies the bundles of an answer that was requested at `sent_at`, and the head of the history that
-    /// control serves.
-    ///
-    /// # Errors
-    /// If control's history lacks or changes a decision that this node has verified before.
-    fn take_governance(
-        &mut self,
-        bundles: Vec<Bundle>,
-        served: &HistoryHead,
-        sent_at: Millis,
-    ) -> Result<(), Refusal> {
-        self.chain.check_served(served)?;
-        let (before, now) = (self.chain.state().head(), self.trusted_now());
-        // After an answer without bundles, and after one with junk, the chain had all that control could
-        // give.
-        let mut complete = bundles.is_empty();
-        let mut outcome = Ok(());
-        if let Err(RefusedBundle { certificate, refusal }) = self.chain.append(bundles, now) {
-            // The sender will retry. Orders that depend on the bundle are refused rather than left waiting.
-            // A bundle that this node could not write is still missing.
-            complete = refusal.code != error_code::AGENT_STATE_UNUSABLE;
-            self.state.counts.bundles_refused += 1;
-            self.log_throttled("governance", &format!("a governance bundle is refused: {refusal}"));
-            if refusal.code == error_code::HISTORY_FORKED {
-                outcome = self.chain.check_whole().map_err(|_| refusal.clone());
-            }
-            self.note_refused_bundle(certificate, refusal);
-            self.state.chain_complete = true;
-        } else {
-            self.state.chain_complete = complete;
-        }
-        if self.chain.state().head() != before && self.chain.check_whole().is_ok() {
-            let length = self.chain.state().length();
-            tracing::info!(length, "governance bundles verified and persisted");
-            self.node.circle.send_replace(Arc::new(self.chain.state().clone()));
-            self.follow_halts();
-            self.follow_access();
-        }
-        outcome?;
-        self.chain.check_served(served)?;
-        if complete {
-            self.chain.check_whole()?;
-            self.chain.complete_at(sent_at);
-        }
-        Ok(())
-    }
-
-    fn note_refused_bundle(&mut self, certificate: Digest, refusal: Refusal) {
-        if self.state.refused_bundles.len() >= protocol::limits::PROPOSALS_OPEN_MAX {
-            self.state.refused_bundles.pop_first();
-        }
-        self.state.refused_bundles.insert(certificate, refusal);
-    }
-
-    /// Refuses an answer whose history is not the one that this node has verified. Every order in it, or in
-    /// the last desired state, that is not held yet is reported as refused. The desired state of the answer
-    /// does not count, and no lease is renewed: what runs continues for its autonomy.
-    fn refuse_history(&mut self, refusal: &Refusal, desired: Option<&Desired>) {
-        self.state.counts.histories_refused += 1;
-        self.log_throttled("history", &format!("control's history is refused: {refusal}"));
-        let assignments =
-            desired.or(self.state.desired.as_ref()).into_iter().flat_map(|part| &part.assignments);
-        let orders = assignments.flat_map(|assignment| &assignment.orders);
-        let held = |key: &SlotKey| self.book.held(key).is_some();
-        let refused = orders.map(|signed| (SlotKey::of(&signed.order), signed.order.fence));
-        let refused = refused.filter(|(key, _)| !held(key));
-        self.state.refused_history = refused.map(|(key, fence)| (key, (fence, refusal.clone()))).collect();
-    }
-
     /// Hands the gateway the part of control's route table that the circle covers, with the API keys that
     /// stand. While the chain is not complete, or if control sends no table, the routes of the last table
     /// stay; its keys do not.
@@ -725,28 +550,6 @@ impl AgentActor {
         }
         self.reconcile();
         self.node.news.notify_one();
-    }
-
-    fn note_enrolment(&mut self, outcome: RequestOutcome<EnrolResponse>) {
-        match outcome {
-            RequestOutcome::Answered(answer) => {
-                let EnrolResponse { admitted, genesis } = *answer.body;
-                if human_chain::circle_id(&genesis.genesis) != self.circle {
-                    self.log_throttled("admission", "control belongs to another circle than the pinned one");
-                } else if !admitted {
-                    self.log_throttled(
-                        "admission",
-                        &format!("`{}` waits for the circle to admit it", self.admission.name),
-                    );
-                }
-            }
-            RequestOutcome::NotAdmitted => {
-                self.log_throttled("admission", "control does not let this node ask for admission")
-            }
-            RequestOutcome::Failed(reasons) => {
-                self.log_throttled("admission", &format!("ask for admission: {reasons}"));
-            }
-        }
     }
 
     /// Logs an error; another of the same kind within `ERROR_LOG_INTERVAL` is not logged as an error.

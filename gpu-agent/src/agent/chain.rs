@@ -11,7 +11,7 @@ use super::core::{Refusal, signed_at};
 use super::error::AgentError;
 use host::files;
 use human_chain::{ChainError, CircleState, check_waited, verify, verify_replay};
-use page::{PAGE_BYTES_MAX, Page, next_bundle, number_of};
+use page::{DecisionPage, PAGE_BYTES_MAX, next_bundle, number_of};
 use protocol::agent_state::KEPT_HEAD_DOMAIN;
 use protocol::governance::{BUNDLE_VERSION, Bundle, HistoryHead, SignedGenesis};
 use protocol::limits::CLOCK_GRACE_MS;
@@ -298,7 +298,7 @@ impl Chain {
     fn append_pages(&mut self, mut bundles: &[Bundle], now: Millis) -> Result<usize, RefusedBundle> {
         let mut appended = 0;
         while !bundles.is_empty() {
-            let mut page = Page::after(&self.state, self.signed_at);
+            let mut page = DecisionPage::after(&self.state, self.signed_at);
             let verified = self.fill(&mut page, bundles, now);
             if page.forked {
                 // The fork may have begun anywhere in the chain.
@@ -318,7 +318,7 @@ impl Chain {
     }
 
     /// Verifies these bundles, until one is refused or the page is full.
-    fn fill(&self, page: &mut Page, bundles: &[Bundle], now: Millis) -> Result<(), RefusedBundle> {
+    fn fill(&self, page: &mut DecisionPage, bundles: &[Bundle], now: Millis) -> Result<(), RefusedBundle> {
         for bundle in bundles {
             if page.is_full() {
                 break;
@@ -329,7 +329,7 @@ impl Chain {
         Ok(())
     }
 
-    fn verify_next(&self, page: &mut Page, bundle: &Bundle, now: Millis) -> Result<(), Refusal> {
+    fn verify_next(&self, page: &mut DecisionPage, bundle: &Bundle, now: Millis) -> Result<(), Refusal> {
         if bundle.version != BUNDLE_VERSION {
             let message = format!("bundle of form {}; this release reads {BUNDLE_VERSION}", bundle.version);
             return Err(Refusal::new(error_code::GOVERNANCE_INVALID, message));
@@ -352,7 +352,7 @@ impl Chain {
 
     /// Writes a page of verified bundles. They count once it is durable: the node acts on nothing that a
     /// crash could take back.
-    fn write(&mut self, page: Page) -> Result<(), RefusedBundle> {
+    fn write(&mut self, page: DecisionPage) -> Result<(), RefusedBundle> {
         let Some(first) = page.certificates.first().copied() else { return Ok(()) };
         let path = self.path(self.state.length() + 1);
         files::write_secret(&path, &page.bytes).map_err(|error| {

@@ -1,7 +1,7 @@
 //! Access book: the grants and revocations that a party has taken, in the order of their arrival.
 //!
 //! A revocation never loses to its grant, whichever arrives first, and is kept until the grant would have
-//! expired. What stands no longer is removed and does not return.
+//! expired. An entry that no longer stands is removed and does not return.
 
 use super::{VerifiedGrant, VerifiedRevocation, check_grant_stands};
 use crate::{ChainError, CircleState};

@@ -25,7 +25,7 @@ fn each_ballot_is_verified_once() {
         let found = counted(&mut known, &state, &about, &ballots[..shown]);
         assert_eq!((found.approved.len(), known.verified()), (shown, expected));
     }
-    // What was not shown the last time is not known any more.
+    // A ballot that was not shown the last time is no longer known.
     counted(&mut known, &state, &about, &ballots);
     assert_eq!(known.verified(), 4);
     // A ballot that is shown twice costs one signature, and is a second ballot of its member all the same.

@@ -1,8 +1,8 @@
 //! Tree of an artifact while it is put together: names in memory, contents elsewhere. Pure.
 //!
-//! Layers apply in order. A whiteout removes what lower layers brought, never what its own layer brings, in
-//! whatever order a layer's entries come. A directory that a layer brings twice is one; every other second
-//! entry replaces the first.
+//! Layers apply in order. A whiteout removes what lower layers brought, never what its own layer brings,
+//! regardless of the order of a layer's entries. A directory that a layer brings twice is one; every other
+//! second entry replaces the first.
 
 use super::{ArtifactError, ArtifactLimits};
 use protocol::Digest;

@@ -23,6 +23,7 @@ pub fn parse_bytes(text: &str) -> Result<u64, String> {
         }
         _ => return Err(refuse()),
     };
+    debug_assert!(factor.is_power_of_two(), "units are binary");
     number.checked_mul(factor).ok_or_else(|| format!("`{shown}` is more than 16 EiB"))
 }
 

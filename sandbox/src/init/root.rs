@@ -1,5 +1,5 @@
 //! File system of a sandbox. An engine gets a small read-only tree: the worker, its libraries, a separate
-//! process table, two devices, and nothing else of the host. What ranks get is in [`process_root`].
+//! process table, two devices, and nothing else of the host. The tree of ranks is in [`process_root`].
 //!
 //! Sources are opened first, as detached mounts, with the agent's own rights. The tree is then built with the
 //! sandbox's ids, which cannot reach the host's directories.

@@ -117,8 +117,9 @@ impl Workload {
         }
     }
 
-    /// Notes the end of a process. Returns the end of the workload, if this is it: that of an engine's worker,
-    /// and of ranks the first failure or the last exit. Ranks that were asked to end may do so one by one.
+    /// Notes the end of a process. Returns the end of the workload, if this is it: that of an engine's
+    /// worker, and of ranks the first failure or the last exit. Ranks that were asked to end may do so one by
+    /// one.
     fn note(&mut self, pid: Pid, end: SandboxExit, stopping: bool) -> Option<SandboxExit> {
         let rank = self.processes.iter().position(|process| *process == Some(pid))?;
         self.processes[rank] = None;

@@ -45,7 +45,7 @@ impl Artifact {
         }
         fs::write(tree.join("opt/open"), "content").unwrap();
         fs::set_permissions(tree.join("opt/open"), fs::Permissions::from_mode(0o666)).unwrap();
-        // What an artifact should not have, and what must have no effect.
+        // Entries that an artifact should not have, and that must have no effect.
         fs::write(tree.join("etc/passwd"), "root::0:0::/:/bin/sh\n").unwrap();
         symlink("/proc/1/environ", tree.join("etc/hosts")).unwrap();
         symlink("usr/bin", tree.join("bin")).unwrap();
@@ -114,7 +114,7 @@ pub fn process(bench: &Bench, name: &str, profile: ProcessProfile) -> (Sandbox, 
     (running, descriptors.ranks.into_iter().map(Printed::new).collect())
 }
 
-/// What a rank has printed so far.
+/// Output of a rank so far.
 #[derive(Debug)]
 pub struct Printed {
     pipes: [File; 2],

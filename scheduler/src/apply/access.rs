@@ -3,7 +3,7 @@
 //! The log orders the grants, so that their number and their holders are the same on every replica. It adds
 //! no authority: agents verify each grant and each revocation themselves.
 
-use super::governance::circle;
+use super::known::circle;
 use crate::clock::ClusterTime;
 use crate::cluster::Cluster;
 use crate::command::{Actor, Refusal, Reply};
@@ -84,9 +84,9 @@ pub(super) fn prune(cluster: &mut Cluster) {
     }
 }
 
-/// Returns the time up to which expired grants are forgotten. A grant that expires does not stand, and is kept
-/// until a signed decision attests a later time or room is needed: the clocks of a majority may have leapt
-/// ahead, and a grant stands again once they are right.
+/// Returns the time up to which expired grants are forgotten. A grant that expires does not stand, and is
+/// kept until a signed decision attests a later time or room is needed: the clocks of a majority may have
+/// leapt ahead, and a grant stands again once they are right.
 pub(super) fn forgotten_until(cluster: &Cluster, now: ClusterTime) -> ClusterTime {
     if cluster.access.is_half_full() { now } else { cluster.signed_floor() }
 }

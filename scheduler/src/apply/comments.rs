@@ -2,8 +2,7 @@
 //!
 //! A comment is kept beside its proposal and ends with the vote. It counts for nothing: no decision reads it.
 
-use super::governance::circle;
-use super::proposals::not_open;
+use super::known::{circle, not_open};
 use crate::cluster::Cluster;
 use crate::command::{Actor, Refusal, Reply};
 use human_chain::{check_comment, show_time};

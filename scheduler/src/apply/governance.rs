@@ -1,13 +1,14 @@
 //! Governance commands: founding the circle, counting ballots, and the effects of an approved change.
 
 use super::execute::settle;
+use super::known::{circle, not_founded};
 use super::{comments, proposals, waiting};
 use crate::cluster::{Circle, Cluster, HoldingPhase, OpenProposal, Service, ServicePhase};
 use crate::command::{Actor, Refusal, Reply};
 use human_chain::{CircleState, assemble, check_ballot, check_waited};
 use protocol::api::ProposalState;
 use protocol::display::counted;
-use protocol::error_code::{CIRCLE_ALREADY_FOUNDED, CIRCLE_NOT_FOUNDED};
+use protocol::error_code::CIRCLE_ALREADY_FOUNDED;
 use protocol::governance::{
     BUNDLE_VERSION, Bundle, Certificate, Change, Choice, LogEvidence, Proposal, SignedBallot, SignedGenesis,
 };
@@ -218,14 +219,6 @@ fn close_stale(cluster: &mut Cluster) {
 pub(super) fn stands(state: &CircleState, proposal: &Proposal) -> bool {
     proposal.epoch == state.epoch()
         && proposal.subjects.iter().all(|seen| state.subject(&seen.subject) == *seen)
-}
-
-pub(super) fn circle(cluster: &Cluster) -> Result<&CircleState, Refusal> {
-    cluster.circle_state().ok_or_else(not_founded)
-}
-
-fn not_founded() -> Refusal {
-    Refusal::new(CIRCLE_NOT_FOUNDED, "the circle is not founded yet")
 }
 
 /// Returns a short description of a change, for the audit log.

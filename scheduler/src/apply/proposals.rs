@@ -4,8 +4,9 @@
 //! among its token's drafts and none among the open proposals. The first member that approves a draft becomes
 //! its proposer. A member can also bring a proposal with its own approval, beside any number of drafts.
 
-use super::governance::{circle, count, stands, summary};
+use super::governance::{count, stands, summary};
 use super::is_over;
+use super::known::{circle, not_open};
 use crate::clock::ClusterTime;
 use crate::cluster::{BurnedProposal, Cluster, DraftProposal, OpenProposal};
 use crate::command::{Actor, Refusal, Reply};
@@ -15,10 +16,7 @@ use crate::limits::{
 };
 use human_chain::{ChainError, Electorate, check_proposal, check_withdrawal, propose, show_time};
 use protocol::api::ProposalState;
-use protocol::error_code::{
-    GOVERNANCE_INVALID, LIMIT_REACHED, PROPOSAL_EXPIRED, PROPOSAL_NOT_FOUND, PROPOSAL_STALE,
-    PROPOSAL_UNSIGNED, WITHDRAWAL_REFUSED,
-};
+use protocol::error_code::{GOVERNANCE_INVALID, LIMIT_REACHED, PROPOSAL_UNSIGNED, WITHDRAWAL_REFUSED};
 use protocol::governance::{Change, Choice, Proposal, SignedBallot, SignedWithdrawal};
 use protocol::limits::{CLOCK_GRACE_MS, PROPOSALS_OPEN_MAX};
 use protocol::manifest::Manifest;
@@ -308,33 +306,4 @@ fn drop_drafts(cluster: &mut Cluster, actor: &str, action: &str, ids: &[Proposal
 
 fn record_draft(cluster: &mut Cluster, actor: &str, action: &str, id: ProposalId, detail: &str) {
     cluster.audit.record(cluster.now, actor, action, &format!("draft/{}", id.short()), detail);
-}
-
-/// Returns the refusal of an act on a proposal that is not open any more, or never was.
-pub(super) fn not_open(cluster: &Cluster, id: ProposalId) -> Refusal {
-    debug_assert!(!cluster.open.contains_key(&id), "an open proposal is refused for another cause");
-    let closed = cluster.closed.iter().rev().find(|closed| closed.proposal.id() == id);
-    match closed.map(|closed| (closed.state, show_time(closed.closed_at.0))) {
-        Some((ProposalState::Expired, at)) => {
-            Refusal::new(PROPOSAL_EXPIRED, format!("the proposal expired at {at}; propose it again"))
-        }
-        Some((ProposalState::Stale, at)) => {
-            let message = format!("its subject was changed at {at}; propose it again");
-            Refusal::new(PROPOSAL_STALE, message)
-        }
-        Some((ProposalState::Withdrawn, at)) => {
-            Refusal::new(PROPOSAL_NOT_FOUND, format!("the proposal was withdrawn at {at}; make a new one"))
-        }
-        Some((ProposalState::Void, at)) => {
-            let message = format!("its proposer was suspended at {at}; make a new one");
-            Refusal::new(PROPOSAL_NOT_FOUND, message)
-        }
-        Some((_, at)) => Refusal::new(PROPOSAL_NOT_FOUND, format!("the proposal was decided at {at}")),
-        None if cluster.burned.contains_key(&id) => {
-            let message =
-                "the proposal was rejected or withdrawn, or its proposer was suspended; make a new one";
-            Refusal::new(PROPOSAL_NOT_FOUND, message)
-        }
-        None => Refusal::new(PROPOSAL_NOT_FOUND, format!("no open proposal {id}")),
-    }
 }

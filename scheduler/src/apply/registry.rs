@@ -4,6 +4,7 @@
 //! members and admitted workers are recipients. A wrap that does not open for its recipient is dropped by
 //! the recipient's signed complaint.
 
+use super::known::{circle, not_founded};
 use crate::clock::{ClockReadings, ClusterTime};
 use crate::cluster::{Cluster, ServicePhase};
 use crate::command::{Actor, Refusal, Reply};
@@ -11,13 +12,12 @@ use crate::limits::{
     MODELS_MAX, PENDING_BYTES_MAX, PENDING_NODES_MAX, PENDING_REFRESH_MS, PENDING_SILENT_MS,
     STORE_URL_BYTES_MAX, WRAPS_MAX, WRAPS_PER_COMMAND_MAX,
 };
-use human_chain::{CircleState, check_complaint, check_node, check_wrap, recipient_key};
+use human_chain::{check_complaint, check_node, check_wrap, recipient_key};
 use protocol::agent::PendingNode;
 use protocol::display::counted;
 use protocol::error_code::{
-    CIRCLE_NOT_FOUNDED, COMMAND_INVALID, LIMIT_REACHED, MODEL_FORGOTTEN, MODEL_IN_USE, MODEL_NAME_TAKEN,
-    MODEL_NOT_FOUND, MODEL_RECORD_DIFFERS, NAME_TAKEN, SCALE_OUTSIDE_ENVELOPE, SERVICE_NOT_FOUND, WRAP_HELD,
-    WRAP_NOT_HELD,
+    COMMAND_INVALID, LIMIT_REACHED, MODEL_FORGOTTEN, MODEL_IN_USE, MODEL_NAME_TAKEN, MODEL_NOT_FOUND,
+    MODEL_RECORD_DIFFERS, NAME_TAKEN, SCALE_OUTSIDE_ENVELOPE, SERVICE_NOT_FOUND, WRAP_HELD, WRAP_NOT_HELD,
 };
 use protocol::governance::NodeAdmission;
 use protocol::keys::EncryptionKey;
@@ -170,11 +170,6 @@ pub(super) fn drop_wrap(cluster: &mut Cluster, signed: &SignedComplaint) -> Resu
     cluster.generation += 1;
     cluster.audit.record(cluster.now, &actor, "drop-wrap", &format!("model/{name}"), &detail);
     Ok(Reply::Done)
-}
-
-fn circle(cluster: &Cluster) -> Result<&CircleState, Refusal> {
-    let missing = || Refusal::new(CIRCLE_NOT_FOUNDED, "the circle is not founded yet");
-    cluster.circle_state().ok_or_else(missing)
 }
 
 /// Checks new wraps. An existing wrap is not replaced: only its recipient knows whether it opens, and
@@ -356,7 +351,7 @@ fn answer_unrecorded(
     debug_assert!(now >= cluster.now, "an answer is never of the past");
     let refuse = |code, message: String| Some(Err(Refusal::new(code, message)));
     if cluster.circle.is_none() {
-        return refuse(CIRCLE_NOT_FOUNDED, "the circle is not founded yet".into());
+        return Some(Err(not_founded()));
     }
     if cluster.node(&admission.id).is_some() {
         return Some(Ok(Reply::Enrolled { admitted: true }));

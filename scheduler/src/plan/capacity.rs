@@ -203,6 +203,7 @@ impl NodeCapacity {
             })
             .collect();
         gpus.sort_unstable_by_key(|gpu| gpu.index);
+        debug_assert!(gpus.is_sorted_by(|a, b| a.index < b.index), "each GPU is offered once");
         Self {
             id: admission.id,
             name: admission.name.clone(),
@@ -342,6 +343,7 @@ impl NodeCapacity {
                 debug_assert!(largest < needs.gpu_memory_bytes, "fewer GPUs are large enough than asked for");
                 return Err(Unschedulable::GpuMemory { needs: needs.gpu_memory_bytes, largest });
             }
+            debug_assert!(chosen.is_sorted_by(|a, b| a < b), "an order names GPUs by rising index");
             return Ok(chosen);
         }
         if needs.gpu_share_percent > 0 {

@@ -90,8 +90,8 @@ fn a_token_is_known_by_its_text_until_it_ends() {
     assert!(matches!(&denied, Reply::Refused { code, .. } if code.as_str() == "token-scope-missing"));
 }
 
-/// The clocks of a majority may have leapt ahead: what expired by them is kept until a signed decision attests
-/// the later time.
+/// The clocks of a majority may have leapt ahead: what expired by them is kept until a signed decision
+/// attests the later time.
 #[test]
 fn what_expired_is_forgotten_once_a_decision_attests_the_time() {
     let mut world = World::new(&[node("n1", 4000, 4096)]);

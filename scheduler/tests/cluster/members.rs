@@ -316,7 +316,7 @@ fn attack_the_open_proposals_of_a_suspended_member() {
         let again = Action::SubmitProposal(Box::new(proposal.clone()));
         assert_eq!(verdict(&world, Actor::Scheduler, again), "proposal-not-found", "it does not return");
     }
-    // What no suspended member proposed stays.
+    // A draft that no suspended member proposed stays.
     assert_eq!(view(&world, &draft).state, ProposalState::Draft);
     world.wait(DAY_MS);
     world.must(Action::Tick);

@@ -1,5 +1,5 @@
-//! Accounting of the KV cache: which blocks are free, who has the others, and which keep a prefix that a later
-//! request may share.
+//! Accounting of the KV cache: which blocks are free, who has the others, and which keep a prefix that a
+//! later request may share.
 //!
 //! A block with references belongs to sequences. A full block may be published: its content is then found by
 //! its tenant, the published block before it, and its tokens, compared as they are and not by a hash. A block
@@ -65,6 +65,7 @@ pub(super) struct BlockPool {
 
 impl BlockPool {
     pub(super) fn new(total: usize) -> Self {
+        debug_assert!(u32::try_from(total).is_ok(), "each block has an id");
         Self {
             total,
             blocks: Vec::new(),
@@ -83,6 +84,7 @@ impl BlockPool {
 
     /// Returns the number of blocks without references.
     pub(super) fn available(&self) -> usize {
+        debug_assert!(self.free.len() + self.idle.len() <= self.blocks.len(), "each block counts once");
         self.total - self.blocks.len() + self.free.len() + self.idle.len()
     }
 
@@ -103,6 +105,8 @@ impl BlockPool {
     }
 
     fn evict(&mut self) -> Option<BlockId> {
+        let is_full = self.free.is_empty() && self.blocks.len() == self.total;
+        debug_assert!(is_full, "no prefix is evicted while a block is free");
         let (_, id) = self.idle.pop_first()?;
         let published = self.blocks[id.0 as usize].published.take().expect("an idle block is published");
         let removed = self.index.remove(&published.key);
@@ -115,7 +119,8 @@ impl BlockPool {
         let block = &mut self.blocks[id.0 as usize];
         let published = block.published.as_ref().expect("only published blocks are shared");
         if block.references == 0 {
-            self.idle.remove(&published.released);
+            let idle = self.idle.remove(&published.released);
+            debug_assert_eq!(idle, Some(id), "a published block without references is idle");
         }
         block.references += 1;
     }
@@ -132,7 +137,8 @@ impl BlockPool {
             Some(published) => {
                 self.released_total += 1;
                 published.released = self.released_total;
-                self.idle.insert(published.released, id);
+                let other = self.idle.insert(published.released, id);
+                debug_assert_eq!(other, None, "each release has a number of its own");
             }
             None => self.free.push(id),
         }
@@ -155,14 +161,16 @@ impl BlockPool {
             let key = PrefixKey { tenant: tenant.clone(), before: found.number, tokens: part.into() };
             let Some(id) = self.index.get(&key) else { break };
             let published = self.blocks[id.0 as usize].published.as_ref().expect("it is in the index");
+            debug_assert!(published.number > found.number, "a prefix is published before what continues it");
             found.number = published.number;
             found.blocks.push(*id);
         }
+        debug_assert!(found.blocks.len() * BLOCK_TOKENS <= tokens.len().saturating_sub(1), "a token is left");
         found
     }
 
-    /// Publishes a full block that a sequence has. Returns its number, or that of an older block with the same
-    /// content.
+    /// Publishes a full block that a sequence has. Returns its number, or that of an older block with the
+    /// same content.
     pub(super) fn publish(
         &mut self,
         id: BlockId,
@@ -171,6 +179,7 @@ impl BlockPool {
         tokens: &[u32],
     ) -> PrefixNumber {
         assert_eq!(tokens.len(), BLOCK_TOKENS, "only full blocks never change");
+        debug_assert!(before.0 <= self.published_total, "the block before it was published first");
         let key = PrefixKey { tenant: tenant.clone(), before, tokens: tokens.into() };
         if let Some(older) = self.index.get(&key) {
             let published = self.blocks[older.0 as usize].published.as_ref();

@@ -21,6 +21,7 @@ impl EmbeddingTask {
     ) -> Self {
         let inputs = sequences.len();
         assert!(inputs > 0, "checked when the request was queued");
+        debug_assert!(sequences.iter().all(|sequence| !sequence.is_empty()), "each input has a token");
         Self { vectors: Vec::with_capacity(inputs), sequences: sequences.into_iter(), inputs, reply }
     }
 
@@ -71,6 +72,7 @@ impl EmbeddingTask {
             moved += 1;
         }
         assert!(*tokens <= budget || batch.len() == 1, "only one text alone may exceed a step");
+        debug_assert!(!batch.is_empty() || self.is_complete(), "an empty step takes the next text");
         moved
     }
 
@@ -84,6 +86,7 @@ impl EmbeddingTask {
             outcome.is_err() || self.vectors.len() == self.inputs,
             "an answer has a vector for each input"
         );
+        debug_assert!(outcome.is_err() || self.is_number(), "an answer has numbers only");
         // The caller may have dropped the receiver; the answer is then discarded.
         let _ = self.reply.send(outcome.map(|()| self.vectors));
     }

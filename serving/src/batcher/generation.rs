@@ -33,6 +33,7 @@ pub struct AnswerToken {
 
 impl AnswerToken {
     fn new(frontend: &TextFrontend, found: TokenLogprobs) -> Self {
+        debug_assert!(found.top.is_sorted_by(|a, b| a.1 >= b.1), "the most likely token is the first");
         let piece = |token| TokenPiece { bytes: frontend.token_bytes(token) };
         let top = found.top.into_iter().map(|(token, logprob)| (piece(token), logprob)).collect();
         Self { piece: piece(found.token), logprob: found.logprob, top }
@@ -152,6 +153,7 @@ impl GeneratedText {
     /// Sends the text that the next token completes. Returns `true` at the end of the generation.
     pub(super) fn accept(&mut self, frontend: &TextFrontend, drawn: Drawn) -> bool {
         let token = drawn.token;
+        debug_assert!(self.generated < self.tokens_max, "the last token requested ends the generation");
         self.generated += 1;
         if frontend.is_end(token) && !self.ignores_end {
             let rest = self.detokenizer.finish(frontend);

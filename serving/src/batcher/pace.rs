@@ -1,8 +1,8 @@
 //! The share of a step that prompts may take, so that the gaps between a generation's tokens keep a target.
 //!
 //! The cost of a step is taken from measurements, passed as arguments: a part for the tokens that are
-//! generated, and a part for each token of a prompt. Both change with the model, the machine and the length of
-//! the sequences, so the estimates follow the last steps. No time is read here.
+//! generated, and a part for each token of a prompt. Both change with the model, the machine and the length
+//! of the sequences, so the estimates follow the last steps. No time is read here.
 
 use std::time::Duration;
 
@@ -64,7 +64,11 @@ fn nanoseconds(time: Duration) -> u64 {
 
 fn average(before: Option<u64>, now: u64) -> u64 {
     match before {
-        Some(before) => before - before / AVERAGE_PARTS + now / AVERAGE_PARTS,
+        Some(before) => {
+            let average = before - before / AVERAGE_PARTS + now / AVERAGE_PARTS;
+            debug_assert!((before.min(now)..=before.max(now)).contains(&average), "it is between the two");
+            average
+        }
         None => now,
     }
 }

@@ -2,7 +2,7 @@
 //! the next step computes. It knows no engine, channel, text or clock; measured times are arguments.
 //!
 //! Blocks are taken as a sequence grows. Where none is left, the last sequence in order gives up its blocks,
-//! waits again and is computed anew: its tokens stay, and a drawn token depends on its position alone, so no
+//! waits again and is computed again: its tokens stay, and a drawn token depends on its position alone, so no
 //! answer changes by it.
 //!
 //! Order is by priority, then by arrival. A request that does not fit waits, and later ones that fit pass it,
@@ -24,9 +24,9 @@ use std::time::Duration;
 /// place and not for a quiet hour.
 pub(super) const PASSED_MAX: u32 = 16;
 
-/// Number of a request, in the order of arrival.
+/// Number of a sequence, in the order of arrival.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct RequestId(pub(super) u64);
+pub(super) struct SequenceId(pub(super) u64);
 
 /// Limits of a scheduler.
 #[derive(Debug, Clone, Copy)]
@@ -39,7 +39,7 @@ pub(super) struct ScheduleLimits {
 
 /// A request to generate.
 #[derive(Debug, Clone)]
-pub(super) struct Submission {
+pub(super) struct SequenceRequest {
     pub(super) prompt: Vec<u32>,
     pub(super) sampling: Sampling,
     /// Rules that change its logits, if any.
@@ -54,7 +54,7 @@ pub(super) struct Submission {
 /// A request that waits or runs.
 #[derive(Debug)]
 pub(super) struct Sequence {
-    id: RequestId,
+    id: SequenceId,
     /// Prompt and generated tokens.
     tokens: Vec<u32>,
     prompt: usize,
@@ -77,7 +77,7 @@ pub(super) struct Sequence {
 /// Tokens of one sequence in a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct PlannedChunk {
-    pub(super) id: RequestId,
+    pub(super) id: SequenceId,
     /// Number of tokens.
     pub(super) count: usize,
     /// Whether a token is drawn after them.
@@ -86,7 +86,7 @@ pub(super) struct PlannedChunk {
 
 /// One step.
 #[derive(Debug, Default)]
-pub(super) struct Plan {
+pub(super) struct StepPlan {
     pub(super) chunks: Vec<PlannedChunk>,
     /// Number of requests that run for the first time, and of those that wait again.
     pub(super) begun: usize,
@@ -113,7 +113,7 @@ pub(super) struct Scheduler {
 
 impl Sequence {
     /// Returns the order of service: what compares less precedes.
-    fn order(&self) -> (bool, Priority, RequestId) {
+    fn order(&self) -> (bool, Priority, SequenceId) {
         (!self.is_due(), self.priority, self.id)
     }
 
@@ -157,10 +157,10 @@ impl Scheduler {
     }
 
     /// Queues a request. Ids ascend, and the whole cache holds the request's longest form.
-    pub(super) fn submit(&mut self, id: RequestId, request: Submission) {
+    pub(super) fn submit(&mut self, id: SequenceId, request: SequenceRequest) {
         assert!(!request.prompt.is_empty(), "checked when the request was queued");
         assert!(blocks_of(request.prompt.len() + 1) <= self.pool.total(), "checked when it was queued");
-        let Submission { prompt: tokens, sampling, rules, logprobs, priority, tenant } = request;
+        let SequenceRequest { prompt: tokens, sampling, rules, logprobs, priority, tenant } = request;
         assert!(self.waiting.iter().chain(&self.running).all(|other| other.id < id), "numbered by arrival");
         self.waiting.push(Sequence {
             id,
@@ -182,19 +182,22 @@ impl Scheduler {
 
     /// Removes a request, finished or not, and releases its blocks. Returns whether it has run; `None` for a
     /// request that is not here.
-    pub(super) fn remove(&mut self, id: RequestId) -> Option<bool> {
+    pub(super) fn remove(&mut self, id: SequenceId) -> Option<bool> {
         self.has_changed = true;
         if let Some(index) = self.waiting.iter().position(|sequence| sequence.id == id) {
-            return Some(self.waiting.remove(index).is_begun);
+            let sequence = self.waiting.remove(index);
+            debug_assert!(sequence.blocks.is_empty(), "a waiting request has no blocks to release");
+            return Some(sequence.is_begun);
         }
         let index = self.running.iter().position(|sequence| sequence.id == id)?;
         let mut sequence = self.running.remove(index);
+        debug_assert!(sequence.is_begun, "a running request has begun");
         self.release(&mut sequence);
         Some(true)
     }
 
     /// Returns the ids of the running requests.
-    pub(super) fn running_ids(&self) -> Vec<RequestId> {
+    pub(super) fn running_ids(&self) -> Vec<SequenceId> {
         self.running.iter().map(|sequence| sequence.id).collect()
     }
 
@@ -217,8 +220,8 @@ impl Scheduler {
 
     /// Starts what fits, and chooses the tokens of the next step: one for each generation, then chunks of
     /// prompts within the time that the generations leave. Empty only if no request is here.
-    pub(super) fn plan(&mut self) -> Plan {
-        let mut plan = Plan::default();
+    pub(super) fn plan(&mut self) -> StepPlan {
+        let mut plan = StepPlan::default();
         self.start_what_fits(&mut plan);
         let mut left = self.limits.step_tokens_max;
         self.plan_generations(&mut left, &mut plan);
@@ -229,6 +232,9 @@ impl Scheduler {
         self.plan_prompts(left, &mut plan);
         plan.prompt_tokens = plan.chunks[generating..].iter().map(|chunk| chunk.count).sum();
         assert_eq!(plan.chunks.is_empty(), self.is_idle(), "each step advances a request");
+        debug_assert!(self.running.len() <= self.limits.sequences_max, "a step has a bounded batch");
+        let tokens: usize = plan.chunks.iter().map(|chunk| chunk.count).sum();
+        debug_assert!(tokens <= self.limits.step_tokens_max, "a step has a bounded number of tokens");
         plan
     }
 
@@ -238,6 +244,9 @@ impl Scheduler {
         let written = &sequence.blocks[sequence.computed / BLOCK_TOKENS..];
         let is_own = |block: &BlockId| self.pool.is_exclusive(*block);
         assert!(!written.is_empty() && written.iter().all(is_own), "a sequence writes blocks of its own");
+        let end = sequence.computed + planned.count;
+        debug_assert!(end <= sequence.blocks.len() * BLOCK_TOKENS, "each token has a position in a block");
+        debug_assert_eq!(planned.draws, end == sequence.tokens.len(), "a token follows the last one alone");
         SequenceChunk {
             blocks: &sequence.blocks,
             position: sequence.computed,
@@ -252,7 +261,7 @@ impl Scheduler {
     }
 
     /// Records that the engine has computed a plan in this time.
-    pub(super) fn computed(&mut self, plan: &Plan, elapsed: Duration) {
+    pub(super) fn computed(&mut self, plan: &StepPlan, elapsed: Duration) {
         for chunk in &plan.chunks {
             let sequence = self.running.iter_mut().find(|sequence| sequence.id == chunk.id);
             let sequence = sequence.expect("nothing is removed between a plan and its step");
@@ -263,14 +272,14 @@ impl Scheduler {
         self.pace.measured(plan.prompt_tokens, generating, elapsed);
     }
 
-    fn find(&self, id: RequestId) -> &Sequence {
+    fn find(&self, id: SequenceId) -> &Sequence {
         let found = self.running.iter().find(|sequence| sequence.id == id);
         found.expect("nothing is removed between a plan and its step")
     }
 
     /// Appends the token drawn for a running sequence, and publishes the blocks that it has filled. A token
     /// proves that no NaN is in them. Returns whether it is the first after the prompt.
-    pub(super) fn accept(&mut self, id: RequestId, token: u32) -> bool {
+    pub(super) fn accept(&mut self, id: SequenceId, token: u32) -> bool {
         let sequence = self.running.iter_mut().find(|sequence| sequence.id == id);
         let sequence = sequence.expect("a token is drawn for a running sequence");
         assert_eq!(sequence.computed, sequence.tokens.len(), "a token follows the last one");
@@ -292,14 +301,19 @@ impl Scheduler {
 
     /// Releases all blocks of a sequence, the last first: of a prefix, the tail is evicted first.
     fn release(&mut self, sequence: &mut Sequence) {
+        debug_assert!(
+            sequence.computed <= sequence.blocks.len() * BLOCK_TOKENS,
+            "what is computed has a block"
+        );
         sequence.blocks.drain(..).rev().for_each(|block| self.pool.release(block));
         sequence.published = (0, PrefixNumber::default());
         sequence.computed = 0;
     }
 
     /// Returns running sequence `index` to those that wait.
-    fn preempt(&mut self, index: usize, plan: &mut Plan) {
+    fn preempt(&mut self, index: usize, plan: &mut StepPlan) {
         let mut sequence = self.running.remove(index);
+        debug_assert!(plan.chunks.iter().all(|chunk| chunk.id != sequence.id), "what is planned is computed");
         self.release(&mut sequence);
         let place = self.waiting.partition_point(|other| other.id < sequence.id);
         self.waiting.insert(place, sequence);
@@ -308,7 +322,7 @@ impl Scheduler {
     }
 
     /// Starts waiting requests in order of service while they fit. One that is due holds all others back.
-    fn start_what_fits(&mut self, plan: &mut Plan) {
+    fn start_what_fits(&mut self, plan: &mut StepPlan) {
         if !std::mem::take(&mut self.has_changed) {
             return;
         }
@@ -318,6 +332,7 @@ impl Scheduler {
             for earlier in self.waiting.iter_mut().filter(|other| other.id < id) {
                 earlier.passed += 1;
             }
+            debug_assert!(sequence.blocks.is_empty() && sequence.computed == 0, "it starts without blocks");
             if let Some(tenant) = &sequence.tenant {
                 let shared = self.pool.find(tenant, &sequence.tokens);
                 shared.blocks.iter().for_each(|block| self.pool.share(*block));
@@ -326,18 +341,19 @@ impl Scheduler {
                 sequence.blocks = shared.blocks;
                 plan.shared_tokens += sequence.computed.min(sequence.prompt);
             }
+            debug_assert!(sequence.computed < sequence.tokens.len(), "a token is left to compute");
             let is_begun = std::mem::replace(&mut sequence.is_begun, true);
             let place = self.running.partition_point(|other| other.order() < sequence.order());
             self.running.insert(place, sequence);
             plan.begun += usize::from(!is_begun);
         }
-        // What was preempted on the way did not fit beside what took its place.
+        // A request that was preempted on the way did not fit beside the one that took its place.
         self.has_changed = false;
     }
 
     /// Returns the request to start next, after making room for it where its priority allows that.
-    fn next_to_start(&mut self, plan: &mut Plan) -> Option<RequestId> {
-        let mut order: Vec<(bool, Priority, RequestId)> = self.waiting.iter().map(Sequence::order).collect();
+    fn next_to_start(&mut self, plan: &mut StepPlan) -> Option<SequenceId> {
+        let mut order: Vec<(bool, Priority, SequenceId)> = self.waiting.iter().map(Sequence::order).collect();
         order.sort_unstable();
         for (is_patient, priority, id) in order {
             if self.fits(id) {
@@ -355,12 +371,12 @@ impl Scheduler {
 
     /// Reports whether a waiting request fits beside the running ones and what they still need for the tokens
     /// that they have.
-    fn fits(&self, id: RequestId) -> bool {
+    fn fits(&self, id: SequenceId) -> bool {
         self.running.len() < self.limits.sequences_max && self.fits_into(id, self.room())
     }
 
     /// Reports whether a waiting request would fit if all running ones of a lower priority gave way.
-    fn fits_after_preemption(&self, id: RequestId, priority: Priority) -> bool {
+    fn fits_after_preemption(&self, id: SequenceId, priority: Priority) -> bool {
         let yielding = self.running.iter().filter(|other| other.is_yielding_to(priority));
         let (count, blocks) = yielding.fold((0, 0), |(count, blocks), other| {
             let exclusive = other.blocks.iter().filter(|block| self.pool.is_exclusive(**block)).count();
@@ -371,9 +387,9 @@ impl Scheduler {
             && self.fits_into(id, self.room().saturating_add_unsigned(blocks))
     }
 
-    /// Preempts running requests of a lower priority, the last first, until a waiting one fits. Returns whether
-    /// it does.
-    fn make_room(&mut self, id: RequestId, priority: Priority, plan: &mut Plan) -> bool {
+    /// Preempts running requests of a lower priority, the last first, until a waiting one fits. Returns
+    /// whether it does.
+    fn make_room(&mut self, id: SequenceId, priority: Priority, plan: &mut StepPlan) -> bool {
         while !self.fits(id) {
             if !self.running.last().is_some_and(|last| last.is_yielding_to(priority)) {
                 return false;
@@ -391,7 +407,7 @@ impl Scheduler {
         self.pool.available() as isize - (missing + reserve) as isize
     }
 
-    fn fits_into(&self, id: RequestId, room: isize) -> bool {
+    fn fits_into(&self, id: SequenceId, room: isize) -> bool {
         let sequence = self.waiting.iter().find(|sequence| sequence.id == id).expect("it waits");
         // One position more: that of the token which it draws first.
         let needed = blocks_of(sequence.tokens.len() + 1) as isize;
@@ -407,7 +423,7 @@ impl Scheduler {
 
     /// Adds the generations' tokens to a plan, in order of service. A generation for which no later one can
     /// give way gives way itself.
-    fn plan_generations(&mut self, left: &mut usize, plan: &mut Plan) {
+    fn plan_generations(&mut self, left: &mut usize, plan: &mut StepPlan) {
         let mut index = 0;
         while index < self.running.len() && *left > 0 {
             if !self.running[index].is_generating() {
@@ -423,7 +439,7 @@ impl Scheduler {
     }
 
     /// Adds chunks of prompts to a plan, in order of service.
-    fn plan_prompts(&mut self, mut left: usize, plan: &mut Plan) {
+    fn plan_prompts(&mut self, mut left: usize, plan: &mut StepPlan) {
         let mut index = 0;
         while index < self.running.len() && left > 0 {
             let sequence = &self.running[index];
@@ -439,22 +455,25 @@ impl Scheduler {
         }
     }
 
-    fn add_chunk(&mut self, index: usize, count: usize, plan: &mut Plan) {
+    fn add_chunk(&mut self, index: usize, count: usize, plan: &mut StepPlan) {
         let sequence = &self.running[index];
         let draws = sequence.computed + count == sequence.tokens.len();
+        debug_assert!(count > 0, "a chunk has a token");
+        debug_assert!(plan.chunks.iter().all(|chunk| chunk.id != sequence.id), "one chunk for each sequence");
         plan.chunks.push(PlannedChunk { id: sequence.id, count, draws });
     }
 
     /// Takes blocks for `count` more positions of a running sequence. Later sequences that are not in the
     /// plan yet give theirs up for it. Returns the number of positions that there is room for.
-    fn grow(&mut self, index: usize, count: usize, plan: &mut Plan) -> usize {
+    fn grow(&mut self, index: usize, count: usize, plan: &mut StepPlan) -> usize {
         let end = self.running[index].computed + count;
+        debug_assert!(end <= self.running[index].tokens.len(), "blocks are taken for tokens that exist");
         while self.running[index].blocks.len() < blocks_of(end) {
             if let Some(block) = self.pool.take() {
                 self.running[index].blocks.push(block);
                 continue;
             }
-            let is_planned = |id: RequestId| plan.chunks.iter().any(|chunk| chunk.id == id);
+            let is_planned = |id: SequenceId| plan.chunks.iter().any(|chunk| chunk.id == id);
             let last = self.running.iter().rposition(|sequence| !is_planned(sequence.id));
             match last.filter(|last| *last > index) {
                 Some(last) => self.preempt(last, plan),

@@ -8,7 +8,7 @@ mod tests;
 use super::counters::{Counters, add, leave};
 use super::embedding::EmbeddingTask;
 use super::generation::{GeneratedText, QueuedGeneration};
-use super::scheduler::{Plan, RequestId, ScheduleLimits, Scheduler, Submission};
+use super::scheduler::{ScheduleLimits, Scheduler, SequenceId, SequenceRequest, StepPlan};
 use super::{BatchError, BatcherCommand, BatcherLimits, Caller};
 use crate::engine::{Drawn, Engine, SequenceChunk};
 use protocol::error_code as code;
@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 const EMBED_STEP_TOKENS: usize = 8192;
 
 /// A clock that never goes back; only differences count.
-pub(super) type Clock = fn() -> Duration;
+pub(super) type MonotonicClock = fn() -> Duration;
 
 /// Returns the time since the first call.
 pub(super) fn monotonic() -> Duration {
@@ -33,12 +33,12 @@ pub(super) fn monotonic() -> Duration {
 
 pub(super) struct Worker {
     engine: Box<dyn Engine>,
-    clock: Clock,
+    clock: MonotonicClock,
     counters: Arc<Counters>,
     commands: Receiver<BatcherCommand>,
     scheduler: Scheduler,
     /// Texts of all generations that the scheduler has.
-    texts: BTreeMap<RequestId, GeneratedText>,
+    texts: BTreeMap<SequenceId, GeneratedText>,
     requests_total: u64,
     embeddings: VecDeque<EmbeddingTask>,
 }
@@ -47,7 +47,7 @@ impl Worker {
     pub(super) fn new(
         engine: Box<dyn Engine>,
         limits: &BatcherLimits,
-        clock: Clock,
+        clock: MonotonicClock,
         counters: Arc<Counters>,
         commands: Receiver<BatcherCommand>,
     ) -> Self {
@@ -121,12 +121,14 @@ impl Worker {
 
     fn queue_generation(&mut self, job: QueuedGeneration) {
         self.requests_total += 1;
-        let id = RequestId(self.requests_total);
-        self.texts.insert(id, GeneratedText::new(&job));
+        let id = SequenceId(self.requests_total);
+        let other = self.texts.insert(id, GeneratedText::new(&job));
+        debug_assert!(other.is_none(), "each generation has an id of its own");
         let QueuedGeneration { prompt, options, sampling, logits: rules, caller, .. } = job;
         let Caller { tenant, priority } = caller;
-        let submission = Submission { prompt, sampling, rules, logprobs: options.logprobs, priority, tenant };
-        self.scheduler.submit(id, submission);
+        let request =
+            SequenceRequest { prompt, sampling, rules, logprobs: options.logprobs, priority, tenant };
+        self.scheduler.submit(id, request);
     }
 
     fn drop_abandoned(&mut self) {
@@ -139,7 +141,7 @@ impl Worker {
             }
             !abandoned
         });
-        let abandoned: Vec<RequestId> =
+        let abandoned: Vec<SequenceId> =
             self.texts.iter().filter(|(_, text)| text.is_abandoned()).map(|(id, _)| *id).collect();
         for id in abandoned {
             add(&self.counters.cancelled_total, 1);
@@ -148,7 +150,7 @@ impl Worker {
     }
 
     /// Removes a generation and its count in a level. Its end is counted before.
-    fn remove(&mut self, id: RequestId) -> GeneratedText {
+    fn remove(&mut self, id: SequenceId) -> GeneratedText {
         let is_begun = self.scheduler.remove(id).expect("the scheduler has each generation");
         leave(if is_begun { &self.counters.running } else { &self.counters.waiting });
         self.texts.remove(&id).expect("each generation has a text")
@@ -172,7 +174,7 @@ impl Worker {
         }
     }
 
-    fn count_plan(&self, plan: &Plan) {
+    fn count_plan(&self, plan: &StepPlan) {
         let counters = &self.counters;
         add(&counters.steps_total, 1);
         add(&counters.shared_tokens_total, plan.shared_tokens);
@@ -182,8 +184,8 @@ impl Worker {
         (0..plan.begun).for_each(|_| leave(&counters.waiting));
     }
 
-    fn deliver(&mut self, plan: &Plan, drawn: Vec<Option<Drawn>>) {
-        let drawing: Vec<RequestId> =
+    fn deliver(&mut self, plan: &StepPlan, drawn: Vec<Option<Drawn>>) {
+        let drawing: Vec<SequenceId> =
             plan.chunks.iter().filter(|chunk| chunk.draws).map(|chunk| chunk.id).collect();
         assert_eq!(drawn.len(), drawing.len(), "one token for each chunk that draws one");
         let frontend = Arc::clone(self.engine.frontend());
@@ -212,6 +214,7 @@ impl Worker {
             add(&self.counters.failed_total, 1);
             self.remove(id).fail(error.clone());
         }
+        debug_assert_eq!(self.scheduler.tokens_used(), 0, "those that wait have no blocks");
     }
 
     /// Computes one portion of the oldest embedding requests.
@@ -264,6 +267,10 @@ impl Worker {
             leave(&self.counters.waiting);
             job.finish(outcome);
         }
+        debug_assert!(
+            !self.embeddings.iter().any(EmbeddingTask::is_complete),
+            "they end in order of arrival"
+        );
     }
 }
 

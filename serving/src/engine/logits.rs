@@ -43,7 +43,7 @@ impl Default for LogitRules {
 pub struct LogitState {
     rules: LogitRules,
     temperature: f32,
-    /// How often each token occurs in the answer; 0 for one that occurs in the prompt alone.
+    /// Occurrences of each token in the answer; 0 for one that occurs in the prompt alone.
     counts: BTreeMap<u32, u32>,
 }
 

@@ -72,7 +72,8 @@ impl Matryoshka {
             ShorterLengths::None => Err(format!("is {dimensions}, but this model has vectors of {own} only")),
             ShorterLengths::Any => Err(format!("is {dimensions}, expected 1 to {own}")),
             ShorterLengths::Listed(listed) => {
-                Err(format!("is {dimensions}, expected {own} or one of {listed:?}"))
+                let listed = listed.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
+                Err(format!("is {dimensions}, expected {own} or one of {listed}"))
             }
         }
     }
@@ -105,7 +106,7 @@ mod tests {
             (of(ShorterLengths::Any), 1, Ok(())),
             (of(ShorterLengths::Any), 9, Err("is 9, expected 1 to 8")),
             (of(ShorterLengths::Listed(vec![4, 16])), 4, Ok(())),
-            (of(ShorterLengths::Listed(vec![4, 16])), 16, Err("is 16, expected 8 or one of [4, 16]")),
+            (of(ShorterLengths::Listed(vec![4, 16])), 16, Err("is 16, expected 8 or one of 4, 16")),
         ] {
             assert_eq!(lengths.check(dimensions), expected.map_err(str::to_owned), "{lengths:?}");
         }

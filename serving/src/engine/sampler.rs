@@ -4,10 +4,10 @@
 //! of (seed, position). A stream that is continued on another worker, or replayed, therefore draws the same
 //! tokens.
 //!
-//! The definition is a sort: tokens by descending weight, ties by ascending id, cut after `top_p` of the mass,
-//! and of the rest the token at which the sum of weights passes the random number. The computation sorts one
-//! bucket of similar weights at most, in time linear in the vocabulary. Weights are summed as integers, so no
-//! sum depends on its order.
+//! The definition is a sort: tokens by descending weight, ties by ascending id, cut after `top_p` of the
+//! mass, and of the rest the token at which the sum of weights passes the random number. The computation
+//! sorts one bucket of similar weights at most, in time linear in the vocabulary. Weights are summed as
+//! integers, so no sum depends on its order.
 
 use super::kernels::{ComputePool, Isa, LANES, elementwise};
 use super::logits::logprobs;

@@ -115,7 +115,7 @@ impl SpecialTokens {
         if untrusted.is_empty() {
             return false;
         }
-        let is_foreign = |found: &Found<'_>| {
+        let is_foreign = |found: &FoundToken<'_>| {
             let range = found.start..found.start + found.pattern.text.len();
             found.pattern.token.special && touches(untrusted, range)
         };
@@ -157,7 +157,7 @@ struct Pattern {
 }
 
 /// An occurrence of a token.
-struct Found<'p> {
+struct FoundToken<'p> {
     pattern: &'p Pattern,
     /// First byte of the token's text.
     start: usize,
@@ -184,8 +184,12 @@ impl Patterns {
 
     /// Finds the accepted tokens in a text: leftmost first, longest first, none within another. `accepts`
     /// gets the range of the token's text.
-    fn find<'p>(&'p self, text: &str, accepts: impl Fn(&Pattern, Range<usize>) -> bool) -> Vec<Found<'p>> {
-        let mut found: Vec<Found<'p>> = Vec::new();
+    fn find<'p>(
+        &'p self,
+        text: &str,
+        accepts: impl Fn(&Pattern, Range<usize>) -> bool,
+    ) -> Vec<FoundToken<'p>> {
+        let mut found: Vec<FoundToken<'p>> = Vec::new();
         let (mut at, mut taken_to) = (0, 0);
         while let Some(first) = text.as_bytes().get(at) {
             let starting = self.0.get(first).into_iter().flatten();
@@ -209,7 +213,7 @@ impl Patterns {
                 taken.end = text.len() - text[end..].trim_start().len();
             }
             taken_to = taken.end;
-            found.push(Found { pattern, start: at, taken });
+            found.push(FoundToken { pattern, start: at, taken });
             at = taken_to;
         }
         found
@@ -230,7 +234,7 @@ impl Patterns {
         let text = piece.get();
         let mut pieces = Vec::new();
         let mut from = 0;
-        for Found { pattern, taken, .. } in self.find(text, accepts) {
+        for FoundToken { pattern, taken, .. } in self.find(text, accepts) {
             if from < taken.start {
                 pieces.push((slice(from..taken.start), None));
             }

@@ -110,7 +110,7 @@ pub struct ChoicePiece<'a> {
     pub text: &'a str,
     /// Whether the event states the role: the first of a chat's choice.
     pub role: bool,
-    /// Why the choice ends; set in its last event.
+    /// Reason for which the choice ends; set in its last event.
     pub reason: Option<FinishReason>,
     /// Tokens of the piece and the character of the answer at which they begin, where their
     /// log-probabilities were requested.

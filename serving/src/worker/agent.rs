@@ -2,7 +2,7 @@
 //! again; the worker reports its state to each agent and accepts connections and tickets from any.
 
 use super::inherited::serving_limits;
-use super::outstanding::Outstanding;
+use super::outstanding::OutstandingCount;
 use super::{Tickets, WorkerService};
 use bytes::Bytes;
 use overlay::descriptors::{FrameError, FrameSender};
@@ -37,7 +37,7 @@ pub(super) struct SandboxedWorker {
 #[derive(Debug, Clone, Default)]
 pub(super) struct WorkerExit {
     pub(super) closing: CancellationToken,
-    pub(super) connections: Outstanding,
+    pub(super) connections: OutstandingCount,
 }
 
 impl SandboxedWorker {

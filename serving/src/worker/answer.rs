@@ -5,8 +5,9 @@
 
 use super::WorkerService;
 use super::service::now;
-use super::streaming::{Choice, Streaming};
+use super::streaming::{StreamedChoice, Streaming};
 use crate::batcher::{BatchError, Caller, GenerateRequest, Priority, Prompt, Tenant};
+use crate::engine::logits::LogitRules;
 use crate::engine::matryoshka::shorten;
 use crate::engine::sampler::Sampling;
 use crate::memory::{Charge, REQUEST_BYTES_MIN};
@@ -196,11 +197,7 @@ async fn answer_generate(
     let seed = generate.seed.unwrap_or(random);
     let refused = |error: BatchError| ApiError::from_batch(&error, endpoint.input());
     let batcher = service.batcher()?;
-    let vocabulary = batcher.frontend().vocabulary();
-    if let Some(unknown) = generate.rules.bias.keys().find(|token| **token as usize >= vocabulary) {
-        let message = format!("`logit_bias`: token {unknown} is not below the vocabulary of {vocabulary}");
-        return Err(ApiError::field(code::INVALID_VALUE, "logit_bias", message));
-    }
+    check_bias(&generate.rules, batcher.frontend().vocabulary())?;
     let (mut choices, mut prompt_tokens, mut echoed_bytes) = (Vec::new(), 0, 0);
     for mut prompt in generate.prompts {
         if let Prompt::Chat(conversation) = &mut prompt {
@@ -236,7 +233,7 @@ async fn answer_generate(
                 caller: caller.clone(),
             };
             let generation = batcher.generate(request).await.map_err(refused)?;
-            choices.push(Choice::new(generation.events, echo.clone(), generate.logprobs.is_some()));
+            choices.push(StreamedChoice::new(generation.events, echo.clone(), generate.logprobs.is_some()));
         }
     }
     let charge = generate.echo.then_some(charge);
@@ -247,6 +244,15 @@ async fn answer_generate(
     };
     response.headers_mut().insert(PROMPT_TOKENS, HeaderValue::from(prompt_tokens));
     Ok(response)
+}
+
+/// Checks that the model has each token whose logit a request changes.
+fn check_bias(rules: &LogitRules, vocabulary: usize) -> Result<(), ApiError> {
+    let Some(unknown) = rules.bias.keys().find(|token| **token as usize >= vocabulary) else {
+        return Ok(());
+    };
+    let message = format!("`logit_bias`: token {unknown} is not below the vocabulary of {vocabulary}");
+    Err(ApiError::field(code::INVALID_VALUE, "logit_bias", message))
 }
 
 /// Sets the headers of an event stream, so that no proxy buffers it.

@@ -10,13 +10,13 @@ use std::task::{Context, Poll};
 
 /// A count of things under way. Clones share it.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Outstanding(Arc<AtomicU64>);
+pub(super) struct OutstandingCount(Arc<AtomicU64>);
 
 /// One of them; dropping it ends it.
 #[derive(Debug)]
 pub(super) struct OutstandingOne(Arc<AtomicU64>);
 
-impl Outstanding {
+impl OutstandingCount {
     /// Counts one more.
     pub(super) fn begin(&self) -> OutstandingOne {
         self.0.fetch_add(1, Ordering::AcqRel);

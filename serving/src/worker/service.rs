@@ -1,6 +1,6 @@
 //! State of a worker: its batcher once loaded, its lifecycle, its metrics.
 
-use super::outstanding::Outstanding;
+use super::outstanding::OutstandingCount;
 use crate::batcher::Batcher;
 use crate::memory::Memory;
 use crate::openai::ApiError;
@@ -29,7 +29,7 @@ pub struct WorkerService {
     model: Option<String>,
     memory: Memory<()>,
     /// Answers that are still being sent.
-    answers: Outstanding,
+    answers: OutstandingCount,
 }
 
 impl WorkerService {
@@ -38,7 +38,7 @@ impl WorkerService {
     pub fn new(model: Option<String>) -> Self {
         let state = watch::Sender::new((WorkerState::Loading, String::new()));
         let memory = Memory::new(MEMORY_BYTES_MAX);
-        let (first_tokens, answers) = (Mutex::default(), Outstanding::default());
+        let (first_tokens, answers) = (Mutex::default(), OutstandingCount::default());
         Self { batcher: OnceLock::new(), state, first_tokens, model, memory, answers }
     }
 
@@ -88,7 +88,7 @@ impl WorkerService {
     }
 
     /// Returns the count of answers that are still being sent.
-    pub(super) fn answers(&self) -> &Outstanding {
+    pub(super) fn answers(&self) -> &OutstandingCount {
         &self.answers
     }
 

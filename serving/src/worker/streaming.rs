@@ -25,7 +25,7 @@ use std::time::Instant;
 use tokio::sync::mpsc::UnboundedReceiver;
 
 /// One choice in progress. Dropping it drops the events' receiver, which stops the generation.
-pub(super) struct Choice {
+pub(super) struct StreamedChoice {
     /// Events to come; `None` after the last.
     events: Option<UnboundedReceiver<Event>>,
     /// Text of the prompt, where the answer repeats it.
@@ -37,7 +37,7 @@ pub(super) struct Choice {
     offset: usize,
 }
 
-impl Choice {
+impl StreamedChoice {
     pub(super) fn new(events: UnboundedReceiver<Event>, echo: Option<Arc<str>>, has_logprobs: bool) -> Self {
         let tokens = has_logprobs.then(Vec::new);
         Self { events: Some(events), echo, has_begun: false, tokens, offset: 0 }
@@ -58,7 +58,7 @@ pub(super) struct Streaming {
     started: Instant,
     label: Label,
     /// At least one.
-    choices: Vec<Choice>,
+    choices: Vec<StreamedChoice>,
     /// Tokens of all prompts.
     prompt_tokens: usize,
     /// Held while the answer repeats prompts.
@@ -66,7 +66,7 @@ pub(super) struct Streaming {
     progress: StreamProgress,
 }
 
-/// What has been sent.
+/// Part of an answer that has been sent.
 #[derive(Default)]
 struct StreamProgress {
     has_begun: bool,
@@ -87,7 +87,7 @@ impl Streaming {
         service: Arc<WorkerService>,
         started: Instant,
         label: Label,
-        choices: Vec<Choice>,
+        choices: Vec<StreamedChoice>,
         prompt_tokens: usize,
         charge: Option<Charge<()>>,
     ) -> Self {
@@ -142,9 +142,9 @@ impl Streaming {
     }
 
     pub(super) async fn whole(mut self) -> Result<Response, ApiError> {
-        let echo = |choice: &Choice| choice.echo.as_deref().unwrap_or_default().to_owned();
+        let echo = |choice: &StreamedChoice| choice.echo.as_deref().unwrap_or_default().to_owned();
         // The reason is replaced by that of each choice's end.
-        let begin = |choice: &Choice| WholeChoice {
+        let begin = |choice: &StreamedChoice| WholeChoice {
             text: echo(choice),
             reason: FinishReason::Length,
             tokens: choice.tokens.clone(),

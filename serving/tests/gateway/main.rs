@@ -18,6 +18,7 @@ use protocol::order::{SignedTicket, Ticket};
 use protocol::{Fence, NodeId};
 use serde_json::{Value, json};
 use serving::engine::simulated::SimulatedEngine;
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
@@ -133,6 +134,30 @@ async fn keys_are_required_and_never_repeated() {
         assert!(!body.to_string().contains("qk-"), "{body}");
         let models = cluster.request(Method::GET, "/v1/models", key, "").await;
         assert_eq!(models.status(), 401);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_calls_the_services_that_it_names_and_no_other() {
+    let cluster = Cluster::start().await;
+    let _chat = cluster.worker("chat", 0, echo(Duration::ZERO)).await;
+    let _embed = cluster.worker("embed", 0, SimulatedEngine::encoder(64, 4)).await;
+    let mut table = cluster.table(Fence::new(1, 1));
+    table.api_keys[0].services = Some(BTreeSet::from(["embed".parse().expect("a name")]));
+    assert_eq!(table.api_keys[1].services, None, "the other key calls every service");
+    assert_eq!(cluster.push(table).await.version, 2);
+    let embedding = r#"{"model": "counter", "input": "ab"}"#;
+    let requests = [(CHAT, chat("hi", "")), (EMBEDDINGS, embedding.to_owned())];
+    for (key, expected) in [(KEY, [403_u16, 200]), (SCARCE_KEY, [200, 200])] {
+        for ((path, body), status) in requests.iter().zip(expected) {
+            let response = cluster.request(Method::POST, path, Some(key), body.clone()).await;
+            let (found, body) = whole(response).await;
+            let answer: (StatusCode, Value) = (found, serde_json::from_slice(&body).expect("JSON"));
+            assert_eq!(answer.0, status, "{key} {path}: {}", answer.1);
+            if status == 403 {
+                assert_eq!(error_of(&answer), (403, "api_key_not_for_service", ""));
+            }
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! Announcements: the proposals that begin to wait, each once.
+//! Announcements: the proposals that begin to wait, each once, and why an attempt to deliver one failed.
 
 use crate::reviewed::ReviewedProposal;
 use human_chain::show_time;
@@ -55,6 +55,15 @@ impl Announcement {
             self.id.short()
         )
     }
+}
+
+/// Reason for which an attempt failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum AttemptError {
+    /// It may succeed later.
+    Retry(String),
+    /// The receiver wants no more of them.
+    Refused(String),
 }
 
 /// Proposals that were announced, with the ends of their votes.

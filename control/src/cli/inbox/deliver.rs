@@ -1,6 +1,6 @@
 //! Delivery of announcements: attempts with growing pauses, until the vote has ended.
 
-use super::announce::Announcement;
+use super::announce::{Announcement, AttemptError};
 use super::mail::MailProgram;
 use super::webhook::Webhook;
 use protocol::{Digest, Millis};
@@ -10,15 +10,6 @@ use std::time::Duration;
 const FIRST_PAUSE: Duration = Duration::from_secs(5);
 /// Longest pause. A receiver that is back gets its notice within ten minutes.
 const LONGEST_PAUSE: Duration = Duration::from_secs(600);
-
-/// Reason for which an attempt failed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum AttemptError {
-    /// It may succeed later.
-    Retry(String),
-    /// The receiver wants no more of them.
-    Refused(String),
-}
 
 /// A way on which proposals are announced.
 pub(super) enum Notice {

@@ -2,8 +2,7 @@
 //!
 //! No shell is involved, and no text of others is in a header or an argument.
 
-use super::announce::Announcement;
-use super::deliver::AttemptError;
+use super::announce::{Announcement, AttemptError};
 use human_chain::show_time;
 use protocol::foreign_text::line;
 use std::path::PathBuf;

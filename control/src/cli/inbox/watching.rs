@@ -2,7 +2,7 @@
 //! disk that outlives each watcher.
 
 use super::*;
-use crate::cli::inbox::deliver::AttemptError;
+use crate::cli::inbox::announce::AttemptError;
 use crate::client::simulated::{Does, SimulatedReplicas};
 use crate::head::HeadFile;
 use crate::testing::{SampleCircle, history_page, proposal_view};

@@ -4,8 +4,7 @@
 //! signed at its own time, over the same body. Redirects are not followed: a signed body goes to the address
 //! that was given, and to no other.
 
-use super::announce::Announcement;
-use super::deliver::AttemptError;
+use super::announce::{Announcement, AttemptError};
 use anyhow::Result;
 use aws_lc_rs::hmac::{HMAC_SHA256, Key, sign};
 use base64::Engine as _;

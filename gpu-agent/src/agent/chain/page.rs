@@ -22,7 +22,7 @@ const NAME_DIGITS: usize = 10;
 
 /// Bundles that were verified and are not on disk yet, with what follows from them.
 #[derive(Debug)]
-pub(super) struct Page {
+pub(super) struct DecisionPage {
     /// State after the last bundle.
     pub(super) state: CircleState,
     /// Latest time that the circle signed.
@@ -35,7 +35,7 @@ pub(super) struct Page {
     pub(super) forked: bool,
 }
 
-impl Page {
+impl DecisionPage {
     /// Returns the empty page behind a state of the chain.
     pub(super) fn after(state: &CircleState, signed_at: Millis) -> Self {
         Self { state: state.clone(), signed_at, certificates: Vec::new(), bytes: Vec::new(), forked: false }

@@ -364,7 +364,7 @@ fn a_page_that_is_full_is_followed_by_another() {
     let mut node = ChainDirectory::new();
     let bundles = node.deploy(3);
     let mut chain = node.open();
-    let mut page = Page::after(chain.state(), Millis(0));
+    let mut page = DecisionPage::after(chain.state(), Millis(0));
     assert!(chain.fill(&mut page, &bundles[..1], NOW).is_ok() && !page.is_full());
     page.bytes.resize(protocol::limits::HISTORY_PAGE_BYTES_MAX, 0);
     assert!(page.is_full());
@@ -427,7 +427,7 @@ fn a_start_verifies_only_what_follows_the_kept_state() {
     assert_eq!((chain.state(), chain.signed_at()), (&node.world.state, signed_at));
     assert!(bundles.iter().all(|bundle| chain.admitted().contains(&bundle.certificate.digest())));
     assert_eq!(chain.check_whole(), Ok(()));
-    // What follows it is verified.
+    // Bundles after the state are verified.
     let more = node.deploy(1);
     node.open().append(more, NOW).unwrap();
     assert_eq!(node.open().state().length(), 4);

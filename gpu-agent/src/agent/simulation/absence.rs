@@ -11,8 +11,8 @@ const DAYS: u64 = 31;
 /// Longest time from the end of a lease to the end of its sandbox, and to the next report.
 const SETTLED: Duration = Duration::from_secs(60);
 
-/// Returns the desired state of slot 0 of each of these services, under this order of its bundle. The scheduler
-/// orders a slot anew once its lease has ended.
+/// Returns the desired state of slot 0 of each of these services, under this order of its bundle. The
+/// scheduler orders a slot again once its lease has ended.
 fn slots_of(stage: &Stage, bundles: &[&Bundle], count: u64) -> Desired {
     let script = stage.script();
     let assignments = bundles.iter().flat_map(|bundle| {

@@ -1,8 +1,8 @@
 //! Invariants of the scheduler, checked between two steps.
 //!
-//! A violation of [`Scheduler::check_answers`] would mix sequences or compute a token at the wrong position, so
-//! it ends the process in release builds too. The others protect order, limits and blocks. They hold for every
-//! script of requests and are checked after each step of the tests.
+//! A violation of [`Scheduler::check_answers`] would mix sequences or compute a token at the wrong position,
+//! so it ends the process in release builds too. The others protect order, limits and blocks. They hold for
+//! every script of requests and are checked after each step of the tests.
 
 use super::Scheduler;
 #[cfg(test)]

@@ -18,10 +18,10 @@ struct Simulation {
     cost: fn(usize, usize) -> Duration,
     ids: u64,
     /// Tokens that each answer still needs.
-    left: BTreeMap<RequestId, usize>,
+    left: BTreeMap<SequenceId, usize>,
     /// Times at which each answer's tokens came.
-    times: BTreeMap<RequestId, Vec<Duration>>,
-    started_at: BTreeMap<RequestId, Duration>,
+    times: BTreeMap<SequenceId, Vec<Duration>>,
+    started_at: BTreeMap<SequenceId, Duration>,
     preempted: usize,
     shared_tokens: usize,
     computed_tokens: usize,
@@ -43,29 +43,29 @@ impl Simulation {
         }
     }
 
-    fn submit(&mut self, prompt: Vec<u32>, tokens: usize, tenant: &str, priority: Priority) -> RequestId {
+    fn submit(&mut self, prompt: Vec<u32>, tokens: usize, tenant: &str, priority: Priority) -> SequenceId {
         self.ids += 1;
-        let id = RequestId(self.ids);
+        let id = SequenceId(self.ids);
         let tenant = (!tenant.is_empty()).then(|| Tenant::new(tenant));
         self.scheduler.submit(
             id,
-            Submission { prompt, sampling: GREEDY, rules: None, logprobs: None, priority, tenant },
+            SequenceRequest { prompt, sampling: GREEDY, rules: None, logprobs: None, priority, tenant },
         );
         self.left.insert(id, tokens);
         id
     }
 
     /// Submits a prompt of this many tokens, of no tenant.
-    fn plain(&mut self, prompt: usize, tokens: usize) -> RequestId {
+    fn plain(&mut self, prompt: usize, tokens: usize) -> SequenceId {
         self.submit(vec![self.ids as u32; prompt], tokens, "", Priority::Standard)
     }
 
-    fn abort(&mut self, id: RequestId) {
+    fn abort(&mut self, id: SequenceId) {
         assert!(self.scheduler.remove(id).is_some());
         self.left.remove(&id);
     }
 
-    fn step(&mut self) -> Plan {
+    fn step(&mut self) -> StepPlan {
         let plan = self.scheduler.plan();
         for chunk in &plan.chunks {
             let input = self.scheduler.chunk(chunk);
@@ -93,7 +93,7 @@ impl Simulation {
     }
 
     /// Computes a step and checks all invariants.
-    fn checked(&mut self) -> Plan {
+    fn checked(&mut self) -> StepPlan {
         let plan = self.step();
         assert_eq!(self.scheduler.check_invariants(), Ok(()));
         plan
@@ -110,7 +110,7 @@ impl Simulation {
         unreachable!("requests are left: {:?}", self.left);
     }
 
-    fn longest_gap(&self, id: RequestId) -> Duration {
+    fn longest_gap(&self, id: SequenceId) -> Duration {
         self.times[&id].windows(2).map(|pair| pair[1] - pair[0]).max().expect("two tokens")
     }
 }
@@ -131,7 +131,7 @@ fn blocks_are_taken_as_a_sequence_grows() {
 #[test]
 fn a_generation_that_gives_way_is_computed_again_and_the_oldest_never_waits() {
     let mut simulation = Simulation::new(LIMITS, 8);
-    let ids: Vec<RequestId> = (0..5).map(|_| simulation.plain(20, 200)).collect();
+    let ids: Vec<SequenceId> = (0..5).map(|_| simulation.plain(20, 200)).collect();
     simulation.finish();
     assert!(simulation.preempted > 0, "five answers of 220 positions do not fit 256");
     assert!(ids.iter().all(|id| simulation.times[id].len() == 200), "all are whole");
@@ -254,7 +254,7 @@ fn two_tenants_with_the_same_prompts_share_no_block() {
 #[test]
 fn a_hundred_thousand_aborts_lose_no_block() {
     let mut simulation = Simulation::new(LIMITS, 48);
-    let mut open: Vec<RequestId> = Vec::new();
+    let mut open: Vec<SequenceId> = Vec::new();
     for round in 0..100_000_u64 {
         let random = |salt: u64, below: f64| (uniform(salt, round) * below) as usize;
         let prompt: Vec<u32> = (0..1 + random(1, 150.0) as u32).collect();

@@ -1,8 +1,8 @@
 //! Invariants of the batcher's thread, checked between two steps.
 //!
-//! A violation of [`Worker::check_answers`] would mix answers, so it ends the process in release builds too. The
-//! others protect order and counters. They hold for every script of requests and are checked after each step
-//! of the tests.
+//! A violation of [`Worker::check_answers`] would mix answers, so it ends the process in release builds too.
+//! The others protect order and counters. They hold for every script of requests and are checked after each
+//! step of the tests.
 
 use super::Worker;
 use crate::batcher::embedding::EmbeddingTask;

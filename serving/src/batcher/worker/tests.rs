@@ -5,7 +5,7 @@ use super::Worker;
 use crate::batcher::counters::{Counters, add};
 use crate::batcher::embedding::EmbeddingTask;
 use crate::batcher::generation::{AnswerOptions, Event, QueuedGeneration};
-use crate::batcher::scheduler::RequestId;
+use crate::batcher::scheduler::SequenceId;
 use crate::batcher::{BatchError, BatcherCommand, BatcherLimits, Caller};
 use crate::engine::sampler::Sampling;
 use crate::engine::simulated::SimulatedEngine;
@@ -98,7 +98,7 @@ fn a_planted_violation_of_a_decoder_is_reported() {
     type Plant = fn(&mut Worker);
     let cases: [(Plant, &str); 5] = [
         (|worker| drop(worker.texts.pop_first()), "4 texts for 5 generations"),
-        (|worker| assert!(worker.scheduler.remove(RequestId(1)).is_some()), "5 texts for 4 generations"),
+        (|worker| assert!(worker.scheduler.remove(SequenceId(1)).is_some()), "5 texts for 4 generations"),
         (|worker| worker.counters.running.store(3, Ordering::Relaxed), "4 requests run, 3 are counted"),
         (|worker| worker.counters.waiting.store(0, Ordering::Relaxed), "1 requests wait, 0 are counted"),
         (

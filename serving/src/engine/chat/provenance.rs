@@ -1,4 +1,4 @@
-//! Which bytes of a rendered prompt came from messages.
+//! Provenance of a rendered prompt: the bytes that came from messages.
 //!
 //! A template is a program: it trims, cuts and joins the texts of messages. To follow them, each of their
 //! characters is preceded by a private mark while the template runs, and the marks are removed from its

@@ -46,13 +46,23 @@ impl Cache {
 
     /// Allocates what is missing of a sequence's blocks for `count` positions from `position` on.
     pub(super) fn prepare(&mut self, table: &[BlockId], position: usize, count: usize) {
-        let needed = (position + count).div_ceil(PANEL);
-        assert!(needed <= table.len(), "the blocks hold the positions");
+        assert_eq!(self.check_chunk(table, position, count), Ok(()), "a chunk of a sequence");
         let length = self.block_length();
-        for (index, block) in table[..needed].iter().enumerate() {
-            let block = &mut self.blocks[block.0 as usize];
-            assert!(block.is_some() || index * PANEL >= position, "earlier positions are stored");
-            block.get_or_insert_with(|| vec![0.0; length].into_boxed_slice());
+        for block in &table[..(position + count).div_ceil(PANEL)] {
+            self.blocks[block.0 as usize].get_or_insert_with(|| vec![0.0; length].into_boxed_slice());
+        }
+    }
+
+    /// Checks that a sequence's blocks hold `count` positions from `position` on, and all earlier ones.
+    fn check_chunk(&self, table: &[BlockId], position: usize, count: usize) -> Result<(), String> {
+        let needed = (position + count).div_ceil(PANEL);
+        if needed > table.len() {
+            return Err(format!("{} blocks do not hold {} positions", table.len(), position + count));
+        }
+        let stored = &table[..position.div_ceil(PANEL)];
+        match stored.iter().find(|block| self.blocks[block.0 as usize].is_none()) {
+            Some(block) => Err(format!("block {} of earlier positions is not stored", block.0)),
+            None => Ok(()),
         }
     }
 
@@ -137,15 +147,22 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "the blocks hold the positions")]
     fn a_chunk_beyond_its_blocks_is_refused() {
-        cache(3).prepare(&[BlockId(2)], 30, 3);
+        let mut cache = cache(3);
+        cache.prepare(&[BlockId(2)], 0, 30);
+        assert_eq!(cache.check_chunk(&[BlockId(2)], 30, 2), Ok(()));
+        let refused = cache.check_chunk(&[BlockId(2)], 30, 3);
+        assert_eq!(refused, Err("1 blocks do not hold 33 positions".to_owned()));
     }
 
     #[test]
-    #[should_panic(expected = "earlier positions are stored")]
     fn a_chunk_after_positions_that_were_never_stored_is_refused() {
-        cache(3).prepare(&[BlockId(2), BlockId(0)], PANEL, 1);
+        let mut cache = cache(3);
+        let table = [BlockId(2), BlockId(0)];
+        let refused = cache.check_chunk(&table, PANEL, 1);
+        assert_eq!(refused, Err("block 2 of earlier positions is not stored".to_owned()));
+        cache.prepare(&table, 0, PANEL);
+        assert_eq!(cache.check_chunk(&table, PANEL, 1), Ok(()));
     }
 
     #[test]
