@@ -94,7 +94,7 @@ pub enum SandboxProfile {
     /// The product's own engine: threads, passed descriptors, no file that it can write, no socket.
     Engine(EngineProfile),
     /// A program that the product did not write: processes, bounded files, sockets in a network of its own.
-    Process(ProcessProfile),
+    Process(Box<ProcessProfile>),
 }
 
 /// Profile of the product's own engine.
@@ -391,7 +391,7 @@ mod tests {
             environment: BTreeMap::from([("RUST_LOG".into(), "info".into())]),
             read_only: vec!["/lib64/ld-linux-x86-64.so.2".into()],
         };
-        for profile in [SandboxProfile::Engine(engine), SandboxProfile::Process(process())] {
+        for profile in [SandboxProfile::Engine(engine), SandboxProfile::Process(Box::new(process()))] {
             let spec = spec(profile);
             assert_eq!(from_bytes(&to_bytes(&spec), SANDBOX_SPEC_BYTES_MAX), Ok(spec));
         }
@@ -410,7 +410,7 @@ mod tests {
         ];
         // A gang of 1,024 nodes.
         profile.etc.hosts = "10.77.100.100 rank-1000.job-with-a-long-name\n".repeat(1_024);
-        let bytes = to_bytes(&spec(SandboxProfile::Process(profile)));
+        let bytes = to_bytes(&spec(SandboxProfile::Process(Box::new(profile))));
         assert!(bytes.len() <= SANDBOX_SPEC_BYTES_MAX, "{} bytes", bytes.len());
     }
 

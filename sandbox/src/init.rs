@@ -24,8 +24,8 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::unistd::{Gid, Pid, Uid, setgroups, setresgid, setresuid};
 use protocol::canonical;
 use protocol::sandbox::{
-    ProcessProfile, SANDBOX_REPORT_BYTES_MAX, SANDBOX_SPEC_BYTES_MAX, SandboxGo, SandboxGroups,
-    SandboxIdentity, SandboxProfile, SandboxReport, SandboxSpec,
+    SANDBOX_REPORT_BYTES_MAX, SANDBOX_SPEC_BYTES_MAX, SandboxGo, SandboxGroups, SandboxIdentity,
+    SandboxProfile, SandboxReport, SandboxSpec,
 };
 use std::fs::{self, File};
 use std::io;
@@ -289,7 +289,7 @@ fn become_init(
 fn host_name(spec: &SandboxSpec) -> &str {
     match &spec.profile {
         SandboxProfile::Engine(_) => &spec.name,
-        SandboxProfile::Process(ProcessProfile { host_name, .. }) => host_name,
+        SandboxProfile::Process(profile) => &profile.host_name,
     }
 }
 

@@ -116,7 +116,7 @@ fn every_way_out_is_closed_to_ranks_and_open_outside() {
     let outside = targets.seen(artifact.tree.to_str().unwrap(), beside.to_str().unwrap());
     // The controls need the sandbox's own socket, so they run while it lives.
     let control = Command::new(&bench.probe).args(["rank", "attempts", &outside]).output().unwrap();
-    let found = results(&printed[0].to_end());
+    let found = results(&printed[0].rest());
     let controls = results(&String::from_utf8(control.stdout).unwrap());
     let listed = Command::new(&bench.probe).args(["rank", "list"]).output().unwrap();
     let listed: Vec<(String, Vec<i32>, Outside)> = serde_json::from_slice(&listed.stdout).unwrap();
@@ -144,7 +144,7 @@ fn ordinary_programs_find_what_they_need() {
     let bench = Bench::new("needs");
     let artifact = Artifact::new(&bench);
     let (running, mut printed) = process(&bench, "needs", artifact.profile(&[&["needs"]]));
-    let text = printed[0].to_end();
+    let text = printed[0].rest();
     let hidden = running.not_enforced().iter().any(|label| label.starts_with("proc:"));
     let missed: Vec<&str> = text
         .lines()
@@ -166,7 +166,8 @@ fn the_end_of_a_rank_is_named_with_its_code_or_signal() {
     let bench = Bench::new("ends");
     let artifact = Artifact::new(&bench);
     let exited = |rank, status| Some(SandboxExit::RankExited { rank, status });
-    let cases: [(&str, &[&[&str]], Option<SandboxExit>); 4] = [
+    type Case<'a> = (&'a str, &'a [&'a [&'a str]], Option<SandboxExit>);
+    let cases: [Case<'_>; 4] = [
         ("fails", &[&["say", "x"], &["exit", "137"]], exited(1, 137)),
         ("killed", &[&["kill", "9"], &["say", "x"]], Some(SandboxExit::RankSignaled { rank: 0, signal: 9 })),
         // A real-time signal has no name.
@@ -183,7 +184,7 @@ fn the_end_of_a_rank_is_named_with_its_code_or_signal() {
     // The output of ranks that have ended is not lost.
     let both = try_process(&bench, "both", artifact.profile(&[&["print", "last"], &["exit", "0"]])).unwrap();
     assert!(matches!(wait_ended(&both).exit, Some(SandboxExit::RankExited { status: 0, .. })));
-    let printed = both.descriptors().unwrap().ranks.into_iter().map(|rank| Printed::new(rank).to_end());
+    let printed = both.descriptors().unwrap().ranks.into_iter().map(|rank| Printed::new(rank).rest());
     assert_eq!(printed.collect::<Vec<_>>(), ["last\n", ""]);
 }
 
@@ -307,7 +308,7 @@ fn a_disk_with_project_quotas_bounds_a_directory() {
     profile.areas.scratch = DiskArea { bytes_max: AREA_BYTES, directory: Some(text) };
     let (running, mut printed) = process(&bench, "hostile", profile);
     assert!(!running.not_enforced().iter().any(|label| label.starts_with("storage:")));
-    let found = results(&printed[0].to_end());
+    let found = results(&printed[0].rest());
     let full = [libc_error("ENOSPC"), libc_error("EDQUOT"), libc_error("EFBIG")];
     for name in ["disk-filler", "file-filler"] {
         assert!(full.contains(&found[name]), "{name}: {}", found[name]);

@@ -376,7 +376,8 @@ fn records_travel_in_pages_and_each_once() {
 #[test]
 fn an_envelope_has_its_form() {
     let state = circle();
-    let cases: [(&str, fn(&mut AccessEnvelope)); 8] = [
+    type Alter = fn(&mut AccessEnvelope);
+    let cases: [(&str, Alter); 8] = [
         ("names no member that may grant access", |e| e.grantors.clear()),
         ("`mallory` is to grant access, and is no member", |e| {
             e.grantors.insert(name("mallory"));

@@ -42,13 +42,17 @@ fn a_verdict_is_for_the_very_bytes_and_the_proposal() {
     let (about, other) = (proposal(&state, deploy(3)), proposal(&state, deploy(4)));
     let sound = approve(&about, &["alice"]).ballots.remove(0);
     let mut known = KnownVerdicts::default();
-    assert_eq!(counted(&mut known, &state, &about, &[sound.clone()]).approved.len(), 1, "positive control");
+    assert_eq!(
+        counted(&mut known, &state, &about, std::slice::from_ref(&sound)).approved.len(),
+        1,
+        "positive control"
+    );
     let mut forged = sound.clone();
     forged.ballot.member = name("bob");
     assert!(counted(&mut known, &state, &about, &[forged.clone()]).approved.is_empty());
     sign_again(&mut forged, "bob");
     assert_eq!(counted(&mut known, &state, &about, &[forged]).approved.len(), 1, "positive control");
-    assert_eq!(counted(&mut known, &state, &about, &[sound.clone()]).approved.len(), 1);
+    assert_eq!(counted(&mut known, &state, &about, std::slice::from_ref(&sound)).approved.len(), 1);
     let found = counted(&mut known, &state, &other, &[sound]);
     assert!(found.approved.is_empty() && found.refused.len() == 1, "a ballot of another proposal");
 }

@@ -440,7 +440,7 @@ fn process_profile() -> impl Strategy<Value = SandboxProfile> {
     let places = (text(), text(), text());
     (places, vec(rank, 0..3), vec(input, 0..3), writable_areas(), etc, option::of(network)).prop_map(
         |((root, host_name, working_directory), ranks, inputs, areas, etc, network)| {
-            SandboxProfile::Process(ProcessProfile {
+            SandboxProfile::Process(Box::new(ProcessProfile {
                 root,
                 host_name,
                 working_directory,
@@ -449,7 +449,7 @@ fn process_profile() -> impl Strategy<Value = SandboxProfile> {
                 areas,
                 etc,
                 network,
-            })
+            }))
         },
     )
 }

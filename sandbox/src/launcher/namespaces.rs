@@ -304,7 +304,7 @@ impl SandboxLauncher {
             .spawn_builder(&prepared)
             .map_err(|error| failed("execute the agent's program", error.to_string()))?;
         let mut pidfd = None;
-        let mut talk = || -> Result<(SandboxRecord, Vec<String>, Vec<OwnedFd>), (String, String)> {
+        let mut talk = || -> Result<Started, (String, String)> {
             let text = |step: &'static str| move |error: io::Error| (step.into(), error.to_string());
             send_spec(&socket, &spec, launch, &prepared).map_err(text("send the specification"))?;
             let (SandboxReport::Created { pid }, _) = next_report(&socket)? else {
@@ -320,8 +320,11 @@ impl SandboxLauncher {
                 let source = std::error::Error::source(&error).map(ToString::to_string);
                 (error.to_string(), source.unwrap_or_default())
             })?;
-            wire::send(socket.as_fd(), &canonical::to_bytes(&SandboxGo::Go), &[])
-                .map_err(text("release the init"))?;
+            match wire::send(socket.as_fd(), &canonical::to_bytes(&SandboxGo::Go), &[]) {
+                // The init has failed already, and its report waits to be read.
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+                sent => sent.map_err(text("release the init"))?,
+            }
             match next_report(&socket)? {
                 (SandboxReport::Started { not_enforced }, held) => Ok((record, not_enforced, held)),
                 _ => Err(("start the worker".into(), "it answered out of turn".into())),
@@ -362,7 +365,7 @@ impl SandboxLauncher {
         let (profile, devices, lease_until) = match launch {
             Launch::Engine(start) => (self.engine_profile(start)?, &start.devices, start.lease_until),
             Launch::Process(start) => {
-                (SandboxProfile::Process(start.profile.clone()), &start.devices, start.lease_until)
+                (SandboxProfile::Process(Box::new(start.profile.clone())), &start.devices, start.lease_until)
             }
         };
         Ok(SandboxSpec {
@@ -531,6 +534,9 @@ fn send_spec(
     debug_assert!(prepared.directory.is_dir());
     wire::send(socket.as_fd(), b"spec", &descriptors)
 }
+
+/// Record of a sandbox that has started, the labels of what is not enforced, and the descriptors to hold.
+type Started = (SandboxRecord, Vec<String>, Vec<OwnedFd>);
 
 /// Receives the next report and the descriptors that come with it; a reported failure becomes an error.
 fn next_report(socket: &OwnedFd) -> Result<(SandboxReport, Vec<OwnedFd>), (String, String)> {

@@ -157,7 +157,7 @@ impl Printed {
     }
 
     /// Waits for the end of the rank, and returns its output.
-    pub fn to_end(&mut self) -> String {
+    pub fn rest(&mut self) -> String {
         until("the rank has ended", || self.read());
         self.output()
     }

@@ -86,7 +86,7 @@ impl Moment {
         let day = day_of_year - (153 * shifted + 2) / 5 + 1;
         let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
         let year = year_of_era + era * 400 + u64::from(month <= 2);
-        let is_leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+        let is_leap = year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
         // January 1 is day 306 of the year that begins in March.
         let day_of_year = if month <= 2 { day_of_year - 305 } else { day_of_year + 60 + u64::from(is_leap) };
         Self {
