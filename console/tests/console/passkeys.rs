@@ -116,11 +116,13 @@ async fn a_passkey_signs_nothing_unverified_or_unread() {
     let (unverified, verified) = (verified(false), verified(true));
     office.browser.call("WebAuthn.setUserVerified", &unverified);
     office.browser.eval("document.querySelector('[data-choice=approve]').click()");
-    office.browser.until("!document.querySelector('[data-refusal]').hidden");
+    // The form of the questions has a refusal of its own.
+    let refusal = "document.querySelector('[data-choice=approve]').form.querySelector('[data-refusal]')";
+    office.browser.until(&format!("!{refusal}.hidden"));
     office.browser.call("WebAuthn.setUserVerified", &verified);
     office.fill("words", "other words");
     office.browser.eval("document.querySelector('[data-choice=approve]').click()");
-    office.browser.until("document.querySelector('[data-refusal]').textContent.includes('words-mismatch')");
+    office.browser.until(&format!("{refusal}.textContent.includes('words-mismatch')"));
     assert!(office.own.world.state().delivered.is_empty(), "nothing was signed");
     // Positive control: with the words and its owner, the same page votes.
     office.fill("words", &words(&proposal));

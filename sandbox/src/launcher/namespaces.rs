@@ -304,7 +304,7 @@ impl SandboxLauncher {
             .spawn_builder(&prepared)
             .map_err(|error| failed("execute the agent's program", error.to_string()))?;
         let mut pidfd = None;
-        let mut talk = || -> Result<Started, (String, String)> {
+        let mut talk = || -> Result<StartedInit, (String, String)> {
             let text = |step: &'static str| move |error: io::Error| (step.into(), error.to_string());
             send_spec(&socket, &spec, launch, &prepared).map_err(text("send the specification"))?;
             let (SandboxReport::Created { pid }, _) = next_report(&socket)? else {
@@ -536,7 +536,7 @@ fn send_spec(
 }
 
 /// Record of a sandbox that has started, the labels of what is not enforced, and the descriptors to hold.
-type Started = (SandboxRecord, Vec<String>, Vec<OwnedFd>);
+type StartedInit = (SandboxRecord, Vec<String>, Vec<OwnedFd>);
 
 /// Receives the next report and the descriptors that come with it; a reported failure becomes an error.
 fn next_report(socket: &OwnedFd) -> Result<(SandboxReport, Vec<OwnedFd>), (String, String)> {
