@@ -57,7 +57,7 @@ pub(crate) struct AddContext {
     /// Signed genesis of the circle; its digest is pinned
     #[arg(long, value_name = "FILE", requires = "token_file", conflicts_with = "file")]
     genesis: Option<PathBuf>,
-    /// File with the access token
+    /// File with the access token; a circle that begins has none yet
     #[arg(long, value_name = "FILE", requires = "genesis")]
     token_file: Option<PathBuf>,
     /// Key file of the member, if the user is one
@@ -148,10 +148,15 @@ fn add(folder: &ContextFolder, arguments: AddContext) -> Result<()> {
         _ => bail!("give --file, or --genesis with --token-file"),
     };
     let (cluster, circle) = (context.name.clone(), context.circle);
+    let token_file = context.token_file.clone();
     let path = folder.add(&name, context)?;
     print::out(format_args!("context {name} for {}, circle {circle} ({})", line(&cluster), path.display()));
     print::out(format_args!("next: quorate context use {name}"));
     print::out(format_args!("or, for this shell only: export {VARIABLE}={name}"));
+    if !token_file.exists() {
+        let file = token_file.display();
+        print::out(format_args!("`{file}` does not exist yet: quorate token issue --help"));
+    }
     Ok(())
 }
 
@@ -159,9 +164,11 @@ fn of_genesis(genesis: PathBuf, token_file: PathBuf, arguments: AddContext) -> R
     let signed: SignedGenesis = super::circle::read_json(&genesis)?;
     let state =
         human_chain::CircleState::found(&signed, None).with_context(|| format!("`{}`", genesis.display()))?;
-    let files = [Some(&token_file), arguments.member_key.as_ref(), arguments.certificate_authority.as_ref()];
-    if let Some(missing) = files.into_iter().flatten().find(|file| !file.is_file()) {
-        bail!("`{}` is not a file", missing.display());
+    let files = [arguments.member_key.as_ref(), arguments.certificate_authority.as_ref()];
+    // A member issues the first token through this context.
+    let token = Some(&token_file).filter(|file| file.exists());
+    if let Some(other) = files.into_iter().chain([token]).flatten().find(|file| !file.is_file()) {
+        bail!("`{}` is not a file", other.display());
     }
     let endpoints = signed.genesis.nodes.iter().filter_map(|node| node.gateway.as_ref());
     Ok(Context {
