@@ -94,6 +94,7 @@ async fn live(cluster: &LocalCluster, arguments: &UpArguments, log: &StartupLog)
     if arguments.once {
         return Ok(());
     }
+    trial::until_known(&cluster.gateway(), &key).await?;
     farewell::print_farewell(cluster).await?;
     std::future::pending().await
 }
@@ -124,6 +125,7 @@ async fn serve_own_model(cluster: &LocalCluster, model: &Path, key: &str, log: &
     let name = own::name(cluster, model).await?;
     deploy::serve(cluster, log, &name, model).await?;
     let service: ServiceView = cluster.context()?.client()?.get(&format!("/v1/services/{name}")).await?;
+    trial::until_known(&cluster.gateway(), key).await?;
     trial::ask(log, &cluster.gateway(), key, &service).await
 }
 

@@ -4,6 +4,7 @@ use super::StartupLog;
 use anyhow::{Context as _, Result, bail};
 use protocol::api::ServiceView;
 use protocol::manifest::{Manifest, Task};
+use reqwest::StatusCode;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
@@ -11,6 +12,30 @@ use std::time::{Duration, Instant};
 const PROMPT: &str = "Once upon a time";
 /// Timeout of the request.
 const ANSWER_LIMIT: Duration = Duration::from_secs(120);
+
+/// Timeout for the gateway to know a key that was just granted.
+const KEY_LIMIT: Duration = Duration::from_secs(60);
+/// Interval between two questions whether it does.
+const KEY_POLL_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Waits until the gateway knows an inference key: its agent fetches the grant, verifies it, and hands it on.
+///
+/// # Errors
+/// Returns an error if the gateway does not answer, or refuses the key to the end of the timeout.
+pub(super) async fn until_known(gateway: &str, key: &str) -> Result<()> {
+    let http = reqwest::Client::builder().no_proxy().timeout(ANSWER_LIMIT).build()?;
+    let (url, deadline) = (format!("{gateway}/v1/models"), Instant::now() + KEY_LIMIT);
+    loop {
+        let response = http.get(&url).bearer_auth(key).send().await.context("reach the gateway")?;
+        if response.status() != StatusCode::UNAUTHORIZED {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            bail!("the gateway does not know the key `demo` after {} s", KEY_LIMIT.as_secs());
+        }
+        tokio::time::sleep(KEY_POLL_INTERVAL).await;
+    }
+}
 
 /// Sends one request to a service through the gateway, with an inference key, and prints the answer.
 ///
