@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Bench, LEASE_MS, LIMITS, PATIENCE, SHORT_LEASE_MS, children, insist, lives, until};
+use common::{Bench, LEASE_MS, LIMITS, PATIENCE, SHORT_LEASE_MS, TARGETS, children, insist, lives, until};
 use host::boot_time;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
@@ -22,9 +22,6 @@ use std::time::Duration;
 
 /// Time before the end of its lease at which a sandbox may end, in milliseconds.
 const END_BEFORE_MS: u64 = 250;
-
-const TARGETS: &[u8] = br#"{"control":"127.0.0.1:1","store":"127.0.0.1:1","unix_path":"",
-    "abstract_name":"","victim":1,"secret":"","shared":""}"#;
 
 fn wait_ended(running: &Sandbox) -> Ended {
     until("the sandbox has ended", || running.ended().is_some());

@@ -7,7 +7,7 @@ mod common;
 use common::process::{
     AREA_BYTES, Artifact, Printed, area_directory, may_make_gangs, next_packet, process, try_process,
 };
-use common::{Bench, LEASE_MS, children, insist, lives, until};
+use common::{Bench, LEASE_MS, TARGETS, children, insist, lives, until};
 use nix::unistd::Uid;
 use protocol::error_code;
 use protocol::sandbox::{DiskArea, SandboxExit};
@@ -110,11 +110,11 @@ fn every_way_out_is_closed_to_ranks_and_open_outside() {
     let artifact = Artifact::new(&bench);
     let targets = Targets::new(&bench);
     let inside = targets.seen("", "/scratch");
+    // The second rank keeps the sandbox alive, whose socket the controls need.
     let (running, mut printed) =
-        process(&bench, "hostile", artifact.profile(&[&["attempts", inside.as_str()]]));
+        process(&bench, "hostile", artifact.profile(&[&["attempts", inside.as_str()], &["say", "here"]]));
     let beside = area_directory(&bench, "beside");
     let outside = targets.seen(artifact.tree.to_str().unwrap(), beside.to_str().unwrap());
-    // The controls need the sandbox's own socket, so they run while it lives.
     let control = Command::new(&bench.probe).args(["rank", "attempts", &outside]).output().unwrap();
     let found = results(&printed[0].rest());
     let controls = results(&String::from_utf8(control.stdout).unwrap());
@@ -341,7 +341,7 @@ fn a_restarted_agent_gets_outputs_and_device_again() {
     let mut printed: Vec<Printed> = descriptors.ranks.into_iter().map(Printed::new).collect();
     printed[1].wait_for("two");
     assert_eq!((printed.len(), printed[0].output()), (2, String::new()), "the predecessor read it");
-    let engine = bench.start("engine", "serve", b"{}");
+    let engine = bench.start("engine", "serve", TARGETS);
     let none = insist("its descriptors", || engine.descriptors());
     assert!(none.ranks.is_empty() && none.gang_device.is_none(), "an engine's init holds none");
 }

@@ -545,7 +545,12 @@ fn next_report(socket: &OwnedFd) -> Result<(SandboxReport, Vec<OwnedFd>), (Strin
         let report = canonical::from_bytes(&bytes, SANDBOX_REPORT_BYTES_MAX).map_err(io::Error::other)?;
         Ok((report, descriptors))
     };
-    match receive() {
+    // A peer that ended with unread bytes resets the connection once; its last report is read after that.
+    let received = match receive() {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => receive(),
+        received => received,
+    };
+    match received {
         Ok((SandboxReport::Failed { step, detail }, _)) => Err((step, detail)),
         Ok(report) => Ok(report),
         Err(error) => Err(("wait for the sandbox's init".into(), error.to_string())),

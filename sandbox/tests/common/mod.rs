@@ -113,6 +113,10 @@ impl Drop for Bench {
 pub const LIMITS: SandboxLimits =
     SandboxLimits { cpu_millicores: 1000, memory_bytes: 64 << 20, processes_max: 24, open_files_max: 64 };
 
+/// Manifest of a probe that runs as a worker: targets that are not there.
+pub const TARGETS: &[u8] = br#"{"control":"127.0.0.1:1","store":"127.0.0.1:1","unix_path":"",
+    "abstract_name":"","victim":1,"secret":"","shared":""}"#;
+
 /// Waits until a condition holds; panics with `what` after `PATIENCE`.
 pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
@@ -124,12 +128,14 @@ pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
 
 /// Retries a request to an init until it answers: on a busy machine it may miss its limit of a second.
 pub fn insist<T, E: std::fmt::Debug>(what: &str, mut attempt: impl FnMut() -> Result<T, E>) -> T {
-    let mut answer = None;
-    until(what, || {
-        answer = attempt().ok();
-        answer.is_some()
-    });
-    answer.unwrap()
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match attempt() {
+            Ok(answer) => return answer,
+            Err(error) => assert!(Instant::now() < deadline, "still not: {what}: {error:?}"),
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 /// Returns whether a process is alive (a zombie is not).
