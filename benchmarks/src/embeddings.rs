@@ -7,10 +7,10 @@
 use crate::report::{Bar, BenchmarkReport, ComparisonRow, directory, median, minilm_directory};
 use crate::{Options, ceilings};
 use anyhow::{Context, ensure};
+use kernels::matmul::{Activation, Matrix, OutputColumns, Product, matmul};
+use kernels::{ComputePool, Isa};
 use serde::Deserialize;
 use serde_json::json;
-use serving::engine::kernels::matmul::{Activation, Matrix, OutputColumns, Product, matmul};
-use serving::engine::kernels::{ComputePool, Isa};
 use serving::engine::{DeviceChoice, Engine, EngineOptions, LoadedEngine};
 use serving::weights::ModelFiles;
 use std::collections::BTreeMap;

@@ -20,9 +20,9 @@ mod worker;
 
 use crate::engine::chat::Conversation;
 use crate::engine::logits::{LogitRules, LogitState};
-use crate::engine::sampler::Sampling;
 use crate::engine::{BLOCK_TOKENS, Engine, EngineError, Operation, TextFrontend};
 use counters::Counters;
+use kernels::sampling::Sampling;
 use protocol::ErrorCode;
 use protocol::error_code as code;
 use std::sync::Arc;

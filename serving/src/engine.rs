@@ -14,7 +14,6 @@ pub mod decoder;
 #[cfg(feature = "candle")]
 pub mod device;
 pub mod encoder;
-pub mod kernels;
 pub mod logits;
 pub mod matryoshka;
 mod parameters;
@@ -26,10 +25,10 @@ pub mod text_frontend;
 
 use crate::weights::{ModelFiles, Weights, WeightsError};
 use kernels::ComputePool;
+use kernels::sampling::Sampling;
 use logits::{LogitState, TokenLogprobs};
 use protocol::ErrorCode;
 use protocol::error_code as code;
-use sampler::Sampling;
 use std::sync::Arc;
 
 pub use text_frontend::TextFrontend;

@@ -1,7 +1,7 @@
 //! Training text of the tiny model: sums in words, Quorate's commands and terms, and fallback answers for
 //! everything else. All of it is written or computed here; there is no external source.
 
-use serving::engine::sampler::uniform;
+use kernels::sampling::uniform;
 
 /// Commands and their meanings.
 const COMMANDS: &[(&str, &str)] = &[

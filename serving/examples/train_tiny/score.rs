@@ -4,7 +4,7 @@ use crate::lessons::{Lesson, Lessons};
 use serving::batcher::{Batcher, BatcherLimits, Caller, Event, GenerateRequest, Prompt};
 use serving::engine::chat::ChatMessage;
 use serving::engine::logits::LogitRules;
-use serving::engine::sampler::Sampling;
+use kernels::sampling::Sampling;
 use serving::engine::{EngineOptions, LoadedEngine};
 use serving::weights::ModelFiles;
 use std::path::Path;

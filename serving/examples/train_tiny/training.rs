@@ -7,7 +7,7 @@ use candle_core::{D, DType, Device, Tensor, Var};
 use candle_nn::{AdamW, Optimizer, ParamsAdamW};
 use serving::engine::device::NamedTensors;
 use serving::engine::device::llama::{Llama, parameters};
-use serving::engine::sampler::uniform;
+use kernels::sampling::uniform;
 use std::collections::HashMap;
 use std::path::Path;
 use std::time::Instant;

@@ -2,9 +2,9 @@
 
 use super::{BatchError, Caller};
 use crate::engine::logits::{LogitState, TokenLogprobs};
-use crate::engine::sampler::Sampling;
 use crate::engine::text::{Detokenizer, StopCheck, StopStrings};
 use crate::engine::{Drawn, TextFrontend};
+use kernels::sampling::Sampling;
 use tokio::sync::mpsc::UnboundedSender;
 
 /// A token as text: the bytes that it adds, which may end inside a character.

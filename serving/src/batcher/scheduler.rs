@@ -16,8 +16,8 @@ use super::blocks::{BlockPool, PrefixNumber};
 use super::pace::Pace;
 use super::{Priority, Tenant};
 use crate::engine::logits::LogitState;
-use crate::engine::sampler::Sampling;
 use crate::engine::{BLOCK_TOKENS, BlockId, Draw, SequenceChunk};
+use kernels::sampling::Sampling;
 use std::time::Duration;
 
 /// Requests that may pass a waiting one: a quarter of a full batch, so that a large request waits for its

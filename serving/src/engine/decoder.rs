@@ -9,14 +9,14 @@
 mod cache;
 
 use super::config::{DecoderShape, Rotary};
-use super::kernels::attention::{self, KeysValues, Queries, serve_worker};
-use super::kernels::matmul::{Activation, OutputColumns, Product, copy_row, matmul};
-use super::kernels::pool::Parts;
-use super::kernels::{ComputePool, Isa, elementwise};
 use super::parameters::{Dense, Vector};
 use super::{BlockId, Decode, EngineError, EngineOptions, SequenceChunk};
 use crate::weights::{Weights, WeightsError};
 use cache::Cache;
+use kernels::attention::{self, KeysValues, Queries, serve_worker};
+use kernels::matmul::{Activation, OutputColumns, Product, copy_row, matmul};
+use kernels::pool::Parts;
+use kernels::{ComputePool, Isa, elementwise};
 
 /// A Llama decoder over its weights.
 #[derive(Debug)]

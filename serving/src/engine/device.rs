@@ -10,10 +10,10 @@ pub mod bert;
 pub mod llama;
 
 use super::config::{DecoderShape, EncoderShape};
-use super::kernels::ComputePool;
 use super::{BLOCK_TOKENS, BlockId, Decode, Encode, EngineError, EngineOptions, SequenceChunk};
 use crate::weights::{TensorView, Weights};
 use candle_core::{DType, Device, Tensor};
+use kernels::ComputePool;
 use std::collections::BTreeMap;
 
 impl From<candle_core::Error> for EngineError {

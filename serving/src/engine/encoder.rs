@@ -7,13 +7,13 @@
 //! Tokenizing and limits on length are elsewhere (see `LoadedEngine`).
 
 use super::config::{EncoderShape, Pooling};
-use super::kernels::attention::{HeadOffsets, attend_all};
-use super::kernels::matmul::{Activation, OutputColumns, Product, copy_row, matmul};
-use super::kernels::pool::Parts;
-use super::kernels::{ComputePool, Isa, elementwise};
 use super::parameters::{Dense, Vector};
 use super::{Encode, EngineError};
 use crate::weights::{Weights, WeightsError};
+use kernels::attention::{HeadOffsets, attend_all};
+use kernels::matmul::{Activation, OutputColumns, Product, copy_row, matmul};
+use kernels::pool::Parts;
+use kernels::{ComputePool, Isa, elementwise};
 use std::sync::Mutex;
 
 /// Tokens of a group: enough that transposing weights is 2 percent of the work. A group's activations (4 MB

@@ -4,7 +4,7 @@
 //! The rules are a function of the row and of the tokens so far, so a continued or replayed stream draws the
 //! same tokens.
 
-use super::kernels::math::exp;
+use kernels::math::exp;
 use std::collections::BTreeMap;
 
 /// Rules of one request. The default changes no row.

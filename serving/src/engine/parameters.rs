@@ -1,8 +1,8 @@
 //! Named parameters of a layer: matrices used in place, vectors copied as f32. The first use of a parameter
 //! waits until it is loaded.
 
-use super::kernels::matmul::Matrix;
 use crate::weights::{TensorView, Weights, WeightsError};
+use kernels::matmul::Matrix;
 use std::sync::OnceLock;
 
 /// A matrix with an optional bias, used in place.

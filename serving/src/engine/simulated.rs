@@ -4,9 +4,9 @@
 //! are functions of their input alone, so tests can state the expected answer. A decoder's cache holds tokens
 //! in place of keys and values: an answer shows it when a sequence has another's blocks.
 
-use super::kernels::Isa;
 use super::text_frontend::Delay;
 use super::{BLOCK_TOKENS, BlockId, Drawn, Engine, EngineError, Operation, SequenceChunk, TextFrontend};
+use kernels::Isa;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;

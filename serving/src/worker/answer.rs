@@ -9,7 +9,6 @@ use super::streaming::{StreamedChoice, Streaming};
 use crate::batcher::{BatchError, Caller, GenerateRequest, Priority, Prompt, Tenant};
 use crate::engine::logits::LogitRules;
 use crate::engine::matryoshka::shorten;
-use crate::engine::sampler::Sampling;
 use crate::memory::{Charge, REQUEST_BYTES_MIN};
 use crate::openai::{
     self, ApiError, Delivery, Embed, Endpoint, Generate, InferenceRequest, Label, Tokenize, Usage,
@@ -21,6 +20,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use kernels::sampling::Sampling;
 use protocol::error_code as code;
 use protocol::limits::INFERENCE_BODY_BYTES_MAX;
 use std::sync::Arc;

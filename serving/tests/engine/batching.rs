@@ -8,7 +8,7 @@ use serving::batcher::{
 };
 use serving::engine::chat::ChatMessage;
 use serving::engine::logits::LogitRules;
-use serving::engine::sampler::Sampling;
+use kernels::sampling::Sampling;
 use serving::engine::simulated::SimulatedEngine;
 use serving::engine::{BLOCK_TOKENS, Engine, EngineOptions, LoadedEngine};
 use std::time::{Duration, Instant};

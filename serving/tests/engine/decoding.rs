@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use safetensors::Dtype;
 use serde_json::json;
 use serving::engine::device::DeviceDecoder;
-use serving::engine::sampler::Sampling;
+use kernels::sampling::Sampling;
 use serving::engine::{BLOCK_TOKENS, BlockId, Decode, Draw, Engine, LoadedEngine, SequenceChunk};
 use serving::weights::Weights;
 use tempfile::TempDir;

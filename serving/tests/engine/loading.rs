@@ -4,7 +4,7 @@ use crate::models::{bert_config, files, llama_config, options, write};
 use safetensors::Dtype;
 use serde_json::{Value, json};
 use serving::engine::chat::ChatMessage;
-use serving::engine::sampler::Sampling;
+use kernels::sampling::Sampling;
 use serving::engine::{BlockId, Draw, Engine, EngineError, LoadedEngine, SequenceChunk};
 use std::path::Path;
 

@@ -5,7 +5,7 @@ use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
 use serving::engine::config::{DecoderShape, EncoderShape, ModelConfig, Shape};
 use serving::engine::device::{bert, llama};
-use serving::engine::sampler::uniform;
+use kernels::sampling::uniform;
 use serving::engine::text_frontend::byte_tokenizer_json;
 use serving::engine::{EngineOptions, LoadedEngine};
 use serving::weights::ModelFiles;

@@ -4,7 +4,7 @@ use crate::models::{block_on, open};
 use serving::batcher::{Batcher, BatcherLimits, Caller, Event, GenerateRequest, Prompt};
 use serving::engine::chat::ChatMessage;
 use serving::engine::logits::LogitRules;
-use serving::engine::sampler::Sampling;
+use kernels::sampling::Sampling;
 use std::path::PathBuf;
 
 fn ask(batcher: &Batcher, question: &str) -> String {

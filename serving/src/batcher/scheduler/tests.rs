@@ -1,7 +1,7 @@
 //! Tests of the scheduler in virtual time: an engine is a cost for each step, and a token is a number.
 
 use super::*;
-use crate::engine::sampler::uniform;
+use kernels::sampling::uniform;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 

@@ -4,7 +4,7 @@
 
 use super::super::BlockId;
 use super::super::config::DecoderShape;
-use super::super::kernels::attention::{KeysValues, PANEL, padded};
+use kernels::attention::{KeysValues, PANEL, padded};
 
 /// All blocks.
 #[derive(Debug, Default)]

@@ -4,12 +4,12 @@
 //! its own scratch memory, then runs the innermost loop over all rows. Transposing is a percent or two of the
 //! work from a hundred rows on, and about as fast as memory for a single row.
 
+use super::element::ElementType;
 use super::elementwise::gelu;
 use super::micro::{COLUMNS, ROWS, Tile, multiply};
 use super::pack::pack;
 use super::pool::{ComputePool, Parts};
 use super::{Isa, math};
-use crate::weights::ElementType;
 use std::cell::RefCell;
 
 /// Inputs per panel in one pass: 2048 rows of 32 f32 are 256 KiB, a quarter of a core's second-level cache.
@@ -237,7 +237,7 @@ mod tests {
     use super::*;
 
     fn numbers(count: usize, seed: u64) -> Vec<f32> {
-        (0..count).map(|i| crate::engine::sampler::uniform(seed, i as u64) as f32 - 0.5).collect()
+        (0..count).map(|i| crate::sampling::uniform(seed, i as u64) as f32 - 0.5).collect()
     }
 
     #[test]

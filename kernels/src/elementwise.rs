@@ -184,7 +184,7 @@ kernel! {
 mod tests {
     use super::super::Isa;
     use super::*;
-    use crate::engine::sampler::uniform;
+    use crate::sampling::uniform;
 
     fn numbers(count: usize, seed: u64) -> Vec<f32> {
         (0..count).map(|i| uniform(seed, i as u64) as f32 * 8.0 - 4.0).collect()

@@ -4,10 +4,10 @@
 //! The caller provides that layout: an encoder packs keys and values per call, a decoder keeps its cache in
 //! it.
 
+use super::element::ElementType;
 use super::elementwise::softmax;
 use super::micro::{Tile, multiply};
 use super::{Isa, matmul, pack};
-use crate::weights::ElementType;
 use std::cell::RefCell;
 
 /// Positions of one panel of keys.
@@ -208,7 +208,7 @@ pub fn attend_all(isa: Isa, activations: &[f32], offsets: HeadOffsets, mut write
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::sampler::uniform;
+    use crate::sampling::uniform;
 
     #[test]
     fn full_attention_is_the_definition() {

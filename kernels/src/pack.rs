@@ -3,9 +3,9 @@
 //! Checkpoints store output rows of inputs, of any of three types; a panel holds inputs by 32 outputs, f32. A
 //! panel exists in a thread's scratch memory for one use; the weights themselves stay in the read-only map.
 
+use super::element::ElementType;
 use super::micro::COLUMNS;
 use super::{Isa, Level};
-use crate::weights::ElementType;
 
 /// Fills `panel` with the inputs `columns` of the output rows `rows` of a matrix of `width` inputs:
 /// `panel[i][j] = weight[rows.start + j][columns.start + i]`, zero where there is no such output.

@@ -9,13 +9,16 @@
 //! The meaning of the numbers is not defined here.
 
 pub mod attention;
+pub mod element;
 pub mod elementwise;
 pub mod math;
 pub mod matmul;
 mod micro;
 mod pack;
 pub mod pool;
+pub mod sampling;
 
+pub use element::ElementType;
 pub use pool::ComputePool;
 
 /// Lanes of a sum that is not a chain; also the width of the widest vector used.
@@ -78,7 +81,7 @@ impl Isa {
 macro_rules! kernel {
     ($(#[$meta:meta])* $visibility:vis fn $name:ident($($arg:ident: $type:ty),* $(,)?) $body:block) => {
         $(#[$meta])*
-        $visibility fn $name(isa: $crate::engine::kernels::Isa, $($arg: $type),*) {
+        $visibility fn $name(isa: $crate::Isa, $($arg: $type),*) {
             #[inline(always)]
             fn body($($arg: $type),*) $body
             #[cfg(target_arch = "x86_64")]
@@ -90,11 +93,11 @@ macro_rules! kernel {
             match isa.0 {
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: an `Isa` of this level exists only where the features were detected.
-                $crate::engine::kernels::Level::Avx512 => unsafe { avx512($($arg),*) },
+                $crate::Level::Avx512 => unsafe { avx512($($arg),*) },
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: as above.
-                $crate::engine::kernels::Level::Avx2 => unsafe { avx2($($arg),*) },
-                $crate::engine::kernels::Level::Portable => body($($arg),*),
+                $crate::Level::Avx2 => unsafe { avx2($($arg),*) },
+                $crate::Level::Portable => body($($arg),*),
             }
         }
     };
