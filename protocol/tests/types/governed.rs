@@ -22,18 +22,21 @@ pub(crate) const CHOICES: [Choice; 2] = [Choice::Approve, Choice::Reject];
 pub(crate) const ROLES: [NodeRole; 3] = [NodeRole::Worker, NodeRole::Storage, NodeRole::Gateway];
 pub(crate) const SCOPES: [TokenScope; 3] = [TokenScope::Read, TokenScope::Propose, TokenScope::Submit];
 
-pub(crate) fn member() -> impl Strategy<Value = Member> {
-    (name(), member_keys()).prop_map(|(id, keys)| Member { id, keys })
+pub(crate) fn member() -> BoxedStrategy<Member> {
+    (name(), member_keys()).prop_map(|(id, keys)| Member { id, keys }).boxed()
 }
 
 /// Returns a rule of up to four thresholds around its members.
-pub(crate) fn quorum() -> impl Strategy<Value = Quorum> {
-    name::<MemberId>().prop_map(Quorum::Member).prop_recursive(4, 12, 3, |part| {
-        (number32(), vec(part, 0..3)).prop_map(|(required, of)| Quorum::Threshold { required, of })
-    })
+pub(crate) fn quorum() -> BoxedStrategy<Quorum> {
+    name::<MemberId>()
+        .prop_map(Quorum::Member)
+        .prop_recursive(4, 12, 3, |part| {
+            (number32(), vec(part, 0..3)).prop_map(|(required, of)| Quorum::Threshold { required, of })
+        })
+        .boxed()
 }
 
-pub(crate) fn policy() -> impl Strategy<Value = Policy> {
+pub(crate) fn policy() -> BoxedStrategy<Policy> {
     let passkeys = (text(), btree_set(text(), 0..3), any::<bool>())
         .prop_map(|(rp_id, origins, routine)| PasskeyPolicy { rp_id, origins, routine });
     let of = |(quorums, passkeys, veto_seconds, proposer_counts)| Policy {
@@ -44,11 +47,12 @@ pub(crate) fn policy() -> impl Strategy<Value = Policy> {
     };
     (btree_map(one_of(&CLASSES), quorum(), 0..3), option::of(passkeys), number32(), any::<bool>())
         .prop_map(of)
+        .boxed()
 }
 
-fn replica() -> impl Strategy<Value = ControlReplica> {
+fn replica() -> BoxedStrategy<ControlReplica> {
     let of = |(id, key, address, api)| ControlReplica { id: ReplicaId(id), key, address, api };
-    (number(), key(), text(), text()).prop_map(of)
+    (number(), key(), text(), text()).prop_map(of).boxed()
 }
 
 pub(crate) fn admission() -> BoxedStrategy<NodeAdmission> {
@@ -65,33 +69,29 @@ pub(crate) fn admission() -> BoxedStrategy<NodeAdmission> {
         .boxed()
 }
 
-fn envelope() -> impl Strategy<Value = AccessEnvelope> {
+fn envelope() -> BoxedStrategy<AccessEnvelope> {
     let grantors = (btree_set(name(), 0..3), set_of(&SCOPES), option::of(btree_set(name(), 0..3)));
-    (grantors, number32(), number32(), number32(), any::<bool>()).prop_map(
-        |((grantors, scopes, services), tokens_max, keys_max, seconds_max, ends_earlier)| AccessEnvelope {
-            grantors,
-            scopes,
-            tokens_max,
-            services,
-            keys_max,
-            seconds_max,
-            ends_earlier,
-        },
-    )
+    (grantors, number32(), number32(), number32(), any::<bool>())
+        .prop_map(|((grantors, scopes, services), tokens_max, keys_max, seconds_max, ends_earlier)| {
+            AccessEnvelope { grantors, scopes, tokens_max, services, keys_max, seconds_max, ends_earlier }
+        })
+        .boxed()
 }
 
-fn genesis() -> impl Strategy<Value = Genesis> {
+fn genesis() -> BoxedStrategy<Genesis> {
     let people = (text(), millis(), vec(member(), 0..3), policy());
     let machines = (vec(replica(), 0..2), vec(admission(), 0..2), envelope());
-    (people, machines).prop_map(|((name, founded_at, members, policy), (control, nodes, access))| Genesis {
-        name,
-        founded_at,
-        members,
-        policy,
-        control,
-        nodes,
-        access,
-    })
+    (people, machines)
+        .prop_map(|((name, founded_at, members, policy), (control, nodes, access))| Genesis {
+            name,
+            founded_at,
+            members,
+            policy,
+            control,
+            nodes,
+            access,
+        })
+        .boxed()
 }
 
 pub(crate) fn signed_genesis() -> BoxedStrategy<SignedGenesis> {
@@ -99,27 +99,27 @@ pub(crate) fn signed_genesis() -> BoxedStrategy<SignedGenesis> {
     (genesis(), btree_map(name(), hybrid_signature(), 0..3)).prop_map(of).boxed()
 }
 
-fn coordinate() -> impl Strategy<Value = P256Coordinate> {
-    any::<[u8; 32]>().prop_map(P256Coordinate)
+fn coordinate() -> BoxedStrategy<P256Coordinate> {
+    any::<[u8; 32]>().prop_map(P256Coordinate).boxed()
 }
 
-pub(crate) fn passkey() -> impl Strategy<Value = Passkey> {
+pub(crate) fn passkey() -> BoxedStrategy<Passkey> {
     let key = prop_oneof![
         (coordinate(), coordinate()).prop_map(|(x, y)| PasskeyKey::Es256 { x, y }),
         key().prop_map(PasskeyKey::EdDsa),
     ];
-    (bytes(), key, text()).prop_map(|(credential, key, label)| Passkey { credential, key, label })
+    (bytes(), key, text()).prop_map(|(credential, key, label)| Passkey { credential, key, label }).boxed()
 }
 
-fn assertion() -> impl Strategy<Value = PasskeyAssertion> {
-    (bytes(), bytes(), bytes(), bytes()).prop_map(
-        |(credential, authenticator_data, client_data, signature)| PasskeyAssertion {
+fn assertion() -> BoxedStrategy<PasskeyAssertion> {
+    (bytes(), bytes(), bytes(), bytes())
+        .prop_map(|(credential, authenticator_data, client_data, signature)| PasskeyAssertion {
             credential,
             authenticator_data,
             client_data,
             signature,
-        },
-    )
+        })
+        .boxed()
 }
 
 pub(crate) fn change() -> BoxedStrategy<Change> {
@@ -141,7 +141,7 @@ pub(crate) fn change() -> BoxedStrategy<Change> {
     .boxed()
 }
 
-pub(crate) fn halt() -> impl Strategy<Value = Halt> {
+pub(crate) fn halt() -> BoxedStrategy<Halt> {
     let scope = prop_oneof![
         name().prop_map(HaltScope::Service),
         name().prop_map(HaltScope::Node),
@@ -157,18 +157,18 @@ pub(crate) fn halt() -> impl Strategy<Value = Halt> {
         issued_at,
         nonce,
     };
-    (circle(), name(), key(), scope, text(), millis(), digest()).prop_map(of)
+    (circle(), name(), key(), scope, text(), millis(), digest()).prop_map(of).boxed()
 }
 
-pub(crate) fn signed_halt() -> impl Strategy<Value = SignedHalt> {
+pub(crate) fn signed_halt() -> BoxedStrategy<SignedHalt> {
     let signature = prop_oneof![
         hybrid_signature().prop_map(HaltSignature::Hybrid),
         assertion().prop_map(HaltSignature::Passkey),
     ];
-    (halt(), signature).prop_map(|(halt, signature)| SignedHalt { halt, signature })
+    (halt(), signature).prop_map(|(halt, signature)| SignedHalt { halt, signature }).boxed()
 }
 
-pub(crate) fn signed_comment() -> impl Strategy<Value = SignedComment> {
+pub(crate) fn signed_comment() -> BoxedStrategy<SignedComment> {
     let signature = prop_oneof![
         hybrid_signature().prop_map(CommentSignature::Hybrid),
         assertion().prop_map(CommentSignature::Passkey),
@@ -182,16 +182,16 @@ pub(crate) fn signed_comment() -> impl Strategy<Value = SignedComment> {
         issued_at,
     };
     let comment = (digest(), name(), answers, text(), millis()).prop_map(of);
-    (comment, signature).prop_map(|(comment, signature)| SignedComment { comment, signature })
+    (comment, signature).prop_map(|(comment, signature)| SignedComment { comment, signature }).boxed()
 }
 
-pub(crate) fn head() -> impl Strategy<Value = HistoryHead> {
-    (number(), digest()).prop_map(|(size, root)| HistoryHead { size, root })
+pub(crate) fn head() -> BoxedStrategy<HistoryHead> {
+    (number(), digest()).prop_map(|(size, root)| HistoryHead { size, root }).boxed()
 }
 
-fn subject() -> impl Strategy<Value = SubjectVersion> {
+fn subject() -> BoxedStrategy<SubjectVersion> {
     let of = |(subject, version, value)| SubjectVersion { subject, version, value };
-    (text(), number(), option::of(digest())).prop_map(of)
+    (text(), number(), option::of(digest())).prop_map(of).boxed()
 }
 
 pub(crate) fn proposal() -> BoxedStrategy<Proposal> {
@@ -216,31 +216,33 @@ pub(crate) fn proposal() -> BoxedStrategy<Proposal> {
         .boxed()
 }
 
-pub(crate) fn ballot() -> impl Strategy<Value = Ballot> {
+pub(crate) fn ballot() -> BoxedStrategy<Ballot> {
     let vote = (one_of(&CHOICES), name(), text());
-    (proposal_id(), digest(), number32(), vote, epoch(), head(), millis()).prop_map(
-        |(proposal, rendering, renderer_version, (choice, member, reason), epoch, history, issued_at)| {
-            Ballot {
-                proposal,
-                rendering,
-                renderer_version,
-                choice,
-                member,
-                epoch,
-                history,
-                issued_at,
-                reason,
-            }
-        },
-    )
+    (proposal_id(), digest(), number32(), vote, epoch(), head(), millis())
+        .prop_map(
+            |(proposal, rendering, renderer_version, (choice, member, reason), epoch, history, issued_at)| {
+                Ballot {
+                    proposal,
+                    rendering,
+                    renderer_version,
+                    choice,
+                    member,
+                    epoch,
+                    history,
+                    issued_at,
+                    reason,
+                }
+            },
+        )
+        .boxed()
 }
 
-pub(crate) fn signed_ballot() -> impl Strategy<Value = SignedBallot> {
+pub(crate) fn signed_ballot() -> BoxedStrategy<SignedBallot> {
     let signature = prop_oneof![
         hybrid_signature().prop_map(BallotSignature::Hybrid),
         assertion().prop_map(BallotSignature::Passkey),
     ];
-    (ballot(), signature).prop_map(|(ballot, signature)| SignedBallot { ballot, signature })
+    (ballot(), signature).prop_map(|(ballot, signature)| SignedBallot { ballot, signature }).boxed()
 }
 
 pub(crate) fn certificate() -> BoxedStrategy<Certificate> {

@@ -42,11 +42,11 @@ pub(crate) const SLOT_STATES: [SlotState; 7] = [
 pub(crate) const WORKER_STATES: [WorkerState; 4] =
     [WorkerState::Loading, WorkerState::Ready, WorkerState::Draining, WorkerState::Failed];
 
-pub(crate) fn metrics() -> impl Strategy<Value = WorkerMetrics> {
+pub(crate) fn metrics() -> BoxedStrategy<WorkerMetrics> {
     let requests = (millis(), number32(), number32(), number());
     let engine = (number(), number(), number32(), number());
-    (requests, engine).prop_map(|((at, running, waiting, total), (prompt, generation, cache, first))| {
-        WorkerMetrics {
+    (requests, engine)
+        .prop_map(|((at, running, waiting, total), (prompt, generation, cache, first))| WorkerMetrics {
             at,
             requests_running: running,
             requests_waiting: waiting,
@@ -55,50 +55,59 @@ pub(crate) fn metrics() -> impl Strategy<Value = WorkerMetrics> {
             generation_tokens_total: generation,
             kv_cache_usage_permille: cache,
             time_to_first_token_p50_us: first,
-        }
-    })
+        })
+        .boxed()
 }
 
-pub(crate) fn worker_load() -> impl Strategy<Value = WorkerLoad> {
+pub(crate) fn worker_load() -> BoxedStrategy<WorkerLoad> {
     (one_of(&WORKER_STATES), metrics(), any::<Option<u32>>())
         .prop_map(|(state, metrics, context_tokens_max)| WorkerLoad { state, metrics, context_tokens_max })
+        .boxed()
 }
 
-fn report() -> impl Strategy<Value = SlotReport> {
+fn report() -> BoxedStrategy<SlotReport> {
     let slot = (name(), slot(), fence(), one_of(&SLOT_STATES), text());
-    (slot, number(), number(), number32(), option::of(metrics())).prop_map(
-        |((service, slot, fence, state, detail), segments_verified, segments_total, restarts, metrics)| {
-            SlotReport {
-                service,
-                slot,
-                fence,
-                state,
-                detail,
+    (slot, number(), number(), number32(), option::of(metrics()))
+        .prop_map(
+            |(
+                (service, slot, fence, state, detail),
                 segments_verified,
                 segments_total,
                 restarts,
                 metrics,
-            }
-        },
-    )
+            )| {
+                SlotReport {
+                    service,
+                    slot,
+                    fence,
+                    state,
+                    detail,
+                    segments_verified,
+                    segments_total,
+                    restarts,
+                    metrics,
+                }
+            },
+        )
+        .boxed()
 }
 
-fn gpu() -> impl Strategy<Value = Gpu> {
-    (number32(), text(), text(), number(), any::<bool>(), any::<bool>()).prop_map(
-        |(index, uuid, name, memory_bytes, simulated, healthy)| Gpu {
+fn gpu() -> BoxedStrategy<Gpu> {
+    (number32(), text(), text(), number(), any::<bool>(), any::<bool>())
+        .prop_map(|(index, uuid, name, memory_bytes, simulated, healthy)| Gpu {
             index,
             uuid,
             name,
             memory_bytes,
             simulated,
             healthy,
-        },
-    )
+        })
+        .boxed()
 }
 
-fn line() -> impl Strategy<Value = WorkerLine> {
+fn line() -> BoxedStrategy<WorkerLine> {
     let of = |(service, slot, sequence, at, text)| WorkerLine { service, slot, sequence, at, text };
-    (name(), slot(), number(), millis(), text()).prop_map(of)
+    (name(), slot(), number(), millis(), text()).prop_map(of).boxed()
 }
 
 pub(crate) fn sync_request() -> BoxedStrategy<SyncRequest> {
@@ -165,12 +174,12 @@ pub(crate) fn enrol_response() -> BoxedStrategy<EnrolResponse> {
         .boxed()
 }
 
-pub(crate) fn pending_node() -> impl Strategy<Value = PendingNode> {
+pub(crate) fn pending_node() -> BoxedStrategy<PendingNode> {
     let of = |(admission, id, last_seen)| PendingNode { admission, id, last_seen };
-    (admission(), node_id(), millis()).prop_map(of)
+    (admission(), node_id(), millis()).prop_map(of).boxed()
 }
 
-pub(crate) fn order_book() -> impl Strategy<Value = OrderBookRecord> {
+pub(crate) fn order_book() -> BoxedStrategy<OrderBookRecord> {
     let fence =
         (name(), slot(), fence()).prop_map(|(service, slot, fence)| SlotFence { service, slot, fence });
     let held = (signed_order(), number(), millis(), any::<bool>()).prop_map(
@@ -182,54 +191,55 @@ pub(crate) fn order_book() -> impl Strategy<Value = OrderBookRecord> {
         },
     );
     let of = |(version, circle, node, fences, held)| OrderBookRecord { version, circle, node, fences, held };
-    (number32(), circle(), node_id(), vec(fence, 0..3), vec(held, 0..3)).prop_map(of)
+    (number32(), circle(), node_id(), vec(fence, 0..3), vec(held, 0..3)).prop_map(of).boxed()
 }
 
-pub(crate) fn halt_book() -> impl Strategy<Value = HaltBookRecord> {
+pub(crate) fn halt_book() -> BoxedStrategy<HaltBookRecord> {
     let of = |(version, circle, halts)| HaltBookRecord { version, circle, halts };
-    (number32(), circle(), vec(signed_halt(), 0..3)).prop_map(of)
+    (number32(), circle(), vec(signed_halt(), 0..3)).prop_map(of).boxed()
 }
 
-fn halt_cursor() -> impl Strategy<Value = HaltCursor> {
-    (number(), number()).prop_map(|(boot, number)| HaltCursor { boot, number })
+fn halt_cursor() -> BoxedStrategy<HaltCursor> {
+    (number(), number()).prop_map(|(boot, number)| HaltCursor { boot, number }).boxed()
 }
 
-pub(crate) fn halts_request() -> impl Strategy<Value = HaltsRequest> {
-    (halt_cursor(), number32()).prop_map(|(after, wait_ms)| HaltsRequest { after, wait_ms })
+pub(crate) fn halts_request() -> BoxedStrategy<HaltsRequest> {
+    (halt_cursor(), number32()).prop_map(|(after, wait_ms)| HaltsRequest { after, wait_ms }).boxed()
 }
 
-pub(crate) fn halts_answer() -> impl Strategy<Value = HaltsAnswer> {
-    (halt_cursor(), vec(signed_halt(), 0..3)).prop_map(|(last, halts)| HaltsAnswer { last, halts })
+pub(crate) fn halts_answer() -> BoxedStrategy<HaltsAnswer> {
+    (halt_cursor(), vec(signed_halt(), 0..3)).prop_map(|(last, halts)| HaltsAnswer { last, halts }).boxed()
 }
 
-pub(crate) fn verdict() -> impl Strategy<Value = Verdict> {
+pub(crate) fn verdict() -> BoxedStrategy<Verdict> {
     let code = prop::sample::select(error_code::ALL.to_vec());
     let of =
         |(accepted, code, message): (bool, Option<ErrorCode>, String)| Verdict { accepted, code, message };
-    (any::<bool>(), option::of(code), text()).prop_map(of)
+    (any::<bool>(), option::of(code), text()).prop_map(of).boxed()
 }
 
-pub(crate) fn model_file() -> impl Strategy<Value = ModelFile> {
-    (text(), number(), number()).prop_map(|(path, offset, length)| ModelFile { path, offset, length })
+pub(crate) fn model_file() -> BoxedStrategy<ModelFile> {
+    (text(), number(), number()).prop_map(|(path, offset, length)| ModelFile { path, offset, length }).boxed()
 }
 
-fn segment() -> impl Strategy<Value = Segment> {
+fn segment() -> BoxedStrategy<Segment> {
     let of = |(offset, length, digest, shards)| Segment { offset, length, digest, shards };
-    (number(), number32(), digest(), vec(digest(), 0..3)).prop_map(of)
+    (number(), number32(), digest(), vec(digest(), 0..3)).prop_map(of).boxed()
 }
 
-fn erasure() -> impl Strategy<Value = ErasureCode> {
-    (any::<u8>(), any::<u8>()).prop_map(|(data, parity)| ErasureCode { data, parity })
+fn erasure() -> BoxedStrategy<ErasureCode> {
+    (any::<u8>(), any::<u8>()).prop_map(|(data, parity)| ErasureCode { data, parity }).boxed()
 }
 
-fn stored_kind() -> impl Strategy<Value = StoredKind> {
+fn stored_kind() -> BoxedStrategy<StoredKind> {
     prop_oneof![
         Just(StoredKind::Model),
         digest().prop_map(|tree| StoredKind::Artifact { tree: ArtifactRoot(tree) })
     ]
+    .boxed()
 }
 
-fn entry_kind() -> impl Strategy<Value = EntryKind> {
+fn entry_kind() -> BoxedStrategy<EntryKind> {
     prop_oneof![
         Just(EntryKind::Directory),
         (any::<bool>(), number(), digest()).prop_map(|(executable, length, digest)| EntryKind::File {
@@ -239,10 +249,11 @@ fn entry_kind() -> impl Strategy<Value = EntryKind> {
         }),
         text().prop_map(|target| EntryKind::Link { target }),
     ]
+    .boxed()
 }
 
 /// Returns an artifact's index with any values, sound or not.
-pub(crate) fn artifact_index() -> impl Strategy<Value = ArtifactIndex> {
+pub(crate) fn artifact_index() -> BoxedStrategy<ArtifactIndex> {
     let entry = (text(), entry_kind()).prop_map(|(path, kind)| ArtifactEntry { path, kind });
     let environment = proptest::collection::btree_map(text(), text(), 0..3);
     let start = (texts(), environment, text(), text()).prop_map(
@@ -253,33 +264,33 @@ pub(crate) fn artifact_index() -> impl Strategy<Value = ArtifactIndex> {
             architecture,
         },
     );
-    (number32(), start, vec(entry, 0..4)).prop_map(|(version, start, entries)| ArtifactIndex {
-        version,
-        start,
-        entries,
-    })
+    (number32(), start, vec(entry, 0..4))
+        .prop_map(|(version, start, entries)| ArtifactIndex { version, start, entries })
+        .boxed()
 }
 
 /// Returns a model manifest with any values, sound or not.
-pub(crate) fn model_manifest() -> impl Strategy<Value = ModelManifest> {
+pub(crate) fn model_manifest() -> BoxedStrategy<ModelManifest> {
     let identity = (number32(), name(), stored_kind(), erasure(), number32());
     let secrets = (any::<[u8; 16]>().prop_map(ModelNonce), digest());
     let content = (vec(model_file(), 0..3), vec(segment(), 0..3), vec(number32(), 0..3));
-    (identity, secrets, content).prop_map(|(identity, (nonce, key_commitment), (files, segments, order))| {
-        let (version, name, kind, erasure, segments_per_object) = identity;
-        ModelManifest {
-            version,
-            name,
-            kind,
-            erasure,
-            segments_per_object,
-            nonce,
-            key_commitment,
-            files,
-            segments,
-            order,
-        }
-    })
+    (identity, secrets, content)
+        .prop_map(|(identity, (nonce, key_commitment), (files, segments, order))| {
+            let (version, name, kind, erasure, segments_per_object) = identity;
+            ModelManifest {
+                version,
+                name,
+                kind,
+                erasure,
+                segments_per_object,
+                nonce,
+                key_commitment,
+                files,
+                segments,
+                order,
+            }
+        })
+        .boxed()
 }
 
 pub(crate) fn record() -> BoxedStrategy<ModelRecord> {
@@ -298,38 +309,36 @@ pub(crate) fn record() -> BoxedStrategy<ModelRecord> {
         .boxed()
 }
 
-fn recipient() -> impl Strategy<Value = Recipient> {
-    prop_oneof![node_id().prop_map(Recipient::Node), name().prop_map(Recipient::Member)]
+fn recipient() -> BoxedStrategy<Recipient> {
+    prop_oneof![node_id().prop_map(Recipient::Node), name().prop_map(Recipient::Member)].boxed()
 }
 
-pub(crate) fn complaint() -> impl Strategy<Value = SignedComplaint> {
+pub(crate) fn complaint() -> BoxedStrategy<SignedComplaint> {
     let statement = (circle(), root(), recipient(), digest())
         .prop_map(|(circle, root, recipient, wrap)| WrapComplaint { circle, root, recipient, wrap });
     let signature = prop_oneof![
         signature().prop_map(RecipientSignature::Node),
         hybrid_signature().prop_map(RecipientSignature::Member)
     ];
-    (statement, signature).prop_map(|(complaint, signature)| SignedComplaint { complaint, signature })
+    (statement, signature).prop_map(|(complaint, signature)| SignedComplaint { complaint, signature }).boxed()
 }
 
-pub(crate) fn signed_wrap() -> impl Strategy<Value = SignedWrap> {
-    (wrap(), name(), hybrid_signature()).prop_map(|(wrap, maker, signature)| SignedWrap {
-        wrap,
-        maker,
-        signature,
-    })
+pub(crate) fn signed_wrap() -> BoxedStrategy<SignedWrap> {
+    (wrap(), name(), hybrid_signature())
+        .prop_map(|(wrap, maker, signature)| SignedWrap { wrap, maker, signature })
+        .boxed()
 }
 
-fn wrap() -> impl Strategy<Value = KeyWrap> {
-    (root(), recipient(), key(), bytes(), bytes()).prop_map(
-        |(root, recipient, ephemeral, encapsulated, sealed)| KeyWrap {
+fn wrap() -> BoxedStrategy<KeyWrap> {
+    (root(), recipient(), key(), bytes(), bytes())
+        .prop_map(|(root, recipient, ephemeral, encapsulated, sealed)| KeyWrap {
             root,
             recipient,
             ephemeral,
             encapsulated,
             sealed,
-        },
-    )
+        })
+        .boxed()
 }
 
 pub(crate) fn worker_manifest() -> BoxedStrategy<WorkerManifest> {
@@ -362,68 +371,78 @@ pub(crate) fn worker_manifest() -> BoxedStrategy<WorkerManifest> {
         .boxed()
 }
 
-pub(crate) fn to_worker() -> impl Strategy<Value = ToWorker> {
+pub(crate) fn to_worker() -> BoxedStrategy<ToWorker> {
     prop_oneof![
         Just(ToWorker::Hello),
         (key(), signed_ticket()).prop_map(|(gateway, ticket)| ToWorker::Connection { gateway, ticket }),
         signed_ticket().prop_map(ToWorker::Ticket),
         Just(ToWorker::Drain),
     ]
+    .boxed()
 }
 
-pub(crate) fn from_worker() -> impl Strategy<Value = FromWorker> {
+pub(crate) fn from_worker() -> BoxedStrategy<FromWorker> {
     let state = || one_of(&WORKER_STATES);
     prop_oneof![
         (key(), state()).prop_map(|(worker, state)| FromWorker::Hello { worker, state }),
         (state(), text()).prop_map(|(state, detail)| FromWorker::State { state, detail }),
         key().prop_map(|gateway| FromWorker::Disconnected { gateway }),
     ]
+    .boxed()
 }
 
-pub(crate) fn init_request() -> impl Strategy<Value = InitRequest> {
+pub(crate) fn init_request() -> BoxedStrategy<InitRequest> {
     prop_oneof![
         boot_time().prop_map(|until_boottime_ms| InitRequest::Renew { until_boottime_ms }),
         Just(InitRequest::Status),
         number().prop_map(|grace_ms| InitRequest::Stop { grace_ms }),
         Just(InitRequest::Descriptors),
     ]
+    .boxed()
 }
 
-pub(crate) fn init_reply() -> impl Strategy<Value = InitReply> {
-    (any::<bool>(), option::of(any::<i32>()), boot_time()).prop_map(
-        |(running, exit, lease_until_boottime_ms)| InitReply { running, exit, lease_until_boottime_ms },
-    )
+pub(crate) fn init_reply() -> BoxedStrategy<InitReply> {
+    (any::<bool>(), option::of(any::<i32>()), boot_time())
+        .prop_map(|(running, exit, lease_until_boottime_ms)| InitReply {
+            running,
+            exit,
+            lease_until_boottime_ms,
+        })
+        .boxed()
 }
 
-fn identity() -> impl Strategy<Value = SandboxIdentity> {
+fn identity() -> BoxedStrategy<SandboxIdentity> {
     prop_oneof![
         number32().prop_map(|first| SandboxIdentity::OwnIds { first }),
         Just(SandboxIdentity::SameUid),
     ]
+    .boxed()
 }
 
-fn engine_profile() -> impl Strategy<Value = SandboxProfile> {
-    (text(), texts(), labels(), texts()).prop_map(|(binary, arguments, environment, read_only)| {
-        SandboxProfile::Engine(EngineProfile { binary, arguments, environment, read_only })
-    })
+fn engine_profile() -> BoxedStrategy<SandboxProfile> {
+    (text(), texts(), labels(), texts())
+        .prop_map(|(binary, arguments, environment, read_only)| {
+            SandboxProfile::Engine(EngineProfile { binary, arguments, environment, read_only })
+        })
+        .boxed()
 }
 
-fn writable_areas() -> impl Strategy<Value = WritableAreas> {
+fn writable_areas() -> BoxedStrategy<WritableAreas> {
     let area = || {
         (number(), option::of(text())).prop_map(|(bytes_max, directory)| DiskArea { bytes_max, directory })
     };
-    (number(), number(), area(), area(), area()).prop_map(
-        |(tmp_bytes, shared_memory_bytes, scratch, checkpoint, outputs)| WritableAreas {
+    (number(), number(), area(), area(), area())
+        .prop_map(|(tmp_bytes, shared_memory_bytes, scratch, checkpoint, outputs)| WritableAreas {
             tmp_bytes,
             shared_memory_bytes,
             scratch,
             checkpoint,
             outputs,
-        },
-    )
+        })
+        .boxed()
 }
 
-fn process_profile() -> impl Strategy<Value = SandboxProfile> {
+fn process_profile() -> BoxedStrategy<SandboxProfile> {
     let rank =
         (texts(), labels()).prop_map(|(arguments, environment)| RankProgram { arguments, environment });
     let input = (text(), text()).prop_map(|(source, path)| InputMount { source, path });
@@ -438,8 +457,8 @@ fn process_profile() -> impl Strategy<Value = SandboxProfile> {
     );
     let network = (texts(), number32()).prop_map(|(addresses, mtu)| GangDevice { addresses, mtu });
     let places = (text(), text(), text());
-    (places, vec(rank, 0..3), vec(input, 0..3), writable_areas(), etc, option::of(network)).prop_map(
-        |((root, host_name, working_directory), ranks, inputs, areas, etc, network)| {
+    (places, vec(rank, 0..3), vec(input, 0..3), writable_areas(), etc, option::of(network))
+        .prop_map(|((root, host_name, working_directory), ranks, inputs, areas, etc, network)| {
             SandboxProfile::Process(Box::new(ProcessProfile {
                 root,
                 host_name,
@@ -450,8 +469,8 @@ fn process_profile() -> impl Strategy<Value = SandboxProfile> {
                 etc,
                 network,
             }))
-        },
-    )
+        })
+        .boxed()
 }
 
 pub(crate) fn sandbox_spec() -> BoxedStrategy<SandboxSpec> {
@@ -492,10 +511,10 @@ pub(crate) fn sandbox_spec() -> BoxedStrategy<SandboxSpec> {
         .boxed()
 }
 
-pub(crate) fn sandbox_record() -> impl Strategy<Value = SandboxRecord> {
+pub(crate) fn sandbox_record() -> BoxedStrategy<SandboxRecord> {
     let process = (text(), text(), number32(), number());
-    (process, texts(), identity(), texts()).prop_map(
-        |((name, boot_id, pid, start_ticks), cgroups, identity, not_enforced)| SandboxRecord {
+    (process, texts(), identity(), texts())
+        .prop_map(|((name, boot_id, pid, start_ticks), cgroups, identity, not_enforced)| SandboxRecord {
             name,
             boot_id,
             pid,
@@ -503,19 +522,20 @@ pub(crate) fn sandbox_record() -> impl Strategy<Value = SandboxRecord> {
             cgroups,
             identity,
             not_enforced,
-        },
-    )
+        })
+        .boxed()
 }
 
-pub(crate) fn sandbox_report() -> impl Strategy<Value = SandboxReport> {
+pub(crate) fn sandbox_report() -> BoxedStrategy<SandboxReport> {
     prop_oneof![
         number32().prop_map(|pid| SandboxReport::Created { pid }),
         texts().prop_map(|not_enforced| SandboxReport::Started { not_enforced }),
         (text(), text()).prop_map(|(step, detail)| SandboxReport::Failed { step, detail }),
     ]
+    .boxed()
 }
 
-pub(crate) fn sandbox_exit() -> impl Strategy<Value = SandboxExit> {
+pub(crate) fn sandbox_exit() -> BoxedStrategy<SandboxExit> {
     prop_oneof![
         any::<i32>().prop_map(|status| SandboxExit::Exited { status }),
         any::<i32>().prop_map(|signal| SandboxExit::Signaled { signal }),
@@ -524,4 +544,5 @@ pub(crate) fn sandbox_exit() -> impl Strategy<Value = SandboxExit> {
         Just(SandboxExit::LeaseLapsed),
         Just(SandboxExit::Stopped),
     ]
+    .boxed()
 }
