@@ -81,9 +81,10 @@ fn boot_id() -> io::Result<String> {
     Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_string())
 }
 
+/// Returns the start time of a process that lives; `ESRCH` for one that has ended.
 fn start_ticks(pid: ProcessId) -> io::Result<u64> {
     let stat = fs::read_to_string(format!("/proc/{}/stat", pid.0))?;
-    parse_start_ticks(&stat).ok_or_else(|| io::ErrorKind::InvalidData.into())
+    parse_start_ticks(&stat).ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))
 }
 
 /// Parses the start time of a process from its `/proc/PID/stat`, in clock ticks since boot; none for one that
@@ -129,6 +130,18 @@ mod tests {
         assert_eq!(parse_start_ticks(&stat("S")), Some(22));
         assert_eq!(parse_start_ticks(&stat("Z")), None);
         assert_eq!(parse_start_ticks("7 (a"), None);
+    }
+
+    #[test]
+    fn a_process_that_ended_has_no_start_time() {
+        use nix::sys::wait::{Id, WaitPidFlag, waitid};
+        let mut child = std::process::Command::new("true").spawn().expect("it starts");
+        let pid = ProcessId(child.id());
+        let ended = Id::Pid(nix::unistd::Pid::from_raw(child.id().cast_signed()));
+        waitid(ended, WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT).expect("it ends");
+        let error = start_ticks(pid).expect_err("it has ended, and is not reaped");
+        assert_eq!(error.raw_os_error(), Some(libc::ESRCH));
+        child.wait().expect("it is reaped");
     }
 
     #[test]

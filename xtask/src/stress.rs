@@ -20,8 +20,6 @@ use std::path::PathBuf;
 const SYNC_DELAY_MS: u32 = 20;
 /// Variable that names the file which `observe.c` creates.
 const MARK_VARIABLE: &str = "QUORATE_TOUCHES";
-/// Number of tests at the same time, per core. Many of them wait, for a disk or for another process.
-const TESTS_PER_CORE: usize = 2;
 
 /// Runs the tests `rounds` times under pressure and prints failures by test.
 pub(crate) fn tests(rounds: usize, filter: Option<&str>) -> Result<(), String> {
@@ -40,8 +38,7 @@ pub(crate) fn tests(rounds: usize, filter: Option<&str>) -> Result<(), String> {
         ("QUORATE_SYNC_DELAY_MS", SYNC_DELAY_MS.to_string()),
     ];
     let wrap = quota.wrapper(variables, MARK_VARIABLE);
-    let at_once = suite::cores() * TESTS_PER_CORE;
-    let report = suite::run(&TestPlan { rounds, at_once, wrap: Box::new(wrap) }, filter)?;
+    let report = suite::run(&TestPlan { rounds, wrap: Box::new(wrap) }, filter)?;
     drop(burners);
     let (touching, all) = report.touching();
     println!("{touching} of {all} tests touch time, sockets, threads, processes or disks");

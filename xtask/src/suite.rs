@@ -1,5 +1,5 @@
-//! Runner of the Rust tests, each in a process of its own: listed by their binaries, run in parallel on all
-//! cores, timed, repeated on request, and reported by name.
+//! Runner of the Rust tests, each in a process of its own: listed by their binaries, run two to a core,
+//! timed, repeated on request, and reported by name.
 //!
 //! libtest gives no durations on a stable compiler and no repetition, and cargo-nextest takes minutes to
 //! build on a fresh machine. `docs/decisions/2026-11-22-our-own-test-runner.md` weighs the two. A test that
@@ -15,6 +15,13 @@ pub(crate) use report::TestReport;
 use crate::process;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+
+/// Number of tests at the same time, per core. Many of them wait, for a disk or for another process.
+const TESTS_PER_CORE: usize = 2;
+
+/// Beginnings of the titles of the slowest tests. They start first, so that none ends long after all others.
+const SLOWEST: [&str; 4] =
+    ["console::browser::", "scheduler/cluster::", "protocol/memory::", "console::passkeys::"];
 
 /// One test of one binary.
 #[derive(Debug, Clone)]
@@ -48,15 +55,13 @@ pub(crate) struct TestPlan {
     /// Number of runs of every test that touches the world: one whose first run was observed to use time,
     /// sockets, threads, processes or disks. The others run once.
     pub(crate) rounds: usize,
-    /// Number of tests that run at the same time.
-    pub(crate) at_once: usize,
     pub(crate) wrap: Wrap,
 }
 
 impl TestPlan {
     /// Returns the plan that runs every test once, unchanged.
     pub(crate) fn once() -> Self {
-        Self { rounds: 1, at_once: cores(), wrap: Box::new(|command, _| command) }
+        Self { rounds: 1, wrap: Box::new(|command, _| command) }
     }
 }
 
@@ -68,10 +73,11 @@ pub(crate) fn cores() -> usize {
 /// Builds every test, then runs by `plan` the tests whose title contains `filter`, or all of them. The file
 /// `test-times.txt` below the target directory then has the seconds of each.
 pub(crate) fn run(plan: &TestPlan, filter: Option<&str>) -> Result<TestReport, String> {
-    let tests: Vec<Test> = binaries::tests()?
+    let mut tests: Vec<Test> = binaries::tests()?
         .into_iter()
         .filter(|test| filter.is_none_or(|wanted| test.title().contains(wanted)))
         .collect();
+    tests.sort_by_key(|test| !SLOWEST.iter().any(|slow| test.title().starts_with(slow)));
     let first: Vec<_> = tests.iter().map(|test| (0, test)).collect();
     let report = run::all(&first, plan, TestReport::default());
     let again: Vec<&Test> = tests.iter().filter(|test| report.touches_the_world(&test.title())).collect();

@@ -3,8 +3,8 @@
 use super::*;
 use crate::testing::ModelFixture;
 use crate::{fetch_manifest, repair, verify};
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use hyper_util::server::conn::auto::Builder;
+use hyper::server::conn::http1::Builder;
+use hyper_util::rt::TokioIo;
 use protocol::error_code as code;
 use s3s::auth::SimpleAuth;
 use s3s::service::S3ServiceBuilder;
@@ -92,8 +92,7 @@ async fn s3_server(root: &Path) -> String {
         while let Ok((socket, _)) = listener.accept().await {
             let service = service.clone();
             tokio::spawn(async move {
-                let builder = Builder::new(TokioExecutor::new());
-                let _ = builder.serve_connection(TokioIo::new(socket), service).await;
+                let _ = Builder::new().serve_connection(TokioIo::new(socket), service).await;
             });
         }
     });

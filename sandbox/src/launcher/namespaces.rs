@@ -314,8 +314,8 @@ impl SandboxLauncher {
             // The init is this process's child and is waiting, so its process id is not reused until it is
             // reaped.
             pidfd = Some(system::pidfd_open(pid).map_err(text("open the init"))?);
-            let record =
-                record::compose(launch.name(), pid, identity, group).map_err(text("describe the init"))?;
+            let composed = record::compose(launch.name(), pid, identity, group);
+            let record = composed.map_err(|error| undescribed(&socket, &error))?;
             record::write(directory, &record).map_err(|error| {
                 let source = std::error::Error::source(&error).map(ToString::to_string);
                 (error.to_string(), source.unwrap_or_default())
@@ -555,6 +555,14 @@ fn next_report(socket: &OwnedFd) -> Result<(SandboxReport, Vec<OwnedFd>), (Strin
         Ok(report) => Ok(report),
         Err(error) => Err(("wait for the sandbox's init".into(), error.to_string())),
     }
+}
+
+/// Returns the step and the detail of a start whose init could not be described: the init's own, from the
+/// report that waits, if it has ended already.
+fn undescribed(socket: &OwnedFd, error: &io::Error) -> (String, String) {
+    let has_ended = error.raw_os_error() == Some(libc::ESRCH);
+    let own = if has_ended { next_report(socket).err() } else { None };
+    own.unwrap_or_else(|| ("describe the init".into(), error.to_string()))
 }
 
 /// Kills and reaps an init whose start failed, so that its cgroups can be removed.

@@ -1,10 +1,10 @@
 //! Evaluation of the shipped files, loaded and queried through the engine that will serve them.
 
 use crate::lessons::{Lesson, Lessons};
+use kernels::sampling::Sampling;
 use serving::batcher::{Batcher, BatcherLimits, Caller, Event, GenerateRequest, Prompt};
 use serving::engine::chat::ChatMessage;
 use serving::engine::logits::LogitRules;
-use kernels::sampling::Sampling;
 use serving::engine::{EngineOptions, LoadedEngine};
 use serving::weights::ModelFiles;
 use std::path::Path;

@@ -8,8 +8,9 @@ use std::sync::OnceLock;
 
 /// Logits below which one thread samples all rows: about 20 microseconds, the cost of waking another.
 const PARALLEL_MIN: usize = 1 << 15;
+
 /// Samples one token for each row of `logits`, on all threads of `pool`. Each draw has the parameters and the
-/// position of its token in the sequence. A row without a token, see [`kernels::sampling::sample`], yields `None`.
+/// position of its token in the sequence. A row without a token, see [`sample`], yields `None`.
 ///
 /// # Panics
 /// If the logits are not one row for each draw.

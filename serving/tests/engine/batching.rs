@@ -1,6 +1,7 @@
 //! Batcher tests: results as callers see them, alone and beside other requests.
 
 use crate::models::{block_on, files, llama_config, open, options, write};
+use kernels::sampling::Sampling;
 use safetensors::Dtype;
 use serving::batcher::{
     BatchError, Batcher, BatcherLimits, Caller, EmbedInput, Embeddings, Event, FinishReason, GenerateRequest,
@@ -8,7 +9,6 @@ use serving::batcher::{
 };
 use serving::engine::chat::ChatMessage;
 use serving::engine::logits::LogitRules;
-use kernels::sampling::Sampling;
 use serving::engine::simulated::SimulatedEngine;
 use serving::engine::{BLOCK_TOKENS, Engine, EngineOptions, LoadedEngine};
 use std::time::{Duration, Instant};

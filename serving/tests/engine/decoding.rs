@@ -2,11 +2,11 @@
 
 use crate::models::{assert_close, bits, decoder_shape, files, llama_config, open, options, tokens, write};
 use candle_core::Device;
+use kernels::sampling::Sampling;
 use proptest::prelude::*;
 use safetensors::Dtype;
 use serde_json::json;
 use serving::engine::device::DeviceDecoder;
-use kernels::sampling::Sampling;
 use serving::engine::{BLOCK_TOKENS, BlockId, Decode, Draw, Engine, LoadedEngine, SequenceChunk};
 use serving::weights::Weights;
 use tempfile::TempDir;

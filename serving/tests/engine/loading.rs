@@ -1,10 +1,10 @@
 //! Tests of invalid model directories: each must end in a clear error, whose text is checked.
 
 use crate::models::{bert_config, files, llama_config, options, write};
+use kernels::sampling::Sampling;
 use safetensors::Dtype;
 use serde_json::{Value, json};
 use serving::engine::chat::ChatMessage;
-use kernels::sampling::Sampling;
 use serving::engine::{BlockId, Draw, Engine, EngineError, LoadedEngine, SequenceChunk};
 use std::path::Path;
 

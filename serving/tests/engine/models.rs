@@ -1,11 +1,11 @@
 //! Test models: directories of random weights, as users have them on disk.
 
+use kernels::sampling::uniform;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
 use serving::engine::config::{DecoderShape, EncoderShape, ModelConfig, Shape};
 use serving::engine::device::{bert, llama};
-use kernels::sampling::uniform;
 use serving::engine::text_frontend::byte_tokenizer_json;
 use serving::engine::{EngineOptions, LoadedEngine};
 use serving::weights::ModelFiles;

@@ -1,10 +1,10 @@
 //! Tests of the tiny model in the repository: it loads, and it answers as its card states.
 
 use crate::models::{block_on, open};
+use kernels::sampling::Sampling;
 use serving::batcher::{Batcher, BatcherLimits, Caller, Event, GenerateRequest, Prompt};
 use serving::engine::chat::ChatMessage;
 use serving::engine::logits::LogitRules;
-use kernels::sampling::Sampling;
 use std::path::PathBuf;
 
 fn ask(batcher: &Batcher, question: &str) -> String {

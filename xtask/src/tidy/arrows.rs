@@ -70,7 +70,9 @@ fn circuits(built: &Arrows) -> Vec<String> {
     let mut findings = Vec::new();
     let allowed = BTreeSet::from(["kernels", "overlay", "protocol"].map(str::to_string));
     if let Some(names) = built.get("serving").filter(|names| **names != allowed) {
-        findings.push(format!("`serving` may stand on kernels, overlay and protocol alone, but stands on {names:?}"));
+        findings.push(format!(
+            "`serving` may stand on kernels, overlay and protocol alone, but stands on {names:?}"
+        ));
     }
     for (name, names) in built.iter().filter(|(name, _)| PURE_CRATES.contains(&name.as_str())) {
         if let Some(impure) = names.iter().find(|name| !PURE_CRATES.contains(&name.as_str())) {
