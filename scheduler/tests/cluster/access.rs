@@ -29,11 +29,11 @@ fn bounds(alter: impl FnOnce(&mut AccessEnvelope)) -> Change {
 }
 
 #[test]
-fn a_holder_has_one_key_and_a_key_has_one_text() {
+fn a_holder_has_a_key_and_its_successor_and_a_key_has_one_text() {
     let mut world = World::new(&[node("n1", 4000, 4096)]);
     world.must(world.granting_key("app", "secret"));
     for (case, action, expected) in [
-        ("same holder", world.granting_key("app", "another"), "name-taken"),
+        ("its successor", world.granting_key("app", "another"), "ok"),
         ("same text", world.granting_key("app-2", "secret"), "name-taken"),
         ("the same again", world.granting_key("app", "secret"), "ok"),
         ("of no use", world.granting("app-2", "another", every_service(Some(0))), "governance-invalid"),
@@ -45,6 +45,13 @@ fn a_holder_has_one_key_and_a_key_has_one_text() {
         assert_eq!(verdict(&world, action), expected, "{case}");
     }
     let (grant, revocation) = (world.granting_key("app", "secret"), world.revoking_key("app"));
+    let mut rotated = world.clone();
+    rotated.must(rotated.granting_key("app", "successor"));
+    assert_eq!(verdict(&rotated, rotated.granting_key("app", "third")), "name-taken");
+    rotated.must(revocation.clone());
+    let successor = rotated.key_of("app").map(|grant| grant.secret);
+    assert_eq!(successor, Some(Digest::of(b"successor")), "the revocation names one of them");
+    assert_eq!(verdict(&rotated, rotated.granting_key("app", "third")), "ok");
     let issued = world.cluster.audit().recorded();
     world.must(grant.clone());
     assert_eq!(world.cluster.audit().recorded(), issued, "the same grant again leaves no trace");
