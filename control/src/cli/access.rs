@@ -292,7 +292,7 @@ async fn note_predecessor(session: &Session, kind: Kind, grant: &AccessGrant) {
     for earlier in standing.iter().filter(is_earlier) {
         let (noun, holder, id) = (kind.noun(), &grant.holder, earlier.id().short());
         print::err(format_args!(
-            "note: the earlier {noun} of `{holder}` counts until `quorate {noun} revoke {holder} --grant {id}`"
+            "note: the earlier {noun} counts until `quorate {noun} revoke {holder} --grant {id}`"
         ));
     }
 }
