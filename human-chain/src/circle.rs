@@ -531,6 +531,7 @@ impl CircleState {
 
     /// Returns the number of admitted nodes.
     pub(crate) fn node_count(&self) -> usize {
+        debug_assert!(self.nodes.len() <= limits::NODES_MAX, "a full circle admits no more");
         self.nodes.len()
     }
 

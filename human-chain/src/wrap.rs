@@ -67,7 +67,10 @@ pub fn recipients_touched(state: &CircleState, change: &Change) -> BTreeSet<Reci
         Change::SetMembers { .. } => {
             state.members().map(|member| Recipient::Member(member.id.clone())).collect()
         }
-        Change::SuspendMember { member, .. } => BTreeSet::from([Recipient::Member(member.clone())]),
+        Change::SuspendMember { member, .. } => {
+            debug_assert!(state.member(member).is_some(), "only members are suspended");
+            BTreeSet::from([Recipient::Member(member.clone())])
+        }
         Change::Deploy(_)
         | Change::Retire { .. }
         | Change::ForgetModel { .. }

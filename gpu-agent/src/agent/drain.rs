@@ -13,7 +13,7 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(30);
 /// Request to drain an agent, and its limit.
 #[derive(Debug, Clone)]
 pub struct DrainConfig {
-    /// Cancelled when the agent shall end once its streams have finished.
+    /// Cancelled when the agent must end once its streams have finished.
     pub requested: CancellationToken,
     /// Longest time for the streams to finish.
     pub limit: Duration,

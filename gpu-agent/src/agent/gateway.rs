@@ -57,13 +57,13 @@ pub(super) struct GatewayStatus {
     pub(super) workers: AtomicU32,
 }
 
-/// Requests to end a gateway: the first lets its answers finish, the second lets them for a moment.
-pub(super) struct Ending {
+/// Requests to end a gateway: the first lets its answers finish, the second leaves them a moment.
+pub(super) struct StopRequests {
     drain: Drain,
     stop: CancellationToken,
 }
 
-impl Ending {
+impl StopRequests {
     pub(super) fn new(drain: Drain, stop: CancellationToken) -> Self {
         Self { drain, stop }
     }
@@ -108,7 +108,7 @@ pub(super) async fn run(
     directory: PathBuf,
     routes: watch::Receiver<Option<RouteTable>>,
     status: Arc<GatewayStatus>,
-    ending: Ending,
+    ending: StopRequests,
 ) -> Result<(), AgentError> {
     let recipe = Recipe::new(config, program, &directory)?;
     let (ending, counted) = (Arc::new(ending), status.clone());
@@ -160,7 +160,7 @@ impl Recipe {
     }
 
     /// Body of the thread: starts the child, waits for its end, restarts it.
-    fn keep_running(mut self, ending: &Ending, status: &GatewayStatus) {
+    fn keep_running(mut self, ending: &StopRequests, status: &GatewayStatus) {
         let mut failures: u32 = 0;
         while !ending.is_requested() {
             let began = Instant::now();
@@ -210,7 +210,7 @@ fn copy(listener: &TcpListener) -> io::Result<OwnedFd> {
 
 /// Waits until the child ends and returns its status; none if it was stopped because the agent ends. The
 /// sockets are closed then: a client that connects during a drain is refused, and does not wait for its end.
-fn wait(child: &mut Child, ending: &Ending, sockets: &mut Vec<OwnedFd>) -> Option<String> {
+fn wait(child: &mut Child, ending: &StopRequests, sockets: &mut Vec<OwnedFd>) -> Option<String> {
     let mut kill_at: Option<Instant> = None;
     loop {
         match child.try_wait() {
@@ -319,10 +319,10 @@ mod tests {
     }
 
     /// Returns what a supervisor follows, and the tokens that request a drain and an end.
-    fn ending(limit: Duration) -> (Ending, CancellationToken, CancellationToken) {
+    fn ending(limit: Duration) -> (StopRequests, CancellationToken, CancellationToken) {
         let (requested, stop) = (CancellationToken::new(), CancellationToken::new());
         let drain = Drain::new(DrainConfig { requested: requested.clone(), limit }, true);
-        (Ending::new(drain, stop.clone()), requested, stop)
+        (StopRequests::new(drain, stop.clone()), requested, stop)
     }
 
     #[tokio::test]

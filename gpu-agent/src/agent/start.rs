@@ -8,7 +8,7 @@ use super::control_client::AgentControlClient;
 use super::core::{OrderBook, SlotKey, TrustedTime, halt_on};
 use super::drain::Drain;
 use super::error::AgentError;
-use super::gateway::{self, Ending, GatewayStatus};
+use super::gateway::{self, GatewayStatus, StopRequests};
 use super::halts::HaltFile;
 use super::last_answer::LastAnswerFile;
 use super::lease::Lease;
@@ -241,7 +241,7 @@ impl Services {
         }
         if let Some(config) = self.gateway {
             let (program, directory) = (node.serve_program.clone(), directory.to_path_buf());
-            let (routes, ending) = (self.routes.subscribe(), Ending::new(drain.clone(), stop.clone()));
+            let (routes, ending) = (self.routes.subscribe(), StopRequests::new(drain.clone(), stop.clone()));
             tasks.spawn(gateway::run(config, program, directory, routes, self.status, ending));
         }
         if let Some(listener) = self.metrics {

@@ -27,6 +27,7 @@ impl AdmittedNodes {
         let (name, node) = (node.name.clone(), Arc::new(node));
         self.remove(&name);
         self.list(&node);
+        debug_assert_eq!(self.holder(&node.id.0.0), Some(&*node), "its identity leads to it");
         self.by_name.insert(name, node);
     }
 
@@ -109,6 +110,7 @@ impl From<BTreeMap<NodeName, Arc<NodeAdmission>>> for AdmittedNodes {
     fn from(by_name: BTreeMap<NodeName, Arc<NodeAdmission>>) -> Self {
         let mut nodes = Self::default();
         by_name.values().for_each(|node| nodes.list(node));
+        debug_assert!(nodes.by_key.len() >= by_name.len(), "each node has keys of its own");
         Self { by_name, ..nodes }
     }
 }
@@ -134,11 +136,13 @@ fn visited(node: &Arc<NodeAdmission>) -> &NodeAdmission {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::testing::{claimed_by, node};
+    use crate::testing::{claimed_by, encryption, node};
+    use proptest::prelude::*;
     use protocol::PublicKey;
     use protocol::canonical::{from_own_bytes, to_bytes};
     use protocol::governance::{GatewayEndpoint, NodeRole};
     use std::cell::Cell;
+    use std::sync::LazyLock;
 
     thread_local! {
         /// Nodes that walks of this thread visited.
@@ -146,7 +150,7 @@ pub(super) mod tests {
     }
 
     impl AdmittedNodes {
-        /// Keeps a node under this name, whatever its own is.
+        /// Keeps a node under a name that need not be its own.
         pub(in crate::circle) fn plant(&mut self, name: NodeName, node: NodeAdmission) {
             self.by_name.remove(&name);
             let node = Arc::new(node);
@@ -221,4 +225,44 @@ pub(super) mod tests {
         nodes.plant(name("n1"), node("n3"));
         assert_eq!(nodes.check_index(), Err("3 keys of the index are of no node".into()));
     }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        /// However nodes come and go, the index is the one that a walk over all of them would make.
+        #[test]
+        fn the_index_follows_every_admission_and_removal(
+            steps in prop::collection::vec((0_usize..5, any::<bool>(), any::<bool>()), 0..24),
+        ) {
+            let mut nodes = AdmittedNodes::default();
+            let mut expected: BTreeMap<NodeName, NodeAdmission> = BTreeMap::new();
+            for (number, other_keys, removed) in steps {
+                let text = format!("n{number}");
+                let keys = if other_keys { format!("{text} again") } else { text.clone() };
+                let admitted = NodeAdmission { name: name(&text), ..KEYED[&keys].clone() };
+                if removed {
+                    nodes.remove(&name(&text));
+                    expected.remove(&name(&text));
+                } else {
+                    nodes.insert(admitted.clone());
+                    expected.insert(name(&text), admitted);
+                }
+                prop_assert_eq!(nodes.check_index(), Ok(()));
+            }
+            prop_assert!(nodes.iter().eq(expected.values()));
+            for node in expected.values() {
+                prop_assert_eq!(nodes.holder(&node.id.0.0), Some(node));
+            }
+        }
+    }
+
+    /// Admissions by the text that their keys are made of, each signed once.
+    static KEYED: LazyLock<BTreeMap<String, NodeAdmission>> = LazyLock::new(|| {
+        let texts = (0..5).flat_map(|number| [format!("n{number}"), format!("n{number} again")]);
+        let keyed = |text: String| {
+            let admission = NodeAdmission { encryption: encryption(&text), ..node("n") };
+            (text.clone(), claimed_by(&text, admission))
+        };
+        texts.map(keyed).collect()
+    });
 }

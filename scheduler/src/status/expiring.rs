@@ -36,6 +36,7 @@ pub(super) fn expiring_findings(view: ClusterView) -> Vec<Finding> {
         let message = format!("{} {verb} within a week", counted(more as u64, "more grant"));
         findings.push(finding(message, "quorate token list; quorate key list".into()));
     }
+    debug_assert!(findings.len() <= HOLDERS_SHOWN + 1, "the list is bounded");
     findings
 }
 
@@ -43,6 +44,7 @@ pub(super) fn expiring_findings(view: ClusterView) -> Vec<Finding> {
 fn expiring(now: ClusterTime, mut grants: Vec<&AccessGrant>) -> Option<(Millis, Finding)> {
     grants.sort_by_key(|grant| grant.expires_at);
     let (first, last) = (*grants.first()?, *grants.last()?);
+    debug_assert!(first.expires_at <= last.expires_at, "they are sorted by their end");
     let left_ms = now.ms_until(ClusterTime(last.expires_at));
     if left_ms > NOTICE_MS {
         return None;
