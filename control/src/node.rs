@@ -14,7 +14,7 @@ pub use register::{SharedKey, SharedKeys, share_keys};
 pub use sweep::SweepSummary;
 
 use anyhow::{Context as _, Result, anyhow};
-use gpu_agent::agent::{AgentConfig, ControlLink, GatewayConfig, ResourceCaps, StorageConfig};
+use gpu_agent::agent::{AgentConfig, ControlLink, DrainConfig, GatewayConfig, ResourceCaps, StorageConfig};
 use host::{Clock, files};
 use model_store::EncryptionSecret;
 use overlay::{CancellationToken, Identity};
@@ -144,6 +144,8 @@ pub struct NodeSettings {
     pub ids_first: u32,
     /// Number of id pairs for sandboxes.
     pub id_pairs: u32,
+    /// Request to end once the node's streams have finished.
+    pub drain: DrainConfig,
 }
 
 /// Returns the directories of a node's stores, by name.
@@ -153,7 +155,7 @@ pub fn store_directories(directory: &Path, file: &NodeFile) -> BTreeMap<String, 
     stores.map(|name| (name.to_string(), directory.join("stores").join(name.as_str()))).collect()
 }
 
-/// Runs the node's agent until `shutdown`.
+/// Runs the node's agent until `shutdown`, or until the drain that its settings request is over.
 ///
 /// # Errors
 /// Returns an error if the agent cannot start.
@@ -213,6 +215,7 @@ pub async fn run(settings: NodeSettings, shutdown: CancellationToken) -> Result<
         lease_ms_max: LEASE_MS,
         control: ControlLink::Overlay,
         metrics: settings.metrics,
+        drain: settings.drain,
         admission: file.admission,
         directory,
     };

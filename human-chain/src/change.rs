@@ -75,10 +75,9 @@ fn check_forgetting(state: &CircleState, model: &ModelChoice, grace_seconds: u32
 
 /// Checks that no member has a key of a node, a control replica or a passkey.
 fn check_foreign_keys(state: &CircleState, members: &[Member]) -> Result<(), ChainError> {
-    let nodes = state.nodes().flat_map(form::node_keys);
-    let taken: BTreeSet<&[u8]> =
-        nodes.chain(form::control_keys(state.control())).chain(state.passkey_keys()).collect();
-    let uses = |member: &&Member| form::member_keys(member).iter().any(|key| taken.contains(key));
+    let taken: BTreeSet<&[u8]> = form::control_keys(state.control()).chain(state.passkey_keys()).collect();
+    let is_taken = |key: &[u8]| taken.contains(key) || state.node_with_key(key).is_some();
+    let uses = |member: &&Member| form::member_keys(member).into_iter().any(is_taken);
     match members.iter().find(uses) {
         Some(member) => Err(ChainError::invalid("members", format!("`{}` uses a key in use", member.id))),
         None => Ok(()),
@@ -91,17 +90,16 @@ fn check_admission(state: &CircleState, node: &NodeAdmission) -> Result<(), Chai
     form::check_node(node)?;
     let keys: BTreeSet<&[u8]> = form::node_keys(node).collect();
     let within = keys.len() < form::node_keys(node).count();
-    let others = state.nodes().filter(|other| other.name != node.name);
-    let mut taken = others
-        .flat_map(form::node_keys)
-        .chain(form::control_keys(state.control()))
+    let is_of_other_node =
+        |key: &&[u8]| state.node_with_key(key).is_some_and(|holder| holder.name != node.name);
+    let mut taken = form::control_keys(state.control())
         .chain(state.members().flat_map(form::member_keys))
         .chain(state.passkey_keys());
     let was_given_up = keys.iter().any(|key| state.is_former_key(key));
-    if within || was_given_up || taken.any(|key| keys.contains(key)) {
+    if within || was_given_up || keys.iter().any(is_of_other_node) || taken.any(|key| keys.contains(key)) {
         return Err(ChainError::invalid("node", format!("`{}` uses a key in use", node.name)));
     }
-    if state.node(&node.name).is_none() && state.nodes().count() >= limits::NODES_MAX {
+    if state.node(&node.name).is_none() && state.node_count() >= limits::NODES_MAX {
         return Err(ChainError::invalid("node", format!("there are {} nodes already", limits::NODES_MAX)));
     }
     Ok(())

@@ -12,6 +12,7 @@
 mod advance;
 mod invariants;
 mod kept;
+mod nodes;
 mod passkeys;
 mod signers;
 
@@ -23,6 +24,7 @@ use crate::subject::{
     member_subject, model_subject, model_value, node_subject, node_value, service_subject, suspension_value,
 };
 use crate::{ChainError, MemberSecret, form, signature_holds};
+use nodes::AdmittedNodes;
 use passkeys::MemberPasskeys;
 use protocol::access::AccessEnvelope;
 use protocol::canonical::to_bytes;
@@ -132,7 +134,7 @@ pub struct CircleState {
     passkeys: BTreeMap<MemberId, MemberPasskeys>,
     control: Vec<ControlReplica>,
     access: CircleAccess,
-    nodes: BTreeMap<NodeName, NodeAdmission>,
+    nodes: AdmittedNodes,
     subjects: BTreeMap<String, (u64, Option<Digest>)>,
     services: BTreeMap<ServiceName, ApprovedService>,
     retired: BTreeMap<ServiceName, RetiredService>,
@@ -181,9 +183,9 @@ impl CircleState {
         form::check_genesis(genesis)?;
         check_founders(signed, &bytes)?;
         let members: BTreeMap<_, _> = genesis.members.iter().map(|m| (m.id.clone(), m.clone())).collect();
-        let nodes: BTreeMap<_, _> = genesis.nodes.iter().map(|n| (n.name.clone(), n.clone())).collect();
+        let nodes: AdmittedNodes = genesis.nodes.iter().cloned().collect();
         let mut subjects: BTreeMap<_, _> =
-            nodes.values().map(|node| (node_subject(&node.name), (1, Some(node_value(node))))).collect();
+            nodes.iter().map(|node| (node_subject(&node.name), (1, Some(node_value(node))))).collect();
         let value = circle_value(&members.values().collect::<Vec<_>>(), &genesis.policy);
         subjects.insert(CIRCLE_SUBJECT.to_string(), (FIRST_EPOCH.0, Some(value)));
         subjects.insert(ACCESS_SUBJECT.to_string(), (1, Some(access_value(&genesis.access))));
@@ -231,7 +233,7 @@ impl CircleState {
                 let holder = self.node_by_id(node.id);
                 debug_assert!(holder.is_none_or(|other| other.name == node.name), "a key is of one node");
                 self.bump(node_subject(&node.name), Some(node_value(&node)));
-                self.nodes.insert(node.name.clone(), *node);
+                self.nodes.insert(*node);
             }
             Change::RemoveNode { node } => {
                 self.bump(node_subject(&node), None);
@@ -524,7 +526,13 @@ impl CircleState {
 
     /// Returns the admitted nodes, sorted by name.
     pub fn nodes(&self) -> impl Iterator<Item = &NodeAdmission> {
-        self.nodes.values()
+        self.nodes.iter()
+    }
+
+    /// Returns the number of admitted nodes.
+    pub(crate) fn node_count(&self) -> usize {
+        debug_assert!(self.nodes.len() <= limits::NODES_MAX, "a full circle admits no more");
+        self.nodes.len()
     }
 
     /// Returns the admitted node with this name.
@@ -536,7 +544,12 @@ impl CircleState {
     /// Returns the admitted node with this key.
     #[must_use]
     pub fn node_by_id(&self, id: NodeId) -> Option<&NodeAdmission> {
-        self.nodes.values().find(|node| node.id == id)
+        self.nodes.holder(&id.0.0).filter(|node| node.id == id)
+    }
+
+    /// Returns the admitted node that has this key, or whose gateway has it.
+    pub(crate) fn node_with_key(&self, key: &[u8]) -> Option<&NodeAdmission> {
+        self.nodes.holder(key)
     }
 
     /// Returns the current version of a subject; version 0 if it never existed.
@@ -620,8 +633,12 @@ mod tests {
         testing::node(&format!("n{number}"))
     }
 
-    #[test]
-    fn a_full_circle_takes_no_more_nodes_but_replaces_them() {
+    fn alice() -> Member {
+        Member { id: "alice".parse().expect("a name"), keys: MemberSecret::generate(&[1; 64]).public() }
+    }
+
+    /// Returns a circle with one member and as many nodes as there may be.
+    fn full() -> CircleState {
         // Ten thousand signatures would take seconds: only the nodes that are admitted below are their own.
         let sample = node(0);
         let unsigned = |number: usize| NodeAdmission {
@@ -630,12 +647,12 @@ mod tests {
             encryption: testing::encryption(&format!("of {number}")),
             ..sample.clone()
         };
-        let nodes = (0..limits::NODES_MAX).map(unsigned).map(|node| (node.name.clone(), node)).collect();
-        let state = CircleState {
+        let nodes = (0..limits::NODES_MAX).map(unsigned).collect();
+        CircleState {
             id: CircleId(Digest([0; 32])),
             name: String::new(),
             epoch: FIRST_EPOCH,
-            members: BTreeMap::new(),
+            members: [alice()].map(|member| (member.id.clone(), member)).into(),
             former_members: BTreeSet::new(),
             former_keys: BTreeSet::new(),
             former_passkeys: BTreeMap::new(),
@@ -662,10 +679,37 @@ mod tests {
             models: BTreeMap::new(),
             lifted: BTreeMap::new(),
             history: HistoryTree::empty(),
-        };
+        }
+    }
+
+    #[test]
+    fn a_full_circle_takes_no_more_nodes_but_replaces_them() {
+        let state = full();
         let one_more = Change::AdmitNode(Box::new(node(limits::NODES_MAX)));
         let error = check_change(&state, &one_more).expect_err("the circle is full");
         assert!(error.to_string().contains("nodes already"), "{error}");
         assert_eq!(check_change(&state, &Change::AdmitNode(Box::new(node(7)))), Ok(()));
+    }
+
+    /// Ten thousand admissions that walked all nodes each would visit fifty million.
+    #[test]
+    fn no_decision_about_keys_walks_the_nodes() {
+        let state = full();
+        let holder = state.node(&node(9).name).expect("admitted").clone();
+        let visits = || nodes::tests::VISITS.get();
+        let before = visits();
+        assert_eq!(check_change(&state, &Change::AdmitNode(Box::new(node(7)))), Ok(()));
+        let twin = NodeAdmission { encryption: holder.encryption.clone(), ..node(8) };
+        let twin = testing::claimed_by("twin", twin);
+        let error = check_change(&state, &Change::AdmitNode(Box::new(twin))).expect_err("a key of n9");
+        assert!(error.to_string().contains("uses a key in use"), "{error}");
+        let members =
+            Change::SetMembers { members: Vec::new(), policy: state.policy.clone(), proofs: BTreeMap::new() };
+        assert!(check_change(&state, &members).is_err(), "a circle has members");
+        let passkeys = Change::SetPasskeys { member: alice().id, passkeys: Vec::new() };
+        assert_eq!(check_change(&state, &passkeys), Ok(()));
+        assert_eq!((state.node_by_id(holder.id), state.node_count()), (Some(&holder), limits::NODES_MAX));
+        assert_eq!(visits(), before, "no node was visited");
+        assert_eq!(state.nodes().count() as u64, visits() - before, "a walk is counted");
     }
 }

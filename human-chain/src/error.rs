@@ -311,12 +311,12 @@ pub enum ChainError {
         /// Number that there may be.
         most: u64,
     },
-    /// The holder has a token or key already, or another grant names the same secret.
-    #[error("`{holder}` has {what} already, or its secret is in use; revoke it first")]
+    /// The holder has a token or key and its successor already, or another grant names the same secret.
+    #[error("`{holder}` has two {what} already, or the secret is in use; revoke one first")]
     GrantTaken {
-        /// Holder of the grant that stands.
+        /// Holder of the grants that stand.
         holder: TokenName,
-        /// Kind of grant, with its article.
+        /// Kind of grant, in the plural.
         what: &'static str,
     },
 }

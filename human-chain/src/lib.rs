@@ -84,6 +84,6 @@ pub use subject::{class_of, subject_of};
 pub use waiting::{check_waited, is_vetoable, takes_effect_at, waiting_ms};
 pub use withdrawal::{check_withdrawal, sign_withdrawal};
 pub use wrap::{
-    check_complaint, check_wrap, check_wrap_request, recipient_key, recipients, sign_complaint, sign_wrap,
-    sign_wrap_request,
+    check_complaint, check_wrap, check_wrap_request, recipient_key, recipients, recipients_touched,
+    sign_complaint, sign_wrap, sign_wrap_request,
 };

@@ -6,13 +6,14 @@
 
 use crate::{ChainError, CircleState, MemberSigner, Statement, signature_holds};
 use protocol::canonical::to_bytes;
-use protocol::governance::{NodeAdmission, NodeRole};
+use protocol::governance::{Change, NodeAdmission, NodeRole};
 use protocol::keys::{EncryptionKey, HybridSignature};
 use protocol::model::{
     KeyWrap, Recipient, RecipientSignature, SignedComplaint, SignedWrap, SignedWrapRequest,
     WRAP_COMPLAINT_DOMAIN, WRAP_DOMAIN, WRAP_REQUEST_DOMAIN, WrapComplaint, WrapRequest,
 };
 use protocol::{CircleId, MemberId};
+use std::collections::BTreeSet;
 
 /// Returns whether a node gets model keys. Only workers open models: a gateway and a store need no key.
 fn receives_keys(node: &NodeAdmission) -> bool {
@@ -48,6 +49,34 @@ pub fn recipient_key<'a>(
                 Err(ChainError::NotARecipient(node.name.clone()))
             }
         }
+    }
+}
+
+/// Returns the recipients whose keys a change may replace or end. Every other recipient has the same key
+/// before and after it, so that wraps to thousands of nodes need no look at each decision.
+#[must_use]
+pub fn recipients_touched(state: &CircleState, change: &Change) -> BTreeSet<Recipient> {
+    match change {
+        Change::AdmitNode(admission) => {
+            let replaced = state.node(&admission.name).map(|node| node.id);
+            replaced.into_iter().chain([admission.id]).map(Recipient::Node).collect()
+        }
+        Change::RemoveNode { node } => {
+            state.node(node).into_iter().map(|node| Recipient::Node(node.id)).collect()
+        }
+        Change::SetMembers { .. } => {
+            state.members().map(|member| Recipient::Member(member.id.clone())).collect()
+        }
+        Change::SuspendMember { member, .. } => {
+            debug_assert!(state.member(member).is_some(), "only members are suspended");
+            BTreeSet::from([Recipient::Member(member.clone())])
+        }
+        Change::Deploy(_)
+        | Change::Retire { .. }
+        | Change::ForgetModel { .. }
+        | Change::Lift { .. }
+        | Change::SetPasskeys { .. }
+        | Change::SetAccess(_) => BTreeSet::new(),
     }
 }
 

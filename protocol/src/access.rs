@@ -27,6 +27,9 @@ pub const ACCESS_BOOK_VERSION: u32 = 1;
 /// Maximum number of grants that stand at the same time, tokens and keys together: a circle has 99 members at
 /// most, and its applications share their keys among their own users.
 pub const GRANTS_MAX: usize = 1024;
+/// Maximum number of grants of one kind that one holder has at the same time: the one in use and its
+/// successor, so that a secret is replaced without a gap.
+pub const GRANTS_PER_HOLDER_MAX: usize = 2;
 /// Maximum number of revocations that are kept. Each is forgotten when its grant would have expired; beyond
 /// this number, the circle votes an envelope that ends all earlier grants.
 pub const REVOCATIONS_MAX: usize = 4096;

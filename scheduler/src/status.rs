@@ -1,5 +1,7 @@
 //! Cluster status: findings about faults and pending work, each with the next command.
 
+mod expiring;
+
 use crate::clock::{ClusterTime, show_span};
 use crate::cluster::{DraftProposal, ServicePhase};
 use crate::limits::CLOCK_BOUND_MS;
@@ -55,6 +57,7 @@ pub fn status(view: ClusterView, leader: LeaderView) -> Status {
     let broken = findings.len();
     findings.extend(waiting_findings(view));
     findings.extend(lacking_findings(view));
+    findings.extend(expiring::expiring_findings(view));
     let nodes = cluster.nodes().count() as u32;
     let nodes_alive = cluster.nodes().filter(|node| view.is_alive(&node.id)).count() as u32;
     let running = cluster.services().values().filter(|service| service.phase != ServicePhase::Retired);

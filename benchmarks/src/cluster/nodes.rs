@@ -8,7 +8,7 @@ use super::{ControlCluster, built, start};
 use crate::process::{ChildGuard, free_ports};
 use anyhow::Result;
 use control::node::{NodeFile, UNSIGNED, create_keys};
-use gpu_agent::agent::{AgentConfig, ControlLink, ResourceCaps};
+use gpu_agent::agent::{AgentConfig, ControlLink, DrainConfig, ResourceCaps};
 use gpu_agent::simulated::{Behaviour, SimulatedLauncher};
 use host::Clock;
 use model_store::EncryptionSecret;
@@ -166,6 +166,7 @@ pub(crate) fn agent_config(
         lease_ms_max: LEASE_MS,
         control: ControlLink::Overlay,
         metrics,
+        drain: DrainConfig::default(),
         directory: directory.to_path_buf(),
     })
 }

@@ -49,7 +49,10 @@ Examples:
     #[command(after_help = "Example:\n  quorate token list")]
     List,
     /// Revoke a person's token permanently
-    #[command(after_help = "Example:\n  quorate token revoke bob")]
+    #[command(after_help = "\
+Examples:
+  quorate token revoke bob
+  quorate token revoke bob --grant 7f3a    one of two, after its successor is in use")]
     Revoke {
         /// Person that holds the token
         holder: TokenName,
@@ -81,7 +84,10 @@ Examples:
     #[command(after_help = "Example:\n  quorate key list")]
     List,
     /// Revoke an application's key permanently
-    #[command(after_help = "Example:\n  quorate key revoke my-app")]
+    #[command(after_help = "\
+Examples:
+  quorate key revoke my-app
+  quorate key revoke my-app --grant 7f3a    one of two, after its successor is in use")]
     Revoke {
         /// Application that holds the key
         holder: TokenName,
@@ -111,6 +117,9 @@ pub(crate) struct IssueOptions {
 
 #[derive(Debug, Args)]
 pub(crate) struct RevokeOptions {
+    /// First digits of the grant's id, if the holder has two
+    #[arg(long, value_name = "ID")]
+    grant: Option<String>,
     /// Print the signed revocation for `POST /v1/access/revocations`, and hand in nothing
     #[arg(long)]
     print: bool,
@@ -270,7 +279,22 @@ async fn issue(
         return Err(error);
     }
     print_issued(environment, kind, &signed.grant, options.out.is_none().then_some(text.as_str()));
+    if let Some(session) = &session {
+        note_predecessor(session, kind, &signed.grant).await;
+    }
     Ok(())
+}
+
+/// Names the grant that a new one succeeds: both count until the earlier one is revoked or expires.
+async fn note_predecessor(session: &Session, kind: Kind, grant: &AccessGrant) {
+    let standing = standing(session, kind).await.unwrap_or_default();
+    let is_earlier = |other: &&AccessGrant| other.holder == grant.holder && other.id() != grant.id();
+    for earlier in standing.iter().filter(is_earlier) {
+        let (noun, holder, id) = (kind.noun(), &grant.holder, earlier.id().short());
+        print::err(format_args!(
+            "note: the earlier {noun} counts until `quorate {noun} revoke {holder} --grant {id}`"
+        ));
+    }
 }
 
 async fn hand_in(context: &Context, signed: &SignedGrant) -> Result<()> {
@@ -304,7 +328,7 @@ async fn standing(session: &Session, kind: Kind) -> Result<Vec<AccessGrant>> {
             }
         }
     }
-    verified.sort_by(|a, b| a.holder.cmp(&b.holder));
+    verified.sort_by(|a, b| (&a.holder, a.issued_at).cmp(&(&b.holder, b.issued_at)));
     Ok(verified)
 }
 
@@ -326,11 +350,11 @@ async fn list(environment: &Environment, kind: Kind) -> Result<()> {
             };
             let rate = rate.map_or("-".into(), |rate| rate.to_string());
             let (holder, issuer) = (grant.holder.to_string(), grant.issuer.to_string());
-            vec![holder, what, rate, issuer, show_time(grant.expires_at)]
+            vec![holder, grant.id().short(), what, rate, issuer, show_time(grant.expires_at)]
         };
         let heads = match kind {
-            Kind::Token => ["token of", "scopes", "", "issued by", "until"],
-            Kind::Key => ["key of", "services", "requests per minute", "issued by", "until"],
+            Kind::Token => ["token of", "grant", "scopes", "", "issued by", "until"],
+            Kind::Key => ["key of", "grant", "services", "requests per minute", "issued by", "until"],
         };
         table(&heads, grants.iter().map(row).collect())
     });
@@ -346,12 +370,7 @@ async fn revoke(
     let context = environment.context()?;
     let MemberKey { member, signer } = member_key(&context, options.key)?;
     let session = Session::open(&context).await?;
-    let grant = standing(&session, kind).await?.into_iter().find(|grant| grant.holder == *holder);
-    let grant = grant.ok_or_else(|| {
-        let noun = kind.noun();
-        let message = format!("no {noun} of `{holder}` stands; `quorate {noun} list` shows them");
-        Refusal::new(error_code::GRANT_NOT_FOUND, message)
-    })?;
+    let grant = find(standing(&session, kind).await?, kind, holder, options.grant.as_deref())?;
     let issued_at = wall_clock();
     let revocation = AccessRevocation { version: ACCESS_VERSION, grant, member, issued_at };
     let signed = sign_revocation(&signer, revocation)?;
@@ -362,6 +381,30 @@ async fn revoke(
     let done: serde_json::Value = session.client.post("/v1/access/revocations", &signed).await?;
     environment.output().print(&done, |_| format!("revoked the {} of `{holder}`", kind.noun()));
     Ok(())
+}
+
+/// Finds the grant of a holder: the only one, or the one whose id begins with these digits.
+fn find(
+    standing: Vec<AccessGrant>,
+    kind: Kind,
+    holder: &TokenName,
+    prefix: Option<&str>,
+) -> Result<AccessGrant, Refusal> {
+    let begins = |grant: &AccessGrant| prefix.is_none_or(|prefix| grant.id().to_string().starts_with(prefix));
+    let is_asked = |grant: &AccessGrant| grant.holder == *holder && begins(grant);
+    let mut found = standing.into_iter().filter(is_asked);
+    let noun = kind.noun();
+    let not_found = |message: String| Err(Refusal::new(error_code::GRANT_NOT_FOUND, message));
+    match (found.next(), found.next()) {
+        (Some(grant), None) => Ok(grant),
+        (Some(first), Some(second)) => {
+            let ids = format!("{} and {}", first.id().short(), second.id().short());
+            not_found(format!("`{holder}` has the {noun}s {ids}; name one of them with `--grant`"))
+        }
+        (None, _) => {
+            not_found(format!("no such {noun} of `{holder}` stands; `quorate {noun} list` shows them"))
+        }
+    }
 }
 
 pub(crate) async fn propose(arguments: ProposeAccessArguments, environment: &Environment) -> Result<()> {
@@ -391,10 +434,44 @@ pub(crate) async fn propose(arguments: ProposeAccessArguments, environment: &Env
 #[cfg(test)]
 mod tests {
     use super::*;
+    use human_chain::MemberSecret;
+    use protocol::CircleId;
 
     #[test]
     fn a_scope_is_read_by_its_name() {
         assert_eq!(parse_scope("propose"), Ok(TokenScope::Propose));
         assert_eq!(parse_scope("vote"), Err("`vote` is none of read, propose, submit".to_string()));
+    }
+
+    fn granted(holder: &str, secret: &str) -> AccessGrant {
+        let terms = GrantTerms {
+            circle: CircleId(Digest([0; 32])),
+            envelope: Digest([0; 32]),
+            holder: holder.parse().expect("a name"),
+            access: GrantedAccess::Key { services: None, requests_per_minute: None },
+            valid_seconds: DAY_SECONDS,
+        };
+        let (signer, issuer) = (MemberSecret::generate(&[1; 64]), "alice".parse().expect("a name"));
+        unsigned_grant(terms, &issuer, &signer, secret, wall_clock())
+    }
+
+    #[test]
+    fn one_of_two_grants_of_a_holder_is_found_by_its_first_digits_alone() {
+        let app: TokenName = "app".parse().expect("a name");
+        let (first, second) = (granted("app", "1"), granted("app", "2"));
+        let both = || vec![first.clone(), granted("other", "3"), second.clone()];
+        let find = |standing, prefix: Option<&str>| find(standing, Kind::Key, &app, prefix);
+        assert_eq!(find(vec![first.clone()], None), Ok(first.clone()));
+        assert_eq!(find(both(), Some(&second.id().to_string())), Ok(second.clone()));
+        for (standing, prefix, expected) in [
+            (both(), None, "`app` has the keys "),
+            (both(), Some(""), "`app` has the keys "),
+            (both(), Some("zz"), "no such key of `app` stands"),
+            (Vec::new(), None, "no such key of `app` stands"),
+        ] {
+            let refused = find(standing, prefix).expect_err("none, or two");
+            assert_eq!(refused.code, error_code::GRANT_NOT_FOUND);
+            assert!(refused.message.starts_with(expected), "{refused}");
+        }
     }
 }

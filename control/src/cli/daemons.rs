@@ -7,6 +7,7 @@ use crate::print;
 use crate::server::{self, ServerConfig};
 use anyhow::{Context as _, Result, anyhow, bail};
 use clap::{Args, Subcommand};
+use gpu_agent::agent::DrainConfig;
 use overlay::CancellationToken;
 use overlay::people::ServerCertificate;
 use protocol::governance::{
@@ -16,6 +17,7 @@ use protocol::manifest::parse_bytes;
 use protocol::{CircleId, NodeId, NodeName, Refusal, ReplicaId, StoreName, error_code};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ControlCommand {
@@ -177,6 +179,10 @@ pub(crate) struct AgentRun {
     /// Number of id pairs reserved for sandboxes
     #[arg(long, default_value_t = 512)]
     id_pairs: u32,
+    /// Time in seconds for which SIGTERM lets streams finish; a second signal ends them at once
+    #[arg(long, default_value_t = 30, value_name = "SECONDS")]
+    #[arg(value_parser = clap::value_parser!(u64).range(..=3600))]
+    drain_seconds: u64,
 }
 
 /// Logs to standard error: text on a terminal, JSON elsewhere. `RUST_LOG` sets the filter.
@@ -193,18 +199,20 @@ pub(crate) fn start_logging() {
     drop(outcome);
 }
 
-/// Returns a token that the first SIGINT or SIGTERM cancels.
-fn until_signal() -> Result<CancellationToken> {
+/// Returns the tokens that the first and the second SIGINT or SIGTERM cancel.
+fn until_signals() -> Result<[CancellationToken; 2]> {
     use tokio::signal::unix::{SignalKind, signal};
-    let token = CancellationToken::new();
+    let tokens = [CancellationToken::new(), CancellationToken::new()];
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-    let cancelled = token.clone();
+    let cancelled = tokens.clone();
     tokio::spawn(async move {
-        tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
-        tracing::info!("stopping");
-        cancelled.cancel();
+        for token in cancelled {
+            tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
+            tracing::info!("stopping");
+            token.cancel();
+        }
     });
-    Ok(token)
+    Ok(tokens)
 }
 
 pub(crate) async fn control(command: ControlCommand) -> Result<()> {
@@ -242,7 +250,8 @@ async fn run_control(arguments: ControlRun) -> Result<()> {
         certificate,
     };
     tracing::info!(replica = %id, "control replica starts");
-    server::run(config, until_signal()?).await
+    let [shutdown, _] = until_signals()?;
+    server::run(config, shutdown).await
 }
 
 fn read_certificate(chain: &Path, key: &Path) -> Result<ServerCertificate> {
@@ -330,6 +339,7 @@ async fn run_agent(arguments: AgentRun) -> Result<()> {
     start_logging();
     let genesis: SignedGenesis = super::circle::read_json(&arguments.genesis)?;
     let memory = arguments.memory.as_deref().map(parse_bytes).transpose().map_err(|error| anyhow!(error))?;
+    let [requested, shutdown] = until_signals()?;
     let settings = node::NodeSettings {
         directory: arguments.dir,
         genesis,
@@ -347,13 +357,31 @@ async fn run_agent(arguments: AgentRun) -> Result<()> {
         cgroup: arguments.cgroup,
         ids_first: arguments.ids_first,
         id_pairs: arguments.id_pairs,
+        drain: DrainConfig { requested, limit: Duration::from_secs(arguments.drain_seconds) },
     };
-    node::run(settings, until_signal()?).await
+    node::run(settings, shutdown).await
 }
 
 async fn optional_listener(name: Option<&str>) -> Result<Option<tokio::net::TcpListener>> {
     match name {
         Some(name) => listen(name).await.map(Some),
         None => Ok(None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::signal::{Signal, kill};
+    use nix::unistd::Pid;
+
+    #[tokio::test]
+    async fn the_first_signal_requests_a_drain_and_the_second_an_end() {
+        let [first, second] = until_signals().expect("handlers of signals");
+        kill(Pid::this(), Signal::SIGTERM).expect("this process");
+        first.cancelled().await;
+        assert!(!second.is_cancelled());
+        kill(Pid::this(), Signal::SIGINT).expect("this process");
+        second.cancelled().await;
     }
 }

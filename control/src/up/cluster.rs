@@ -174,6 +174,9 @@ impl LocalCluster {
             &circle.to_string(),
             "--cgroup",
             &format!("quorate-{}/{name}", circle.short()),
+            // A person who ends a whole cluster waits for no stream.
+            "--drain-seconds",
+            "0",
         ]
         .map(str::to_string)
         .to_vec())

@@ -3,7 +3,8 @@
 use crate::circle::{TestCircle, admission, claimed_by, desired, service};
 use bytes::Bytes;
 use gpu_agent::agent::{
-    AgentConfig, AgentError, ControlCall, ControlLink, GatewayConfig, ResourceCaps, StorageConfig, run,
+    AgentConfig, AgentError, ControlCall, ControlLink, DrainConfig, GatewayConfig, ResourceCaps,
+    StorageConfig, run,
 };
 use gpu_agent::simulated::{Behaviour, SimulatedLauncher};
 use host::Clock;
@@ -189,6 +190,7 @@ impl Scene {
             lease_ms_max: LEASE_MS,
             control: ControlLink::InProcess(self.calls.clone()),
             metrics: None,
+            drain: DrainConfig::default(),
         };
         let shutdown = CancellationToken::new();
         Agent { task: tokio::spawn(run(config, shutdown.clone())), shutdown }

@@ -12,6 +12,7 @@ use super::core::{
     NodeFacts, OrderBook, OrderVerifier, ReconcileInput, Refusal, RefusedRoute, RunningSlot, SlotAction,
     SlotKey, TrustedTime, check_routes, reconcile,
 };
+use super::drain::Drain;
 use super::gateway::GatewayStatus;
 use super::halts::{self, HaltFile};
 use super::last_answer::LastAnswerFile;
@@ -151,6 +152,8 @@ pub(super) struct Volatile {
     answered_at: Option<Instant>,
     /// Time since which no replica has answered.
     unanswered_since: Option<Instant>,
+    /// Time at which the drain of this agent is over; none while it does not drain.
+    drain_until: Option<Instant>,
 }
 
 impl Volatile {
@@ -161,10 +164,11 @@ impl Volatile {
 }
 
 impl AgentActor {
-    /// Runs until `shutdown`, then ends the slots in an orderly way.
+    /// Runs until `shutdown`, or until a requested drain is over; then ends the slots in an orderly way.
     pub(super) async fn run(
         mut self,
         mut injected: mpsc::Receiver<InjectedRequest>,
+        drain: Drain,
         shutdown: CancellationToken,
     ) {
         let mut in_flight: Option<InFlight> = None;
@@ -184,11 +188,13 @@ impl AgentActor {
             let repeats = self.access.repeats();
             asking.spawn(access::follow_replicas(self.control.clone(), repeats, received));
         }
-        loop {
+        // The ticks of renewals wake this loop often enough to see that a drain is over.
+        while !self.is_drained(&drain) {
             // The order is fixed so that a simulation is reproducible; each of these events is rare.
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => break,
+                () = drain.requested.cancelled(), if !self.drains() => self.begin_drain(drain.limit),
                 Some(received) = halt_answers.recv() => self.take_halts(received),
                 Some(received) = granted.recv() => self.take_access(received),
                 _ = renewals.tick() => node.renew_liveness(),
@@ -228,6 +234,29 @@ impl AgentActor {
             }
         }
         self.end_slots().await;
+    }
+
+    fn drains(&self) -> bool {
+        self.state.drain_until.is_some()
+    }
+
+    /// Begins to drain: every slot finishes its requests, and none starts any more.
+    fn begin_drain(&mut self, limit: Duration) {
+        let slots = self.slots.len();
+        tracing::info!(slots, limit_s = limit.as_secs(), "draining; a second signal ends at once");
+        self.state.drain_until = Some(Instant::now() + limit);
+        for slot in self.slots.values_mut() {
+            // If control names its order no more, its requests still finish.
+            slot.gives_way = true;
+            slot.command(SlotCommand::Drain);
+        }
+        self.node.news.notify_one();
+    }
+
+    /// Returns whether a drain is over: nothing is left to finish, or its time has passed.
+    fn is_drained(&self, drain: &Drain) -> bool {
+        let Some(until) = self.state.drain_until else { return false };
+        (self.slots.is_empty() && drain.gateway_gone.is_cancelled()) || Instant::now() >= until
     }
 
     /// Waits until the replicas' clocks are known, as far as they will be soon. Nothing is judged before.
@@ -449,6 +478,8 @@ impl AgentActor {
         let fence_of =
             |book: &OrderBook, key: &SlotKey| book.held(key).map(|held| held.order.signed.order.fence);
         match action {
+            // The next agent accepts and starts what is still wanted.
+            SlotAction::Accept { .. } | SlotAction::Start { .. } if self.drains() => {}
             SlotAction::Accept { signed, grant } => {
                 noted.accepted.push((SlotKey::of(&signed.order), signed.order.fence));
                 self.book.accept(*signed, *grant, self.chain.state().length(), now);
@@ -542,7 +573,9 @@ impl AgentActor {
         if self.slots.get(&key).is_some_and(|slot| slot.fence == fence) {
             self.slots.remove(&key);
         }
-        if self.book.held(&key).is_some_and(|held| held.order.signed.order.fence == fence) {
+        let is_held = self.book.held(&key).is_some_and(|held| held.order.signed.order.fence == fence);
+        // The order of a slot that ends with its agent stays held, for the next agent.
+        if is_held && !self.drains() {
             let before = self.book.clone();
             self.book.release(&key);
             // If this is not persisted, the next reconciliation finds nothing running and decides again.

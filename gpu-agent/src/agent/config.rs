@@ -1,6 +1,7 @@
 //! Configuration of an agent.
 
 use super::control_client::ControlLink;
+use super::drain::DrainConfig;
 use super::resources::ResourceCaps;
 use crate::device::Device;
 use host::Clock;
@@ -49,6 +50,8 @@ pub struct AgentConfig {
     pub control: ControlLink,
     /// Listener for Prometheus metrics, on loopback.
     pub metrics: Option<TcpListener>,
+    /// Request to end once the streams of this node have finished.
+    pub drain: DrainConfig,
 }
 
 /// Directories that a node offers as stores.

@@ -7,6 +7,7 @@
 use super::admin::short_path;
 use super::backoff::ExponentialBackoff;
 use super::config::GatewayConfig;
+use super::drain::Drain;
 use super::error::AgentError;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -38,7 +39,7 @@ const AGAIN: ExponentialBackoff =
 const HEALTHY_UPTIME: Duration = Duration::from_secs(30);
 /// Interval at which the thread polls the child and the stop request.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
-/// Grace period for answers in flight when the agent ends.
+/// Grace period for answers in flight when the agent ends without a drain.
 const STOP_GRACE: Duration = Duration::from_secs(2);
 /// Pause before reconnecting to the gateway's control socket.
 const CONNECT_PAUSE: Duration = Duration::from_millis(50);
@@ -56,6 +57,41 @@ pub(super) struct GatewayStatus {
     pub(super) workers: AtomicU32,
 }
 
+/// Requests to end a gateway: the first lets its answers finish, the second leaves them a moment.
+pub(super) struct StopRequests {
+    drain: Drain,
+    stop: CancellationToken,
+}
+
+impl StopRequests {
+    pub(super) fn new(drain: Drain, stop: CancellationToken) -> Self {
+        Self { drain, stop }
+    }
+
+    fn is_requested(&self) -> bool {
+        self.drain.requested.is_cancelled() || self.stop.is_cancelled()
+    }
+
+    async fn requested(&self) {
+        tokio::select! {
+            () = self.drain.requested.cancelled() => {}
+            () = self.stop.cancelled() => {}
+        }
+    }
+
+    /// Returns the time at which the child is killed, if its end is requested. `before` is what this returned
+    /// last: a second request shortens the time that is left, and the first one's ends when it would have.
+    fn kill_at(&self, before: Option<Instant>, now: Instant) -> Option<Instant> {
+        let grace = match (self.stop.is_cancelled(), self.drain.requested.is_cancelled()) {
+            (true, _) => STOP_GRACE,
+            (false, true) => self.drain.limit.max(STOP_GRACE),
+            (false, false) => return before,
+        };
+        let latest = now + grace;
+        Some(before.map_or(latest, |before| before.min(latest)))
+    }
+}
+
 /// Parameters for starting the child any number of times.
 struct Recipe {
     program: PathBuf,
@@ -64,31 +100,36 @@ struct Recipe {
     sockets: Vec<OwnedFd>,
 }
 
-/// Keeps a gateway running and its table up to date until `shutdown`. The child is gone when this returns.
+/// Keeps a gateway running and its table up to date until its end is requested, and returns when the agent
+/// ends. The child is gone then.
 pub(super) async fn run(
     config: GatewayConfig,
     program: PathBuf,
     directory: PathBuf,
     routes: watch::Receiver<Option<RouteTable>>,
     status: Arc<GatewayStatus>,
-    shutdown: CancellationToken,
+    ending: StopRequests,
 ) -> Result<(), AgentError> {
     let recipe = Recipe::new(config, program, &directory)?;
-    let (stop, counted) = (shutdown.clone(), status.clone());
+    let (ending, counted) = (Arc::new(ending), status.clone());
+    let followed = ending.clone();
     let (gone, wait_gone) = tokio::sync::oneshot::channel();
     std::thread::Builder::new()
         .name("gateway".into())
         .spawn(move || {
-            recipe.keep_running(&stop, &counted);
+            recipe.keep_running(&followed, &counted);
             let _ = gone.send(());
         })
         .map_err(AgentError::during("start a thread for", &directory))?;
     tokio::select! {
         () = push_tables(&directory, routes, &status) => {}
-        () = shutdown.cancelled() => {}
+        () = ending.requested() => {}
     }
     // An error means that the thread is gone. The kernel has then killed its child.
     let _ = wait_gone.await;
+    ending.drain.gateway_gone.cancel();
+    // The end of this task ends the agent, whose workers may still finish the streams of other gateways.
+    ending.stop.cancelled().await;
     Ok(())
 }
 
@@ -119,15 +160,15 @@ impl Recipe {
     }
 
     /// Body of the thread: starts the child, waits for its end, restarts it.
-    fn keep_running(&self, stop: &CancellationToken, status: &GatewayStatus) {
+    fn keep_running(mut self, ending: &StopRequests, status: &GatewayStatus) {
         let mut failures: u32 = 0;
-        while !stop.is_cancelled() {
+        while !ending.is_requested() {
             let began = Instant::now();
             match self.start() {
                 Ok(mut child) => {
                     let pid = child.id();
                     tracing::info!(pid, "gateway started");
-                    match wait(&mut child, stop) {
+                    match wait(&mut child, ending, &mut self.sockets) {
                         None => return,
                         Some(ended) => tracing::warn!(pid, ended, "gateway exited; restarting it"),
                     }
@@ -140,7 +181,7 @@ impl Recipe {
             status.restarts.fetch_add(1, Ordering::Relaxed);
             failures = if began.elapsed() > HEALTHY_UPTIME { 1 } else { failures.saturating_add(1) };
             let until = Instant::now() + AGAIN.pause(failures);
-            while Instant::now() < until && !stop.is_cancelled() {
+            while Instant::now() < until && !ending.is_requested() {
                 std::thread::sleep(POLL_INTERVAL);
             }
         }
@@ -167,8 +208,9 @@ fn copy(listener: &TcpListener) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(copied) })
 }
 
-/// Waits until the child ends and returns its status; none if it was stopped because the agent ends.
-fn wait(child: &mut Child, stop: &CancellationToken) -> Option<String> {
+/// Waits until the child ends and returns its status; none if it was stopped because the agent ends. The
+/// sockets are closed then: a client that connects during a drain is refused, and does not wait for its end.
+fn wait(child: &mut Child, ending: &StopRequests, sockets: &mut Vec<OwnedFd>) -> Option<String> {
     let mut kill_at: Option<Instant> = None;
     loop {
         match child.try_wait() {
@@ -177,14 +219,15 @@ fn wait(child: &mut Child, stop: &CancellationToken) -> Option<String> {
             Ok(None) => {}
             Err(error) => return Some(error.to_string()),
         }
-        match kill_at {
-            None if stop.is_cancelled() => {
-                let pid = Pid::from_raw(child.id().cast_signed());
-                let _ = kill(pid, Signal::SIGTERM);
-                kill_at = Some(Instant::now() + STOP_GRACE);
-            }
-            Some(at) if Instant::now() >= at => drop(child.kill()),
-            _ => {}
+        let now = Instant::now();
+        let until = ending.kill_at(kill_at, now);
+        if kill_at.is_none() && until.is_some() {
+            let _ = kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM);
+            sockets.clear();
+        }
+        kill_at = until;
+        if kill_at.is_some_and(|at| now >= at) {
+            drop(child.kill());
         }
         std::thread::sleep(POLL_INTERVAL);
     }
@@ -232,8 +275,11 @@ async fn push_to_one(
 
 #[cfg(test)]
 mod tests {
+    use super::super::drain::DrainConfig;
     use super::*;
     use std::os::fd::AsRawFd;
+
+    const HOUR: Duration = Duration::from_secs(3600);
 
     async fn listener() -> tokio::net::TcpListener {
         tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("bind")
@@ -272,26 +318,58 @@ mod tests {
         }
     }
 
+    /// Returns what a supervisor follows, and the tokens that request a drain and an end.
+    fn ending(limit: Duration) -> (StopRequests, CancellationToken, CancellationToken) {
+        let (requested, stop) = (CancellationToken::new(), CancellationToken::new());
+        let drain = Drain::new(DrainConfig { requested: requested.clone(), limit }, true);
+        (StopRequests::new(drain, stop.clone()), requested, stop)
+    }
+
     #[tokio::test]
     async fn a_program_that_is_missing_is_an_error_and_one_that_ends_is_named() {
         assert!(recipe(false, false, "/nowhere/quorate-serve").await.start().is_err());
-        let mut child = recipe(true, false, "/bin/true").await.start().expect("start");
-        assert_eq!(wait(&mut child, &CancellationToken::new()).as_deref(), Some("exit status: 0"));
+        let mut recipe = recipe(true, false, "/bin/true").await;
+        let mut child = recipe.start().expect("start");
+        let (ending, _, _) = ending(HOUR);
+        assert_eq!(wait(&mut child, &ending, &mut recipe.sockets).as_deref(), Some("exit status: 0"));
+        assert_eq!(recipe.sockets.len(), 3, "the next child gets them");
     }
 
     #[test]
     fn a_child_that_ends_on_its_own_leaves_its_status() {
-        let stop = CancellationToken::new();
-        assert_eq!(wait(&mut shell("exit 7"), &stop).as_deref(), Some("exit status: 7"));
-        assert_eq!(wait(&mut shell("kill -9 $$"), &stop).as_deref(), Some("signal: 9 (SIGKILL)"));
+        let (ending, _, _) = ending(HOUR);
+        let status = |script: &str| wait(&mut shell(script), &ending, &mut Vec::new());
+        assert_eq!(status("exit 7").as_deref(), Some("exit status: 7"));
+        assert_eq!(status("kill -9 $$").as_deref(), Some("signal: 9 (SIGKILL)"));
     }
 
+    #[tokio::test]
+    async fn a_child_that_is_stopped_leaves_nothing_and_no_socket() {
+        let (ending, requested, stop) = ending(HOUR);
+        for request in [requested, stop] {
+            let mut recipe = recipe(true, false, "/bin/true").await;
+            request.cancel();
+            let mut child = shell("exec sleep 1000");
+            assert_eq!(wait(&mut child, &ending, &mut recipe.sockets), None);
+            assert!(child.try_wait().expect("its state").is_some(), "it is gone");
+            assert!(recipe.sockets.is_empty(), "who connects now is refused");
+        }
+    }
+
+    /// Answers take longer than the grace period of an agent that ends at once.
     #[test]
-    fn a_child_that_is_stopped_leaves_nothing() {
-        let stop = CancellationToken::new();
+    fn a_drain_gives_its_limit_and_a_second_request_shortens_it() {
+        let began = Instant::now();
+        let after = |seconds| began + Duration::from_secs(seconds);
+        let (ending, requested, stop) = ending(Duration::from_secs(30));
+        assert_eq!(ending.kill_at(None, began), None, "no end is requested");
+        requested.cancel();
+        let first = ending.kill_at(None, began);
+        assert_eq!(first, Some(after(30)));
+        assert_eq!(ending.kill_at(first, after(20)), first, "looking again prolongs nothing");
         stop.cancel();
-        let mut child = shell("exec sleep 1000");
-        assert_eq!(wait(&mut child, &stop), None);
-        assert!(child.try_wait().expect("its state").is_some(), "it is gone");
+        assert_eq!(ending.kill_at(first, after(20)), Some(after(22)));
+        assert_eq!(ending.kill_at(first, after(29)), first);
+        assert_eq!(ending.kill_at(None, began), Some(after(2)), "an end without a drain");
     }
 }

@@ -6,6 +6,7 @@
 mod absence;
 mod autonomy;
 mod crashes;
+mod draining;
 mod ending;
 mod halts;
 mod hostile;
@@ -16,6 +17,7 @@ mod starting;
 use super::config::AgentConfig;
 use super::control_client::{ControlCall, ControlLink};
 use super::core::testing::{TestCircle, admission, claimed_by, desired, service};
+use super::drain::DrainConfig;
 use super::error::AgentError;
 use super::models::ModelInHand;
 use super::prometheus::Numbers;
@@ -110,6 +112,8 @@ struct Stage {
 struct Agent {
     task: JoinHandle<Result<(), AgentError>>,
     shutdown: CancellationToken,
+    /// Requests that it drains.
+    drain: CancellationToken,
     /// Tables that the gateway is handed, and the exported numbers.
     outputs: Arc<Mutex<Option<Outputs>>>,
 }
@@ -287,12 +291,14 @@ impl Stage {
             lease_ms_max: LEASE_MS,
             control: ControlLink::InProcess(self.calls.clone()),
             metrics: None,
+            drain: DrainConfig::default(),
         }
     }
 
     /// Starts the agent of this node as its operator would.
     fn start(&self) -> Agent {
         let (config, shutdown) = (self.config(), CancellationToken::new());
+        let drain = config.drain.requested.clone();
         let (model, stop) = (self.model.model.clone(), shutdown.clone());
         let root = ModelRoot(Digest::of(b"model"));
         let (outputs, memory_bytes) = (Arc::<Mutex<Option<Outputs>>>::default(), self.memory_bytes);
@@ -305,7 +311,7 @@ impl Stage {
             *shared.lock().unwrap() = Some(Outputs { routes, numbers });
             prepared.run(stop).await
         });
-        Agent { task, shutdown, outputs }
+        Agent { task, shutdown, drain, outputs }
     }
 
     fn script(&self) -> MutexGuard<'_, SimulatedControl> {

@@ -6,8 +6,9 @@ use super::chain::Chain;
 use super::config::AgentConfig;
 use super::control_client::AgentControlClient;
 use super::core::{OrderBook, SlotKey, TrustedTime, halt_on};
+use super::drain::Drain;
 use super::error::AgentError;
-use super::gateway::{self, GatewayStatus};
+use super::gateway::{self, GatewayStatus, StopRequests};
 use super::halts::HaltFile;
 use super::last_answer::LastAnswerFile;
 use super::lease::Lease;
@@ -40,8 +41,8 @@ const OTHER_FILES: usize = 1024;
 /// Maximum number of an operator's orders and halts that wait for a verdict.
 const INJECTED_MAX: usize = 8;
 
-/// Runs a node's agent until `shutdown`; then it ends its slots in an orderly way, and its gateway. Needs a
-/// multi-threaded tokio runtime.
+/// Runs a node's agent until `shutdown`; then it ends its slots in an orderly way, and its gateway. If a
+/// drain is requested before, the streams of both finish first. Needs a multi-threaded tokio runtime.
 ///
 /// # Errors
 /// [`AgentError`], if the agent cannot start or a listener fails.
@@ -56,6 +57,7 @@ pub(super) struct Prepared {
     pub(super) node: Arc<Node>,
     actor: AgentActor,
     services: Services,
+    drain: Drain,
 }
 
 impl Prepared {
@@ -93,6 +95,7 @@ impl Prepared {
         });
         let halted = |key: &SlotKey| halt_on(halts.book(), chain.state(), id, &key.service).is_some();
         let adopted = find_sandboxes(&node, &book, halted).await?;
+        let drain = Drain::new(config.drain, config.gateway.is_some());
         let services = Services {
             storage: config.storage,
             gateway: config.gateway,
@@ -125,7 +128,7 @@ impl Prepared {
         for (key, running) in adopted {
             actor.start_slot(key, Some(running));
         }
-        Ok(Self { directory, lock, node, actor, services })
+        Ok(Self { directory, lock, node, actor, services, drain })
     }
 
     /// Returns the tables that the gateway is handed, and the exported numbers.
@@ -137,15 +140,19 @@ impl Prepared {
     }
 
     pub(super) async fn run(self, shutdown: CancellationToken) -> Result<(), AgentError> {
-        let Self { directory, lock: _lock, node, actor, services } = self;
+        let Self { directory, lock: _lock, node, actor, services, drain } = self;
         // The first task to end stops the others: a node without its listeners is not the node that was
         // admitted.
         let stop = shutdown.child_token();
         let _guard = stop.clone().drop_guard();
         let (injected, receive_injected) = mpsc::channel(INJECTED_MAX);
-        let mut tasks = services.spawn(&node, &directory, injected, &stop)?;
-        let (outcome, ()) =
-            tokio::join!(first_failure(&mut tasks, &stop), actor.run(receive_injected, stop.clone()));
+        let mut tasks = services.spawn(&node, &directory, injected, &drain, &stop)?;
+        let main = async {
+            actor.run(receive_injected, drain, stop.clone()).await;
+            // The services outlive a drain: peers read shards, and operators the metrics.
+            stop.cancel();
+        };
+        let (outcome, ()) = tokio::join!(first_failure(&mut tasks, &stop), main);
         outcome
     }
 }
@@ -221,6 +228,7 @@ impl Services {
         node: &Arc<Node>,
         directory: &Path,
         injected: mpsc::Sender<admin::InjectedRequest>,
+        drain: &Drain,
         stop: &CancellationToken,
     ) -> Result<JoinSet<Result<(), AgentError>>, AgentError> {
         let limits = [ShardService::limits(), Limits::of_operations()];
@@ -233,8 +241,8 @@ impl Services {
         }
         if let Some(config) = self.gateway {
             let (program, directory) = (node.serve_program.clone(), directory.to_path_buf());
-            let routes = self.routes.subscribe();
-            tasks.spawn(gateway::run(config, program, directory, routes, self.status, stop.clone()));
+            let (routes, ending) = (self.routes.subscribe(), StopRequests::new(drain.clone(), stop.clone()));
+            tasks.spawn(gateway::run(config, program, directory, routes, self.status, ending));
         }
         if let Some(listener) = self.metrics {
             let router = metrics_router(self.numbers, node.clone());

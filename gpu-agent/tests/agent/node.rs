@@ -4,7 +4,7 @@ use crate::circle::{TestCircle, admission, claimed_by, service};
 use crate::control::{Control, LONG_LEASE_MS, listeners};
 use crate::program::copy_program;
 use gpu_agent::agent::{
-    AgentConfig, AgentError, ControlLink, GatewayConfig, ResourceCaps, StorageConfig, run,
+    AgentConfig, AgentError, ControlLink, DrainConfig, GatewayConfig, ResourceCaps, StorageConfig, run,
 };
 use host::Clock;
 use model_store::{
@@ -142,6 +142,7 @@ impl Bench {
             lease_ms_max: LONG_LEASE_MS,
             control: ControlLink::Overlay,
             metrics: None,
+            drain: DrainConfig::default(),
         }
     }
 

@@ -7,12 +7,12 @@ use super::{VerifiedGrant, VerifiedRevocation, check_grant_stands};
 use crate::{ChainError, CircleState};
 use protocol::access::{
     ACCESS_BOOK_VERSION, ACCESS_PAGE_MAX, AccessBookRecord, AccessGrant, AccessRecord, GRANTS_MAX,
-    GrantedAccess, REVOCATIONS_MAX, SignedGrant, SignedRevocation,
+    GRANTS_PER_HOLDER_MAX, GrantedAccess, REVOCATIONS_MAX, SignedGrant, SignedRevocation,
 };
 use protocol::gateway::ApiKey;
 use protocol::{CircleId, Digest, GrantId, Millis, TokenName};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 /// Grants and revocations of one party.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -138,29 +138,34 @@ impl AccessBook {
         granted.chain(revoked.map(FoundGrant::Revoked)).find(|found| found.grant().secret == *secret)
     }
 
-    /// Returns the inference keys that stand, by the name of their holder: of two grants to one holder the
-    /// later one, and at most as many keys as the envelope in force allows, the oldest first.
+    /// Returns the inference keys that stand, by the name of their holder: of the grants to one holder the
+    /// latest two, and at most as many keys as the envelope in force allows, the oldest first. Without room
+    /// for both keys of a holder, the later one counts.
     #[must_use]
     pub fn keys(&self, state: &CircleState, now: Millis) -> Vec<ApiKey> {
         let mut standing: Vec<&AccessGrant> = self.standing(state, now).map(|(_, one)| &one.grant).collect();
         standing.sort_by_key(|grant| grant.issued_at);
-        let mut keys: BTreeMap<&TokenName, ApiKey> = BTreeMap::new();
-        let most = state.access().keys_max as usize;
+        let mut keys: BTreeMap<&TokenName, VecDeque<ApiKey>> = BTreeMap::new();
+        let (mut count, most) = (0, state.access().keys_max as usize);
         for grant in standing {
             let GrantedAccess::Key { services, requests_per_minute } = &grant.access else { continue };
-            if keys.len() >= most && !keys.contains_key(&grant.holder) {
-                continue;
+            let held = keys.entry(&grant.holder).or_default();
+            if held.len() >= GRANTS_PER_HOLDER_MAX || count >= most {
+                if held.pop_front().is_none() {
+                    continue;
+                }
+                count -= 1;
             }
-            let key = ApiKey {
+            held.push_back(ApiKey {
                 name: grant.holder.clone(),
                 hash: grant.secret,
                 services: services.clone(),
                 requests_per_minute: *requests_per_minute,
-            };
-            keys.insert(&grant.holder, key);
+            });
+            count += 1;
         }
-        debug_assert!(keys.len() <= most, "the envelope bounds the keys");
-        keys.into_values().collect()
+        debug_assert!(count <= most, "the envelope bounds the keys");
+        keys.into_values().flatten().collect()
     }
 
     /// Returns the records that arrived after this number, as many as one answer holds, and the number of the

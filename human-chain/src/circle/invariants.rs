@@ -37,6 +37,7 @@ impl CircleState {
     /// - no former member is a member again, and no former key of one is in use;
     /// - the former signing keys of a member were given up;
     /// - the epoch is the version of the circle, and no two parties of it share a key;
+    /// - each key of a node leads to it, and no other key leads to a node;
     /// - each subject's version and value are those of the service, node, model or circle in force;
     /// - a service is in force or retired, never both, each by a certificate of its own;
     /// - passkeys are members', each of one member and of no key that was given up, with counters of no
@@ -113,7 +114,7 @@ impl CircleState {
             let own = form::member_keys(member).into_iter().all(|key| keys.insert(key));
             require!(own, "member `{id}` shares a key");
         }
-        for (name, node) in &self.nodes {
+        for (name, node) in self.nodes.entries() {
             require!(*name == node.name, "node `{}` is kept as `{name}`", node.name);
             form::check_node(node).map_err(|error| error.to_string())?;
             require!(form::node_keys(node).all(|key| keys.insert(key)), "node `{name}` shares a key");
@@ -121,7 +122,7 @@ impl CircleState {
             let version = self.subject(&subject).version;
             self.check_subject(subject, version.max(1), Some(node_value(node)))?;
         }
-        Ok(())
+        self.nodes.check_index()
     }
 
     fn check_member_passkeys(&self) -> Result<(), String> {
@@ -139,7 +140,7 @@ impl CircleState {
         }
         let keys: Vec<&[u8]> = self.passkey_keys().collect();
         let members = self.members.values().flat_map(form::member_keys);
-        let machines = self.nodes.values().flat_map(form::node_keys).chain(form::control_keys(&self.control));
+        let machines = self.nodes.iter().flat_map(form::node_keys).chain(form::control_keys(&self.control));
         let others: BTreeSet<&[u8]> = members.chain(machines).collect();
         let distinct: BTreeSet<&[u8]> = keys.iter().copied().collect();
         let is_own = distinct.len() == keys.len() && distinct.is_disjoint(&others);
@@ -236,7 +237,7 @@ impl CircleState {
     /// A subject with a value is in force; one without was removed or retired.
     fn check_subjects(&self) -> Result<(), String> {
         let services = self.services.keys().map(service_subject);
-        let nodes = self.nodes.keys().map(node_subject);
+        let nodes = self.nodes.entries().map(|(name, _)| node_subject(name));
         let models = self.forgotten.values().map(|forgotten| model_subject(&forgotten.model.name));
         let halts = (!self.lifted.is_empty()).then(|| HALTS_SUBJECT.to_string());
         let passkeys = self.passkeys.keys().map(passkeys_subject);

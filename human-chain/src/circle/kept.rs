@@ -8,13 +8,14 @@
 
 use super::signers::FormerSigners;
 use super::{
-    ApprovedService, CircleAccess, CircleState, ForgottenModel, LiftedHalt, MemberPasskeys, RetiredService,
+    AdmittedNodes, ApprovedService, CircleAccess, CircleState, ForgottenModel, LiftedHalt, MemberPasskeys,
+    RetiredService,
 };
 use crate::ChainError;
 use crate::history::HistoryTree;
 use protocol::canonical::{from_own_bytes, to_bytes};
-use protocol::governance::{ControlReplica, Member, NodeAdmission, Policy};
-use protocol::{CircleId, Digest, Epoch, HaltId, MemberId, ModelName, ModelRoot, NodeName, ServiceName};
+use protocol::governance::{ControlReplica, Member, Policy};
+use protocol::{CircleId, Digest, Epoch, HaltId, MemberId, ModelName, ModelRoot, ServiceName};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -45,7 +46,7 @@ struct CircleFields {
     passkeys: BTreeMap<MemberId, MemberPasskeys>,
     control: Vec<ControlReplica>,
     access: CircleAccess,
-    nodes: BTreeMap<NodeName, NodeAdmission>,
+    nodes: AdmittedNodes,
     subjects: BTreeMap<String, (u64, Option<Digest>)>,
     services: BTreeMap<ServiceName, ApprovedService>,
     retired: BTreeMap<ServiceName, RetiredService>,

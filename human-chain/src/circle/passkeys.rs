@@ -180,12 +180,13 @@ impl CircleState {
             .iter()
             .map(|passkey| key_bytes(&passkey.key))
             .chain(self.members().flat_map(form::member_keys))
-            .chain(self.nodes().flat_map(form::node_keys))
             .chain(form::control_keys(self.control()))
             .collect();
         let is_taken = |passkey: &&Passkey| {
             let key = key_bytes(&passkey.key);
-            let is_foreign = taken.contains(key) || self.is_foreign_former_key(member, key);
+            let is_foreign = taken.contains(key)
+                || self.node_with_key(key).is_some()
+                || self.is_foreign_former_key(member, key);
             credentials.contains(&passkey.credential) || is_foreign
         };
         match passkeys.iter().find(is_taken) {

@@ -321,22 +321,52 @@ fn a_gateway_gets_the_keys_that_stand() {
     let found = (only.name, only.hash, only.services, only.requests_per_minute);
     assert_eq!(found, (name("app"), chat.secret, services, Some(60)));
     assert_eq!(book.find(&of_bob.secret), Some(FoundGrant::Granted(&of_bob)));
-    // A later grant to the same holder counts in place of the earlier one.
-    let mut later = AccessGrant { issued_at: NOW.plus(1), ..key(&state, "alice", "app") };
-    later.secret = Digest::of(b"later");
-    assert_eq!(take(&mut book, &state, later), Ok(true));
-    assert_eq!(book.keys(&state, NOW)[0].hash, Digest::of(b"later"));
     // Attack: more keys than the circle voted. The oldest two stand.
     for (number, holder) in (2..).zip(["second", "third"]) {
         let grant = AccessGrant { issued_at: NOW.plus(number), ..key(&state, "alice", holder) };
         assert_eq!(take(&mut book, &state, grant), Ok(true));
     }
-    let names: Vec<String> = book.keys(&state, NOW).iter().map(|key| key.name.to_string()).collect();
-    assert_eq!(names, ["app", "second"]);
+    assert_eq!(holders(&book, &state), ["app", "second"]);
     let mut wider = state.clone();
     enact(&mut wider, set_access(|envelope| envelope.keys_max = 3), &PEOPLE);
     assert_eq!(book.keys(&wider, NOW).len(), 3, "the positive control");
     assert!(book.keys(&state, NOW.plus(24 * HOUR)).is_empty(), "keys expire");
+}
+
+fn holders(book: &AccessBook, state: &CircleState) -> Vec<String> {
+    book.keys(state, NOW).iter().map(|key| key.name.to_string()).collect()
+}
+
+/// A secret is replaced without a gap: the key in use and its successor both open the gateway, until the
+/// earlier one is revoked. Attack: control lets a third one in.
+#[test]
+fn a_key_and_its_successor_stand_together_and_a_third_does_not() {
+    let state = circle();
+    let mut book = AccessBook::default();
+    let issued = |number: u64, text: &[u8]| AccessGrant {
+        issued_at: NOW.plus(number),
+        secret: Digest::of(text),
+        ..key(&state, "alice", "app")
+    };
+    let hashes =
+        |book: &AccessBook| -> Vec<Digest> { book.keys(&state, NOW).iter().map(|key| key.hash).collect() };
+    let [first, second, third] = [(0, b"1"), (1, b"2"), (2, b"3")].map(|(at, text)| issued(at, text));
+    for grant in [&second, &first] {
+        assert_eq!(take(&mut book, &state, grant.clone()), Ok(true));
+    }
+    assert_eq!(hashes(&book), [first.secret, second.secret]);
+    assert_eq!(take(&mut book, &state, third.clone()), Ok(true));
+    assert_eq!(hashes(&book), [second.secret, third.secret], "two of one holder, the latest");
+    book.revoke(check_revocation(&state, revoked(&second, "alice")).expect("sound")).expect("taken");
+    book.revoke(check_revocation(&state, revoked(&first, "alice")).expect("sound")).expect("taken");
+    assert_eq!(hashes(&book), [third.secret], "each is revoked by its own id");
+    // Where the envelope has room for one key, the successor counts.
+    let mut narrow = state.clone();
+    enact(&mut narrow, set_access(|envelope| envelope.keys_max = 1), &PEOPLE);
+    let last = issued(3, b"4");
+    assert_eq!(take(&mut book, &state, last.clone()), Ok(true));
+    let [only]: [ApiKey; 1] = book.keys(&narrow, NOW).try_into().expect("one key");
+    assert_eq!(only.hash, last.secret);
 }
 
 #[test]

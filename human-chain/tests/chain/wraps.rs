@@ -2,12 +2,13 @@
 //! wraps, complaints and requests by the wrong party.
 
 use crate::support::{
-    check, circle, claimed_by, enact, founded, member, name, node, policy, secret, try_propose,
+    check, circle, claimed_by, deploy, enact, founded, member, name, node, policy, secret, set_members,
+    suspend, try_propose,
 };
 use aws_lc_rs::agreement;
 use human_chain::{
-    CircleState, check_complaint, check_wrap, check_wrap_request, recipient_key, recipients, sign_complaint,
-    sign_wrap, sign_wrap_request,
+    CircleState, check_complaint, check_wrap, check_wrap_request, recipient_key, recipients,
+    recipients_touched, sign_complaint, sign_wrap, sign_wrap_request,
 };
 use protocol::governance::{Change, NodeAdmission, NodeRole};
 use protocol::keys::{ByteString, EncryptionKey};
@@ -15,6 +16,7 @@ use protocol::model::{
     KeyWrap, Recipient, RecipientSignature, SignedComplaint, SignedWrap, WrapComplaint, WrapRequest,
 };
 use protocol::{CircleId, Digest, ModelRoot, PublicKey, Signature};
+use std::collections::BTreeMap;
 
 const WORKER: [NodeRole; 1] = [NodeRole::Worker];
 
@@ -346,4 +348,36 @@ fn a_request_for_wraps_is_its_members_own() {
     let mut elsewhere = request("alice", "alice");
     elsewhere.request.circle = CircleId(Digest::of(b"x"));
     check("another circle", check_wrap_request(&state, &elsewhere), "circle-mismatch");
+}
+
+/// Makes a decision, and checks that each recipient whose key differs afterwards was touched by it.
+fn touch(state: &mut CircleState, change: Change, who: &[&str], expected: usize) {
+    let keys = |state: &CircleState| -> BTreeMap<Recipient, EncryptionKey> {
+        recipients(state).map(|(recipient, key)| (recipient, key.clone())).collect()
+    };
+    let (named, before) = (recipients_touched(state, &change), keys(state));
+    let text = format!("{change:?}");
+    assert_eq!(named.len(), expected, "{text}");
+    enact(state, change, who);
+    let after = keys(state);
+    for (recipient, key) in before.iter().filter(|(recipient, _)| !named.contains(*recipient)) {
+        assert_eq!(after.get(recipient), Some(key), "{recipient:?} after {text}");
+    }
+}
+
+/// A wrap to a recipient that a change is said not to touch is not looked at: its key must be the same.
+#[test]
+fn a_change_replaces_no_key_of_a_recipient_that_it_does_not_touch() {
+    let both = ["alice", "bob"];
+    let mut state = circle();
+    touch(&mut state, deploy(4), &both, 0);
+    touch(&mut state, admit(node("n4", &WORKER)), &both, 1);
+    let other = NodeAdmission { name: name("n4"), ..node("other", &WORKER) };
+    touch(&mut state, admit(other), &both, 2);
+    touch(&mut state, Change::RemoveNode { node: name("n4") }, &both, 1);
+    let rule = "2 of (alice, bob, dave)";
+    let members = ["alice", "bob", "dave"].map(member).to_vec();
+    let change = set_members(&state, members, policy(rule, rule));
+    touch(&mut state, change, &["alice", "bob", "dave"], 3);
+    touch(&mut state, suspend("dave"), &both, 1);
 }

@@ -8,7 +8,7 @@ use crate::clock::ClusterTime;
 use crate::cluster::Cluster;
 use crate::command::{Actor, Refusal, Reply};
 use human_chain::{ChainError, CircleState, check_grant, check_revocation};
-use protocol::access::{AccessGrant, GrantedAccess, SignedGrant, SignedRevocation};
+use protocol::access::{AccessGrant, GRANTS_PER_HOLDER_MAX, GrantedAccess, SignedGrant, SignedRevocation};
 use protocol::error_code::GRANT_NOT_FOUND;
 
 /// Takes a grant. The same grant again changes nothing.
@@ -30,23 +30,23 @@ pub(super) fn grant(cluster: &mut Cluster, signed: &SignedGrant) -> Result<Reply
     Ok(Reply::Done)
 }
 
-/// Checks that the holder has no other grant of this kind, that no grant names the same secret, and that the
-/// envelope has room for one more.
+/// Checks that the holder has at most one other grant of this kind, which this one succeeds; that no grant
+/// names the same secret; and that the envelope has room for one more.
 fn check_room(cluster: &Cluster, state: &CircleState, grant: &AccessGrant) -> Result<(), ChainError> {
     let kind = grant.access.kind();
     let same_kind = |other: &&AccessGrant| other.access.kind() == kind;
     let standing = cluster.access.standing(state, cluster.now.0).map(|(_, signed)| &signed.grant);
     let standing: Vec<&AccessGrant> = standing.filter(same_kind).collect();
-    let (what, plural, most) = match grant.access {
-        GrantedAccess::Token { .. } => ("an access token", "access tokens", state.access().tokens_max),
-        GrantedAccess::Key { .. } => ("an inference key", "inference keys", state.access().keys_max),
+    let (what, most) = match grant.access {
+        GrantedAccess::Token { .. } => ("access tokens", state.access().tokens_max),
+        GrantedAccess::Key { .. } => ("inference keys", state.access().keys_max),
     };
-    let is_held = standing.iter().any(|other| other.holder == grant.holder);
-    if is_held || cluster.access.find(&grant.secret).is_some() {
+    let held = standing.iter().filter(|other| other.holder == grant.holder).count();
+    if held >= GRANTS_PER_HOLDER_MAX || cluster.access.find(&grant.secret).is_some() {
         return Err(ChainError::GrantTaken { holder: grant.holder.clone(), what });
     }
     if standing.len() as u64 >= u64::from(most) {
-        return Err(ChainError::TooManyGrants { what: plural, most: most.into() });
+        return Err(ChainError::TooManyGrants { what, most: most.into() });
     }
     Ok(())
 }

@@ -2,7 +2,8 @@
 
 use super::execute::settle;
 use super::known::{circle, not_founded};
-use super::{comments, proposals, waiting};
+use super::registry::TouchedKeys;
+use super::{comments, proposals, registry, waiting};
 use crate::cluster::{Circle, Cluster, HoldingPhase, OpenProposal, Service, ServicePhase};
 use crate::command::{Actor, Refusal, Reply};
 use human_chain::{CircleState, assemble, check_ballot, check_waited};
@@ -12,11 +13,9 @@ use protocol::error_code::CIRCLE_ALREADY_FOUNDED;
 use protocol::governance::{
     BUNDLE_VERSION, Bundle, Certificate, Change, Choice, LogEvidence, Proposal, SignedBallot, SignedGenesis,
 };
-use protocol::keys::EncryptionKey;
 use protocol::manifest::{Manifest, ServiceManifest};
-use protocol::model::Recipient;
-use protocol::{Digest, Millis, NodeId, ProposalId};
-use std::collections::{BTreeMap, BTreeSet};
+use protocol::{Digest, Millis, ProposalId};
+use std::collections::BTreeMap;
 
 pub(super) fn found(cluster: &mut Cluster, signed: &SignedGenesis) -> Result<Reply, Refusal> {
     if cluster.circle.is_some() {
@@ -107,7 +106,7 @@ pub(super) fn admit(cluster: &mut Cluster, index: u64, open: &OpenProposal) -> R
     let digest = certificate.digest();
     let approved = human_chain::verify(state, &certificate, cluster.now.0)?;
     check_waited(state, &certificate, cluster.now.0)?;
-    let keys_before = super::registry::recipient_keys(cluster);
+    let touched = registry::touched_keys(state, &open.proposal.change);
     let circle = cluster.circle.as_mut().ok_or_else(not_founded)?;
     circle.state.advance(approved)?;
     debug_assert_eq!(circle.positions.len(), circle.chain.len(), "the index covers the chain");
@@ -116,7 +115,7 @@ pub(super) fn admit(cluster: &mut Cluster, index: u64, open: &OpenProposal) -> R
     circle.chain.push(bundle(certificate, index));
     cluster.generation += 1;
     put_in_force(cluster, &open.proposal.change, digest);
-    revoke_from_departed(cluster, &keys_before);
+    revoke_from_departed(cluster, &touched);
     super::access::prune(cluster);
     settle(cluster);
     Ok(digest)
@@ -183,13 +182,14 @@ fn deploy(cluster: &mut Cluster, manifest: &ServiceManifest, certificate: Digest
 /// Revokes slots and wraps of identities that are no longer admitted. Such a node gets no lease and no key:
 /// its slots are free when its last lease ends, and its wraps are dropped. Wraps to a replaced encryption key
 /// are dropped too.
-fn revoke_from_departed(cluster: &mut Cluster, before: &BTreeMap<Recipient, EncryptionKey>) {
-    super::registry::drop_useless_wraps(cluster, before);
-    let after: BTreeSet<NodeId> = cluster.nodes().map(|node| node.id).collect();
+fn revoke_from_departed(cluster: &mut Cluster, touched: &TouchedKeys) {
+    registry::drop_useless_wraps(cluster, touched);
+    let Some(circle) = &cluster.circle else { return };
     let generation = cluster.generation;
     for slot in cluster.services.values_mut().flat_map(|service| service.slots.values_mut()) {
         let Some(holding) = &mut slot.holding else { continue };
-        let phase = match (after.contains(&holding.order.node), &holding.phase) {
+        let is_admitted = circle.state.node_by_id(holding.order.node).is_some();
+        let phase = match (is_admitted, &holding.phase) {
             (false, HoldingPhase::Lapsing) => continue,
             (false, _) => HoldingPhase::Lapsing,
             // The node was admitted again before the lapse: it may still run the slot, and is ordered to end

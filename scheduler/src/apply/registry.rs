@@ -12,20 +12,20 @@ use crate::limits::{
     MODELS_MAX, PENDING_BYTES_MAX, PENDING_NODES_MAX, PENDING_REFRESH_MS, PENDING_SILENT_MS,
     STORE_URL_BYTES_MAX, WRAPS_MAX, WRAPS_PER_COMMAND_MAX,
 };
-use human_chain::{check_complaint, check_node, check_wrap, recipient_key};
+use human_chain::{CircleState, check_complaint, check_node, check_wrap, recipient_key, recipients_touched};
 use protocol::agent::PendingNode;
 use protocol::display::counted;
 use protocol::error_code::{
     COMMAND_INVALID, LIMIT_REACHED, MODEL_FORGOTTEN, MODEL_IN_USE, MODEL_NAME_TAKEN, MODEL_NOT_FOUND,
     MODEL_RECORD_DIFFERS, NAME_TAKEN, SCALE_OUTSIDE_ENVELOPE, SERVICE_NOT_FOUND, WRAP_HELD, WRAP_NOT_HELD,
 };
-use protocol::governance::NodeAdmission;
+use protocol::governance::{Change, NodeAdmission};
 use protocol::keys::EncryptionKey;
 use protocol::limits::{LABELS_MAX, NAME_BYTES_MAX};
 use protocol::manifest::ModelChoice;
 use protocol::model::{ModelRecord, Recipient, SignedComplaint, SignedWrap};
 use protocol::{ModelRoot, NodeId, ServiceName};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 /// Length of an ML-KEM-768 ciphertext in bytes (FIPS 203, table 3).
 const ML_KEM_768_CIPHERTEXT_LENGTH: usize = 1088;
@@ -280,27 +280,33 @@ pub(super) fn forget_models(cluster: &mut Cluster) {
     }
 }
 
-/// Returns the current keys of all recipients of wraps, for comparison after a change.
-pub(super) fn recipient_keys(cluster: &Cluster) -> BTreeMap<Recipient, EncryptionKey> {
-    let Some(state) = cluster.circle_state() else { return BTreeMap::new() };
-    let recipients: BTreeSet<&Recipient> = cluster.wraps.values().flat_map(BTreeMap::keys).collect();
-    let key = |recipient: &Recipient| {
-        recipient_key(state, recipient).ok().map(|key| (recipient.clone(), key.clone()))
+/// Recipients whose keys a change may replace or end, each with its key before the change, if it had one.
+pub(super) type TouchedKeys = BTreeMap<Recipient, Option<EncryptionKey>>;
+
+/// Returns the keys that a change may replace or end, for comparison after it.
+pub(super) fn touched_keys(state: &CircleState, change: &Change) -> TouchedKeys {
+    let with_key = |recipient: Recipient| {
+        let key = recipient_key(state, &recipient).ok().cloned();
+        (recipient, key)
     };
-    recipients.into_iter().filter_map(key).collect()
+    recipients_touched(state, change).into_iter().map(with_key).collect()
 }
 
 /// Drops wraps for parties that are recipients no longer, and wraps to replaced keys.
-pub(super) fn drop_useless_wraps(cluster: &mut Cluster, before: &BTreeMap<Recipient, EncryptionKey>) {
+pub(super) fn drop_useless_wraps(cluster: &mut Cluster, touched: &TouchedKeys) {
     let of_model = |root: &ModelRoot| cluster.models.contains_key(root);
     debug_assert!(cluster.wraps.keys().all(of_model), "wraps are forgotten with their model");
-    let after = recipient_keys(cluster);
-    let opens = |recipient: &Recipient| {
-        let key = after.get(recipient);
-        key.is_some() && before.get(recipient).is_none_or(|before| key == Some(before))
+    let Some(state) = cluster.circle_state() else { return };
+    let is_useless = |(recipient, before): &(&Recipient, &Option<EncryptionKey>)| {
+        let now = recipient_key(state, recipient).ok();
+        now.is_none() || before.as_ref().is_some_and(|before| now != Some(before))
     };
+    let useless: Vec<&Recipient> =
+        touched.iter().filter(is_useless).map(|(recipient, _)| recipient).collect();
     for wraps in cluster.wraps.values_mut() {
-        wraps.retain(|recipient, _| opens(recipient));
+        for recipient in &useless {
+            wraps.remove(*recipient);
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::common::samples::every_service;
 use crate::common::*;
-use protocol::access::{AccessEnvelope, GRANT_SECONDS_MAX, GrantedAccess};
+use protocol::access::{AccessEnvelope, AccessGrant, GRANT_SECONDS_MAX, GrantedAccess};
 use protocol::governance::{Change, TokenScope};
 use protocol::limits::CLOCK_GRACE_MS;
 use protocol::{Digest, Millis};
@@ -29,11 +29,11 @@ fn bounds(alter: impl FnOnce(&mut AccessEnvelope)) -> Change {
 }
 
 #[test]
-fn a_holder_has_one_key_and_a_key_has_one_text() {
+fn a_holder_has_a_key_and_its_successor_and_a_key_has_one_text() {
     let mut world = World::new(&[node("n1", 4000, 4096)]);
     world.must(world.granting_key("app", "secret"));
     for (case, action, expected) in [
-        ("same holder", world.granting_key("app", "another"), "name-taken"),
+        ("its successor", world.granting_key("app", "another"), "ok"),
         ("same text", world.granting_key("app-2", "secret"), "name-taken"),
         ("the same again", world.granting_key("app", "secret"), "ok"),
         ("of no use", world.granting("app-2", "another", every_service(Some(0))), "governance-invalid"),
@@ -45,6 +45,13 @@ fn a_holder_has_one_key_and_a_key_has_one_text() {
         assert_eq!(verdict(&world, action), expected, "{case}");
     }
     let (grant, revocation) = (world.granting_key("app", "secret"), world.revoking_key("app"));
+    let mut rotated = world.clone();
+    rotated.must(rotated.granting_key("app", "successor"));
+    assert_eq!(verdict(&rotated, rotated.granting_key("app", "third")), "name-taken");
+    rotated.must(revocation.clone());
+    let successor = rotated.key_of("app").map(|grant| grant.secret);
+    assert_eq!(successor, Some(Digest::of(b"successor")), "the revocation names one of them");
+    assert_eq!(verdict(&rotated, rotated.granting_key("app", "third")), "ok");
     let issued = world.cluster.audit().recorded();
     world.must(grant.clone());
     assert_eq!(world.cluster.audit().recorded(), issued, "the same grant again leaves no trace");
@@ -109,4 +116,39 @@ fn what_expired_is_forgotten_once_a_decision_attests_the_time() {
     assert!(!tick_is_due(&world.cluster, &world.clocks));
     assert_eq!(world.cluster.access().after(0), (0, vec![]), "nothing is left to hand out");
     assert_eq!(world.cluster.access().last(), before, "numbers are never used again");
+}
+
+/// A token or a key that ends unannounced is an outage. It is no fault of the cluster: all is well.
+#[test]
+fn access_that_expires_within_a_week_is_named_until_it_has_a_successor() {
+    const DAY_MS: u64 = 24 * 3_600_000;
+    let mut world = World::new(&[node("n1", 4000, 4096)]);
+    world.must(world.granting_key("app", "app"));
+    let told = |world: &World| -> Vec<(String, String)> {
+        let found = status(world.view(), LeaderView { leader: None, silent: None }).findings;
+        let found = found.into_iter().filter(|finding| finding.message.contains("expires in"));
+        found.map(|finding| (finding.message, finding.next)).collect()
+    };
+    world.set_now(START.plus(YEAR_MS - 8 * DAY_MS));
+    assert!(told(&world).is_empty());
+    world.set_now(START.plus(YEAR_MS - 6 * DAY_MS));
+    let expected = [
+        ("the key of app expires in 6 days", "quorate key issue app"),
+        (
+            "the token of operator expires in 6 days",
+            "quorate token issue operator --scope read propose submit",
+        ),
+        ("the token of reader expires in 6 days", "quorate token issue reader --scope read"),
+    ];
+    let expected = expected.map(|(message, next)| (message.to_string(), next.to_string()));
+    assert_eq!(told(&world), expected);
+    let successor = AccessGrant {
+        issued_at: world.now,
+        expires_at: world.now.plus(90 * DAY_MS),
+        ..world.grant("app", "successor", every_service(None))
+    };
+    world.must(Action::GrantAccess(Box::new(signed_grant(successor))));
+    assert_eq!(told(&world), expected[1..]);
+    world.set_now(START.plus(YEAR_MS));
+    assert!(told(&world).is_empty(), "what has expired is no longer access");
 }

@@ -255,32 +255,37 @@ fn damage_to_members_is_found() {
     ]);
 }
 
+/// Changes the admission of `n3` without its certificate.
+fn change_n3(state: &mut CircleState, change: impl FnOnce(&mut NodeAdmission)) {
+    let mut node = state.nodes.get(&name("n3")).expect("admitted").clone();
+    state.nodes.remove(&name("n3"));
+    change(&mut node);
+    state.nodes.plant(name("n3"), node);
+}
+
 #[test]
 fn damage_to_nodes_is_found() {
     all_found(&[
         ("node `n3` is kept as `n9`", |s| {
-            let node = s.nodes.remove(&name("n3")).expect("admitted");
-            s.nodes.insert(name("n9"), node);
+            let node = s.nodes.get(&name("n3")).expect("admitted").clone();
+            s.nodes.remove(&name("n3"));
+            s.nodes.plant(name("n9"), node);
         }),
-        ("has no role", |s| s.nodes.get_mut(&name("n3")).expect("admitted").roles.clear()),
+        ("has no role", |s| change_n3(s, |node| node.roles.clear())),
+        ("node `n3` shares a key", |s| change_n3(s, |node| *node = claimed_by("n1", node.clone()))),
         ("node `n3` shares a key", |s| {
-            let node = s.nodes.get_mut(&name("n3")).expect("admitted");
-            *node = claimed_by("n1", node.clone());
-        }),
-        ("node `n3` shares a key", |s| {
-            s.control[0].key = s.nodes[&name("n3")].id.0;
+            s.control[0].key = node("n3").id.0;
         }),
         ("member `alice` shares a key", |s| {
             s.control[0].key = s.members[&name("alice")].keys.ed25519;
         }),
-        ("`node/n3` has version 1", |s| {
-            s.nodes.get_mut(&name("n3")).expect("admitted").region = "elsewhere".into();
-        }),
+        ("`node/n3` has version 1", |s| change_n3(s, |node| node.region = "elsewhere".into())),
         ("`node/n3` has version 0", |s| {
             s.subjects.remove("node/n3");
         }),
-        ("`node/n3` has a value, but is not in force", |s| drop(s.nodes.remove(&name("n3")))),
-        ("`node/n9` has version 0", |s| drop(s.nodes.insert(name("n9"), node("n9")))),
+        ("`node/n3` has a value, but is not in force", |s| s.nodes.remove(&name("n3"))),
+        ("`node/n9` has version 0", |s| s.nodes.insert(node("n9"))),
+        ("a key of node `n3` does not lead to it", |s| s.nodes.unlist(&node("n3").id.0.0)),
     ]);
 }
 

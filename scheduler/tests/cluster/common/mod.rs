@@ -240,7 +240,7 @@ pub(crate) fn signed_for(circle: CircleId, to: &EncryptionKey, wrap: KeyWrap) ->
 }
 
 /// Returns the grant as alice signs it. ML-DSA signatures differ each time, so the first one is kept.
-fn signed_grant(grant: AccessGrant) -> SignedGrant {
+pub(crate) fn signed_grant(grant: AccessGrant) -> SignedGrant {
     static SIGNED: Mutex<BTreeMap<GrantId, SignedGrant>> = Mutex::new(BTreeMap::new());
     let id = grant.id();
     let sign = || sign_grant(&secrets()[&member("alice")], grant);
