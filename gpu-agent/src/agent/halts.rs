@@ -83,10 +83,10 @@ impl HaltFile {
         source: HaltSource,
         signed: SignedHalt,
     ) -> Result<bool, ChainError> {
-        if self.book.contains(&signed.halt.id()) {
+        if !self.book.lacks(state, &signed) {
             return Ok(false);
         }
-        let outcome = check_halt(state, signed.clone()).and_then(|verified| self.book.accept(verified));
+        let outcome = check_halt(state, signed.clone()).and_then(|verified| self.book.take(state, verified));
         match &outcome {
             Ok(_) => {
                 let (halt, member) = (signed.halt.id(), &signed.halt.member);
