@@ -34,6 +34,7 @@ mod logs;
 mod models;
 mod node;
 mod orders;
+mod polling;
 mod prometheus;
 mod resources;
 #[cfg(test)]

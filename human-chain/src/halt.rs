@@ -2,8 +2,9 @@
 //!
 //! A halt is verified once, when a party takes it. From then on it stands until the circle lifts it or voids
 //! it by a suspension, or its member leaves. A change of the member's keys ends no halt: a halt names the
-//! signing key of its member, and is judged by the keys of that time. Verification is a function of the
-//! circle's state alone, so it needs no order and no time.
+//! signing key of its member, and a suspension of that key alone voids it. A party that did not take it
+//! before the change takes a copy that its member signed again with the new keys: the same halt, under the
+//! same id. Verification is a function of the circle's state alone, so it needs no order and no time.
 
 mod book;
 
@@ -20,7 +21,7 @@ use protocol::halt::{
 };
 use protocol::{HaltId, ServiceName};
 
-/// Signs a halt with its member's keys.
+/// Signs a halt with its member's keys. A halt of former keys is signed again by those in force, unchanged.
 pub fn sign_halt<S: MemberSigner>(signer: &S, halt: Halt) -> S::Signed<SignedHalt> {
     let summary = format!("Stop {}: {}", describe_scope(&halt.scope), describe_halt(&halt));
     let statement = Statement::new(HALT_DOMAIN, to_bytes(&halt), summary);
@@ -56,8 +57,9 @@ impl VerifiedHalt {
 /// # Errors
 /// Returns the first check that fails, in this order: size; circle and form; lifted or not; the member and
 /// its suspension; the signature, by both of its keys in force or by one of its passkeys. A halt of former
-/// keys is taken only if the suspension that ended them names it. A passkey halts whether or not the policy
-/// counts votes by passkey.
+/// keys is taken if the keys in force signed it again, or the suspension that ended its keys names it: the
+/// former keys vouch for nothing any more, since their thief could sign as many. A passkey halts whether or
+/// not the policy counts votes by passkey, and signs no halt of former keys.
 pub fn check_halt(state: &CircleState, signed: SignedHalt) -> Result<VerifiedHalt, ChainError> {
     let length = to_bytes(&signed).len();
     if length > HALT_BYTES_MAX {
@@ -77,10 +79,11 @@ pub fn check_halt(state: &CircleState, signed: SignedHalt) -> Result<VerifiedHal
     }
     let is_in_force = halt.signer == member.keys.ed25519;
     let is_sound = match &signed.signature {
-        _ if !is_in_force => state.is_vouched_for(&id, halt),
+        _ if !is_in_force && state.is_vouched_for(&id, halt) => true,
         HaltSignature::Hybrid(signature) => {
             signature_holds(&member.keys, HALT_DOMAIN, &to_bytes(halt), signature)
         }
+        HaltSignature::Passkey(_) if !is_in_force => false,
         HaltSignature::Passkey(assertion) => {
             state.check_passkey_halt(halt, assertion)?;
             true

@@ -6,6 +6,7 @@
 use crate::audit::Audit;
 use crate::clock::ClusterTime;
 use crate::command::{Actor, Refusal, SlotName};
+use crate::former::FormerHolder;
 use crate::limits::{CLOSED_PROPOSALS_MAX, SNAPSHOT_BYTES_MAX};
 use crate::outcomes::Outcomes;
 use human_chain::{AccessBook, ChainError, CircleState, FoundGrant, check_grant_stands};
@@ -29,7 +30,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Domain separator of the state's digest.
-const CLUSTER_DOMAIN: &str = "quorate/cluster/v5";
+const CLUSTER_DOMAIN: &str = "quorate/cluster/v6";
 
 /// The replicated state of the whole cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -170,9 +171,12 @@ pub struct Slot {
     pub since: ClusterTime,
     /// Node that held it before.
     pub last_holder: Option<NodeId>,
-    /// Time until which a former holder that fell silent may still run it; none if no holder did.
+    /// Nodes that fell silent while they held it and may still run it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub former_holders: Vec<FormerHolder>,
+    /// Time until which such nodes may still run it that found no place in the list; none if there are none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub may_run_until: Option<ClusterTime>,
+    pub others_may_run_until: Option<ClusterTime>,
 }
 
 /// The holding of a slot by a node.

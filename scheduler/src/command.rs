@@ -160,6 +160,13 @@ pub enum Step {
     Resume(SlotName),
     /// A slot becomes free: its node no longer runs it.
     Release(SlotName),
+    /// A node that was silent when it lost a slot has released it: no order waits for this node any more.
+    ReleaseFormer {
+        /// Node that held the slot.
+        node: NodeId,
+        /// Slot, under the last order of this node for it.
+        slot: SlotName,
+    },
     /// A slot finishes its requests before it is released.
     Drain {
         /// Slot to drain.

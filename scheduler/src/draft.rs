@@ -7,6 +7,7 @@ use crate::allocation::{GPU_PERCENT_MAX, allocated_gpus, gpu_demand};
 use crate::clock::ClusterTime;
 use crate::cluster::{Cluster, Holding, HoldingPhase, Service, ServicePhase, Slot};
 use crate::command::{OrderPlan, Refusal, SlotName, Step};
+use crate::former::FormerHolder;
 use crate::limits::AVOID_MS;
 use protocol::error_code::PLAN_STALE;
 use protocol::governance::{NodeAdmission, NodeRole};
@@ -45,6 +46,7 @@ impl<'a> Draft<'a> {
             Step::Lapse { node, silent_ms } => self.lapse(*node, *silent_ms),
             Step::Resume(name) => self.resume(name),
             Step::Release(name) => self.release(name),
+            Step::ReleaseFormer { node, slot } => self.release_former(node, slot),
             Step::Drain { slot, until, cause, failed } => self.drain(slot, *until, cause, *failed),
             Step::End(name) => self.end(name),
             Step::Order(order) => self.order(order),
@@ -67,7 +69,7 @@ impl<'a> Draft<'a> {
             for (index, runs_on) in held {
                 let Some(slot) = service.slots.get_mut(&index) else { continue };
                 if !runs_on {
-                    slot.may_run_until = slot.may_run_until.max(alone_until(self.cluster, slot, self.now));
+                    keep_former(self.cluster, slot, self.now);
                     free(slot, self.now);
                     freed.push(format!("{name}/{index}"));
                 } else if silence(slot, self.now) {
@@ -116,6 +118,20 @@ impl<'a> Draft<'a> {
         Ok(effect("release", subject_of(name), format!("was on {}", self.cluster.node_name(&node))))
     }
 
+    fn release_former(&mut self, node: &NodeId, name: &SlotName) -> Result<Effect, Refusal> {
+        let slot = self.services.get_mut(&name.service).and_then(|service| service.slots.get_mut(&name.slot));
+        let known = self.cluster.node_name(node);
+        let was_listed = slot.is_some_and(|slot| slot.release_former(node, name.fence));
+        if !was_listed {
+            let subject = subject_of(name);
+            return Err(stale(format!(
+                "slot {subject} does not wait for {known} under fence {}",
+                name.fence
+            )));
+        }
+        Ok(effect("release-former", subject_of(name), format!("{known} has released it")))
+    }
+
     fn drain(
         &mut self,
         name: &SlotName,
@@ -156,7 +172,7 @@ impl<'a> Draft<'a> {
         let service = self.services.get_mut(&plan.service).ok_or_else(|| stale("no such service"))?;
         let slot = service.slots.entry(plan.slot).or_default();
         assert!(slot.fence < order.fence, "the fence of {subject} rises with each order");
-        slot.may_run_until = slot.may_run_until.max(alone_until(self.cluster, slot, self.now));
+        keep_former(self.cluster, slot, self.now);
         slot.fence = plan.fence;
         slot.since = self.now;
         if let Some(replaced) = slot.holding.take() {
@@ -280,7 +296,7 @@ fn check_slot(service: &Service, plan: &OrderPlan, now: ClusterTime) -> Result<(
 /// out beside one of an earlier approval that may still run, even if that slot was freed or ordered since.
 pub(crate) fn may_be_ordered(service: &Service, slot: &Slot, now: ClusterTime) -> bool {
     if service.manifest.exclusive {
-        return slot.holding.is_none() && slot.may_run_until.is_none_or(|until| until <= now);
+        return slot.holding.is_none() && slot.may_run_until(now).is_none();
     }
     slot.holding.as_ref().is_none_or(|holding| holding.phase == HoldingPhase::Silent)
 }
@@ -293,6 +309,13 @@ fn alone_until(cluster: &Cluster, slot: &Slot, now: ClusterTime) -> Option<Clust
     let silent_since = if holding.phase == HoldingPhase::Silent { slot.since } else { now };
     debug_assert!(silent_since <= now, "a slot changes in the order of time");
     Some(silent_since.plus(manifest.autonomy_ms()))
+}
+
+/// Records the holder that loses a slot now, if its node may run the slot on.
+fn keep_former(cluster: &Cluster, slot: &mut Slot, now: ClusterTime) {
+    let (Some(until), Some(holding)) = (alone_until(cluster, slot, now), &slot.holding) else { return };
+    let former = FormerHolder { node: holding.order.node, fence: holding.order.fence, until };
+    slot.keep_former(former, now);
 }
 
 /// Returns whether the node of a held slot, now silent, may continue with it: its order has an autonomy

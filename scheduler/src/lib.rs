@@ -22,6 +22,7 @@ mod command;
 mod desired;
 mod draft;
 mod dry_run;
+mod former;
 mod history;
 mod invariants;
 pub mod limits;
@@ -45,6 +46,7 @@ pub use cluster::{
 pub use command::{Action, Actor, Command, IdempotencyKey, OrderPlan, Refusal, Reply, SlotName, Step};
 pub use desired::{NodeAssignment, desired_for, route_table};
 pub use dry_run::dry_run;
+pub use former::FormerHolder;
 pub use history::history_page;
 pub use invariants::{Invariant, Violation};
 pub use observed::{EvictionInProgress, Liveness, Observed, ObservedNode};

@@ -53,6 +53,12 @@ pub const DRAIN_MS: u64 = 30_000;
 /// Time for which a service avoids a node after a slot failed there. It is long enough that a failing service
 /// does not fill the log, and short enough that a repaired node is reused without a command.
 pub const AVOID_MS: u64 = 60 * 1000;
+/// Most former holders that a slot lists. Several failures of nodes within one autonomy fit, and a snapshot
+/// stays small. A slot waits for further ones until their time.
+pub const FORMER_HOLDERS_MAX: usize = 8;
+/// Most releases of one node that a leader remembers: far more than one report holds. A plan reads them
+/// within a second.
+pub const RELEASES_REMEMBERED_MAX: usize = 256;
 /// Worker restarts after which its slot is tried on another node.
 pub const RESTARTS_MAX: u32 = 5;
 /// Time for which every slot of a service must be unchanged, and a node continuously alive, before a replica

@@ -14,20 +14,24 @@
 //!    renewal would cross the lapse in the log and two nodes would hold one slot.
 
 use crate::clock::LeaderTime;
-use crate::command::Step;
+use crate::command::{SlotName, Step};
+use crate::limits::RELEASES_REMEMBERED_MAX;
 use crate::plan::Plan;
-use protocol::agent::{NodeResources, SlotReport, SyncRequest};
+use protocol::agent::{NodeResources, SlotReport, SlotState, SyncRequest};
 use protocol::halt::Halt;
 use protocol::limits::LEASE_MS;
 use protocol::manifest::Isolation;
 use protocol::{Fence, NodeId, ServiceName, SlotIndex};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 /// The leader's knowledge of its nodes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Observed {
     leader_since: LeaderTime,
     nodes: BTreeMap<NodeId, ObservedNode>,
+    /// Orders that each node reported as released, oldest first. A node reports a release until one request
+    /// is answered, which may be before the next plan.
+    released: BTreeMap<NodeId, VecDeque<SlotName>>,
     /// Nodes named in a lapse in progress, with the generation in which it was planned.
     evicting: BTreeMap<NodeId, u64>,
     /// Halts in force, as far as this leader knows. Nodes judge for themselves; a plan only wastes no order.
@@ -83,7 +87,13 @@ impl Observed {
     /// after its [`Action::Lead`](crate::Action::Lead) was applied. Every later `now` is by the same clock.
     #[must_use]
     pub fn new(leader_since: LeaderTime) -> Self {
-        Self { leader_since, nodes: BTreeMap::new(), evicting: BTreeMap::new(), halts: Vec::new() }
+        Self {
+            leader_since,
+            nodes: BTreeMap::new(),
+            released: BTreeMap::new(),
+            evicting: BTreeMap::new(),
+            halts: Vec::new(),
+        }
     }
 
     /// Returns the time at which this leader began.
@@ -108,6 +118,7 @@ impl Observed {
             return Err(EvictionInProgress);
         }
         self.evicting.remove(&node);
+        self.remember_releases(node, &request.slots);
         // If the clock falls behind, a granted lease counts from the latest time seen.
         let known = self.nodes.get(&node);
         let heartbeat_at = now.max(known.map_or(self.leader_since, |known| known.heartbeat_at));
@@ -130,6 +141,32 @@ impl Observed {
             },
         );
         Ok(())
+    }
+
+    fn remember_releases(&mut self, node: NodeId, reports: &[SlotReport]) {
+        for report in reports.iter().filter(|report| report.state == SlotState::Released) {
+            let known = self.released.entry(node).or_default();
+            let name = SlotName { service: report.service.clone(), slot: report.slot, fence: report.fence };
+            if known.contains(&name) {
+                continue;
+            }
+            if known.len() >= RELEASES_REMEMBERED_MAX {
+                known.pop_front();
+            }
+            known.push_back(name);
+            debug_assert!(known.len() <= RELEASES_REMEMBERED_MAX, "a node has its share");
+        }
+    }
+
+    /// Returns whether a node reported that it released a slot under this order or a later one. It never runs
+    /// this order again.
+    #[must_use]
+    pub(crate) fn has_released(&self, node: &NodeId, order: &SlotName) -> bool {
+        let is_over = |released: &SlotName| {
+            let is_of_slot = released.service == order.service && released.slot == order.slot;
+            is_of_slot && released.fence >= order.fence
+        };
+        self.released.get(node).is_some_and(|known| known.iter().any(is_over))
     }
 
     /// Records the nodes from which a plan takes slots, before the plan is proposed. They get no lease until

@@ -118,6 +118,7 @@ pub fn plan(view: ClusterView) -> Plan {
     if view.cluster.circle.is_some() && view.cluster.leadership.is_some() {
         planner.lapse_dead_nodes();
         planner.resume_returned();
+        planner.release_former_holders();
         planner.release_what_ended();
         planner.drain_what_must_go();
         planner.roll_out();

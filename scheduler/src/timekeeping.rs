@@ -80,7 +80,8 @@ impl Cluster {
             }
             for slot in service.slots.values_mut() {
                 move_time(&mut slot.since);
-                slot.may_run_until.iter_mut().for_each(move_time);
+                slot.former_holders.iter_mut().for_each(|former| move_time(&mut former.until));
+                slot.others_may_run_until.iter_mut().for_each(move_time);
                 let phase = slot.holding.as_mut().map(|holding| &mut holding.phase);
                 if let Some(HoldingPhase::Draining { until, .. }) = phase {
                     move_time(until);

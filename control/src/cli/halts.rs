@@ -67,6 +67,22 @@ Examples:
         #[command(flatten)]
         options: HaltOptions,
     },
+    /// Sign a halt of your own again after your keys were rotated, so that every node takes it
+    #[command(after_help = "\
+Examples:
+  quorate halts --output json                    the whole ids
+  quorate halt again ID --key alice-2.key")]
+    Again(AgainArguments),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AgainArguments {
+    /// Id of the halt, in full
+    #[arg(value_name = "HALT")]
+    halt: String,
+    /// Key file of the member [default: the context's]
+    #[arg(long, value_name = "FILE")]
+    key: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -101,17 +117,6 @@ pub(crate) struct LiftArguments {
     proposer: ProposerArguments,
 }
 
-impl HaltCommand {
-    fn parts(self) -> (HaltScope, HaltOptions) {
-        match self {
-            Self::Service { service, options } => (HaltScope::Service(service), options),
-            Self::Node { node, options } => (HaltScope::Node(node), options),
-            Self::Region { region, options } => (HaltScope::Region(region), options),
-            Self::Circle { options } => (HaltScope::Circle, options),
-        }
-    }
-}
-
 /// Outcome of a halt at all replicas.
 #[derive(Debug, Serialize)]
 pub(super) struct HaltOutcome {
@@ -128,8 +133,14 @@ pub(super) struct HaltOutcome {
 }
 
 pub(crate) async fn halt(command: HaltCommand, environment: &Environment) -> Result<()> {
+    let (scope, options) = match command {
+        HaltCommand::Service { service, options } => (HaltScope::Service(service), options),
+        HaltCommand::Node { node, options } => (HaltScope::Node(node), options),
+        HaltCommand::Region { region, options } => (HaltScope::Region(region), options),
+        HaltCommand::Circle { options } => (HaltScope::Circle, options),
+        HaltCommand::Again(arguments) => return halt_again(arguments, environment).await,
+    };
     let context = environment.context()?;
-    let (scope, options) = command.parts();
     let length = options.reason.len();
     if length > HALT_REASON_BYTES_MAX {
         let message = format!("the reason is {length} bytes; accepted: at most {HALT_REASON_BYTES_MAX}");
@@ -154,6 +165,27 @@ pub(crate) async fn halt(command: HaltCommand, environment: &Environment) -> Res
     }
     environment.output().print(&sent?, outcome_text);
     written
+}
+
+/// Signs a halt of this member again with the keys in force, unchanged, and sends it to every replica.
+async fn halt_again(arguments: AgainArguments, environment: &Environment) -> Result<()> {
+    let context = environment.context()?;
+    let member = member_key(&context, arguments.key)?;
+    let session = Session::open(&context).await?;
+    let collected = collect(&session.client).await?;
+    collected.silent.iter().for_each(|silent| print::err(format_args!("note: {silent}")));
+    let halt = find(&session.circle, &collected, &arguments.halt)?;
+    // A hostile replica can make a halt whose id begins with some digits.
+    if halt.id().to_string() != arguments.halt {
+        let message =
+            format!("`{}` is no whole id; `quorate halts --output json` shows them", arguments.halt);
+        return Err(Refusal::new(error_code::HALT_NOT_FOUND, message).into());
+    }
+    let signed = sign_halt(&member.signer, halt)?;
+    check_halt(&session.circle, signed.clone()).map(drop).map_err(Refusal::from)?;
+    let sent = send(&session.client, signed).await?;
+    environment.output().print(&sent, outcome_text);
+    Ok(())
 }
 
 /// Writes a signed halt to a new file. An existing one, such as a member's key, is never replaced.

@@ -236,6 +236,44 @@ async fn a_halt_is_sent_even_if_its_file_cannot_be_written() {
     assert_eq!(lab.stub().halts.len(), 1);
 }
 
+/// Attack: a replica shows a halt of its own for the first digits of an id, or another member's halt, to be
+/// signed again. The positive control is the member's own halt of rotated keys, by its whole id.
+#[tokio::test]
+async fn attack_a_halt_is_signed_again_by_its_whole_id_and_its_own_member_alone() {
+    let mut circle = SampleCircle::founded();
+    let (carol, secret) = (circle.members[2].member.clone(), &circle.members[2].secret);
+    let halt = protocol::halt::Halt {
+        circle: circle.state.id(),
+        member: carol.clone(),
+        signer: secret.public().ed25519,
+        scope: HaltScope::Circle,
+        reason: "smoke".into(),
+        issued_at: protocol::Millis(5),
+        nonce: Digest::of(b"1"),
+    };
+    let old = human_chain::sign_halt(secret, halt);
+    let rotated = crate::member_key::MemberKeyFile::generate(carol);
+    let entry = rotated.proven();
+    let mut members: Vec<_> = circle.state.members().cloned().collect();
+    members[2] = entry.member.clone();
+    let (policy, proofs) = (circle.state.policy().clone(), [(entry.member.id, entry.proof)].into());
+    circle.decide(Change::SetMembers { members, policy, proofs }, "other keys");
+    let lab = Lab::new(circle).await;
+    let (id, key) = (old.halt.id().to_string(), lab.path("carol-2.key"));
+    rotated.save(std::path::Path::new(&key)).expect("saved");
+    lab.stub().halts.push(old.clone());
+    let by_digits = lab.run(&["halt", "again", &id[..8], "--key", &key]).await;
+    assert_eq!(by_digits, Err(Some(error_code::HALT_NOT_FOUND)));
+    let by_alice = lab.run(&["halt", "again", &id]).await;
+    assert_eq!(by_alice, Err(Some(error_code::SIGNATURE_INVALID)));
+    assert_eq!(lab.stub().halts.len(), 1, "nothing was sent");
+    assert_eq!(lab.run(&["halt", "again", &id, "--key", &key]).await, Ok(()));
+    let halts = lab.stub().halts.clone();
+    assert_eq!((halts.len(), &halts[1].halt), (2, &old.halt), "the same halt");
+    let sound = |signed: &SignedHalt| human_chain::check_halt(&lab.circle.state, signed.clone()).is_ok();
+    assert_eq!((sound(&old), sound(&halts[1])), (false, true));
+}
+
 /// Attack: `quorate approve ID` is shown another proposal under this id.
 #[tokio::test]
 async fn no_ballot_is_signed_for_another_proposal_under_the_asked_id() {

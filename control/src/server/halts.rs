@@ -182,25 +182,42 @@ impl Server {
     /// Returns an error if the halt does not verify here, its member has sent too many, or the disk does not
     /// take it.
     pub(super) async fn take_halt(self: &Arc<Self>, signed: SignedHalt) -> Result<HaltReceipt, Failure> {
-        let verified = self.verify_halt(signed)?;
+        let verified = self.verify_halt(signed.clone())?;
         let (id, halt) = (verified.id(), verified.halt().clone());
         // Only now is it the member's own, and only a new one costs a write: any reader can send a halt that
         // stands again.
-        let is_new = !lock(&self.halts.book).contains(&id);
-        if is_new {
+        if self.lacks_halt(&signed) {
             self.halts.admit(&halt.member)?;
-        }
-        if self.keep(verified).await? {
-            let member = &halt.member;
-            tracing::warn!(%id, %member, scope = %human_chain::describe_scope(&halt.scope), "halt taken");
+            if self.keep(verified).await? {
+                let member = &halt.member;
+                tracing::warn!(%id, %member, scope = %human_chain::describe_scope(&halt.scope), "halt taken");
+            }
         }
         Ok(self.receipt(id, &halt))
+    }
+
+    /// Returns whether this copy of a halt is new here, or may replace one that verifies no longer.
+    fn lacks_halt(&self, signed: &SignedHalt) -> bool {
+        self.cluster(|cluster| {
+            let book = lock(&self.halts.book);
+            match cluster.circle_state() {
+                Some(state) => book.lacks(state, signed),
+                None => !book.contains(&signed.halt.id()),
+            }
+        })
     }
 
     /// Writes a halt to this replica's disk; false if it is there already.
     async fn keep(self: &Arc<Self>, verified: VerifiedHalt) -> Result<bool, Failure> {
         let server = self.clone();
-        let written = tokio::task::spawn_blocking(move || server.halts.change(|book| book.accept(verified)));
+        let written = tokio::task::spawn_blocking(move || {
+            server.halts.change(|book| {
+                server.cluster(|cluster| match cluster.circle_state() {
+                    Some(state) => book.take(state, verified),
+                    None => book.accept(verified),
+                })
+            })
+        });
         written.await.map_err(unavailable)?
     }
 
@@ -243,7 +260,7 @@ impl Server {
     /// Takes the halts that another replica sent. Those that do not verify yet wait for the circle's history.
     pub(super) async fn take_halts_of(self: &Arc<Self>, peer: ReplicaId, halts: Vec<SignedHalt>) {
         for signed in halts {
-            if lock(&self.halts.book).contains(&signed.halt.id()) {
+            if !self.lacks_halt(&signed) {
                 continue;
             }
             let judged_by = self.decisions_head();

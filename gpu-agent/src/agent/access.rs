@@ -8,6 +8,7 @@
 use super::actor::AgentActor;
 use super::control_client::AgentControlClient;
 use super::error::AgentError;
+use super::polling::{WAIT_MS, poll_replica};
 use futures::future::join_all;
 use host::files;
 use human_chain::{AccessBook, ChainError, CircleState, check_grant, check_revocation};
@@ -20,18 +21,10 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-/// Time for which a replica may hold a request until there is a record: well within the limit on a request.
-const WAIT_MS: u32 = 1_000;
-/// Minimum interval between two requests to one replica, as for halts.
-const REQUEST_GAP: Duration = Duration::from_millis(200);
-/// Pause after a request that failed.
-const RETRY_PAUSE: Duration = Duration::from_millis(400);
 /// First pause before everything is asked for again because a record was refused; it doubles each time.
 const REPEAT_PAUSE: Duration = Duration::from_secs(1);
 /// Longest such pause: a hostile replica makes honest ones send everything twice a minute at most.
 const REPEAT_PAUSE_MAX: Duration = Duration::from_secs(32);
-/// Answers that wait for the main loop. A replica has one of them at most.
-pub(super) const ANSWERS_MAX: usize = 8;
 
 /// Grants and revocations that a replica sent.
 #[derive(Debug)]
@@ -238,29 +231,17 @@ async fn follow(
     repeats: watch::Receiver<u64>,
     received: &mpsc::Sender<ReceivedAccess>,
 ) {
-    let (mut after, mut seen) = (0, *repeats.borrow());
-    loop {
-        let repeat = *repeats.borrow();
-        if repeat != seen {
-            (after, seen) = (0, repeat);
-        }
-        let asked_at = Instant::now();
-        let pause = match control.access_of(replica, &AccessRequest { after, wait_ms: WAIT_MS }).await {
-            None => RETRY_PAUSE,
-            Some(answer) => {
-                after = answer.last;
-                let news = ReceivedAccess { records: answer.records };
-                if !news.records.is_empty() && received.send(news).await.is_err() {
-                    return;
-                }
-                REQUEST_GAP
-            }
-        };
-        tokio::time::sleep_until(asked_at + pause).await;
-        if received.is_closed() {
-            return;
-        }
-    }
+    let ask = move |after: u64| async move {
+        let answer = control.access_of(replica, &AccessRequest { after, wait_ms: WAIT_MS }).await?;
+        Some((answer.last, answer.records))
+    };
+    let mut seen = *repeats.borrow();
+    let starts_over = move || {
+        let before = seen;
+        seen = *repeats.borrow();
+        seen != before
+    };
+    poll_replica(ask, starts_over, |records| ReceivedAccess { records }, received).await;
 }
 
 #[cfg(test)]

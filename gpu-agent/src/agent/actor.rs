@@ -19,6 +19,7 @@ use super::last_answer::LastAnswerFile;
 use super::models::ModelSource;
 use super::node::{Node, RENEWAL_INTERVAL};
 use super::orders::OrderFile;
+use super::polling::ANSWERS_MAX;
 use super::prometheus::{GatewayNumbers, Numbers};
 use super::slot::{self, SlotCommand, SlotEnded, SlotHandle};
 use super::status::{plain_report, refused_report};
@@ -181,9 +182,9 @@ impl AgentActor {
         // Dropped with this function, which ends the task.
         let mut asking = JoinSet::new();
         asking.spawn(ask_replicas(self.control.clone(), events));
-        let (received, mut halt_answers) = mpsc::channel(halts::ANSWERS_MAX);
+        let (received, mut halt_answers) = mpsc::channel(ANSWERS_MAX);
         asking.spawn(halts::follow_replicas(self.control.clone(), received));
-        let (received, mut granted) = mpsc::channel(access::ANSWERS_MAX);
+        let (received, mut granted) = mpsc::channel(ANSWERS_MAX);
         if self.gateway.is_some() {
             let repeats = self.access.repeats();
             asking.spawn(access::follow_replicas(self.control.clone(), repeats, received));

@@ -88,7 +88,7 @@ enum Way {
 pub(super) enum RequestOutcome<T> {
     /// A replica answered.
     Answered(ReplicaAnswer<T>),
-    /// Control reports that no certificate admits this node.
+    /// No replica gave a usable answer, and one of them reports that no certificate admits this node.
     NotAdmitted,
     /// No replica gave a usable answer; the text holds the reason of each.
     Failed(String),
@@ -182,7 +182,8 @@ impl AgentControlClient {
         self.preferred.store((replica + 1) % self.replicas.len(), Ordering::Relaxed);
     }
 
-    /// Asks the preferred replica, then the leader that it names, then the others; each at most once.
+    /// Asks the preferred replica, then the leader that it names, then the others; each at most once. A
+    /// replica that does not admit this node speaks for itself alone: it may be behind, or hostile.
     async fn ask<T>(&self, path: &'static str, body: Bytes, limit: usize) -> RequestOutcome<T>
     where
         T: serde::Serialize + serde::de::DeserializeOwned,
@@ -190,7 +191,7 @@ impl AgentControlClient {
         let count = self.replicas.len();
         let mut tried = vec![false; count];
         let mut index = self.preferred.load(Ordering::Relaxed) % count;
-        let mut reasons = Vec::new();
+        let (mut reasons, mut is_denied) = (Vec::new(), false);
         loop {
             tried[index] = true;
             let replica = &self.replicas[index];
@@ -207,9 +208,8 @@ impl AgentControlClient {
                         Err(error) => reasons.push(format!("{}: {error}", replica.address)),
                     },
                     StatusCode::FORBIDDEN if is_not_admitted(&response) => {
-                        // A replica that is behind, or hostile, must not be the only one that is asked.
-                        self.ask_another_than(index);
-                        return RequestOutcome::NotAdmitted;
+                        is_denied = true;
+                        reasons.push(format!("{}: does not admit this node", replica.address));
                     }
                     StatusCode::MISDIRECTED_REQUEST => {
                         next = self.leader_named(&response).filter(|leader| !tried[*leader]);
@@ -226,7 +226,10 @@ impl AgentControlClient {
                     // The next request starts with another replica, so that one bad replica does not delay
                     // each.
                     self.preferred.store(index, Ordering::Relaxed);
-                    return RequestOutcome::Failed(reasons.join("; "));
+                    return match is_denied {
+                        true => RequestOutcome::NotAdmitted,
+                        false => RequestOutcome::Failed(reasons.join("; ")),
+                    };
                 }
             }
         }

@@ -8,6 +8,7 @@ use super::actor::AgentActor;
 use super::control_client::AgentControlClient;
 use super::core::{Refusal, SlotKey, halted_slots};
 use super::error::AgentError;
+use super::polling::{WAIT_MS, poll_replica};
 use super::slot::SlotCommand;
 use futures::future::join_all;
 use host::files;
@@ -17,19 +18,7 @@ use protocol::{CircleId, Digest, error_code};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 use tokio::sync::mpsc;
-use tokio::time::Instant;
-
-/// Time for which a replica may hold a request until there is a halt: well within the limit on a request.
-const WAIT_MS: u32 = 1_000;
-/// Minimum interval between two requests to one replica. A hostile one that always answers sets no faster
-/// pace, and an honest halt is late by this much at most.
-const REQUEST_GAP: Duration = Duration::from_millis(200);
-/// Pause after a request that failed.
-const RETRY_PAUSE: Duration = Duration::from_millis(400);
-/// Answers that wait for the main loop. A replica has one of them at most.
-pub(super) const ANSWERS_MAX: usize = 8;
 
 /// Origin of a halt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -94,10 +83,10 @@ impl HaltFile {
         source: HaltSource,
         signed: SignedHalt,
     ) -> Result<bool, ChainError> {
-        if self.book.contains(&signed.halt.id()) {
+        if !self.book.lacks(state, &signed) {
             return Ok(false);
         }
-        let outcome = check_halt(state, signed.clone()).and_then(|verified| self.book.accept(verified));
+        let outcome = check_halt(state, signed.clone()).and_then(|verified| self.book.take(state, verified));
         match &outcome {
             Ok(_) => {
                 let (halt, member) = (signed.halt.id(), &signed.halt.member);
@@ -210,25 +199,11 @@ pub(super) async fn follow_replicas(control: Arc<AgentControlClient>, received: 
 }
 
 async fn follow(control: &AgentControlClient, replica: usize, received: &mpsc::Sender<ReceivedHalts>) {
-    let mut after = HaltCursor::default();
-    loop {
-        let asked_at = Instant::now();
-        let pause = match control.halts_of(replica, &HaltsRequest { after, wait_ms: WAIT_MS }).await {
-            None => RETRY_PAUSE,
-            Some(answer) => {
-                after = answer.last;
-                let news = ReceivedHalts { replica, halts: answer.halts };
-                if !news.halts.is_empty() && received.send(news).await.is_err() {
-                    return;
-                }
-                REQUEST_GAP
-            }
-        };
-        tokio::time::sleep_until(asked_at + pause).await;
-        if received.is_closed() {
-            return;
-        }
-    }
+    let ask = move |after: HaltCursor| async move {
+        let answer = control.halts_of(replica, &HaltsRequest { after, wait_ms: WAIT_MS }).await?;
+        Some((answer.last, answer.halts))
+    };
+    poll_replica(ask, || false, |halts| ReceivedHalts { replica, halts }, received).await;
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 //! The book never loses a halt that stands. A lifted one is removed, and is refused from then on, since the
 //! circle's state keeps its id.
 
-use super::{VerifiedHalt, covers, halt_stands};
+use super::{VerifiedHalt, check_halt, covers, halt_stands};
 use crate::{ChainError, CircleState};
 use protocol::governance::NodeAdmission;
 use protocol::halt::{
@@ -43,6 +43,35 @@ impl HaltBook {
         self.insert(id, signed);
         debug_assert_eq!(self.check_invariants(), Ok(()));
         Ok(true)
+    }
+
+    /// Takes a verified halt, or this copy of it in place of one that verifies no longer. Returns false if
+    /// there is no need of either.
+    ///
+    /// # Errors
+    /// As [`Self::accept`].
+    pub fn take(&mut self, state: &CircleState, verified: VerifiedHalt) -> Result<bool, ChainError> {
+        let id = verified.id;
+        if !self.contains(&id) {
+            return self.accept(verified);
+        }
+        if !self.lacks(state, &verified.signed) {
+            return Ok(false);
+        }
+        self.halts.remove(&id);
+        self.arrivals.retain(|_, arrived| *arrived != id);
+        // It arrives again, for the parties that have refused the earlier copy.
+        self.insert(id, verified.signed);
+        debug_assert_eq!(self.check_invariants(), Ok(()));
+        Ok(true)
+    }
+
+    /// Returns whether a halt is new to the book, or may be a sound copy of one that verifies no longer: its
+    /// member has other keys since, so no other party takes it from here.
+    #[must_use]
+    pub fn lacks(&self, state: &CircleState, signed: &SignedHalt) -> bool {
+        let known = self.halts.get(&signed.halt.id());
+        known.is_none_or(|known| known != signed && check_halt(state, known.clone()).is_err())
     }
 
     fn insert(&mut self, id: HaltId, signed: SignedHalt) {

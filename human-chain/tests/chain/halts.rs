@@ -524,6 +524,62 @@ fn a_halt_is_signed_by_the_key_that_it_names() {
     check("another's", check_halt(&state, sign_halt(&secret("alice"), halt)), "signature-invalid");
 }
 
+/// A halt of rotated keys is signed again by the keys in force, unchanged. Parties that took it before
+/// replace their copy, and so hand on one that verifies.
+#[test]
+fn a_halt_that_its_member_signs_again_reaches_every_party_under_its_own_id() {
+    let founded = circle();
+    let old = by_carol(&founded, "carol", "1");
+    let mut taken = book(&founded, std::slice::from_ref(&old));
+    let rotated = with_new_keys(&founded, "carol-2");
+    let by = |keys_of: &str| sign_halt(&secret(keys_of), old.halt.clone());
+    check("the copy that was taken", check_halt(&rotated, old.clone()), "signature-invalid");
+    for keys_of in ["carol", "alice"] {
+        check(keys_of, check_halt(&rotated, by(keys_of)), "signature-invalid");
+    }
+    let again = by("carol-2");
+    assert_eq!(again.halt.id(), old.halt.id());
+    let verified =
+        |state: &CircleState, signed: &SignedHalt| check_halt(state, signed.clone()).expect("sound");
+    let mut late = HaltBook::default();
+    for book in [&mut taken, &mut late] {
+        let before = book.last();
+        assert!(book.lacks(&rotated, &again));
+        assert_eq!(book.take(&rotated, verified(&rotated, &again)), Ok(true));
+        assert_eq!(book.after(before), (before + 1, vec![again.clone()]), "it is handed on");
+        // One sound copy is enough: signing without end makes no party write.
+        for more in [&old, &again, &by("carol-2")] {
+            assert!(!book.lacks(&rotated, more));
+        }
+        assert_eq!(book.take(&rotated, verified(&rotated, &by("carol-2"))), Ok(false));
+        assert_eq!(book.in_force(&rotated).collect::<Vec<_>>(), [&old.halt]);
+        assert_eq!(book.check_invariants(), Ok(()));
+    }
+    // The positive control: before the rotation, the copy that was taken is sound.
+    let mut before = book(&founded, std::slice::from_ref(&old));
+    assert_eq!(before.take(&founded, verified(&founded, &by("carol"))), Ok(false));
+    let mut lifted = rotated;
+    enact(&mut lifted, lift(vec![old.halt.clone()]), &PEOPLE);
+    check("one lift ends both copies", check_halt(&lifted, again), "halt-lifted");
+    assert_eq!((taken.in_force(&lifted).count(), late.in_force(&lifted).count()), (0, 0));
+}
+
+/// Attack: a member signs again what the circle voided, or a halt of keys that were never its own.
+#[test]
+fn attack_no_signature_brings_back_a_halt_that_a_suspension_voided() {
+    let founded = circle();
+    let [listed, voided] = ["1", "2"].map(|nonce| by_carol(&founded, "carol", nonce));
+    let mut state = founded;
+    let change = Change::SuspendMember { member: name("carol"), halts: [listed.halt.id().0].into() };
+    enact(&mut state, change, &PEOPLE);
+    let state = with_new_keys(&state, "carol-2");
+    let again = |halt: &Halt| sign_halt(&secret("carol-2"), halt.clone());
+    check("the positive control", check_halt(&state, again(&listed.halt)), "approved");
+    check("voided", check_halt(&state, again(&voided.halt)), "signature-invalid");
+    let foreign = Halt { signer: secret("bob").public().ed25519, ..voided.halt };
+    check("another member's key", check_halt(&state, again(&foreign)), "signature-invalid");
+}
+
 /// A halt never expires, and stands where it was taken. A key that was rotated vouches for no halt any more
 /// at a party that has not taken it: its thief could sign as many.
 #[test]

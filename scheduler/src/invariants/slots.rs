@@ -1,13 +1,15 @@
 //! Rules about services, their slots and the orders in force.
 
 use super::Invariant::{
-    DesiredInsideEnvelope, ExclusiveHeldOnce, GpuAllocatedOnce, ManifestsInUse, OrderInsideEnvelope,
-    OrderIsApproved, OrderNamesSlot, OrderOnAdmittedNode, RecordedInPast, ServicePhase as ServicePhaseRule,
+    DesiredInsideEnvelope, ExclusiveHeldOnce, GpuAllocatedOnce, ListBounded, ManifestsInUse,
+    OrderInsideEnvelope, OrderIsApproved, OrderNamesSlot, OrderOnAdmittedNode, RecordedInPast,
+    ServicePhase as ServicePhaseRule,
 };
 use super::{InvariantResult, ensure};
 use crate::allocation::{GPU_PERCENT_MAX, allocated_gpus};
 use crate::clock::ClusterTime;
 use crate::cluster::{Cluster, Holding, HoldingPhase, Service, ServicePhase, Slot};
+use crate::limits::FORMER_HOLDERS_MAX;
 use protocol::governance::Change;
 use protocol::{ServiceName, SlotIndex};
 use std::collections::BTreeSet;
@@ -44,6 +46,9 @@ fn check_slot(cluster: &Cluster, name: &ServiceName, index: SlotIndex, slot: &Sl
     let subject = || format!("{name}/{index}");
     ensure(slot.fence.count > 0 && slot.fence.version > 0, OrderNamesSlot, subject)?;
     ensure(slot.since <= cluster.now, RecordedInPast, subject)?;
+    ensure(slot.former_holders.len() <= FORMER_HOLDERS_MAX, ListBounded, subject)?;
+    let held_before = slot.former_holders.iter().all(|former| former.fence <= slot.fence);
+    ensure(held_before, OrderNamesSlot, subject)?;
     match &slot.holding {
         Some(holding) => check_holding(cluster, name, index, slot, holding),
         None => Ok(()),

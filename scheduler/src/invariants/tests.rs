@@ -12,6 +12,7 @@ use crate::cluster::{
     ServicePhase as Phase, Slot,
 };
 use crate::command::Actor;
+use crate::former::FormerHolder;
 use common::samples::running;
 use common::{comment_of, member, node_id, root, service_name};
 use protocol::api::ProposalState;
@@ -37,9 +38,15 @@ fn copy_slot(cluster: &mut Cluster, name: &str, to: u32) {
     let (fence, holding) = held(cluster, name);
     let (fence, mut holding) = (*fence, holding.clone());
     holding.order.slot = SlotIndex(to);
-    let copy =
-        Slot { fence, holding: Some(holding), since: cluster.now, last_holder: None, may_run_until: None };
+    let copy = Slot { fence, holding: Some(holding), since: cluster.now, ..Slot::default() };
     service(cluster, name).slots.insert(SlotIndex(to), copy);
+}
+
+/// Makes the first slot wait for a former holder under this fence, as many times.
+fn wait_for_former(cluster: &mut Cluster, count: usize, fence: Fence) {
+    let former = FormerHolder { node: node_id("n1"), fence, until: later(cluster) };
+    let slot = service(cluster, "chat").slots.values_mut().next().unwrap();
+    slot.former_holders = vec![former; count];
 }
 
 fn circle(cluster: &mut Cluster) -> &mut Circle {
@@ -60,6 +67,10 @@ fn wrong_slots() -> Table {
         (OrderNamesSlot, "a slot that was never ordered", |c| {
             service(c, "chat").slots.insert(SlotIndex(3), Slot::default());
         }),
+        (OrderNamesSlot, "a former holder under an order to come", |c| {
+            wait_for_former(c, 1, Fence::new(99, 1));
+        }),
+        (ListBounded, "too many former holders", |c| wait_for_former(c, 99, Fence::default())),
         (OrderIsApproved, "no such certificate", |c| {
             held(c, "chat").1.order.certificate = Digest::of(b"x");
         }),

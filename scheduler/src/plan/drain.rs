@@ -3,7 +3,7 @@
 use super::{Planner, fits_without, moving, running, slot_label, slot_name};
 use crate::clock::ClusterTime;
 use crate::cluster::{Holding, HoldingPhase, ServicePhase};
-use crate::command::Step;
+use crate::command::{SlotName, Step};
 use crate::draft::runs_on_alone;
 use crate::limits::{DRAIN_MS, RESTARTS_MAX};
 use crate::observed::Liveness;
@@ -54,6 +54,28 @@ impl Planner<'_> {
                     format!("{} is back, and the slot was not placed elsewhere", self.node_name(&holding));
                 self.take(Step::Resume(slot_name(&holding)), slot_label(&holding), text);
             }
+        }
+    }
+
+    /// Ends the wait for nodes that were silent when they lost a slot, and have released it since.
+    pub(super) fn release_former_holders(&mut self) {
+        let (observed, now) = (self.view.observed, self.now());
+        let mut released = Vec::new();
+        for (name, service) in &self.draft.services {
+            for (index, slot) in &service.slots {
+                for former in slot.former_holders.iter().filter(|former| former.until > now) {
+                    let order = SlotName { service: name.clone(), slot: *index, fence: former.fence };
+                    if observed.has_released(&former.node, &order) {
+                        released.push((former.node, order));
+                    }
+                }
+            }
+        }
+        for (node, slot) in released {
+            let text =
+                format!("{} has released it and is awaited no more", self.view.cluster.node_name(&node));
+            let label = format!("{}/{}", slot.service, slot.slot);
+            self.take(Step::ReleaseFormer { node, slot }, label, text);
         }
     }
 

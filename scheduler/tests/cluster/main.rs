@@ -11,6 +11,7 @@ mod autonomy;
 mod clocks;
 mod comments;
 mod format;
+mod former_holders;
 mod full_circle;
 mod halts;
 mod leases;

@@ -141,18 +141,51 @@ async fn a_failed_round_asks_each_once_and_names_every_reason() {
     assert_eq!(asked, [3, 0, 1, 2], "the next round begins with another replica");
 }
 
+/// Reply of a replica that does not know the admission of this node.
+const DENIES: Reply = Reply::Problem(StatusCode::FORBIDDEN, "{\"code\":\"node-not-admitted\"}");
+
+/// The attack: replicas that are behind, or hostile, deny the admission of a node, and are asked first. One
+/// replica that knows better is enough, and is asked first from then on.
+#[tokio::test(start_paused = true)]
+async fn attack_a_replica_that_denies_the_admission_keeps_no_node_from_the_others() {
+    use Reply::{Answer, Follows, Silent};
+    for (replies, first) in [
+        ([DENIES, Answer, Answer], vec![0, 1]),
+        ([DENIES, DENIES, Answer], vec![0, 1, 2]),
+        ([DENIES, Follows(Some(2)), Answer], vec![0, 1, 2]),
+        ([DENIES, Follows(Some(0)), Answer], vec![0, 1, 2]),
+        ([DENIES, Silent, Answer], vec![0, 1, 2]),
+    ] {
+        let (control, knows) = (Replicas::new(&replies), first.len() - 1);
+        for expected in [first, vec![knows]] {
+            let (outcome, asked) = control.ask().await;
+            assert!(outcome.starts_with("answered"), "{replies:?}: {outcome}");
+            assert_eq!(asked, expected, "{replies:?}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_is_not_admitted_once_a_replica_says_so_and_no_other_answers() {
+    use Reply::{Follows, Silent};
+    for (replies, expected) in [
+        ([DENIES, DENIES, DENIES], "not admitted"),
+        ([DENIES, Follows(Some(0)), Follows(Some(0))], "not admitted"),
+        ([Follows(Some(2)), Silent, DENIES], "not admitted"),
+        // The positive control: none says so.
+        ([Follows(None), Follows(None), Follows(None)], "127.0.0.1:1: does not lead; "),
+    ] {
+        let control = Replicas::new(&replies);
+        let (outcome, mut asked) = control.ask().await;
+        assert!(outcome.starts_with(expected), "{replies:?}: {outcome}");
+        asked.sort_unstable();
+        assert_eq!(asked, [0, 1, 2], "each once: {replies:?}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn only_the_code_says_that_a_node_is_not_admitted() {
-    let named = Reply::Problem(StatusCode::FORBIDDEN, "{\"code\":\"node-not-admitted\"}");
-    let control = Replicas::new(&[named, named, Reply::Answer]);
-    for replica in [0, 1] {
-        assert_eq!(control.ask().await, ("not admitted".to_string(), vec![replica]), "each is asked in turn");
-    }
-    // The attack is one replica that says so at every request; the positive control is the one that knows
-    // better.
-    for _ in 0..2 {
-        assert_eq!(control.ask().await, ("answered after 0 ms".to_string(), vec![2]), "it stays preferred");
-    }
+    assert_eq!(Replicas::new(&[DENIES]).ask().await, ("not admitted".to_string(), vec![0]));
     for other in [
         Reply::Problem(StatusCode::FORBIDDEN, "{\"code\":\"another\"}"),
         Reply::Problem(StatusCode::BAD_GATEWAY, "node-not-admitted"),

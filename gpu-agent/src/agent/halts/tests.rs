@@ -132,6 +132,32 @@ fn a_halt_by_the_new_keys_of_a_suspended_member_is_judged_again_with_each_decisi
     assert!(!file.book().contains(&by_old_keys.halt.id()), "the positive control: the old keys do not");
 }
 
+/// The keys of a member were rotated after its halt. A node that was away takes the copy that the member
+/// signed again, and one that took the halt before keeps this copy too.
+#[test]
+fn a_halt_of_rotated_keys_is_taken_once_its_member_signed_it_again() {
+    let mut node = HaltDirectory::new();
+    let mut taken = node.open().unwrap();
+    let old = node.world.halt(2, HaltScope::Circle, 1);
+    assert_eq!(taken.accept(&node.world.state, HaltSource::Replica(0), old.clone()), Ok(true));
+    let secret = MemberSecret::generate(&[4; 64]);
+    replace_keys_of_carol(&mut node.world, &secret);
+    let state = &node.world.state;
+    let mut late = HaltFile::open(node.directory.path().join("late"), state.id()).unwrap();
+    let refused = late.accept(state, HaltSource::Replica(0), old.clone());
+    assert!(matches!(refused, Err(ChainError::SignatureInvalid(_))), "{refused:?}");
+    let again = human_chain::sign_halt(&secret, old.halt.clone());
+    for file in [&mut late, &mut taken] {
+        assert_eq!(file.accept(state, HaltSource::Replica(1), again.clone()), Ok(true));
+        assert_eq!(file.accept(state, HaltSource::Replica(1), old.clone()), Ok(false), "it is known");
+        file.save().unwrap();
+        let kept: Vec<_> = file.book().signed().map(|(_, signed)| signed.clone()).collect();
+        assert_eq!(kept, std::slice::from_ref(&again));
+    }
+    let copies: Vec<_> = node.open().unwrap().book().signed().map(|(_, signed)| signed.clone()).collect();
+    assert_eq!(copies, [again], "on the disk too");
+}
+
 #[test]
 fn a_lift_makes_room_for_a_halt_that_was_over_the_limit() {
     let mut node = HaltDirectory::new();

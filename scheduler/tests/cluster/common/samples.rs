@@ -203,6 +203,7 @@ fn every_step(world: &World) -> Action {
             replaces,
         })
     };
+    let lapsing = held(world, |phase| *phase == HoldingPhase::Lapsing);
     let until = world.cluster_now().plus(30_000);
     let cause = "is not wanted any more".to_string();
     let moves = Some(running.clone());
@@ -217,6 +218,7 @@ fn every_step(world: &World) -> Action {
     };
     let steps = vec![
         Step::Lapse { node: node_id("n2"), silent_ms: 4000 },
+        Step::ReleaseFormer { node: node_id("n2"), slot: lapsing },
         Step::End(draining.clone()),
         Step::Release(draining),
         order("chat", chat, 3, other, vec![], moves),

@@ -400,6 +400,7 @@ fn show_plan(plan: &Plan) -> String {
             Step::Lapse { .. } => "lapse".to_string(),
             Step::Resume(_) => "resume".into(),
             Step::Release(_) => "release".into(),
+            Step::ReleaseFormer { .. } => "release former holder of".into(),
             Step::Drain { .. } => "drain".into(),
             Step::End(_) => "end".into(),
             Step::Order(order) if order.gpus.is_empty() => format!("order (fence {})", order.fence),

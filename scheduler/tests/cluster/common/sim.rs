@@ -57,6 +57,8 @@ pub(crate) enum Event {
     Jump { replica: usize, by: i64 },
     /// All wall clocks are right again.
     Mend,
+    /// A new approval of the service that was not exclusive at first: its work is exclusive, or not.
+    Exclusive(bool),
     /// A new approval of one service.
     Deploy { max: u32, memory: u64 },
     /// The other service is retired, or approved again.
@@ -79,6 +81,10 @@ pub(crate) struct Agent {
     /// Answer to its outstanding request: the time of the request, and the assignments.
     answer: Option<(Millis, Vec<NodeAssignment>)>,
     slow: bool,
+    /// Orders that it has ended and reports as released until it is answered.
+    ended: Vec<SlotOrder>,
+    /// Highest fence of each slot that it has ended; it runs none of these again.
+    given_up: BTreeMap<SlotKey, Fence>,
 }
 
 /// The last knowledge of a deposed leader.
@@ -106,6 +112,10 @@ pub(crate) struct Sim {
     pub(crate) moves: u32,
     /// Positive control: agents hold exclusive work as long as any other.
     pub(crate) exclusive_outlives_lease: bool,
+    /// Positive control: agents report every slot that they run as released too.
+    pub(crate) agents_lie: bool,
+    /// Approvals of the service `chat` that make its work exclusive.
+    exclusive: BTreeSet<Digest>,
     routes: protocol::gateway::RouteTable,
     /// Record of the events, independent of any keys.
     pub(crate) trace: String,
@@ -143,6 +153,8 @@ impl Sim {
             moved_at: BTreeMap::new(),
             moves: 0,
             exclusive_outlives_lease: false,
+            agents_lie: false,
+            exclusive: BTreeSet::new(),
             routes: Default::default(),
             trace: String::new(),
         }
@@ -178,8 +190,8 @@ impl Sim {
             Event::Lose => self.under_way.clear(),
             Event::Lead(replica) => self.lead(replica % SKEWS.len()),
             Event::Crash(node) => {
-                let Agent { accepted, slow, .. } = self.agents[node].clone();
-                self.agents[node] = Agent { accepted, slow, ..Agent::default() };
+                let Agent { accepted, slow, given_up, .. } = self.agents[node].clone();
+                self.agents[node] = Agent { accepted, slow, given_up, ..Agent::default() };
             }
             Event::Fail { node, refused } => {
                 let state = if refused { SlotState::Refused } else { SlotState::Failed };
@@ -212,6 +224,12 @@ impl Sim {
             Event::Scale(replicas) => {
                 let service = service_name("embed");
                 self.world.apply(Actor::Scheduler, Action::Scale { service, replicas });
+            }
+            Event::Exclusive(exclusive) => {
+                let next = if exclusive { manifest("chat", 1, 4, 700, 100) } else { chat() };
+                self.world.approve(deploy(next));
+                let approval = self.world.cluster.services()[&service_name("chat")].certificate;
+                self.exclusive.extend(exclusive.then_some(approval));
             }
             Event::Deploy { max, memory } => {
                 self.world.approve(deploy(manifest("embed", 0, max, 1000, memory)));
@@ -298,9 +316,13 @@ impl Sim {
         let spec = self.world.specs[&name_of(node).parse::<NodeName>().unwrap()].clone();
         let (id, time) = (spec.admission.id, self.time);
         self.end_what_is_over(node);
+        let lies = self.agents_lie;
         let agent = &mut self.agents[node];
         agent.answer = None;
-        let reports = agent.runs.values().map(|(order, state)| report(order, *state, "")).collect();
+        let ended = agent.ended.iter().chain(agent.runs.values().map(|(order, _)| order).filter(|_| lies));
+        let ended = ended.map(|order| report(order, SlotState::Released, ""));
+        let runs = agent.runs.values().map(|(order, state)| report(order, *state, ""));
+        let reports = ended.chain(runs).collect();
         if lost || self.world.cluster.node(&id).is_none() {
             return;
         }
@@ -330,14 +352,23 @@ impl Sim {
         }
         // A slot that is named no more ends, or drains first if it is not exclusive.
         let (slow, chat) = (agent.slow, service_name("chat"));
+        let mut ended = Vec::new();
         agent.runs.retain(|key, (order, state)| {
             let named = desired.get(key).is_some_and(|(wanted, _)| wanted == order);
             let drains = slow && key.0 == chat && !is_over(*state);
             if !named && drains {
                 *state = SlotState::Draining;
             }
+            // An order that was refused was never held, and is not released.
+            let ends = !named && !drains && *state != SlotState::Refused;
+            ended.extend(ends.then(|| order.clone()));
             named || drains
         });
+        for order in &ended {
+            let given_up = agent.given_up.entry((order.service.clone(), order.slot)).or_default();
+            *given_up = order.fence.max(*given_up);
+        }
+        agent.ended = ended;
         desired.retain(|key, (order, _)| agent.runs.get(key).is_none_or(|(runs, _)| runs == order));
         for (key, (order, draining)) in desired {
             match agent.runs.get_mut(&key) {
@@ -349,8 +380,10 @@ impl Sim {
                 None if draining => drop(agent.runs.insert(key, (order, SlotState::Released))),
                 None => {
                     let last = agent.accepted.get(&key).copied().unwrap_or_default();
-                    // The agent's own order after a crash may run again.
-                    let state = if order.fence >= last { SlotState::Loading } else { SlotState::Refused };
+                    let is_ended = agent.given_up.get(&key).is_some_and(|last| order.fence <= *last);
+                    // The agent's own order after a crash may run again, unless it was released.
+                    let may_run = order.fence >= last && !is_ended;
+                    let state = if may_run { SlotState::Loading } else { SlotState::Refused };
                     agent.accepted.insert(key.clone(), order.fence.max(last));
                     agent.runs.insert(key, (order, state));
                 }
@@ -375,7 +408,7 @@ impl Sim {
     }
 
     fn is_exclusive(&self, order: &SlotOrder) -> bool {
-        order.service != service_name("chat")
+        order.service != service_name("chat") || self.exclusive.contains(&order.certificate)
     }
 
     /// Returns the nodes that really run each slot: its deadline has not passed, and it was not released.
@@ -484,7 +517,8 @@ impl Sim {
         self.step(&Event::Mend);
         for node in 0..NODES {
             self.step(&Event::Admit(node));
-            self.agents[node] = Agent { accepted: self.agents[node].accepted.clone(), ..Agent::default() };
+            let Agent { accepted, given_up, .. } = self.agents[node].clone();
+            self.agents[node] = Agent { accepted, given_up, ..Agent::default() };
         }
         let end = self.time.plus(ms);
         while self.time < end {
@@ -511,6 +545,7 @@ fn step_word(step: &Step) -> &'static str {
         Step::Lapse { .. } => "lapse",
         Step::Resume(_) => "resume",
         Step::Release(_) => "release",
+        Step::ReleaseFormer { .. } => "release former",
         Step::Drain { .. } => "drain",
         Step::End(_) => "end",
         Step::Order(order) if order.replaces.is_some() => "move",
