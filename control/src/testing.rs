@@ -188,7 +188,10 @@ impl SampleCircle {
     }
 
     pub(crate) fn proposal_of(&self, change: Change, reason: &str) -> Proposal {
-        let now = host::wall_clock();
+        self.proposal_at(change, reason, host::wall_clock())
+    }
+
+    fn proposal_at(&self, change: Change, reason: &str, now: Millis) -> Proposal {
         let nonce = Digest::of(reason.as_bytes());
         human_chain::propose(&self.state, change, reason.into(), now, now.plus(3_600_000), nonce)
             .expect("it may be proposed")
@@ -196,21 +199,20 @@ impl SampleCircle {
 
     /// Returns a member's ballot: 0 is alice, 1 is bob, 2 is carol.
     pub(crate) fn ballot(&self, member: usize, proposal: &Proposal, choice: Choice) -> SignedBallot {
-        let file = &self.members[member];
-        human_chain::vote(
-            &file.secret,
-            file.member.clone(),
-            self.state.head(),
-            proposal,
-            choice,
-            host::wall_clock(),
-        )
+        self.ballot_at(member, proposal, choice, host::wall_clock())
     }
 
-    /// Decides a change with the votes of alice and bob.
+    fn ballot_at(&self, member: usize, proposal: &Proposal, choice: Choice, now: Millis) -> SignedBallot {
+        let file = &self.members[member];
+        human_chain::vote(&file.secret, file.member.clone(), self.state.head(), proposal, choice, now)
+    }
+
+    /// Decides a change with the votes of alice and bob, made so long ago that its waiting time is over.
     pub(crate) fn decide(&mut self, change: Change, reason: &str) {
-        let proposal = self.proposal_of(change, reason);
-        let ballots = [0, 1].map(|member| self.ballot(member, &proposal, Choice::Approve));
+        let waiting = human_chain::waiting_ms(&self.state, &change);
+        let at = Millis(host::wall_clock().0 - waiting);
+        let proposal = self.proposal_at(change, reason, at);
+        let ballots = [0, 1].map(|member| self.ballot_at(member, &proposal, Choice::Approve, at));
         let certificate = human_chain::certify(&self.state, &proposal, &ballots).expect("a quorum");
         let approved = human_chain::verify(&self.state, &certificate, host::wall_clock()).expect("sound");
         self.state.advance(approved).expect("applicable");

@@ -56,8 +56,11 @@ fn library(name: &str) -> Result<PathBuf, String> {
     std::fs::create_dir_all(&place).map_err(|error| format!("create {}: {error}", place.display()))?;
     let library = place.join(format!("{name}.so"));
     let source = root().join(format!("xtask/src/stress/{name}.c")).display().to_string();
-    let out = library.display().to_string();
+    // Another process may be loading the library of before: a new one takes its place whole.
+    let fresh = place.join(format!("{name}-{}.so", std::process::id()));
+    let out = fresh.display().to_string();
     run(&mut command("cc", &["-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o", &out, &source]))?;
+    std::fs::rename(&fresh, &library).map_err(|error| format!("rename {out}: {error}"))?;
     Ok(library)
 }
 

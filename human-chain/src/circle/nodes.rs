@@ -146,12 +146,12 @@ pub(super) mod tests {
 
     thread_local! {
         /// Nodes that walks of this thread visited.
-        pub(in crate::circle) static VISITS: Cell<u64> = const { Cell::new(0) };
+        pub(crate) static VISITS: Cell<u64> = const { Cell::new(0) };
     }
 
     impl AdmittedNodes {
         /// Keeps a node under a name that need not be its own.
-        pub(in crate::circle) fn plant(&mut self, name: NodeName, node: NodeAdmission) {
+        pub(crate) fn plant(&mut self, name: NodeName, node: NodeAdmission) {
             self.by_name.remove(&name);
             let node = Arc::new(node);
             self.list(&node);
@@ -159,7 +159,7 @@ pub(super) mod tests {
         }
 
         /// Removes a key from the index.
-        pub(in crate::circle) fn unlist(&mut self, key: &[u8]) {
+        pub(crate) fn unlist(&mut self, key: &[u8]) {
             self.by_key.remove(&index_of(key));
         }
     }

@@ -20,8 +20,8 @@ pub(crate) fn running() -> World {
     world.must(Action::PutWraps(vec![world.wrap("minilm", Recipient::Member(member("bob")))]));
     world.must(world.register(model("spare", 1 << 20), &[]));
     world.must(world.granting("app", "app", every_service(Some(600))));
-    let taken = world.granting_key("app", "another");
-    assert!(matches!(world.apply_once("used", taken), Reply::Refused { .. }), "the holder has a key");
+    let taken = world.granting_key("another", "app");
+    assert!(matches!(world.apply_once("used", taken), Reply::Refused { .. }), "the secret is another's");
     world.must(world.granting_key("gone", "gone"));
     world.must(world.revoking_key("gone"));
     world.approve(deploy(manifest("old", 1, 1, 100, 64)));
