@@ -73,10 +73,6 @@ pub(super) fn read(
     let theta_local = (family == DecoderFamily::Gemma3).then_some(1e4);
     let RotaryKinds { global, local, context } = rotary::read(raw, family.theta(), theta_local, context)?;
     let is_gemma = family.is_gemma();
-    let query_scalar = match is_gemma {
-        true => positive("query_pre_attn_scalar", Some(raw.query_pre_attn_scalar.unwrap_or(256.0)))?,
-        false => head_width as f64,
-    };
     let shape = DecoderShape {
         hidden,
         heads,
@@ -90,7 +86,7 @@ pub(super) fn read(
         head_norms: matches!(family, DecoderFamily::Qwen3 | DecoderFamily::Qwen3Moe | DecoderFamily::Gemma3),
         biases: biases(family, raw),
         gate: if is_gemma { Gate::GeluTanh } else { Gate::Silu },
-        attention_scale: 1.0 / (query_scalar as f32).sqrt(),
+        attention_scale: attention_scale(family, raw, head_width)?,
         attention_soft_cap: match family {
             DecoderFamily::Gemma2 => soft_cap("attn_logit_softcapping", raw.attn_logit_softcapping, 50.0)?,
             _ => None,
@@ -152,6 +148,23 @@ fn head_width(
         return dimension("head_dim", Some(hidden / heads));
     }
     dimension("head_dim", raw.head_dim)
+}
+
+fn attention_scale(
+    family: DecoderFamily,
+    raw: &RawCheckpoint,
+    head_width: usize,
+) -> Result<f32, CheckpointError> {
+    let scalar = match family.is_gemma() {
+        true => positive("query_pre_attn_scalar", Some(raw.query_pre_attn_scalar.unwrap_or(256.0)))? as f32,
+        false => head_width as f32,
+    };
+    if !scalar.is_normal() {
+        return Err(CheckpointError::invalid(format!("`query_pre_attn_scalar` is {scalar}, out of range")));
+    }
+    let scale = 1.0 / scalar.sqrt();
+    assert!(scale.is_finite() && scale > 0.0, "a normal number has a normal root");
+    Ok(scale)
 }
 
 fn epsilon(family: DecoderFamily, raw: &RawCheckpoint) -> Result<f32, CheckpointError> {

@@ -55,6 +55,9 @@ fn every_published_configuration_is_served_in_its_shape() {
         ("Qwen3-30B-A3B", [48, 32, 4, 128, 768, 40_960]),
         ("gemma-2-2b", [26, 8, 4, 256, 9216, 8192]),
         ("gemma-3-1b", [26, 4, 1, 256, 6912, 32_768]),
+        ("gemma-3-270m", [18, 4, 1, 256, 2048, 32_768]),
+        ("Llama-3.2-1B", [16, 32, 8, 64, 8192, 131_072]),
+        ("Qwen3-8B in the newer form", [36, 32, 8, 128, 12_288, 40_960]),
     ];
     assert_eq!(expected.len() + 1, PUBLISHED.len(), "all but the encoder");
     for (name, expected) in expected {
@@ -119,6 +122,8 @@ fn windows_are_those_of_the_family() {
     assert_eq!(of(&published("gemma-2-2b")), "w.".repeat(13));
     assert_eq!(of(&published("gemma-3-1b")), format!("{}ww", "wwwww.".repeat(4)));
     assert_eq!(of(&changed("gemma-3-1b", "sliding_window_pattern", json!(2))), "w.".repeat(13));
+    assert_eq!(of(&published("gemma-3-270m")), "wwwww.".repeat(3));
+    assert_eq!(of(&without("gemma-3-270m", "layer_types")), "wwwww.".repeat(3));
     let mut types = vec!["full_attention"; 26];
     types[3] = "sliding_attention";
     let named = changed("gemma-3-1b", "layer_types", json!(types));
@@ -311,6 +316,60 @@ fn an_invalid_configuration_is_refused_with_its_reason() {
     for text in [&b""[..], b"{", b"[]", b"\xff", b"null"] {
         assert_eq!(servable(text).expect_err("no configuration").code(), code::MODEL_CONFIG_INVALID);
     }
+}
+
+/// Every field of every published configuration takes values that no publisher writes. None may panic, and a
+/// shape that is served keeps its rules.
+#[test]
+fn no_value_of_a_field_breaks_the_judgement() {
+    let values = [
+        json!(null),
+        json!(true),
+        json!(0),
+        json!(1),
+        json!(3),
+        json!(-1),
+        json!(0.5),
+        json!(1e-300),
+        json!(1e300),
+        json!(u64::MAX),
+        json!("x"),
+        json!([]),
+        json!([1, "x"]),
+        json!({}),
+        json!({ "rope_type": "yarn", "factor": 1e300, "original_max_position_embeddings": 1e-300 }),
+        json!({ "type": "linear", "factor": -1 }),
+    ];
+    let mut served = 0;
+    for (name, config) in PUBLISHED {
+        let config: Value = serde_json::from_str(config).expect("JSON");
+        let mut fields: Vec<String> = config.as_object().expect("an object").keys().cloned().collect();
+        let others =
+            ["layer_types", "rope_parameters", "mlp_only_layers", "partial_rotary_factor", "num_experts"];
+        fields.extend(others.map(str::to_owned));
+        for (field, value) in fields.iter().flat_map(|field| values.iter().map(move |value| (field, value))) {
+            let mut config = config.clone();
+            config[field.as_str()] = value.clone();
+            let Ok(Servable { shape: ServableShape::Decoder(shape), context_tokens_max, .. }) =
+                judge(&config)
+            else {
+                continue;
+            };
+            served += 1;
+            let at = format!("{name}: {field} = {value}");
+            assert!(shape.heads.is_multiple_of(shape.key_value_heads) && shape.head_width > 0, "{at}");
+            assert!(!shape.layers.is_empty() && context_tokens_max > 0, "{at}");
+            assert!(shape.attention_scale > 0.0 && shape.attention_scale.is_finite(), "{at}");
+            for layer in &shape.layers {
+                assert!(layer.rotary < shape.rotaries.len() && layer.window != Some(0), "{at}");
+                assert!(layer.feed_forward.inner() > 0, "{at}");
+            }
+            for rotary in &shape.rotaries {
+                assert!(rotary.theta > 1.0 && rotary.theta.is_finite(), "{at}");
+            }
+        }
+    }
+    assert!(served > 500, "the control: {served} of the changes are harmless");
 }
 
 #[test]

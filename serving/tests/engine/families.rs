@@ -74,7 +74,7 @@ fn every_property_of_a_family_changes_its_logits() {
 }
 
 #[test]
-fn every_family_is_the_same_alone_in_a_batch_cut_anywhere_and_on_any_number_of_threads() {
+fn every_family_keeps_every_bit_in_any_batch_cut_and_number_of_threads() {
     for (name, config) in all() {
         for dtype in [Dtype::F32, Dtype::BF16] {
             let directory = published::write(&config, dtype);
