@@ -14,15 +14,21 @@ pub(crate) type Tensors = BTreeMap<String, Vec<f32>>;
 
 /// Returns a configuration: the fields that all families share, and these.
 fn config(architecture: &str, fields: Value) -> Value {
-    let mut config = json!({
+    let shared = json!({
         "architectures": [architecture], "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
         "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 260,
         "max_position_embeddings": 128, "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
         "tie_word_embeddings": false, "attention_bias": false, "eos_token_id": [256, 7]
     });
+    with(&shared, fields)
+}
+
+/// Returns a configuration's fields with these changed or added.
+fn with(base: &Value, fields: Value) -> Value {
+    let mut all = base.clone();
     let Value::Object(fields) = fields else { unreachable!("an object") };
-    config.as_object_mut().expect("an object").extend(fields);
-    config
+    all.as_object_mut().expect("an object").extend(fields);
+    all
 }
 
 /// Returns a name and a configuration for every property of every family.
@@ -31,19 +37,10 @@ pub(crate) fn all() -> Vec<(&'static str, Value)> {
         "high_freq_factor": 4.0, "original_max_position_embeddings": 32 });
     let yarn = json!({ "type": "yarn", "rope_type": "yarn", "factor": 4.0,
         "original_max_position_embeddings": 32 });
-    let gemma = json!({ "head_dim": 16, "hidden_act": "gelu_pytorch_tanh",
-        "hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": 24, "sliding_window": 24,
-        "tie_word_embeddings": true });
-    let with = |base: &Value, fields: Value| {
-        let mut all = base.clone();
-        let Value::Object(fields) = fields else { unreachable!("an object") };
-        all.as_object_mut().expect("an object").extend(fields);
-        all
-    };
     let experts = json!({ "head_dim": 16, "num_experts": 6, "num_experts_per_tok": 2,
         "moe_intermediate_size": 24, "norm_topk_prob": true, "decoder_sparse_step": 1,
         "mlp_only_layers": [1], "use_sliding_window": false, "sliding_window": null });
-    vec![
+    let mut all = vec![
         ("llama", config("LlamaForCausalLM", json!({ "rope_scaling": llama3, "hidden_act": "silu" }))),
         (
             "llama with biases",
@@ -83,6 +80,17 @@ pub(crate) fn all() -> Vec<(&'static str, Value)> {
                 with(&experts, json!({ "norm_topk_prob": false, "decoder_sparse_step": 2 })),
             ),
         ),
+    ];
+    all.extend(gemma());
+    all
+}
+
+/// Returns the configurations of Gemma 2 and 3.
+fn gemma() -> [(&'static str, Value); 2] {
+    let gemma = json!({ "head_dim": 16, "hidden_act": "gelu_pytorch_tanh",
+        "hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": 24, "sliding_window": 24,
+        "tie_word_embeddings": true });
+    [
         (
             "gemma2",
             config(
