@@ -274,7 +274,10 @@ fn llama(bytes: usize) -> BenchmarkModel {
 /// Writes a Llama directory of pseudo-random weights, the same in every run.
 fn write_model(directory: &Path, tensors: &[(String, Vec<usize>)]) -> anyhow::Result<PathBuf> {
     std::fs::create_dir_all(directory)?;
-    std::fs::write(directory.join("config.json"), r#"{"model_type":"llama"}"#)?;
+    let config = r#"{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 2048,
+        "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32, "vocab_size": 32000,
+        "max_position_embeddings": 2048}"#;
+    std::fs::write(directory.join("config.json"), config)?;
     std::fs::write(directory.join("tokenizer.json"), "{}")?;
     write_weights(tensors, &directory.join("model.safetensors"))?;
     Ok(directory.to_path_buf())

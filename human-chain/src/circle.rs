@@ -696,7 +696,7 @@ mod tests {
     fn no_decision_about_keys_walks_the_nodes() {
         let state = full();
         let holder = state.node(&node(9).name).expect("admitted").clone();
-        let visits = || nodes::tests::VISITS.get();
+        let visits = || nodes::VISITS.get();
         let before = visits();
         assert_eq!(check_change(&state, &Change::AdmitNode(Box::new(node(7)))), Ok(()));
         let twin = NodeAdmission { encryption: holder.encryption.clone(), ..node(8) };

@@ -5,7 +5,7 @@
 //! it.
 
 use super::element::ElementType;
-use super::elementwise::softmax;
+use super::elementwise::{soft_cap, softmax};
 use super::micro::{Tile, multiply};
 use super::{Isa, matmul, pack};
 use std::cell::RefCell;
@@ -50,6 +50,32 @@ pub struct Queries<'a> {
     pub width: usize,
     /// Factor applied to the scores.
     pub scale: f32,
+    /// Number of positions that a row sees at most, the last of those visible; `None` for all.
+    pub window: Option<usize>,
+    /// Limit that scaled scores approach by a hyperbolic tangent, if any.
+    pub soft_cap: Option<f32>,
+}
+
+impl Queries<'_> {
+    /// Returns the first position that a row sees, of which this many are visible.
+    fn first(&self, visible: usize) -> usize {
+        self.window.map_or(0, |window| visible.saturating_sub(window))
+    }
+
+    /// Turns one row's scores, from position `start` on, into weights; positions that it does not see get 0.
+    /// The weights depend on the row alone: sums start at the first position that it sees.
+    fn weigh(&self, isa: Isa, row: &mut [f32], start: usize, visible: usize) {
+        let (before, row) = row.split_at_mut(self.first(visible) - start);
+        before.fill(0.0);
+        let count = visible - self.first(visible);
+        match self.soft_cap {
+            None => softmax(isa, row, count, self.scale),
+            Some(cap) => {
+                soft_cap(isa, &mut row[..count], self.scale, cap);
+                softmax(isa, row, count, 1.0);
+            }
+        }
+    }
 }
 
 /// Computes attention for up to [`ROWS`] query rows over `panels`; passes each result row to `write`.
@@ -63,9 +89,13 @@ pub fn serve_worker<'p>(
     assert!(rows <= ROWS && rows == queries.visible.len(), "one block of rows");
     assert!(queries.visible.iter().all(|visible| *visible > 0), "each row sees a position");
     let seen = queries.visible.iter().copied().max().unwrap_or(0);
+    assert!(queries.window != Some(0), "a row sees itself");
     let (width, wide) = (queries.width, padded(queries.width));
-    let panels = seen.div_ceil(PANEL);
-    let stride = panels * PANEL;
+    // Panels before this one are in no row's window. They would add zeros, which change no bit.
+    let first_panel =
+        queries.visible.iter().map(|visible| queries.first(*visible)).min().unwrap_or(0) / PANEL;
+    let panels = first_panel..seen.div_ceil(PANEL);
+    let stride = panels.len() * PANEL;
     SCORES.with_borrow_mut(|scores| {
         RESULT.with_borrow_mut(|result| {
             scores.resize(scores.len().max(ROWS * (stride + width)), 0.0);
@@ -75,7 +105,7 @@ pub fn serve_worker<'p>(
                 query[row * width..][..width].copy_from_slice(source);
             }
             let zero = [0.0_f32; PANEL];
-            for index in 0..panels {
+            for index in panels.clone() {
                 let keys = panel(index).keys;
                 assert!(keys.len() >= width * PANEL);
                 // SAFETY: `query` has `rows` rows of `width`; the panel was asserted; `scores` has
@@ -92,18 +122,20 @@ pub fn serve_worker<'p>(
                             b_stride: PANEL,
                             start: zero.as_ptr(),
                             start_stride: 0,
-                            c: scores[index * PANEL..].as_mut_ptr(),
+                            c: scores[(index - first_panel) * PANEL..].as_mut_ptr(),
                             c_stride: stride,
                         },
                     );
                 }
             }
             for (row, visible) in queries.visible.iter().enumerate() {
-                softmax(isa, &mut scores[row * stride..][..stride], *visible, queries.scale);
+                queries.weigh(isa, &mut scores[row * stride..][..stride], first_panel * PANEL, *visible);
             }
             result[..rows * wide].fill(0.0);
-            for index in 0..panels {
-                weigh_values(isa, &panel(index), index, seen, rows, (scores, stride), (result, wide));
+            for index in panels {
+                let depth = (seen - index * PANEL).min(PANEL);
+                let scores = &scores[(index - first_panel) * PANEL..];
+                weigh_values(isa, &panel(index), depth, rows, (scores, stride), (result, wide));
             }
             for row in 0..rows {
                 write(row, &result[row * wide..][..width]);
@@ -112,30 +144,34 @@ pub fn serve_worker<'p>(
     });
 }
 
-/// Adds one panel's weighted values to all result rows.
+/// Adds the weighted values of one panel's first `depth` positions to all result rows. The scores start at
+/// the panel's first position.
 fn weigh_values(
     isa: Isa,
     source: &KeysValues<'_>,
-    index: usize,
-    seen: usize,
+    depth: usize,
     rows: usize,
     (scores, stride): (&[f32], usize),
     (result, wide): (&mut [f32], usize),
 ) {
-    let depth = (seen - index * PANEL).min(PANEL);
-    assert!(rows <= ROWS && scores.len() >= rows * stride && result.len() >= rows * wide, "rows exist");
+    assert!(
+        (1..=ROWS).contains(&rows) && (1..=PANEL).contains(&depth) && stride >= PANEL,
+        "one panel of rows"
+    );
+    let last = (rows - 1) * stride;
+    assert!(scores.len() >= last + depth && result.len() >= rows * wide, "rows exist");
     assert!(source.values.len() >= (depth - 1) * source.value_stride + wide);
     for column in (0..wide).step_by(PANEL) {
         let c = result[column..].as_mut_ptr();
-        // SAFETY: `scores` has `rows` rows of `stride`; the values were asserted to reach `depth` rows;
-        // `result` has `rows` rows of `wide`.
+        // SAFETY: `scores` has `depth` elements of `rows` rows, `stride` apart; the values were asserted to
+        // reach `depth` rows; `result` has `rows` rows of `wide`.
         unsafe {
             multiply(
                 isa,
                 Tile {
                     depth,
                     rows,
-                    a: scores[index * PANEL..].as_ptr(),
+                    a: scores.as_ptr(),
                     a_stride: stride,
                     b: source.values[column..].as_ptr(),
                     b_stride: source.value_stride,
@@ -194,7 +230,8 @@ pub fn attend_all(isa: Isa, activations: &[f32], offsets: HeadOffsets, mut write
                 .map(|position| &activations[position * stride + query..][..width])
                 .collect();
             let visible = [length; ROWS];
-            let queries = Queries { rows: &rows, visible: &visible[..rows.len()], width, scale };
+            let visible = &visible[..rows.len()];
+            let queries = Queries { rows: &rows, visible, width, scale, window: None, soft_cap: None };
             let panel = |index: usize| KeysValues {
                 keys: &keys[index * width * PANEL..][..width * PANEL],
                 values: &values[index * PANEL * wide..],
@@ -209,6 +246,69 @@ pub fn attend_all(isa: Isa, activations: &[f32], offsets: HeadOffsets, mut write
 mod tests {
     use super::*;
     use crate::sampling::uniform;
+
+    /// Returns attention of the last of `visible` positions of one sequence, after a check of its definition.
+    fn windowed(isa: Isa, visible: &[usize], window: Option<usize>, soft_cap: Option<f32>) -> Vec<Vec<f32>> {
+        let (length, width) = (150_usize, 32_usize);
+        let number = |seed, index: usize| uniform(seed, index as u64) as f32 * 4.0 - 2.0;
+        let mut keys = vec![0.0; length.next_multiple_of(PANEL) * width];
+        let values: Vec<f32> = (0..length.next_multiple_of(PANEL) * width).map(|i| number(2, i)).collect();
+        for position in 0..length {
+            for dimension in 0..width {
+                let at = (position / PANEL * width + dimension) * PANEL + position % PANEL;
+                keys[at] = number(1, position * width + dimension);
+            }
+        }
+        let queries: Vec<Vec<f32>> =
+            visible.iter().map(|at| (0..width).map(|i| number(3, at * width + i)).collect()).collect();
+        let rows: Vec<&[f32]> = queries.iter().map(Vec::as_slice).collect();
+        let panel = |index: usize| KeysValues {
+            keys: &keys[index * width * PANEL..][..width * PANEL],
+            values: &values[index * width * PANEL..][..width * PANEL],
+            value_stride: width,
+        };
+        let queries = Queries { rows: &rows, visible, width, scale: 0.2, window, soft_cap };
+        let mut found = vec![Vec::new(); visible.len()];
+        serve_worker(isa, &queries, panel, |row, result| found[row] = result.to_vec());
+        for (visible, found) in visible.iter().zip(&found) {
+            let seen = visible - window.unwrap_or(*visible).min(*visible)..*visible;
+            let product = |position: usize| -> f64 {
+                let one =
+                    |i: usize| f64::from(number(3, visible * width + i) * number(1, position * width + i));
+                (0..width).map(one).sum::<f64>() * f64::from(0.2_f32)
+            };
+            let cap = soft_cap.map(f64::from);
+            let capped = |score: f64| cap.map_or(score, |cap| cap * (score / cap).tanh());
+            let weights: Vec<f64> = seen.clone().map(|position| capped(product(position)).exp()).collect();
+            let total: f64 = weights.iter().sum();
+            for (dimension, found) in found.iter().enumerate() {
+                let value = |position: usize| f64::from(values[position * width + dimension]);
+                let sum: f64 =
+                    seen.clone().zip(&weights).map(|(at, weight)| weight / total * value(at)).sum();
+                assert!((f64::from(*found) - sum).abs() < 2e-5, "{found} {sum} at {visible} of {window:?}");
+            }
+        }
+        found
+    }
+
+    #[test]
+    fn a_windowed_row_is_the_definition_whatever_its_neighbours_and_the_instruction_set() {
+        for (window, soft_cap) in
+            [(Some(1), None), (Some(40), Some(1.5)), (Some(64), None), (None, Some(0.7))]
+        {
+            for visible in [vec![1, 2, 33], vec![64, 65, 96, 97], vec![150, 3], vec![150], vec![97]] {
+                let expected = windowed(Isa::best(), &visible, window, soft_cap);
+                for isa in Isa::available() {
+                    let found = windowed(isa, &visible, window, soft_cap);
+                    assert_eq!(found, expected, "{} {visible:?} {window:?}", isa.name());
+                }
+                for (visible, expected) in visible.iter().zip(&expected) {
+                    let alone = windowed(Isa::best(), &[*visible], window, soft_cap);
+                    assert_eq!(alone[0], *expected, "alone: {visible} {window:?}");
+                }
+            }
+        }
+    }
 
     #[test]
     fn full_attention_is_the_definition() {

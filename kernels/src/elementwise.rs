@@ -92,6 +92,36 @@ kernel! {
 }
 
 kernel! {
+    /// Computes `gate = gelu_tanh(gate) * up`.
+    pub fn gelu_tanh_multiply(gate: &mut [f32], up: &[f32]) {
+        assert_eq!(gate.len(), up.len(), "one factor per gate");
+        for (gate, up) in gate.iter_mut().zip(up) {
+            *gate = math::gelu_tanh(*gate) * up;
+        }
+    }
+}
+
+kernel! {
+    /// Computes `to += from * factor`, element by element.
+    pub fn add_scaled(to: &mut [f32], from: &[f32], factor: f32) {
+        assert_eq!(to.len(), from.len(), "one summand per element");
+        for (to, from) in to.iter_mut().zip(from) {
+            *to += from * factor;
+        }
+    }
+}
+
+kernel! {
+    /// Computes `row = cap * tanh(row * scale / cap)`, element by element: values stay between `-cap` and
+    /// `cap`.
+    pub fn soft_cap(row: &mut [f32], scale: f32, cap: f32) {
+        for x in row.iter_mut() {
+            *x = math::tanh(*x * scale / cap) * cap;
+        }
+    }
+}
+
+kernel! {
     /// Computes `row = softmax(row * scale)` over the first `valid` elements; the rest become 0.
     pub fn softmax(row: &mut [f32], valid: usize, scale: f32) {
         assert!((1..=row.len()).contains(&valid), "at least one element counts");
@@ -241,6 +271,17 @@ mod tests {
             let total: f64 = input.iter().map(|x| (x * 0.5).exp()).sum();
             let expected: Vec<f64> = input.iter().map(|x| (x * 0.5).exp() / total).collect();
             close(&agreed(width, |isa, row| softmax(isa, row, row.len(), 0.5)), &expected);
+
+            let expected: Vec<f64> = input.iter().map(|x| 3.0 * (x * 0.5 / 3.0).tanh()).collect();
+            close(&agreed(width, |isa, row| soft_cap(isa, row, 0.5, 3.0)), &expected);
+
+            let expected: Vec<f64> = (0..width).map(|i| input[i] + f64::from(scale[i]) * 0.75).collect();
+            close(&agreed(width, |isa, row| add_scaled(isa, row, &scale, 0.75)), &expected);
+
+            let root = (2.0 / std::f64::consts::PI).sqrt();
+            let gelu = |x: f64| 0.5 * x * (1.0 + (root * (x + 0.044_715 * x.powi(3))).tanh());
+            let expected: Vec<f64> = (0..width).map(|i| gelu(input[i]) * f64::from(scale[i])).collect();
+            close(&agreed(width, |isa, row| gelu_tanh_multiply(isa, row, &scale)), &expected);
         }
     }
 

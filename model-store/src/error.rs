@@ -1,5 +1,6 @@
 //! Error types, one enum per boundary; each variant is a condition that a caller can act on.
 
+use protocol::checkpoint::CheckpointError;
 use protocol::error_code::{self as code, ErrorCode};
 use std::io;
 use std::path::PathBuf;
@@ -208,6 +209,9 @@ pub enum ImportError {
         /// The contradiction.
         reason: String,
     },
+    /// No built-in engine serves the model, and the import does not say that a foreign one will.
+    #[error("no built-in engine serves this model; with `--foreign` it is stored for a foreign engine")]
+    Unserved(#[source] CheckpointError),
     /// A path leaves the directory or cannot be stored.
     #[error("path `{path}` is refused: {reason}")]
     PathRefused {
@@ -255,6 +259,7 @@ impl ImportError {
             Self::FormatRefused { .. } => code::MODEL_FORMAT_REFUSED,
             Self::FormatUnknown { .. } => code::MODEL_FORMAT_UNKNOWN,
             Self::Damaged { .. } => code::MODEL_WEIGHTS_DAMAGED,
+            Self::Unserved(error) => error.code(),
             Self::PathRefused { .. } => code::MODEL_PATH_REFUSED,
             Self::TooLarge { .. } => code::MODEL_TOO_LARGE,
             Self::Stalled { .. } => code::MODEL_IMPORT_STALLED,

@@ -18,6 +18,7 @@ use bytes::Bytes;
 use futures::future::join_all;
 use futures::stream::{self, StreamExt};
 use object_store::PutPayload;
+use protocol::checkpoint::foreign_architecture;
 use protocol::limits::MODEL_MANIFEST_BYTES_MAX;
 use protocol::model::{
     ErasureCode, ModelFile, ModelManifest, ModelNonce, ModelRecord, SEGMENTS_PER_OBJECT_MAX, Segment,
@@ -48,6 +49,8 @@ pub struct ImportOptions {
     /// Random bytes that were never used for another import, including failed ones: see
     /// [`crate::fresh_nonce`]. Under one key a repeated nonce would void the encryption of both imports.
     pub nonce: ModelNonce,
+    /// Whether a model is stored that no built-in engine serves.
+    pub is_foreign_allowed: bool,
 }
 
 impl ImportOptions {
@@ -60,6 +63,7 @@ impl ImportOptions {
             placement: PlacementRule { shards_per_domain_max: 2 },
             segments_per_object: 16,
             nonce,
+            is_foreign_allowed: false,
         }
     }
 }
@@ -203,12 +207,26 @@ fn stopped() -> ImportError {
     ImportError::Unreadable { path: "model".into(), source }
 }
 
+/// Refuses a model that no built-in engine serves, or marks it where foreign ones are allowed.
+fn judge(mut source: InspectedModel, is_foreign_allowed: bool) -> Result<InspectedModel, ImportError> {
+    match source.unserved.take() {
+        None => Ok(source),
+        Some(error) if !is_foreign_allowed => Err(ImportError::Unserved(error)),
+        Some(error) => {
+            source.notes.push(format!("only a foreign engine can serve this model: {error}"));
+            source.architecture = foreign_architecture(&source.architecture);
+            Ok(source)
+        }
+    }
+}
+
 /// Assigns offsets to the files, cuts them, and orders the segments.
 fn plan(
     source: InspectedModel,
     options: &ImportOptions,
     key_commitment: Digest,
 ) -> Result<ImportPlan, ImportError> {
+    let source = judge(source, options.is_foreign_allowed)?;
     let too_large = |reason: String| ImportError::TooLarge { reason };
     if !(1..=SEGMENTS_PER_OBJECT_MAX).contains(&options.segments_per_object) {
         let reason = format!("{} segments per object, expected 1 to 60", options.segments_per_object);

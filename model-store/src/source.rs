@@ -13,6 +13,7 @@ use crate::artifact::{ArtifactError, is_packed, read_index};
 use crate::error::ImportError;
 use crate::layout::{Extent, Rank};
 use protocol::artifact::ARTIFACT_FILE;
+use protocol::checkpoint::{CheckpointError, servable};
 use protocol::model::{FILES_MAX, StoredKind, is_safe_path};
 use std::fs::{self, File, Metadata};
 use std::io::{self, BufReader, ErrorKind};
@@ -37,6 +38,8 @@ pub struct InspectedModel {
     /// Architecture: `bert`, `llama`, ... from `config.json`; `gguf` or `file` without one; of an artifact,
     /// its processor.
     pub architecture: String,
+    /// Reason for which no built-in engine serves the model, if its configuration says so.
+    pub unserved: Option<CheckpointError>,
     /// Notes for the operator, as sentences.
     pub notes: Vec<String>,
 }
@@ -114,7 +117,8 @@ fn unreadable(path: &Path, source: io::Error) -> ImportError {
 /// Inspects a directory or a file without writing anything. Blocks on the disk.
 ///
 /// # Errors
-/// Every error for which an import would refuse the source; see [`ImportError`].
+/// Every error for which an import would refuse the source; see [`ImportError`]. A model that no built-in
+/// engine serves is no error here: the result names the reason.
 pub fn inspect(path: &Path) -> Result<InspectedModel, ImportError> {
     let root = fs::canonicalize(path).map_err(|error| unreadable(path, error))?;
     let metadata = fs::metadata(&root).map_err(|error| unreadable(path, error))?;
@@ -128,8 +132,8 @@ pub fn inspect(path: &Path) -> Result<InspectedModel, ImportError> {
     found.sort_by(|a, b| (is_weights(&a.0), &a.0).cmp(&(is_weights(&b.0), &b.0)));
     let files: Result<Vec<_>, _> = found.into_iter().map(|(path, at, meta)| look(path, at, &meta)).collect();
     let files = files?;
-    let architecture = check_directory(&files)?;
-    Ok(InspectedModel { notes: notes(&files), files, kind: StoredKind::Model, architecture })
+    let (architecture, unserved) = check_directory(&files)?;
+    Ok(InspectedModel { notes: notes(&files), files, kind: StoredKind::Model, architecture, unserved })
 }
 
 /// Returns notes on the files that are stored although no built-in engine can use them.
@@ -150,7 +154,8 @@ fn inspect_file(path: &Path, metadata: &Metadata) -> Result<InspectedModel, Impo
     let architecture = if name.ends_with(".gguf") { "gguf" } else { "file" };
     let files = vec![look(name, path.into(), metadata)?];
     let architecture = architecture.to_string();
-    Ok(InspectedModel { notes: notes(&files), files, kind: StoredKind::Model, architecture })
+    let kind = StoredKind::Model;
+    Ok(InspectedModel { notes: notes(&files), files, kind, architecture, unserved: None })
 }
 
 fn inspect_artifact(path: &Path, metadata: &Metadata, file: &File) -> Result<InspectedModel, ImportError> {
@@ -161,7 +166,8 @@ fn inspect_artifact(path: &Path, metadata: &Metadata, file: &File) -> Result<Ins
     let (index, _) = read_index(file).map_err(damaged)?;
     let files = vec![look(ARTIFACT_FILE.into(), path.into(), metadata)?];
     let kind = StoredKind::Artifact { tree: index.root() };
-    Ok(InspectedModel { notes: Vec::new(), files, kind, architecture: index.start.architecture })
+    let architecture = index.start.architecture;
+    Ok(InspectedModel { notes: Vec::new(), files, kind, architecture, unserved: None })
 }
 
 /// Returns the directory of the blobs of a snapshot in Hugging Face's cache. The snapshot is
@@ -281,13 +287,14 @@ fn read_up_to(file: &File, bytes: &mut [u8]) -> io::Result<usize> {
     Ok(filled)
 }
 
-/// Checks that a directory has everything that its engine needs, and returns the architecture.
-fn check_directory(files: &[SourceFile]) -> Result<String, ImportError> {
+/// Checks that a directory has everything that its engine needs. Returns the architecture, and the reason for
+/// which no built-in engine serves it, if any.
+fn check_directory(files: &[SourceFile]) -> Result<(String, Option<CheckpointError>), ImportError> {
     let find = |path: &str| files.iter().find(|file| file.path == path);
     let missing = |path: &str| ImportError::FileMissing { path: path.into() };
     let has = |wanted: &str| files.iter().any(|file| ending(&file.path) == wanted);
     if has("gguf") && !has("safetensors") {
-        return Ok("gguf".into());
+        return Ok(("gguf".into(), None));
     }
     if !has("safetensors") {
         return Err(missing("model.safetensors"));
@@ -304,10 +311,11 @@ fn check_directory(files: &[SourceFile]) -> Result<String, ImportError> {
     let value: serde_json::Value =
         serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?;
     let architecture = value.get("model_type").and_then(serde_json::Value::as_str).unwrap_or("unknown");
-    if architecture.len() > 63 || architecture.chars().any(char::is_control) {
+    let is_name = |letter: char| !letter.is_control() && letter != '/';
+    if architecture.len() > 63 || !architecture.chars().all(is_name) {
         return Err(damaged("its `model_type` is not a name".into()));
     }
-    Ok(architecture.into())
+    Ok((architecture.into(), servable(&text).err()))
 }
 
 /// Checks that every file exists that an index of sharded weights names.

@@ -136,6 +136,11 @@ pub(crate) fn gguf_text(text: &str) -> Vec<u8> {
 /// Bytes of one layer of the sample model, in three tensors.
 pub(crate) const LAYER: usize = 1_500_000;
 
+/// Configuration of the sample model.
+const LLAMA: &str = r#"{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64,
+    "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 1000,
+    "max_position_embeddings": 512}"#;
+
 /// Writes a model directory: configuration, tokenizer, an empty file, weights of two layers, 4 MB in all.
 pub(crate) fn write_model(directory: &Path) {
     let weights = safetensors(&[
@@ -148,7 +153,7 @@ pub(crate) fn write_model(directory: &Path) {
         ("model.norm.weight", 77),
     ]);
     std::fs::write(directory.join("model.safetensors"), weights).expect("write");
-    std::fs::write(directory.join("config.json"), br#"{"model_type":"llama"}"#).expect("write");
+    std::fs::write(directory.join("config.json"), LLAMA).expect("write");
     std::fs::write(directory.join("tokenizer.json"), seeded("tokenizer", 20_000)).expect("write");
     std::fs::write(directory.join("empty.txt"), b"").expect("write");
     std::fs::create_dir(directory.join("1_Pooling")).expect("create");

@@ -13,6 +13,7 @@ pub mod agent_state;
 pub mod api;
 pub mod artifact;
 pub mod canonical;
+pub mod checkpoint;
 pub mod comment;
 pub mod digest;
 pub mod display;

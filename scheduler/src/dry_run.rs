@@ -10,8 +10,9 @@ use crate::view::ClusterView;
 use crate::why::smallest_change;
 use human_chain::{propose, subject_of};
 use protocol::api::{DryRun, DryRunPlacement};
+use protocol::checkpoint::is_foreign;
 use protocol::governance::Change;
-use protocol::manifest::Manifest;
+use protocol::manifest::{Manifest, Runtime, ServiceManifest};
 use protocol::{Digest, ErrorCode, error_code};
 use std::collections::BTreeMap;
 
@@ -32,6 +33,7 @@ pub fn dry_run(view: ClusterView, manifest: &Manifest) -> Result<DryRun, Refusal
         let code: ErrorCode = error_code::KIND_NOT_BUILT;
         return Err(Refusal::new(code, "only services run in this release"));
     };
+    check_served(cluster, manifest)?;
     let rule = state.rule_text(&change);
     let mut services = cluster.services().clone();
     let mut service = Service {
@@ -76,6 +78,20 @@ pub fn dry_run(view: ClusterView, manifest: &Manifest) -> Result<DryRun, Refusal
     debug_assert!(placed.len() <= manifest.replicas.max as usize, "the envelope bounds a dry run");
     let possible = placed.split_off(placed.len().min(desired as usize));
     Ok(DryRun { desired, placements: placed, possible, waiting, needs, spend_micro_units_per_hour })
+}
+
+/// Refuses a service of the built-in engine over a model that was imported for foreign engines alone.
+fn check_served(cluster: &Cluster, manifest: &ServiceManifest) -> Result<(), Refusal> {
+    let Some(record) = cluster.models().get(&manifest.model.root) else { return Ok(()) };
+    debug_assert_eq!(record.root, manifest.model.root, "a model is registered under its root");
+    if manifest.runtime != Runtime::Candle || !is_foreign(&record.architecture) {
+        return Ok(());
+    }
+    let message = format!(
+        "no built-in engine serves {} ({}): it was imported for a foreign engine",
+        record.name, record.architecture
+    );
+    Err(Refusal::new(error_code::MODEL_ARCHITECTURE_UNKNOWN, message))
 }
 
 fn hold(service: &mut Service, slot: protocol::SlotIndex, cluster: &Cluster, node: protocol::NodeId) {

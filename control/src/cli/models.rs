@@ -121,6 +121,9 @@ Examples:
 pub(crate) struct ImportArguments {
     /// Hugging Face model directory, single file, or `hf:owner/name`
     source: String,
+    /// Store a model that no built-in engine serves, for a foreign engine
+    #[arg(long)]
+    foreign: bool,
     #[command(flatten)]
     storage: StorageArguments,
 }
@@ -178,6 +181,7 @@ impl StorageArguments {
             erasure: ErasureCode { data: self.data, parity: self.parity },
             stores,
             shards_per_domain_max: self.shards_per_domain.unwrap_or(self.parity),
+            is_foreign_allowed: false,
         };
         Ok(StorageSession { member, session, directory, access, request })
     }
@@ -346,6 +350,7 @@ pub(super) fn node_directory(context: &Context, node: Option<PathBuf>) -> Result
 async fn import(arguments: ImportArguments, context: &Context, environment: &Environment) -> Result<()> {
     let StorageSession { member, session, directory, access, request } =
         arguments.storage.open(context).await?;
+    let request = node::ImportRequest { is_foreign_allowed: arguments.foreign, ..request };
     let bar = progress_bar(0);
     // The node's directory has space for models; the download is removed when this value is dropped.
     let fetched = match arguments.source.strip_prefix("hf:") {

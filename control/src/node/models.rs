@@ -49,6 +49,8 @@ pub struct ImportRequest {
     pub stores: Vec<StoreReference>,
     /// Maximum shards of a segment in one failure domain.
     pub shards_per_domain_max: u8,
+    /// Whether a model is stored that no built-in engine serves.
+    pub is_foreign_allowed: bool,
 }
 
 /// A model that was imported and registered.
@@ -148,6 +150,7 @@ impl ModelAccess {
         let options = ImportOptions {
             erasure: request.erasure,
             placement: PlacementRule { shards_per_domain_max: request.shards_per_domain_max },
+            is_foreign_allowed: request.is_foreign_allowed,
             ..ImportOptions::new(request.name, model_store::fresh_nonce()?)
         };
         let stores: Vec<Store> =

@@ -110,6 +110,7 @@ async fn import(
         erasure: ErasureCode { data: 4, parity: 2 },
         stores: access.stores_of_all_nodes(&session.circle).await?,
         shards_per_domain_max: 2,
+        is_foreign_allowed: false,
     };
     let began = Instant::now();
     let importer = cluster.member(MEMBERS[0])?;

@@ -129,25 +129,25 @@ fn index_of(key: &[u8]) -> Digest {
 /// Returns a node that a walk over all of them visits. Tests count the visits.
 fn visited(node: &Arc<NodeAdmission>) -> &NodeAdmission {
     #[cfg(test)]
-    tests::VISITS.set(tests::VISITS.get() + 1);
+    VISITS.set(VISITS.get() + 1);
     node
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+thread_local! {
+    /// Nodes that walks of this thread visited.
+    pub(super) static VISITS: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
+}
+
+#[cfg(test)]
+mod tests {
     use super::*;
     use crate::testing::{claimed_by, encryption, node};
     use proptest::prelude::*;
     use protocol::PublicKey;
     use protocol::canonical::{from_own_bytes, to_bytes};
     use protocol::governance::{GatewayEndpoint, NodeRole};
-    use std::cell::Cell;
     use std::sync::LazyLock;
-
-    thread_local! {
-        /// Nodes that walks of this thread visited.
-        pub(crate) static VISITS: Cell<u64> = const { Cell::new(0) };
-    }
 
     impl AdmittedNodes {
         /// Keeps a node under a name that need not be its own.

@@ -281,3 +281,38 @@ async fn a_store_that_takes_nothing_ends_the_import_and_is_named() {
     let text = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
     assert!(text.contains(stores[1].url()) && text.contains("no byte within 30 s"), "{text}");
 }
+
+#[tokio::test]
+async fn a_model_that_no_engine_serves_is_refused_before_any_write_or_marked() {
+    let world = ModelFixture::new();
+    let stores = world.stores(3);
+    let path = world.model().join("config.json");
+    let served = std::fs::read_to_string(&path).expect("read");
+    let cases = [
+        ("LlamaForCausalLM", "Qwen9ForCausalLM", code::MODEL_ARCHITECTURE_UNKNOWN, "known: BertModel"),
+        (r#""hidden_size": 64"#, r#""hidden_act": "relu""#, code::MODEL_FEATURE_UNSUPPORTED, "`relu`"),
+        (r#""hidden_size": 64,"#, "", code::MODEL_CONFIG_INVALID, "no `hidden_size`"),
+    ];
+    for (nonce, (from, to, code, text)) in (1..).zip(cases) {
+        std::fs::write(&path, served.replace(from, to)).expect("write");
+        let written: usize = (0..3).map(|number| world.objects(number).len()).sum();
+        let options = world.options(2, 1, nonce);
+        let refused = import(&world.model(), options.clone(), &stores, &world.key, &world.pool, |_| ()).await;
+        let error = refused.expect_err("refused");
+        let chain = protocol::error_chain(&error);
+        assert_eq!(error.code(), code, "{chain}");
+        assert!(chain.contains("`--foreign`") && chain.contains(text), "{chain}");
+        assert_eq!((0..3).map(|number| world.objects(number).len()).sum::<usize>(), written);
+
+        let foreign = ImportOptions { is_foreign_allowed: true, ..options };
+        let foreign = import(&world.model(), foreign, &stores, &world.key, &world.pool, |_| ()).await;
+        let foreign = foreign.expect("imported");
+        assert_eq!(foreign.record.architecture, "foreign/llama");
+        assert!(foreign.notes[0].contains("only a foreign engine") && foreign.notes[0].contains(text));
+    }
+    std::fs::write(&path, served).expect("write");
+    let options = ImportOptions { is_foreign_allowed: true, ..world.options(2, 1, 9) };
+    let own = import(&world.model(), options, &stores, &world.key, &world.pool, |_| ()).await;
+    let own = own.expect("imported");
+    assert_eq!((own.record.architecture.as_str(), own.notes.len()), ("llama", 0), "what is served stays so");
+}

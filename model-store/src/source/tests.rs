@@ -58,6 +58,9 @@ fn models_that_could_run_code_or_not_start_are_refused_by_name() {
         ("`config.json` are damaged", code::MODEL_WEIGHTS_DAMAGED, |path| {
             std::fs::write(path.join("config.json"), b"{").expect("write");
         }),
+        ("`model_type` is not a name", code::MODEL_WEIGHTS_DAMAGED, |path| {
+            std::fs::write(path.join("config.json"), br#"{"model_type": "foreign/x"}"#).expect("write");
+        }),
         ("no `model-2.safetensors`", code::MODEL_FILE_MISSING, |path| {
             let index = br#"{"weight_map":{"a":"model.safetensors","b":"model-2.safetensors"}}"#;
             std::fs::write(path.join("model.safetensors.index.json"), index).expect("write");

@@ -456,3 +456,23 @@ fn a_model_is_kept_while_slots_run_on_it() {
     world.must(Action::Tick);
     assert!(!world.cluster.models().contains_key(&root("minilm")));
 }
+
+#[test]
+fn a_dry_run_refuses_the_built_in_engine_over_a_model_for_foreign_engines() {
+    let mut world = two_nodes();
+    let mut record = model("qwen9", 1);
+    record.architecture = protocol::checkpoint::foreign_architecture("qwen9");
+    world.must(world.register(record, &[node_id("node-1")]));
+    let of = |name: &str, runtime| {
+        let mut service = manifest("chat", 1, 3, 1000, 128);
+        service.model = protocol::manifest::ModelChoice { name: name.parse().unwrap(), root: root(name) };
+        service.runtime = runtime;
+        dry_run(world.view(), &protocol::manifest::Manifest::Service(service))
+    };
+    let refused = of("qwen9", protocol::manifest::Runtime::Candle).unwrap_err();
+    assert_eq!(refused.code.as_str(), "model-architecture-unknown");
+    assert!(refused.message.contains("serves qwen9 (foreign/qwen9)"), "{refused}");
+    let foreign = of("qwen9", protocol::manifest::Runtime::Process);
+    assert_ne!(foreign.err().map(|refusal| refusal.code.as_str()), Some("model-architecture-unknown"));
+    assert!(of("minilm", protocol::manifest::Runtime::Candle).is_ok(), "the control: a model of an engine");
+}

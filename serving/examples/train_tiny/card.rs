@@ -2,7 +2,7 @@
 
 use crate::score::{Score, Share};
 use crate::training::Outcome;
-use crate::{CONTEXT, SEED, shape};
+use crate::{CONTEXT, INNER, SEED, shape};
 use std::path::Path;
 
 /// Writes `README.md`.
@@ -24,11 +24,11 @@ pub(crate) fn write(directory: &Path, outcome: &Outcome, score: &Score) -> anyho
         SEED = SEED,
         mistakes = mistakes,
         parameters = outcome.parameters,
-        layers = shape.layers,
+        layers = shape.layers.len(),
         hidden = shape.hidden,
         heads = shape.heads,
         shared = shape.key_value_heads,
-        inner = shape.intermediate,
+        inner = INNER,
         vocabulary = shape.vocabulary,
         steps = outcome.steps,
         tokens = outcome.tokens,

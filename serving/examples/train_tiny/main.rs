@@ -12,7 +12,9 @@ mod score;
 mod text;
 mod training;
 
-use serving::engine::config::{DecoderShape, Rotary};
+use serving::engine::config::{
+    DecoderShape, FeedForward, Gate, LayerShape, NormStyle, ProjectionBiases, Rotary, RotaryScaling,
+};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -23,17 +25,30 @@ const VOCABULARY: usize = 768;
 /// Longest context served. Training sees 128; rotary positions extend that for content that fits in 128.
 const CONTEXT: usize = 256;
 
+/// Base of the rotary embedding.
+const THETA: f64 = 10_000.0;
+/// Inner width of the feed-forward part.
+const INNER: usize = 320;
+
 fn shape() -> DecoderShape {
+    let layer = LayerShape { window: None, rotary: 0, feed_forward: FeedForward::Dense { inner: INNER } };
     DecoderShape {
         hidden: 128,
-        intermediate: 320,
-        layers: 4,
+        layers: vec![layer; 4],
         heads: 4,
         key_value_heads: 2,
         head_width: 32,
         vocabulary: VOCABULARY,
         norm_epsilon: 1e-5,
-        rotary: Rotary { theta: 10_000.0, stretch: None },
+        norms: NormStyle::Before,
+        head_norms: false,
+        biases: ProjectionBiases::default(),
+        gate: Gate::Silu,
+        attention_scale: 1.0 / 32.0_f32.sqrt(),
+        attention_soft_cap: None,
+        logit_soft_cap: None,
+        embedding_scale: 1.0,
+        rotaries: vec![Rotary { theta: THETA, scaling: RotaryScaling::None }],
         tied_embeddings: true,
     }
 }

@@ -1,7 +1,7 @@
 //! Tokenizer of the tiny model, and the small files beside its weights.
 
 use crate::lessons::{Lessons, draw};
-use crate::{CONTEXT, SEED, VOCABULARY};
+use crate::{CONTEXT, INNER, SEED, THETA, VOCABULARY};
 use serde_json::json;
 use serving::engine::config::DecoderShape;
 use std::path::Path;
@@ -60,11 +60,11 @@ pub(crate) fn write_files(
         "config.json",
         &json!({
             "architectures": ["LlamaForCausalLM"], "model_type": "llama", "torch_dtype": "bfloat16",
-            "hidden_size": shape.hidden, "intermediate_size": shape.intermediate,
-            "num_hidden_layers": shape.layers, "num_attention_heads": shape.heads,
+            "hidden_size": shape.hidden, "intermediate_size": INNER,
+            "num_hidden_layers": shape.layers.len(), "num_attention_heads": shape.heads,
             "num_key_value_heads": shape.key_value_heads, "head_dim": shape.head_width,
             "vocab_size": shape.vocabulary, "max_position_embeddings": CONTEXT, "hidden_act": "silu",
-            "rms_norm_eps": 1e-5, "rope_theta": shape.rotary.theta, "tie_word_embeddings": true,
+            "rms_norm_eps": 1e-5, "rope_theta": THETA, "tie_word_embeddings": true,
             "attention_bias": false, "mlp_bias": false, "bos_token_id": null, "eos_token_id": END,
         }),
     )?;

@@ -156,7 +156,7 @@ fn initial_variables(device: &Device) -> anyhow::Result<Vec<(String, Var)>> {
     for (name, dimensions) in parameters(&shape()) {
         let count: usize = dimensions.iter().product();
         let into_residual = name.contains("o_proj") || name.contains("down_proj");
-        let deviation = if into_residual { 0.02 / (2.0 * shape().layers as f64).sqrt() } else { 0.02 };
+        let deviation = if into_residual { 0.02 / (2.0 * shape().layers.len() as f64).sqrt() } else { 0.02 };
         let values: Vec<f32> = match dimensions.len() {
             1 => vec![1.0; count],
             _ => (0..count).map(|_| (next() * deviation) as f32).collect(),

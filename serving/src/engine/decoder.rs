@@ -1,4 +1,6 @@
-//! Llama decoders on the CPU: ragged steps over many sequences, each in its blocks of the KV cache.
+//! Decoders on the CPU: ragged steps over many sequences, each in its blocks of the KV cache.
+//!
+//! One engine serves every family: a [`DecoderShape`] says what differs, as a whole and layer by layer.
 //!
 //! One step takes, for each sequence, a chunk of new tokens of any length. All rows of all chunks go through
 //! the matrix products together; attention is per sequence. A sequence's results are bit-identical
@@ -7,45 +9,40 @@
 //! Sampling and scheduling are elsewhere (see `batcher`).
 
 mod cache;
+mod feed_forward;
+mod layer;
+mod rope;
+mod router;
 
-use super::config::{DecoderShape, Rotary};
+use super::config::DecoderShape;
 use super::parameters::{Dense, Vector};
 use super::{BlockId, Decode, EngineError, EngineOptions, SequenceChunk};
 use crate::weights::{Weights, WeightsError};
 use cache::Cache;
+use feed_forward::{InnerBuffers, Machine};
 use kernels::attention::{self, KeysValues, Queries, serve_worker};
-use kernels::matmul::{Activation, OutputColumns, Product, copy_row, matmul};
+use kernels::matmul::{OutputColumns, copy_row};
 use kernels::pool::Parts;
 use kernels::{ComputePool, Isa, elementwise};
+use layer::{LayerSource, LayerWeights};
 
-/// A Llama decoder over its weights.
+pub(super) use rope::rope;
+
+/// A decoder over its weights.
 #[derive(Debug)]
 pub struct Decoder {
     shape: DecoderShape,
     token_embedding: Dense,
-    layers: Vec<Layer>,
+    layers: Vec<LayerWeights>,
     norm: Vector,
     /// `None` if the embedding table is also the output matrix.
     output: Option<Dense>,
-    /// Cosines, then sines, of every position: rows of half a head.
-    rope: (Vec<f32>, Vec<f32>),
+    /// Of each rotary embedding of the shape, cosines, then sines, of every position: rows of half a head.
+    ropes: Vec<(Vec<f32>, Vec<f32>)>,
     cache: Cache,
     isa: Isa,
     pool: ComputePool,
     buffers: Buffers,
-}
-
-#[derive(Debug)]
-struct Layer {
-    attention_norm: Vector,
-    query: Dense,
-    key: Dense,
-    value: Dense,
-    output: Dense,
-    norm: Vector,
-    gate: Dense,
-    up: Dense,
-    down: Dense,
 }
 
 #[derive(Debug, Default)]
@@ -55,8 +52,7 @@ struct Buffers {
     heads: Vec<f32>,
     mixed: Vec<f32>,
     projected: Vec<f32>,
-    gate: Vec<f32>,
-    up: Vec<f32>,
+    inner: InnerBuffers,
 }
 
 /// One chunk's rows in the step, and its sequence's position.
@@ -81,37 +77,19 @@ impl Decoder {
         options: &EngineOptions,
         context: usize,
     ) -> Result<Self, EngineError> {
-        let (hidden, inner) = (shape.hidden, shape.intermediate);
-        let (query, shared) = (shape.heads * shape.head_width, shape.key_value_heads * shape.head_width);
-        let mut layers = Vec::with_capacity(shape.layers);
-        for index in 0..shape.layers {
-            let at = format!("model.layers.{index}");
-            let dense = |name: &str, outputs: usize, inputs: usize| {
-                Dense::open(weights, &format!("{at}.{name}"), outputs, inputs)
-            };
-            let norm = |name: &str| Vector::open(weights, &format!("{at}.{name}.weight"), hidden);
-            layers.push(Layer {
-                attention_norm: norm("input_layernorm")?,
-                query: dense("self_attn.q_proj", query, hidden)?,
-                key: dense("self_attn.k_proj", shared, hidden)?,
-                value: dense("self_attn.v_proj", shared, hidden)?,
-                output: dense("self_attn.o_proj", hidden, query)?,
-                norm: norm("post_attention_layernorm")?,
-                gate: dense("mlp.gate_proj", inner, hidden)?,
-                up: dense("mlp.up_proj", inner, hidden)?,
-                down: dense("mlp.down_proj", hidden, inner)?,
-            });
-        }
+        let source = LayerSource { shape, weights };
+        let layers = (0..shape.layers.len()).map(|index| source.open(index)).collect::<Result<_, _>>()?;
         let output = match shape.tied_embeddings {
             true => None,
-            false => Some(Dense::open(weights, "lm_head", shape.vocabulary, hidden)?),
+            false => Some(Dense::open(weights, "lm_head", shape.vocabulary, shape.hidden)?),
         };
+        let ropes = shape.rotaries.iter().map(|rotary| rope(rotary, shape.head_width, context)).collect();
         Ok(Self {
-            token_embedding: Dense::open(weights, "model.embed_tokens", shape.vocabulary, hidden)?,
+            token_embedding: Dense::open(weights, "model.embed_tokens", shape.vocabulary, shape.hidden)?,
             layers,
-            norm: Vector::open(weights, "model.norm.weight", hidden)?,
+            norm: source.norm("model.norm.weight", shape.hidden)?,
             output,
-            rope: rope(&shape.rotary, shape.head_width, context),
+            ropes,
             cache: Cache::new(shape, options.cache_bytes_max),
             isa: Isa::best(),
             pool: ComputePool::new(options.threads),
@@ -145,94 +123,112 @@ impl Decoder {
         for (token, row) in tokens.zip(buffers.states.chunks_exact_mut(self.shape.hidden)) {
             copy_row(&token_embedding, *token as usize, row);
         }
+        if self.shape.embedding_scale != 1.0 {
+            buffers.states.iter_mut().for_each(|state| *state *= self.shape.embedding_scale);
+        }
         for (index, layer) in self.layers.iter().enumerate() {
             self.run_layer(layer, index, &layout, buffers, cache)?;
         }
         self.last_logits(chunks, &layout, buffers)
     }
 
-    fn dense(
-        &self,
-        dense: &Dense,
-        input: &[f32],
-        rows: usize,
-        target: OutputColumns<'_>,
-    ) -> Result<(), WeightsError> {
-        let (weight, bias) = (dense.matrix()?, dense.bias()?);
-        let product = Product { input, rows, weight, bias, activation: Activation::None };
-        matmul(self.isa, &self.pool, &product, target);
-        Ok(())
+    fn machine(&self) -> Machine<'_> {
+        Machine { isa: self.isa, pool: &self.pool }
     }
 
     fn run_layer(
         &self,
-        layer: &Layer,
+        layer: &LayerWeights,
         index: usize,
         layout: &[ChunkRows<'_>],
         buffers: &mut Buffers,
         cache: &mut Cache,
     ) -> Result<(), WeightsError> {
-        let (isa, shape) = (self.isa, &self.shape);
-        let Buffers { states, normed, heads, mixed, projected, gate, up } = buffers;
+        let (machine, shape) = (self.machine(), &self.shape);
+        let Buffers { states, normed, heads, mixed, projected, inner } = buffers;
         let rows = states.len() / shape.hidden;
         let query = shape.heads * shape.head_width;
         let shared = shape.key_value_heads * shape.head_width;
         let stride = query + 2 * shared;
-        elementwise::rms_norm(isa, states, layer.attention_norm.get()?, shape.norm_epsilon, normed);
-        self.dense(&layer.query, normed, rows, OutputColumns { values: heads, stride, offset: 0 })?;
-        self.dense(&layer.key, normed, rows, OutputColumns { values: heads, stride, offset: query })?;
-        self.dense(
-            &layer.value,
-            normed,
-            rows,
-            OutputColumns { values: heads, stride, offset: query + shared },
-        )?;
-        self.rotate_and_store(index, layout, heads, cache);
+        self.normalize(&layer.attention_norm, states, normed)?;
+        let parts = [(&layer.query, 0), (&layer.key, query), (&layer.value, query + shared)];
+        for (dense, offset) in parts {
+            machine.dense(dense, normed, rows, OutputColumns { values: heads, stride, offset })?;
+        }
+        self.rotate_and_store((layer, index), layout, heads, cache)?;
         self.serve_worker(index, layout, heads, mixed, cache);
-        self.dense(
-            &layer.output,
-            mixed,
-            rows,
-            OutputColumns { values: projected, stride: shape.hidden, offset: 0 },
-        )?;
-        elementwise::add(isa, states, projected);
-        elementwise::rms_norm(isa, states, layer.norm.get()?, shape.norm_epsilon, normed);
-        let inner = shape.intermediate;
-        self.dense(&layer.gate, normed, rows, OutputColumns { values: gate, stride: inner, offset: 0 })?;
-        self.dense(&layer.up, normed, rows, OutputColumns { values: up, stride: inner, offset: 0 })?;
-        elementwise::silu_multiply(isa, gate, up);
-        self.dense(
-            &layer.down,
-            gate,
-            rows,
-            OutputColumns { values: projected, stride: shape.hidden, offset: 0 },
-        )?;
-        elementwise::add(isa, states, projected);
+        let target = OutputColumns { values: projected, stride: shape.hidden, offset: 0 };
+        machine.dense(&layer.output, mixed, rows, target)?;
+        self.add_part(layer.after_attention.as_ref(), states, projected, normed)?;
+        self.normalize(&layer.norm, states, normed)?;
+        machine.feed_forward((shape, index), layer, normed, projected, inner)?;
+        self.add_part(layer.after_feed_forward.as_ref(), states, projected, normed)
+    }
+
+    /// Computes a norm of all rows.
+    fn normalize(&self, norm: &Vector, rows: &[f32], out: &mut [f32]) -> Result<(), WeightsError> {
+        elementwise::rms_norm(self.isa, rows, norm.get()?, self.shape.norm_epsilon, out);
         Ok(())
     }
 
-    /// Rotates queries and keys by their positions; stores keys and values in the cache.
-    fn rotate_and_store(&self, layer: usize, layout: &[ChunkRows<'_>], heads: &mut [f32], cache: &mut Cache) {
+    /// Adds a part's result to the states, after its norm if there is one.
+    fn add_part(
+        &self,
+        norm: Option<&Vector>,
+        states: &mut [f32],
+        result: &[f32],
+        normed: &mut [f32],
+    ) -> Result<(), WeightsError> {
+        match norm {
+            None => elementwise::add(self.isa, states, result),
+            Some(norm) => {
+                self.normalize(norm, result, normed)?;
+                elementwise::add(self.isa, states, normed);
+            }
+        }
+        Ok(())
+    }
+
+    /// Normalises and rotates queries and keys by their positions; stores keys and values in the cache.
+    fn rotate_and_store(
+        &self,
+        (layer, index): (&LayerWeights, usize),
+        layout: &[ChunkRows<'_>],
+        heads: &mut [f32],
+        cache: &mut Cache,
+    ) -> Result<(), WeightsError> {
         let shape = &self.shape;
         let (width, half) = (shape.head_width, shape.head_width / 2);
         let rotated = shape.heads + shape.key_value_heads;
         let stride = (rotated + shape.key_value_heads) * width;
+        let norms = match &layer.head_norms {
+            Some((query, key)) => Some((query.get()?, key.get()?)),
+            None => None,
+        };
+        let (cosines, sines) = &self.ropes[shape.layers[index].rotary];
+        let mut copy = vec![0.0; width];
         for chunk in layout {
             for offset in 0..chunk.rows {
                 let position = chunk.position + offset;
                 let row = &mut heads[(chunk.row + offset) * stride..][..stride];
-                let cosines = &self.rope.0[position * half..][..half];
-                let sines = &self.rope.1[position * half..][..half];
+                let cosines = &cosines[position * half..][..half];
+                let sines = &sines[position * half..][..half];
                 let (rotate, values) = row.split_at_mut(rotated * width);
-                for head in rotate.chunks_exact_mut(width) {
+                for (number, head) in rotate.chunks_exact_mut(width).enumerate() {
+                    if let Some((query, key)) = norms {
+                        let scale = if number < shape.heads { query } else { key };
+                        copy.copy_from_slice(head);
+                        elementwise::rms_norm(self.isa, &copy, scale, shape.norm_epsilon, head);
+                    }
                     elementwise::rotate(self.isa, head, cosines, sines);
                 }
                 let keys = rotate[shape.heads * width..].chunks_exact(width);
                 for (head, (key, value)) in keys.zip(values.chunks_exact(width)).enumerate() {
-                    cache.store(chunk.blocks, layer, head, position, key, value);
+                    cache.store(chunk.blocks, index, head, position, key, value);
                 }
             }
         }
+        Ok(())
     }
 
     /// Computes attention of every new row over its own sequence up to itself.
@@ -249,7 +245,8 @@ impl Decoder {
         let group = shape.heads / shared;
         let query = shape.heads * width;
         let stride = query + 2 * shared * width;
-        let scale = 1.0 / (width as f32).sqrt();
+        let (scale, soft_cap) = (shape.attention_scale, shape.attention_soft_cap);
+        let window = shape.layers[layer].window;
         let mixed = Parts::new(mixed);
         let one = |task: usize| {
             let (chunk, head) = (&layout[task / shared], task % shared);
@@ -268,7 +265,7 @@ impl Decoder {
                     })
                     .collect();
                 let visible: Vec<usize> = block.iter().map(|(row, _)| chunk.position + row + 1).collect();
-                let queries = Queries { rows: &rows, visible: &visible, width, scale };
+                let queries = Queries { rows: &rows, visible: &visible, width, scale, window, soft_cap };
                 let panel = |index: usize| -> KeysValues<'_> { blocks.get(index) };
                 serve_worker(self.isa, &queries, panel, |index, result| {
                     let (row, column) = row_and_column(&block[index]);
@@ -278,7 +275,8 @@ impl Decoder {
                 });
             }
         };
-        let work: usize = layout.iter().map(|chunk| chunk.rows * (chunk.position + chunk.rows)).sum();
+        let seen = |end: usize| window.map_or(end, |window| end.min(window));
+        let work: usize = layout.iter().map(|chunk| chunk.rows * seen(chunk.position + chunk.rows)).sum();
         // Below this, waking a thread costs more than it computes (see `matmul::PARALLEL_MIN`).
         if work * query < 1 << 18 {
             (0..layout.len() * shared).for_each(one);
@@ -304,15 +302,14 @@ impl Decoder {
         }
         let wanted = last.len() / hidden;
         let normed = &mut buffers.normed[..wanted * hidden];
-        elementwise::rms_norm(self.isa, &last, self.norm.get()?, self.shape.norm_epsilon, normed);
+        self.normalize(&self.norm, &last, normed)?;
         let mut logits = vec![0.0; wanted * vocabulary];
         let output = self.output.as_ref().unwrap_or(&self.token_embedding);
-        self.dense(
-            output,
-            normed,
-            wanted,
-            OutputColumns { values: &mut logits, stride: vocabulary, offset: 0 },
-        )?;
+        let target = OutputColumns { values: &mut logits, stride: vocabulary, offset: 0 };
+        self.machine().dense(output, normed, wanted, target)?;
+        if let Some(cap) = self.shape.logit_soft_cap {
+            elementwise::soft_cap(self.isa, &mut logits, 1.0, cap);
+        }
         Ok(logits)
     }
 }
@@ -345,27 +342,5 @@ impl Buffers {
         self.heads.resize(rows * (query + 2 * shared), 0.0);
         self.mixed.resize(rows * query, 0.0);
         self.projected.resize(rows * shape.hidden, 0.0);
-        self.gate.resize(rows * shape.intermediate, 0.0);
-        self.up.resize(rows * shape.intermediate, 0.0);
     }
-}
-
-/// Computes cosines and sines of every position's angles in double precision, rounded once.
-pub(super) fn rope(rotary: &Rotary, head_width: usize, positions: usize) -> (Vec<f32>, Vec<f32>) {
-    let half = head_width / 2;
-    let frequencies: Vec<f64> = (0..half)
-        .map(|index| {
-            let frequency = rotary.theta.powf(-(2.0 * index as f64) / head_width as f64);
-            let Some(stretch) = rotary.stretch else { return frequency };
-            let wave = 2.0 * std::f64::consts::PI / frequency;
-            let turns = stretch.original_context / wave;
-            let span = stretch.high_frequency_factor - stretch.low_frequency_factor;
-            let kept = ((turns - stretch.low_frequency_factor) / span).clamp(0.0, 1.0);
-            frequency * (kept + (1.0 - kept) / stretch.factor)
-        })
-        .collect();
-    let angle = |index: usize| (index / half) as f64 * frequencies[index % half];
-    let cosines = (0..positions * half).map(|index| angle(index).cos() as f32).collect();
-    let sines = (0..positions * half).map(|index| angle(index).sin() as f32).collect();
-    (cosines, sines)
 }

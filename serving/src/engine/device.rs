@@ -102,7 +102,8 @@ impl DeviceDecoder {
     /// Waits for all weights and copies them to the device.
     ///
     /// # Errors
-    /// [`EngineError`]: a tensor is missing, or has the wrong shape or type, or the device failed.
+    /// [`EngineError`]: the model is no Llama, a tensor is missing, or has the wrong shape or type, or the
+    /// device failed.
     pub fn open(
         shape: &DecoderShape,
         weights: &Weights,
@@ -110,6 +111,9 @@ impl DeviceDecoder {
         options: &EngineOptions,
         context: usize,
     ) -> Result<Self, EngineError> {
+        if let Some(property) = llama::unsupported(shape) {
+            return Err(EngineError::FeatureUnsupported { feature: format!("{property} on this device") });
+        }
         let mut tensors = NamedTensors::new();
         for (name, dimensions) in llama::parameters(shape) {
             tensors.insert(name.clone(), upload(&weights.tensor(&name, &dimensions)?, device)?);
@@ -119,7 +123,8 @@ impl DeviceDecoder {
             Some(free) => super::device_cache_bytes_of(options.device_bytes_max, weight_bytes as u64, free),
             None => options.cache_bytes_max,
         };
-        let position_bytes = shape.layers * shape.key_value_heads * shape.head_width * 2 * size_of::<f32>();
+        let heads = shape.layers.len() * shape.key_value_heads;
+        let position_bytes = heads * shape.head_width * 2 * size_of::<f32>();
         Ok(Self {
             model: llama::Llama::new(shape, tensors, context, device)?,
             device: device.clone(),

@@ -16,6 +16,8 @@ pub(super) struct Dense {
 #[derive(Debug)]
 pub(super) struct Vector {
     view: TensorView,
+    /// Added to each element.
+    offset: f32,
     values: OnceLock<Vec<f32>>,
 }
 
@@ -57,7 +59,17 @@ impl Dense {
 impl Vector {
     /// Opens the vector of this name and length.
     pub(super) fn open(weights: &Weights, name: &str, length: usize) -> Result<Self, WeightsError> {
-        Ok(Self { view: weights.tensor(name, &[length])?, values: OnceLock::new() })
+        Self::open_offset(weights, name, length, 0.0)
+    }
+
+    /// Opens the vector of this name and length, of which each element is to be increased by `offset`.
+    pub(super) fn open_offset(
+        weights: &Weights,
+        name: &str,
+        length: usize,
+        offset: f32,
+    ) -> Result<Self, WeightsError> {
+        Ok(Self { view: weights.tensor(name, &[length])?, offset, values: OnceLock::new() })
     }
 
     /// Returns the values; blocks until they are present.
@@ -65,7 +77,10 @@ impl Vector {
         if let Some(values) = self.values.get() {
             return Ok(values);
         }
-        let values = self.view.to_f32()?;
+        let mut values = self.view.to_f32()?;
+        if self.offset != 0.0 {
+            values.iter_mut().for_each(|value| *value += self.offset);
+        }
         Ok(self.values.get_or_init(|| values))
     }
 }

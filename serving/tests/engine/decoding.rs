@@ -19,12 +19,12 @@ const DRAW: Option<Draw<'static>> = Some(Draw {
 });
 
 /// Returns `count` blocks from `first` on.
-fn blocks(first: u32, count: u32) -> Vec<BlockId> {
+pub(crate) fn blocks(first: u32, count: u32) -> Vec<BlockId> {
     (first..first + count).map(BlockId).collect()
 }
 
 /// Returns the chunk of these positions of a sequence, and asks for the logits after it.
-fn chunk<'a>(
+pub(crate) fn chunk<'a>(
     blocks: &'a [BlockId],
     sequence: &'a [u32],
     positions: std::ops::Range<usize>,
@@ -33,7 +33,7 @@ fn chunk<'a>(
 }
 
 /// Returns the logits after each cut of `sequence`, computed alone.
-fn alone(engine: &mut LoadedEngine, sequence: &[u32], cuts: &[usize]) -> Vec<Vec<f32>> {
+pub(crate) fn alone(engine: &mut LoadedEngine, sequence: &[u32], cuts: &[usize]) -> Vec<Vec<f32>> {
     let blocks = blocks(0, 7);
     let mut start = 0;
     let mut rows = Vec::new();

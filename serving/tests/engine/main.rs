@@ -4,7 +4,11 @@
 mod batching;
 mod decoding;
 mod encoding;
+mod families;
+mod goldens;
 mod loading;
 mod models;
+mod published;
+mod reference;
 mod shared;
 mod shipped;

@@ -183,6 +183,7 @@ impl Lab {
             erasure: ErasureCode { data: 1, parity: 1 },
             stores,
             shards_per_domain_max: 1,
+            is_foreign_allowed: false,
         };
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/tiny");
         let summary =

@@ -29,7 +29,7 @@ pub(super) struct Blocks<'a> {
 impl Cache {
     pub(super) fn new(shape: &DecoderShape, bytes_max: usize) -> Self {
         let mut cache = Self {
-            layers: shape.layers,
+            layers: shape.layers.len(),
             heads: shape.key_value_heads,
             width: shape.head_width,
             blocks: Vec::new(),
@@ -116,20 +116,14 @@ impl<'a> Blocks<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::config::Rotary;
+    use protocol::checkpoint::{ServableShape, servable};
 
     fn cache(blocks: usize) -> Cache {
-        let shape = DecoderShape {
-            hidden: 8,
-            intermediate: 8,
-            layers: 2,
-            heads: 2,
-            key_value_heads: 1,
-            head_width: 4,
-            vocabulary: 8,
-            norm_epsilon: 1e-5,
-            rotary: Rotary { theta: 1e4, stretch: None },
-            tied_embeddings: true,
+        let config = br#"{"architectures": ["LlamaForCausalLM"], "hidden_size": 8, "intermediate_size": 8,
+            "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 4,
+            "vocab_size": 8, "max_position_embeddings": 96}"#;
+        let ServableShape::Decoder(shape) = servable(config).expect("a Llama").shape else {
+            unreachable!("a decoder")
         };
         let one = 2 * PANEL * (4 + PANEL) * 4;
         Cache::new(&shape, blocks * one + one / 2)

@@ -1,7 +1,7 @@
 //! A Llama decoder in candle tensors, written with differentiable operations, so that the same code trains a
 //! model and checks the CPU kernels.
 
-use super::super::config::DecoderShape;
+use super::super::config::{DecoderShape, FeedForward, Gate, NormStyle};
 use super::super::decoder::rope;
 use super::NamedTensors;
 use candle_core::{D, DType, Device, Result, Tensor};
@@ -10,11 +10,12 @@ use candle_nn::ops::{silu, softmax};
 /// Returns names and shapes of all parameters, as checkpoints store them.
 #[must_use]
 pub fn parameters(shape: &DecoderShape) -> Vec<(String, Vec<usize>)> {
-    let (hidden, inner) = (shape.hidden, shape.intermediate);
+    let hidden = shape.hidden;
     let query = shape.heads * shape.head_width;
     let shared = shape.key_value_heads * shape.head_width;
     let mut all = vec![("model.embed_tokens.weight".to_owned(), vec![shape.vocabulary, hidden])];
-    for layer in 0..shape.layers {
+    for (layer, part) in shape.layers.iter().enumerate() {
+        let inner = part.feed_forward.inner();
         let mut add = |name: &str, dimensions: &[usize]| {
             all.push((format!("model.layers.{layer}.{name}.weight"), dimensions.to_vec()));
         };
@@ -35,6 +36,24 @@ pub fn parameters(shape: &DecoderShape) -> Vec<(String, Vec<usize>)> {
     all
 }
 
+/// Returns the first property of a shape that is no Llama's.
+#[must_use]
+pub fn unsupported(shape: &DecoderShape) -> Option<&'static str> {
+    let biases = shape.biases;
+    let is_dense = |part: &FeedForward| matches!(part, FeedForward::Dense { .. });
+    let has_soft_cap = shape.attention_soft_cap.is_some() || shape.logit_soft_cap.is_some();
+    let found = [
+        ("a sliding window", shape.layers.iter().any(|layer| layer.window.is_some())),
+        ("experts", !shape.layers.iter().all(|layer| is_dense(&layer.feed_forward))),
+        ("biases", biases.query_key_value || biases.output || biases.feed_forward),
+        ("norms of heads", shape.head_norms),
+        ("norms after each part", shape.norms != NormStyle::Before),
+        ("soft caps", has_soft_cap),
+        ("another activation than SiLU", shape.gate != Gate::Silu),
+    ];
+    found.into_iter().find(|(_, is_found)| *is_found).map(|(property, _)| property)
+}
+
 /// A Llama decoder: dimensions, parameters and rotary tables.
 #[derive(Debug)]
 pub struct Llama {
@@ -50,7 +69,7 @@ impl Llama {
     /// # Errors
     /// The device failed.
     pub fn new(shape: &DecoderShape, tensors: NamedTensors, context: usize, device: &Device) -> Result<Self> {
-        let (cosines, sines) = rope(&shape.rotary, shape.head_width, context);
+        let (cosines, sines) = rope(&shape.rotaries[0], shape.head_width, context);
         let table = |values| Tensor::from_vec(values, (context, shape.head_width / 2), device);
         Ok(Self { cosines: table(cosines)?, sines: table(sines)?, tensors, shape: shape.clone() })
     }
@@ -58,7 +77,7 @@ impl Llama {
     /// Returns the number of layers.
     #[must_use]
     pub fn layers(&self) -> usize {
-        self.shape.layers
+        self.shape.layers.len()
     }
 
     /// Computes the hidden states (rows by hidden, before the final norm) for `tokens` at `positions`.
@@ -80,7 +99,7 @@ impl Llama {
         let cosines = self.cosines.index_select(&positions, 0)?.unsqueeze(1)?;
         let sines = self.sines.index_select(&positions, 0)?.unsqueeze(1)?;
         let mut states = self.get("model.embed_tokens")?.index_select(&Tensor::new(tokens, device)?, 0)?;
-        for layer in 0..shape.layers {
+        for layer in 0..shape.layers.len() {
             let at = |name: &str| format!("model.layers.{layer}.{name}");
             let normed = self.norm(&states, &at("input_layernorm"))?;
             let heads = |name: &str, count: usize| {
