@@ -69,8 +69,8 @@ impl Reference<'_> {
                 let from = self.number("max_window_layers").unwrap_or(28.0) as usize;
                 self.config["use_sliding_window"] == true && layer >= from
             }
-            "Gemma2ForCausalLM" => layer % 2 == 0,
-            "Gemma3ForCausalLM" => (layer + 1) % self.size("sliding_window_pattern") != 0,
+            "Gemma2ForCausalLM" => layer.is_multiple_of(2),
+            "Gemma3ForCausalLM" => !(layer + 1).is_multiple_of(self.size("sliding_window_pattern")),
             _ => false,
         };
         window.filter(|_| is_local)
