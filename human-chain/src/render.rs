@@ -33,7 +33,7 @@ use protocol::{Digest, MemberId, Passkey};
 use std::collections::BTreeMap;
 
 /// Version of the text that [`render`] makes.
-pub const RENDERER_VERSION: u32 = 4;
+pub const RENDERER_VERSION: u32 = 5;
 
 /// Mark at the left margin of each line. [`quoted`] escapes it.
 const MARGIN: char = '|';
@@ -199,14 +199,19 @@ fn service_sentence(service: &ServiceManifest) -> String {
     };
     format!(
         "{}: {replicas} of {}, which {does}, each with {} millicores, {} of memory and {gpu}, \
-         {whereabouts}, {until}. {}",
+         {whereabouts}, {until}. {}{}",
         service.name,
         model_words(&service.model),
         resources.cpu_millicores,
         show_bytes(resources.memory_bytes),
+        if service.may_return() { RETURN_SENTENCE } else { "" },
         autonomy_sentence(service),
     )
 }
+
+/// Consequence of an approval that lets its service return to the approval before.
+const RETURN_SENTENCE: &str =
+    "If this fails, the service may return to the present value without a further vote. ";
 
 /// Returns what a node does with the replicas that it holds while the control plane does not answer it.
 fn autonomy_sentence(service: &ServiceManifest) -> String {

@@ -109,6 +109,22 @@ pub const AUTONOMY_SECONDS_DEFAULT: u64 = 24 * 3600;
 /// Maximum autonomy of a service in seconds: a month. A node that control did not reach for longer is not
 /// managed.
 pub const AUTONOMY_SECONDS_MAX: u64 = 31 * 24 * 3600;
+/// Maximum priority of a service; the minimum is 1. A hundred steps are more than people tell apart.
+pub const PRIORITY_MAX: u32 = 100;
+/// Priority of a service whose manifest names none: half-way, with room on both sides.
+pub const PRIORITY_DEFAULT: u32 = 50;
+/// Maximum time in seconds for which a new replica must answer before it counts as available: an hour. A
+/// roll-out of a few replicas would otherwise not end within a day.
+pub const READY_SECONDS_MAX: u32 = 3600;
+/// Number of replicas that planned work may take away from a service whose manifest names none: one, so that
+/// a service that fills its nodes can be replaced in place.
+pub const UNAVAILABLE_DEFAULT: u32 = 1;
+/// Maximum number of failed starts that end a roll-out: beyond it, days pass with the waiting times of
+/// restarts.
+pub const FAILURES_MAX: u32 = 100;
+/// Number of failed starts in a row that end the roll-out of a service whose manifest names none: one may be
+/// the fault of a node, three are that of the approval.
+pub const FAILURES_DEFAULT: u32 = 3;
 /// Interval in milliseconds between two syncs of an agent with control.
 pub const SYNC_INTERVAL_MS: u64 = 500;
 /// Tolerated error in milliseconds of the wall-clock times in certificates.
@@ -153,4 +169,6 @@ const _: () =
     assert!(AUTONOMY_SECONDS_MIN * 1000 == LEASE_MS, "exclusive work is held for exactly one lease");
 const _: () = assert!(AUTONOMY_SECONDS_MIN < AUTONOMY_SECONDS_DEFAULT);
 const _: () = assert!(AUTONOMY_SECONDS_DEFAULT < AUTONOMY_SECONDS_MAX);
+const _: () = assert!(1 < PRIORITY_DEFAULT && PRIORITY_DEFAULT < PRIORITY_MAX, "others go before and after");
+const _: () = assert!(UNAVAILABLE_DEFAULT <= SLOTS_MAX && FAILURES_DEFAULT <= FAILURES_MAX);
 const _: () = assert!(SYNC_INTERVAL_MS * 4 < LEASE_MS, "a lease survives three lost answers");

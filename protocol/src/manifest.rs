@@ -133,6 +133,42 @@ pub enum OnExpiry {
     Drain,
 }
 
+/// Treatment of a roll-out that failed: so many starts of the new approval failed in a row as its limit says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OnFailure {
+    /// The roll-out waits. Nothing that was approved before runs again without a vote.
+    Hold,
+    /// The service returns to the approval before, which the certificate names, until the next vote.
+    Return,
+}
+
+/// Rules for the roll-out of an approval, and for other planned work on a service's replicas.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Rollout {
+    /// Time in seconds for which a replica must answer before it counts as available.
+    pub ready_seconds: u32,
+    /// Number of replicas below the wanted number that planned work may take away at once. At 0, a
+    /// replacement always answers first.
+    pub max_unavailable: u32,
+    /// Number of failed starts in a row under a new approval that end its roll-out.
+    pub failure_limit: u32,
+    /// Treatment of a roll-out that failed. A return is possible only if it says so.
+    pub on_failure: OnFailure,
+}
+
+impl Default for Rollout {
+    fn default() -> Self {
+        Self {
+            ready_seconds: 0,
+            max_unavailable: limits::UNAVAILABLE_DEFAULT,
+            failure_limit: limits::FAILURES_DEFAULT,
+            on_failure: OnFailure::Hold,
+        }
+    }
+}
+
 /// Manifest of a service: the workload and its envelope.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -164,6 +200,11 @@ pub struct ServiceManifest {
     pub autonomy_seconds: u64,
     /// True if no slot may ever live on two nodes.
     pub exclusive: bool,
+    /// Priority of the service's replicas, 1 to 100. Higher ones are placed first, and take the room of lower
+    /// ones if there is no other.
+    pub priority: u32,
+    /// Rules for roll-outs and other planned work.
+    pub rollout: Rollout,
     /// Maximum number of tokens of a context; none = the model's own limit.
     pub context_tokens_max: Option<u32>,
     /// Maximum number of sequences computed in one step.
@@ -177,6 +218,19 @@ impl ServiceManifest {
         let within = self.autonomy_seconds >= limits::AUTONOMY_SECONDS_MIN;
         debug_assert!(within && self.autonomy_seconds <= limits::AUTONOMY_SECONDS_MAX, "it is in bounds");
         self.autonomy_seconds.saturating_mul(1000)
+    }
+
+    /// Returns the time in milliseconds for which a replica must answer before it counts as available.
+    #[must_use]
+    pub fn ready_ms(&self) -> u64 {
+        debug_assert!(self.rollout.ready_seconds <= limits::READY_SECONDS_MAX, "it is in bounds");
+        u64::from(self.rollout.ready_seconds) * 1000
+    }
+
+    /// Returns whether the approval of this manifest lets the service return to the approval before.
+    #[must_use]
+    pub fn may_return(&self) -> bool {
+        self.rollout.on_failure == OnFailure::Return
     }
 }
 

@@ -13,9 +13,10 @@ use protocol::governance::{
     SubjectVersion,
 };
 use protocol::keys::{ByteString, EncryptionKey, MemberKeys};
+use protocol::limits::PRIORITY_MAX;
 use protocol::manifest::{
-    EdgeManifest, Isolation, JobManifest, Manifest, ModelChoice, OnExpiry, Placement, Resources, Runtime,
-    ServiceManifest, Task,
+    EdgeManifest, Isolation, JobManifest, Manifest, ModelChoice, OnExpiry, OnFailure, Placement, Resources,
+    Rollout, Runtime, ServiceManifest, Task,
 };
 use protocol::{Digest, MemberId, Millis, Passkey, PasskeyKey, PasskeyPolicy, StoreName};
 use std::collections::{BTreeMap, BTreeSet};
@@ -212,6 +213,8 @@ fn of_service(service: &ServiceManifest) -> FieldTexts {
         on_expiry,
         autonomy_seconds,
         exclusive,
+        priority,
+        rollout,
         context_tokens_max,
         batch_sequences_max,
     } = service;
@@ -232,10 +235,21 @@ fn of_service(service: &ServiceManifest) -> FieldTexts {
     let autonomy = format!("{} without the control plane", show_duration(*autonomy_seconds));
     fields.push(("service.autonomy".into(), autonomy));
     fields.push(("service.exclusive".into(), exclusive_name(*exclusive).into()));
+    fields.push(("service.priority".into(), format!("{priority} of {PRIORITY_MAX}")));
+    push_rollout(&mut fields, rollout);
     let context = optional(context_tokens_max.as_ref(), u32::to_string);
     fields.push(("service.context tokens at most".into(), context));
     fields.push(("service.sequences per step at most".into(), batch_sequences_max.to_string()));
     fields
+}
+
+fn push_rollout(fields: &mut FieldTexts, rollout: &Rollout) {
+    let Rollout { ready_seconds, max_unavailable, failure_limit, on_failure } = rollout;
+    let ready = show_duration(u64::from(*ready_seconds));
+    fields.push(("service.roll-out.available after".into(), ready));
+    fields.push(("service.roll-out.taken at once".into(), max_unavailable.to_string()));
+    fields.push(("service.roll-out.failed starts".into(), failure_limit.to_string()));
+    fields.push(("service.roll-out.on failure".into(), failure_name(*on_failure).into()));
 }
 
 fn of_job(job: &JobManifest) -> FieldTexts {
@@ -349,6 +363,13 @@ fn expiry_name(on_expiry: OnExpiry) -> &'static str {
     match on_expiry {
         OnExpiry::Hold => "hold: what runs continues, nothing new starts",
         OnExpiry::Drain => "drain: what runs finishes and ends",
+    }
+}
+
+fn failure_name(on_failure: OnFailure) -> &'static str {
+    match on_failure {
+        OnFailure::Hold => "hold: nothing earlier runs again without a vote",
+        OnFailure::Return => "return: the present value may run again without a vote",
     }
 }
 

@@ -9,11 +9,12 @@ use protocol::manifest::Manifest;
 use serde_json::Value as Json;
 
 const BASE: &str = "kind = 'service'\nname = 'chat'\ntask = 'generate'\nbatch_sequences_max = 32\n\
-    autonomy_seconds = 3600\nexclusive = false\ncontext_tokens_max = 4096\n\
+    autonomy_seconds = 3600\nexclusive = false\npriority = 50\ncontext_tokens_max = 4096\n\
     [model]\nname = 'm'\nroot = '1111111111111111111111111111111111111111111111111111111111111111'\n\
     [replicas]\nmin = 1\nmax = 3\n\
     [resources]\ncpu_millicores = 500\nmemory = '1 GiB'\ngpu_count = 1\ngpu_memory = '40 GiB'\n\
-    [placement]\nregions = ['eu']\nnode_selector = { disk = 'ssd' }\n";
+    [placement]\nregions = ['eu']\nnode_selector = { disk = 'ssd' }\n\
+    [rollout]\nready_seconds = 0\nmax_unavailable = 1\nfailure_limit = 3\n";
 
 /// `field in TOML | as TOML | field in JSON | as JSON | expected result`; `same` = as in TOML. `*N` repeats
 /// the bracketed text before it N times.
@@ -52,6 +53,14 @@ autonomy_seconds | 2 | same | 2 | autonomy_seconds is 2; accepted: 3 to 2678400
 autonomy_seconds | 3 | same | 3 | approved
 autonomy_seconds | 2678400 | same | 2678400 | approved
 autonomy_seconds | 2678401 | same | 2678401 | autonomy_seconds is 2678401; accepted: 3 to 2678400
+priority | 0 | same | 0 | priority is 0; accepted: 1 to 100
+priority | 100 | same | 100 | approved
+priority | 101 | same | 101 | priority is 101; accepted: 1 to 100
+rollout.ready_seconds | 3600 | same | 3600 | approved
+rollout.ready_seconds | 3601 | same | 3601 | rollout.ready_seconds is 3601; accepted: 0 to 3600
+rollout.max_unavailable | 0 | same | 0 | approved
+rollout.max_unavailable | 1025 | same | 1025 | rollout.max_unavailable is 1025; accepted: 0 to 1024
+rollout.failure_limit | 0 | same | 0 | rollout.failure_limit is 0; accepted: 1 to 100
 exclusive | true | same | true | \
     autonomy_seconds is 3600, and the service is exclusive; accepted: 3, or exclusive = false
 placement.regions | [('r',)*63 'r'] | same | [('r',)*63 'r'] | approved

@@ -9,7 +9,7 @@ use human_chain::{RENDERER_VERSION, render, render_difference};
 use proptest::prelude::*;
 use protocol::access::AccessEnvelope;
 use protocol::governance::{Change, NodeRole, Proposal, RENDERING_DOMAIN};
-use protocol::manifest::Manifest;
+use protocol::manifest::{Manifest, OnFailure};
 use protocol::{Digest, Epoch, Millis};
 use serde_json::Value;
 use std::path::Path;
@@ -303,6 +303,23 @@ fn the_first_line_says_on_how_many_nodes_a_slot_may_live() {
     let alone = "No slot lives on two nodes: a node that gets no answer from the control plane ends its \
         replicas after 3 seconds.";
     assert!(sentence(3, true).ends_with(alone));
+}
+
+#[test]
+fn the_first_line_says_whether_the_service_may_return() {
+    let state = circle();
+    let mut shown = proposal(&state, deploy(4));
+    let mut says = |on_failure| {
+        let Change::Deploy(manifest) = &mut shown.change else { panic!("a deployment") };
+        let Manifest::Service(service) = manifest.as_mut() else { panic!("a service") };
+        service.rollout.on_failure = on_failure;
+        render(&shown)
+            .text
+            .lines()
+            .next()
+            .is_some_and(|line| line.contains("may return to the present value"))
+    };
+    assert_eq!([OnFailure::Hold, OnFailure::Return].map(&mut says), [false, true]);
 }
 
 #[test]

@@ -7,8 +7,8 @@ use protocol::governance::{Change, NodeRole, Policy, Proposal, SubjectVersion};
 use protocol::halt::HaltScope;
 use protocol::keys::{ByteString, HybridSignature};
 use protocol::manifest::{
-    EdgeManifest, Isolation, JobManifest, Manifest, ModelChoice, OnExpiry, Placement, ReplicaRange,
-    Resources, Runtime, ServiceManifest, Task,
+    EdgeManifest, Isolation, JobManifest, Manifest, ModelChoice, OnExpiry, OnFailure, Placement,
+    ReplicaRange, Resources, Rollout, Runtime, ServiceManifest, Task,
 };
 use protocol::{Digest, ModelRoot, Signature};
 use std::collections::BTreeMap;
@@ -162,6 +162,13 @@ pub(crate) fn full_service() -> ServiceManifest {
         on_expiry: OnExpiry::Drain,
         autonomy_seconds: 3,
         exclusive: true,
+        priority: 70,
+        rollout: Rollout {
+            ready_seconds: 10,
+            max_unavailable: 2,
+            failure_limit: 3,
+            on_failure: OnFailure::Return,
+        },
         context_tokens_max: Some(8192),
         batch_sequences_max: 64,
     }

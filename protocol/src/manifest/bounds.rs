@@ -6,10 +6,13 @@
 //! that only this release cannot run is within bounds; the component that would run it rejects it.
 
 use super::{
-    EdgeManifest, JobManifest, Manifest, ModelChoice, Placement, ReplicaRange, Resources, ServiceManifest,
-    format_bytes, parse_bytes,
+    EdgeManifest, JobManifest, Manifest, ModelChoice, Placement, ReplicaRange, Resources, Rollout,
+    ServiceManifest, format_bytes, parse_bytes,
 };
-use crate::limits::{AUTONOMY_SECONDS_MAX, AUTONOMY_SECONDS_MIN, LABEL_BYTES_MAX, LABELS_MAX, SLOTS_MAX};
+use crate::limits::{
+    AUTONOMY_SECONDS_MAX, AUTONOMY_SECONDS_MIN, FAILURES_MAX, LABEL_BYTES_MAX, LABELS_MAX, PRIORITY_MAX,
+    READY_SECONDS_MAX, SLOTS_MAX,
+};
 
 /// Minimum CPU of one replica: 1 ms, the smallest quota that Linux accepts, of each period of 20 ms. A
 /// smaller share needs a longer period. A worker that has used up its quota would then stall for longer than
@@ -80,6 +83,8 @@ impl ServiceManifest {
         check_resources(&self.resources)?;
         check_placement(&self.placement)?;
         check_autonomy(self.autonomy_seconds, self.exclusive)?;
+        in_range("priority", self.priority, 1, PRIORITY_MAX)?;
+        check_rollout(&self.rollout, self.replicas)?;
         if let Some(tokens) = self.context_tokens_max {
             in_range("context_tokens_max", tokens, 1, CONTEXT_TOKENS_MAX)?;
         }
@@ -179,6 +184,23 @@ fn check_autonomy(seconds: u64, exclusive: bool) -> Result<(), OutOfBounds> {
              exclusive = false"
         );
         return Err(OutOfBounds::new("autonomy_seconds", message));
+    }
+    Ok(())
+}
+
+/// Checks the rules for roll-outs. If planned work may take no replica away, a new one needs a slot beside
+/// those of the wanted replicas.
+fn check_rollout(rollout: &Rollout, replicas: ReplicaRange) -> Result<(), OutOfBounds> {
+    in_range("rollout.ready_seconds", rollout.ready_seconds, 0, READY_SECONDS_MAX)?;
+    in_range("rollout.max_unavailable", rollout.max_unavailable, 0, SLOTS_MAX)?;
+    in_range("rollout.failure_limit", rollout.failure_limit, 1, FAILURES_MAX)?;
+    if rollout.max_unavailable == 0 && replicas.min == replicas.max {
+        let message = format!(
+            "is 0, and each of the {} slots is always in use; accepted: 1 or more, or replicas.max above \
+             replicas.min",
+            replicas.max
+        );
+        return Err(OutOfBounds::new("rollout.max_unavailable", message));
     }
     Ok(())
 }

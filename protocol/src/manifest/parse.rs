@@ -180,6 +180,15 @@ struct RawPlacement {
     isolation: Option<Isolation>,
 }
 
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct RawRollout {
+    ready_seconds: Option<u32>,
+    max_unavailable: Option<u32>,
+    failure_limit: Option<u32>,
+    on_failure: Option<OnFailure>,
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawService {
@@ -199,6 +208,9 @@ struct RawService {
     on_expiry: Option<OnExpiry>,
     autonomy_seconds: Option<u64>,
     exclusive: Option<bool>,
+    priority: Option<u32>,
+    #[serde(default)]
+    rollout: RawRollout,
     context_tokens_max: Option<u32>,
     batch_sequences_max: Option<u32>,
 }
@@ -229,6 +241,8 @@ impl RawService {
             on_expiry: self.on_expiry.unwrap_or(OnExpiry::Hold),
             autonomy_seconds: self.autonomy_seconds.unwrap_or(autonomy_default),
             exclusive,
+            priority: self.priority.unwrap_or(limits::PRIORITY_DEFAULT),
+            rollout: self.rollout.choice(),
             context_tokens_max: self.context_tokens_max,
             batch_sequences_max: self.batch_sequences_max.unwrap_or(32),
         }))
@@ -271,6 +285,18 @@ impl RawPlacement {
             regions: self.regions,
             node_selector: self.node_selector,
             isolation: self.isolation.unwrap_or(Isolation::SameUid),
+        }
+    }
+}
+
+impl RawRollout {
+    fn choice(self) -> Rollout {
+        let default = Rollout::default();
+        Rollout {
+            ready_seconds: self.ready_seconds.unwrap_or(default.ready_seconds),
+            max_unavailable: self.max_unavailable.unwrap_or(default.max_unavailable),
+            failure_limit: self.failure_limit.unwrap_or(default.failure_limit),
+            on_failure: self.on_failure.unwrap_or(default.on_failure),
         }
     }
 }

@@ -1,14 +1,14 @@
 //! Properties of manifests as TOML: each field is read, and each mistake in a field is reported with its
 //! code, its line, its path and the accepted values.
 
-use crate::workloads::{self, EXPIRIES, ISOLATIONS, TASKS};
+use crate::workloads::{self, EXPIRIES, FAILURES, ISOLATIONS, TASKS};
 use proptest::collection::{btree_map, vec};
 use proptest::option;
 use proptest::prelude::*;
 use protocol::ModelRoot;
 use protocol::error_code::{self, ErrorCode};
 use protocol::manifest::{
-    Manifest, ModelChoice, Placement, ReplicaRange, Resources, Runtime, ServiceManifest, parse_bytes,
+    Manifest, ModelChoice, Placement, ReplicaRange, Resources, Rollout, Runtime, ServiceManifest, parse_bytes,
 };
 use protocol::{Digest, Millis};
 use serde_json::Value as Json;
@@ -27,6 +27,7 @@ context_tokens_max = 4096
 batch_sequences_max = 64
 autonomy_seconds = 600
 exclusive = false
+priority = 70
 [model]
 name = "llama"
 root = "1111111111111111111111111111111111111111111111111111111111111111"
@@ -43,6 +44,11 @@ regions = ["eu"]
 isolation = "full"
 [placement.node_selector]
 disk = "ssd"
+[rollout]
+ready_seconds = 10
+max_unavailable = 2
+failure_limit = 5
+on_failure = "return"
 "#;
 
 /// A job with every field.
@@ -73,7 +79,7 @@ root = "3333333333333333333333333333333333333333333333333333333333333333"
 "#;
 
 /// Fields that a manifest may leave out.
-const OPTIONAL: [&str; 15] = [
+const OPTIONAL: [&str; 20] = [
     "runtime",
     "egress",
     "spend_micro_units_per_hour",
@@ -83,6 +89,11 @@ const OPTIONAL: [&str; 15] = [
     "batch_sequences_max",
     "autonomy_seconds",
     "exclusive",
+    "priority",
+    "rollout.ready_seconds",
+    "rollout.max_unavailable",
+    "rollout.failure_limit",
+    "rollout.on_failure",
     "resources.gpu_count",
     "resources.gpu_memory",
     "placement.regions",
@@ -95,7 +106,8 @@ const OPTIONAL: [&str; 15] = [
 const GPU_SHARE: &str = "resources.gpu_share_percent";
 
 /// Fields whose types the TOML parser can read from a table: enumerations and times.
-const FROM_TABLES: [&str; 5] = ["task", "runtime", "on_expiry", "placement.isolation", "valid_until"];
+const FROM_TABLES: [&str; 6] =
+    ["task", "runtime", "on_expiry", "placement.isolation", "valid_until", "rollout.on_failure"];
 
 /// A line `key = value` of a manifest.
 struct Assignment {
@@ -193,10 +205,14 @@ fn an_unknown_field_is_reported_where_it_is() {
 }
 
 /// Number of a manifest with its smallest and its largest value.
-const BOUNDED: [(&str, &str, u64, u64); 9] = [
+const BOUNDED: [(&str, &str, u64, u64); 13] = [
     (SERVICE, "autonomy_seconds", 3, 31 * 24 * 3600),
     (SERVICE, "context_tokens_max", 1, 1 << 20),
     (SERVICE, "batch_sequences_max", 1, 1024),
+    (SERVICE, "priority", 1, 100),
+    (SERVICE, "rollout.ready_seconds", 0, 3600),
+    (SERVICE, "rollout.max_unavailable", 0, 1024),
+    (SERVICE, "rollout.failure_limit", 1, 100),
     (SERVICE, "replicas.max", 1, 1024),
     (SERVICE, "resources.cpu_millicores", 50, 4_096_000),
     (SERVICE, "resources.gpu_share_percent", 1, 99),
@@ -258,7 +274,7 @@ proptest! {
         let text = SERVICE.replace("min = 0\nmax = 3", &format!("min = {min}\nmax = {max}"));
         prop_assert_eq!(Manifest::from_toml(&text).is_ok(), min <= max);
         if min > max {
-            let message = refused(&text, error_code::MANIFEST_INVALID, 16, "replicas.min");
+            let message = refused(&text, error_code::MANIFEST_INVALID, 17, "replicas.min");
             prop_assert_eq!(message, format!("is {min}, more than replicas.max, which is {max}"));
         }
     }
@@ -268,7 +284,7 @@ proptest! {
     fn a_variant_has_one_name(
         (field, text) in prop::sample::select(vec![
             ("task", "embed generate"), ("runtime", "candle process"), ("on_expiry", "hold drain"),
-            ("placement.isolation", "none same_uid full"),
+            ("placement.isolation", "none same_uid full"), ("rollout.on_failure", "hold return"),
         ]),
         name in "[a-z_]{0,8}|Embed|FULL|sameUid|same-uid|drain ",
     ) {
@@ -341,14 +357,23 @@ fn sound() -> impl Strategy<Value = ServiceManifest> {
     let spend = option::of(0..=i64::MAX as u64);
     let workload = (crate::values::name(), model, prop::sample::select(&TASKS), replicas);
     let autonomy = prop_oneof![Just((3_u64, true)), (3..=2_678_400_u64).prop_map(|seconds| (seconds, false))];
+    let rollout = (0..=3600_u32, 1..=1024_u32, 1..=100_u32, prop::sample::select(&FAILURES)).prop_map(
+        |(ready_seconds, max_unavailable, failure_limit, on_failure)| Rollout {
+            ready_seconds,
+            max_unavailable,
+            failure_limit,
+            on_failure,
+        },
+    );
     let engine = (prop::sample::select(&EXPIRIES), option::of(1..=1_u32 << 20), 1..=1024_u32, autonomy);
+    let engine = (engine, 1..=100_u32, rollout);
     (workload, resources(), placement, spend, seconds, engine).prop_map(
-        |((name, model, task, replicas), resources, placement, spend, valid_until, engine)| ServiceManifest {
-            name,
-            model,
-            task,
+        |(workload, resources, placement, spend, valid_until, (engine, priority, rollout))| ServiceManifest {
+            name: workload.0,
+            model: workload.1,
+            task: workload.2,
             runtime: Runtime::Candle,
-            replicas,
+            replicas: workload.3,
             resources,
             placement,
             egress: Vec::new(),
@@ -357,6 +382,8 @@ fn sound() -> impl Strategy<Value = ServiceManifest> {
             on_expiry: engine.0,
             autonomy_seconds: engine.3.0,
             exclusive: engine.3.1,
+            priority,
+            rollout,
             context_tokens_max: engine.1,
             batch_sequences_max: engine.2,
         },
@@ -379,7 +406,7 @@ fn to_toml(service: &ServiceManifest) -> String {
     for key in ["name", "task", "on_expiry", "spend_micro_units_per_hour", "context_tokens_max"] {
         line(key, &json[key]);
     }
-    for key in ["batch_sequences_max", "autonomy_seconds", "exclusive"] {
+    for key in ["batch_sequences_max", "autonomy_seconds", "exclusive", "priority"] {
         line(key, &json[key]);
     }
     if let Some(until) = service.valid_until {
@@ -405,6 +432,10 @@ fn to_toml(service: &ServiceManifest) -> String {
     writeln!(out, "[placement.node_selector]").unwrap();
     for (key, value) in &service.placement.node_selector {
         writeln!(out, "{} = {}", quoted(key), quoted(value)).unwrap();
+    }
+    writeln!(out, "[rollout]").unwrap();
+    for key in ["ready_seconds", "max_unavailable", "failure_limit", "on_failure"] {
+        writeln!(out, "{key} = {}", json["rollout"][key]).unwrap();
     }
     out
 }

@@ -6,8 +6,8 @@ use proptest::option;
 use proptest::prelude::*;
 use protocol::gateway::{ApiKey, Route, RouteTable, RoutedService};
 use protocol::manifest::{
-    EdgeManifest, Isolation, JobManifest, Manifest, ModelChoice, OnExpiry, Placement, ReplicaRange,
-    Resources, Runtime, ServiceManifest, Task,
+    EdgeManifest, Isolation, JobManifest, Manifest, ModelChoice, OnExpiry, OnFailure, Placement,
+    ReplicaRange, Resources, Rollout, Runtime, ServiceManifest, Task,
 };
 use protocol::order::{SignedOrder, SignedTicket, SlotOrder, Ticket};
 
@@ -15,6 +15,7 @@ pub(crate) const TASKS: [Task; 2] = [Task::Embed, Task::Generate];
 pub(crate) const RUNTIMES: [Runtime; 2] = [Runtime::Candle, Runtime::Process];
 pub(crate) const ISOLATIONS: [Isolation; 3] = [Isolation::None, Isolation::SameUid, Isolation::Full];
 pub(crate) const EXPIRIES: [OnExpiry; 2] = [OnExpiry::Hold, OnExpiry::Drain];
+pub(crate) const FAILURES: [OnFailure; 2] = [OnFailure::Hold, OnFailure::Return];
 
 pub(crate) fn model() -> BoxedStrategy<ModelChoice> {
     (name(), root()).prop_map(|(name, root)| ModelChoice { name, root }).boxed()
@@ -37,12 +38,22 @@ fn replicas() -> BoxedStrategy<ReplicaRange> {
     (number32(), number32()).prop_map(|(min, max)| ReplicaRange { min, max }).boxed()
 }
 
+fn rollout() -> BoxedStrategy<Rollout> {
+    let of = |(ready_seconds, max_unavailable, failure_limit, on_failure)| Rollout {
+        ready_seconds,
+        max_unavailable,
+        failure_limit,
+        on_failure,
+    };
+    (number32(), number32(), number32(), one_of(&FAILURES)).prop_map(of).boxed()
+}
+
 fn service() -> BoxedStrategy<ServiceManifest> {
     let workload = (name(), model(), one_of(&TASKS), one_of(&RUNTIMES), replicas());
     let bounds = (resources(), placement(), texts(), option::of(number()), option::of(millis()));
     let engine = (one_of(&EXPIRIES), option::of(number32()), number32(), number(), any::<bool>());
-    (workload, bounds, engine)
-        .prop_map(|(workload, bounds, engine)| {
+    (workload, bounds, engine, number32(), rollout())
+        .prop_map(|(workload, bounds, engine, priority, rollout)| {
             let (name, model, task, runtime, replicas) = workload;
             let (resources, placement, egress, spend_micro_units_per_hour, valid_until) = bounds;
             let (on_expiry, context_tokens_max, batch_sequences_max, autonomy_seconds, exclusive) = engine;
@@ -60,6 +71,8 @@ fn service() -> BoxedStrategy<ServiceManifest> {
                 on_expiry,
                 autonomy_seconds,
                 exclusive,
+                priority,
+                rollout,
                 context_tokens_max,
                 batch_sequences_max,
             }

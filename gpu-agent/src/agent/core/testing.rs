@@ -13,8 +13,8 @@ use protocol::governance::{
 use protocol::halt::{Halt, HaltScope, SignedHalt};
 use protocol::keys::EncryptionKey;
 use protocol::manifest::{
-    Isolation, Manifest, ModelChoice, OnExpiry, Placement, ReplicaRange, Resources, Runtime, ServiceManifest,
-    Task,
+    Isolation, Manifest, ModelChoice, OnExpiry, Placement, ReplicaRange, Resources, Rollout, Runtime,
+    ServiceManifest, Task,
 };
 use protocol::model::{ErasureCode, KeyWrap, ModelRecord, SignedWrap, StoredKind};
 use protocol::order::{ORDER_DOMAIN, SignedOrder, SlotOrder};
@@ -240,6 +240,8 @@ pub(crate) fn service(name: &str, root: ModelRoot, max: u32) -> ServiceManifest 
         on_expiry: OnExpiry::Hold,
         autonomy_seconds: protocol::limits::AUTONOMY_SECONDS_DEFAULT,
         exclusive: false,
+        priority: protocol::limits::PRIORITY_DEFAULT,
+        rollout: Rollout::default(),
         context_tokens_max: None,
         batch_sequences_max: 4,
     }

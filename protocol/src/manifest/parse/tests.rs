@@ -45,6 +45,21 @@ fn the_smallest_service_is_read_with_its_defaults() {
     assert_eq!(service.on_expiry, OnExpiry::Hold);
     assert_eq!((service.autonomy_seconds, service.autonomy_ms()), (86_400, 86_400_000));
     assert!(!service.exclusive);
+    assert_eq!((service.priority, service.rollout), (50, Rollout::default()));
+    assert!(!service.may_return(), "nothing earlier runs again unless the manifest says so");
+}
+
+#[test]
+fn a_roll_out_that_may_take_nothing_away_has_a_slot_beside_the_wanted_ones() {
+    let outcome = |min: u32, rollout: &str| {
+        let text = with("min = 1", &format!("min = {min}")) + &format!("[rollout]\n{rollout}\n");
+        Manifest::from_toml(&text).map_err(|error| format!("{}: {}", error.field, error.message))
+    };
+    assert!(outcome(1, "max_unavailable = 0").is_ok());
+    assert!(outcome(3, "max_unavailable = 1").is_ok());
+    let expected = "rollout.max_unavailable: is 0, and each of the 3 slots is always in use; accepted: 1 or \
+                    more, or replicas.max above replicas.min";
+    assert_eq!(outcome(3, "max_unavailable = 0").map(drop), Err(expected.into()));
 }
 
 #[test]

@@ -190,6 +190,8 @@ pub(crate) fn manifest(
         on_expiry: OnExpiry::Hold,
         autonomy_seconds: protocol::limits::AUTONOMY_SECONDS_MIN,
         exclusive: true,
+        priority: protocol::limits::PRIORITY_DEFAULT,
+        rollout: Rollout::default(),
         context_tokens_max: None,
         batch_sequences_max: 8,
     }

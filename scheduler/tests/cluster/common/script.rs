@@ -480,6 +480,13 @@ pub(crate) fn parse_manifest(name: &str, words: &[&str], now: Millis) -> Service
             "isolation" => manifest.placement.isolation = parse_isolation(value),
             "model" => manifest.model = ModelChoice { name: value.parse().unwrap(), root: root(value) },
             "valid-ms" => manifest.valid_until = Some(now.plus(value.parse().unwrap())),
+            "priority" => manifest.priority = value.parse().unwrap(),
+            "ready" => manifest.rollout.ready_seconds = value.parse().unwrap(),
+            "unavailable" => manifest.rollout.max_unavailable = value.parse().unwrap(),
+            "failures" => manifest.rollout.failure_limit = value.parse().unwrap(),
+            "on-failure" => {
+                manifest.rollout.on_failure = serde_json::from_value(serde_json::json!(value)).unwrap();
+            }
             "autonomy" => manifest = autonomous(value.parse().unwrap(), manifest),
             "on-expiry" => manifest.on_expiry = serde_json::from_value(serde_json::json!(value)).unwrap(),
             other => panic!("no such property of a manifest: {other}"),
