@@ -1,6 +1,6 @@
 //! Changes: their admissibility in the circle's state.
 
-use crate::circle::CircleState;
+use crate::circle::{ApprovedService, CircleState};
 use crate::{ChainError, access, form, halt, membership};
 use protocol::governance::{Change, Member, NodeAdmission};
 use protocol::limits;
@@ -58,10 +58,12 @@ fn check_model(state: &CircleState, model: &ModelChoice) -> Result<(), ChainErro
     }
 }
 
-/// Checks that a model can be forgotten: once, and only while no approved service names it.
+/// Checks that a model can be forgotten: once, and only while no approved service names it, nor may return to
+/// an approval that does.
 fn check_forgetting(state: &CircleState, model: &ModelChoice, grace_seconds: u32) -> Result<(), ChainError> {
     check_model(state, model)?;
-    if let Some(service) = state.services().find(|service| service.manifest.model.root == model.root) {
+    let names = |service: &ApprovedService| service.manifests().any(|used| used.model.root == model.root);
+    if let Some(service) = state.services().find(|service| names(service)) {
         let service = service.manifest.name.clone();
         return Err(ChainError::ModelInUse { name: model.name.clone(), service });
     }

@@ -56,6 +56,32 @@ pub struct ApprovedService {
     pub proposal: ProposalId,
     /// Number of approved changes to the service.
     pub version: u64,
+    /// Approval to which the service may return: the one before, if the manifest in force says so.
+    pub before: Option<EarlierApproval>,
+}
+
+/// Approval before the one in force. The certificate in force names it, by its version and its value.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EarlierApproval {
+    /// Manifest that it approved.
+    pub manifest: ServiceManifest,
+    /// Digest of its certificate; an order that returns to it names this digest.
+    pub certificate: Digest,
+    pub proposal: ProposalId,
+}
+
+impl ApprovedService {
+    /// Returns the approval to which the service may return, if this is the digest of its certificate.
+    pub(crate) fn returns_to(&self, certificate: &Digest) -> Option<&EarlierApproval> {
+        self.before.as_ref().filter(|before| before.certificate == *certificate)
+    }
+
+    /// Returns the manifests under which the service may run: that in force, and that of the approval to
+    /// which it may return.
+    pub fn manifests(&self) -> impl Iterator<Item = &ServiceManifest> {
+        std::iter::once(&self.manifest).chain(self.before.as_ref().map(|before| &before.manifest))
+    }
 }
 
 /// Service that was retired by approval.
@@ -272,7 +298,14 @@ impl CircleState {
         let retired = self.retired.remove(&name).map(|retired| retired.version);
         let earlier = self.services.get(&name).map(|service| service.version).or(retired);
         debug_assert_eq!(earlier.unwrap_or(0) + 1, version, "versions of `{name}` never restart");
-        self.services.insert(name, ApprovedService { manifest, certificate, proposal, version });
+        // The proposal named the version and the value of what is in force, and nothing changed since.
+        let before =
+            self.services.get(&name).filter(|_| manifest.may_return()).map(|known| EarlierApproval {
+                manifest: known.manifest.clone(),
+                certificate: known.certificate,
+                proposal: known.proposal,
+            });
+        self.services.insert(name, ApprovedService { manifest, certificate, proposal, version, before });
     }
 
     fn apply_retire(&mut self, service: ServiceName, grace_seconds: u32, certificate: Digest) {

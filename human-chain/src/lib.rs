@@ -50,7 +50,8 @@ pub use certificate::{
     read_bundle, read_certificate, read_genesis, verify, verify_replay, verify_superseded,
 };
 pub use circle::{
-    ApprovedService, CircleState, ForgottenModel, LiftedHalt, RetiredService, circle_id, sign_genesis,
+    ApprovedService, CircleState, EarlierApproval, ForgottenModel, LiftedHalt, RetiredService, circle_id,
+    sign_genesis,
 };
 pub use comment::{
     AnsweredQuestion, CommentThread, VerifiedComment, check_comment, check_comment_text, read_thread,

@@ -2,15 +2,19 @@
 //!
 //! An order grants nothing. It refers to an approved deployment; the checks here verify that its envelope
 //! lets this node hold the slot under this fence.
+//!
+//! An order may return a slot to the approval before, if the certificate in force names that one and its
+//! manifest says so. Such an order names the earlier certificate, under a fence of the one in force.
 
 use crate::approved::{Approved, Basis};
+use crate::circle::EarlierApproval;
 use crate::subject::service_subject;
-use crate::{ApprovedService, ChainError, CircleState};
+use crate::{ChainError, CircleState};
 use protocol::governance::{NodeAdmission, NodeRole};
 use protocol::limits::CLOCK_GRACE_MS;
 use protocol::manifest::{Placement, Resources, ServiceManifest};
 use protocol::order::{SignedOrder, SlotOrder};
-use protocol::{Digest, Fence, Millis, NodeId, SlotIndex};
+use protocol::{Digest, Fence, Millis, NodeId, ProposalId, SlotIndex};
 
 /// Maximum number of counts that an order's fence may leave out: 2^20, more orders than a slot ever gets
 /// under one certificate while a node is away.
@@ -33,6 +37,16 @@ pub struct SlotGrant {
     pub certificate: Digest,
 }
 
+/// Approval under which an order runs: the one in force, or the one before, to which that returns.
+#[derive(Clone, Copy)]
+struct OrderedApproval<'a> {
+    manifest: &'a ServiceManifest,
+    certificate: Digest,
+    proposal: ProposalId,
+    /// Version of the certificate in force, whose fences count.
+    version: u64,
+}
+
 /// Verifies an order that this node does not hold yet.
 ///
 /// `last_fence` is the highest fence this node ever accepted for the slot, kept on disk. Control resends an
@@ -45,7 +59,7 @@ pub struct SlotGrant {
 ///
 /// # Errors
 /// Returns the first check that fails, in this order: signature and signer; circle; node and its admission;
-/// fence; certificate in force; validity; version and count of the fence; slot and GPUs within the envelope;
+/// fence; certificate in force, or the one that it names for a return; validity; version and count of the fence; slot and GPUs within the envelope;
 /// role, region and labels of the node.
 pub fn check_order(
     state: &CircleState,
@@ -120,7 +134,7 @@ fn approved_service<'a>(
     state: &'a CircleState,
     order: &SlotOrder,
     now: Millis,
-) -> Result<&'a ApprovedService, ChainError> {
+) -> Result<OrderedApproval<'a>, ChainError> {
     let refuse = |reason| Err(ChainError::OrderNotApproved { service: order.service.clone(), reason });
     let Some(service) = state.service(&order.service) else {
         return match state.retired_service(&order.service) {
@@ -129,21 +143,37 @@ fn approved_service<'a>(
         };
     };
     debug_assert_eq!(service.manifest.name, order.service, "a service is approved under its own name");
-    if service.certificate != order.certificate {
-        return refuse("it names a certificate that is not the one in force");
-    }
-    if service.manifest.valid_until.is_some_and(|until| now > until.plus(CLOCK_GRACE_MS)) {
+    let version = service.version;
+    let in_force = OrderedApproval {
+        manifest: &service.manifest,
+        certificate: service.certificate,
+        proposal: service.proposal,
+        version,
+    };
+    let named = if service.certificate == order.certificate {
+        in_force
+    } else if let Some(before) = service.returns_to(&order.certificate) {
+        debug_assert!(service.manifest.may_return(), "an approval names one to return to if it says so");
+        let EarlierApproval { manifest, certificate, proposal } = before;
+        OrderedApproval { manifest, certificate: *certificate, proposal: *proposal, version }
+    } else {
+        return refuse("it names a certificate that is not the one in force, nor the one it returns to");
+    };
+    let is_over = |approval: OrderedApproval<'_>| {
+        approval.manifest.valid_until.is_some_and(|until| now > until.plus(CLOCK_GRACE_MS))
+    };
+    if is_over(in_force) || is_over(named) {
         return refuse("the approval has ended");
     }
-    Ok(service)
+    Ok(named)
 }
 
 #[expect(
     clippy::disallowed_methods,
     reason = "one of the two functions that mint: an order was checked against a verified approval"
 )]
-fn grant(state: &CircleState, order: &SlotOrder, service: &ApprovedService) -> Approved<SlotGrant> {
-    let envelope = &service.manifest;
+fn grant(state: &CircleState, order: &SlotOrder, service: OrderedApproval<'_>) -> Approved<SlotGrant> {
+    let envelope = service.manifest;
     debug_assert_eq!((order.circle, order.certificate), (state.id(), service.certificate));
     debug_assert!(order.slot.0 < envelope.replicas.max, "slot {} is outside the envelope", order.slot);
     debug_assert!(gpus_fit(&envelope.resources, &order.gpus), "{:?} are not the granted GPUs", order.gpus);

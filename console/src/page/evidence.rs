@@ -3,7 +3,7 @@
 
 use crate::backend::ChangeOutlook;
 use crate::page::{counted, foreign, names, sentence, time};
-use human_chain::{CircleState, words_of};
+use human_chain::{ApprovedService, CircleState, words_of};
 use maud::{Markup, html};
 use protocol::api::{DryRun, DryRunPlacement};
 use protocol::governance::{Bundle, Change};
@@ -54,7 +54,8 @@ fn model_of(change: &Change) -> Option<&ModelChoice> {
 
 fn model_lines(circle: &CircleState, model: &ModelChoice, outlook: &ChangeOutlook) -> Markup {
     let record = outlook.model.as_ref().filter(|record| record.root == model.root);
-    let used = circle.services().filter(|service| service.manifest.model.root == model.root).count();
+    let is_user = |service: &&ApprovedService| service.manifests().any(|used| used.model.root == model.root);
+    let used = circle.services().filter(is_user).count();
     html! {
         dt { "Model" }
         dd {

@@ -4,7 +4,7 @@ use crate::backend::ChangeOutlook;
 use crate::page::questions::{self, Questions, UnsentComment};
 use crate::page::{PageFrame, document, evidence, foreign, rendering, time, time_left, votes, words};
 use crate::reviewed::ReviewedProposal;
-use human_chain::CircleState;
+use human_chain::{ApprovedService, CircleState};
 use maud::{Markup, html};
 use protocol::api::{ProposalState, ServiceView};
 use protocol::governance::{Bundle, Change};
@@ -162,7 +162,9 @@ pub(crate) fn touched(circle: &CircleState, change: &Change, services: &[Service
             std::iter::once(format!("node {node}")).chain(moved).collect()
         }
         Change::ForgetModel { model, .. } => {
-            let uses = circle.services().filter(|service| service.manifest.model.root == model.root);
+            let is_user =
+                |service: &&ApprovedService| service.manifests().any(|used| used.model.root == model.root);
+            let uses = circle.services().filter(is_user);
             let uses = uses.map(|service| format!("service {}", service.manifest.name));
             std::iter::once(format!("model {}", model.name)).chain(uses).collect()
         }

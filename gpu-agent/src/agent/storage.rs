@@ -8,6 +8,7 @@ use human_chain::CircleState;
 use model_store::{Context, ModelDecisions, NodeAddress, ShardService};
 use overlay::{CancellationToken, Identity, Limits, PeerPolicy};
 use protocol::governance::NodeRole;
+use protocol::manifest::ServiceManifest;
 use protocol::{ModelRoot, NodeId, NodeName};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -55,7 +56,8 @@ impl ModelDecisions for CircleDecisions {
     }
 
     fn is_named(&self, root: ModelRoot) -> bool {
-        self.circle.borrow().services().any(|service| service.manifest.model.root == root)
+        let names = |manifest: &ServiceManifest| manifest.model.root == root;
+        self.circle.borrow().services().any(|service| service.manifests().any(names))
     }
 }
 

@@ -5,7 +5,7 @@
 //! its input.
 
 use super::passkeys::check_list;
-use super::{CircleAccess, CircleState, FIRST_EPOCH};
+use super::{ApprovedService, CircleAccess, CircleState, FIRST_EPOCH};
 use crate::access::check_envelope;
 use crate::change::{GRACE_SECONDS_MAX, MODEL_GRACE_SECONDS_MAX};
 use crate::subject::{
@@ -40,6 +40,7 @@ impl CircleState {
     /// - each key of a node leads to it, and no other key leads to a node;
     /// - each subject's version and value are those of the service, node, model or circle in force;
     /// - a service is in force or retired, never both, each by a certificate of its own;
+    /// - an approval to which a service may return is of that service, and the manifest in force says so;
     /// - passkeys are members', each of one member and of no key that was given up, with counters of no
     ///   others;
     /// - a model is forgotten once, and no service in force names a forgotten one;
@@ -160,6 +161,13 @@ impl CircleState {
             let bound = self.model_root(&model.name) == Some(model.root);
             require!(bound, "service `{name}` runs a root that the name `{}` does not stand for", model.name);
             self.check_subject(service_subject(name), service.version, Some(manifest_value(&manifest)))?;
+            let Some(before) = &service.before else { continue };
+            require!(service.manifest.may_return(), "service `{name}` returns, and its manifest says hold");
+            let is_of_service = before.manifest.name == *name && service.version > 1;
+            require!(is_of_service, "service `{name}` returns to an approval of another");
+            let model = &before.manifest.model;
+            let bound = self.model_root(&model.name) == Some(model.root);
+            require!(bound, "service `{name}` returns to a root that `{}` does not stand for", model.name);
         }
         Ok(())
     }
@@ -200,7 +208,8 @@ impl CircleState {
             );
             let bound = self.model_root(&model.name) == Some(*root);
             require!(bound, "the name of forgotten model `{}` stands for another root", model.name);
-            let user = self.services.iter().find(|(_, service)| service.manifest.model.root == *root);
+            let names = |service: &ApprovedService| service.manifests().any(|used| used.model.root == *root);
+            let user = self.services.iter().find(|(_, service)| names(service));
             require!(user.is_none(), "model `{}` is forgotten, but a service in force names it", model.name);
             self.check_subject(model_subject(&model.name), 1, Some(model_value(model)))?;
         }
@@ -221,7 +230,11 @@ impl CircleState {
 
     /// A certificate has one subject, so no two approvals share one.
     fn check_certificates(&self) -> Result<(), String> {
-        let running = self.services.values().map(|service| service.certificate);
+        let before = |service: &ApprovedService| service.before.as_ref().map(|before| before.certificate);
+        let running = self
+            .services
+            .values()
+            .flat_map(|service| std::iter::once(service.certificate).chain(before(service)));
         let retired =
             self.retired.values().flat_map(|retired| [retired.certificate, retired.last.certificate]);
         let mut certificates = BTreeSet::new();

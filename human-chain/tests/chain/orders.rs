@@ -1,13 +1,18 @@
 //! Tests of orders: a node accepts only orders for its own slots of approved services.
 
 use crate::samples::full_service;
-use crate::support::{NOW, check, circle, deploy, enact, key, name, node, order, policy, retire, sign_order};
-use human_chain::{CircleState, FENCE_LEAP_MAX, check_order, placement_allows};
+use crate::support::{
+    NOW, check, circle, deploy, enact, forget, key, name, node, order, policy, retire, sign_order,
+    try_propose,
+};
+use human_chain::{
+    Approved, ChainError, CircleState, FENCE_LEAP_MAX, SlotGrant, check_order, placement_allows,
+};
 use proptest::prelude::*;
 use protocol::canonical::{from_bytes, to_bytes};
 use protocol::governance::{Change, NodeAdmission, NodeRole};
 use protocol::limits::CLOCK_GRACE_MS;
-use protocol::manifest::{Manifest, ServiceManifest};
+use protocol::manifest::{Manifest, OnFailure, ServiceManifest};
 use protocol::order::{SignedOrder, SlotOrder};
 use protocol::{Digest, Fence, Millis, NodeId, SlotIndex};
 use std::sync::LazyLock;
@@ -140,6 +145,83 @@ fn an_order_ends_with_its_approval() {
     let change = Change::SetMembers { members, policy: rules, proofs: [].into() };
     enact(&mut state, change, &["alice", "bob"]);
     check("a new epoch leaves approvals in force", check_order(&state, &kept, n1(), None, NOW), "approved");
+}
+
+/// Returns the same deployment, which lets the service return to the approval before.
+fn deploy_returning(replicas_max: u32) -> Change {
+    let Change::Deploy(mut manifest) = deploy(replicas_max) else { panic!("a deployment") };
+    let Manifest::Service(service) = manifest.as_mut() else { panic!("a service") };
+    service.rollout.on_failure = OnFailure::Return;
+    Change::Deploy(manifest)
+}
+
+/// Attack: control runs an approval of the past, which the one in force replaced. The positive control is the
+/// same order under a certificate that names this approval to return to.
+#[test]
+fn a_return_goes_to_the_approval_that_the_certificate_names_alone() {
+    const OTHER: &str = "order-not-approved: not the one in force, nor the one it returns to";
+    let mut state = deployed();
+    let first = order(&state);
+    enact(&mut state, deploy(3), &["alice", "bob"]);
+    let second = order(&state);
+    let returned = |state: &CircleState, to: &SlotOrder, fence: Fence| {
+        let order = SlotOrder { certificate: to.certificate, fence, ..order(state) };
+        check_order(state, &sign_order(order, "control"), n1(), None, NOW)
+    };
+    check("its certificate says hold", returned(&state, &first, Fence::new(2, 1)), OTHER);
+    enact(&mut state, deploy_returning(2), &["alice", "bob"]);
+    check("the approval before", returned(&state, &second, Fence::new(3, 1)), "approved");
+    check("two approvals back", returned(&state, &first, Fence::new(3, 1)), OTHER);
+    let old_fence = "order-mismatch: not of the certificate in force";
+    check("under a fence of its own", returned(&state, &second, Fence::new(2, 9)), old_fence);
+    let grant = returned(&state, &second, Fence::new(3, 1)).expect("approved").into_inner();
+    assert_eq!((grant.service.replicas.max, grant.certificate), (3, second.certificate), "its envelope");
+    let third = order(&state);
+    let outside = SlotOrder { slot: SlotIndex(2), ..third.clone() };
+    check("outside the envelope in force", returned_as(&state, outside), "order-mismatch: no such slot");
+    let inside = SlotOrder { slot: SlotIndex(2), certificate: second.certificate, ..third };
+    check("inside the envelope before", returned_as(&state, inside), "approved");
+    // The next certificate ends the return, and names the one that it replaces.
+    enact(&mut state, deploy_returning(5), &["alice", "bob"]);
+    check("named no more", returned(&state, &second, Fence::new(4, 1)), OTHER);
+    enact(&mut state, retire("embed"), &["alice", "bob"]);
+    enact(&mut state, deploy_returning(5), &["alice", "bob"]);
+    assert_eq!(state.service(&name("embed")).and_then(|known| known.before.clone()), None, "it was retired");
+}
+
+fn returned_as(state: &CircleState, order: SlotOrder) -> Result<Approved<SlotGrant>, ChainError> {
+    check_order(state, &sign_order(order, "control"), n1(), None, NOW)
+}
+
+#[test]
+fn a_return_ends_with_either_approval_and_keeps_its_model() {
+    let until = Millis(NOW.0 + 1000);
+    let with_end = |change: Change| {
+        let Change::Deploy(mut manifest) = change else { panic!("a deployment") };
+        let Manifest::Service(service) = manifest.as_mut() else { panic!("a service") };
+        service.valid_until = Some(until);
+        Change::Deploy(manifest)
+    };
+    for (case, first, second) in [
+        ("the one before ends", with_end(deploy(4)), deploy_returning(4)),
+        ("the one in force ends", deploy(4), with_end(deploy_returning(4))),
+    ] {
+        let mut state = circle();
+        enact(&mut state, first, &["alice", "bob"]);
+        let earlier = order(&state).certificate;
+        enact(&mut state, second, &["alice", "bob"]);
+        let signed = sign_order(SlotOrder { certificate: earlier, ..order(&state) }, "control");
+        let at = |now| check_order(&state, &signed, n1(), None, now);
+        check(case, at(until.plus(CLOCK_GRACE_MS)), "approved");
+        check(case, at(until.plus(CLOCK_GRACE_MS + 1)), "order-not-approved: the approval has ended");
+    }
+    let mut state = deployed();
+    let mut other = deploy_returning(4);
+    let Change::Deploy(manifest) = &mut other else { panic!("a deployment") };
+    let Manifest::Service(service) = manifest.as_mut() else { panic!("a service") };
+    (service.model.name, service.model.root.0) = (name("other"), Digest::of(b"other"));
+    enact(&mut state, other, &["alice", "bob"]);
+    check("a model to return to", try_propose(&state, forget("minilm", 0)), "model-in-use");
 }
 
 #[test]

@@ -6,7 +6,9 @@
 //! the time of acceptance.
 
 use super::SlotKey;
-use human_chain::{Approved, ChainError, CircleState, SlotGrant, check_order, verify_replay};
+use human_chain::{
+    Approved, ApprovedService, ChainError, CircleState, SlotGrant, check_order, verify_replay,
+};
 use protocol::agent_state::{HeldOrder, ORDER_BOOK_VERSION, OrderBookRecord, SlotFence};
 use protocol::governance::{Bundle, SignedGenesis};
 use protocol::order::SignedOrder;
@@ -242,11 +244,17 @@ impl OrderBook {
     }
 }
 
-/// Verifies an order against the present state. None if its approval is in force no longer, or was not yet
-/// when the order was accepted.
+/// Verifies an order against the present state, under the approval in force or the one to which that returns.
+/// None if its approval is in force no longer, or was not yet when the order was accepted.
 fn prove_in_force(state: &CircleState, order: &HeldOrder, node: NodeId) -> Option<Arc<Approved<SlotGrant>>> {
     let named = &order.signed.order;
-    let service = state.service(&named.service).filter(|service| service.certificate == named.certificate)?;
+    let is_return = |service: &ApprovedService| {
+        let before = service.before.as_ref().filter(|before| before.certificate == named.certificate);
+        before.is_some() && named.fence.version == service.version
+    };
+    let of_order =
+        |service: &&ApprovedService| service.certificate == named.certificate || is_return(service);
+    let service = state.service(&named.service).filter(of_order)?;
     let approved_at = state.number_of(&service.proposal)?;
     let was_approved = (approved_at..=state.length()).contains(&order.governance_length);
     was_approved.then(|| verify_again(state, order, node).ok().map(Arc::new)).flatten()
@@ -270,6 +278,7 @@ mod tests {
     use super::*;
     use human_chain::MemberSecret;
     use overlay::Identity;
+    use protocol::order::SlotOrder;
     use protocol::{Digest, ModelRoot, SlotIndex};
 
     fn key(slot: u32) -> SlotKey {
@@ -330,6 +339,37 @@ mod tests {
             plant(&mut planted);
             assert_eq!(planted.check_invariants(), Err(expected.to_owned()));
         }
+    }
+
+    /// A slot that returned to the approval before is proved without a replay. One that was never ordered
+    /// again since that approval is proved by the history, as any order of an earlier approval.
+    #[test]
+    fn an_order_that_returned_is_read_back() {
+        let identity = Identity::from_seed(&[7; 32]);
+        let encryption = MemberSecret::generate(&[9; 64]).public().encryption;
+        let node = NodeId(identity.public_key());
+        let replicas = ["127.0.0.1:1".to_owned()];
+        let mut world = TestCircle::new(vec![admission("node-1", &identity, encryption)], &replicas, NOW);
+        let mut manifest = service("chat", ModelRoot(Digest::of(b"model")), 4);
+        let first = world.deploy(&manifest);
+        let mut book = OrderBook::default();
+        let mut accept = |world: &TestCircle, signed: SignedOrder| {
+            let grant = check_order(&world.state, &signed, node, None, NOW).unwrap();
+            book.accept(signed, grant, world.state.length(), NOW);
+        };
+        accept(&world, world.order(&first, node, 0, 1));
+        manifest.rollout.on_failure = protocol::manifest::OnFailure::Return;
+        world.deploy(&manifest);
+        let returned = SlotOrder { fence: Fence::new(2, 1), ..world.plain_order(&first, node, 1, 1) };
+        accept(&world, world.sign(0, returned));
+        let read = |bundles: &[Bundle]| {
+            let record = book.to_record(world.state.id(), node);
+            let read = OrderBook::from_record(record, &world.state, &world.genesis, bundles, node).unwrap();
+            let slots = read.0.all_held().map(|(key, _)| key.slot.0).collect::<Vec<_>>();
+            (slots, read.1.len())
+        };
+        assert_eq!(read(&[]), (vec![1], 1), "without the history");
+        assert_eq!(read(&world.bundles), (vec![0, 1], 0));
     }
 
     #[test]

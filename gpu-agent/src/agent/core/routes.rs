@@ -83,9 +83,12 @@ fn check_service(circle: &CircleState, routed: &RoutedService) -> Result<Covered
         return Err("no certificate approves the service".into());
     };
     debug_assert_eq!(service.manifest.name, routed.service, "a service is approved under its own name");
-    let ServiceManifest { model, task, .. } = &service.manifest;
-    if model.name != routed.model || *task != routed.task {
-        return Err(format!("the circle approved it for another model or task: `{}`", model.name));
+    let is_routed =
+        |manifest: &ServiceManifest| manifest.model.name == routed.model && manifest.task == routed.task;
+    // A service may have returned to the approval before.
+    if !service.manifests().any(is_routed) {
+        let model = &service.manifest.model.name;
+        return Err(format!("the circle approved it for another model or task: `{model}`"));
     }
     Ok(CoveredService { retired, version: service.version })
 }
@@ -230,6 +233,20 @@ mod tests {
             let (handed, refused) = check_routes(&world.state, &table(vec![wrong]), None);
             assert_eq!((handed, refusals(&refused)), (table(vec![]), vec![expected.to_string()]));
         }
+    }
+
+    #[test]
+    fn a_service_that_returned_is_routed_under_its_earlier_model() {
+        let mut world = world();
+        let wanted = table(vec![routed("chat", &[(0, id(7))])]);
+        let handed = |world: &TestCircle| check_routes(&world.state, &wanted, None).0.services.len();
+        let mut next = service("chat", ModelRoot(Digest::of(b"other model")), 4);
+        world.deploy(&next);
+        assert_eq!(handed(&world), 0, "the earlier approval was replaced");
+        world.deploy(&service("chat", ModelRoot(Digest::of(b"model")), 4));
+        next.rollout.on_failure = protocol::manifest::OnFailure::Return;
+        world.deploy(&next);
+        assert_eq!(handed(&world), 1, "the certificate in force names it to return to");
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! Tests of the invariants: they hold after every step of a history, and each planted violation is found.
 
 use super::*;
-use crate::circle::ApprovedService;
 use crate::circle::passkeys::MemberPasskeys;
 use crate::history::{HistoryEntry, HistoryTree};
 use crate::passkey::PasskeyCount;
@@ -185,6 +184,22 @@ fn embed(state: &mut CircleState) -> &mut ApprovedService {
     state.services.get_mut(&name("embed")).expect("in force")
 }
 
+fn earlier(service: &ApprovedService) -> crate::EarlierApproval {
+    crate::EarlierApproval {
+        manifest: service.manifest.clone(),
+        certificate: Digest::of(b"earlier"),
+        proposal: service.proposal,
+    }
+}
+
+/// Lets the service return to this approval by its manifest, with the subject's value that follows.
+fn damaged_to_return(state: &mut CircleState, before: crate::EarlierApproval) {
+    embed(state).manifest.rollout.on_failure = protocol::manifest::OnFailure::Return;
+    embed(state).before = Some(before);
+    let value = manifest_value(&Manifest::Service(embed(state).manifest.clone()));
+    state.subjects.get_mut("service/embed").expect("in force").1 = Some(value);
+}
+
 fn forgotten_spare(state: &mut CircleState) -> &mut crate::ForgottenModel {
     state.forgotten.get_mut(&spare().root).expect("forgotten")
 }
@@ -322,6 +337,17 @@ fn damage_to_services_is_found() {
         ("was retired at version 5, but ran at 5", |s| retired_chat(s).last.version = 5),
         ("has 604801 s of grace", |s| retired_chat(s).grace_seconds = 604_801),
         ("approves two things", |s| embed(s).certificate = retired_chat(s).certificate),
+        ("returns, and its manifest says hold", |s| {
+            let before = earlier(embed(s));
+            embed(s).before = Some(before);
+        }),
+        ("returns to an approval of another", |s| {
+            let before = crate::EarlierApproval {
+                manifest: retired_chat(s).last.manifest.clone(),
+                ..earlier(embed(s))
+            };
+            damaged_to_return(s, before);
+        }),
         ("approves two things", |s| retired_chat(s).certificate = retired_chat(s).last.certificate),
     ]);
 }
