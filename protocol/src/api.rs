@@ -192,6 +192,13 @@ pub struct DryRun {
     pub waiting: Vec<String>,
     /// Signatures that the deployment needs, as a sentence.
     pub needs: String,
+    /// Priority of the replicas.
+    pub priority: u32,
+    /// Running services of a lower priority, whose room the replicas may take, by name.
+    pub outranked: Vec<ServiceName>,
+    /// Course of the roll-out: replacements at once, the time until a replica counts, and the consequence of
+    /// failed starts, as sentences.
+    pub roll_out: Vec<String>,
     /// Spend limit per hour, in millionths of the circle's unit; none = no limit.
     pub spend_micro_units_per_hour: Option<u64>,
 }
@@ -212,10 +219,12 @@ pub struct DryRunPlacement {
 pub struct ServiceView {
     /// Name of the service.
     pub name: ServiceName,
-    /// Approved manifest.
+    /// Approved manifest; that of the approval before if the service has returned to it.
     pub manifest: Manifest,
     /// Digest of the certificate that approves the manifest.
     pub certificate: Digest,
+    /// Roll-out of the approval in force.
+    pub roll_out: RollOutView,
     /// Number of replicas wanted now, within the envelope.
     pub desired: u32,
     /// Number of replicas that serve requests now, under this approval or an earlier one.
@@ -226,6 +235,38 @@ pub struct ServiceView {
     pub retiring: bool,
     /// Slots of the service.
     pub slots: Vec<SlotView>,
+}
+
+/// Progress of the roll-out of an approval.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RollOutProgress {
+    /// Every wanted replica was available under the approval in force, or nothing ran before it.
+    Complete,
+    /// Replicas of an earlier approval are being replaced.
+    Progressing,
+    /// So many starts failed in a row as the manifest allows. The roll-out waits for a replica to answer.
+    Holding,
+    /// The service runs under the approval before, until the circle decides again.
+    Returned,
+}
+
+/// Roll-out of the approval in force of a service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RollOutView {
+    /// Progress so far.
+    pub progress: RollOutProgress,
+    /// Number of replicas that count as available under the approval that is ordered now.
+    pub available: u32,
+    /// Number of failed starts in a row.
+    pub failed_starts: u32,
+    /// Certificate to which the service may return; none if the one in force names none.
+    pub returns_to: Option<Digest>,
+    /// Certificate in force, from which the service returned; none if it has not returned.
+    pub returned_from: Option<Digest>,
+    /// Cause of the return; none if it has not returned.
+    pub cause: Option<String>,
 }
 
 /// Slot of a service, as shown to people.
@@ -250,6 +291,14 @@ pub struct SlotView {
 pub struct ScaleRequest {
     /// Number of replicas wanted, within the envelope.
     pub replicas: u32,
+}
+
+/// Body of `POST /v1/services/{name}/rollback`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RollbackRequest {
+    /// Reason, for the record and for other operators.
+    pub reason: String,
 }
 
 /// Admitted node, as shown to people.

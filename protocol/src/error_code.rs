@@ -199,6 +199,10 @@ codes! {
     NAME_TAKEN = "name-taken";
     /// The requested number of replicas is outside the envelope.
     SCALE_OUTSIDE_ENVELOPE = "scale-outside-envelope";
+    /// A new approval failed, or an operator rolled it back: the service runs under the one before.
+    SERVICE_RETURNED = "service-returned";
+    /// The certificate in force names no approval to which the service may return.
+    ROLLBACK_NOT_APPROVED = "rollback-not-approved";
     /// The access token is unknown or lacks the scope.
     TOKEN_SCOPE_MISSING = "token-scope-missing";
     /// A limit of the cluster is reached.

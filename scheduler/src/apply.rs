@@ -10,6 +10,7 @@ mod governance;
 mod known;
 mod proposals;
 mod registry;
+mod roll_back;
 mod waiting;
 
 pub(crate) use comments::all as all_comments;
@@ -100,6 +101,7 @@ fn carry_out(cluster: &mut Cluster, index: u64, command: &Command) -> Result<Rep
         Action::GrantAccess(signed) => access::grant(cluster, signed),
         Action::RevokeAccess(signed) => access::revoke(cluster, signed),
         Action::Scale { service, replicas } => registry::scale(cluster, actor, service, *replicas),
+        Action::RollBack { service, reason } => roll_back::roll_back(cluster, actor, service, reason),
         Action::Execute { parent_generation, steps } => execute::execute(cluster, *parent_generation, steps),
         Action::Enrol(admission) => registry::enrol(cluster, admission),
         Action::Tick => Ok(tick(cluster, index, &command.clocks)),
@@ -118,7 +120,9 @@ fn scope_of(action: &Action) -> Option<TokenScope> {
         | Action::PutComment(_)
         | Action::PutWraps(_)
         | Action::DropWrap(_) => Some(TokenScope::Propose),
-        Action::RegisterModel { .. } | Action::Scale { .. } => Some(TokenScope::Submit),
+        Action::RegisterModel { .. } | Action::Scale { .. } | Action::RollBack { .. } => {
+            Some(TokenScope::Submit)
+        }
         // A grant needs no token: a member without one could get none.
         Action::GrantAccess(_)
         | Action::RevokeAccess(_)

@@ -9,6 +9,7 @@ use crate::command::{Actor, Refusal, SlotName};
 use crate::former::FormerHolder;
 use crate::limits::{CLOSED_PROPOSALS_MAX, SNAPSHOT_BYTES_MAX};
 use crate::outcomes::Outcomes;
+use crate::roll_out::{ReturnTarget, RollOut};
 use human_chain::{AccessBook, ChainError, CircleState, FoundGrant, check_grant_stands};
 use protocol::access::GrantedAccess;
 use protocol::agent::PendingNode;
@@ -30,7 +31,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Domain separator of the state's digest.
-const CLUSTER_DOMAIN: &str = "quorate/cluster/v6";
+const CLUSTER_DOMAIN: &str = "quorate/cluster/v7";
 
 /// The replicated state of the whole cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -43,7 +44,8 @@ pub struct Cluster {
     pub(crate) leadership: Option<Leadership>,
     pub(crate) circle: Option<Circle>,
     pub(crate) services: BTreeMap<ServiceName, Service>,
-    /// Manifests in force, and those under which a slot still runs, by certificate.
+    /// Manifests in force, those to which a service may return, and those under which a slot still runs, by
+    /// certificate.
     pub(crate) manifests: BTreeMap<Digest, ServiceManifest>,
     pub(crate) models: BTreeMap<ModelRoot, ModelRecord>,
     pub(crate) wraps: BTreeMap<ModelRoot, BTreeMap<Recipient, SignedWrap>>,
@@ -128,11 +130,11 @@ impl TryFrom<CircleRecord> for Circle {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Service {
-    /// Manifest that the circle approved last.
+    /// Manifest that the circle approved last, or the one before if the service has returned to it.
     pub manifest: ServiceManifest,
     /// Certificate that approves the manifest.
     pub certificate: Digest,
-    /// Number of approved changes to the service, the certificate's included.
+    /// Number of approved changes to the service, up to the certificate in force.
     pub version: u64,
     /// Replicas wanted now, within the envelope.
     pub desired: u32,
@@ -142,6 +144,10 @@ pub struct Service {
     pub slots: BTreeMap<SlotIndex, Slot>,
     /// Nodes where it failed, with the time until which it is not retried there.
     pub avoid: BTreeMap<NodeId, ClusterTime>,
+    /// Approval to which it may return; none if the certificate in force names none.
+    pub before: Option<ReturnTarget>,
+    /// Roll-out of the approval in force.
+    pub roll_out: RollOut,
 }
 
 /// Life-cycle phase of a service.
@@ -191,6 +197,13 @@ pub struct Holding {
     /// longer runs under that order.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replaces: Option<SlotName>,
+    /// Failed starts of its replica that were counted in a roll-out.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub failed_starts: u32,
+}
+
+fn is_zero(count: &u32) -> bool {
+    *count == 0
 }
 
 /// Phase of a held slot. The slot can be ordered again once it is free, or while its node is silent.

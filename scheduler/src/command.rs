@@ -129,6 +129,13 @@ pub enum Action {
         /// Wanted number of replicas.
         replicas: u32,
     },
+    /// Return a service to the approval before, which the certificate in force names.
+    RollBack {
+        /// Service to return.
+        service: ServiceName,
+        /// Reason, in the words of the operator.
+        reason: String,
+    },
     /// Execute a plan.
     Execute {
         /// Generation for which the plan was made.
@@ -182,6 +189,24 @@ pub enum Step {
     End(SlotName),
     /// Order a node to run a free slot.
     Order(OrderPlan),
+    /// A replica under a new approval failed to start.
+    FailStart {
+        /// Slot of the replica.
+        slot: SlotName,
+        /// Number of its failed starts under this order; higher than counted before.
+        starts: u32,
+        /// Number of replicas that are available under the new approval.
+        available: u32,
+        /// Cause, as text for operators.
+        cause: String,
+    },
+    /// The roll-out of a service's approval ends.
+    EndRollOut {
+        /// Service whose roll-out ends.
+        service: ServiceName,
+        /// Cause for which the service returns to the approval before; none if the roll-out is complete.
+        failed: Option<String>,
+    },
 }
 
 /// A slot under a specific order. A step for an order that is no longer in force is refused.

@@ -9,6 +9,8 @@ use crate::cluster::{Cluster, Holding, HoldingPhase, Service, ServicePhase, Slot
 use crate::command::{OrderPlan, Refusal, SlotName, Step};
 use crate::former::FormerHolder;
 use crate::limits::AVOID_MS;
+use crate::returning::return_target;
+use crate::roll_out::RollOut;
 use protocol::error_code::PLAN_STALE;
 use protocol::governance::{NodeAdmission, NodeRole};
 use protocol::limits::LEASE_MS;
@@ -50,6 +52,10 @@ impl<'a> Draft<'a> {
             Step::Drain { slot, until, cause, failed } => self.drain(slot, *until, cause, *failed),
             Step::End(name) => self.end(name),
             Step::Order(order) => self.order(order),
+            Step::FailStart { slot, starts, available, cause } => {
+                self.fail_start(slot, *starts, *available, cause)
+            }
+            Step::EndRollOut { service, failed } => self.end_roll_out(service, failed.as_deref()),
         }
     }
 
@@ -166,6 +172,57 @@ impl<'a> Draft<'a> {
         Ok(effect("end", subject_of(name), String::new()))
     }
 
+    fn fail_start(
+        &mut self,
+        name: &SlotName,
+        starts: u32,
+        available: u32,
+        cause: &str,
+    ) -> Result<Effect, Refusal> {
+        let rolling = self.services.get(&name.service).filter(|service| service.is_rolling_out());
+        let Some(certificate) = rolling.map(|service| service.certificate) else {
+            return Err(stale(format!("no approval of {} is rolled out", name.service)));
+        };
+        let (slot, holding) = self.held(name)?;
+        let counts = holding.phase == HoldingPhase::Running && holding.order.certificate == certificate;
+        if !counts || starts <= holding.failed_starts {
+            let counted = holding.failed_starts;
+            let message = format!("{} has {counted} failed starts, not {starts}", subject_of(name));
+            return Err(stale(message));
+        }
+        let more = starts - holding.failed_starts;
+        slot.holding = Some(Holding { failed_starts: starts, ..holding });
+        let service = self.services.get_mut(&name.service).ok_or_else(|| stale("no such service"))?;
+        let row = &mut service.roll_out;
+        let before = if available > row.available { 0 } else { row.failed_starts };
+        (row.failed_starts, row.available) = (before.saturating_add(more), available);
+        Ok(effect("fail-start", subject_of(name), cause.to_string()))
+    }
+
+    fn end_roll_out(&mut self, name: &ServiceName, failed: Option<&str>) -> Result<Effect, Refusal> {
+        let rolling = self.services.get(name).filter(|service| service.is_rolling_out());
+        let service = rolling.ok_or_else(|| stale(format!("no approval of {name} is rolled out")))?;
+        let subject = format!("service/{name}");
+        let Some(cause) = failed else {
+            let current = |holding: &Holding| holding.order.certificate == service.certificate;
+            if !service.held().all(|(_, holding)| current(holding)) {
+                return Err(stale(format!("an earlier approval of {name} still runs")));
+            }
+            let service = self.services.get_mut(name).ok_or_else(|| stale("no such service"))?;
+            service.roll_out = RollOut::default();
+            return Ok(effect("complete", subject, String::new()));
+        };
+        let (target, manifest) =
+            return_target(self.cluster, service).map_err(|refusal| stale(refusal.message))?;
+        let limit = service.manifest.rollout.failure_limit;
+        if target.failed || service.roll_out.failed_starts < limit {
+            return Err(stale(format!("the roll-out of {name} has not failed, or so did the one before")));
+        }
+        let service = self.services.get_mut(name).ok_or_else(|| stale("no such service"))?;
+        service.return_to(target, manifest, cause.to_string());
+        Ok(effect("return", subject, cause.to_string()))
+    }
+
     fn order(&mut self, plan: &OrderPlan) -> Result<Effect, Refusal> {
         let order = self.permitted_order(plan)?;
         let subject = slot_text(&plan.service, plan.slot);
@@ -180,7 +237,7 @@ impl<'a> Draft<'a> {
             slot.last_holder = Some(replaced.order.node);
         }
         let (phase, replaces) = (HoldingPhase::Running, plan.replaces.clone());
-        slot.holding = Some(Holding { order: order.clone(), phase, replaces });
+        slot.holding = Some(Holding { order: order.clone(), phase, replaces, failed_starts: 0 });
         let moves_from = plan.replaces.as_ref().map(|leaves| format!(", replacing {}", subject_of(leaves)));
         let node = self.cluster.node_name(&plan.node);
         let detail = format!("on {node} under fence {}{}", plan.fence, moves_from.unwrap_or_default());

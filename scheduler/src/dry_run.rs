@@ -6,14 +6,16 @@
 use crate::cluster::{Cluster, Service, ServicePhase};
 use crate::command::Refusal;
 use crate::plan::{CandidatePlacement, best_placement, capacities, free_slot, model_bytes};
+use crate::roll_out::RollOut;
 use crate::view::ClusterView;
 use crate::why::smallest_change;
 use human_chain::{propose, subject_of};
 use protocol::api::{DryRun, DryRunPlacement};
 use protocol::checkpoint::is_foreign;
+use protocol::display::counted;
 use protocol::governance::Change;
-use protocol::manifest::{Manifest, Runtime, ServiceManifest};
-use protocol::{Digest, ErrorCode, error_code};
+use protocol::manifest::{Manifest, OnFailure, Rollout, Runtime, ServiceManifest};
+use protocol::{Digest, ErrorCode, ServiceName, error_code};
 use std::collections::BTreeMap;
 
 /// Places the replicas that start immediately, then further ones up to the envelope's maximum. The deployment
@@ -44,6 +46,8 @@ pub fn dry_run(view: ClusterView, manifest: &Manifest) -> Result<DryRun, Refusal
         phase: ServicePhase::Active,
         slots: BTreeMap::new(),
         avoid: BTreeMap::new(),
+        before: None,
+        roll_out: RollOut::default(),
     };
     services.remove(&manifest.name);
     let mut capacities = capacities(view, &services);
@@ -77,7 +81,17 @@ pub fn dry_run(view: ClusterView, manifest: &Manifest) -> Result<DryRun, Refusal
     let desired = service.desired;
     debug_assert!(placed.len() <= manifest.replicas.max as usize, "the envelope bounds a dry run");
     let possible = placed.split_off(placed.len().min(desired as usize));
-    Ok(DryRun { desired, placements: placed, possible, waiting, needs, spend_micro_units_per_hour })
+    Ok(DryRun {
+        desired,
+        placements: placed,
+        possible,
+        waiting,
+        needs,
+        priority: manifest.priority,
+        outranked: outranked(cluster, manifest),
+        roll_out: roll_out_lines(cluster, manifest),
+        spend_micro_units_per_hour,
+    })
 }
 
 /// Refuses a service of the built-in engine over a model that was imported for foreign engines alone.
@@ -109,10 +123,44 @@ fn hold(service: &mut Service, slot: protocol::SlotIndex, cluster: &Cluster, nod
         issued_at: cluster.now().0,
     };
     let held = Slot {
-        holding: Some(Holding { order, phase: HoldingPhase::Running, replaces: None }),
+        holding: Some(Holding { order, phase: HoldingPhase::Running, replaces: None, failed_starts: 0 }),
         ..Slot::default()
     };
     service.slots.insert(slot, held);
+}
+
+/// Returns the running services of a lower priority, by name.
+fn outranked(cluster: &Cluster, manifest: &ServiceManifest) -> Vec<ServiceName> {
+    let is_below = |service: &&Service| {
+        service.phase == ServicePhase::Active && service.manifest.priority < manifest.priority
+    };
+    let below = cluster.services().values().filter(is_below);
+    below.map(|service| service.manifest.name.clone()).filter(|name| *name != manifest.name).collect()
+}
+
+/// Describes the roll-out that an approval would begin; nothing if no replica runs yet.
+fn roll_out_lines(cluster: &Cluster, manifest: &ServiceManifest) -> Vec<String> {
+    let runs = |service: &&Service| service.held().next().is_some();
+    let Some(known) = cluster.services().get(&manifest.name).filter(runs) else { return Vec::new() };
+    let Rollout { ready_seconds, max_unavailable, failure_limit, on_failure } = manifest.rollout;
+    let at_once = counted(max_unavailable.max(1).into(), "replica");
+    let taken = match max_unavailable {
+        0 => "none is taken away before its replacement is available".to_string(),
+        count => format!("at most {count} below the wanted number are away"),
+    };
+    let ready =
+        format!("a replica counts as available after {} of answers", counted(ready_seconds.into(), "second"));
+    let starts = counted(failure_limit.into(), "failed start");
+    let failure = match on_failure {
+        OnFailure::Hold => format!("after {starts} in a row the roll-out waits"),
+        OnFailure::Return if known.has_returned() => {
+            format!("after {starts} in a row the roll-out waits: what is approved now failed before")
+        }
+        OnFailure::Return => {
+            format!("after {starts} in a row the service returns to what is approved now, without a vote")
+        }
+    };
+    vec![format!("the roll-out replaces {at_once} at once; {taken}"), ready, failure]
 }
 
 fn wait_lines(

@@ -31,7 +31,9 @@ pub enum Invariant {
     DesiredInsideEnvelope,
     /// A service runs under the manifest that its certificate approves; a retired one holds no slot.
     ServicePhase,
-    /// Exactly the manifests in force, and those of held slots, are kept.
+    /// A service runs under the approval in force, or has returned to the one that its certificate names.
+    ReturnIsNamed,
+    /// Exactly the manifests in force, those to return to, and those of held slots, are kept.
     ManifestsInUse,
     /// The index of the chain names the position of every certificate.
     ChainIndex,

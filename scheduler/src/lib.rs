@@ -29,6 +29,8 @@ pub mod limits;
 mod observed;
 mod outcomes;
 mod plan;
+mod returning;
+mod roll_out;
 mod status;
 mod timekeeping;
 mod view;
@@ -51,6 +53,7 @@ pub use history::history_page;
 pub use invariants::{Invariant, Violation};
 pub use observed::{EvictionInProgress, Liveness, Observed, ObservedNode};
 pub use plan::{Dropped, Plan, Reason, Waiting, plan, refused_in_its_generation};
+pub use roll_out::{ReturnTarget, RollOut, RollOutPhase};
 pub use status::{LeaderView, status};
 pub use view::ClusterView;
 pub use views::{

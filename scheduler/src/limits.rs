@@ -61,6 +61,15 @@ pub const FORMER_HOLDERS_MAX: usize = 8;
 pub const RELEASES_REMEMBERED_MAX: usize = 256;
 /// Worker restarts after which its slot is tried on another node.
 pub const RESTARTS_MAX: u32 = 5;
+/// Time without an answer after which a start of a new approval counts as failed: longer than the load of a
+/// large model. Each further such time counts again.
+pub const START_PATIENCE_MS: u64 = 10 * 60 * 1000;
+/// Longest text about a failed start that is taken from a node's report, in characters: a step of a plan has
+/// room for it in any script, and for names.
+pub const CAUSE_CHARACTERS_MAX: usize = 128;
+/// Most replicas that one plan drains for services of a higher priority; the next plan continues. Each costs
+/// a look at every node.
+pub const PREEMPTIONS_MAX: usize = 16;
 /// Time for which every slot of a service must be unchanged, and a node continuously alive, before a replica
 /// moves there for a better spread. It also bounds moves to one per service in this time. An unstable node
 /// thus costs at most one model load in two minutes, and nothing moves while the cluster settles.
@@ -121,6 +130,8 @@ const _: () = {
     );
 };
 const _: () = assert!(REBALANCE_CALM_MS > DRAIN_MS + AVOID_MS, "a move is over before the next one begins");
+const _: () = assert!(PREEMPTIONS_MAX < PLAN_STEPS_MAX, "a plan has room for other steps");
+const _: () = assert!(CAUSE_CHARACTERS_MAX * 4 <= STEP_BYTES_MAX / 2, "a step holds a cause and names");
 const _: () = assert!(REBALANCE_GAIN_MIN >= 2, "a move that gains nothing is undone by the next");
 const _: () = assert!(DRAIN_MS > protocol::limits::LEASE_MS, "a drain outlives a lost answer");
 const _: () =

@@ -34,8 +34,18 @@ pub struct Observed {
     released: BTreeMap<NodeId, VecDeque<SlotName>>,
     /// Nodes named in a lapse in progress, with the generation in which it was planned.
     evicting: BTreeMap<NodeId, u64>,
+    /// Slots that answer, by node: the order, the restarts of its worker, and the time since which it answers.
+    answering: BTreeMap<NodeId, BTreeMap<(ServiceName, SlotIndex), Answering>>,
     /// Halts in force, as far as this leader knows. Nodes judge for themselves; a plan only wastes no order.
     halts: Vec<Halt>,
+}
+
+/// A slot that answers requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Answering {
+    fence: Fence,
+    restarts: u32,
+    since: LeaderTime,
 }
 
 /// The last report of a node.
@@ -92,6 +102,7 @@ impl Observed {
             nodes: BTreeMap::new(),
             released: BTreeMap::new(),
             evicting: BTreeMap::new(),
+            answering: BTreeMap::new(),
             halts: Vec::new(),
         }
     }
@@ -126,6 +137,7 @@ impl Observed {
         let alive_since = unbroken.map_or(heartbeat_at, |known| known.alive_since);
         debug_assert!(heartbeat_at >= self.leader_since, "no report is older than the leadership");
         debug_assert!(alive_since <= heartbeat_at, "a lease begins before it is renewed");
+        self.note_answering(node, &request.slots, alive_since, heartbeat_at);
         self.nodes.insert(
             node,
             ObservedNode {
@@ -141,6 +153,45 @@ impl Observed {
             },
         );
         Ok(())
+    }
+
+    /// Keeps the times since which slots answer. One that did not answer in the last report, or under another
+    /// order, or whose node was silent or whose worker ended in between, begins anew.
+    fn note_answering(
+        &mut self,
+        node: NodeId,
+        reports: &[SlotReport],
+        alive_since: LeaderTime,
+        now: LeaderTime,
+    ) {
+        debug_assert!(alive_since <= now, "a lease begins before it is renewed");
+        let before = self.answering.remove(&node).unwrap_or_default();
+        let since = |report: &SlotReport| {
+            let known = before.get(&(report.service.clone(), report.slot));
+            let same = known.filter(|known| {
+                let is_same = known.fence == report.fence && known.restarts == report.restarts;
+                is_same && known.since >= alive_since
+            });
+            same.map_or(now, |known| known.since)
+        };
+        let ready = reports.iter().filter(|report| report.state == SlotState::Ready);
+        let answering = ready.map(|report| {
+            let (fence, restarts, since) = (report.fence, report.restarts, since(report));
+            ((report.service.clone(), report.slot), Answering { fence, restarts, since })
+        });
+        self.answering.insert(node, answering.collect());
+    }
+
+    /// Returns the time since which a node's slot answers requests under exactly this order.
+    pub(crate) fn answering_since(
+        &self,
+        node: &NodeId,
+        service: &ServiceName,
+        slot: SlotIndex,
+        fence: Fence,
+    ) -> Option<LeaderTime> {
+        let known = self.answering.get(node)?.get(&(service.clone(), slot))?;
+        (known.fence == fence).then_some(known.since)
     }
 
     fn remember_releases(&mut self, node: NodeId, reports: &[SlotReport]) {

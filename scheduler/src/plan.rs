@@ -12,7 +12,9 @@
 mod capacity;
 mod drain;
 mod fill;
+mod preempt;
 mod rebalance;
+mod roll_out;
 #[cfg(test)]
 mod tests;
 
@@ -27,11 +29,13 @@ use protocol::{NodeName, ServiceName, SlotIndex};
 use std::cell::RefCell;
 use std::rc::Rc;
 
-pub(crate) use capacity::{NodeCapacity, Unschedulable, capacities, model_bytes};
+pub(crate) use capacity::{NodeCapacity, Unschedulable, capacities, capacity_beside, model_bytes};
 pub(crate) use fill::{
     Blocked, CandidatePlacement, best_placement, blocked_text, fits_without, service_obstacles,
 };
+pub(crate) use preempt::waits_for_drains;
 pub(crate) use rebalance::{SpreadMove, moving, spread_move};
+pub(crate) use roll_out::{available_current, has_failed};
 
 /// The next steps, and the reason for each.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,7 +64,7 @@ pub struct Dropped {
 /// The reason for a step.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reason {
-    /// `service/slot` or `node/NAME`.
+    /// `service/slot`, `service/NAME` or `node/NAME`.
     pub subject: String,
     /// Explanation, as a sentence.
     pub text: String,
@@ -120,6 +124,7 @@ pub fn plan(view: ClusterView) -> Plan {
         planner.resume_returned();
         planner.release_former_holders();
         planner.release_what_ended();
+        planner.judge_roll_outs();
         planner.drain_what_must_go();
         planner.roll_out();
         planner.fill();

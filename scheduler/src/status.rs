@@ -3,10 +3,11 @@
 mod expiring;
 
 use crate::clock::{ClusterTime, show_span};
-use crate::cluster::{DraftProposal, ServicePhase};
+use crate::cluster::{DraftProposal, Service, ServicePhase};
 use crate::limits::CLOCK_BOUND_MS;
 use crate::observed::Liveness;
-use crate::plan::{Dropped, plan};
+use crate::plan::{Dropped, has_failed, plan};
+use crate::roll_out::RollOutPhase;
 use crate::view::ClusterView;
 use crate::views::{not_enforced_of, ready_replicas};
 use crate::why::{Question, stuck, why};
@@ -189,6 +190,7 @@ fn service_findings(view: ClusterView) -> Vec<Finding> {
         {
             findings.push(finding(why.answer, why.remedy.unwrap_or_else(|| format!("quorate why {name}"))));
         }
+        findings.extend(roll_out_finding(view, service));
         if service.is_expired(view.cluster_time()) {
             let message = format!("the approval of {name} has expired");
             findings
@@ -205,6 +207,24 @@ fn service_findings(view: ClusterView) -> Vec<Finding> {
         }
     }
     findings
+}
+
+/// Returns the finding about a roll-out that failed: the service waits, or has returned.
+fn roll_out_finding(view: ClusterView, service: &Service) -> Option<Finding> {
+    let name = &service.manifest.name;
+    if let RollOutPhase::Returned { cause, .. } = &service.roll_out.phase {
+        let message = format!("{name} has returned to the approval before: {cause}");
+        return Some(finding(message, format!("correct the manifest, then: quorate deploy {name}.toml")));
+    }
+    has_failed(view, service).then(|| {
+        let starts = counted(service.roll_out.failed_starts.into(), "start");
+        let message = format!("the roll-out of {name} waits: {starts} in a row failed");
+        let next = match service.before {
+            Some(_) => format!("quorate rollback {name}"),
+            None => format!("quorate why {name}"),
+        };
+        finding(message, next)
+    })
 }
 
 /// Returns the finding for a bug in this software, which operators can only report; the rest of the plan was

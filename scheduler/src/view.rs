@@ -1,7 +1,7 @@
 //! The input of every answer about the cluster: the replicated state, the leader's view, and the time.
 
 use crate::clock::{ClockReadings, ClusterTime, LeaderTime};
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Holding};
 use crate::observed::{Liveness, Observed};
 use human_chain::covers;
 use protocol::governance::NodeAdmission;
@@ -51,6 +51,16 @@ impl ClusterView<'_> {
             HaltScope::Node(_) | HaltScope::Region(_) => false,
         };
         self.observed.halts().iter().find(everywhere)
+    }
+
+    /// Returns whether a slot counts as available: its node is alive, and it has answered requests for this
+    /// time in milliseconds or longer. A new leader counts from its first report.
+    #[must_use]
+    pub(crate) fn is_available(&self, holding: &Holding, ready_ms: u64) -> bool {
+        let order = &holding.order;
+        let since = self.observed.answering_since(&order.node, &order.service, order.slot, order.fence);
+        self.is_alive(&order.node)
+            && since.is_some_and(|since| ready_ms == 0 || since.plus(ready_ms) <= self.now)
     }
 
     /// Returns whether a node's lease certainly holds now, so that it can be given work.

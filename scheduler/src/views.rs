@@ -3,12 +3,16 @@
 use crate::apply::takes_effect_at;
 use crate::cluster::{Cluster, DraftProposal, Holding, HoldingPhase, OpenProposal, Service, ServicePhase};
 use crate::observed::ObservedNode;
+use crate::plan::{available_current, has_failed};
+use crate::roll_out::RollOutPhase;
 use crate::view::ClusterView;
 use crate::why::slot_sentence;
 use crate::wraps::keys_lacking;
 use human_chain::class_of;
 use protocol::agent::SlotState;
-use protocol::api::{NodeView, ProposalState, ProposalView, ServiceView, SlotView};
+use protocol::api::{
+    NodeView, ProposalState, ProposalView, RollOutProgress, RollOutView, ServiceView, SlotView,
+};
 use protocol::governance::{Choice, NodeAdmission, NodeRole, Proposal, SignedBallot};
 use protocol::manifest::Manifest;
 use protocol::model::Recipient;
@@ -55,6 +59,7 @@ fn view_service(view: ClusterView, service: &Service) -> ServiceView {
         name: service.manifest.name.clone(),
         manifest: Manifest::Service(service.manifest.clone()),
         certificate: service.certificate,
+        roll_out: view_roll_out(view, service),
         desired: service.desired,
         ready: ready_replicas(view, service),
         ready_current: ready_holdings(view, service)
@@ -62,6 +67,24 @@ fn view_service(view: ClusterView, service: &Service) -> ServiceView {
             .count() as u32,
         retiring: service.phase != ServicePhase::Active,
         slots: held.collect(),
+    }
+}
+
+fn view_roll_out(view: ClusterView, service: &Service) -> RollOutView {
+    let (progress, returned) = match &service.roll_out.phase {
+        RollOutPhase::Complete => (RollOutProgress::Complete, None),
+        RollOutPhase::Progressing if has_failed(view, service) => (RollOutProgress::Holding, None),
+        RollOutPhase::Progressing => (RollOutProgress::Progressing, None),
+        RollOutPhase::Returned { from, cause } => (RollOutProgress::Returned, Some((*from, cause.clone()))),
+    };
+    let returns_to = service.before.filter(|_| returned.is_none()).map(|target| target.certificate);
+    RollOutView {
+        progress,
+        available: available_current(view, service),
+        failed_starts: service.roll_out.failed_starts,
+        returns_to,
+        returned_from: returned.as_ref().map(|(from, _)| *from),
+        cause: returned.map(|(_, cause)| cause),
     }
 }
 

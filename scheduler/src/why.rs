@@ -6,8 +6,9 @@ use crate::limits::REBALANCE_CALM_MS;
 use crate::observed::{Liveness, Observed};
 use crate::plan::{
     Blocked, NodeCapacity, SpreadMove, Unschedulable, best_placement, blocked_text, capacities, fits_without,
-    free_slot, moving, running, service_obstacles, slot_label, spread_move,
+    free_slot, has_failed, moving, running, service_obstacles, slot_label, spread_move, waits_for_drains,
 };
+use crate::roll_out::RollOutPhase;
 use crate::view::ClusterView;
 use crate::views::{proposal_view, proposal_views, ready_replicas};
 use protocol::agent::SlotState;
@@ -30,6 +31,8 @@ pub enum Question {
     ProposalPrefix(String),
 }
 
+/// Most services of a higher priority that are named to people.
+const NAMES_SHOWN: usize = 8;
 /// Fewest digits that stand for a proposal: fewer match too many, and are more likely a typing error.
 const PREFIX_DIGITS_MIN: usize = 4;
 
@@ -103,6 +106,8 @@ fn why_service(view: ClusterView, service: &Service) -> Why {
     let (fresh, old) = running(service);
     let runs = (fresh.len() + old.len()) as u32;
     let ready = ready_replicas(view, service);
+    reasons.extend(roll_out_line(view, service));
+    reasons.extend(priority_lines(view, service, runs));
     let verb = if service.desired == 1 { "is" } else { "are" };
     let head = format!("{ready} of {} of {name} {verb} ready", counted(service.desired.into(), "replica"));
     let halted = view.halt_of(name).map(|halt| explain(view.cluster, service, &Err(Blocked::by(halt))));
@@ -128,7 +133,8 @@ fn why_service(view: ClusterView, service: &Service) -> Why {
             (format!("{head}; {waiting} wait: {cause}"), remedy)
         }
         ServicePhase::Active if !old.is_empty() => {
-            let text = format!("{head}; {} of {runs} run under the new approval", fresh.len());
+            let which = if service.has_returned() { "the approval before" } else { "the new approval" };
+            let text = format!("{head}; {} of {runs} run under {which}", fresh.len());
             match stuck(view, service) {
                 Some(blocked) => {
                     let (cause, per_node, remedy) = explain(view.cluster, service, &Err(blocked));
@@ -146,15 +152,58 @@ fn why_service(view: ClusterView, service: &Service) -> Why {
     Why { subject: name.to_string(), answer, reasons, remedy }
 }
 
+/// Returns a line about a roll-out that has failed, or about the return that followed.
+fn roll_out_line(view: ClusterView, service: &Service) -> Option<String> {
+    match &service.roll_out.phase {
+        RollOutPhase::Returned { from, cause } => Some(format!(
+            "runs under the approval before, and not under that of certificate {}: {cause}",
+            from.short()
+        )),
+        RollOutPhase::Progressing if has_failed(view, service) => {
+            let starts = counted(service.roll_out.failed_starts.into(), "start");
+            Some(format!("the roll-out waits: {starts} in a row failed under the new approval"))
+        }
+        RollOutPhase::Progressing | RollOutPhase::Complete => None,
+    }
+}
+
+/// Returns lines about the services that go before a service whose replicas wait, and about the node whose
+/// replicas drain for them.
+fn priority_lines(view: ClusterView, service: &Service, runs: u32) -> Vec<String> {
+    if service.phase != ServicePhase::Active || runs >= service.desired {
+        return Vec::new();
+    }
+    let own = service.manifest.priority;
+    let is_above = |other: &&Service| other.phase == ServicePhase::Active && other.manifest.priority > own;
+    let above = view.cluster.services().values().filter(is_above);
+    let names: Vec<String> = above
+        .take(NAMES_SHOWN)
+        .map(|other| format!("{} ({})", other.manifest.name, other.manifest.priority))
+        .collect();
+    let mut lines = Vec::new();
+    if !names.is_empty() {
+        lines.push(format!("services of a priority above {own} go first: {}", names.join(", ")));
+    }
+    if matches!(next_replica(view, service), Err(Blocked::NoNode(_)))
+        && let Some(node) = waits_for_drains(view, service)
+    {
+        lines.push(format!("{node} has room once the replicas that drain there are gone"));
+    }
+    lines
+}
+
 /// Returns the obstacle that stops the roll-out of a new approval. No node can take a replica under it,
-/// not even if a slot under the earlier one were free.
+/// not even if a slot under the earlier one were free; or the disruption budget leaves no slot free for that.
 pub(crate) fn stuck(view: ClusterView, service: &Service) -> Option<Blocked> {
-    let (_, old) = running(service);
+    let (fresh, old) = running(service);
     let frees_enough = |holding| fits_without(view, view.cluster.services(), holding);
-    if old.is_empty() || old.iter().any(frees_enough) {
+    let in_place = service.manifest.rollout.max_unavailable > 0;
+    if old.is_empty() || (in_place && old.iter().any(frees_enough)) {
         return None;
     }
+    let surplus = fresh.len() + old.len() > service.desired as usize;
     match next_replica(view, service) {
+        Err(Blocked::NoNode(_) | Blocked::NoSlot) if !in_place && !surplus => Some(Blocked::Budget),
         Err(blocked @ (Blocked::NoModel | Blocked::NoNode(_))) => Some(blocked),
         _ => None,
     }
@@ -167,6 +216,10 @@ fn spread_line(view: ClusterView, service: &Service) -> Option<String> {
     }
     let capacities = capacities(view, view.cluster.services());
     let SpreadMove { from, replicas_on_node, to } = spread_move(view, &capacities, service)?;
+    let in_place = service.manifest.rollout.max_unavailable > 0;
+    if !in_place && free_slot(service, view.cluster_time()).is_none() {
+        return None;
+    }
     let (slot, node) = (slot_label(&from), view.cluster.node_name(&from.order.node));
     let minutes = REBALANCE_CALM_MS / 60_000;
     Some(format!(
@@ -360,6 +413,10 @@ fn explain(
             )),
         ),
         Blocked::NoSlot | Blocked::Later => (cause, Vec::new(), None),
+        Blocked::Budget => {
+            let remedy = "make room for one more replica, or allow rollout.max_unavailable = 1 by a vote";
+            (cause, Vec::new(), Some(remedy.to_string()))
+        }
         Blocked::NoNode(nodes) => {
             let lines = nodes.iter().map(|(name, obstacles)| node_line(name, obstacles)).collect();
             (cause, lines, smallest_change(cluster, &service.manifest, nodes))

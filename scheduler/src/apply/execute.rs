@@ -50,6 +50,7 @@ pub(super) fn settle(cluster: &mut Cluster) {
         }
         if service.phase != ServicePhase::Retired {
             in_use.insert(service.certificate);
+            in_use.extend(service.before.map(|target| target.certificate));
         }
     }
     let kept = in_use.iter().all(|certificate| cluster.manifests.contains_key(certificate));

@@ -6,6 +6,7 @@ use super::registry::TouchedKeys;
 use super::{comments, proposals, registry, waiting};
 use crate::cluster::{Circle, Cluster, HoldingPhase, OpenProposal, Service, ServicePhase};
 use crate::command::{Actor, Refusal, Reply};
+use crate::roll_out::{ReturnTarget, RollOut, RollOutPhase};
 use human_chain::{CircleState, assemble, check_ballot, check_waited};
 use protocol::api::ProposalState;
 use protocol::display::counted;
@@ -166,7 +167,14 @@ fn deploy(cluster: &mut Cluster, manifest: &ServiceManifest, certificate: Digest
     let approved = cluster.circle_state().and_then(|state| state.service(&manifest.name));
     let version = approved.map_or(0, |service| service.version);
     debug_assert!(version > 0, "the circle's own state takes a change before the cluster does");
+    let earlier = approved.and_then(|service| service.before.clone());
     let known = cluster.services.remove(&manifest.name);
+    let failed = known.as_ref().is_some_and(Service::has_returned);
+    let before = earlier.as_ref().map(|before| ReturnTarget { certificate: before.certificate, failed });
+    // A service that had returned did not run under the manifest that is now the one before.
+    cluster.manifests.extend(earlier.map(|before| (before.certificate, before.manifest)));
+    let replaces = known.as_ref().is_some_and(|service| service.held().next().is_some());
+    let phase = if replaces { RollOutPhase::Progressing } else { RollOutPhase::Complete };
     let service = Service {
         manifest: manifest.clone(),
         certificate,
@@ -175,6 +183,8 @@ fn deploy(cluster: &mut Cluster, manifest: &ServiceManifest, certificate: Digest
         phase: ServicePhase::Active,
         slots: known.map(|service| service.slots).unwrap_or_default(),
         avoid: BTreeMap::new(),
+        before,
+        roll_out: RollOut { phase, ..RollOut::default() },
     };
     cluster.services.insert(manifest.name.clone(), service);
 }

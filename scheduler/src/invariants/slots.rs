@@ -2,7 +2,7 @@
 
 use super::Invariant::{
     DesiredInsideEnvelope, ExclusiveHeldOnce, GpuAllocatedOnce, ListBounded, ManifestsInUse,
-    OrderInsideEnvelope, OrderIsApproved, OrderNamesSlot, OrderOnAdmittedNode, RecordedInPast,
+    OrderInsideEnvelope, OrderIsApproved, OrderNamesSlot, OrderOnAdmittedNode, RecordedInPast, ReturnIsNamed,
     ServicePhase as ServicePhaseRule,
 };
 use super::{InvariantResult, ensure};
@@ -10,6 +10,7 @@ use crate::allocation::{GPU_PERCENT_MAX, allocated_gpus};
 use crate::clock::ClusterTime;
 use crate::cluster::{Cluster, Holding, HoldingPhase, Service, ServicePhase, Slot};
 use crate::limits::FORMER_HOLDERS_MAX;
+use crate::roll_out::RollOutPhase;
 use protocol::governance::Change;
 use protocol::{ServiceName, SlotIndex};
 use std::collections::BTreeSet;
@@ -39,7 +40,22 @@ fn check_service(cluster: &Cluster, name: &ServiceName, service: &Service) -> In
     };
     let manifest = cluster.manifests.get(&service.certificate);
     let in_force = service.phase == ServicePhase::Retired || manifest == Some(&service.manifest);
-    ensure(agrees && in_force && service.manifest.name == *name, ServicePhaseRule, || name.to_string())
+    ensure(agrees && in_force && service.manifest.name == *name, ServicePhaseRule, || name.to_string())?;
+    check_return(cluster, name, service)
+}
+
+/// Checks that a service runs under the approval in force, or under the one to which that lets it return.
+fn check_return(cluster: &Cluster, name: &ServiceName, service: &Service) -> InvariantResult {
+    let Some(approved) = cluster.circle_state().and_then(|state| state.service(name)) else { return Ok(()) };
+    let before = approved.before.as_ref().map(|before| before.certificate);
+    let certificate = match &service.roll_out.phase {
+        RollOutPhase::Returned { from, .. } if *from == approved.certificate => before,
+        RollOutPhase::Returned { .. } => None,
+        RollOutPhase::Progressing | RollOutPhase::Complete => Some(approved.certificate),
+    };
+    let named = service.before.map(|target| target.certificate) == before;
+    let runs = certificate == Some(service.certificate) && service.version == approved.version;
+    ensure(named && runs, ReturnIsNamed, || name.to_string())
 }
 
 fn check_slot(cluster: &Cluster, name: &ServiceName, index: SlotIndex, slot: &Slot) -> InvariantResult {
@@ -86,8 +102,9 @@ fn check_holding(
 }
 
 fn check_manifests(cluster: &Cluster) -> InvariantResult {
-    let live = cluster.services.values().filter(|service| service.phase != ServicePhase::Retired);
-    let mut in_use: BTreeSet<_> = live.map(|service| service.certificate).collect();
+    let live = || cluster.services.values().filter(|service| service.phase != ServicePhase::Retired);
+    let mut in_use: BTreeSet<_> = live().map(|service| service.certificate).collect();
+    in_use.extend(live().filter_map(|service| service.before).map(|target| target.certificate));
     in_use.extend(cluster.holdings().map(|(_, _, holding)| holding.order.certificate));
     let kept: BTreeSet<_> = cluster.manifests.keys().copied().collect();
     ensure(kept == in_use, ManifestsInUse, || format!("{} kept, {} in use", kept.len(), in_use.len()))

@@ -73,8 +73,12 @@ mod tests {
             gpus: vec![],
             issued_at: Millis(1),
         };
-        let holding =
-            node.map(|node| Holding { order: order(node), phase: HoldingPhase::Running, replaces: None });
+        let holding = node.map(|node| Holding {
+            order: order(node),
+            phase: HoldingPhase::Running,
+            replaces: None,
+            failed_starts: 0,
+        });
         Slot { fence: Fence::new(1, fence), holding, ..Slot::default() }
     }
 

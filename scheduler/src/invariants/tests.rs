@@ -13,6 +13,7 @@ use crate::cluster::{
 };
 use crate::command::Actor;
 use crate::former::FormerHolder;
+use crate::roll_out::{ReturnTarget, RollOutPhase};
 use common::samples::running;
 use common::{comment_of, member, node_id, root, service_name};
 use protocol::api::ProposalState;
@@ -113,6 +114,15 @@ fn wrong_services() -> Table {
         }),
         (ServicePhase, "another manifest than the approved one", |c| {
             service(c, "chat").manifest.batch_sequences_max = 77;
+        }),
+        (ReturnIsNamed, "fences of a version to come", |c| service(c, "chat").version += 1),
+        (ReturnIsNamed, "an approval to return to that no certificate names", |c| {
+            let certificate = service(c, "large").certificate;
+            service(c, "chat").before = Some(ReturnTarget { certificate, failed: false });
+        }),
+        (ReturnIsNamed, "a return from another certificate than the one in force", |c| {
+            let phase = RollOutPhase::Returned { from: Digest::of(b"x"), cause: String::new() };
+            service(c, "chat").roll_out.phase = phase;
         }),
         (ServicePhase, "under another name", |c| {
             let other = service(c, "old").clone();

@@ -5,7 +5,7 @@
 
 use crate::allocation::gpu_demand;
 use crate::clock::{ClusterTime, LeaderTime};
-use crate::cluster::{Cluster, HoldingPhase, Service};
+use crate::cluster::{Cluster, Holding, HoldingPhase, Service};
 use crate::observed::Liveness;
 use crate::view::ClusterView;
 use human_chain::HeldMemory;
@@ -177,6 +177,21 @@ pub(crate) fn capacities(view: ClusterView, services: &BTreeMap<ServiceName, Ser
         }
     }
     capacities
+}
+
+/// Returns the capacity of one node beside these holdings of it alone.
+pub(crate) fn capacity_beside<'a>(
+    view: ClusterView,
+    node: &NodeAdmission,
+    holdings: impl Iterator<Item = &'a Holding>,
+) -> NodeCapacity {
+    let mut capacity = NodeCapacity::empty(node, view);
+    for holding in holdings {
+        debug_assert_eq!(holding.order.node, node.id, "holdings of one node");
+        let Some(manifest) = view.cluster.manifest_of(&holding.order.certificate) else { continue };
+        capacity.host(manifest, &holding.order.gpus, model_bytes(view.cluster, manifest));
+    }
+    capacity
 }
 
 /// Returns the size of a manifest's model in bytes; a node keeps one copy for all its replicas.

@@ -1,6 +1,6 @@
-//! The steps that take slots away: dead nodes, ended slots, drains, and the roll-out of a new approval.
+//! The steps that take slots away: dead nodes, ended slots and drains.
 
-use super::{Planner, fits_without, moving, running, slot_label, slot_name};
+use super::{Planner, moving, running, slot_label, slot_name};
 use crate::clock::ClusterTime;
 use crate::cluster::{Holding, HoldingPhase, ServicePhase};
 use crate::command::{SlotName, Step};
@@ -144,7 +144,8 @@ impl Planner<'_> {
         }
     }
 
-    /// Drains slots outside the envelope in force, and slots on nodes that may no longer hold them.
+    /// Drains slots outside the envelope in force, and slots on nodes that may no longer hold them, as far as
+    /// the disruption budget allows. A slot that has lost its GPU does not answer, and goes at once.
     fn drain_unfit(&mut self, name: &ServiceName) {
         let capacities = self.capacities();
         let service = self.service(name);
@@ -153,12 +154,13 @@ impl Planner<'_> {
         for holding in fresh.into_iter().chain(old) {
             let capacity = capacities.iter().find(|capacity| capacity.id == holding.order.node);
             let unfit = capacity.map(|capacity| capacity.unfit(&manifest)).unwrap_or_default();
-            if holding.order.slot.0 >= max {
-                let cause = format!("the envelope in force has {max} slots");
-                self.drain(&holding, self.now().plus(DRAIN_MS), cause, false);
-            } else if let Some(unschedulable) = unfit.first() {
-                let cause = format!("{} {unschedulable}", self.node_name(&holding));
-                self.drain(&holding, self.now().plus(DRAIN_MS), cause, false);
+            let outside =
+                (holding.order.slot.0 >= max).then(|| format!("the envelope in force has {max} slots"));
+            let unfit = unfit.first().map(|obstacle| format!("{} {obstacle}", self.node_name(&holding)));
+            if let Some(cause) = outside.or(unfit) {
+                if !self.waits_for_budget(name, &holding) {
+                    self.drain(&holding, self.now().plus(DRAIN_MS), cause, false);
+                }
             } else if let Some(gpu) = capacity.and_then(|capacity| capacity.lost_gpu(&holding.order.gpus)) {
                 let cause = format!("GPU {gpu} of {} is gone or unhealthy", self.node_name(&holding));
                 self.drain(&holding, self.now().plus(DRAIN_MS), cause, false);
@@ -184,7 +186,7 @@ impl Planner<'_> {
     }
 
     /// Drains slots above the wanted number. While a new approval rolls out or a replica moves, one more than
-    /// wanted may run. A moving replica leaves its old slot when it answers in the new one.
+    /// wanted may run. A moving replica leaves its old slot when it is available in the new one.
     fn drain_surplus(&mut self, name: &ServiceName) {
         loop {
             let service = self.service(name);
@@ -194,7 +196,9 @@ impl Planner<'_> {
             let total = fresh.len() + old.len();
             let under_way = moving(self.view, service).filter(|_| total == desired + 1);
             if total <= desired + usize::from(rolling || under_way.is_some()) {
-                if let Some((newcomer, leaving)) = under_way.filter(|(newcomer, _)| self.is_ready(newcomer)) {
+                if let Some((newcomer, leaving)) =
+                    under_way.filter(|(newcomer, _)| self.is_available(newcomer))
+                {
                     let (node, slot) = (self.node_name(&newcomer), slot_label(&newcomer));
                     let cause = format!("it moved to {node}, where {slot} is ready");
                     self.drain(&leaving, self.now().plus(DRAIN_MS), cause, false);
@@ -221,47 +225,9 @@ impl Planner<'_> {
         }
     }
 
-    /// Replaces slots under an earlier approval, one at a time. A new slot starts first if one is free and a
-    /// node can take it. Otherwise an old slot is drained first, if that frees enough capacity. The roll-out
-    /// waits while a new slot is not ready, so an approval that does not work stops after one slot.
-    pub(super) fn roll_out(&mut self) {
-        for name in self.service_names() {
-            let service = self.service(&name);
-            let (fresh, old) = running(service);
-            let halted = service.phase != ServicePhase::Active || service.is_expired(self.now());
-            // A silent holder may be away for as long as its autonomy, and its slot can be ordered in that
-            // time.
-            let leaving = service
-                .held()
-                .any(|(_, holding)| !matches!(holding.phase, HoldingPhase::Running | HoldingPhase::Silent));
-            let unready = fresh.iter().any(|holding| !self.is_ready(holding));
-            if old.is_empty() || halted || leaving || unready {
-                continue;
-            }
-            let (total, desired) = (fresh.len() + old.len(), service.desired as usize);
-            let placed = total == desired && self.place_replica(&name, "rolls out the new approval").is_ok();
-            if total >= desired
-                && !placed
-                && let Some(holding) = self.worst_first(&name, old).into_iter().next()
-                && (total > desired || self.frees_enough(&holding))
-            {
-                let is_earlier = holding.order.certificate != self.service(&name).certificate;
-                debug_assert!(is_earlier, "a roll-out drains no slot under the approval in force");
-                let cause = "roll-out of the new approval".to_string();
-                self.drain(&holding, self.now().plus(DRAIN_MS), cause, false);
-            }
-        }
-    }
-
-    /// Returns whether a replica under the approval in force fits on a node once this slot is free. If not,
-    /// this slot cannot be replaced and keeps running.
-    fn frees_enough(&self, holding: &Holding) -> bool {
-        fits_without(self.view, &self.draft.services, holding)
-    }
-
-    /// Sorts slots by order of removal. First come those that do not answer, then those under an earlier
+    /// Sorts slots by order of removal. First come those that are not available, then those under an earlier
     /// approval, those on nodes with most replicas, then the highest numbers.
-    fn worst_first(&self, name: &ServiceName, mut slots: Vec<Holding>) -> Vec<Holding> {
+    pub(super) fn worst_first(&self, name: &ServiceName, mut slots: Vec<Holding>) -> Vec<Holding> {
         let service = self.service(name);
         debug_assert!(slots.iter().all(|holding| holding.order.service == *name), "slots of one service");
         let on_node = |node: &NodeId| {
@@ -270,7 +236,7 @@ impl Planner<'_> {
         slots.sort_by_key(|holding| {
             let fresh = holding.order.certificate == service.certificate;
             let replicas_on_node = std::cmp::Reverse(on_node(&holding.order.node));
-            (self.is_ready(holding), fresh, replicas_on_node, std::cmp::Reverse(holding.order.slot))
+            (self.is_available(holding), fresh, replicas_on_node, std::cmp::Reverse(holding.order.slot))
         });
         slots
     }

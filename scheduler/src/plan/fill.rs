@@ -1,5 +1,6 @@
-//! Planner steps that assign slots: the replicas that are wanted, and the node for each.
+//! Planner steps that assign slots: the replicas that are wanted, by priority, and the node for each.
 
+use super::preempt::{Shortage, is_short_of_room};
 use super::{NodeCapacity, Planner, Unschedulable, Waiting, capacities, free_slot, model_bytes, running};
 use crate::cluster::{Holding, Service, ServicePhase};
 use crate::command::{OrderPlan, SlotName, Step};
@@ -23,6 +24,8 @@ pub(crate) enum Blocked {
     NoModel,
     /// Every slot of the envelope is held; some still drain.
     NoSlot,
+    /// Planned work may take none of its replicas away, and none fits beside them.
+    Budget,
     /// This plan has no space for the order, or left it out.
     Later,
     /// No node can take the replica; each is listed with its obstacles.
@@ -79,6 +82,29 @@ pub(crate) fn best_placement(
     })
 }
 
+/// Replicas that a service lacks.
+#[derive(Debug, Clone)]
+struct Demand {
+    name: ServiceName,
+    priority: u32,
+    placed: u32,
+    wanted: u32,
+}
+
+/// Returns the service that gets the next replica: the one of the highest priority, then the one with the
+/// smallest part of its wanted replicas, then the lower name.
+fn next_demand(demands: &[Demand]) -> Option<usize> {
+    let part = |a: &Demand, b: &Demand| {
+        let share = |of: &Demand, other: &Demand| u64::from(of.placed) * u64::from(other.wanted);
+        share(a, b).cmp(&share(b, a))
+    };
+    let open = (0..demands.len()).filter(|at| demands[*at].placed < demands[*at].wanted);
+    open.min_by(|a, b| {
+        let (a, b) = (&demands[*a], &demands[*b]);
+        b.priority.cmp(&a.priority).then_with(|| part(a, b)).then_with(|| a.name.cmp(&b.name))
+    })
+}
+
 impl Blocked {
     /// Returns the cause for a service that a halt covers on every node.
     pub(crate) fn by(halt: &Halt) -> Self {
@@ -125,33 +151,57 @@ pub(crate) fn fits_without(
 }
 
 impl Planner<'_> {
-    /// Orders every wanted replica: each service's minimum first, then the rest.
+    /// Orders every wanted replica: the minimum of each service first, then the rest. In both rounds higher
+    /// priorities go first. Of services with the same one, the next replica is for that with the smallest
+    /// part of its wanted replicas, so that no name starves another.
     pub(super) fn fill(&mut self) {
+        let mut shortages = Vec::new();
         for minimum in [true, false] {
-            for name in self.service_names() {
-                self.fill_service(&name, minimum);
+            let mut demands = self.demands(minimum);
+            while let Some(at) = next_demand(&demands) {
+                let Demand { name, placed, wanted, .. } = demands[at].clone();
+                let text = format!("{placed} of {wanted} replicas run");
+                let Err(blocked) = self.place_replica(&name, &text) else {
+                    demands[at].placed += 1;
+                    continue;
+                };
+                demands.remove(at);
+                if !minimum {
+                    self.wait(&name, wanted - placed, &blocked);
+                    shortages.extend(self.shortage(&name, placed, &blocked));
+                }
             }
         }
+        self.preempt(shortages);
     }
 
-    fn fill_service(&mut self, name: &ServiceName, minimum: bool) {
-        let service = self.service(name);
-        if service.phase != ServicePhase::Active || service.is_expired(self.now()) {
-            return;
-        }
-        let wanted =
-            if minimum { service.desired.min(service.manifest.replicas.min) } else { service.desired };
-        let (fresh, old) = running(service);
-        let runs = (fresh.len() + old.len()) as u32;
-        for placed in runs..wanted {
-            let text = format!("{placed} of {wanted} replicas run");
-            if let Err(blocked) = self.place_replica(name, &text) {
-                if !minimum {
-                    self.wait(name, wanted - placed, &blocked);
-                }
-                return;
+    /// Returns the services that lack replicas, by name.
+    fn demands(&self, minimum: bool) -> Vec<Demand> {
+        let active =
+            self.draft.services.iter().filter(|(_, service)| {
+                service.phase == ServicePhase::Active && !service.is_expired(self.now())
+            });
+        let demands = active.map(|(name, service)| {
+            let (fresh, old) = running(service);
+            let least = service.desired.min(service.manifest.replicas.min);
+            Demand {
+                name: name.clone(),
+                priority: service.manifest.priority,
+                placed: (fresh.len() + old.len()) as u32,
+                wanted: if minimum { least } else { service.desired },
             }
-        }
+        });
+        demands.filter(|demand| demand.placed < demand.wanted).collect()
+    }
+
+    /// Returns the replicas for which no node has room, unless something else is in the way.
+    fn shortage(&self, name: &ServiceName, placed: u32, blocked: &Blocked) -> Option<Shortage> {
+        let Blocked::NoNode(nodes) = blocked else { return None };
+        let service = self.service(name);
+        let least = service.desired.min(service.manifest.replicas.min);
+        let minimum = least.saturating_sub(placed);
+        let beyond = service.desired.saturating_sub(placed) - minimum;
+        is_short_of_room(nodes).then(|| Shortage { service: name.clone(), minimum, beyond })
     }
 
     /// Orders the lowest free slot on the best node, for a missing replica.
@@ -246,6 +296,9 @@ pub(crate) fn blocked_text(blocked: &Blocked, service: &Service) -> String {
             format!("no model {} ({}) is registered", model.name, model.root.short())
         }
         Blocked::NoSlot => "every slot of its envelope is held; some have not been released yet".into(),
+        Blocked::Budget => {
+            "planned work may take none of its replicas away, and none fits beside them".into()
+        }
         Blocked::Later => "this plan left out its order; the next one retries".into(),
         Blocked::NoNode(nodes) if nodes.is_empty() => "no node is admitted".into(),
         Blocked::NoNode(nodes) => format!("0 of {} nodes are feasible", nodes.len()),

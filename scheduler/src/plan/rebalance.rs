@@ -7,8 +7,8 @@
 //! nodes with that share. Two moves of a service are at least [`REBALANCE_CALM_MS`] apart.
 //!
 //! With a free slot in the envelope, the replica first starts in its new slot, and leaves the old one when
-//! the new one answers. Without one it is drained first; another replica on its node answers, so the service
-//! stays available.
+//! the new one is available. Without one it is drained first, if the disruption budget allows; another replica
+//! on its node answers, so the service stays available.
 
 use super::{
     CandidatePlacement, NodeCapacity, Planner, best_placement, free_slot, running, slot_label, slot_name,
@@ -125,7 +125,7 @@ impl Planner<'_> {
             && !service.is_expired(self.now())
             && old.is_empty()
             && fresh.len() == service.desired as usize
-            && fresh.iter().all(|holding| self.is_ready(holding))
+            && fresh.iter().all(|holding| self.is_available(holding))
             && changed_at.plus(REBALANCE_CALM_MS) <= self.now()
     }
 
@@ -143,6 +143,9 @@ impl Planner<'_> {
         if free_slot(self.service(name), self.now()).is_some() {
             let why = format!("{} moves from {left}, which runs {replicas_on_node}", slot_label(&from));
             return self.order(name, to, Some(slot_name(&from)), &why).is_ok();
+        }
+        if !self.may_disrupt(&from) {
+            return false;
         }
         let (node, there) = (to.name, to.replicas);
         let cause = format!("moves: {left} runs {replicas_on_node} replicas of {name}, {node} runs {there}");

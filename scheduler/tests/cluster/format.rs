@@ -209,7 +209,7 @@ fn the_samples_hold_every_kind_of_action_actor_step_and_phase() {
     // A new kind without a sample here fails to compile or is missing from this list.
     let actions = "lead found submit_proposal draft_deployment open_proposal withdraw cast_ballot \
         put_comment register_model put_wraps drop_wrap \
-        grant_access revoke_access scale execute enrol tick";
+        grant_access revoke_access scale roll_back execute enrol tick";
     assert_eq!(kinds(trees.iter().map(|tree| field(tree, "action"))), expected(actions));
     assert_eq!(kinds(trees.iter().map(|tree| field(tree, "actor"))), expected("member token scheduler"));
     let commands = commands(&world);
@@ -228,6 +228,7 @@ fn the_samples_hold_every_kind_of_action_actor_step_and_phase() {
         | Action::GrantAccess(_)
         | Action::RevokeAccess(_)
         | Action::Scale { .. }
+        | Action::RollBack { .. }
         | Action::Execute { .. }
         | Action::Enrol(_)
         | Action::Tick) = &command.action;
@@ -238,7 +239,8 @@ fn the_samples_hold_every_kind_of_action_actor_step_and_phase() {
         _ => None,
     });
     let steps: Vec<Cbor> = plan.unwrap().iter().map(tree).collect();
-    assert_eq!(kinds(steps.iter()), expected("lapse resume release release_former drain end order"));
+    let every = expected("lapse resume release release_former drain end order fail_start end_roll_out");
+    assert_eq!(kinds(steps.iter()), every);
     let after = after_the_plan(&world);
     let holdings = world.cluster.holdings().chain(after.holdings());
     let phases: Vec<Cbor> = holdings.map(|(_, _, holding)| tree(&holding.phase)).collect();

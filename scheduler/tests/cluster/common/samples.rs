@@ -43,6 +43,7 @@ pub(crate) fn running() -> World {
     world.must(Action::Scale { service: service_name("chat"), replicas: 2 });
     world.execute();
     world.must(Action::Enrol(Box::new(node("n9", 1000, 1024).admission)));
+    roll_out(&mut world);
     let rejected = world.proposal(deploy(manifest("never", 1, 1, 100, 64)));
     world.open_by("carol", &rejected);
     for who in ["alice", "bob"] {
@@ -57,6 +58,27 @@ pub(crate) fn running() -> World {
     let ballot = world.ballot("alice", &open, Choice::Approve);
     world.must(Action::CastBallot(Box::new(ballot)));
     world
+}
+
+/// Rolls out a second approval of a service, which may return to the first: a replica runs under each.
+fn roll_out(world: &mut World) {
+    let mut rolling = manifest("rolling", 1, 2, 100, 64);
+    for slot in [0, 1] {
+        world.approve(deploy(rolling.clone()));
+        let service = &world.cluster.services()[&service_name("rolling")];
+        let order = Step::Order(OrderPlan {
+            service: service_name("rolling"),
+            slot: SlotIndex(slot),
+            fence: Fence::new(service.version, 1),
+            node: node_id("gpu"),
+            certificate: service.certificate,
+            gpus: vec![],
+            replaces: None,
+        });
+        let parent_generation = world.cluster.generation();
+        world.must(Action::Execute { parent_generation, steps: vec![order] });
+        (rolling.rollout.failure_limit, rolling.rollout.on_failure) = (1, OnFailure::Return);
+    }
 }
 
 /// Returns the proposal that waits for one more vote.
@@ -121,6 +143,7 @@ pub(crate) fn commands(world: &World) -> Vec<(&'static str, Command)> {
         ("token", Actor::Member(member("alice")), world.granting("dave", "dave", reading())),
         ("revoke", Actor::Member(member("alice")), world.revoking_key("app")),
         ("scale", operator(), Action::Scale { service: service_name("chat"), replicas: 4 }),
+        ("roll-back", operator(), rolled_back()),
         ("execute", Actor::Scheduler, every_step(&later)),
         ("enrol", Actor::Scheduler, Action::Enrol(Box::new(node))),
         ("tick", Actor::Scheduler, Action::Tick),
@@ -139,6 +162,10 @@ pub(crate) fn commands(world: &World) -> Vec<(&'static str, Command)> {
 
 fn reading() -> GrantedAccess {
     GrantedAccess::Token { scopes: BTreeSet::from([TokenScope::Read]) }
+}
+
+fn rolled_back() -> Action {
+    Action::RollBack { service: service_name("rolling"), reason: "its answers are empty".into() }
 }
 
 /// Returns the command that drafts the deployment of this manifest.
@@ -216,7 +243,11 @@ fn every_step(world: &World) -> Action {
     } else {
         "gpu"
     };
+    let newcomer = SlotName { service: service_name("rolling"), slot: SlotIndex(1), fence: Fence::new(2, 1) };
+    let fault = "the model does not load".to_string();
     let steps = vec![
+        Step::FailStart { slot: newcomer, starts: 1, available: 0, cause: fault.clone() },
+        Step::EndRollOut { service: service_name("rolling"), failed: Some(fault) },
         Step::Lapse { node: node_id("n2"), silent_ms: 4000 },
         Step::ReleaseFormer { node: node_id("n2"), slot: lapsing },
         Step::End(draining.clone()),

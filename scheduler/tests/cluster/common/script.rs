@@ -121,6 +121,9 @@ impl ScriptRunner {
             ["scale", name, replicas] => {
                 Action::Scale { service: service_name(name), replicas: replicas.parse().unwrap() }
             }
+            ["rollback", name, reason @ ..] => {
+                Action::RollBack { service: service_name(name), reason: reason.join(" ") }
+            }
             ["enrol", name, rest @ ..] => Action::Enrol(Box::new(parse_node(name, rest).admission)),
             ["share", name, nodes @ ..] => {
                 Action::PutWraps(nodes.iter().map(|node| self.world.wrap_to(name, node)).collect())
@@ -403,6 +406,8 @@ fn show_plan(plan: &Plan) -> String {
             Step::ReleaseFormer { .. } => "release former holder of".into(),
             Step::Drain { .. } => "drain".into(),
             Step::End(_) => "end".into(),
+            Step::FailStart { starts, .. } => format!("count {starts} failed starts of"),
+            Step::EndRollOut { .. } => "end the roll-out of".into(),
             Step::Order(order) if order.gpus.is_empty() => format!("order (fence {})", order.fence),
             Step::Order(order) => format!("order (fence {}, GPUs {:?})", order.fence, order.gpus),
         };

@@ -548,6 +548,8 @@ fn step_word(step: &Step) -> &'static str {
         Step::ReleaseFormer { .. } => "release former",
         Step::Drain { .. } => "drain",
         Step::End(_) => "end",
+        Step::FailStart { .. } => "fail start",
+        Step::EndRollOut { .. } => "end roll-out",
         Step::Order(order) if order.replaces.is_some() => "move",
         Step::Order(_) => "order",
     }
