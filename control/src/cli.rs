@@ -136,6 +136,8 @@ Example:
     Service(services::ServiceCommand),
     /// Change the number of replicas within the approved envelope; needs no vote
     Scale(services::ScaleArguments),
+    /// Return a service to the approval before, if its certificate names it
+    Rollback(services::RollbackArguments),
     /// Propose to shut a service down gracefully
     Retire(services::RetireArguments),
     /// Show the log lines of a service's workers
@@ -234,6 +236,7 @@ async fn dispatch(command: TopLevelCommand, environment: &Environment) -> Result
         TopLevelCommand::Console(arguments) => console::run(arguments, environment).await,
         TopLevelCommand::Service(command) => services::run(command, environment).await,
         TopLevelCommand::Scale(arguments) => services::scale(arguments, environment).await,
+        TopLevelCommand::Rollback(arguments) => services::rollback(arguments, environment).await,
         TopLevelCommand::Retire(arguments) => services::retire(arguments, environment).await,
         TopLevelCommand::Logs(arguments) => logs::logs(arguments, environment).await,
         TopLevelCommand::Status => return status::status(environment).await,

@@ -4,7 +4,9 @@ use crate::member_key::MemberKeyFile;
 use crate::policy::simple_policy;
 use human_chain::CircleState;
 use protocol::access::AccessEnvelope;
-use protocol::api::{History, HistoryPage, ProposalState, ProposalView, ServiceView, Status};
+use protocol::api::{
+    History, HistoryPage, ProposalState, ProposalView, RollOutProgress, RollOutView, ServiceView, Status,
+};
 use protocol::governance::{
     BUNDLE_VERSION, Bundle, Change, Choice, ControlReplica, Genesis, Member, NodeAdmission, NodeRole, Policy,
     Proposal, SignedBallot,
@@ -78,12 +80,25 @@ pub(crate) fn manifest(architecture: &str) -> Manifest {
     Manifest::from_toml(&text).expect("the template is valid")
 }
 
+/// Returns a roll-out that is over, of an approval that names none to return to.
+pub(crate) fn complete_roll_out() -> RollOutView {
+    RollOutView {
+        progress: RollOutProgress::Complete,
+        available: 0,
+        failed_starts: 0,
+        returns_to: None,
+        returned_from: None,
+        cause: None,
+    }
+}
+
 /// Returns the service `mine` with two desired replicas and no slots, approved by this certificate.
 pub(crate) fn service_view(certificate: &[u8], ready: u32, ready_current: u32) -> ServiceView {
     ServiceView {
         name: "mine".parse().expect("a name"),
         manifest: manifest("bert"),
         certificate: Digest::of(certificate),
+        roll_out: complete_roll_out(),
         desired: 2,
         ready,
         ready_current,

@@ -95,6 +95,17 @@ fn placement_lines(run: &DryRun) -> Markup {
             dt { "Could start if scaled up" }
             dd { (nodes(&run.possible)) }
         }
+        @if !run.outranked.is_empty() {
+            dt { "May take the room of" }
+            dd {
+                @for name in run.outranked.iter().take(SHOWN) { p { (name.as_str()) } }
+                @if run.outranked.len() > SHOWN { p { (run.outranked.len() - SHOWN) " more" } }
+            }
+        }
+        @if !run.roll_out.is_empty() {
+            dt { "Roll-out" }
+            dd { @for text in run.roll_out.iter().take(SHOWN) { p { (foreign(text)) } } }
+        }
         @if !run.waiting.is_empty() {
             dt { "Would wait" }
             dd { @for reason in run.waiting.iter().take(SHOWN) { p { (foreign(reason)) } } }

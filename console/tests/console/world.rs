@@ -10,7 +10,8 @@ use host::{Clock, wall_clock};
 use human_chain::{CircleState, MemberSecret};
 use protocol::agent::PendingNode;
 use protocol::api::{
-    DryRun, DryRunPlacement, Finding, NodeView, ProposalState, ProposalView, ServiceView, SlotView, Status,
+    DryRun, DryRunPlacement, Finding, NodeView, ProposalState, ProposalView, RollOutProgress, RollOutView,
+    ServiceView, SlotView, Status,
 };
 use protocol::comment::{Comment, SignedComment};
 use protocol::governance::*;
@@ -142,6 +143,14 @@ fn service(manifest: Manifest, certificate: Digest) -> ServiceView {
         name: manifest.name().clone(),
         manifest,
         certificate,
+        roll_out: RollOutView {
+            progress: RollOutProgress::Complete,
+            available: 0,
+            failed_starts: 0,
+            returns_to: None,
+            returned_from: None,
+            cause: None,
+        },
         desired: 2,
         ready: 2,
         ready_current: 2,
@@ -468,6 +477,9 @@ impl ConsoleBackend for World {
             possible: vec![placed(2, "node-1")],
             waiting: vec!["slot 3: 512 MiB are free on no node".into()],
             needs: "2 signatures".into(),
+            priority: 50,
+            outranked: vec![],
+            roll_out: vec!["the roll-out replaces 1 replica at once".into()],
             spend_micro_units_per_hour: None,
         };
         let model = ModelRecord {

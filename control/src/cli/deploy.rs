@@ -86,6 +86,14 @@ fn dry_run_text(answer: &DryRun) -> String {
     for waiting in &answer.waiting {
         text.push_str(&format!("{}\n", line(waiting)));
     }
+    let outranked: Vec<&str> = answer.outranked.iter().map(ServiceName::as_str).collect();
+    if !outranked.is_empty() {
+        let (priority, names) = (answer.priority, outranked.join(", "));
+        text.push_str(&format!("priority {priority}; may take the room of {names}\n"));
+    }
+    for roll_out in &answer.roll_out {
+        text.push_str(&format!("{}\n", line(roll_out)));
+    }
     text.push_str(&format!("{}\n", line(&answer.needs)));
     match answer.spend_micro_units_per_hour {
         Some(limit) => text.push_str(&format!(
@@ -146,6 +154,11 @@ fn certificate_of(state: ProposalState, certificate: Option<Digest>) -> Result<D
 
 /// Returns whether a replica answers under this approval; a replica under an earlier approval does not count.
 fn answers_under(service: &ServiceView, certificate: Digest) -> Result<bool, Refusal> {
+    if service.roll_out.returned_from == Some(certificate) {
+        let cause = service.roll_out.cause.as_deref().unwrap_or_default();
+        let message = format!("{} has returned to the approval before: {cause}", service.name);
+        return Err(Refusal::new(error_code::SERVICE_RETURNED, message));
+    }
     if service.certificate != certificate {
         let (name, now) = (&service.name, service.certificate.short());
         let message = format!("a newer approval of {name} is in force (certificate {now})");
@@ -252,6 +265,9 @@ mod tests {
             possible: vec![placement(1, "node-2")],
             waiting: vec!["no more than 2 of at most 3 find room now".into()],
             needs: "2 of (a, b, c) must approve".into(),
+            priority: 80,
+            outranked: vec!["batch".parse().expect("a name"), "trial".parse().expect("a name")],
+            roll_out: vec!["the roll-out replaces 1 replica at once".into()],
             spend_micro_units_per_hour: None,
         };
         let expected = "\
@@ -260,6 +276,8 @@ starts with 1 replica
 `quorate scale` can raise this to 2 without a vote
   slot 1 could start on node-2
 no more than 2 of at most 3 find room now
+priority 80; may take the room of batch, trial
+the roll-out replaces 1 replica at once
 2 of (a, b, c) must approve
 no spend limit is set
 ";
@@ -273,6 +291,9 @@ no spend limit is set
         let waits = |view: &ServiceView| answers_under(view, new).map_err(|refusal| refusal.code);
         assert_eq!(waits(&view(b"new", 2, 0)), Ok(false), "two answer, under the earlier approval");
         assert_eq!(waits(&view(b"new", 1, 1)), Ok(true));
+        let mut returned = view(b"before", 2, 2);
+        returned.roll_out.returned_from = Some(new);
+        assert_eq!(waits(&returned), Err(error_code::SERVICE_RETURNED), "it will not answer by itself");
         assert_eq!(waits(&view(b"newer", 2, 2)), Err(error_code::PROPOSAL_STALE), "it is another's");
     }
 }

@@ -1,14 +1,17 @@
-//! `quorate service`, `scale` and `retire`: the services in force.
+//! `quorate service`, `scale`, `rollback` and `retire`: the services in force.
 
 use super::Environment;
 use super::output::table;
 use super::proposals::{ProposerArguments, reason_or};
 use crate::session::Session;
+use crate::terminal::line;
 use anyhow::Result;
 use clap::{Args, Subcommand};
 use protocol::ServiceName;
 use protocol::agent::SlotState;
-use protocol::api::{Page, ScaleRequest, ServiceView, SlotView};
+use protocol::api::{
+    Page, RollOutProgress, RollOutView, RollbackRequest, ScaleRequest, ServiceView, SlotView,
+};
 use protocol::display::counted;
 use protocol::governance::Change;
 use std::time::Duration;
@@ -36,6 +39,16 @@ pub(crate) struct ScaleArguments {
     service: ServiceName,
     /// Number of replicas, within the approved envelope
     replicas: u32,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  quorate rollback minilm --reason 'answers are empty'")]
+pub(crate) struct RollbackArguments {
+    /// Name of the service
+    service: ServiceName,
+    /// Reason, for the record and for other operators
+    #[arg(long, default_value = "")]
+    reason: String,
 }
 
 #[derive(Debug, Args)]
@@ -73,11 +86,44 @@ fn services_table(services: &[ServiceView]) -> String {
         vec![
             service.name.to_string(),
             format!("{}/{}", service.ready, service.desired),
-            if service.retiring { "retiring".into() } else { "approved".into() },
+            service_state(service).into(),
             service.certificate.short(),
         ]
     };
     table(&["service", "ready", "state", "certificate"], services.iter().map(row).collect())
+}
+
+/// Returns the state of a service in one word.
+fn service_state(service: &ServiceView) -> &'static str {
+    match service.roll_out.progress {
+        _ if service.retiring => "retiring",
+        RollOutProgress::Returned => "returned",
+        RollOutProgress::Holding => "holding",
+        RollOutProgress::Progressing => "rolling out",
+        RollOutProgress::Complete => "approved",
+    }
+}
+
+/// Returns the lines about a roll-out that is not complete, and about what a return would lead to.
+fn roll_out_text(roll_out: &RollOutView) -> String {
+    let starts = counted(roll_out.failed_starts.into(), "failed start");
+    let mut text = match roll_out.progress {
+        RollOutProgress::Complete => String::new(),
+        RollOutProgress::Progressing => {
+            format!("rolls out: {} available, {starts}\n", replicas(roll_out.available))
+        }
+        RollOutProgress::Holding => format!("the roll-out waits: {starts} in a row\n"),
+        RollOutProgress::Returned => {
+            let from = roll_out.returned_from.map(|from| from.short()).unwrap_or_default();
+            let cause = roll_out.cause.as_deref().unwrap_or_default();
+            format!("returned from certificate {from}: {}\n", line(cause))
+        }
+    };
+    if let Some(certificate) = roll_out.returns_to {
+        let short = certificate.short();
+        text.push_str(&format!("`quorate rollback` would return it to certificate {short}\n"));
+    }
+    text
 }
 
 fn service_text(service: &ServiceView) -> String {
@@ -94,7 +140,7 @@ fn service_text(service: &ServiceView) -> String {
     };
     let header = ["slot", "node", "fence", "state", "segments", "why"];
     format!(
-        "{}: {} of {} ready{}, certificate {}\n\n{}",
+        "{}: {} of {} ready{}, certificate {}\n{}\n{}",
         service.name,
         service.ready,
         counted(service.desired.into(), "replica"),
@@ -103,6 +149,7 @@ fn service_text(service: &ServiceView) -> String {
             earlier => format!(" ({earlier} under an earlier approval)"),
         },
         service.certificate,
+        roll_out_text(&service.roll_out),
         table(&header, service.slots.iter().map(row).collect())
     )
 }
@@ -118,6 +165,17 @@ pub(crate) async fn scale(arguments: ScaleArguments, environment: &Environment) 
             arguments.service,
             replicas(arguments.replicas)
         )
+    });
+    Ok(())
+}
+
+pub(crate) async fn rollback(arguments: RollbackArguments, environment: &Environment) -> Result<()> {
+    let RollbackArguments { service, reason } = arguments;
+    let client = environment.context()?.client()?;
+    let done: serde_json::Value =
+        client.post(&format!("/v1/services/{service}/rollback"), &RollbackRequest { reason }).await?;
+    environment.output().print(&done, |_| {
+        format!("{service} returns to the approval before, until the next vote; quorate why {service}")
     });
     Ok(())
 }
@@ -176,6 +234,25 @@ mod tests {
         retiring.retiring = true;
         assert_eq!(lines(&[retiring]), [format!("mine     2/2    retiring  {certificate}")]);
         assert!(lines(&[]).is_empty());
+    }
+
+    #[test]
+    fn a_return_is_shown_with_its_cause_and_what_is_possible_beforehand() {
+        let mut service = service_view(b"new", 2, 2);
+        let before = protocol::Digest::of(b"before");
+        service.roll_out.returns_to = Some(before);
+        let lines = |service: &ServiceView| service_text(service).lines().nth(1).map(str::to_string);
+        let expected = format!("`quorate rollback` would return it to certificate {}", before.short());
+        assert_eq!(lines(&service), Some(expected));
+        service.roll_out = RollOutView {
+            progress: RollOutProgress::Returned,
+            returns_to: None,
+            returned_from: Some(before),
+            cause: Some("3 starts in a row failed".into()),
+            ..service.roll_out
+        };
+        let expected = format!("returned from certificate {}: 3 starts in a row failed", before.short());
+        assert_eq!((lines(&service), service_state(&service)), (Some(expected), "returned"));
     }
 
     #[test]

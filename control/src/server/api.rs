@@ -51,6 +51,7 @@ pub(crate) fn router(server: Arc<Server>) -> Router {
         .route("/v1/services", get(services::services))
         .route("/v1/services/{name}", get(services::service))
         .route("/v1/services/{name}/scale", post(services::scale))
+        .route("/v1/services/{name}/rollback", post(services::rollback))
         .route("/v1/services/{name}/logs", get(services::logs))
         .route("/v1/nodes", get(status::nodes))
         .route("/v1/pending-nodes", get(status::pending_nodes))
@@ -143,6 +144,7 @@ fn no_subject(name: &str) -> Failure {
         services::services,
         services::service,
         services::scale,
+        services::rollback,
         services::logs,
         status::nodes,
         status::pending_nodes,

@@ -193,6 +193,7 @@ mod tests {
             order: order(id(1)),
             phase: scheduler::HoldingPhase::Running,
             replaces: None,
+            failed_starts: 0,
         };
         let held = Slot {
             fence: Fence::new(1, 2),
@@ -209,6 +210,8 @@ mod tests {
             phase: ServicePhase::Active,
             slots: BTreeMap::from([(SlotIndex(0), held)]),
             avoid: BTreeMap::new(),
+            before: None,
+            roll_out: Default::default(),
         };
         let services = BTreeMap::from([(name.clone(), service)]);
         let lines = [line("chat", 1, "mine"), line("other", 2, "not mine")];

@@ -34,6 +34,8 @@ pub(crate) struct ServerMetrics {
     nodes_admitted: IntGauge,
     replicas_desired: IntGaugeVec,
     replicas_ready: IntGaugeVec,
+    failed_starts: IntGaugeVec,
+    returned: IntGaugeVec,
     not_enforced: IntGaugeVec,
     proposals_open: IntGauge,
     halts_standing: IntGaugeVec,
@@ -178,6 +180,18 @@ impl ServerMetrics {
                 "Ready replicas; only the leader reports it.",
                 &["service"],
             ),
+            failed_starts: gauges(
+                &r,
+                "quorate_service_failed_starts",
+                "Failed starts in a row of an approval that is rolled out; only the leader reports it.",
+                &["service"],
+            ),
+            returned: gauges(
+                &r,
+                "quorate_service_returned",
+                "1 while a service runs under the approval before; only the leader reports it.",
+                &["service"],
+            ),
             not_enforced: gauges(
                 &r,
                 "quorate_node_not_enforced",
@@ -264,7 +278,13 @@ impl Server {
                 let view = ClusterView { cluster, observed, now, clocks };
                 let alive = cluster.nodes().filter(|node| view.is_alive(&node.id));
                 let services = scheduler::service_views(view);
-                let service = |view: ServiceView| (view.name, view.desired, view.ready);
+                let service = |view: ServiceView| ServiceNumbers {
+                    name: view.name,
+                    desired: view.desired,
+                    ready: view.ready,
+                    failed_starts: view.roll_out.failed_starts,
+                    returned: view.roll_out.returned_from.is_some(),
+                };
                 LeaderMetrics {
                     nodes_alive: alive.count(),
                     services: services.into_iter().map(service).collect(),
@@ -276,11 +296,19 @@ impl Server {
     }
 }
 
+/// Values of one service.
+struct ServiceNumbers {
+    name: ServiceName,
+    desired: u32,
+    ready: u32,
+    failed_starts: u32,
+    returned: bool,
+}
+
 /// Values that only the leader knows.
 struct LeaderMetrics {
     nodes_alive: usize,
-    /// Each service with the numbers of its desired and its ready replicas.
-    services: Vec<(ServiceName, u32, u32)>,
+    services: Vec<ServiceNumbers>,
     /// Each node with the limits that it does not enforce for its workers.
     not_enforced: Vec<(NodeName, Vec<&'static str>)>,
 }
@@ -305,6 +333,8 @@ impl ServerMetrics {
         self.nodes_alive.reset();
         self.replicas_desired.reset();
         self.replicas_ready.reset();
+        self.failed_starts.reset();
+        self.returned.reset();
         self.not_enforced.reset();
         let Some(led) = led else {
             self.steps_dropped.set(0);
@@ -313,10 +343,12 @@ impl ServerMetrics {
         };
         let none: [&str; 0] = [];
         self.nodes_alive.with_label_values(&none).set(i64::try_from(led.nodes_alive).unwrap_or(i64::MAX));
-        for (service, desired, ready) in &led.services {
-            let label = [service.as_str()];
-            self.replicas_desired.with_label_values(&label).set(i64::from(*desired));
-            self.replicas_ready.with_label_values(&label).set(i64::from(*ready));
+        for service in &led.services {
+            let label = [service.name.as_str()];
+            self.replicas_desired.with_label_values(&label).set(i64::from(service.desired));
+            self.replicas_ready.with_label_values(&label).set(i64::from(service.ready));
+            self.failed_starts.with_label_values(&label).set(i64::from(service.failed_starts));
+            self.returned.with_label_values(&label).set(i64::from(service.returned));
         }
         for (node, limits) in &led.not_enforced {
             for limit in limits {
@@ -335,7 +367,7 @@ mod tests {
         let led = [
             "quorate_nodes_alive",
             "quorate_node_not_enforced",
-            "quorate_service_replicas",
+            "quorate_service_",
             "quorate_scheduler_steps_dropped",
             "quorate_scheduler_plans_refused",
         ];
@@ -346,7 +378,13 @@ mod tests {
     #[test]
     fn only_the_leader_exports_metrics_of_existing_nodes_and_services() {
         let metrics = ServerMetrics::new();
-        let service = |name: &str, desired, ready| (name.parse().expect("a name"), desired, ready);
+        let service = |name: &str, desired, ready| ServiceNumbers {
+            name: name.parse().expect("a name"),
+            desired,
+            ready,
+            failed_starts: desired - ready,
+            returned: ready == 0,
+        };
         let silent = ["quorate_scheduler_plans_refused 0", "quorate_scheduler_steps_dropped 0"];
         assert_eq!(shown(&metrics), silent, "a replica that never led");
         let led = LeaderMetrics {
@@ -364,10 +402,14 @@ mod tests {
             "quorate_nodes_alive 4",
             "quorate_scheduler_plans_refused 2",
             "quorate_scheduler_steps_dropped 1",
+            "quorate_service_failed_starts{service=\"chat\"} 0",
+            "quorate_service_failed_starts{service=\"embed\"} 1",
             "quorate_service_replicas_desired{service=\"chat\"} 2",
             "quorate_service_replicas_desired{service=\"embed\"} 1",
             "quorate_service_replicas_ready{service=\"chat\"} 2",
             "quorate_service_replicas_ready{service=\"embed\"} 0",
+            "quorate_service_returned{service=\"chat\"} 0",
+            "quorate_service_returned{service=\"embed\"} 1",
         ];
         assert_eq!(shown(&metrics), expected);
         let later =

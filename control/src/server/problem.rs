@@ -92,6 +92,7 @@ fn status_of(code: ErrorCode) -> StatusCode {
         | error_code::PROPOSAL_UNSIGNED
         | error_code::BALLOT_DUPLICATE
         | error_code::PLAN_STALE
+        | error_code::ROLLBACK_NOT_APPROVED
         | error_code::CIRCLE_ALREADY_FOUNDED => StatusCode::CONFLICT,
         error_code::REQUEST_TOO_LARGE | error_code::COMMAND_TOO_LARGE => StatusCode::PAYLOAD_TOO_LARGE,
         error_code::IDEMPOTENCY_KEY_REUSED => StatusCode::UNPROCESSABLE_ENTITY,

@@ -177,6 +177,7 @@ mod tests {
             manifest: Manifest::from_toml(&service_template(&name, &record, 1, 2)).expect("valid"),
             name,
             certificate: Digest::of(b"certificate"),
+            roll_out: crate::testing::complete_roll_out(),
             desired: 1,
             ready,
             ready_current: ready,

@@ -8,7 +8,7 @@ use crate::server::problem::{Failure, unavailable};
 use axum::Json;
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
 use axum::extract::{Path, Query};
-use protocol::api::{DryRun, DryRunRequest, LogPage, Page, ScaleRequest, ServiceView};
+use protocol::api::{DryRun, DryRunRequest, LogPage, Page, RollbackRequest, ScaleRequest, ServiceView};
 use protocol::manifest::{Manifest, Runtime};
 use protocol::{ServiceName, error_code};
 use scheduler::Action;
@@ -57,6 +57,18 @@ pub(super) async fn scale(
 ) -> ApiResult<Done> {
     let (Path(service), Json(ScaleRequest { replicas })) = (name?, body?);
     server.change(caller, key, Action::Scale { service, replicas }).await
+}
+
+/// Returns the service to the approval before, if the certificate in force names it; no vote is needed.
+#[utoipa::path(post, path = "/v1/services/{name}/rollback", params(("name" = ServiceName, Path)),
+    request_body = RollbackRequest, responses((status = 200, body = Done)), tag = "services")]
+pub(super) async fn rollback(
+    Submission { caller, key, server }: Submission<Submitter>,
+    name: Result<Path<ServiceName>, PathRejection>,
+    body: Result<Json<RollbackRequest>, JsonRejection>,
+) -> ApiResult<Done> {
+    let (Path(service), Json(RollbackRequest { reason })) = (name?, body?);
+    server.change(caller, key, Action::RollBack { service, reason }).await
 }
 
 /// Query parameters of a log page.
