@@ -8,6 +8,7 @@ use super::{Planner, fits_without, moving, running, slot_label, slot_name};
 use crate::cluster::{Holding, HoldingPhase, Service, ServicePhase};
 use crate::command::Step;
 use crate::limits::{CAUSE_CHARACTERS_MAX, DRAIN_MS, START_PATIENCE_MS};
+use crate::observed::Liveness;
 use crate::returning::return_target;
 use crate::view::ClusterView;
 use protocol::ServiceName;
@@ -160,8 +161,13 @@ impl Planner<'_> {
     }
 
     /// Returns whether a service can return by itself: its manifest says so, the approval before was not
-    /// returned from either, and its model is there.
+    /// returned from either, and its model is there. A leader that has not heard from every node yet does not
+    /// know which replicas are available.
     fn can_return(&self, service: &Service) -> bool {
+        let mut nodes = self.view.cluster.nodes();
+        if nodes.any(|node| matches!(self.view.liveness(&node.id), Liveness::Unknown { .. })) {
+            return false;
+        }
         return_target(self.view.cluster, service).is_ok_and(|(target, manifest)| {
             !target.failed && self.view.cluster.models.contains_key(&manifest.model.root)
         })
