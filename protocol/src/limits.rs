@@ -109,7 +109,7 @@ pub const AUTONOMY_SECONDS_DEFAULT: u64 = 24 * 3600;
 /// Maximum autonomy of a service in seconds: a month. A node that control did not reach for longer is not
 /// managed.
 pub const AUTONOMY_SECONDS_MAX: u64 = 31 * 24 * 3600;
-/// Maximum priority of a service; the minimum is 1. A hundred steps are more than people tell apart.
+/// Maximum priority of a service; the minimum is 1. A hundred steps are more than people distinguish.
 pub const PRIORITY_MAX: u32 = 100;
 /// Priority of a service whose manifest names none: half-way, with room on both sides.
 pub const PRIORITY_DEFAULT: u32 = 50;

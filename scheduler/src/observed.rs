@@ -156,7 +156,7 @@ impl Observed {
     }
 
     /// Keeps the times since which slots answer. One that did not answer in the last report, or under another
-    /// order, or whose node was silent or whose worker ended in between, begins anew.
+    /// order, or whose node was silent or whose worker ended in between, begins again.
     fn note_answering(
         &mut self,
         node: NodeId,

@@ -41,6 +41,6 @@ pub enum RollOutPhase {
 pub struct ReturnTarget {
     /// Its certificate, which the one in force names.
     pub certificate: Digest,
-    /// Whether the service had returned from it when it was replaced. Nothing returns to it by itself.
+    /// Whether the service had returned from it when it was replaced. Only a person returns to it.
     pub failed: bool,
 }

@@ -80,6 +80,7 @@ task = "{task}"               # "embed" or "generate"
 # valid_until = 2027-12-31T00:00:00Z
 # on_expiry = "hold"         # or "drain"
 # autonomy_seconds = 86400   # time for which a node keeps its replicas without hearing the control plane
+# priority = 50              # 1 to 100; a higher one is placed first, and takes the room of lower ones
 # exclusive = false          # true: no slot ever lives on two nodes, and the autonomy is 3 seconds
 # context_tokens_max = 256
 # batch_sequences_max = 32
@@ -104,6 +105,12 @@ memory = "512 MiB"           # weights are shared by a node's replicas and not c
 # regions = ["eu-1"]         # default: any region
 # node_selector = {{ disk = "ssd" }}
 isolation = "same_uid"       # minimum isolation accepted: "full", "same_uid", "none"
+
+[rollout]                    # of this approval over the one before, and of other planned work
+# ready_seconds = 10         # a new replica counts after it has answered for so long; 0 by default
+# max_unavailable = 1        # replicas that may be away at once; 0: a replacement always comes first
+# failure_limit = 3          # failed starts in a row that end the roll-out
+# on_failure = "return"      # to what is approved now, without a vote; by default "hold": the roll-out waits
 "#,
         model = record.name,
         root = record.root,
@@ -137,7 +144,7 @@ mod tests {
             let text = service_template(&"mine".parse().expect("a name"), &record, 1, 3);
             let keys: Vec<usize> =
                 (0..).zip(text.lines()).filter(|(_, line)| is_key(line)).map(|(at, _)| at).collect();
-            assert_eq!(keys.len(), 11, "{text}");
+            assert_eq!(keys.len(), 16, "{text}");
             let uncommented = |chosen: &[usize]| -> String {
                 let lines = (0..).zip(text.lines());
                 lines

@@ -63,8 +63,8 @@ struct Candidates<'a> {
 }
 
 impl Planner<'_> {
-    /// Drains replicas of lower priorities for those that no node has room for. A leader that has not heard
-    /// from every node yet preempts nothing: room may turn up.
+    /// Drains replicas of lower priorities for those that no node has room for. A leader that some
+    /// node has not reported to yet preempts nothing: there may be room.
     pub(super) fn preempt(&mut self, mut shortages: Vec<Shortage>) {
         shortages.retain(|shortage| self.ranks_above_another(&shortage.service));
         let is_unknown = |node: NodeId| matches!(self.view.liveness(&node), Liveness::Unknown { .. });

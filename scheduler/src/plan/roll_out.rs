@@ -97,7 +97,7 @@ impl Planner<'_> {
 
     fn count_failed_starts(&mut self, name: &ServiceName) {
         let service = self.service(name);
-        // Beyond the limit, only a row that a further replica has ended is counted anew.
+        // Beyond the limit, only a row that a further replica has ended is counted again.
         if has_failed(self.view, service) {
             return;
         }
@@ -160,8 +160,8 @@ impl Planner<'_> {
         }
     }
 
-    /// Returns whether a service can return by itself: its manifest says so, the approval before was not
-    /// returned from either, and its model is there. A leader that has not heard from every node yet does not
+    /// Returns whether a service can return without a person: its manifest says so, the approval before was not
+    /// returned from either, and its model is there. A leader to which some node has not reported yet does not
     /// know which replicas are available.
     fn can_return(&self, service: &Service) -> bool {
         let mut nodes = self.view.cluster.nodes();

@@ -66,7 +66,7 @@ fn a_roll_out_that_fails_returns_to_the_approval_that_is_named() {
         service(&world).held().map(|(slot, holding)| (slot.0, holding.order.clone())).collect();
     let fences: Vec<_> = held.iter().map(|(slot, order)| (*slot, order.fence, order.certificate)).collect();
     assert_eq!(fences, [0, 1].map(|slot| (slot, Fence::new(1, 1), first)), "what ran before runs on");
-    // What is ordered anew is under the certificate before, with a fence of the one in force.
+    // What is ordered later is under the certificate before, with a fence of the one in force.
     world.must(Action::Scale { service: service_name("chat"), replicas: 3 });
     world.settle();
     let order = service(&world).slots[&SlotIndex(2)].holding.as_ref().unwrap().order.clone();
@@ -153,7 +153,7 @@ fn a_replica_that_ends_within_its_time_is_not_available() {
         let drained = steps.iter().filter(|step| matches!(step, Step::Drain { .. })).count();
         assert_eq!(drained, drains, "after {passes} ms more");
     }
-    // Its worker ends and answers again: the time begins anew.
+    // Its worker ends and answers again: the time begins again.
     world.set_state("chat", 2, SlotState::Starting, "");
     world.heartbeat_all();
     world.obey();
