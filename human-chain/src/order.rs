@@ -59,8 +59,8 @@ struct OrderedApproval<'a> {
 ///
 /// # Errors
 /// Returns the first check that fails, in this order: signature and signer; circle; node and its admission;
-/// fence; certificate in force, or the one that it names for a return; validity; version and count of the fence; slot and GPUs within the envelope;
-/// role, region and labels of the node.
+/// fence; certificate in force, or the one that it names for a return; validity; version and count of the
+/// fence; slot and GPUs within the envelope; role, region and labels of the node.
 pub fn check_order(
     state: &CircleState,
     signed: &SignedOrder,

@@ -34,7 +34,8 @@ pub struct Observed {
     released: BTreeMap<NodeId, VecDeque<SlotName>>,
     /// Nodes named in a lapse in progress, with the generation in which it was planned.
     evicting: BTreeMap<NodeId, u64>,
-    /// Slots that answer, by node: the order, the restarts of its worker, and the time since which it answers.
+    /// Slots that answer, by node: the order, the restarts of its worker, and the time since which it
+    /// answers.
     answering: BTreeMap<NodeId, BTreeMap<(ServiceName, SlotIndex), Answering>>,
     /// Halts in force, as far as this leader knows. Nodes judge for themselves; a plan only wastes no order.
     halts: Vec<Halt>,

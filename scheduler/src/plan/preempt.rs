@@ -2,8 +2,9 @@
 //!
 //! A replica that its service needs for its minimum may take any replica of a lower priority. One beyond the
 //! minimum takes only what exceeds the minimum of its own service. Equal priorities take nothing from each
-//! other, so replicas never displace each other in turn. What drains already is waited for: a plan preempts
-//! only what is missing beside it. Preemption is no planned work, and heeds no disruption budget.
+//! other, so replicas never displace each other in turn. A plan waits for replicas that drain already, and
+//! preempts only for those that are missing beside them. Preemption is no planned work, and heeds no
+//! disruption budget.
 
 use super::{
     NodeCapacity, Planner, Unschedulable, best_placement, capacities, capacity_beside, free_slot,

@@ -7,8 +7,8 @@
 //! nodes with that share. Two moves of a service are at least [`REBALANCE_CALM_MS`] apart.
 //!
 //! With a free slot in the envelope, the replica first starts in its new slot, and leaves the old one when
-//! the new one is available. Without one it is drained first, if the disruption budget allows; another replica
-//! on its node answers, so the service stays available.
+//! the new one is available. Without one it is drained first, if the disruption budget allows; another
+//! replica on its node answers, so the service stays available.
 
 use super::{
     CandidatePlacement, NodeCapacity, Planner, best_placement, free_slot, running, slot_label, slot_name,

@@ -57,7 +57,8 @@ impl Planner<'_> {
     }
 
     /// Returns whether a replica that must go should wait: the budget has no room now, and another replica is
-    /// on its way or can be. What nothing can replace goes at once, since waiting would not help.
+    /// on its way or can be. A replica that nothing can replace goes at
+    /// once, since waiting would not help.
     pub(super) fn waits_for_budget(&mut self, name: &ServiceName, holding: &Holding) -> bool {
         if self.may_disrupt(holding) {
             return false;
@@ -160,9 +161,9 @@ impl Planner<'_> {
         }
     }
 
-    /// Returns whether a service can return without a person: its manifest says so, the approval before was not
-    /// returned from either, and its model is there. A leader to which some node has not reported yet does not
-    /// know which replicas are available.
+    /// Returns whether a service can return without a person: its manifest says so, the approval before was
+    /// not returned from either, and its model is there. A leader to which some node has not reported yet
+    /// does not know which replicas are available.
     fn can_return(&self, service: &Service) -> bool {
         let mut nodes = self.view.cluster.nodes();
         if nodes.any(|node| matches!(self.view.liveness(&node.id), Liveness::Unknown { .. })) {

@@ -114,7 +114,11 @@ proptest! {
         }
         world.settle();
         let services = world.cluster.services();
-        let all: Vec<_> = services.iter().map(|(name, service)| (service, runs(&world, name.as_str()) as u32)).collect();
+        let with_runs = services.iter().map(|(name, service)| {
+            let count = runs(&world, name.as_str());
+            (service, count as u32)
+        });
+        let all: Vec<(&Service, u32)> = with_runs.collect();
         let total: u32 = all.iter().map(|(_, runs)| runs).sum();
         let wanted: u32 = all.iter().map(|(service, _)| service.desired).sum();
         prop_assert_eq!(u64::from(total), u64::from(wanted).min(sizes.iter().sum()), "no core is idle");

@@ -66,7 +66,7 @@ fn a_roll_out_that_fails_returns_to_the_approval_that_is_named() {
         service(&world).held().map(|(slot, holding)| (slot.0, holding.order.clone())).collect();
     let fences: Vec<_> = held.iter().map(|(slot, order)| (*slot, order.fence, order.certificate)).collect();
     assert_eq!(fences, [0, 1].map(|slot| (slot, Fence::new(1, 1), first)), "what ran before runs on");
-    // What is ordered later is under the certificate before, with a fence of the one in force.
+    // A later order is under the certificate before, with a fence of the one in force.
     world.must(Action::Scale { service: service_name("chat"), replicas: 3 });
     world.settle();
     let order = service(&world).slots[&SlotIndex(2)].holding.as_ref().unwrap().order.clone();
