@@ -9,7 +9,7 @@ use crate::command::{Actor, Refusal, SlotName};
 use crate::former::FormerHolder;
 use crate::limits::{CLOSED_PROPOSALS_MAX, SNAPSHOT_BYTES_MAX};
 use crate::outcomes::Outcomes;
-use crate::roll_out::{ReturnTarget, RollOut};
+use crate::roll_out::{ReturnTarget, RollOut, RollOutPhase};
 use human_chain::{AccessBook, ChainError, CircleState, FoundGrant, check_grant_stands};
 use protocol::access::GrantedAccess;
 use protocol::agent::PendingNode;
@@ -543,9 +543,14 @@ impl Service {
         self.slots.iter().filter_map(|(index, slot)| Some((*index, slot.holding.as_ref()?)))
     }
 
-    /// Returns whether its approval has expired.
+    /// Returns whether its approval has expired: the one in force, or the one before if it has returned.
     #[must_use]
     pub fn is_expired(&self, now: ClusterTime) -> bool {
-        self.manifest.valid_until.is_some_and(|until| ClusterTime(until) <= now)
+        let in_force = match &self.roll_out.phase {
+            RollOutPhase::Returned { valid_until, .. } => *valid_until,
+            RollOutPhase::Complete | RollOutPhase::Progressing => None,
+        };
+        let ends = [self.manifest.valid_until, in_force];
+        ends.into_iter().flatten().any(|until| ClusterTime(until) <= now)
     }
 }

@@ -29,10 +29,11 @@ impl Service {
         debug_assert_eq!(self.manifest.name, manifest.name, "an approval of the same service");
         debug_assert!(!self.has_returned(), "a service returns once");
         let from = std::mem::replace(&mut self.certificate, target.certificate);
+        let valid_until = self.manifest.valid_until;
         self.manifest = manifest.clone();
         self.desired = self.desired.min(manifest.replicas.max).max(manifest.replicas.min);
         self.avoid.clear();
-        let phase = RollOutPhase::Returned { from, cause };
+        let phase = RollOutPhase::Returned { from, valid_until, cause };
         self.roll_out = RollOut { phase, ..RollOut::default() };
         debug_assert!(self.has_returned() && self.certificate != from, "another approval is ordered now");
     }
@@ -102,7 +103,10 @@ mod tests {
             assert_eq!((service.desired, service.version), (expected, 2), "fences are of the one in force");
             assert_eq!(service.certificate, target.certificate);
             let from = Digest::of(b"in force");
-            assert_eq!(service.roll_out.phase, RollOutPhase::Returned { from, cause: "it failed".into() });
+            assert_eq!(
+                service.roll_out.phase,
+                RollOutPhase::Returned { from, valid_until: None, cause: "it failed".into() }
+            );
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Roll-out of an approval, as far as the cluster remembers it: its progress, its failed starts, and the
 //! approval to which it may return.
 
-use protocol::Digest;
+use protocol::{Digest, Millis};
 use serde::{Deserialize, Serialize};
 
 /// Roll-out of the approval in force.
@@ -30,6 +30,8 @@ pub enum RollOutPhase {
     Returned {
         /// Certificate in force, from which it returned.
         from: Digest,
+        /// End of that approval, which ends the return too; none if it has none.
+        valid_until: Option<Millis>,
         /// Cause, as text for operators.
         cause: String,
     },

@@ -75,7 +75,9 @@ fn view_roll_out(view: ClusterView, service: &Service) -> RollOutView {
         RollOutPhase::Complete => (RollOutProgress::Complete, None),
         RollOutPhase::Progressing if has_failed(view, service) => (RollOutProgress::Holding, None),
         RollOutPhase::Progressing => (RollOutProgress::Progressing, None),
-        RollOutPhase::Returned { from, cause } => (RollOutProgress::Returned, Some((*from, cause.clone()))),
+        RollOutPhase::Returned { from, cause, .. } => {
+            (RollOutProgress::Returned, Some((*from, cause.clone())))
+        }
     };
     let returns_to = service.before.filter(|_| returned.is_none()).map(|target| target.certificate);
     RollOutView {

@@ -155,7 +155,7 @@ fn why_service(view: ClusterView, service: &Service) -> Why {
 /// Returns a line about a roll-out that has failed, or about the return that followed.
 fn roll_out_line(view: ClusterView, service: &Service) -> Option<String> {
     match &service.roll_out.phase {
-        RollOutPhase::Returned { from, cause } => Some(format!(
+        RollOutPhase::Returned { from, cause, .. } => Some(format!(
             "runs under the approval before, and not under that of certificate {}: {cause}",
             from.short()
         )),
@@ -230,7 +230,8 @@ fn spread_line(view: ClusterView, service: &Service) -> Option<String> {
 }
 
 fn renew(service: &Service) -> String {
-    debug_assert!(service.manifest.valid_until.is_some(), "an approval without an end never expires");
+    let has_end = service.manifest.valid_until.is_some() || service.has_returned();
+    debug_assert!(has_end, "an approval without an end never expires");
     format!("deploy {} again with a later valid_until", service.manifest.name)
 }
 

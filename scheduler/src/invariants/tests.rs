@@ -121,7 +121,8 @@ fn wrong_services() -> Table {
             service(c, "chat").before = Some(ReturnTarget { certificate, failed: false });
         }),
         (ReturnIsNamed, "a return from another certificate than the one in force", |c| {
-            let phase = RollOutPhase::Returned { from: Digest::of(b"x"), cause: String::new() };
+            let phase =
+                RollOutPhase::Returned { from: Digest::of(b"x"), valid_until: None, cause: String::new() };
             service(c, "chat").roll_out.phase = phase;
         }),
         (ServicePhase, "under another name", |c| {

@@ -109,7 +109,11 @@ fn a_return_by_hand_goes_to_the_approval_that_is_named_and_never_forward() {
     world.settle();
     assert_eq!(service(&world).roll_out.phase, RollOutPhase::Complete);
     assert_eq!(roll_back(&mut world, token("operator")), "ok", "after the roll-out too");
-    let phase = RollOutPhase::Returned { from: second, cause: "token/operator: empty answers".into() };
+    let phase = RollOutPhase::Returned {
+        from: second,
+        valid_until: None,
+        cause: "token/operator: empty answers".into(),
+    };
     assert_eq!((service(&world).certificate, &service(&world).roll_out.phase), (first, &phase));
     assert_eq!(roll_back(&mut world, token("operator")), "rollback-not-approved", "not forward");
     world.settle();
