@@ -477,6 +477,24 @@ def lines_are_followed_across_a_change_of_leader(lab):
         follow.wait()
 
 
+def an_update_is_rolled_back_by_hand(lab):
+    assert "rollback-not-approved" in lab.run("rollback", "tiny", code=1), "its certificate names none"
+    text = (lab.folder / "tiny.toml").read_text()
+    lab.keep("returning.toml", text.replace('# on_failure = "return"', 'on_failure = "return"'))
+    lab.vote(lab.json("deploy", "returning.toml", "--reason", "it may return")["id"])
+    def roll_out():
+        return lab.json("service", "show", "tiny")["roll_out"]
+    lab.until("the certificate names the approval before", lambda: roll_out()["returns_to"])
+    lab.run("rollback", "tiny", "--reason", "empty answers")
+    after = roll_out()
+    assert after["progress"] == "returned" and "empty answers" in after["cause"], after
+    assert "rollback-not-approved" in lab.run("rollback", "tiny", code=1), "nothing goes forward without a vote"
+    assert "has returned to the approval before" in json.dumps(lab.status())
+    lab.until("nodes take the orders", lambda: lab.json("service", "show", "tiny")["ready_current"] >= 1)
+    lab.vote(lab.json("deploy", "tiny.toml", "--reason", "as it was")["id"])
+    lab.until("it is as it was", lambda: roll_out()["progress"] == "complete")
+
+
 def a_service_is_scaled_and_retired(lab):
     lab.run("scale", "tiny", "2")
     lab.until("two answer", lambda: lab.json("service", "show", "tiny")["ready"] == 2)
@@ -514,7 +532,7 @@ STEPS = [
     a_circle_is_founded_and_runs, mistakes_are_explained, choosing_a_context_overwrites_none, curl_and_python_reach_the_control_api,
     a_model_is_imported_voted_on_and_served, a_name_is_taken_once_and_freed, a_flipped_bit_is_named_and_repaired,
     waiting_for_an_update_is_not_answered_by_what_ran_before, answers_come_over_https, a_node_joins_by_a_vote,
-    lines_are_followed_across_a_change_of_leader, a_service_is_scaled_and_retired,
+    lines_are_followed_across_a_change_of_leader, an_update_is_rolled_back_by_hand, a_service_is_scaled_and_retired,
     a_change_of_members_waits_and_is_vetoed, the_history_verifies_offline, everything_ends_in_order,
 ]
 

@@ -123,6 +123,16 @@ fn clock_wrong(registry: &Registry) -> IntGaugeVec {
     gauges(registry, "quorate_control_clock_wrong", help, &["replica"])
 }
 
+fn failed_starts(registry: &Registry) -> IntGaugeVec {
+    let help = "Failed starts in a row of an approval that is rolled out; only the leader reports it.";
+    gauges(registry, "quorate_service_failed_starts", help, &["service"])
+}
+
+fn returned(registry: &Registry) -> IntGaugeVec {
+    let help = "1 while a service runs under the approval before; only the leader reports it.";
+    gauges(registry, "quorate_service_returned", help, &["service"])
+}
+
 fn halts_standing(registry: &Registry) -> IntGaugeVec {
     let help = "Halts that stand at this replica, by what they stop; every replica reports its own.";
     gauges(registry, "quorate_halts_standing", help, &["scope"])
@@ -180,18 +190,8 @@ impl ServerMetrics {
                 "Ready replicas; only the leader reports it.",
                 &["service"],
             ),
-            failed_starts: gauges(
-                &r,
-                "quorate_service_failed_starts",
-                "Failed starts in a row of an approval that is rolled out; only the leader reports it.",
-                &["service"],
-            ),
-            returned: gauges(
-                &r,
-                "quorate_service_returned",
-                "1 while a service runs under the approval before; only the leader reports it.",
-                &["service"],
-            ),
+            failed_starts: failed_starts(&r),
+            returned: returned(&r),
             not_enforced: gauges(
                 &r,
                 "quorate_node_not_enforced",
