@@ -146,7 +146,7 @@ pub enum OnFailure {
 /// Rules for the roll-out of an approval, and for other planned work on a service's replicas.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Rollout {
+pub struct RollOutRules {
     /// Time in seconds for which a replica must answer before it counts as available.
     pub ready_seconds: u32,
     /// Number of replicas below the wanted number that planned work may take away at once. At 0, a
@@ -158,7 +158,7 @@ pub struct Rollout {
     pub on_failure: OnFailure,
 }
 
-impl Default for Rollout {
+impl Default for RollOutRules {
     fn default() -> Self {
         Self {
             ready_seconds: 0,
@@ -204,7 +204,7 @@ pub struct ServiceManifest {
     /// ones if there is no other.
     pub priority: u32,
     /// Rules for roll-outs and other planned work.
-    pub rollout: Rollout,
+    pub rollout: RollOutRules,
     /// Maximum number of tokens of a context; none = the model's own limit.
     pub context_tokens_max: Option<u32>,
     /// Maximum number of sequences computed in one step.

@@ -14,7 +14,7 @@ use protocol::api::{DryRun, DryRunPlacement};
 use protocol::checkpoint::is_foreign;
 use protocol::display::counted;
 use protocol::governance::Change;
-use protocol::manifest::{Manifest, OnFailure, Rollout, Runtime, ServiceManifest};
+use protocol::manifest::{Manifest, OnFailure, RollOutRules, Runtime, ServiceManifest};
 use protocol::{Digest, ErrorCode, ServiceName, error_code};
 use std::collections::BTreeMap;
 
@@ -142,7 +142,7 @@ fn outranked(cluster: &Cluster, manifest: &ServiceManifest) -> Vec<ServiceName> 
 fn roll_out_lines(cluster: &Cluster, manifest: &ServiceManifest) -> Vec<String> {
     let runs = |service: &&Service| service.held().next().is_some();
     let Some(known) = cluster.services().get(&manifest.name).filter(runs) else { return Vec::new() };
-    let Rollout { ready_seconds, max_unavailable, failure_limit, on_failure } = manifest.rollout;
+    let RollOutRules { ready_seconds, max_unavailable, failure_limit, on_failure } = manifest.rollout;
     let at_once = counted(max_unavailable.max(1).into(), "replica");
     let taken = match max_unavailable {
         0 => "none is taken away before its replacement is available".to_string(),

@@ -16,7 +16,7 @@ use protocol::keys::{ByteString, EncryptionKey, MemberKeys};
 use protocol::limits::PRIORITY_MAX;
 use protocol::manifest::{
     EdgeManifest, Isolation, JobManifest, Manifest, ModelChoice, OnExpiry, OnFailure, Placement, Resources,
-    Rollout, Runtime, ServiceManifest, Task,
+    RollOutRules, Runtime, ServiceManifest, Task,
 };
 use protocol::{Digest, MemberId, Millis, Passkey, PasskeyKey, PasskeyPolicy, StoreName};
 use std::collections::{BTreeMap, BTreeSet};
@@ -243,8 +243,8 @@ fn of_service(service: &ServiceManifest) -> FieldTexts {
     fields
 }
 
-fn push_rollout(fields: &mut FieldTexts, rollout: &Rollout) {
-    let Rollout { ready_seconds, max_unavailable, failure_limit, on_failure } = rollout;
+fn push_rollout(fields: &mut FieldTexts, rollout: &RollOutRules) {
+    let RollOutRules { ready_seconds, max_unavailable, failure_limit, on_failure } = rollout;
     let ready = show_duration(u64::from(*ready_seconds));
     fields.push(("service.roll-out.available after".into(), ready));
     fields.push(("service.roll-out.taken at once".into(), max_unavailable.to_string()));

@@ -8,7 +8,7 @@ use protocol::halt::HaltScope;
 use protocol::keys::{ByteString, HybridSignature};
 use protocol::manifest::{
     EdgeManifest, Isolation, JobManifest, Manifest, ModelChoice, OnExpiry, OnFailure, Placement,
-    ReplicaRange, Resources, Rollout, Runtime, ServiceManifest, Task,
+    ReplicaRange, Resources, RollOutRules, Runtime, ServiceManifest, Task,
 };
 use protocol::{Digest, ModelRoot, Signature};
 use std::collections::BTreeMap;
@@ -163,7 +163,7 @@ pub(crate) fn full_service() -> ServiceManifest {
         autonomy_seconds: 3,
         exclusive: true,
         priority: 70,
-        rollout: Rollout {
+        rollout: RollOutRules {
             ready_seconds: 10,
             max_unavailable: 2,
             failure_limit: 3,

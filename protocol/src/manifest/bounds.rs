@@ -6,7 +6,7 @@
 //! that only this release cannot run is within bounds; the component that would run it rejects it.
 
 use super::{
-    EdgeManifest, JobManifest, Manifest, ModelChoice, Placement, ReplicaRange, Resources, Rollout,
+    EdgeManifest, JobManifest, Manifest, ModelChoice, Placement, ReplicaRange, Resources, RollOutRules,
     ServiceManifest, format_bytes, parse_bytes,
 };
 use crate::limits::{
@@ -190,7 +190,7 @@ fn check_autonomy(seconds: u64, exclusive: bool) -> Result<(), OutOfBounds> {
 
 /// Checks the rules for roll-outs. If planned work may take no replica away, a new one needs a slot beside
 /// those of the wanted replicas.
-fn check_rollout(rollout: &Rollout, replicas: ReplicaRange) -> Result<(), OutOfBounds> {
+fn check_rollout(rollout: &RollOutRules, replicas: ReplicaRange) -> Result<(), OutOfBounds> {
     in_range("rollout.ready_seconds", rollout.ready_seconds, 0, READY_SECONDS_MAX)?;
     in_range("rollout.max_unavailable", rollout.max_unavailable, 0, SLOTS_MAX)?;
     in_range("rollout.failure_limit", rollout.failure_limit, 1, FAILURES_MAX)?;

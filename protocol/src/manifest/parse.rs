@@ -290,9 +290,9 @@ impl RawPlacement {
 }
 
 impl RawRollout {
-    fn choice(self) -> Rollout {
-        let default = Rollout::default();
-        Rollout {
+    fn choice(self) -> RollOutRules {
+        let default = RollOutRules::default();
+        RollOutRules {
             ready_seconds: self.ready_seconds.unwrap_or(default.ready_seconds),
             max_unavailable: self.max_unavailable.unwrap_or(default.max_unavailable),
             failure_limit: self.failure_limit.unwrap_or(default.failure_limit),

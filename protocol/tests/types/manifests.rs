@@ -8,7 +8,8 @@ use proptest::prelude::*;
 use protocol::ModelRoot;
 use protocol::error_code::{self, ErrorCode};
 use protocol::manifest::{
-    Manifest, ModelChoice, Placement, ReplicaRange, Resources, Rollout, Runtime, ServiceManifest, parse_bytes,
+    Manifest, ModelChoice, Placement, ReplicaRange, Resources, RollOutRules, Runtime, ServiceManifest,
+    parse_bytes,
 };
 use protocol::{Digest, Millis};
 use serde_json::Value as Json;
@@ -358,7 +359,7 @@ fn sound() -> impl Strategy<Value = ServiceManifest> {
     let workload = (crate::values::name(), model, prop::sample::select(&TASKS), replicas);
     let autonomy = prop_oneof![Just((3_u64, true)), (3..=2_678_400_u64).prop_map(|seconds| (seconds, false))];
     let rollout = (0..=3600_u32, 1..=1024_u32, 1..=100_u32, prop::sample::select(&FAILURES)).prop_map(
-        |(ready_seconds, max_unavailable, failure_limit, on_failure)| Rollout {
+        |(ready_seconds, max_unavailable, failure_limit, on_failure)| RollOutRules {
             ready_seconds,
             max_unavailable,
             failure_limit,

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use protocol::gateway::{ApiKey, Route, RouteTable, RoutedService};
 use protocol::manifest::{
     EdgeManifest, Isolation, JobManifest, Manifest, ModelChoice, OnExpiry, OnFailure, Placement,
-    ReplicaRange, Resources, Rollout, Runtime, ServiceManifest, Task,
+    ReplicaRange, Resources, RollOutRules, Runtime, ServiceManifest, Task,
 };
 use protocol::order::{SignedOrder, SignedTicket, SlotOrder, Ticket};
 
@@ -38,8 +38,8 @@ fn replicas() -> BoxedStrategy<ReplicaRange> {
     (number32(), number32()).prop_map(|(min, max)| ReplicaRange { min, max }).boxed()
 }
 
-fn rollout() -> BoxedStrategy<Rollout> {
-    let of = |(ready_seconds, max_unavailable, failure_limit, on_failure)| Rollout {
+fn rollout() -> BoxedStrategy<RollOutRules> {
+    let of = |(ready_seconds, max_unavailable, failure_limit, on_failure)| RollOutRules {
         ready_seconds,
         max_unavailable,
         failure_limit,

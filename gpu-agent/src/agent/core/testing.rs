@@ -13,7 +13,7 @@ use protocol::governance::{
 use protocol::halt::{Halt, HaltScope, SignedHalt};
 use protocol::keys::EncryptionKey;
 use protocol::manifest::{
-    Isolation, Manifest, ModelChoice, OnExpiry, Placement, ReplicaRange, Resources, Rollout, Runtime,
+    Isolation, Manifest, ModelChoice, OnExpiry, Placement, ReplicaRange, Resources, RollOutRules, Runtime,
     ServiceManifest, Task,
 };
 use protocol::model::{ErasureCode, KeyWrap, ModelRecord, SignedWrap, StoredKind};
@@ -241,7 +241,7 @@ pub(crate) fn service(name: &str, root: ModelRoot, max: u32) -> ServiceManifest 
         autonomy_seconds: protocol::limits::AUTONOMY_SECONDS_DEFAULT,
         exclusive: false,
         priority: protocol::limits::PRIORITY_DEFAULT,
-        rollout: Rollout::default(),
+        rollout: RollOutRules::default(),
         context_tokens_max: None,
         batch_sequences_max: 4,
     }

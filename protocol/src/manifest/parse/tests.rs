@@ -45,7 +45,7 @@ fn the_smallest_service_is_read_with_its_defaults() {
     assert_eq!(service.on_expiry, OnExpiry::Hold);
     assert_eq!((service.autonomy_seconds, service.autonomy_ms()), (86_400, 86_400_000));
     assert!(!service.exclusive);
-    assert_eq!((service.priority, service.rollout), (50, Rollout::default()));
+    assert_eq!((service.priority, service.rollout), (50, RollOutRules::default()));
     assert!(!service.may_return(), "nothing earlier runs again unless the manifest says so");
 }
 

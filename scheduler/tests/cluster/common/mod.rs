@@ -191,7 +191,7 @@ pub(crate) fn manifest(
         autonomy_seconds: protocol::limits::AUTONOMY_SECONDS_MIN,
         exclusive: true,
         priority: protocol::limits::PRIORITY_DEFAULT,
-        rollout: Rollout::default(),
+        rollout: RollOutRules::default(),
         context_tokens_max: None,
         batch_sequences_max: 8,
     }
