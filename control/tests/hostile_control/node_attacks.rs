@@ -12,7 +12,7 @@ use protocol::access::AccessRecord;
 use protocol::gateway::{ApiKey, RouteTable, TableAccepted};
 use protocol::governance::{Bundle, Change, HistoryHead};
 use protocol::halt::HaltScope;
-use protocol::manifest::ServiceManifest;
+use protocol::manifest::{OnFailure, ServiceManifest};
 use protocol::model::Recipient;
 use protocol::order::{SignedOrder, SlotOrder};
 use protocol::{Digest, Fence, ModelRoot, Signature, SlotIndex};
@@ -38,6 +38,7 @@ pub(crate) async fn all() -> Vec<Attack> {
         a_key_that_is_not_controls().await,
         an_altered_order().await,
         an_order_of_another_node().await,
+        an_approval_of_the_past().await,
         slow_clocks().await,
         junk_with_each_answer().await,
         one_gpu_given_three_times().await,
@@ -327,6 +328,31 @@ async fn an_order_of_another_node() -> Attack {
     })
     .await;
     Attack::refused(0, "an order of another node", attack, "order-mismatch", control)
+}
+
+/// Control runs the approval that was replaced, with a fence of the one in force. The positive control is a
+/// certificate that names it to return to.
+async fn an_approval_of_the_past() -> Attack {
+    let mut outcomes = Vec::new();
+    for on_failure in [OnFailure::Hold, OnFailure::Return] {
+        let scene = Scene::new();
+        let first = deploy(&scene, &small("chat"));
+        let mut next = small("chat");
+        next.rollout.on_failure = on_failure;
+        deploy(&scene, &next);
+        let agent = scene.start();
+        scene.until_length(2).await;
+        let order = {
+            let world = &scene.script().world;
+            let order = world.plain_order(&first, node_id(), 0, 1);
+            world.sign(0, SlotOrder { fence: Fence::new(2, 1), ..order })
+        };
+        outcomes.push(scene.try_order(&first, order).await);
+        agent.stop().await;
+    }
+    let control = outcomes.pop().unwrap().is_ok();
+    let attack = outcomes.pop().unwrap();
+    Attack::refused(0, "an approval that was replaced", attack, "order-not-approved", control)
 }
 
 /// The clocks of all control replicas fall behind, so that an approval that has ended seems valid.
