@@ -109,6 +109,21 @@ pub const AUTONOMY_SECONDS_DEFAULT: u64 = 24 * 3600;
 /// Maximum autonomy of a service in seconds: a month. A node that control did not reach for longer is not
 /// managed.
 pub const AUTONOMY_SECONDS_MAX: u64 = 31 * 24 * 3600;
+/// Autonomy in seconds of a job whose envelope names none: an hour, in which a control plane restarts. A rank
+/// that was placed anew meanwhile computes twice at most that long.
+pub const JOB_AUTONOMY_SECONDS_DEFAULT: u64 = 3600;
+/// Maximum number of parameters of a job, and of entries of each of its other lists: members read them before
+/// they vote.
+pub const JOB_LIST_MAX: usize = LABELS_MAX;
+/// Maximum number of submit keys of a job: each has 2 kB, and a team shares one.
+pub const SUBMIT_KEYS_MAX: usize = 8;
+/// Maximum length of a parameter's value in bytes: a long path, or a short configuration.
+pub const PARAMETER_BYTES_MAX: usize = 1024;
+/// Maximum time in seconds from a submission to its deadline: a month, as long as a job may run.
+pub const SUBMISSION_SECONDS_MAX: u64 = 31 * 24 * 3600;
+/// Maximum size of a signed submission in bytes: every parameter at its longest, an open command at its
+/// longest, and a signature.
+pub const SUBMISSION_BYTES_MAX: usize = 160 * 1024;
 /// Interval in milliseconds between two syncs of an agent with control.
 pub const SYNC_INTERVAL_MS: u64 = 500;
 /// Tolerated error in milliseconds of the wall-clock times in certificates.
@@ -152,5 +167,13 @@ const _: () = assert!(METRICS_LINE_BYTES_MAX <= 4096, "PIPE_BUF on Linux");
 const _: () =
     assert!(AUTONOMY_SECONDS_MIN * 1000 == LEASE_MS, "exclusive work is held for exactly one lease");
 const _: () = assert!(AUTONOMY_SECONDS_MIN < AUTONOMY_SECONDS_DEFAULT);
+const _: () = assert!(AUTONOMY_SECONDS_MIN < JOB_AUTONOMY_SECONDS_DEFAULT);
+const _: () = assert!(
+    JOB_LIST_MAX * (PARAMETER_BYTES_MAX + NAME_BYTES_MAX + 8)
+        + crate::artifact::ARTIFACT_WORDS_BYTES_MAX
+        + BALLOT_BYTES_MAX
+        <= SUBMISSION_BYTES_MAX,
+    "the longest submission fits"
+);
 const _: () = assert!(AUTONOMY_SECONDS_DEFAULT < AUTONOMY_SECONDS_MAX);
 const _: () = assert!(SYNC_INTERVAL_MS * 4 < LEASE_MS, "a lease survives three lost answers");

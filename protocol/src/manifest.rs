@@ -5,14 +5,17 @@
 
 mod bounds;
 mod fields;
+mod job;
+mod parameter;
 mod parse;
 mod size;
 
-pub use bounds::{CPU_MILLICORES_MIN, OutOfBounds, check_label};
+pub use bounds::{CPU_MILLICORES_MIN, OutOfBounds, check_command_words, check_label};
+pub use job::{ArtifactChoice, JobBudget, JobManifest, JobSubmitters, RANK_VARIABLES, SubmitKey};
+pub use parameter::{Decimal, JobParameter, ParameterRule, TextCharacters, expand_argument};
 pub use parse::ManifestError;
 pub use size::{format_bytes, parse_bytes};
 
-use crate::digest::Digest;
 use crate::ids::{Millis, ModelName, ModelRoot, ServiceName};
 use crate::limits;
 use serde::{Deserialize, Serialize};
@@ -25,7 +28,7 @@ use utoipa::ToSchema;
 pub enum Manifest {
     /// Service: answers requests for as long as it is approved.
     Service(ServiceManifest),
-    /// Job: runs to completion. This release reads and checks it, but cannot run it.
+    /// Job: runs to completion. This release reads, checks and approves it, but cannot run it.
     Job(JobManifest),
     /// Edge rollout: distributes a model to sites. This release reads and checks it, but cannot run it.
     Edge(EdgeManifest),
@@ -178,28 +181,6 @@ impl ServiceManifest {
         debug_assert!(within && self.autonomy_seconds <= limits::AUTONOMY_SECONDS_MAX, "it is in bounds");
         self.autonomy_seconds.saturating_mul(1000)
     }
-}
-
-/// Manifest of a job. This release reads and checks it, but cannot run it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct JobManifest {
-    /// Name, unique in the circle.
-    pub name: ServiceName,
-    /// Digest of the artefact tree to run.
-    pub artefact: Digest,
-    /// Entry point within the artefact tree, and its arguments.
-    pub command: Vec<String>,
-    /// Number of ranks that run together.
-    pub ranks: u32,
-    /// Resources of each rank.
-    pub resources: Resources,
-    /// Placement constraints of the ranks.
-    pub placement: Placement,
-    /// Hosts that the job may reach. Must be empty in this release.
-    pub egress: Vec<String>,
-    /// Maximum run time in seconds.
-    pub run_seconds_max: u64,
 }
 
 /// Manifest of an edge rollout. This release reads and checks it, but cannot run it.

@@ -3,6 +3,9 @@
 //! Two passes: TOML to a raw form, and the raw form to a manifest within its bounds. An error of either pass
 //! carries the dotted path of its field and that field's line.
 
+mod job;
+
+use self::job::RawJob;
 use super::bounds::{GPU_SHARE_PERCENT_MAX, MEMORY_BYTES_MAX, bytes_in_range, in_range, join};
 use super::fields::Fields;
 use super::*;
@@ -272,37 +275,6 @@ impl RawPlacement {
             node_selector: self.node_selector,
             isolation: self.isolation.unwrap_or(Isolation::SameUid),
         }
-    }
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawJob {
-    #[serde(rename = "kind")]
-    _kind: String,
-    name: ServiceName,
-    artefact: Digest,
-    command: Vec<String>,
-    ranks: u32,
-    resources: RawResources,
-    #[serde(default)]
-    placement: RawPlacement,
-    egress: Option<Vec<String>>,
-    run_seconds_max: u64,
-}
-
-impl RawJob {
-    fn check(self) -> Result<Manifest, Fault> {
-        Ok(Manifest::Job(JobManifest {
-            name: self.name,
-            artefact: self.artefact,
-            command: self.command,
-            ranks: self.ranks,
-            resources: self.resources.check()?,
-            placement: self.placement.choice(),
-            egress: check_egress(self.egress)?,
-            run_seconds_max: self.run_seconds_max,
-        }))
     }
 }
 

@@ -5,11 +5,14 @@ use proptest::collection::{btree_set, vec};
 use proptest::option;
 use proptest::prelude::*;
 use protocol::gateway::{ApiKey, Route, RouteTable, RoutedService};
+use protocol::keys::ByteString;
 use protocol::manifest::{
-    EdgeManifest, Isolation, JobManifest, Manifest, ModelChoice, OnExpiry, Placement, ReplicaRange,
-    Resources, Runtime, ServiceManifest, Task,
+    ArtifactChoice, EdgeManifest, Isolation, JobBudget, JobManifest, JobParameter, JobSubmitters, Manifest,
+    ModelChoice, OnExpiry, ParameterRule, Placement, ReplicaRange, Resources, Runtime, ServiceManifest,
+    SubmitKey, Task, TextCharacters,
 };
 use protocol::order::{SignedOrder, SignedTicket, SlotOrder, Ticket};
+use protocol::{ArtifactRoot, ParameterName};
 
 pub(crate) const TASKS: [Task; 2] = [Task::Embed, Task::Generate];
 pub(crate) const RUNTIMES: [Runtime; 2] = [Runtime::Candle, Runtime::Process];
@@ -67,11 +70,81 @@ fn service() -> BoxedStrategy<ServiceManifest> {
         .boxed()
 }
 
+fn parameter() -> BoxedStrategy<(ParameterName, JobParameter)> {
+    let rule = prop_oneof![
+        (any::<i64>(), any::<i64>()).prop_map(|(least, most)| ParameterRule::Integer { least, most }),
+        Just(ParameterRule::Decimal { least: "-0.5".parse().unwrap(), most: "12.25".parse().unwrap() }),
+        texts().prop_map(ParameterRule::Choice),
+        number32().prop_map(|length| ParameterRule::Text { length, characters: TextCharacters::Path }),
+    ];
+    (name(), rule, option::of(text()))
+        .prop_map(|(name, rule, default)| (name, JobParameter { rule, default }))
+        .boxed()
+}
+
+fn submitters() -> BoxedStrategy<JobSubmitters> {
+    let submit_key = (name(), key()).prop_map(|(name, ed25519)| {
+        let ml_dsa = ByteString(vec![7; 1952]);
+        (name, SubmitKey { ed25519, ml_dsa })
+    });
+    (any::<bool>(), btree_set(name(), 0..3), any::<bool>(), vec(submit_key, 0..2))
+        .prop_map(|(any_token, tokens, members, signers)| JobSubmitters {
+            any_token,
+            tokens,
+            members,
+            signers: signers.into_iter().collect(),
+        })
+        .boxed()
+}
+
 fn job() -> BoxedStrategy<JobManifest> {
-    let program = (name(), digest(), texts(), number32());
-    (program, resources(), placement(), texts(), number())
-        .prop_map(|((name, artefact, command, ranks), resources, placement, egress, run_seconds_max)| {
-            JobManifest { name, artefact, command, ranks, resources, placement, egress, run_seconds_max }
+    let artifact =
+        (name(), digest()).prop_map(|(name, root)| ArtifactChoice { name, root: ArtifactRoot(root) });
+    let program = (name(), option::of(artifact), option::of(texts()), labels(), vec(parameter(), 0..3));
+    let inputs = (vec(model(), 0..3), vec(model(), 0..3), texts(), texts());
+    let gang = (number32(), number32(), number32(), number32(), number32(), number32());
+    let times = (number(), number(), number(), option::of(millis()));
+    let budget = (number(), option::of(number()), option::of(number())).prop_map(
+        |(period_seconds, gpu_seconds, spend_micro_units)| JobBudget {
+            period_seconds,
+            gpu_seconds,
+            spend_micro_units,
+        },
+    );
+    let envelope = (resources(), placement(), option::of(budget), submitters());
+    (program, inputs, gang, times, envelope)
+        .prop_map(|(program, inputs, gang, times, envelope)| {
+            let (name, artifact, command, environment, parameters) = program;
+            let (models, datasets, gpu_models, egress) = inputs;
+            let (ranks, ranks_per_slot, slots, priority, retries, checkpoints) = gang;
+            let (run_seconds_max, grace_seconds, autonomy_seconds, valid_until) = times;
+            let (resources, placement, budget, submit) = envelope;
+            let parameters = parameters.into_iter().collect();
+            JobManifest {
+                name,
+                artifact,
+                command,
+                environment,
+                parameters,
+                models,
+                datasets,
+                ranks,
+                ranks_per_slot,
+                slots,
+                resources,
+                gpu_models,
+                placement,
+                egress,
+                priority,
+                run_seconds_max,
+                grace_seconds,
+                autonomy_seconds,
+                retries,
+                checkpoints,
+                budget,
+                submit,
+                valid_until,
+            }
         })
         .boxed()
 }
