@@ -8,8 +8,8 @@
 
 use super::signers::FormerSigners;
 use super::{
-    AdmittedNodes, ApprovedService, CircleAccess, CircleState, ForgottenModel, LiftedHalt, MemberPasskeys,
-    RetiredService,
+    AdmittedNodes, ApprovedJob, ApprovedService, CircleAccess, CircleState, ForgottenModel, LiftedHalt,
+    MemberPasskeys, RetiredJob, RetiredService,
 };
 use crate::ChainError;
 use crate::history::HistoryTree;
@@ -23,7 +23,7 @@ use std::collections::{BTreeMap, BTreeSet};
 const DOMAIN: &str = "quorate/kept-circle/v1";
 /// Format of the record that this release writes and reads. A change of the rules by which certificates are
 /// judged changes it too: a state that was verified by the old rules is verified again.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 /// Name of the value in errors.
 const WHAT: &str = "kept state of a circle";
 /// Largest kept state in bytes: a full circle of 10,000 nodes takes about 25 million.
@@ -50,6 +50,8 @@ struct CircleFields {
     subjects: BTreeMap<String, (u64, Option<Digest>)>,
     services: BTreeMap<ServiceName, ApprovedService>,
     retired: BTreeMap<ServiceName, RetiredService>,
+    jobs: BTreeMap<ServiceName, ApprovedJob>,
+    retired_jobs: BTreeMap<ServiceName, RetiredJob>,
     forgotten: BTreeMap<ModelRoot, ForgottenModel>,
     models: BTreeMap<ModelName, ModelRoot>,
     lifted: BTreeMap<HaltId, LiftedHalt>,
