@@ -110,7 +110,8 @@ pub struct JobOrder {
     pub node: NodeId,
     /// Ranks that the slot runs.
     pub ranks: SlotRanks,
-    /// UUIDs of the GPUs of all these ranks, in the order of the ranks: as many for each as its resources say.
+    /// UUIDs of the GPUs of all these ranks, in the order of the ranks, as many for each as the manifest's
+    /// resources say.
     pub gpus: Vec<String>,
     /// Time of issue by control's clock.
     pub issued_at: Millis,

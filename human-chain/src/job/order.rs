@@ -56,8 +56,8 @@ pub struct JobGrant {
 ///
 /// # Errors
 /// Returns the first check that fails, in this order: signature and signer; circle; node and its admission;
-/// submission, see [`check_submission`]; fence; attempt, slot, ranks and GPUs within the manifest; role, region
-/// and labels of the node.
+/// submission, see [`check_submission`]; fence; attempt, slot, ranks and GPUs within the manifest; role,
+/// region and labels of the node.
 pub fn check_job_order(
     state: &CircleState,
     signed: &SignedJobOrder,

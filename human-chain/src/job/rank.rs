@@ -47,9 +47,9 @@ pub fn rank_host(rank: u32) -> String {
 /// Resources are those of the manifest for each rank.
 ///
 /// # Errors
-/// Returns an error for a rank outside of its slot, or a slot outside of the gang; an artifact or command that
-/// the submission names although it may not, or does not name although it must; a parameter that is unknown,
-/// missing or out of its bounds.
+/// Returns an error for a rank outside of its slot, or a slot outside of the gang; an artifact or command
+/// that the submission names although it may not, or does not name although it must; a parameter that is
+/// unknown, missing or out of its bounds.
 pub fn derive_rank(
     job: &JobManifest,
     submission: &JobSubmission,
