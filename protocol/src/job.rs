@@ -1,6 +1,6 @@
 //! Submissions to jobs, and the orders by which a node runs part of a gang.
 //!
-//! A submission grants nothing by itself: it chooses values within an approved manifest. `human-chain`
+//! A submission alone grants nothing: it chooses values within an approved manifest. `human-chain`
 //! verifies it, and derives the command of each rank from the manifest and the submission alone.
 
 use crate::canonical;
@@ -104,7 +104,7 @@ pub struct JobOrder {
     pub attempt: u32,
     /// Index of the slot, within the manifest's number of slots.
     pub slot: SlotIndex,
-    /// Fence of this order, above that of the slot's previous order, of whichever submission.
+    /// Fence of this order, above that of the slot's previous order, for this or another submission.
     pub fence: Fence,
     /// Node that the slot is assigned to.
     pub node: NodeId,

@@ -109,8 +109,8 @@ pub const AUTONOMY_SECONDS_DEFAULT: u64 = 24 * 3600;
 /// Maximum autonomy of a service in seconds: a month. A node that control did not reach for longer is not
 /// managed.
 pub const AUTONOMY_SECONDS_MAX: u64 = 31 * 24 * 3600;
-/// Autonomy in seconds of a job whose envelope names none: an hour, in which a control plane restarts. A rank
-/// that was placed anew meanwhile computes twice at most that long.
+/// Autonomy in seconds of a job whose envelope names none: an hour, in which a control plane restarts. A gang
+/// that is placed again in that time computes at most an hour twice.
 pub const JOB_AUTONOMY_SECONDS_DEFAULT: u64 = 3600;
 /// Maximum number of parameters of a job, and of entries of each of its other lists: members read them before
 /// they vote.

@@ -12,8 +12,8 @@ use protocol::manifest::JobManifest;
 /// Verifies a submission against the circle's state. Control does so when it takes one, and each node again
 /// before it runs a rank.
 ///
-/// A submission by token has no signature: control alone can check the token, and a control that lies can
-/// submit what the token could, within the bounds that members approved and no further.
+/// A submission by token has no signature: control alone can check the token, and a hostile control can
+/// submit what the token could, within the bounds that members approved.
 ///
 /// # Errors
 /// Returns the first check that fails, in this order: size; circle and certificate in force; end of the
@@ -98,6 +98,7 @@ fn check_submitter(
         signed.signature.as_ref().ok_or_else(unsigned)
     };
     let bytes = to_bytes(submission);
+    debug_assert_eq!(submission.job, manifest.name, "the submission is to this job");
     match &submission.submitter {
         Submitter::Token(_) if manifest.is_open() => {
             Err(ChainError::SubmissionUnsigned(manifest.name.clone()))

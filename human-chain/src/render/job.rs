@@ -119,6 +119,10 @@ pub(super) fn fields(job: &JobManifest) -> FieldTexts {
     texts.push(("job.checkpoints kept".into(), checkpoints.to_string()));
     push_budget(&mut texts, budget.as_ref());
     push_submitters(&mut texts, submit);
+    debug_assert!(
+        texts.len() >= 20 + parameters.len() + models.len() + datasets.len(),
+        "each field is shown"
+    );
     let until = fields::optional(valid_until.as_ref(), |time: &Millis| show_time(*time));
     texts.push(("job.valid until".into(), until));
     texts
@@ -146,8 +150,8 @@ fn parameter_text(parameter: &JobParameter) -> String {
         ParameterRule::Choice(words) => format!("one of: {}", fields::list(words)),
         ParameterRule::Text { length, characters } => {
             let characters = match characters {
-                TextCharacters::Word => "a word",
-                TextCharacters::Path => "a path",
+                TextCharacters::Word => "letters, digits, - _ .",
+                TextCharacters::Path => "path",
                 TextCharacters::Printable => "printable text",
             };
             format!("{characters} of at most {length} bytes")

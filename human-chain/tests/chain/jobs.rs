@@ -105,7 +105,7 @@ fn an_order_grants_the_ranks_of_one_slot() {
 
 type Alter = fn(&mut JobOrder);
 
-/// Attacks of a hostile control, which signs whatever it likes: each alters one field of a sound order. The
+/// Attacks of a hostile control, which signs any order: each alters one field of a sound order. The
 /// first four are sound.
 const ALTERATIONS: [(&str, Alter); 27] = [
     ("approved", |_| {}),
@@ -178,9 +178,9 @@ fn only_control_signs_orders_and_only_for_workers() {
     let storage = NodeId(key("n2"));
     let elsewhere = sign_order(JobOrder { node: storage, ..order(&state) }, "control");
     judge("a node that stores", &elsewhere, storage, "order-mismatch: not admitted as a worker");
-    let stranger = NodeId(key("n9"));
-    let elsewhere = sign_order(JobOrder { node: stranger, ..order(&state) }, "control");
-    judge("no node", &elsewhere, stranger, "node-not-admitted");
+    let unknown = NodeId(key("n9"));
+    let elsewhere = sign_order(JobOrder { node: unknown, ..order(&state) }, "control");
+    judge("no node", &elsewhere, unknown, "node-not-admitted");
 }
 
 /// Checks a submission to this job after altering a sound one, which a person signed or none did.

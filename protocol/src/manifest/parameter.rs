@@ -74,7 +74,7 @@ impl std::str::FromStr for Decimal {
 pub enum TextCharacters {
     /// Letters and digits of ASCII, `-`, `_` and `.`; never `..` alone, which would climb in a path.
     Word,
-    /// Those of a word, and `/`; no part of the path is `..`.
+    /// Those of [`Self::Word`], and `/`; no part of the path is `..`.
     Path,
     /// Printable ASCII, the space included.
     Printable,
@@ -242,7 +242,7 @@ pub fn expand_argument<'v>(
             expanded.push_str(value_of(name).ok_or_else(unknown)?);
             rest = after;
         }
-        debug_assert!(rest.len() < marked.len(), "each step goes on");
+        debug_assert!(rest.len() < marked.len(), "each step consumes a part");
     }
     expanded.push_str(rest);
     Ok(expanded)

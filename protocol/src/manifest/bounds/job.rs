@@ -99,6 +99,7 @@ fn check_command(job: &JobManifest, command: &[String]) -> Result<(), OutOfBound
         let named = |message| OutOfBounds::new(format!("command[{at}]"), message);
         expand_argument(argument, value_of).map_err(named)?;
     }
+    debug_assert!(used.iter().all(|name| job.parameters.contains_key(name)), "a placeholder is a parameter");
     match job.parameters.keys().find(|name| !used.contains(*name)) {
         Some(unused) => {
             let message = format!("stands nowhere in the command; write `{{{unused}}}` in an argument");
@@ -145,6 +146,7 @@ fn check_environment(job: &JobManifest) -> Result<(), OutOfBounds> {
         if value.contains('\0') {
             return Err(OutOfBounds::new(field, "holds a zero byte"));
         }
+        debug_assert!(!name.contains('='), "a variable ends at its first `=`");
         bytes += name.len() + value.len() + 2;
     }
     if bytes > ARTIFACT_WORDS_BYTES_MAX / 2 {
@@ -221,6 +223,7 @@ fn check_submitters(submit: &JobSubmitters, is_open: bool) -> Result<(), OutOfBo
             "lets no party submit; set members, any_token, tokens or signers",
         ));
     }
+    debug_assert!(is_signed || *any_token || !tokens.is_empty(), "some party may submit");
     if is_open && !is_signed {
         let message = "needs members or signers: a submission to an open job is signed";
         return Err(OutOfBounds::new("submit", message));
@@ -229,6 +232,7 @@ fn check_submitters(submit: &JobSubmitters, is_open: bool) -> Result<(), OutOfBo
 }
 
 fn at_most(field: &str, count: usize, most: usize) -> Result<(), OutOfBounds> {
+    debug_assert!(most > 0, "`{field}` could have no entry");
     if count > most {
         return Err(OutOfBounds::new(field, format!("has {count} entries; accepted: at most {most}")));
     }

@@ -186,6 +186,7 @@ impl RawJob {
 
 /// Checks that a part is either given or open.
 fn check_open(open: &[OpenPart], part: &OpenPart, field: &str, given: bool) -> Result<(), Fault> {
+    debug_assert!(open.len() <= limits::MANIFEST_BYTES_MAX, "the text was measured");
     match (open.contains(part), given) {
         (false, false) => Err(fault(field, format!("missing field `{field}`"))),
         (true, true) => Err(fault(field, "is given, although `open` names it")),
