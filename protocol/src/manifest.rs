@@ -25,6 +25,7 @@ use utoipa::ToSchema;
 /// Manifest of a workload of any kind.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
+#[allow(clippy::large_enum_variant, reason = "a manifest is moved rarely and boxed where it is kept")]
 pub enum Manifest {
     /// Service: answers requests for as long as it is approved.
     Service(ServiceManifest),
@@ -72,7 +73,7 @@ pub enum Task {
 pub enum Runtime {
     /// The built-in engine.
     Candle,
-    /// Approved artefact tree with an entry point. This release reads and checks it, but cannot run it.
+    /// Approved artifact with an entry point. This release reads and checks it, but cannot run it.
     Process,
 }
 
