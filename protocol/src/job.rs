@@ -133,7 +133,7 @@ impl SignedJobOrder {
     /// Checks that the signature is by the named signer. The caller must check that the signer may sign
     /// orders.
     #[must_use]
-    pub fn is_signed(&self) -> bool {
+    pub fn signature_holds(&self) -> bool {
         let bytes = canonical::to_bytes(&self.order);
         debug_assert!(!bytes.is_empty(), "an order has its fields");
         self.signer.verifies(JOB_ORDER_DOMAIN, &bytes, &self.signature)

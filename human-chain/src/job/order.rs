@@ -66,7 +66,7 @@ pub fn check_job_order(
     now: Millis,
 ) -> Result<Approved<JobGrant>, ChainError> {
     let order = &signed.order;
-    if !state.is_control_key(&signed.signer) || !signed.is_signed() {
+    if !state.is_control_key(&signed.signer) || !signed.signature_holds() {
         return Err(ChainError::OrderSignatureInvalid);
     }
     if order.circle != state.id() {

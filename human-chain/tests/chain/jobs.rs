@@ -8,7 +8,7 @@ use crate::support::{
 };
 use ed25519_dalek::Signer;
 use human_chain::{CircleState, FENCE_LEAP_MAX, check_job_order, check_submission};
-use protocol::canonical::to_bytes;
+use protocol::canonical::{from_bytes, to_bytes};
 use protocol::governance::Change;
 use protocol::job::{
     JOB_ORDER_DOMAIN, JobOrder, JobSubmission, SUBMISSION_DOMAIN, SignedJobOrder, SignedSubmission,
@@ -160,6 +160,18 @@ fn a_hostile_control_runs_nothing_outside_of_the_envelope() {
         alter(&mut altered);
         let signed = sign_order(altered, "control");
         check(expected, check_job_order(&state, &signed, n1(), Some(Fence::new(1, 4)), NOW), expected);
+    }
+}
+
+#[test]
+fn every_bit_of_an_order_counts() {
+    let state = approved(full_job());
+    let bytes = to_bytes(&sign_order(order(&state), "control"));
+    for bit in 0..bytes.len() * 8 {
+        let mut flipped = bytes.clone();
+        flipped[bit / 8] ^= 1 << (bit % 8);
+        let Ok(signed) = from_bytes::<SignedJobOrder>(&flipped, 1 << 16) else { continue };
+        assert!(check_job_order(&state, &signed, n1(), None, NOW).is_err(), "bit {bit}");
     }
 }
 

@@ -1,10 +1,11 @@
 //! Strategies for manifests and for what is signed about slots: orders and tickets.
 
 use crate::values::*;
-use proptest::collection::{btree_set, vec};
+use proptest::collection::{btree_map, btree_set, vec};
 use proptest::option;
 use proptest::prelude::*;
 use protocol::gateway::{ApiKey, Route, RouteTable, RoutedService};
+use protocol::job::{JobOrder, JobSubmission, SignedSubmission, SlotRanks, Submitter};
 use protocol::keys::ByteString;
 use protocol::manifest::{
     ArtifactChoice, EdgeManifest, Isolation, JobBudget, JobManifest, JobParameter, JobSubmitters, Manifest,
@@ -183,6 +184,50 @@ pub(crate) fn order() -> BoxedStrategy<SlotOrder> {
             node,
             gpus,
             issued_at,
+        })
+        .boxed()
+}
+
+fn submission() -> BoxedStrategy<JobSubmission> {
+    let submitter = prop_oneof![
+        name().prop_map(Submitter::Token),
+        name().prop_map(Submitter::Member),
+        name().prop_map(Submitter::Signer),
+    ];
+    let artifact =
+        (name(), digest()).prop_map(|(name, root)| ArtifactChoice { name, root: ArtifactRoot(root) });
+    let subject = (circle(), name(), digest(), digest());
+    let choice = (btree_map(name(), text(), 0..3), option::of(artifact), option::of(texts()), number32());
+    (subject, choice, submitter, millis(), millis())
+        .prop_map(|(subject, choice, submitter, issued_at, deadline)| {
+            let (circle, job, certificate, idempotency) = subject;
+            let (parameters, artifact, command, priority) = choice;
+            JobSubmission {
+                circle,
+                job,
+                certificate,
+                idempotency,
+                parameters,
+                artifact,
+                command,
+                priority,
+                submitter,
+                issued_at,
+                deadline,
+            }
+        })
+        .boxed()
+}
+
+pub(crate) fn job_order() -> BoxedStrategy<JobOrder> {
+    let signed = (submission(), option::of(hybrid_signature()))
+        .prop_map(|(submission, signature)| SignedSubmission { submission, signature });
+    let place = (number32(), slot(), fence(), node_id());
+    let ranks = (number32(), number32()).prop_map(|(first, count)| SlotRanks { first, count });
+    (circle(), digest(), signed, place, ranks, texts(), millis())
+        .prop_map(|(circle, certificate, submission, place, ranks, gpus, issued_at)| {
+            let (attempt, slot, fence, node) = place;
+            JobOrder { circle, certificate, submission, attempt, slot, fence, node, ranks, gpus, issued_at }
         })
         .boxed()
 }
