@@ -15,6 +15,7 @@ mod halts;
 #[cfg(test)]
 mod hostile;
 mod inbox;
+mod jobs;
 mod logs;
 mod members;
 mod models;
@@ -124,6 +125,9 @@ Example:
     /// Import, build, list and verify artifacts: root file systems of programs
     #[command(subcommand)]
     Artifact(artifacts::ArtifactCommand),
+    /// Check what a job's manifest lets its submissions run
+    #[command(subcommand)]
+    Job(jobs::JobCommand),
     /// Print a commented manifest that is valid as it is
     #[command(subcommand)]
     New(template::NewCommand),
@@ -231,6 +235,7 @@ async fn dispatch(command: TopLevelCommand, environment: &Environment) -> Result
         TopLevelCommand::Node(command) => nodes::run(command, environment).await,
         TopLevelCommand::Model(command) => models::run(command, environment).await,
         TopLevelCommand::Artifact(command) => artifacts::run(command, environment).await,
+        TopLevelCommand::Job(command) => jobs::run(command, environment),
         TopLevelCommand::New(command) => template::new(command, environment).await,
         TopLevelCommand::Deploy(arguments) => deploy::deploy(arguments, environment).await,
         TopLevelCommand::Console(arguments) => console::run(arguments, environment).await,

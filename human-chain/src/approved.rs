@@ -35,8 +35,8 @@ pub(crate) struct Basis {
 }
 
 impl<T> Approved<T> {
-    /// Constructs the proof. Only the two verifications of this crate may call it: that of a certificate, and
-    /// that of an order against a certificate verified before.
+    /// Constructs the proof. Only the verifications of this crate may call it: that of a certificate, and
+    /// those of orders, of services and of jobs, against a certificate verified before.
     pub(crate) fn after_verification(
         value: T,
         certificate: Digest,

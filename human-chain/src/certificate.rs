@@ -90,10 +90,7 @@ impl CircleState {
     }
 }
 
-#[expect(
-    clippy::disallowed_methods,
-    reason = "one of the two functions that mint: a certificate was verified"
-)]
+#[expect(clippy::disallowed_methods, reason = "one of the functions that mint: a certificate was verified")]
 fn check(
     state: &CircleState,
     certificate: &Certificate,

@@ -1,10 +1,10 @@
 //! Changes: their admissibility in the circle's state.
 
-use crate::circle::{ApprovedService, CircleState};
+use crate::circle::{ApprovedService, CircleState, inputs};
 use crate::{ChainError, access, form, halt, membership};
 use protocol::governance::{Change, Member, NodeAdmission};
 use protocol::limits;
-use protocol::manifest::ModelChoice;
+use protocol::manifest::{Manifest, ModelChoice};
 use std::collections::BTreeSet;
 
 /// Maximum grace period of a retirement in seconds: a week. Requests do not run longer.
@@ -15,9 +15,9 @@ pub(crate) const MODEL_GRACE_SECONDS_MAX: u32 = 30 * 24 * 3600;
 /// Checks that this change may be proposed in the current state. Approval is checked elsewhere.
 pub(crate) fn check_change(state: &CircleState, change: &Change) -> Result<(), ChainError> {
     match change {
-        Change::Deploy(manifest) => check_model(state, &form::check_manifest(manifest)?.model),
+        Change::Deploy(manifest) => check_deployment(state, manifest),
         Change::Retire { service, grace_seconds } => {
-            if state.service(service).is_none() {
+            if state.service(service).is_none() && state.job(service).is_none() {
                 return Err(ChainError::invalid("retire", format!("service `{service}` does not run")));
             }
             if *grace_seconds > GRACE_SECONDS_MAX {
@@ -46,6 +46,32 @@ pub(crate) fn check_change(state: &CircleState, change: &Change) -> Result<(), C
     }
 }
 
+/// Checks the form of a manifest, that its name stands for no workload of another kind, and its models.
+fn check_deployment(state: &CircleState, manifest: &Manifest) -> Result<(), ChainError> {
+    form::check_manifest(manifest)?;
+    let name = manifest.name();
+    let refuse = |reason: String| Err(ChainError::invalid("deploy", reason));
+    match manifest {
+        Manifest::Service(_) if state.job(name).is_some() => {
+            refuse(format!("`{name}` is a job in force; retire it first, or choose another name"))
+        }
+        Manifest::Job(_) if state.service(name).is_some() => {
+            refuse(format!("`{name}` is a service in force; retire it first, or choose another name"))
+        }
+        Manifest::Service(service) => check_model(state, &service.model),
+        Manifest::Job(job) => {
+            let twice = |model: &&ModelChoice| {
+                job.datasets.iter().any(|other| other.name == model.name && other.root != model.root)
+            };
+            if let Some(model) = job.models.iter().find(twice) {
+                return refuse(format!("`{}` stands for two roots", model.name));
+            }
+            inputs(job).try_for_each(|input| check_model(state, input))
+        }
+        Manifest::Edge(_) => Ok(()),
+    }
+}
+
 /// Checks that a model is not forgotten, and that its name stands for no other root. The first approval of a
 /// name binds it permanently.
 fn check_model(state: &CircleState, model: &ModelChoice) -> Result<(), ChainError> {
@@ -65,6 +91,10 @@ fn check_forgetting(state: &CircleState, model: &ModelChoice, grace_seconds: u32
     let names = |service: &ApprovedService| service.manifests().any(|used| used.model.root == model.root);
     if let Some(service) = state.services().find(|service| names(service)) {
         let service = service.manifest.name.clone();
+        return Err(ChainError::ModelInUse { name: model.name.clone(), service });
+    }
+    if let Some(job) = state.job_that_uses(model) {
+        let service = job.manifest.name.clone();
         return Err(ChainError::ModelInUse { name: model.name.clone(), service });
     }
     if grace_seconds > MODEL_GRACE_SECONDS_MAX {

@@ -15,13 +15,17 @@ mod kept;
 mod nodes;
 mod passkeys;
 mod signers;
+mod workloads;
+
+pub(crate) use workloads::inputs;
+pub use workloads::{ApprovedJob, RetiredJob};
 
 use crate::approved::Approved;
 use crate::history::{HistoryEntry, HistoryTree};
 use crate::member::former_key;
 use crate::subject::{
-    ACCESS_SUBJECT, CIRCLE_SUBJECT, HALTS_SUBJECT, access_value, circle_value, lifted_value, manifest_value,
-    member_subject, model_subject, model_value, node_subject, node_value, service_subject, suspension_value,
+    ACCESS_SUBJECT, CIRCLE_SUBJECT, HALTS_SUBJECT, access_value, circle_value, lifted_value, member_subject,
+    model_subject, model_value, node_subject, node_value, suspension_value,
 };
 use crate::{ChainError, MemberSecret, form, signature_holds};
 use nodes::AdmittedNodes;
@@ -33,7 +37,7 @@ use protocol::governance::{
     Quorum, SignedGenesis, SubjectVersion,
 };
 use protocol::halt::Halt;
-use protocol::manifest::{Manifest, ModelChoice, ServiceManifest};
+use protocol::manifest::{ModelChoice, ServiceManifest};
 use protocol::{
     CircleId, Digest, Epoch, HaltId, MemberId, Millis, ModelName, ModelRoot, NodeId, NodeName, ProposalId,
     PublicKey, ServiceName, limits,
@@ -164,6 +168,8 @@ pub struct CircleState {
     subjects: BTreeMap<String, (u64, Option<Digest>)>,
     services: BTreeMap<ServiceName, ApprovedService>,
     retired: BTreeMap<ServiceName, RetiredService>,
+    jobs: BTreeMap<ServiceName, ApprovedJob>,
+    retired_jobs: BTreeMap<ServiceName, RetiredJob>,
     forgotten: BTreeMap<ModelRoot, ForgottenModel>,
     models: BTreeMap<ModelName, ModelRoot>,
     lifted: BTreeMap<HaltId, LiftedHalt>,
@@ -237,6 +243,8 @@ impl CircleState {
             subjects,
             services: BTreeMap::new(),
             retired: BTreeMap::new(),
+            jobs: BTreeMap::new(),
+            retired_jobs: BTreeMap::new(),
             forgotten: BTreeMap::new(),
             models: BTreeMap::new(),
             lifted: BTreeMap::new(),
@@ -283,36 +291,6 @@ impl CircleState {
             Change::SetAccess(envelope) => self.apply_access(*envelope, certificate),
         }
         self.history.append(HistoryEntry { proposal, certificate });
-    }
-
-    fn apply_deploy(&mut self, manifest: Manifest, certificate: Digest, proposal: ProposalId) {
-        let value = manifest_value(&manifest);
-        let Manifest::Service(manifest) = manifest else {
-            unreachable!("verification refuses other kinds");
-        };
-        let version = self.bump(service_subject(&manifest.name), Some(value));
-        let name = manifest.name.clone();
-        let model = &manifest.model;
-        let bound = *self.models.entry(model.name.clone()).or_insert(model.root);
-        debug_assert_eq!(bound, model.root, "a name stands for one root for ever");
-        let retired = self.retired.remove(&name).map(|retired| retired.version);
-        let earlier = self.services.get(&name).map(|service| service.version).or(retired);
-        debug_assert_eq!(earlier.unwrap_or(0) + 1, version, "versions of `{name}` never restart");
-        // The proposal named the version and the value of what is in force, and nothing changed since.
-        let before =
-            self.services.get(&name).filter(|_| manifest.may_return()).map(|known| EarlierApproval {
-                manifest: known.manifest.clone(),
-                certificate: known.certificate,
-                proposal: known.proposal,
-            });
-        self.services.insert(name, ApprovedService { manifest, certificate, proposal, version, before });
-    }
-
-    fn apply_retire(&mut self, service: ServiceName, grace_seconds: u32, certificate: Digest) {
-        let last = self.services.remove(&service).expect("verification refuses what does not run");
-        let version = self.bump(service_subject(&service), None);
-        debug_assert_eq!(version, last.version + 1, "nothing happened to `{service}` since it was in force");
-        self.retired.insert(service, RetiredService { last, certificate, grace_seconds, version });
     }
 
     fn apply_lift(&mut self, halts: Vec<Halt>, certificate: Digest, lifted_at: Millis) {
@@ -708,6 +686,8 @@ mod tests {
             subjects: BTreeMap::new(),
             services: BTreeMap::new(),
             retired: BTreeMap::new(),
+            jobs: BTreeMap::new(),
+            retired_jobs: BTreeMap::new(),
             forgotten: BTreeMap::new(),
             models: BTreeMap::new(),
             lifted: BTreeMap::new(),

@@ -8,7 +8,7 @@ use protocol::governance::ActionClass;
 use protocol::halt::HALTS_PER_MEMBER_MAX;
 use protocol::{
     CircleId, Digest, Epoch, Fence, GrantId, HaltId, MemberId, Millis, ModelName, ModelRoot, NodeId,
-    NodeName, Refusal, ServiceName, SlotIndex, TokenName,
+    NodeName, ParameterName, Refusal, ServiceName, SlotIndex, TokenName,
 };
 
 /// Reason for the rejection of a genesis, proposal, ballot, certificate, grant or order.
@@ -100,7 +100,7 @@ pub enum ChainError {
     #[error("running {0} is not built yet")]
     KindNotBuilt(&'static str),
     /// The workload asks for egress, which this release does not allow.
-    #[error("service `{0}` asks for egress, which is not built yet")]
+    #[error("`{0}` asks for egress, which is not built yet")]
     EgressNotBuilt(ServiceName),
     /// The circle decided to forget the model.
     #[error("model `{name}` (root {}) is forgotten; import it again under another name", root.short())]
@@ -269,6 +269,60 @@ pub enum ChainError {
         /// Highest fence accepted before.
         last: Fence,
     },
+    /// A submission sets a parameter outside its bounds.
+    #[error("parameter `{parameter}` {reason}")]
+    ParameterOutOfBounds {
+        /// Name of the parameter.
+        parameter: ParameterName,
+        /// Accepted values.
+        reason: String,
+    },
+    /// A submission sets a parameter that the job does not have.
+    #[error("the job has no parameter `{0}`")]
+    ParameterUnknown(ParameterName),
+    /// A submission leaves out a parameter without a default.
+    #[error("parameter `{0}` is not set, and has no default")]
+    ParameterMissing(ParameterName),
+    /// The approved job does not let the party submit.
+    #[error("the job `{job}` lets {submitter} submit nothing")]
+    SubmitterRefused {
+        /// Name of the job.
+        job: ServiceName,
+        /// Party that submits, for people.
+        submitter: String,
+    },
+    /// The job demands a signed submission.
+    #[error("a submission to `{0}` by a member or a submit key is signed; this one is not")]
+    SubmissionUnsigned(ServiceName),
+    /// The signature of a submit key does not verify.
+    #[error("the signature of the submit key `{0}` does not hold")]
+    SubmitSignatureInvalid(TokenName),
+    /// The submission has passed its deadline.
+    #[error("the submission ended at {}; it is {}", show_time(*.deadline), show_time(*.now))]
+    SubmissionExpired {
+        /// Time after which no attempt begins.
+        deadline: Millis,
+        /// Time that it was compared with.
+        now: Millis,
+    },
+    /// The submission does not fit the job that it names; the text says how.
+    #[error("submission to `{job}`: {reason}")]
+    SubmissionMismatch {
+        /// Name of the job.
+        job: ServiceName,
+        /// Part that does not fit.
+        reason: String,
+    },
+    /// The approval of the job has ended.
+    #[error("the approval of `{job}` ended at {}; it is {}", show_time(*.until), show_time(*.now))]
+    EnvelopeExpired {
+        /// Name of the job.
+        job: ServiceName,
+        /// End of the approval.
+        until: Millis,
+        /// Time that it was compared with.
+        now: Millis,
+    },
     /// No certificate admits the node.
     #[error("node {0} is not admitted")]
     NodeNotAdmitted(NodeId),
@@ -370,9 +424,18 @@ impl ChainError {
             Self::NotAMember(_) => error_code::NOT_A_MEMBER,
             Self::DuplicateBallot(_) => error_code::BALLOT_DUPLICATE,
             Self::BallotMismatch { .. } => error_code::BALLOT_MISMATCH,
-            Self::SignatureInvalid(_) | Self::NodeSignatureInvalid(_) | Self::PasskeySignatureInvalid => {
-                error_code::SIGNATURE_INVALID
-            }
+            Self::SignatureInvalid(_)
+            | Self::NodeSignatureInvalid(_)
+            | Self::SubmitSignatureInvalid(_)
+            | Self::PasskeySignatureInvalid => error_code::SIGNATURE_INVALID,
+            Self::ParameterOutOfBounds { .. } => error_code::PARAMETER_OUT_OF_BOUNDS,
+            Self::ParameterUnknown(_) => error_code::PARAMETER_UNKNOWN,
+            Self::ParameterMissing(_) => error_code::PARAMETER_MISSING,
+            Self::SubmitterRefused { .. } => error_code::SUBMITTER_REFUSED,
+            Self::SubmissionUnsigned(_) => error_code::SUBMISSION_UNSIGNED,
+            Self::SubmissionExpired { .. } => error_code::SUBMISSION_EXPIRED,
+            Self::SubmissionMismatch { .. } => error_code::SUBMISSION_MISMATCH,
+            Self::EnvelopeExpired { .. } => error_code::ENVELOPE_EXPIRED,
             Self::PasskeyInvalid(_) => error_code::PASSKEY_INVALID,
             Self::PasskeyOrigin(_) => error_code::PASSKEY_ORIGIN,
             Self::PasskeyUnverified(_) => error_code::PASSKEY_UNVERIFIED,

@@ -8,7 +8,7 @@ use protocol::governance::{
     ActionClass, ControlReplica, Genesis, Member, NodeAdmission, NodeRole, Policy, Quorum,
 };
 use protocol::keys::{EncryptionKey, ML_DSA_65_PUBLIC_KEY_LENGTH, ML_KEM_768_PUBLIC_KEY_LENGTH};
-use protocol::manifest::{Manifest, Runtime, ServiceManifest};
+use protocol::manifest::{Manifest, Runtime};
 use protocol::{MemberId, PasskeyPolicy, PublicKey, limits};
 use std::collections::BTreeSet;
 
@@ -344,22 +344,26 @@ pub(crate) fn control_keys(control: &[ControlReplica]) -> impl Iterator<Item = &
     control.iter().map(|replica| &replica.key.0[..])
 }
 
-/// Checks that this release can run a manifest, and that the manifest is within its bounds.
-pub(crate) fn check_manifest(manifest: &Manifest) -> Result<&ServiceManifest, ChainError> {
-    let service = match manifest {
-        Manifest::Service(service) => service,
-        Manifest::Job(_) => return Err(ChainError::KindNotBuilt("a job")),
+/// Checks that this release can approve a manifest, and that the manifest is within its bounds.
+pub(crate) fn check_manifest(manifest: &Manifest) -> Result<(), ChainError> {
+    let egress = match manifest {
+        Manifest::Service(service) if service.runtime == Runtime::Process => {
+            return Err(ChainError::KindNotBuilt("the process runtime"));
+        }
+        Manifest::Service(service) => &service.egress,
+        Manifest::Job(job) => &job.egress,
         Manifest::Edge(_) => return Err(ChainError::KindNotBuilt("an edge rollout")),
     };
-    if service.runtime == Runtime::Process {
-        return Err(ChainError::KindNotBuilt("the process runtime"));
+    if !egress.is_empty() {
+        return Err(ChainError::EgressNotBuilt(manifest.name().clone()));
     }
-    if !service.egress.is_empty() {
-        return Err(ChainError::EgressNotBuilt(service.name.clone()));
+    let named = |reason: String| ChainError::invalid("manifest", format!("`{}`: {reason}", manifest.name()));
+    manifest.check_bounds().map_err(|error| named(error.to_string()))?;
+    let Manifest::Job(job) = manifest else { return Ok(()) };
+    match job.submit.signers.iter().find(|(_, key)| !is_signing_key(&key.ed25519)) {
+        Some((signer, _)) => Err(named(format!("submit key `{signer}` has an Ed25519 key that is none"))),
+        None => Ok(()),
     }
-    let named = |error| ChainError::invalid("manifest", format!("`{}`: {error}", service.name));
-    service.check_bounds().map_err(named)?;
-    Ok(service)
 }
 
 pub(crate) fn check_label(what: &'static str, text: &str) -> Result<(), ChainError> {

@@ -20,6 +20,7 @@ mod form;
 mod founding;
 mod halt;
 mod history;
+mod job;
 mod known;
 mod member;
 mod membership;
@@ -50,8 +51,8 @@ pub use certificate::{
     read_bundle, read_certificate, read_genesis, verify, verify_replay, verify_superseded,
 };
 pub use circle::{
-    ApprovedService, CircleState, EarlierApproval, ForgottenModel, LiftedHalt, RetiredService, circle_id,
-    sign_genesis,
+    ApprovedJob, ApprovedService, CircleState, EarlierApproval, ForgottenModel, LiftedHalt, RetiredJob,
+    RetiredService, circle_id, sign_genesis,
 };
 pub use comment::{
     AnsweredQuestion, CommentThread, VerifiedComment, check_comment, check_comment_text, read_thread,
@@ -62,6 +63,9 @@ pub use form::{VETO_SECONDS_MAX, check_node};
 pub use founding::{check_draft, merge_signatures, sign_as_founder, unsigned_founders};
 pub use halt::{DeferredHalts, HaltBook, VerifiedHalt, check_halt, covers, halt_stands, lift, sign_halt};
 pub use history::HistoryEntry;
+pub use job::{
+    JobGrant, MASTER_PORT, RankCommand, RankInput, check_job_order, check_submission, derive_rank, rank_host,
+};
 pub use known::KnownVerdicts;
 pub use member::{MemberSecret, check_proven, prove_keys, signature_holds};
 pub use membership::joining_members;

@@ -176,8 +176,19 @@ pub fn check_proven(proven: &ProvenMember) -> Result<(), ChainError> {
 /// never suffices, and both are verified strictly.
 #[must_use]
 pub fn signature_holds(keys: &MemberKeys, domain: &str, bytes: &[u8], signature: &HybridSignature) -> bool {
-    let post_quantum = UnparsedPublicKey::new(&ML_DSA_65, &keys.ml_dsa.0);
-    keys.ed25519.verifies(domain, bytes, &signature.ed25519)
+    both_hold(&keys.ed25519, &keys.ml_dsa, domain, bytes, signature)
+}
+
+/// Checks that both halves of `signature` are by these two keys.
+pub(crate) fn both_hold(
+    ed25519: &PublicKey,
+    ml_dsa: &ByteString,
+    domain: &str,
+    bytes: &[u8],
+    signature: &HybridSignature,
+) -> bool {
+    let post_quantum = UnparsedPublicKey::new(&ML_DSA_65, &ml_dsa.0);
+    ed25519.verifies(domain, bytes, &signature.ed25519)
         && post_quantum.verify(&signing_input(domain, bytes), &signature.ml_dsa.0).is_ok()
 }
 

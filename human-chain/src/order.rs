@@ -83,7 +83,7 @@ pub fn check_order(
         return Err(ChainError::OrderReplayed { slot: order.slot, fence: order.fence, last });
     }
     let service = approved_service(state, order, now.max(order.issued_at))?;
-    check_fence(order, service.version, last_fence)?;
+    check_count(order.fence, service.version, last_fence).map_err(|reason| mismatch(order, reason))?;
     if order.slot.0 >= service.manifest.replicas.max {
         return Err(mismatch(order, "the envelope has no such slot"));
     }
@@ -101,13 +101,13 @@ pub fn check_order(
 
 /// Checks that a fence is of the certificate in force, and counts on from the last one under it. One order
 /// with a huge fence would otherwise block its slot indefinitely.
-fn check_fence(order: &SlotOrder, version: u64, last_fence: Option<Fence>) -> Result<(), ChainError> {
-    if order.fence.version != version {
-        return Err(mismatch(order, "its fence is not of the certificate in force"));
+pub(crate) fn check_count(fence: Fence, version: u64, last_fence: Option<Fence>) -> Result<(), &'static str> {
+    if fence.version != version {
+        return Err("its fence is not of the certificate in force");
     }
     let counted = last_fence.filter(|last| last.version == version).map_or(0, |last| last.count);
-    if order.fence.count == 0 || order.fence.count - 1 > counted.saturating_add(FENCE_LEAP_MAX) {
-        return Err(mismatch(order, "the count of its fence does not go on from the last one"));
+    if fence.count == 0 || fence.count - 1 > counted.saturating_add(FENCE_LEAP_MAX) {
+        return Err("the count of its fence does not go on from the last one");
     }
     Ok(())
 }
@@ -170,7 +170,7 @@ fn approved_service<'a>(
 
 #[expect(
     clippy::disallowed_methods,
-    reason = "one of the two functions that mint: an order was checked against a verified approval"
+    reason = "one of the functions that mint: an order was checked against a verified approval"
 )]
 fn grant(state: &CircleState, order: &SlotOrder, service: OrderedApproval<'_>) -> Approved<SlotGrant> {
     let envelope = service.manifest;

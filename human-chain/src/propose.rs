@@ -96,7 +96,7 @@ fn check_form(proposal: &Proposal) -> Result<(), ChainError> {
     if let Some(end) = validity_end(&proposal.change).filter(|end| *end <= begins) {
         let (begins, end) = (show_time(begins), show_time(end));
         return refuse(format!(
-            "asks for a service that is valid until {end}, over when it begins at {begins}"
+            "asks for a workload that is valid until {end}, over when it begins at {begins}"
         ));
     }
     debug_assert!(begins < ends, "the times were compared");
@@ -107,12 +107,13 @@ fn check_form(proposal: &Proposal) -> Result<(), ChainError> {
     Ok(())
 }
 
-/// Returns the end of the proposed service's validity, if it has one.
+/// Returns the end of the proposed workload's validity, if it has one.
 fn validity_end(change: &Change) -> Option<Millis> {
     match change {
         Change::Deploy(manifest) => match manifest.as_ref() {
             Manifest::Service(service) => service.valid_until,
-            Manifest::Job(_) | Manifest::Edge(_) => None,
+            Manifest::Job(job) => job.valid_until,
+            Manifest::Edge(_) => None,
         },
         _ => None,
     }

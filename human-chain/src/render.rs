@@ -16,6 +16,7 @@ mod escape;
 mod fields;
 mod genesis;
 mod halts;
+mod job;
 mod words;
 
 pub use difference::render_difference;
@@ -160,7 +161,7 @@ fn deploy_sentence(manifest: &Manifest, exists: bool) -> String {
     let verb = if exists { "Change" } else { "Start" };
     match manifest {
         Manifest::Service(service) => format!("{verb} the service {}", service_sentence(service)),
-        Manifest::Job(job) => format!("{verb} the job {} on {} ranks.", job.name, job.ranks),
+        Manifest::Job(job) => format!("{verb} the job {}", job::sentence(job)),
         Manifest::Edge(edge) => {
             format!(
                 "{verb} the rollout {} of {} to the sites {}.",

@@ -70,6 +70,23 @@ codes! {
     /// A workload asks for egress, which this release does not allow.
     EGRESS_NOT_BUILT = "egress-not-built";
 
+    /// A submission sets a parameter to a value outside the bounds that members approved.
+    PARAMETER_OUT_OF_BOUNDS = "parameter-out-of-bounds";
+    /// A submission sets a parameter that the job does not have.
+    PARAMETER_UNKNOWN = "parameter-unknown";
+    /// A submission leaves out a parameter that has no default.
+    PARAMETER_MISSING = "parameter-missing";
+    /// The approved job does not let this party submit.
+    SUBMITTER_REFUSED = "submitter-refused";
+    /// The job demands a submission that a member or a submit key signed.
+    SUBMISSION_UNSIGNED = "submission-unsigned";
+    /// A submission has passed its deadline.
+    SUBMISSION_EXPIRED = "submission-expired";
+    /// A submission does not fit the approved job that it names.
+    SUBMISSION_MISMATCH = "submission-mismatch";
+    /// The approval of a job has ended.
+    ENVELOPE_EXPIRED = "envelope-expired";
+
     /// A certificate lacks the approvals that the policy asks for.
     QUORUM_NOT_REACHED = "quorum-not-reached";
     /// A change of members has new keys without the proof that their member holds them.

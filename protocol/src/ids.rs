@@ -96,8 +96,12 @@ name!(
     ModelName
 );
 name!(
-    /// Name of the person or application that holds an access token or an inference key.
+    /// Name of the person or application that holds an access token, an inference key or a submit key.
     TokenName
+);
+name!(
+    /// Name of a parameter of a job.
+    ParameterName
 );
 
 /// Defines a newtype over an integer.
@@ -273,6 +277,11 @@ wrapped!(
     /// Root of an artifact: the digest of its index, which names every file of its tree, its entry point,
     /// environment and working directory.
     ArtifactRoot,
+    Digest
+);
+wrapped!(
+    /// Id of a job: the digest of its submission's canonical bytes.
+    JobId,
     Digest
 );
 wrapped!(

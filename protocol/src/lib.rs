@@ -24,6 +24,7 @@ pub mod gateway;
 pub mod governance;
 pub mod halt;
 pub mod ids;
+pub mod job;
 pub mod keys;
 pub mod limits;
 pub mod manifest;
@@ -40,9 +41,9 @@ pub use digest::Digest;
 pub use error_chain::error_chain;
 pub use error_code::ErrorCode;
 pub use ids::{
-    ArtifactRoot, BootId, BootTime, CircleId, CommentId, Epoch, Fence, GrantId, HaltId, MemberId, Millis,
-    ModelName, ModelRoot, NodeId, NodeName, ProposalId, ReplicaId, ServiceName, SlotIndex, StoreName,
-    TokenName,
+    ArtifactRoot, BootId, BootTime, CircleId, CommentId, Epoch, Fence, GrantId, HaltId, JobId, MemberId,
+    Millis, ModelName, ModelRoot, NodeId, NodeName, ParameterName, ProposalId, ReplicaId, ServiceName,
+    SlotIndex, StoreName, TokenName,
 };
 pub use keys::{EncryptionKey, HybridSignature, MemberKeys, PublicKey, Signature};
 pub use passkey::{Passkey, PasskeyAssertion, PasskeyKey, PasskeyPolicy, PasskeyRegistration};

@@ -109,7 +109,8 @@ pub const AUTONOMY_SECONDS_DEFAULT: u64 = 24 * 3600;
 /// Maximum autonomy of a service in seconds: a month. A node that control did not reach for longer is not
 /// managed.
 pub const AUTONOMY_SECONDS_MAX: u64 = 31 * 24 * 3600;
-/// Maximum priority of a service; the minimum is 1. A hundred steps are more than people distinguish.
+/// Maximum priority of a service, whose minimum is 1, and of a job, whose minimum is 0. A hundred steps are
+/// more than people distinguish.
 pub const PRIORITY_MAX: u32 = 100;
 /// Priority of a service whose manifest names none: half-way, with room on both sides.
 pub const PRIORITY_DEFAULT: u32 = 50;
@@ -125,6 +126,21 @@ pub const FAILURES_MAX: u32 = 100;
 /// Number of failed starts in a row that end the roll-out of a service whose manifest names none: one may be
 /// the fault of a node, three are that of the approval.
 pub const FAILURES_DEFAULT: u32 = 3;
+/// Autonomy in seconds of a job whose envelope names none: an hour, in which a control plane restarts. A gang
+/// that is placed again in that time computes at most an hour twice.
+pub const JOB_AUTONOMY_SECONDS_DEFAULT: u64 = 3600;
+/// Maximum number of parameters of a job, and of entries of each of its other lists: members read them before
+/// they vote.
+pub const JOB_LIST_MAX: usize = LABELS_MAX;
+/// Maximum number of submit keys of a job: each has 2 kB, and a team shares one.
+pub const SUBMIT_KEYS_MAX: usize = 8;
+/// Maximum length of a parameter's value in bytes: a long path, or a short configuration.
+pub const PARAMETER_BYTES_MAX: usize = 1024;
+/// Maximum time in seconds from a submission to its deadline: a month, as long as a job may run.
+pub const SUBMISSION_SECONDS_MAX: u64 = 31 * 24 * 3600;
+/// Maximum size of a signed submission in bytes: every parameter at its longest, an open command at its
+/// longest, and a signature.
+pub const SUBMISSION_BYTES_MAX: usize = 160 * 1024;
 /// Interval in milliseconds between two syncs of an agent with control.
 pub const SYNC_INTERVAL_MS: u64 = 500;
 /// Tolerated error in milliseconds of the wall-clock times in certificates.
@@ -168,6 +184,14 @@ const _: () = assert!(METRICS_LINE_BYTES_MAX <= 4096, "PIPE_BUF on Linux");
 const _: () =
     assert!(AUTONOMY_SECONDS_MIN * 1000 == LEASE_MS, "exclusive work is held for exactly one lease");
 const _: () = assert!(AUTONOMY_SECONDS_MIN < AUTONOMY_SECONDS_DEFAULT);
+const _: () = assert!(AUTONOMY_SECONDS_MIN < JOB_AUTONOMY_SECONDS_DEFAULT);
+const _: () = assert!(
+    JOB_LIST_MAX * (PARAMETER_BYTES_MAX + NAME_BYTES_MAX + 8)
+        + crate::artifact::ARTIFACT_WORDS_BYTES_MAX
+        + BALLOT_BYTES_MAX
+        <= SUBMISSION_BYTES_MAX,
+    "the longest submission fits"
+);
 const _: () = assert!(AUTONOMY_SECONDS_DEFAULT < AUTONOMY_SECONDS_MAX);
 const _: () = assert!(1 < PRIORITY_DEFAULT && PRIORITY_DEFAULT < PRIORITY_MAX, "others go before and after");
 const _: () = assert!(UNAVAILABLE_DEFAULT <= SLOTS_MAX && FAILURES_DEFAULT <= FAILURES_MAX);

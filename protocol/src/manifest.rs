@@ -5,14 +5,17 @@
 
 mod bounds;
 mod fields;
+mod job;
+mod parameter;
 mod parse;
 mod size;
 
-pub use bounds::{CPU_MILLICORES_MIN, OutOfBounds, check_label};
+pub use bounds::{CPU_MILLICORES_MIN, OutOfBounds, check_command_words, check_label};
+pub use job::{ArtifactChoice, JobBudget, JobManifest, JobSubmitters, RANK_VARIABLES, SubmitKey};
+pub use parameter::{Decimal, JobParameter, ParameterRule, TextCharacters, expand_argument};
 pub use parse::ManifestError;
 pub use size::{format_bytes, parse_bytes};
 
-use crate::digest::Digest;
 use crate::ids::{Millis, ModelName, ModelRoot, ServiceName};
 use crate::limits;
 use serde::{Deserialize, Serialize};
@@ -22,10 +25,11 @@ use utoipa::ToSchema;
 /// Manifest of a workload of any kind.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
+#[allow(clippy::large_enum_variant, reason = "a manifest is moved rarely and boxed where it is kept")]
 pub enum Manifest {
     /// Service: answers requests for as long as it is approved.
     Service(ServiceManifest),
-    /// Job: runs to completion. This release reads and checks it, but cannot run it.
+    /// Job: runs to completion. This release reads, checks and approves it, but cannot run it.
     Job(JobManifest),
     /// Edge rollout: distributes a model to sites. This release reads and checks it, but cannot run it.
     Edge(EdgeManifest),
@@ -69,7 +73,7 @@ pub enum Task {
 pub enum Runtime {
     /// The built-in engine.
     Candle,
-    /// Approved artefact tree with an entry point. This release reads and checks it, but cannot run it.
+    /// Approved artifact with an entry point. This release reads and checks it, but cannot run it.
     Process,
 }
 
@@ -232,28 +236,6 @@ impl ServiceManifest {
     pub fn may_return(&self) -> bool {
         self.rollout.on_failure == OnFailure::Return
     }
-}
-
-/// Manifest of a job. This release reads and checks it, but cannot run it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct JobManifest {
-    /// Name, unique in the circle.
-    pub name: ServiceName,
-    /// Digest of the artefact tree to run.
-    pub artefact: Digest,
-    /// Entry point within the artefact tree, and its arguments.
-    pub command: Vec<String>,
-    /// Number of ranks that run together.
-    pub ranks: u32,
-    /// Resources of each rank.
-    pub resources: Resources,
-    /// Placement constraints of the ranks.
-    pub placement: Placement,
-    /// Hosts that the job may reach. Must be empty in this release.
-    pub egress: Vec<String>,
-    /// Maximum run time in seconds.
-    pub run_seconds_max: u64,
 }
 
 /// Manifest of an edge rollout. This release reads and checks it, but cannot run it.

@@ -15,7 +15,7 @@ use protocol::display::counted;
 use protocol::governance::Change;
 use protocol::manifest::Manifest;
 use protocol::{Digest, Refusal, ServiceName, error_code};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -45,13 +45,7 @@ pub(crate) struct DeployArguments {
 }
 
 pub(crate) async fn deploy(arguments: DeployArguments, environment: &Environment) -> Result<()> {
-    let place = arguments.manifest.display();
-    let text = std::fs::read_to_string(&arguments.manifest).with_context(|| format!("read `{place}`"))?;
-    let manifest = Manifest::from_toml(&text).map_err(|error| {
-        let (line, column) = (error.line, error.column);
-        let message = format!("{place}:{line}:{column}: {}: {}", error.field, error.message);
-        Refusal::new(error.code, message)
-    })?;
+    let manifest = read_manifest(&arguments.manifest)?;
     let context = environment.context()?;
     if arguments.dry_run {
         let body = DryRunRequest { manifest };
@@ -68,6 +62,18 @@ pub(crate) async fn deploy(arguments: DeployArguments, environment: &Environment
         wait(&session, proposal, &name, arguments.timeout.into()).await?;
     }
     Ok(())
+}
+
+/// Reads a manifest file. An error names the line and the field.
+pub(super) fn read_manifest(path: &Path) -> Result<Manifest> {
+    let place = path.display();
+    let text = std::fs::read_to_string(path).with_context(|| format!("read `{place}`"))?;
+    let manifest = Manifest::from_toml(&text).map_err(|error| {
+        let (line, column) = (error.line, error.column);
+        let message = format!("{place}:{line}:{column}: {}: {}", error.field, error.message);
+        Refusal::new(error.code, message)
+    })?;
+    Ok(manifest)
 }
 
 fn dry_run_text(answer: &DryRun) -> String {

@@ -8,7 +8,7 @@ use clap::Subcommand;
 use human_chain::CircleState;
 use protocol::manifest::Manifest;
 use protocol::model::{ModelRecord, StoredKind};
-use protocol::{Refusal, ServiceName, error_code};
+use protocol::{ArtifactRoot, Refusal, ServiceName, error_code};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum NewCommand {
@@ -22,28 +22,48 @@ pub(crate) enum NewCommand {
         #[arg(long)]
         name: Option<ServiceName>,
     },
+    /// Print a manifest for a job on a registered artifact
+    #[command(after_help = "Example:\n  quorate new job --artifact trainer --name train > train.toml")]
+    Job {
+        /// Name of a registered artifact; `quorate artifact list` shows them
+        #[arg(long)]
+        artifact: protocol::ModelName,
+        /// Name of the job [default: the artifact's]
+        #[arg(long)]
+        name: Option<ServiceName>,
+    },
 }
 
 pub(crate) async fn new(command: NewCommand, environment: &Environment) -> Result<()> {
-    let NewCommand::Service { model, name } = command;
     let session = Session::open(&environment.context()?).await?;
     let models: Vec<ModelRecord> = session.client.list("/v1/models").await?;
-    let record = models.iter().find(|record| record.name == model);
+    let (stored, name, is_job) = match command {
+        NewCommand::Service { model, name } => (model, name, false),
+        NewCommand::Job { artifact, name } => (artifact, name, true),
+    };
+    let record = models.iter().find(|record| record.name == stored);
     let record = record.ok_or_else(|| {
-        let message = format!("no model `{model}`; `quorate model list` shows all");
+        let list = if is_job { "artifact" } else { "model" };
+        let message = format!("no {list} `{stored}`; `quorate {list} list` shows all");
         Refusal::new(error_code::MODEL_NOT_FOUND, message)
     })?;
-    if record.kind != StoredKind::Model {
-        let message =
-            format!("`{model}` is of kind {}, not model; a service runs a model", record.kind.name());
-        return Err(Refusal::new(error_code::MODEL_KIND_WRONG, message).into());
-    }
-    check_root(&session.circle, record)?;
     let name = match name {
         Some(name) => name,
-        None => model.as_str().parse().map_err(|error: String| anyhow!(error))?,
+        None => stored.as_str().parse().map_err(|error: String| anyhow!(error))?,
     };
-    let text = service_template(&name, record, 1, 3);
+    let text = match record.kind {
+        StoredKind::Model if !is_job => {
+            check_root(&session.circle, record)?;
+            service_template(&name, record, 1, 3)
+        }
+        StoredKind::Artifact { tree } if is_job => job_template(&name, record, tree),
+        kind => {
+            let wanted =
+                if is_job { "artifact; a job runs an artifact" } else { "model; a service runs a model" };
+            let message = format!("`{stored}` is of kind {}, not {wanted}", kind.name());
+            return Err(Refusal::new(error_code::MODEL_KIND_WRONG, message).into());
+        }
+    };
     Manifest::from_toml(&text).context("the template is not a valid manifest")?;
     print::out(text.trim_end());
     Ok(())
@@ -118,9 +138,96 @@ isolation = "same_uid"       # minimum isolation accepted: "full", "same_uid", "
     )
 }
 
+/// Renders a commented manifest of a job that is valid as it is.
+fn job_template(name: &ServiceName, record: &ModelRecord, tree: ArtifactRoot) -> String {
+    format!(
+        r#"# The envelope that the circle is asked to approve: within it, a submission runs without a vote.
+# This release approves no job yet: nothing runs one. `quorate job check` shows what it would run.
+kind = "job"
+name = "{name}"
+# The program, an absolute path in the artifact, and its arguments. {{steps}} stands for the parameter; a
+# brace alone is written twice. No shell reads a value.
+command = ["/usr/bin/python3", "train.py", "--steps={{steps}}"]
+# open = []                  # "artifact", "command": each submission names it, and must be signed
+ranks = 2                    # of a gang: all run, or none
+# ranks_per_slot = 1         # at most, on one node, in one sandbox
+# slots = 2                  # held by all gangs together: ranks at once = slots * ranks_per_slot
+run_seconds_max = 3600
+# grace_seconds = 30         # from the request to end until a rank is killed
+# autonomy_seconds = 3600    # time for which a rank runs on without hearing the control plane
+# priority = 0               # the highest that a submission may ask for, at most 100
+# retries = 0                # attempts after one that failed
+# checkpoints = 0            # kept, the newest
+# gpu_models = []            # any of these, as the node's driver names them
+# models = []                # {{ name = "base", root = "..." }}: read under /models/base
+# datasets = []              # likewise, under /datasets
+# egress = []                # network destinations; must be empty in this release
+# valid_until = 2027-12-31T00:00:00Z
+
+[artifact]
+name = "{artifact}"
+# The next line is the digest of the packed tree; its words, to compare with the importer's:
+#   {words}
+root = "{tree}"
+
+[parameters]                 # each in one or more arguments of the command
+steps = {{ integer = {{ least = 1, most = 100000 }}, default = "1000" }}
+# rate = {{ decimal = {{ least = "0.0001", most = "1" }} }}
+# mode = {{ choice = ["fast", "exact"], default = "fast" }}
+# run = {{ text = {{ length = 32, characters = "word" }} }}   # or "path", "printable"
+
+[submit]                     # who may submit
+members = true               # each by a signature
+# any_token = true           # any access token of scope `submit`
+# tokens = ["ci"]            # or those of these holders
+# signers.robot = {{ ed25519 = "...", ml_dsa = "..." }}     # submit keys, each by a signature
+
+[resources]                  # of each rank
+cpu_millicores = 2000        # thousandths of a core; at least 50
+memory = "4 GiB"
+# gpu_count = 1              # whole GPUs; or a share of one: gpu_share_percent = 25
+
+[placement]
+# regions = ["eu-1"]         # default: any region
+# node_selector = {{ disk = "ssd" }}
+isolation = "same_uid"       # minimum isolation accepted: "full", "same_uid", "none"
+
+# [budget]                   # of all submissions together; signed and shown, not metered in this release
+# period_seconds = 86400
+# gpu_seconds = 360000
+# spend_micro_units = 1000000
+"#,
+        artifact = record.name,
+        words = human_chain::words_of(&tree.0).join(" "),
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_template_of_a_job_is_valid_and_names_its_defaults() {
+        let record = crate::testing::model_record("trainer", "amd64");
+        let tree = ArtifactRoot(protocol::Digest::of(b"tree"));
+        let text = job_template(&"train".parse().expect("a name"), &record, tree);
+        let read = |text: &str| Manifest::from_toml(text).unwrap_or_else(|error| panic!("{error:?}\n{text}"));
+        let Manifest::Job(job) = read(&text) else { panic!("a job") };
+        assert_eq!(job.artifact.as_ref().map(|artifact| artifact.root), Some(tree));
+        // Each of these lines shows a default, so that it changes nothing.
+        let mut shown = 0;
+        for key in
+            ["open", "ranks_per_slot", "slots", "grace_seconds", "autonomy_seconds", "priority", "retries"]
+                .into_iter()
+                .chain(["checkpoints", "gpu_models", "models", "datasets", "egress"])
+        {
+            let uncommented = text.replace(&format!("# {key} = "), &format!("{key} = "));
+            assert_ne!(uncommented, text, "{key}");
+            assert_eq!(read(&uncommented), Manifest::Job(job.clone()), "{key}");
+            shown += 1;
+        }
+        assert_eq!(shown, 12);
+    }
 
     #[test]
     fn the_template_is_valid_as_it_is() {

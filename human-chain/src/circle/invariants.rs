@@ -5,7 +5,7 @@
 //! its input.
 
 use super::passkeys::check_list;
-use super::{ApprovedService, CircleAccess, CircleState, FIRST_EPOCH};
+use super::{ApprovedService, CircleAccess, CircleState, FIRST_EPOCH, inputs};
 use crate::access::check_envelope;
 use crate::change::{GRACE_SECONDS_MAX, MODEL_GRACE_SECONDS_MAX};
 use crate::subject::{
@@ -39,13 +39,14 @@ impl CircleState {
     /// - the epoch is the version of the circle, and no two parties of it share a key;
     /// - each key of a node leads to it, and no other key leads to a node;
     /// - each subject's version and value are those of the service, node, model or circle in force;
-    /// - a service is in force or retired, never both, each by a certificate of its own;
+    /// - a service or job is in force or retired, never both, each by a certificate and under a name of its
+    ///   own;
     /// - an approval to which a service may return is of that service, and the manifest in force says so;
     /// - passkeys are members', each of one member and of no key that was given up, with counters of no
     ///   others;
-    /// - a model is forgotten once, and no service in force names a forgotten one;
+    /// - a model is forgotten once, and no service or job in force names a forgotten one;
     /// - a lifted halt is of this circle and known by its own id;
-    /// - the name of a service's model stands for the root that it runs;
+    /// - the name of a service's model, and of a job's input, stands for the root that it runs;
     /// - versions add up to the number of certificates applied.
     ///
     /// # Errors
@@ -55,6 +56,7 @@ impl CircleState {
         self.check_nodes()?;
         self.check_member_passkeys()?;
         self.check_services()?;
+        self.check_jobs()?;
         self.check_retired()?;
         self.check_forgotten()?;
         self.check_lifted()?;
@@ -172,6 +174,33 @@ impl CircleState {
         Ok(())
     }
 
+    fn check_jobs(&self) -> Result<(), String> {
+        for (name, job) in &self.jobs {
+            let manifest = Manifest::Job(job.manifest.clone());
+            require!(name == manifest.name(), "job `{}` is kept as `{name}`", manifest.name());
+            let elsewhere = self.services.contains_key(name)
+                || self.retired.contains_key(name)
+                || self.retired_jobs.contains_key(name);
+            require!(!elsewhere, "job `{name}` is in force, and its name stands for something else too");
+            form::check_manifest(&manifest).map_err(|error| error.to_string())?;
+            let unbound =
+                inputs(&job.manifest).find(|input| self.model_root(&input.name) != Some(input.root));
+            require!(unbound.is_none(), "job `{name}` reads a root that its name does not stand for");
+            self.check_subject(service_subject(name), job.version, Some(manifest_value(&manifest)))?;
+        }
+        for (name, retired) in &self.retired_jobs {
+            let last = &retired.last;
+            require!(*name == last.manifest.name, "retired job `{}` is kept as `{name}`", last.manifest.name);
+            let elsewhere = self.services.contains_key(name) || self.retired.contains_key(name);
+            require!(!elsewhere, "retired job `{name}` has the name of a service");
+            let follows = Some(retired.version) == last.version.checked_add(1);
+            require!(follows, "job `{name}` was retired at version {}", retired.version);
+            require!(retired.grace_seconds <= GRACE_SECONDS_MAX, "job `{name}` has too much grace");
+            self.check_subject(service_subject(name), retired.version, None)?;
+        }
+        Ok(())
+    }
+
     fn check_retired(&self) -> Result<(), String> {
         for (name, retired) in &self.retired {
             let last = &retired.last;
@@ -211,6 +240,8 @@ impl CircleState {
             let names = |service: &ApprovedService| service.manifests().any(|used| used.model.root == *root);
             let user = self.services.iter().find(|(_, service)| names(service));
             require!(user.is_none(), "model `{}` is forgotten, but a service in force names it", model.name);
+            let user = self.job_that_uses(model);
+            require!(user.is_none(), "model `{}` is forgotten, but a job in force names it", model.name);
             self.check_subject(model_subject(&model.name), 1, Some(model_value(model)))?;
         }
         Ok(())
@@ -237,11 +268,13 @@ impl CircleState {
             .flat_map(|service| std::iter::once(service.certificate).chain(before(service)));
         let retired =
             self.retired.values().flat_map(|retired| [retired.certificate, retired.last.certificate]);
+        let jobs = self.jobs.values().map(|job| job.certificate);
+        let ended = self.retired_jobs.values().flat_map(|ended| [ended.certificate, ended.last.certificate]);
         let mut certificates = BTreeSet::new();
         let forgotten = self.forgotten.values().map(|forgotten| forgotten.certificate);
         // One certificate may lift several halts.
         let lifted: BTreeSet<Digest> = self.lifted.values().map(|lifted| lifted.certificate).collect();
-        for certificate in running.chain(retired).chain(forgotten).chain(lifted) {
+        for certificate in running.chain(retired).chain(jobs).chain(ended).chain(forgotten).chain(lifted) {
             require!(certificates.insert(certificate), "certificate {certificate} approves two things");
         }
         Ok(())
@@ -249,7 +282,7 @@ impl CircleState {
 
     /// A subject with a value is in force; one without was removed or retired.
     fn check_subjects(&self) -> Result<(), String> {
-        let services = self.services.keys().map(service_subject);
+        let services = self.services.keys().chain(self.jobs.keys()).map(service_subject);
         let nodes = self.nodes.entries().map(|(name, _)| node_subject(name));
         let models = self.forgotten.values().map(|forgotten| model_subject(&forgotten.model.name));
         let halts = (!self.lifted.is_empty()).then(|| HALTS_SUBJECT.to_string());
@@ -263,7 +296,8 @@ impl CircleState {
             .chain(suspended)
             .chain([CIRCLE_SUBJECT.into(), ACCESS_SUBJECT.into()])
             .collect();
-        let retired: BTreeSet<String> = self.retired.keys().map(service_subject).collect();
+        let retired = self.retired.keys().chain(self.retired_jobs.keys());
+        let retired: BTreeSet<String> = retired.map(service_subject).collect();
         for (subject, (version, value)) in &self.subjects {
             require!(*version >= 1, "`{subject}` has version 0, as if it never existed");
             require!(

@@ -8,8 +8,8 @@
 
 use super::signers::FormerSigners;
 use super::{
-    AdmittedNodes, ApprovedService, CircleAccess, CircleState, ForgottenModel, LiftedHalt, MemberPasskeys,
-    RetiredService,
+    AdmittedNodes, ApprovedJob, ApprovedService, CircleAccess, CircleState, ForgottenModel, LiftedHalt,
+    MemberPasskeys, RetiredJob, RetiredService,
 };
 use crate::ChainError;
 use crate::history::HistoryTree;
@@ -50,6 +50,8 @@ struct CircleFields {
     subjects: BTreeMap<String, (u64, Option<Digest>)>,
     services: BTreeMap<ServiceName, ApprovedService>,
     retired: BTreeMap<ServiceName, RetiredService>,
+    jobs: BTreeMap<ServiceName, ApprovedJob>,
+    retired_jobs: BTreeMap<ServiceName, RetiredJob>,
     forgotten: BTreeMap<ModelRoot, ForgottenModel>,
     models: BTreeMap<ModelName, ModelRoot>,
     lifted: BTreeMap<HaltId, LiftedHalt>,

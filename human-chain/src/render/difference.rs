@@ -6,7 +6,6 @@ use super::fields::{self, FieldTexts};
 use crate::CircleState;
 use crate::subject::subject_of;
 use protocol::governance::{Change, Proposal};
-use protocol::manifest::Manifest;
 
 /// Returns one line per field that differs: `+ field value` is new, `- field value` is removed, `~ field old
 /// -> new` is changed. The first line warns when the proposal was made for another state than this one.
@@ -58,12 +57,7 @@ pub fn render_difference(state: &CircleState, proposal: &Proposal) -> String {
 
 /// Returns the fields of the subject's running state.
 fn running(state: &CircleState, change: &Change) -> FieldTexts {
-    let service = |name| {
-        state
-            .service(name)
-            .map(|service| fields::of_manifest(&Manifest::Service(service.manifest.clone())))
-            .unwrap_or_default()
-    };
+    let service = |name| state.manifest(name).as_ref().map(fields::of_manifest).unwrap_or_default();
     let node = |name| state.node(name).map(fields::of_node).unwrap_or_default();
     match change {
         Change::Deploy(manifest) => service(manifest.name()),

@@ -4,7 +4,7 @@
 //! until it is rendered here. Long keys are represented by their digest.
 
 use super::escape::{quoted, show_bytes, show_duration, show_time};
-use super::{RENDERER_VERSION, access as access_texts, halts as halt_texts, passkey_words};
+use super::{RENDERER_VERSION, access as access_texts, halts as halt_texts, job as job_texts, passkey_words};
 use crate::quorum::describe;
 use protocol::canonical::to_bytes;
 use protocol::display::counted;
@@ -15,8 +15,8 @@ use protocol::governance::{
 use protocol::keys::{ByteString, EncryptionKey, MemberKeys};
 use protocol::limits::PRIORITY_MAX;
 use protocol::manifest::{
-    EdgeManifest, Isolation, JobManifest, Manifest, ModelChoice, OnExpiry, OnFailure, Placement, Resources,
-    RollOutRules, Runtime, ServiceManifest, Task,
+    EdgeManifest, Isolation, Manifest, ModelChoice, OnExpiry, OnFailure, Placement, Resources, RollOutRules,
+    Runtime, ServiceManifest, Task,
 };
 use protocol::{Digest, MemberId, Millis, Passkey, PasskeyKey, PasskeyPolicy, StoreName};
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,7 +25,7 @@ use std::collections::{BTreeMap, BTreeSet};
 pub(super) type FieldTexts = Vec<(String, String)>;
 
 /// Text for an absent optional value. Quoted texts cannot look like it.
-const NONE: &str = "none";
+pub(super) const NONE: &str = "none";
 /// Texts for the rule whether ballots by passkey count.
 const COUNT: &str = "count, beside one or more signed with a member's key";
 const DO_NOT_COUNT: &str = "do not count";
@@ -193,7 +193,7 @@ pub(super) fn of_node(node: &NodeAdmission) -> FieldTexts {
 pub(super) fn of_manifest(manifest: &Manifest) -> FieldTexts {
     match manifest {
         Manifest::Service(service) => of_service(service),
-        Manifest::Job(job) => of_job(job),
+        Manifest::Job(job) => job_texts::fields(job),
         Manifest::Edge(edge) => of_edge(edge),
     }
 }
@@ -252,21 +252,6 @@ fn push_rollout(fields: &mut FieldTexts, rollout: &RollOutRules) {
     fields.push(("service.roll-out.on failure".into(), failure_name(*on_failure).into()));
 }
 
-fn of_job(job: &JobManifest) -> FieldTexts {
-    let JobManifest { name, artefact, command, ranks, resources, placement, egress, run_seconds_max } = job;
-    let mut fields = vec![
-        ("job.name".to_string(), name.to_string()),
-        ("job.artefact".into(), artefact.to_string()),
-        ("job.command".into(), list(command)),
-        ("job.ranks".into(), ranks.to_string()),
-    ];
-    push_resources(&mut fields, "job", resources);
-    push_placement(&mut fields, "job", placement);
-    fields.push(("job.egress".into(), list(egress)));
-    fields.push(("job.runs at most".into(), show_duration(*run_seconds_max)));
-    fields
-}
-
 fn of_edge(edge: &EdgeManifest) -> FieldTexts {
     let EdgeManifest { name, model, sites, waves_percent, rollback } = edge;
     let mut fields = vec![("edge.name".to_string(), name.to_string())];
@@ -284,7 +269,7 @@ fn push_model(fields: &mut FieldTexts, prefix: &str, model: &ModelChoice) {
     fields.push((format!("{prefix}.model.root"), root.to_string()));
 }
 
-fn push_resources(fields: &mut FieldTexts, prefix: &str, resources: &Resources) {
+pub(super) fn push_resources(fields: &mut FieldTexts, prefix: &str, resources: &Resources) {
     let Resources { cpu_millicores, memory_bytes, gpu_count, gpu_share_percent, gpu_memory_bytes } =
         resources;
     fields.push((format!("{prefix}.cpu"), format!("{cpu_millicores} millicores")));
@@ -294,7 +279,7 @@ fn push_resources(fields: &mut FieldTexts, prefix: &str, resources: &Resources) 
     fields.push((format!("{prefix}.gpu memory"), show_bytes(*gpu_memory_bytes)));
 }
 
-fn push_placement(fields: &mut FieldTexts, prefix: &str, placement: &Placement) {
+pub(super) fn push_placement(fields: &mut FieldTexts, prefix: &str, placement: &Placement) {
     let Placement { regions, node_selector, isolation } = placement;
     let regions = if regions.is_empty() { "any".to_string() } else { list(regions) };
     fields.push((format!("{prefix}.regions"), regions));
@@ -308,22 +293,22 @@ fn push_encryption(fields: &mut FieldTexts, prefix: &str, key: &EncryptionKey) {
     fields.push((format!("{prefix}.ml-kem-768"), key_digest(ml_kem)));
 }
 
-fn key_digest(key: &ByteString) -> String {
+pub(super) fn key_digest(key: &ByteString) -> String {
     format!("{} (digest of {} bytes)", Digest::of(&key.0), key.0.len())
 }
 
-fn labels_text(labels: &BTreeMap<String, String>) -> String {
+pub(super) fn labels_text(labels: &BTreeMap<String, String>) -> String {
     let pairs: Vec<String> =
         labels.iter().map(|(key, value)| format!("{} = {}", quoted(key), quoted(value))).collect();
     if pairs.is_empty() { NONE.into() } else { pairs.join(", ") }
 }
 
-fn list(texts: &[String]) -> String {
+pub(super) fn list(texts: &[String]) -> String {
     let texts: Vec<String> = texts.iter().map(|text| quoted(text)).collect();
     if texts.is_empty() { NONE.into() } else { texts.join(", ") }
 }
 
-fn optional<T>(value: Option<&T>, show: impl Fn(&T) -> String) -> String {
+pub(super) fn optional<T>(value: Option<&T>, show: impl Fn(&T) -> String) -> String {
     let text = value.map_or_else(|| NONE.to_string(), show);
     debug_assert_eq!(value.is_none(), text == NONE, "no value that is there looks absent");
     text

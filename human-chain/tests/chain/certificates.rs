@@ -270,7 +270,7 @@ fn deployment(case: &str, expected: &str, manifest: Manifest) {
 fn only_what_can_run_is_approved() {
     for (kind, proposal) in proposals() {
         let expected = match kind {
-            "job" => "kind-not-built: running a job",
+            "job" | "job-open" => "approved",
             "edge" => "kind-not-built: running an edge rollout",
             _ => continue,
         };
@@ -279,7 +279,7 @@ fn only_what_can_run_is_approved() {
     }
     service("sound", "approved", |_| {});
     service("process", "kind-not-built: the process runtime", |s| s.runtime = Runtime::Process);
-    service("egress", "egress-not-built: service `chat`", |s| s.egress.push("example.org".into()));
+    service("egress", "egress-not-built: `chat`", |s| s.egress.push("example.org".into()));
     service(
         "over",
         "governance-invalid: valid until 2026-11-21 12:41:50.000 UTC (1795264910000), over when it begins",

@@ -13,6 +13,7 @@ mod full_circle;
 mod genesis;
 mod halts;
 mod history;
+mod jobs;
 mod kept;
 mod known;
 mod members;

@@ -1,16 +1,17 @@
 //! Sample proposals, one per kind of change, for renderings and properties.
 
 use crate::authenticator::{Authenticator, passkey_policy};
-use crate::support::{HOUR, NOW, circle, deploy, forget, halt, member, name, node, policy, retire};
+use crate::support::{HOUR, NOW, circle, deploy, forget, halt, member, name, node, policy, retire, secret};
 use protocol::access::AccessEnvelope;
 use protocol::governance::{Change, NodeRole, Policy, Proposal, SubjectVersion};
 use protocol::halt::HaltScope;
 use protocol::keys::{ByteString, HybridSignature};
 use protocol::manifest::{
-    EdgeManifest, Isolation, JobManifest, Manifest, ModelChoice, OnExpiry, OnFailure, Placement,
-    ReplicaRange, Resources, RollOutRules, Runtime, ServiceManifest, Task,
+    ArtifactChoice, Decimal, EdgeManifest, Isolation, JobBudget, JobManifest, JobParameter, JobSubmitters,
+    Manifest, ModelChoice, OnExpiry, OnFailure, ParameterRule, Placement, ReplicaRange, Resources,
+    RollOutRules, Runtime, ServiceManifest, SubmitKey, Task, TextCharacters,
 };
-use protocol::{Digest, ModelRoot, Signature};
+use protocol::{ArtifactRoot, Digest, ModelRoot, Signature};
 use std::collections::BTreeMap;
 
 /// Returns every kind of change, with the name of its golden file. Not all of them can be approved: a
@@ -67,7 +68,8 @@ pub(crate) fn proposals() -> Vec<(&'static str, Proposal)> {
         ("set-members-passkeys", plain(set_policy(), "circle", Some(b"old"))),
         ("suspend-member", plain(suspended, "member/bob", None)),
         ("set-access", plain(Change::SetAccess(Box::new(envelope)), "access", Some(b"old"))),
-        ("job", plain(Change::Deploy(Box::new(Manifest::Job(job()))), "service/train", None)),
+        ("job", plain(Change::Deploy(Box::new(Manifest::Job(full_job()))), "service/train", None)),
+        ("job-open", plain(Change::Deploy(Box::new(Manifest::Job(open_job()))), "service/train", None)),
         ("edge", plain(Change::Deploy(Box::new(Manifest::Edge(edge()))), "service/detector", None)),
         ("hostile-reason", hostile),
     ]
@@ -174,20 +176,67 @@ pub(crate) fn full_service() -> ServiceManifest {
     }
 }
 
-fn job() -> JobManifest {
+/// Returns a job with every optional field set.
+pub(crate) fn full_job() -> JobManifest {
+    let parameter = |rule, default: Option<&str>| JobParameter { rule, default: default.map(str::to_string) };
+    let characters = TextCharacters::Path;
+    let decimal = |text: &str| -> Decimal { text.parse().expect("a decimal number") };
+    let (least, most) = (decimal("0.0001"), decimal("1"));
+    let parameters = BTreeMap::from([
+        (name("steps"), parameter(ParameterRule::Integer { least: 1, most: 1000 }, Some("100"))),
+        (name("rate"), parameter(ParameterRule::Decimal { least, most }, Some("0.1"))),
+        (name("mode"), parameter(ParameterRule::Choice(vec!["fast".into(), "slow, 2".into()]), Some("fast"))),
+        (name("file"), parameter(ParameterRule::Text { length: 32, characters }, None)),
+    ]);
+    let command =
+        ["/bin/train", "--lr, 1", "--steps={steps}", "{rate}", "{mode}", "/datasets/{file}", "{{}}"];
+    let robot = secret("robot").public();
+    let signers = [(name("robot"), SubmitKey { ed25519: robot.ed25519, ml_dsa: robot.ml_dsa })].into();
+    let budget = JobBudget { period_seconds: 86_400, gpu_seconds: Some(7200), spend_micro_units: Some(5) };
     JobManifest {
         name: name("train"),
-        artefact: Digest::of(b"artefact"),
-        command: vec!["bin/train".into(), "--lr, 1".into()],
+        artifact: Some(ArtifactChoice { name: name("trainer"), root: ArtifactRoot(Digest::of(b"tree")) }),
+        command: Some(command.map(str::to_string).to_vec()),
+        environment: BTreeMap::from([("XLA_FLAGS".into(), "--xla \"1\"".into())]),
+        parameters,
+        models: vec![model()],
+        datasets: vec![ModelChoice { name: name("corpus"), root: ModelRoot(Digest::of(b"corpus")) }],
         ranks: 8,
+        ranks_per_slot: 2,
+        slots: 6,
         resources: resources(),
+        gpu_models: vec!["NVIDIA H100".into(), "NVIDIA H200".into()],
         placement: Placement {
             regions: Vec::new(),
             node_selector: BTreeMap::new(),
             isolation: Isolation::None,
         },
         egress: Vec::new(),
+        priority: 10,
         run_seconds_max: 86_400,
+        grace_seconds: 60,
+        autonomy_seconds: 3600,
+        retries: 3,
+        checkpoints: 2,
+        budget: Some(budget),
+        submit: JobSubmitters { any_token: false, tokens: [name("ci")].into(), members: true, signers },
+        valid_until: Some(NOW.plus(1000 * HOUR)),
+    }
+}
+
+/// Returns a job of which each submission names artifact and command.
+pub(crate) fn open_job() -> JobManifest {
+    let submit = JobSubmitters { members: true, ..JobSubmitters::default() };
+    JobManifest {
+        artifact: None,
+        command: None,
+        environment: BTreeMap::new(),
+        parameters: BTreeMap::new(),
+        gpu_models: Vec::new(),
+        budget: None,
+        submit,
+        valid_until: None,
+        ..full_job()
     }
 }
 

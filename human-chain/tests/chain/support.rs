@@ -94,7 +94,7 @@ pub(crate) fn suspend(who: &str) -> Change {
     Change::SuspendMember { member: name(who), halts: BTreeSet::new() }
 }
 
-fn signing_key(who: &str) -> SigningKey {
+pub(crate) fn signing_key(who: &str) -> SigningKey {
     SigningKey::from_bytes(&Digest::of(who.as_bytes()).0)
 }
 

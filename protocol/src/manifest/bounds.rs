@@ -5,9 +5,13 @@
 //! JSON form, which programs propose and `human-chain` verifies. Errors name fields as in TOML. A workload
 //! that only this release cannot run is within bounds; the component that would run it rejects it.
 
+mod job;
+
+pub use job::check_command_words;
+
 use super::{
-    EdgeManifest, JobManifest, Manifest, ModelChoice, Placement, ReplicaRange, Resources, RollOutRules,
-    ServiceManifest, format_bytes, parse_bytes,
+    EdgeManifest, Manifest, ModelChoice, Placement, ReplicaRange, Resources, RollOutRules, ServiceManifest,
+    format_bytes, parse_bytes,
 };
 use crate::limits::{
     AUTONOMY_SECONDS_MAX, AUTONOMY_SECONDS_MIN, FAILURES_MAX, LABEL_BYTES_MAX, LABELS_MAX, PRIORITY_MAX,
@@ -32,10 +36,6 @@ pub(super) const GPU_SHARE_PERCENT_MAX: u32 = 99;
 const CONTEXT_TOKENS_MAX: u32 = 1 << 20;
 /// Maximum number of sequences of one step: beyond it latency grows and throughput does not.
 const BATCH_SEQUENCES_MAX: u32 = 1024;
-/// Maximum number of ranks of a job.
-const RANKS_MAX: u32 = 4096;
-/// Maximum run time of a job in seconds: a month.
-const RUN_SECONDS_MAX: u64 = 31 * 24 * 3600;
 
 const _: () = assert!(MEMORY_BYTES_MAX < i64::MAX as u64, "TOML's integers hold every amount");
 const _: () = assert!(GPU_SHARE_PERCENT_MAX < 100, "all of a GPU is a whole GPU, not a share");
@@ -66,7 +66,7 @@ impl Manifest {
     pub fn check_bounds(&self) -> Result<(), OutOfBounds> {
         match self {
             Manifest::Service(service) => service.check_bounds(),
-            Manifest::Job(job) => check_job(job),
+            Manifest::Job(job) => job.check_bounds(),
             Manifest::Edge(edge) => check_edge(edge),
         }
     }
@@ -78,7 +78,7 @@ impl ServiceManifest {
     /// # Errors
     /// Returns the first field that is out of bounds.
     pub fn check_bounds(&self) -> Result<(), OutOfBounds> {
-        check_model(&self.model)?;
+        check_model("model.root", &self.model)?;
         check_replicas(self.replicas)?;
         check_resources(&self.resources)?;
         check_placement(&self.placement)?;
@@ -92,16 +92,6 @@ impl ServiceManifest {
     }
 }
 
-fn check_job(job: &JobManifest) -> Result<(), OutOfBounds> {
-    if job.command.is_empty() {
-        return Err(OutOfBounds::new("command", "is empty; name the entry point"));
-    }
-    in_range("ranks", job.ranks, 1, RANKS_MAX)?;
-    check_resources(&job.resources)?;
-    check_placement(&job.placement)?;
-    in_range("run_seconds_max", job.run_seconds_max, 1, RUN_SECONDS_MAX)
-}
-
 fn check_edge(edge: &EdgeManifest) -> Result<(), OutOfBounds> {
     let waves = &edge.waves_percent;
     let rise =
@@ -113,12 +103,12 @@ fn check_edge(edge: &EdgeManifest) -> Result<(), OutOfBounds> {
     if edge.sites.is_empty() {
         return Err(OutOfBounds::new("sites", "is empty; use a pattern like `ca-*`"));
     }
-    check_model(&edge.model)
+    check_model("model.root", &edge.model)
 }
 
-fn check_model(model: &ModelChoice) -> Result<(), OutOfBounds> {
+fn check_model(field: &str, model: &ModelChoice) -> Result<(), OutOfBounds> {
     if model.root.0.0 == [0; 32] {
-        return Err(OutOfBounds::new("model.root", "is all zeros; `quorate model list` shows roots"));
+        return Err(OutOfBounds::new(field, "is all zeros; `quorate model list` shows roots"));
     }
     Ok(())
 }
@@ -266,13 +256,6 @@ mod tests {
         Manifest::from_toml(&text.replace("ROOT", ROOT)).expect("a sound manifest")
     }
 
-    fn job() -> JobManifest {
-        let text = "kind = 'job'\nname = 'train'\nartefact = 'ROOT'\ncommand = ['train.py']\nranks = 4\n\
-            run_seconds_max = 3600\nresources = { cpu_millicores = 1000, memory = '1 GiB' }\n";
-        let Manifest::Job(job) = read(text) else { panic!("kind = job reads as a job") };
-        job
-    }
-
     fn edge() -> EdgeManifest {
         let text = "kind = 'edge'\nname = 'detector'\nsites = 'ca-*'\nwaves_percent = [1, 10, 100]\n\
             model = { name = 'detector', root = 'ROOT' }\n";
@@ -282,26 +265,6 @@ mod tests {
 
     fn outcome(manifest: &Manifest) -> String {
         manifest.check_bounds().map_or_else(|error| error.to_string(), |()| "ok".into())
-    }
-
-    #[test]
-    fn jobs_have_bounds_however_they_are_made() {
-        let with = |edit: fn(&mut JobManifest)| {
-            let mut job = job();
-            edit(&mut job);
-            outcome(&Manifest::Job(job))
-        };
-        assert_eq!(with(|_| {}), "ok");
-        assert_eq!(with(|job| job.command.clear()), "command is empty; name the entry point");
-        assert_eq!(with(|job| job.ranks = 0), "ranks is 0; accepted: 1 to 4096");
-        assert_eq!(with(|job| job.ranks = 4097), "ranks is 4097; accepted: 1 to 4096");
-        assert_eq!(with(|job| job.run_seconds_max = 0), "run_seconds_max is 0; accepted: 1 to 2678400");
-        let long = "x".repeat(64);
-        let mut far = job();
-        far.placement.regions.push(long);
-        assert_eq!(outcome(&Manifest::Job(far)), "placement.regions[0] is 64 bytes; accepted: at most 63");
-        let half = |job: &mut JobManifest| job.resources.memory_bytes = (32 << 20) - 1;
-        assert_eq!(with(half), "resources.memory is 33554431 B; accepted: 32 MiB to 64 TiB");
     }
 
     #[test]

@@ -3,6 +3,9 @@
 //! Two passes: TOML to a raw form, and the raw form to a manifest within its bounds. An error of either pass
 //! carries the dotted path of its field and that field's line.
 
+mod job;
+
+use self::job::RawJob;
 use super::bounds::{GPU_SHARE_PERCENT_MAX, MEMORY_BYTES_MAX, bytes_in_range, in_range, join};
 use super::fields::Fields;
 use super::*;
@@ -298,37 +301,6 @@ impl RawRollout {
             failure_limit: self.failure_limit.unwrap_or(default.failure_limit),
             on_failure: self.on_failure.unwrap_or(default.on_failure),
         }
-    }
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawJob {
-    #[serde(rename = "kind")]
-    _kind: String,
-    name: ServiceName,
-    artefact: Digest,
-    command: Vec<String>,
-    ranks: u32,
-    resources: RawResources,
-    #[serde(default)]
-    placement: RawPlacement,
-    egress: Option<Vec<String>>,
-    run_seconds_max: u64,
-}
-
-impl RawJob {
-    fn check(self) -> Result<Manifest, Fault> {
-        Ok(Manifest::Job(JobManifest {
-            name: self.name,
-            artefact: self.artefact,
-            command: self.command,
-            ranks: self.ranks,
-            resources: self.resources.check()?,
-            placement: self.placement.choice(),
-            egress: check_egress(self.egress)?,
-            run_seconds_max: self.run_seconds_max,
-        }))
     }
 }
 

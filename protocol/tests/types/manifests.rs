@@ -52,20 +52,44 @@ failure_limit = 5
 on_failure = "return"
 "#;
 
-/// A job with every field.
+/// A job with every field that stands on a line of its own.
 const JOB: &str = r#"kind = "job"
 name = "train"
-artefact = "2222222222222222222222222222222222222222222222222222222222222222"
+open = []
 command = ["train.py"]
 ranks = 4
+ranks_per_slot = 16
+slots = 1024
 run_seconds_max = 3600
+grace_seconds = 30
+autonomy_seconds = 3600
+valid_until = 2027-01-31T12:00:00Z
+priority = 10
+retries = 3
+checkpoints = 2
 egress = []
+gpu_models = []
+models = []
+datasets = []
+[artifact]
+name = "trainer"
+root = "2222222222222222222222222222222222222222222222222222222222222222"
+[environment]
+XLA_FLAGS = "--xla_x"
 [resources]
 cpu_millicores = 1000
 memory = "1 GiB"
 gpu_count = 1
 [placement]
 regions = []
+[budget]
+period_seconds = 86400
+gpu_seconds = 3600
+spend_micro_units = 1000000
+[submit]
+any_token = false
+tokens = ["ci"]
+members = false
 "#;
 
 /// A rollout with every field.
@@ -80,7 +104,7 @@ root = "3333333333333333333333333333333333333333333333333333333333333333"
 "#;
 
 /// Fields that a manifest may leave out.
-const OPTIONAL: [&str; 20] = [
+const OPTIONAL: [&str; 35] = [
     "runtime",
     "egress",
     "spend_micro_units_per_hour",
@@ -101,10 +125,29 @@ const OPTIONAL: [&str; 20] = [
     "placement.isolation",
     "placement.node_selector.disk",
     "rollback",
+    "open",
+    "ranks_per_slot",
+    "slots",
+    "grace_seconds",
+    "retries",
+    "checkpoints",
+    "gpu_models",
+    "models",
+    "datasets",
+    "environment.XLA_FLAGS",
+    "budget.gpu_seconds",
+    "budget.spend_micro_units",
+    "submit.any_token",
+    "submit.members",
+    SUBMIT_TOKENS,
 ];
 
 /// Field that another one needs.
 const GPU_SHARE: &str = "resources.gpu_share_percent";
+/// The one field by which the sample of a job lets a party submit.
+const SUBMIT_TOKENS: &str = "submit.tokens";
+/// Fields that are true or false.
+const FLAGS: [&str; 3] = ["exclusive", "submit.any_token", "submit.members"];
 
 /// Fields whose types the TOML parser can read from a table: enumerations and times.
 const FROM_TABLES: [&str; 6] =
@@ -159,8 +202,9 @@ fn a_missing_field_is_named_unless_it_is_optional() {
                     assert_eq!((error.code, error.field), (error_code::MANIFEST_INVALID, path));
                 }
                 Err(error) => {
-                    // Without its share of a GPU, the sample asks for GPU memory without a GPU.
-                    assert_eq!((path.as_str(), error.field.as_str()), (GPU_SHARE, "resources.gpu_memory"));
+                    // Without its share of a GPU, a sample asks for GPU memory without a GPU.
+                    let needed = [(GPU_SHARE, "resources.gpu_memory"), (SUBMIT_TOKENS, "submit")];
+                    assert!(needed.contains(&(path.as_str(), error.field.as_str())), "{path}: {error}");
                 }
                 Ok(_) => assert!(OPTIONAL.contains(&path.as_str()), "{path} is not optional"),
             }
@@ -173,8 +217,7 @@ fn a_value_of_another_type_is_reported_where_it_is() {
     for text in [SERVICE, JOB, EDGE] {
         for Assignment { at, path, key } in assignments(text) {
             let table = Some("{ a = 1 }").filter(|_| !FROM_TABLES.contains(&path.as_str()));
-            // A truth value is right for `exclusive` alone.
-            let other = if path == "exclusive" { "1" } else { "true" };
+            let other = if FLAGS.contains(&path.as_str()) { "1" } else { "true" };
             for value in [other, "1.5"].into_iter().chain(table) {
                 let changed = with_lines(text, at, &[&format!("{key} = {value}")]);
                 let message = refused(&changed, error_code::MANIFEST_WRONG_TYPE, at, &path);
@@ -191,13 +234,10 @@ fn an_unknown_field_is_reported_where_it_is() {
             let line = text.lines().nth(at).unwrap();
             let added = with_lines(text, at, &[line, "zzz = 1"]);
             let beside = format!("{}zzz", path.strip_suffix(key).unwrap());
-            // A selector has no fixed keys; its values are texts.
-            let is_selector = path.starts_with("placement.node_selector");
-            let code = if is_selector {
-                error_code::MANIFEST_WRONG_TYPE
-            } else {
-                error_code::MANIFEST_UNKNOWN_FIELD
-            };
+            // A selector and an environment have no fixed keys; their values are texts.
+            let is_free = path.starts_with("placement.node_selector") || path.starts_with("environment");
+            let code =
+                if is_free { error_code::MANIFEST_WRONG_TYPE } else { error_code::MANIFEST_UNKNOWN_FIELD };
             refused(&added, code, at + 1, &beside);
             let twice = with_lines(text, at, &[line, line]);
             assert_eq!(refused(&twice, error_code::MANIFEST_INVALID, at + 1, &path), "duplicate key");
@@ -206,7 +246,7 @@ fn an_unknown_field_is_reported_where_it_is() {
 }
 
 /// Number of a manifest with its smallest and its largest value.
-const BOUNDED: [(&str, &str, u64, u64); 13] = [
+const BOUNDED: [(&str, &str, u64, u64); 20] = [
     (SERVICE, "autonomy_seconds", 3, 31 * 24 * 3600),
     (SERVICE, "context_tokens_max", 1, 1 << 20),
     (SERVICE, "batch_sequences_max", 1, 1024),
@@ -219,7 +259,14 @@ const BOUNDED: [(&str, &str, u64, u64); 13] = [
     (SERVICE, "resources.gpu_share_percent", 1, 99),
     (JOB, "resources.gpu_count", 0, 64),
     (JOB, "ranks", 1, 4096),
+    (JOB, "ranks_per_slot", 1, 16),
+    (JOB, "slots", 1, 1024),
     (JOB, "run_seconds_max", 1, 31 * 24 * 3600),
+    (JOB, "grace_seconds", 0, 3600),
+    (JOB, "autonomy_seconds", 3, 31 * 24 * 3600),
+    (JOB, "priority", 0, 100),
+    (JOB, "retries", 0, 100),
+    (JOB, "checkpoints", 0, 64),
 ];
 
 /// Amounts of memory with their bounds in bytes.
@@ -322,7 +369,9 @@ proptest! {
         let mut known = samples.iter().flatten().map(|field| field.path.as_str());
         let field = error.field.split('[').next().unwrap();
         let is_known = known.any(|path| field == path || path.starts_with(&format!("{field}.")));
-        prop_assert!(is_known || field.starts_with("placement.node_selector."), "{}", error);
+        let is_free = ["placement.node_selector.", "environment.", "parameters", "submit.signers"];
+        let is_free = is_free.iter().any(|path| field.starts_with(path));
+        prop_assert!(is_known || is_free, "{}", error);
         prop_assert_eq!(error.to_string(), format!("{} {}", error.field, error.message));
     }
 }

@@ -5,6 +5,7 @@ use ed25519_dalek::{Signer, SigningKey};
 use proptest::prelude::*;
 use proptest::sample::Index;
 use protocol::canonical::{from_bytes, to_bytes};
+use protocol::job::{JOB_ORDER_DOMAIN, SignedJobOrder};
 use protocol::keys::signing_input;
 use protocol::order::{ORDER_DOMAIN, SignedOrder, SignedTicket, SlotOrder, TICKET_DOMAIN, Ticket};
 use protocol::{NodeId, PublicKey, Signature};
@@ -41,6 +42,27 @@ proptest! {
         prop_assert!(signed.signature_holds());
         let altered = from_bytes::<SignedOrder>(&flipped(to_bytes(&signed), bit), 1 << 16);
         prop_assert!(!altered.is_ok_and(|altered| altered.signature_holds()));
+    }
+
+    #[test]
+    fn an_order_of_a_job_holds_as_it_was_signed(
+        order in workloads::job_order(), seed: [u8; 32], bit: Index, other in workloads::job_order(),
+    ) {
+        let secret = SigningKey::from_bytes(&seed);
+        let signature = sign(&secret, JOB_ORDER_DOMAIN, &to_bytes(&order));
+        let signed = SignedJobOrder { order, signer: public(&secret), signature };
+        prop_assert!(signed.signature_holds());
+        let altered = from_bytes::<SignedJobOrder>(&flipped(to_bytes(&signed), bit), 1 << 16);
+        prop_assert!(!altered.is_ok_and(|altered| altered.signature_holds()));
+        let moved = SignedJobOrder { order: other.clone(), ..signed.clone() };
+        prop_assert_eq!(moved.signature_holds(), other == signed.order);
+        // A submission has one id, which its signature is no part of.
+        let submission = &signed.order.submission.submission;
+        let same = submission.id() == other.submission.submission.id();
+        prop_assert_eq!(same, *submission == other.submission.submission);
+        // The same bytes signed as an order of a service are no order of a job.
+        let foreign = sign(&secret, ORDER_DOMAIN, &to_bytes(&signed.order));
+        prop_assert!(!SignedJobOrder { signature: foreign, ..signed }.signature_holds());
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use protocol::agent::{LOG_LINES_MAX, WorkerLine};
 use protocol::agent_state::{ORDER_BOOK_BYTES_MAX, SlotFence};
+use protocol::artifact::{ARTIFACT_WORDS_BYTES_MAX, ARTIFACT_WORDS_MAX};
 use protocol::canonical::to_bytes;
 use protocol::comment::{
     COMMENT_BYTES_MAX, COMMENT_TEXT_BYTES_MAX, Comment, CommentSignature, SignedComment,
@@ -11,17 +12,19 @@ use protocol::governance::{
     SignedBallot, SubjectVersion,
 };
 use protocol::halt::{HALT_BYTES_MAX, HALT_REASON_BYTES_MAX, Halt, HaltScope, HaltSignature, SignedHalt};
+use protocol::job::{JobSubmission, SignedSubmission, Submitter};
 use protocol::keys::{
     ByteString, EncryptionKey, HybridSignature, ML_DSA_65_PUBLIC_KEY_LENGTH, ML_DSA_65_SIGNATURE_LENGTH,
     ML_KEM_768_PUBLIC_KEY_LENGTH, MemberKeys,
 };
 use protocol::limits::*;
+use protocol::manifest::{ArtifactChoice, check_command_words};
 use protocol::model::{Segment, is_safe_path};
 use protocol::order::{SignedTicket, TICKET_BYTES_MAX, Ticket};
 use protocol::worker::{SegmentRange, WORKER_MANIFEST_BYTES_MAX, WorkerMetrics};
 use protocol::{
-    BootTime, CircleId, Digest, Epoch, Fence, MemberId, Millis, NodeId, PasskeyAssertion, PasskeyPolicy,
-    ProposalId, PublicKey, Signature, SlotIndex,
+    ArtifactRoot, BootTime, CircleId, Digest, Epoch, Fence, MemberId, Millis, NodeId, PasskeyAssertion,
+    PasskeyPolicy, ProposalId, PublicKey, Signature, SlotIndex,
 };
 use std::collections::BTreeMap;
 use std::str::FromStr;
@@ -49,6 +52,31 @@ fn assertion() -> PasskeyAssertion {
         client_data: bytes_of(PASSKEY_CLIENT_DATA_BYTES_MAX),
         signature: bytes_of(PASSKEY_SIGNATURE_BYTES_MAX),
     }
+}
+
+#[test]
+fn the_largest_submission_fits() {
+    let parameter = |number: usize| {
+        let name = format!("{number:0>63}").parse().unwrap();
+        (name, "x".repeat(PARAMETER_BYTES_MAX))
+    };
+    let word = "x".repeat(ARTIFACT_WORDS_BYTES_MAX / ARTIFACT_WORDS_MAX - 1);
+    let submission = JobSubmission {
+        circle: CircleId(DIGEST),
+        job: longest(),
+        certificate: DIGEST,
+        idempotency: DIGEST,
+        parameters: (0..JOB_LIST_MAX).map(parameter).collect(),
+        artifact: Some(ArtifactChoice { name: longest(), root: ArtifactRoot(DIGEST) }),
+        command: Some(vec![word; ARTIFACT_WORDS_MAX]),
+        priority: u32::MAX,
+        submitter: Submitter::Member(longest()),
+        issued_at: Millis(u64::MAX),
+        deadline: Millis(u64::MAX),
+    };
+    check_command_words(submission.command.as_ref().unwrap()).unwrap();
+    let bytes = to_bytes(&SignedSubmission { submission, signature: Some(signature()) }).len();
+    assert!(bytes <= SUBMISSION_BYTES_MAX && bytes > SUBMISSION_BYTES_MAX - 32_768, "{bytes}");
 }
 
 #[test]

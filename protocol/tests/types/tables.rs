@@ -193,7 +193,7 @@ fn codes_are_stable() {
 /// Two releases must have the same limits, or a message of one is too long for the other.
 #[test]
 fn limits_are_stable() {
-    let all: [(&str, u64); 48] = [
+    let all: [(&str, u64); 54] = [
         ("name bytes", limits::NAME_BYTES_MAX as u64),
         ("manifest bytes", limits::MANIFEST_BYTES_MAX as u64),
         ("proposal bytes", limits::PROPOSAL_BYTES_MAX as u64),
@@ -239,6 +239,12 @@ fn limits_are_stable() {
         ("autonomy seconds at least", limits::AUTONOMY_SECONDS_MIN),
         ("autonomy seconds by default", limits::AUTONOMY_SECONDS_DEFAULT),
         ("autonomy seconds at most", limits::AUTONOMY_SECONDS_MAX),
+        ("job autonomy seconds by default", limits::JOB_AUTONOMY_SECONDS_DEFAULT),
+        ("entries of a list of a job", limits::JOB_LIST_MAX as u64),
+        ("submit keys", limits::SUBMIT_KEYS_MAX as u64),
+        ("parameter bytes", limits::PARAMETER_BYTES_MAX as u64),
+        ("submission seconds", limits::SUBMISSION_SECONDS_MAX),
+        ("submission bytes", limits::SUBMISSION_BYTES_MAX as u64),
         ("sync interval ms", limits::SYNC_INTERVAL_MS),
         ("clock grace ms", limits::CLOCK_GRACE_MS),
         ("bundle version", u64::from(protocol::governance::BUNDLE_VERSION)),
@@ -249,7 +255,7 @@ fn limits_are_stable() {
 /// A domain names a purpose: a signature for one must be invalid for any other.
 #[test]
 fn domains_are_stable_and_distinct() {
-    use protocol::{agent, agent_state, comment, governance, halt, model, order, passkey};
+    use protocol::{agent, agent_state, comment, governance, halt, job, model, order, passkey};
     let mut domains = vec![
         passkey::PASSKEY_BALLOT_DOMAIN,
         passkey::PASSKEY_HALT_DOMAIN,
@@ -267,6 +273,8 @@ fn domains_are_stable_and_distinct() {
         governance::MEMBER_KEYS_DOMAIN,
         order::ORDER_DOMAIN,
         order::TICKET_DOMAIN,
+        job::SUBMISSION_DOMAIN,
+        job::JOB_ORDER_DOMAIN,
         model::MODEL_DOMAIN,
         agent::DESIRED_DOMAIN,
         agent_state::ORDER_BOOK_DOMAIN,

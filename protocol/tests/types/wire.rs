@@ -9,8 +9,8 @@ use ciborium::value::Value as Cbor;
 use protocol::canonical::{CanonicalError, from_bytes, to_bytes};
 use protocol::limits::JSON_BYTES_PER_CANONICAL_BYTE;
 use protocol::{
-    Digest, access, agent, agent_state, api, artifact, comment, gateway, governance, halt, keys, manifest,
-    model, order, passkey, sandbox, worker,
+    Digest, access, agent, agent_state, api, artifact, comment, gateway, governance, halt, job, keys,
+    manifest, model, order, passkey, sandbox, worker,
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value as Json;
@@ -19,7 +19,8 @@ use std::fmt::{Debug, Write};
 
 const LIMIT: usize = 1 << 20;
 /// Maps with user-chosen keys: removing an entry yields another legal value.
-const FREE_MAPS: [&str; 6] = ["labels", "node_selector", "environment", "quorums", "signatures", "proofs"];
+const FREE_MAPS: [&str; 8] =
+    ["labels", "node_selector", "environment", "quorums", "signatures", "proofs", "parameters", "signers"];
 /// Byte strings whose length `human-chain` and `model-store` check.
 const FREE_LENGTHS: [&str; 9] = [
     "localtime",
@@ -37,9 +38,9 @@ const ASSERTED: &str = "signature of a passkey";
 /// Optional booleans.
 const OPTIONAL_FLAGS: [&str; 1] = ["answers"];
 /// Numbers that may be negative.
-const SIGNED: [&str; 3] = ["status", "signal", "exit"];
+const SIGNED: [&str; 5] = ["status", "signal", "exit", "least", "most"];
 /// Sets: exactly one order of their elements is canonical.
-const SETS: [&str; 5] = ["roles", "scopes", "origins", "halts", "grantors"];
+const SETS: [&str; 6] = ["roles", "scopes", "origins", "halts", "grantors", "tokens"];
 
 macro_rules! kinds {
     ($($name:literal => $kind:ty),* $(,)?) => {
@@ -182,6 +183,11 @@ kinds! {
     "SignedWrapRequest" => model::SignedWrapRequest,
     "SlotOrder" => order::SlotOrder,
     "SignedOrder" => order::SignedOrder,
+    "Submitter" => job::Submitter,
+    "JobSubmission" => job::JobSubmission,
+    "SignedSubmission" => job::SignedSubmission,
+    "JobOrder" => job::JobOrder,
+    "SignedJobOrder" => job::SignedJobOrder,
     "Ticket" => order::Ticket,
     "SignedTicket" => order::SignedTicket,
     "SandboxIdentity" => sandbox::SandboxIdentity,

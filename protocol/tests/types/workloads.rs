@@ -1,15 +1,19 @@
 //! Strategies for manifests and for what is signed about slots: orders and tickets.
 
 use crate::values::*;
-use proptest::collection::{btree_set, vec};
+use proptest::collection::{btree_map, btree_set, vec};
 use proptest::option;
 use proptest::prelude::*;
 use protocol::gateway::{ApiKey, Route, RouteTable, RoutedService};
+use protocol::job::{JobOrder, JobSubmission, SignedSubmission, SlotRanks, Submitter};
+use protocol::keys::ByteString;
 use protocol::manifest::{
-    EdgeManifest, Isolation, JobManifest, Manifest, ModelChoice, OnExpiry, OnFailure, Placement,
-    ReplicaRange, Resources, RollOutRules, Runtime, ServiceManifest, Task,
+    ArtifactChoice, EdgeManifest, Isolation, JobBudget, JobManifest, JobParameter, JobSubmitters, Manifest,
+    ModelChoice, OnExpiry, OnFailure, ParameterRule, Placement, ReplicaRange, Resources, RollOutRules,
+    Runtime, ServiceManifest, SubmitKey, Task, TextCharacters,
 };
 use protocol::order::{SignedOrder, SignedTicket, SlotOrder, Ticket};
+use protocol::{ArtifactRoot, ParameterName};
 
 pub(crate) const TASKS: [Task; 2] = [Task::Embed, Task::Generate];
 pub(crate) const RUNTIMES: [Runtime; 2] = [Runtime::Candle, Runtime::Process];
@@ -80,11 +84,81 @@ fn service() -> BoxedStrategy<ServiceManifest> {
         .boxed()
 }
 
+fn parameter() -> BoxedStrategy<(ParameterName, JobParameter)> {
+    let rule = prop_oneof![
+        (any::<i64>(), any::<i64>()).prop_map(|(least, most)| ParameterRule::Integer { least, most }),
+        Just(ParameterRule::Decimal { least: "-0.5".parse().unwrap(), most: "12.25".parse().unwrap() }),
+        texts().prop_map(ParameterRule::Choice),
+        number32().prop_map(|length| ParameterRule::Text { length, characters: TextCharacters::Path }),
+    ];
+    (name(), rule, option::of(text()))
+        .prop_map(|(name, rule, default)| (name, JobParameter { rule, default }))
+        .boxed()
+}
+
+fn submitters() -> BoxedStrategy<JobSubmitters> {
+    let submit_key = (name(), key()).prop_map(|(name, ed25519)| {
+        let ml_dsa = ByteString(vec![7; 1952]);
+        (name, SubmitKey { ed25519, ml_dsa })
+    });
+    (any::<bool>(), btree_set(name(), 0..3), any::<bool>(), vec(submit_key, 0..2))
+        .prop_map(|(any_token, tokens, members, signers)| JobSubmitters {
+            any_token,
+            tokens,
+            members,
+            signers: signers.into_iter().collect(),
+        })
+        .boxed()
+}
+
 fn job() -> BoxedStrategy<JobManifest> {
-    let program = (name(), digest(), texts(), number32());
-    (program, resources(), placement(), texts(), number())
-        .prop_map(|((name, artefact, command, ranks), resources, placement, egress, run_seconds_max)| {
-            JobManifest { name, artefact, command, ranks, resources, placement, egress, run_seconds_max }
+    let artifact =
+        (name(), digest()).prop_map(|(name, root)| ArtifactChoice { name, root: ArtifactRoot(root) });
+    let program = (name(), option::of(artifact), option::of(texts()), labels(), vec(parameter(), 0..3));
+    let inputs = (vec(model(), 0..3), vec(model(), 0..3), texts(), texts());
+    let gang = (number32(), number32(), number32(), number32(), number32(), number32());
+    let times = (number(), number(), number(), option::of(millis()));
+    let budget = (number(), option::of(number()), option::of(number())).prop_map(
+        |(period_seconds, gpu_seconds, spend_micro_units)| JobBudget {
+            period_seconds,
+            gpu_seconds,
+            spend_micro_units,
+        },
+    );
+    let envelope = (resources(), placement(), option::of(budget), submitters());
+    (program, inputs, gang, times, envelope)
+        .prop_map(|(program, inputs, gang, times, envelope)| {
+            let (name, artifact, command, environment, parameters) = program;
+            let (models, datasets, gpu_models, egress) = inputs;
+            let (ranks, ranks_per_slot, slots, priority, retries, checkpoints) = gang;
+            let (run_seconds_max, grace_seconds, autonomy_seconds, valid_until) = times;
+            let (resources, placement, budget, submit) = envelope;
+            let parameters = parameters.into_iter().collect();
+            JobManifest {
+                name,
+                artifact,
+                command,
+                environment,
+                parameters,
+                models,
+                datasets,
+                ranks,
+                ranks_per_slot,
+                slots,
+                resources,
+                gpu_models,
+                placement,
+                egress,
+                priority,
+                run_seconds_max,
+                grace_seconds,
+                autonomy_seconds,
+                retries,
+                checkpoints,
+                budget,
+                submit,
+                valid_until,
+            }
         })
         .boxed()
 }
@@ -123,6 +197,50 @@ pub(crate) fn order() -> BoxedStrategy<SlotOrder> {
             node,
             gpus,
             issued_at,
+        })
+        .boxed()
+}
+
+fn submission() -> BoxedStrategy<JobSubmission> {
+    let submitter = prop_oneof![
+        name().prop_map(Submitter::Token),
+        name().prop_map(Submitter::Member),
+        name().prop_map(Submitter::Signer),
+    ];
+    let artifact =
+        (name(), digest()).prop_map(|(name, root)| ArtifactChoice { name, root: ArtifactRoot(root) });
+    let subject = (circle(), name(), digest(), digest());
+    let choice = (btree_map(name(), text(), 0..3), option::of(artifact), option::of(texts()), number32());
+    (subject, choice, submitter, millis(), millis())
+        .prop_map(|(subject, choice, submitter, issued_at, deadline)| {
+            let (circle, job, certificate, idempotency) = subject;
+            let (parameters, artifact, command, priority) = choice;
+            JobSubmission {
+                circle,
+                job,
+                certificate,
+                idempotency,
+                parameters,
+                artifact,
+                command,
+                priority,
+                submitter,
+                issued_at,
+                deadline,
+            }
+        })
+        .boxed()
+}
+
+pub(crate) fn job_order() -> BoxedStrategy<JobOrder> {
+    let signed = (submission(), option::of(hybrid_signature()))
+        .prop_map(|(submission, signature)| SignedSubmission { submission, signature });
+    let place = (number32(), slot(), fence(), node_id());
+    let ranks = (number32(), number32()).prop_map(|(first, count)| SlotRanks { first, count });
+    (circle(), digest(), signed, place, ranks, texts(), millis())
+        .prop_map(|(circle, certificate, submission, place, ranks, gpus, issued_at)| {
+            let (attempt, slot, fence, node) = place;
+            JobOrder { circle, certificate, submission, attempt, slot, fence, node, ranks, gpus, issued_at }
         })
         .boxed()
 }

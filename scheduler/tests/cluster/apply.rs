@@ -76,16 +76,10 @@ fn proposals_are_judged_when_they_come() {
     wrong_version.subjects[0].version = 7;
     let mut impossible = good.clone();
     impossible.change = deploy(manifest("other", 3, 1, 1000, 64));
-    let job = Manifest::Job(JobManifest {
-        name: service_name("other"),
-        artefact: Digest::of(b"x"),
-        command: vec![],
-        ranks: 1,
-        resources: manifest("x", 1, 1, 1, 1).resources,
-        placement: manifest("x", 1, 1, 1, 1).placement,
-        egress: vec![],
-        run_seconds_max: 1,
-    });
+    let job = "kind = 'job'\nname = 'other'\nartifact = { name = 'trainer', root = 'ROOT' }\n\
+        command = ['/bin/train']\nranks = 1\nrun_seconds_max = 1\nsubmit = { members = true }\n\
+        resources = { cpu_millicores = 1000, memory = '1 GiB' }\n";
+    let job = Manifest::from_toml(&job.replace("ROOT", &"1".repeat(64))).expect("a sound manifest");
     let mut of_a_job = good.clone();
     of_a_job.change = Change::Deploy(Box::new(job));
     let mut with_egress = good.clone();

@@ -352,6 +352,78 @@ fn damage_to_services_is_found() {
     ]);
 }
 
+/// Returns the approval of a job.
+fn deploy_job(job: &str) -> Change {
+    let text = format!(
+        "kind = 'job'\nname = '{job}'\nartifact = {{ name = 'trainer', root = '{root}' }}\n\
+         command = ['/bin/train']\nranks = 2\nrun_seconds_max = 60\nsubmit = {{ members = true }}\n\
+         resources = {{ cpu_millicores = 500, memory = '256 MiB' }}\n\
+         models = [{{ name = 'm', root = '{root}' }}]\n",
+        root = Digest::of(b"m")
+    );
+    Change::Deploy(Box::new(Manifest::from_toml(&text).expect("a sound manifest")))
+}
+
+/// Returns the sound state with a job in force, and a retired one.
+static WITH_JOBS: LazyLock<CircleState> = LazyLock::new(|| {
+    let mut state = SOUND.clone();
+    let retire = Change::Retire { service: name("old"), grace_seconds: 30 };
+    for change in [deploy_job("train"), deploy_job("old"), retire] {
+        let approved = approved(&state, change);
+        state.advance(approved).expect("just verified");
+        assert_eq!(state.check_invariants(), Ok(()));
+    }
+    state
+});
+
+fn train(state: &mut CircleState) -> &mut crate::ApprovedJob {
+    state.jobs.get_mut(&name("train")).expect("in force")
+}
+
+fn retired_old(state: &mut CircleState) -> &mut crate::RetiredJob {
+    state.retired_jobs.get_mut(&name("old")).expect("retired")
+}
+
+#[test]
+fn damage_to_jobs_is_found() {
+    let planted: [(&str, Damage); 14] = [
+        ("job `train` is kept as `other`", |s| {
+            let job = s.jobs.remove(&name("train")).expect("in force");
+            s.jobs.insert(name("other"), job);
+        }),
+        ("job `train` is in force, and its name stands for something else", |s| {
+            let retired = retired_old(s).clone();
+            s.retired_jobs.insert(name("train"), retired);
+        }),
+        ("job `old` is in force, and its name stands for something else", |s| {
+            let last = retired_old(s).last.clone();
+            s.jobs.insert(name("old"), last);
+        }),
+        ("`service/train` has version 1", |s| train(s).version = 2),
+        ("`service/train` has version 1", |s| train(s).manifest.slots = 9),
+        ("slots is 0", |s| train(s).manifest.slots = 0),
+        ("asks for egress", |s| train(s).manifest.egress.push("example.org".into())),
+        ("reads a root that its name does not stand for", |s| {
+            train(s).manifest.models[0].root = ModelRoot(Digest::of(b"other"));
+        }),
+        ("`service/train` has a value, but is not in force", |s| drop(s.jobs.remove(&name("train")))),
+        ("`service/old` is neither in force nor retired", |s| drop(s.retired_jobs.remove(&name("old")))),
+        ("retired job `old` is kept as `other`", |s| {
+            let retired = s.retired_jobs.remove(&name("old")).expect("retired");
+            s.retired_jobs.insert(name("other"), retired);
+        }),
+        ("job `old` was retired at version 5", |s| retired_old(s).version = 5),
+        ("job `old` has too much grace", |s| retired_old(s).grace_seconds = 604_801),
+        ("approves two things", |s| train(s).certificate = retired_old(s).certificate),
+    ];
+    for (expected, damage) in planted {
+        let mut state = WITH_JOBS.clone();
+        damage(&mut state);
+        let found = state.check_invariants().expect_err(expected);
+        assert!(found.contains(expected), "expected `{expected}`, found `{found}`");
+    }
+}
+
 #[test]
 fn damage_to_forgotten_models_is_found() {
     all_found(&[
