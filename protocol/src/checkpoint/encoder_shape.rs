@@ -53,8 +53,8 @@ pub struct EncoderLayerShape {
 pub struct PositionTable {
     /// Rows of the table.
     pub rows: usize,
-    /// Token of padding. It has the row of its own number, and other tokens have the rows after that in order.
-    /// `None` counts from row 0.
+    /// Token of padding. It has the row of its own number, and other tokens have the rows after that in
+    /// order. `None` counts from row 0.
     pub padding: Option<u32>,
 }
 

@@ -1,8 +1,8 @@
 //! Checkpoint configuration: parses the small files of a model into the parameters of the engines.
 //!
 //! [`protocol::checkpoint`] judges them, as at an import. These formats are defined elsewhere, so unknown
-//! fields are ignored, with care: every field that would change the mathematics is either honoured or refused.
-//! Tensors and the tokenizer are read by other modules.
+//! fields are ignored, with care: every field that would change the mathematics is either honoured or
+//! refused. Tensors and the tokenizer are read by other modules.
 
 use super::EngineError;
 use crate::weights::ModelFiles;

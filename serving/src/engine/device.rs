@@ -65,8 +65,8 @@ impl DeviceEncoder {
     /// Waits for all weights and copies them to the device.
     ///
     /// # Errors
-    /// [`EngineError`]: the model is no BERT that embeds, a tensor is missing, or has the wrong shape or type,
-    /// or the device failed.
+    /// [`EngineError`]: the model is no BERT that embeds, a tensor is missing, or has the wrong shape or
+    /// type, or the device failed.
     pub fn open(shape: &EncoderShape, weights: &Weights, device: &Device) -> Result<Self, EngineError> {
         if let Some(property) = bert::unsupported(shape) {
             return Err(EngineError::FeatureUnsupported { feature: format!("{property} on this device") });

@@ -1,10 +1,10 @@
 //! A simulated engine without a model, for tests of the code around engines.
 //!
 //! Its text is bytes. A decoder repeats the last line of its prompt and ends; an encoder counts bytes, and a
-//! cross-encoder those that query and document share. All are functions of their input alone, so tests can state the expected answer. A decoder's cache holds tokens
-//! in place of keys and values: an answer shows it when a sequence has another's blocks.
+//! cross-encoder those that query and document share. All are functions of their input alone, so tests can
+//! state the expected answer. A decoder's cache holds tokens in place of keys and values: an answer shows it
+//! when a sequence has another's blocks.
 
-use super::text_frontend::Delay;
 use super::{
     BLOCK_TOKENS, BlockId, Drawn, Engine, EngineError, Operation, SequenceChunk, TextFrontend, TokenPair,
 };

@@ -128,7 +128,7 @@ impl EncoderCase {
         tokenizer["post_processor"] = pair_template("<|end|>", 256);
         put("tokenizer.json", &tokenizer);
         if let Some((mode, is_normalized)) = self.modules {
-            let module = |path: &str, kind: &str| json!({ "path": path, "type": format!("sentence_transformers.models.{kind}") });
+            let module = |path: &str, kind: &str| json!({ "path": path, "type": format!("a.models.{kind}") });
             let mut modules = vec![module("", "Transformer"), module("1_Pooling", "Pooling")];
             modules.extend(is_normalized.then(|| module("2_Normalize", "Normalize")));
             put("modules.json", &json!(modules));
