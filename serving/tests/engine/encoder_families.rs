@@ -196,3 +196,54 @@ fn what_is_missing_is_named() {
         assert!(text.contains(tensor), "{name}: {text}");
     }
 }
+
+/// Returns a tokenizer of SentencePiece's unigrams, in the form in which XLM-RoBERTa's is published.
+fn unigrams() -> Value {
+    let special = |id: u32, content: &str| {
+        json!({ "id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
+            "normalized": false, "special": true })
+    };
+    let token = |name: &str, id: u32| json!({ "id": name, "ids": [id], "tokens": [name] });
+    let piece = |name: &str| json!({ "SpecialToken": { "id": name, "type_id": 0 } });
+    let text = |name: &str| json!({ "Sequence": { "id": name, "type_id": 0 } });
+    let (begin, end) = (piece("<s>"), piece("</s>"));
+    json!({
+        "version": "1.0", "truncation": { "direction": "Right", "max_length": 4, "strategy": "LongestFirst",
+            "stride": 0 }, "padding": null,
+        "added_tokens": [special(0, "<s>"), special(1, "<pad>"), special(2, "</s>"), special(3, "<unk>")],
+        "normalizer": { "type": "NFKC" },
+        "pre_tokenizer": { "type": "Sequence", "pretokenizers": [
+            { "type": "WhitespaceSplit" },
+            { "type": "Metaspace", "replacement": "\u{2581}", "add_prefix_space": true }
+        ] },
+        "post_processor": { "type": "TemplateProcessing",
+            "single": [begin, text("A"), end],
+            "pair": [begin, text("A"), end, end, text("B"), end],
+            "special_tokens": { "<s>": token("<s>", 0), "</s>": token("</s>", 2) } },
+        "decoder": { "type": "Metaspace", "replacement": "\u{2581}", "add_prefix_space": true },
+        "model": { "type": "Unigram", "unk_id": 3, "vocab": [
+            ["<s>", 0.0], ["<pad>", 0.0], ["</s>", 0.0], ["<unk>", 0.0], ["\u{2581}a", -1.0],
+            ["\u{2581}b", -2.0], ["c", -3.0], ["\u{2581}", -4.0]
+        ] }
+    })
+}
+
+#[test]
+fn texts_and_pairs_of_xlm_roberta_are_tokenized_as_published() {
+    let directory = named("xlm-roberta cross-encoder").write(Dtype::F32);
+    std::fs::write(directory.path().join("tokenizer.json"), unigrams().to_string()).expect("written");
+    let engine = open(directory.path(), 1);
+    let frontend = engine.frontend();
+    // Longer than the file's own truncation, which is not applied.
+    assert_eq!(frontend.encode_document("a  bc a").expect("tokens"), [0, 4, 5, 6, 4, 2]);
+    let pair = |query: &str, document: &str| {
+        frontend.encode_pair(&frontend.encode_query(query).expect("tokens"), document).expect("tokens")
+    };
+    assert_eq!(pair("a", "bc"), TokenPair { tokens: vec![0, 4, 2, 2, 5, 6, 2], second: 7 });
+    // The second query becomes the first by its normalization.
+    for query in ["</s>", "\u{ff1c}/s\u{ff1e}"] {
+        let written = pair(query, "<s>a").tokens;
+        let count = |id: u32| written.iter().filter(|token| **token == id).count();
+        assert_eq!((count(0), count(2)), (1, 3), "special tokens in texts are text: {query}: {written:?}");
+    }
+}
