@@ -1,5 +1,5 @@
-//! Fuzz target of checkpoint configurations: any bytes give a shape or an error that names its reason. What
-//! follows the first byte 0 is the list of modules, and after the second the configuration of its pooling.
+//! Fuzz target of checkpoint configurations: any bytes give a shape or an error that names its reason. The
+//! list of modules follows the first byte 0, and the configuration of its pooling the second.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -145,6 +145,7 @@ fn positions(
 
 fn plain_layers(raw: &RawCheckpoint) -> Result<Vec<EncoderLayerShape>, CheckpointError> {
     let count = bounded("num_hidden_layers", raw.num_hidden_layers, LAYERS_MAX)?;
+    assert!(count > 0, "a model has a layer");
     Ok(vec![EncoderLayerShape { reach: None, rotary: None, has_attention_norm: true }; count])
 }
 
@@ -185,6 +186,7 @@ fn base(name: &str, theta: f64) -> Result<f64, CheckpointError> {
     if theta <= 1.0 {
         return Err(CheckpointError::invalid(format!("`{name}` is {theta}, not above 1")));
     }
+    assert!(theta.is_finite(), "a base is a number");
     Ok(theta)
 }
 

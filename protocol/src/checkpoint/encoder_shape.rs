@@ -89,7 +89,7 @@ pub enum EncoderNames {
     ModernBert,
 }
 
-/// What a model makes of its last states.
+/// Result that a model makes of its last states.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum EncoderOutput {
     /// A vector for each text.

@@ -227,6 +227,7 @@ pub(super) fn divides(
 
 /// Returns for each layer whether it has a window, if the configuration names the layers' types.
 pub(super) fn named_layers(raw: &RawCheckpoint, count: usize) -> Result<Option<Vec<bool>>, CheckpointError> {
+    assert!(count > 0, "a model has a layer");
     let Some(types) = &raw.layer_types else { return Ok(None) };
     if types.len() != count {
         let reason = format!("`layer_types` has {} entries for {count} layers", types.len());

@@ -13,7 +13,7 @@ const MODULES: &str = "modules.json";
 const LIMITS: [&str; 3] =
     ["sentence_bert_config.json", "sentence_roberta_config.json", "sentence_xlm-roberta_config.json"];
 
-/// What these files say of a model.
+/// Properties of a model that these files name.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct SentenceModel {
     /// Vector that the modules make; `None` without a list of modules.
@@ -65,6 +65,7 @@ struct RawPrompts {
 pub(super) fn read(files: &CheckpointFiles, is_scoring: bool) -> Result<SentenceModel, CheckpointError> {
     refuse_prompt(files)?;
     let context_tokens_max = limit(files)?;
+    assert!(context_tokens_max != Some(0), "a text has a token");
     let Some(modules) = files.read::<Vec<RawModule>>(MODULES)? else {
         return Ok(SentenceModel { vector: None, context_tokens_max });
     };
@@ -91,6 +92,7 @@ pub(super) fn read(files: &CheckpointFiles, is_scoring: bool) -> Result<Sentence
             _ => {}
         }
     }
+    assert!(!is_scoring || (pooling.is_none() && !is_normalized), "no module follows a head");
     if is_scoring {
         return Ok(SentenceModel { vector: None, context_tokens_max });
     }
@@ -106,6 +108,7 @@ fn mode(files: &CheckpointFiles, directory: &str) -> Result<Pooling, CheckpointE
         let reason = format!("the path `{}` is not served", directory.escape_debug());
         return Err(CheckpointError::invalid_in(MODULES, reason));
     }
+    assert!(!directory.is_empty(), "a directory below the model's");
     let missing = || CheckpointError::invalid_in(MODULES, format!("there is no `{path}`"));
     let raw: RawPooling = files.read(&path)?.ok_or_else(missing)?;
     let named = |name: &str| raw.pooling_mode.as_ref().is_some_and(|mode| mode == name);

@@ -44,6 +44,7 @@ impl Batcher {
             return Err(refuse(message));
         }
         let slot = self.take_slot()?;
+        let count = documents.len();
         let bytes = query.len() + documents.iter().map(String::len).sum::<usize>();
         let encode = move |frontend: &TextFrontend, is_abandoned: &dyn Fn() -> bool| {
             pairs(frontend, &query, &documents, is_abandoned)
@@ -56,6 +57,7 @@ impl Batcher {
             );
             return Err(refuse(message));
         }
+        debug_assert_eq!(pairs.len(), count, "a caller that waits gets every pair tokenized");
         for pair in &pairs {
             self.check_tokens(&pair.tokens)?;
         }
@@ -82,5 +84,6 @@ fn pairs(
         tokens += pair.tokens.len();
         pairs.push(pair);
     }
+    debug_assert!(pairs.len() <= documents.len(), "a pair for each document at most");
     Ok((pairs, tokens))
 }

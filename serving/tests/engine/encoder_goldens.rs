@@ -79,7 +79,7 @@ fn check(case: &EncoderCase, golden: &EncoderGolden) -> Result<(), String> {
     }
 }
 
-/// Compares values; numbers count by their value, in whatever form they are written.
+/// Compares values; numbers count by their value, in any form.
 fn is_same(found: &Value, expected: &Value) -> bool {
     match (found.as_f64(), expected.as_f64()) {
         (Some(found), Some(expected)) => found == expected,
