@@ -104,7 +104,7 @@ impl EncoderReference<'_> {
             };
             let kind = usize::from(!is_roberta && index >= second);
             let parts = [row(&words, *token as usize), row(&places, place), row(&kinds, kind)];
-            let sum: Vec<f64> = (0..hidden).map(|i| parts.iter().map(|part| part[i]).sum()).collect();
+            let sum: Vec<f64> = (0..hidden).map(|i| parts.iter().map(|part| part[i]).sum::<f64>()).collect();
             self.norm(&norm, &sum)
         };
         tokens.iter().enumerate().map(one).collect()
@@ -134,7 +134,7 @@ impl EncoderReference<'_> {
             (0..width).map(one).collect()
         };
         [0, 1, 2].map(|part| {
-            let one = |(position, row): (usize, &Vec<f64>)| {
+            let one = |(position, row): (usize, &Vec<f64>)| -> Vec<f64> {
                 let row = &row[part * hidden..][..hidden];
                 let head = |head: &[f64]| if part == 2 { head.to_vec() } else { turned(position, head) };
                 row.chunks_exact(width).flat_map(head).collect()
