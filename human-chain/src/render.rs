@@ -177,6 +177,7 @@ fn service_sentence(service: &ServiceManifest) -> String {
     let does = match service.task {
         Task::Embed => "turns text into embeddings",
         Task::Generate => "answers with generated text",
+        Task::Rerank => "scores documents against queries",
     };
     let (min, max) = (u64::from(service.replicas.min), u64::from(service.replicas.max));
     let replicas = if min == max {

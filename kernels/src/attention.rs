@@ -9,6 +9,7 @@ use super::elementwise::{soft_cap, softmax};
 use super::micro::{Tile, multiply};
 use super::{Isa, matmul, pack};
 use std::cell::RefCell;
+use std::ops::Range;
 
 /// Positions of one panel of keys.
 pub const PANEL: usize = super::micro::COLUMNS;
@@ -39,35 +40,28 @@ thread_local! {
     static PACKED: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Query rows, and the number of positions visible to each.
+/// Query rows, and the positions that each sees.
 #[derive(Debug)]
 pub struct Queries<'a> {
     /// All query rows, `width` elements each.
     pub rows: &'a [&'a [f32]],
-    /// Positions visible to each row, from 0 on; at least 1.
-    pub visible: &'a [usize],
+    /// Positions that each row sees; at least one.
+    pub seen: &'a [Range<usize>],
     /// Width of a head.
     pub width: usize,
     /// Factor applied to the scores.
     pub scale: f32,
-    /// Number of positions that a row sees at most, the last of those visible; `None` for all.
-    pub window: Option<usize>,
     /// Limit that scaled scores approach by a hyperbolic tangent, if any.
     pub soft_cap: Option<f32>,
 }
 
 impl Queries<'_> {
-    /// Returns the first position that a row sees, of which this many are visible.
-    fn first(&self, visible: usize) -> usize {
-        self.window.map_or(0, |window| visible.saturating_sub(window))
-    }
-
     /// Turns one row's scores, from position `start` on, into weights; positions that it does not see get 0.
     /// The weights depend on the row alone: sums start at the first position that it sees.
-    fn weigh(&self, isa: Isa, row: &mut [f32], start: usize, visible: usize) {
-        let (before, row) = row.split_at_mut(self.first(visible) - start);
+    fn weigh(&self, isa: Isa, row: &mut [f32], start: usize, seen: &Range<usize>) {
+        let (before, row) = row.split_at_mut(seen.start - start);
         before.fill(0.0);
-        let count = visible - self.first(visible);
+        let count = seen.len();
         match self.soft_cap {
             None => softmax(isa, row, count, self.scale),
             Some(cap) => {
@@ -86,15 +80,13 @@ pub fn serve_worker<'p>(
     mut write: impl FnMut(usize, &[f32]),
 ) {
     let rows = queries.rows.len();
-    assert!(rows <= ROWS && rows == queries.visible.len(), "one block of rows");
-    assert!(queries.visible.iter().all(|visible| *visible > 0), "each row sees a position");
-    let seen = queries.visible.iter().copied().max().unwrap_or(0);
-    assert!(queries.window != Some(0), "a row sees itself");
+    assert!(rows <= ROWS && rows == queries.seen.len(), "one block of rows");
+    assert!(queries.seen.iter().all(|seen| seen.start < seen.end), "each row sees a position");
+    let end = queries.seen.iter().map(|seen| seen.end).max().unwrap_or(0);
     let (width, wide) = (queries.width, padded(queries.width));
     // Panels before this one are in no row's window. They would add zeros, which change no bit.
-    let first_panel =
-        queries.visible.iter().map(|visible| queries.first(*visible)).min().unwrap_or(0) / PANEL;
-    let panels = first_panel..seen.div_ceil(PANEL);
+    let first_panel = queries.seen.iter().map(|seen| seen.start).min().unwrap_or(0) / PANEL;
+    let panels = first_panel..end.div_ceil(PANEL);
     let stride = panels.len() * PANEL;
     SCORES.with_borrow_mut(|scores| {
         RESULT.with_borrow_mut(|result| {
@@ -128,12 +120,12 @@ pub fn serve_worker<'p>(
                     );
                 }
             }
-            for (row, visible) in queries.visible.iter().enumerate() {
-                queries.weigh(isa, &mut scores[row * stride..][..stride], first_panel * PANEL, *visible);
+            for (row, seen) in queries.seen.iter().enumerate() {
+                queries.weigh(isa, &mut scores[row * stride..][..stride], first_panel * PANEL, seen);
             }
             result[..rows * wide].fill(0.0);
             for index in panels {
-                let depth = (seen - index * PANEL).min(PANEL);
+                let depth = (end - index * PANEL).min(PANEL);
                 let scores = &scores[(index - first_panel) * PANEL..];
                 weigh_values(isa, &panel(index), depth, rows, (scores, stride), (result, wide));
             }
@@ -199,9 +191,15 @@ pub struct HeadOffsets {
     pub width: usize,
 }
 
-/// Computes full attention of one head over one sequence: every position sees all. Writes each position's
-/// result.
-pub fn attend_all(isa: Isa, activations: &[f32], offsets: HeadOffsets, mut write: impl FnMut(usize, &[f32])) {
+/// Computes attention of one head over one sequence, in both directions: every position sees those at most
+/// `reach` before and after it, or all. Writes each position's result.
+pub fn attend_all(
+    isa: Isa,
+    activations: &[f32],
+    offsets: HeadOffsets,
+    reach: Option<usize>,
+    mut write: impl FnMut(usize, &[f32]),
+) {
     let HeadOffsets { stride, query, key, value, width } = offsets;
     assert!(query.max(key).max(value) + width <= stride, "the head lies within a row");
     assert!(activations.len().is_multiple_of(stride), "whole rows");
@@ -229,9 +227,9 @@ pub fn attend_all(isa: Isa, activations: &[f32], offsets: HeadOffsets, mut write
                 .clone()
                 .map(|position| &activations[position * stride + query..][..width])
                 .collect();
-            let visible = [length; ROWS];
-            let visible = &visible[..rows.len()];
-            let queries = Queries { rows: &rows, visible, width, scale, window: None, soft_cap: None };
+            let seen: Vec<Range<usize>> =
+                positions.clone().map(|position| seen_around(position, reach, length)).collect();
+            let queries = Queries { rows: &rows, seen: &seen, width, scale, soft_cap: None };
             let panel = |index: usize| KeysValues {
                 keys: &keys[index * width * PANEL..][..width * PANEL],
                 values: &values[index * PANEL * wide..],
@@ -240,6 +238,15 @@ pub fn attend_all(isa: Isa, activations: &[f32], offsets: HeadOffsets, mut write
             serve_worker(isa, &queries, panel, |row, result| write(positions.start + row, result));
         }
     });
+}
+
+/// Returns the positions of a sequence that one sees, at most `reach` before and after it.
+fn seen_around(position: usize, reach: Option<usize>, length: usize) -> Range<usize> {
+    assert!(position < length, "a position of the sequence");
+    match reach {
+        None => 0..length,
+        Some(reach) => position.saturating_sub(reach)..position.saturating_add(reach + 1).min(length),
+    }
 }
 
 #[cfg(test)]
@@ -267,7 +274,9 @@ mod tests {
             values: &values[index * width * PANEL..][..width * PANEL],
             value_stride: width,
         };
-        let queries = Queries { rows: &rows, visible, width, scale: 0.2, window, soft_cap };
+        let first = |visible: usize| window.map_or(0, |window| visible.saturating_sub(window));
+        let seen: Vec<Range<usize>> = visible.iter().map(|end| first(*end)..*end).collect();
+        let queries = Queries { rows: &rows, seen: &seen, width, scale: 0.2, soft_cap };
         let mut found = vec![Vec::new(); visible.len()];
         serve_worker(isa, &queries, panel, |row, result| found[row] = result.to_vec());
         for (visible, found) in visible.iter().zip(&found) {
@@ -311,8 +320,18 @@ mod tests {
     }
 
     #[test]
-    fn full_attention_is_the_definition() {
-        for (length, width) in [(1, 8), (5, 32), (33, 20), (70, 64)] {
+    fn attention_in_both_directions_is_the_definition() {
+        for (length, width, reach) in [
+            (1, 8, None),
+            (5, 32, None),
+            (33, 20, None),
+            (70, 64, None),
+            (1, 8, Some(0)),
+            (40, 20, Some(0)),
+            (100, 32, Some(3)),
+            (100, 32, Some(33)),
+            (33, 20, Some(200)),
+        ] {
             let stride = 3 * width;
             let activations: Vec<f32> =
                 (0..length * stride).map(|i| uniform(9, i as u64) as f32 * 4.0 - 2.0).collect();
@@ -320,9 +339,9 @@ mod tests {
             let mut portable = vec![Vec::new(); length];
             for isa in Isa::available() {
                 let mut found = vec![Vec::new(); length];
-                attend_all(isa, &activations, offsets, |position, row| found[position] = row.to_vec());
+                attend_all(isa, &activations, offsets, reach, |at, row| found[at] = row.to_vec());
                 for (position, row) in found.iter().enumerate() {
-                    check(&activations, offsets, position, row);
+                    check(&activations, offsets, reach, position, row);
                 }
                 if portable[0].is_empty() {
                     portable = found;
@@ -333,7 +352,13 @@ mod tests {
         }
     }
 
-    fn check(activations: &[f32], offsets: HeadOffsets, position: usize, found: &[f32]) {
+    fn check(
+        activations: &[f32],
+        offsets: HeadOffsets,
+        reach: Option<usize>,
+        position: usize,
+        found: &[f32],
+    ) {
         let at = |position: usize, offset: usize| -> Vec<f64> {
             let start = position * offsets.stride + offset;
             activations[start..start + offsets.width].iter().map(|x| f64::from(*x)).collect()
@@ -342,6 +367,9 @@ mod tests {
         let query = at(position, offsets.query);
         let weights: Vec<f64> = (0..length)
             .map(|other| {
+                if reach.is_some_and(|reach| other.abs_diff(position) > reach) {
+                    return 0.0;
+                }
                 let key = at(other, offsets.key);
                 let score: f64 = query.iter().zip(&key).map(|(a, b)| a * b).sum();
                 (score / (offsets.width as f64).sqrt()).exp()

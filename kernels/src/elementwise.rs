@@ -92,6 +92,16 @@ kernel! {
 }
 
 kernel! {
+    /// Computes `gate = gelu(gate) * up`.
+    pub fn gelu_multiply(gate: &mut [f32], up: &[f32]) {
+        assert_eq!(gate.len(), up.len(), "one factor per gate");
+        for (gate, up) in gate.iter_mut().zip(up) {
+            *gate = math::gelu(*gate) * up;
+        }
+    }
+}
+
+kernel! {
     /// Computes `gate = gelu_tanh(gate) * up`.
     pub fn gelu_tanh_multiply(gate: &mut [f32], up: &[f32]) {
         assert_eq!(gate.len(), up.len(), "one factor per gate");
@@ -282,6 +292,10 @@ mod tests {
             let gelu = |x: f64| 0.5 * x * (1.0 + (root * (x + 0.044_715 * x.powi(3))).tanh());
             let expected: Vec<f64> = (0..width).map(|i| gelu(input[i]) * f64::from(scale[i])).collect();
             close(&agreed(width, |isa, row| gelu_tanh_multiply(isa, row, &scale)), &expected);
+
+            let expected: Vec<f64> =
+                (0..width).map(|i| f64::from(math::gelu(input[i] as f32)) * f64::from(scale[i])).collect();
+            close(&agreed(width, |isa, row| gelu_multiply(isa, row, &scale)), &expected);
         }
     }
 

@@ -41,6 +41,15 @@ impl<'a> Matrix<'a> {
         assert_eq!(values.len(), outputs * inputs, "one element per output and input");
         Self { bytes: bytes_of(values), element: ElementType::F32, outputs, inputs }
     }
+
+    /// Returns the matrix of these rows alone.
+    #[must_use]
+    pub fn rows(&self, rows: std::ops::Range<usize>) -> Self {
+        assert!(rows.start <= rows.end && rows.end <= self.outputs, "rows of the matrix");
+        let row_bytes = self.inputs * self.element.size();
+        let bytes = &self.bytes[rows.start * row_bytes..rows.end * row_bytes];
+        Self { bytes, outputs: rows.len(), ..*self }
+    }
 }
 
 /// Returns the bytes of f32 in memory. Little-endian machines only, like all engine code.
@@ -282,6 +291,23 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_part_of_a_matrix_computes_its_own_rows() {
+        let (input, weight) = (numbers(2 * 8, 1), numbers(40 * 8, 2));
+        let whole = Matrix::from_f32(&weight, 40, 8);
+        let compute = |weight: Matrix<'_>| {
+            let mut found = vec![0.0; 2 * weight.outputs];
+            let product =
+                Product { input: &input, rows: 2, weight, bias: None, activation: Activation::None };
+            let target = OutputColumns { values: &mut found, stride: weight.outputs, offset: 0 };
+            matmul(Isa::best(), &ComputePool::new(1), &product, target);
+            found
+        };
+        let (all, part) = (compute(whole), compute(whole.rows(7..39)));
+        assert_eq!(part[..32], all[7..39]);
+        assert_eq!(part[32..], all[47..79]);
     }
 
     #[test]

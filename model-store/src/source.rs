@@ -13,7 +13,7 @@ use crate::artifact::{ArtifactError, is_packed, read_index};
 use crate::error::ImportError;
 use crate::layout::{Extent, Rank};
 use protocol::artifact::ARTIFACT_FILE;
-use protocol::checkpoint::{CheckpointError, servable};
+use protocol::checkpoint::{CheckpointError, CheckpointFiles, registered_architecture, servable};
 use protocol::model::{FILES_MAX, StoredKind, is_safe_path};
 use std::fs::{self, File, Metadata};
 use std::io::{self, BufReader, ErrorKind};
@@ -303,11 +303,7 @@ fn check_directory(files: &[SourceFile]) -> Result<(String, Option<CheckpointErr
     find("tokenizer.json").ok_or_else(|| missing("tokenizer.json"))?;
     check_index(files)?;
     let damaged = |reason: String| ImportError::Damaged { path: config.path.clone(), reason };
-    if config.length > EARLY_FILE_BYTES_MAX {
-        return Err(damaged("it is larger than a configuration can be".into()));
-    }
-    let mut text = vec![0; config.length as usize];
-    config.read(0, &mut text)?;
+    let text = small(config, "a configuration")?;
     let value: serde_json::Value =
         serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?;
     let architecture = value.get("model_type").and_then(serde_json::Value::as_str).unwrap_or("unknown");
@@ -315,18 +311,33 @@ fn check_directory(files: &[SourceFile]) -> Result<(String, Option<CheckpointErr
     if architecture.len() > 63 || !architecture.chars().all(is_name) {
         return Err(damaged("its `model_type` is not a name".into()));
     }
-    Ok((architecture.into(), servable(&text).err()))
+    let parts = files.iter().filter(|file| CheckpointFiles::includes(&file.path));
+    let read = |file: &SourceFile| -> Result<(String, Vec<u8>), ImportError> {
+        Ok((file.path.clone(), small(file, "a configuration")?))
+    };
+    let parts = parts.map(read).collect::<Result<CheckpointFiles, _>>()?;
+    match servable(&parts) {
+        Ok(served) => Ok((registered_architecture(architecture, &served), None)),
+        Err(error) => Ok((architecture.into(), Some(error))),
+    }
+}
+
+/// Reads a file that is small in every model; `what` names its kind.
+fn small(file: &SourceFile, what: &str) -> Result<Vec<u8>, ImportError> {
+    if file.length > EARLY_FILE_BYTES_MAX {
+        let reason = format!("it is larger than {what} can be");
+        return Err(ImportError::Damaged { path: file.path.clone(), reason });
+    }
+    let mut text = vec![0; file.length as usize];
+    file.read(0, &mut text)?;
+    Ok(text)
 }
 
 /// Checks that every file exists that an index of sharded weights names.
 fn check_index(files: &[SourceFile]) -> Result<(), ImportError> {
     for index in files.iter().filter(|file| file.path.ends_with(".safetensors.index.json")) {
         let damaged = |reason: String| ImportError::Damaged { path: index.path.clone(), reason };
-        if index.length > EARLY_FILE_BYTES_MAX {
-            return Err(damaged("it is larger than an index can be".into()));
-        }
-        let mut text = vec![0; index.length as usize];
-        index.read(0, &mut text)?;
+        let text = small(index, "an index")?;
         let value: serde_json::Value =
             serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?;
         let map = value.get("weight_map").and_then(serde_json::Value::as_object);

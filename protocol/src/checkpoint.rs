@@ -1,4 +1,5 @@
-//! Checkpoint configurations: the models that the built-in engines serve, judged by `config.json` alone.
+//! Checkpoint configurations: the models that the built-in engines serve, judged by `config.json` and the
+//! small files of sentence-transformers beside it.
 //!
 //! An import and a worker call the same [`servable`], so that a model which no engine can serve is refused
 //! before members vote for it. The format is defined elsewhere and unknown fields are ignored, with care:
@@ -6,31 +7,32 @@
 
 mod decoder;
 mod encoder;
+mod encoder_shape;
 mod fields;
+mod files;
+mod registered;
 mod rotary;
+mod sentence;
 mod shape;
 
-pub use encoder::EncoderSizes;
+pub use encoder_shape::{
+    EncoderBiases, EncoderLayerShape, EncoderNames, EncoderOutput, EncoderShape, NormOrder, Pooling,
+    PositionTable, ScoreActivation, ScoreHead, ScoreShape, VectorShape,
+};
 pub use fields::CheckpointError;
+pub use files::CheckpointFiles;
+pub use registered::{FOREIGN_PREFIX, foreign_architecture, is_foreign, registered_architecture, task_of};
 pub use shape::{
     DecoderShape, ExpertNames, Experts, FeedForward, Gate, LayerShape, NormStyle, ProjectionBiases, Rotary,
     RotaryScaling, RotaryStretch, Yarn,
 };
 
-use decoder::FAMILIES;
 use fields::RawCheckpoint;
-
-/// First part of the architecture of a model in the register that no built-in engine serves. The name from
-/// its configuration follows.
-pub const FOREIGN_PREFIX: &str = "foreign/";
-
-/// The only encoder that is built in.
-const ENCODER: &str = "BertModel";
 
 /// Most end tokens of a configuration: published ones have up to five.
 const END_TOKENS_MAX: usize = 64;
 
-/// A configuration that a built-in engine serves.
+/// A model that a built-in engine serves.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Servable {
     /// Architecture and dimensions.
@@ -44,8 +46,8 @@ pub struct Servable {
 /// Architecture and dimensions of a configuration.
 #[derive(Debug, Clone, PartialEq)]
 pub enum ServableShape {
-    /// BERT family.
-    Encoder(EncoderSizes),
+    /// An encoder of any family.
+    Encoder(EncoderShape),
     /// A decoder of any family.
     Decoder(DecoderShape),
 }
@@ -53,52 +55,44 @@ pub enum ServableShape {
 /// Returns the built-in architectures, as `config.json` names them.
 #[must_use]
 pub fn architectures() -> Vec<&'static str> {
-    let all: Vec<_> = std::iter::once(ENCODER).chain(FAMILIES.iter().map(|(name, _)| *name)).collect();
+    let encoders = encoder::FAMILIES.iter().map(|(name, ..)| *name);
+    let all: Vec<_> = encoders.chain(decoder::FAMILIES.iter().map(|(name, _)| *name)).collect();
     assert!(all.iter().all(|name| !name.is_empty()), "each architecture has a name");
     all
 }
 
-/// Judges the text of a `config.json`: returns the shape by which a built-in engine serves the model.
+/// Judges a model by its small files: returns the shape by which a built-in engine serves it.
 ///
 /// # Errors
-/// [`CheckpointError`]: the architecture is unknown, a feature is not implemented, or the text is invalid.
-pub fn servable(config: &[u8]) -> Result<Servable, CheckpointError> {
-    let raw: RawCheckpoint = serde_json::from_slice(config)
-        .map_err(|error| CheckpointError::Invalid { reason: error.to_string() })?;
+/// [`CheckpointError`]: the architecture is unknown, a feature is not implemented, or a file is invalid.
+pub fn servable(files: &CheckpointFiles) -> Result<Servable, CheckpointError> {
+    let raw: Option<RawCheckpoint> = files.read("config.json")?;
+    let raw = raw.ok_or_else(|| CheckpointError::invalid("there is none"))?;
     let name = raw.architectures.as_deref().and_then(<[String]>::first);
-    let name = name.ok_or_else(|| CheckpointError::Invalid { reason: "no `architectures`".to_owned() })?;
+    let name = name.ok_or_else(|| CheckpointError::invalid("no `architectures`"))?;
     if raw.quantization_config.is_some() {
         return Err(CheckpointError::unsupported("quantized weights"));
     }
     let end_tokens = raw.end_tokens();
     if end_tokens.len() > END_TOKENS_MAX {
         let reason = format!("{} end tokens, at most {END_TOKENS_MAX}", end_tokens.len());
-        return Err(CheckpointError::Invalid { reason });
+        return Err(CheckpointError::invalid(reason));
     }
-    if name == ENCODER {
-        let sizes = encoder::read(&raw)?;
-        let context_tokens_max = sizes.positions;
-        return Ok(Servable { shape: ServableShape::Encoder(sizes), end_tokens, context_tokens_max });
+    if let Some((_, family, is_scoring)) = encoder::FAMILIES.iter().find(|(known, ..)| known == name) {
+        let sentence = sentence::read(files, *is_scoring)?;
+        let (shape, context) = encoder::read((*family, *is_scoring), &raw, &sentence)?;
+        let context_tokens_max = sentence.context_tokens_max.map_or(context, |limit| limit.min(context));
+        return Ok(Servable { shape: ServableShape::Encoder(shape), end_tokens, context_tokens_max });
     }
-    let Some((_, family)) = FAMILIES.iter().find(|(known, _)| known == name) else {
+    let Some((_, family)) = decoder::FAMILIES.iter().find(|(known, _)| known == name) else {
         let known = architectures().join(", ");
         return Err(CheckpointError::ArchitectureUnknown { name: name.clone(), known });
     };
-    let (shape, context_tokens_max) = decoder::read(*family, &raw)?;
+    let (mut shape, context) = decoder::read(*family, &raw)?;
+    let sentence = sentence::read(files, false)?;
+    shape.vector = sentence.vector;
+    let context_tokens_max = sentence.context_tokens_max.map_or(context, |limit| limit.min(context));
     Ok(Servable { shape: ServableShape::Decoder(shape), end_tokens, context_tokens_max })
-}
-
-/// Returns the architecture under which a model is registered that only a foreign engine can serve.
-#[must_use]
-pub fn foreign_architecture(name: &str) -> String {
-    assert!(!is_foreign(name), "a name is marked once");
-    format!("{FOREIGN_PREFIX}{name}")
-}
-
-/// Reports whether the architecture of a registered model says that no built-in engine serves it.
-#[must_use]
-pub fn is_foreign(architecture: &str) -> bool {
-    architecture.starts_with(FOREIGN_PREFIX)
 }
 
 #[cfg(test)]

@@ -83,6 +83,9 @@ pub const JSON_BYTES_PER_CANONICAL_BYTE: usize = 6;
 pub const API_BODY_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Maximum size of a request body of the inference API in bytes.
 pub const INFERENCE_BODY_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Maximum tokens of a request to rerank, the query counted with each document: 2,048 pairs of 512 tokens. A
+/// long query repeats for each document, so that the limit on bodies does not bound the work.
+pub const RERANK_TOKENS_MAX: usize = 1 << 20;
 /// Maximum size of a message between an agent and control in bytes.
 pub const SYNC_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Maximum size in bytes of the bundles in one answer to an agent; any bundle fits. A node with 7 Mbit/s

@@ -65,6 +65,8 @@ pub enum Task {
     Embed,
     /// Text generation: `/v1/chat/completions` and `/v1/completions`.
     Generate,
+    /// Scores of documents for a query: `/v1/rerank`.
+    Rerank,
 }
 
 /// Runtime that executes a service.

@@ -11,10 +11,11 @@ use crate::view::ClusterView;
 use crate::why::smallest_change;
 use human_chain::{propose, subject_of};
 use protocol::api::{DryRun, DryRunPlacement};
-use protocol::checkpoint::is_foreign;
+use protocol::checkpoint::{is_foreign, task_of};
 use protocol::display::counted;
 use protocol::governance::Change;
-use protocol::manifest::{Manifest, OnFailure, RollOutRules, Runtime, ServiceManifest};
+use protocol::manifest::{Manifest, OnFailure, RollOutRules, Runtime, ServiceManifest, Task};
+use protocol::model::ModelRecord;
 use protocol::{Digest, ErrorCode, ServiceName, error_code};
 use std::collections::BTreeMap;
 
@@ -94,18 +95,39 @@ pub fn dry_run(view: ClusterView, manifest: &Manifest) -> Result<DryRun, Refusal
     })
 }
 
-/// Refuses a service of the built-in engine over a model that was imported for foreign engines alone.
+/// Refuses a service of the built-in engine over a model that was imported for foreign engines alone, or for
+/// another task.
 fn check_served(cluster: &Cluster, manifest: &ServiceManifest) -> Result<(), Refusal> {
     let Some(record) = cluster.models().get(&manifest.model.root) else { return Ok(()) };
     debug_assert_eq!(record.root, manifest.model.root, "a model is registered under its root");
-    if manifest.runtime != Runtime::Candle || !is_foreign(&record.architecture) {
+    if manifest.runtime != Runtime::Candle {
         return Ok(());
+    }
+    if !is_foreign(&record.architecture) {
+        return check_task(record, manifest.task);
     }
     let message = format!(
         "no built-in engine serves {} ({}): it was imported for a foreign engine",
         record.name, record.architecture
     );
     Err(Refusal::new(error_code::MODEL_ARCHITECTURE_UNKNOWN, message))
+}
+
+fn check_task(record: &ModelRecord, task: Task) -> Result<(), Refusal> {
+    let Some(own) = task_of(&record.architecture).filter(|own| *own != task) else { return Ok(()) };
+    let word = |task| match task {
+        Task::Embed => "embed",
+        Task::Generate => "generate",
+        Task::Rerank => "rerank",
+    };
+    let message = format!(
+        "the model {} ({}) is for the task `{}`, not `{}`",
+        record.name,
+        record.architecture,
+        word(own),
+        word(task)
+    );
+    Err(Refusal::new(error_code::OPERATION_UNSUPPORTED, message))
 }
 
 fn hold(service: &mut Service, slot: protocol::SlotIndex, cluster: &Cluster, node: protocol::NodeId) {

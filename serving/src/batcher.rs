@@ -14,6 +14,7 @@ mod counters;
 mod embedding;
 mod generation;
 mod pace;
+mod rerank;
 mod scheduler;
 mod tokenizers;
 mod worker;
@@ -35,6 +36,7 @@ use tokio::sync::oneshot;
 
 pub use counters::BatcherSnapshot;
 pub use generation::{AnswerToken, Event, Finish, FinishReason, TokenPiece};
+pub use rerank::{Reranking, Scores};
 
 /// Limits of a batcher.
 #[derive(Debug, Clone, Copy)]
@@ -48,7 +50,7 @@ pub struct BatcherLimits {
     /// Target between two tokens of a generation while prompts are read beside it. Where generating alone
     /// takes that long, prompts add half of it.
     pub gap: Duration,
-    /// Maximum texts in one embedding request.
+    /// Maximum texts in one embedding request, and documents in one to rerank.
     pub inputs_max: usize,
     /// Maximum stop strings of a request.
     pub stops_max: usize,
@@ -380,7 +382,8 @@ impl Batcher {
                 self.tokenize(bytes, move |frontend, _| frontend.encode_chat(&conversation)).await?
             }
         };
-        Ok(EncodedPrompt { tokens: self.check_tokens(tokens)?.into(), continues })
+        self.check_tokens(&tokens)?;
+        Ok(EncodedPrompt { tokens: tokens.into(), continues })
     }
 
     /// Tokenizes and queues texts to embed.
@@ -415,8 +418,7 @@ impl Batcher {
         };
         let sequences = self.tokenize(bytes, encode).await?;
         debug_assert_eq!(sequences.len(), count, "a caller that waits gets every input tokenized");
-        let sequences: Vec<Vec<u32>> =
-            sequences.into_iter().map(|tokens| self.check_tokens(tokens)).collect::<Result<_, _>>()?;
+        sequences.iter().try_for_each(|tokens| self.check_tokens(tokens))?;
         let prompt_tokens = sequences.iter().map(Vec::len).sum();
         let (reply, answer) = oneshot::channel();
         self.submit(slot, BatcherCommand::Embed(embedding::EmbeddingTask::new(sequences, reply)))?;
@@ -441,11 +443,12 @@ impl Batcher {
         let operation = match wanted {
             Operation::Embed => "embed",
             Operation::Generate => "generate",
+            Operation::Rerank => "rerank",
         };
         Err(BatchError::refused(&EngineError::OperationUnsupported { operation }))
     }
 
-    fn check_tokens(&self, tokens: Vec<u32>) -> Result<Vec<u32>, BatchError> {
+    fn check_tokens(&self, tokens: &[u32]) -> Result<(), BatchError> {
         if tokens.is_empty() {
             return Err(refuse("the input has no tokens".to_owned()));
         }
@@ -459,7 +462,7 @@ impl Batcher {
             let tokens = tokens.len();
             return Err(BatchError::refused(&EngineError::ContextExceeded { tokens, context_tokens_max }));
         }
-        Ok(tokens)
+        Ok(())
     }
 
     /// Returns the longest answer to a prompt of this many tokens, at least 1.

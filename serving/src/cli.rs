@@ -87,6 +87,8 @@ enum TaskName {
     Embed,
     /// Text to more text.
     Generate,
+    /// A query and documents to scores.
+    Rerank,
 }
 
 #[derive(Args)]
@@ -184,6 +186,7 @@ fn run_local(arguments: WorkerArguments) -> anyhow::Result<()> {
         task: arguments.task.map(|task| match task {
             TaskName::Embed => Task::Embed,
             TaskName::Generate => Task::Generate,
+            TaskName::Rerank => Task::Rerank,
         }),
         engine: EngineOptions {
             threads: arguments.threads.map_or(defaults.threads, usize::from),

@@ -17,6 +17,7 @@ pub mod encoder;
 pub mod logits;
 pub mod matryoshka;
 mod parameters;
+mod pooling;
 pub mod sampler;
 pub mod simulated;
 pub mod special_tokens;
@@ -105,10 +106,10 @@ pub enum EngineError {
         /// Tokens in the model's context.
         context_tokens_max: usize,
     },
-    /// An encoder was asked to generate, or a decoder was asked to embed.
+    /// The model was asked for another operation than its own.
     #[error("this model does not {operation}")]
     OperationUnsupported {
-        /// `embed` or `generate`.
+        /// `embed`, `generate` or `rerank`.
         operation: &'static str,
     },
     /// The device (GPU) failed.
@@ -146,6 +147,17 @@ pub enum Operation {
     Embed,
     /// Text to a continuation.
     Generate,
+    /// A query and documents to a score of each document.
+    Rerank,
+}
+
+/// Tokens of a pair of texts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenPair {
+    /// Both texts, with the tokens that the tokenizer puts around and between them.
+    pub tokens: Vec<u32>,
+    /// First token of the second type; the number of tokens if all are of the first.
+    pub second: usize,
 }
 
 /// Positions in a block of the KV cache.
@@ -205,11 +217,14 @@ pub trait Engine: Send {
     /// Returns the text side of the model.
     fn frontend(&self) -> &Arc<TextFrontend>;
 
-    /// Computes one vector per token sequence, in order. Encoders only.
+    /// Computes one vector per token sequence, in order. Models that embed only.
     fn embed(&mut self, sequences: &[Vec<u32>]) -> Result<Vec<Vec<f32>>, EngineError>;
 
-    /// Returns the number of blocks of the KV cache, named from 0; 0 for an encoder. The caller decides which
-    /// sequence has which blocks.
+    /// Computes one score per pair, in order. Cross-encoders only.
+    fn score(&mut self, pairs: &[TokenPair]) -> Result<Vec<f32>, EngineError>;
+
+    /// Returns the number of blocks of the KV cache, named from 0; 0 for a model that does not generate. The
+    /// caller decides which sequence has which blocks.
     fn blocks(&self) -> usize;
 
     /// Computes one step over many sequences. Returns the token drawn for each chunk that draws one, in the
@@ -307,10 +322,15 @@ pub struct LoadedEngine {
     model: Model,
 }
 
-/// An encoder on any device.
+/// A model on any device that embeds or scores.
 pub trait Encode: Send {
     /// Computes one vector per text, in order.
-    fn embed(&self, texts: &[Vec<u32>]) -> Result<Vec<Vec<f32>>, EngineError>;
+    fn embed(&mut self, texts: &[Vec<u32>]) -> Result<Vec<Vec<f32>>, EngineError>;
+
+    /// Computes one score per pair, in order.
+    fn score(&mut self, _: &[TokenPair]) -> Result<Vec<f32>, EngineError> {
+        Err(EngineError::OperationUnsupported { operation: "rerank" })
+    }
 }
 
 /// A decoder on any device.
@@ -345,6 +365,7 @@ impl LoadedEngine {
     /// [`EngineError`]: a file is missing, damaged or not supported, or the device failed.
     pub fn open(files: &Arc<ModelFiles>, options: &EngineOptions) -> Result<Self, EngineError> {
         let config = config::ModelConfig::read(files)?;
+        let options = &fitted(&config.shape, options);
         let frontend = Arc::new(TextFrontend::read(files, &config, options)?);
         let weights = Arc::new(Weights::open(Arc::clone(files))?);
         let context = frontend.context_tokens_max();
@@ -376,6 +397,19 @@ impl LoadedEngine {
     }
 }
 
+/// Returns the options with a context that fits the cache, where a text is computed as a whole.
+fn fitted(shape: &config::Shape, options: &EngineOptions) -> EngineOptions {
+    let fits = match shape {
+        config::Shape::Decoder(shape) if shape.vector.is_some() => {
+            decoder::embedding_tokens_max(shape, options.cache_bytes_max)
+        }
+        _ => usize::MAX,
+    };
+    let context = options.context_tokens_max.unwrap_or(usize::MAX).min(fits);
+    let context_tokens_max = Some(context).filter(|context| *context < usize::MAX);
+    EngineOptions { context_tokens_max, ..options.clone() }
+}
+
 /// Opens the model on this crate's CPU kernels.
 fn on_cpu(
     shape: &config::Shape,
@@ -385,10 +419,14 @@ fn on_cpu(
 ) -> Result<Model, EngineError> {
     Ok(match shape {
         config::Shape::Encoder(shape) => {
-            Model::Encoder(Box::new(encoder::Encoder::open(shape, weights, options.threads)?))
+            Model::Encoder(Box::new(encoder::Encoder::open(shape, weights, options.threads, context)?))
         }
         config::Shape::Decoder(shape) => {
-            Model::Decoder(Box::new(decoder::Decoder::open(shape, weights, options, context)?))
+            let decoder = decoder::Decoder::open(shape, weights, options, context)?;
+            match shape.vector {
+                Some(_) => Model::Encoder(Box::new(decoder)),
+                None => Model::Decoder(Box::new(decoder)),
+            }
         }
     })
 }
@@ -429,19 +467,40 @@ fn on_gpu(
     })
 }
 
+/// Refuses an input that is longer than the context.
+fn check_lengths(
+    frontend: &TextFrontend,
+    mut lengths: impl Iterator<Item = usize>,
+) -> Result<(), EngineError> {
+    let context_tokens_max = frontend.context_tokens_max();
+    match lengths.find(|tokens| *tokens > context_tokens_max) {
+        Some(tokens) => Err(EngineError::ContextExceeded { tokens, context_tokens_max }),
+        None => Ok(()),
+    }
+}
+
 impl Engine for LoadedEngine {
     fn frontend(&self) -> &Arc<TextFrontend> {
         &self.frontend
     }
 
     fn embed(&mut self, sequences: &[Vec<u32>]) -> Result<Vec<Vec<f32>>, EngineError> {
-        let limit = self.frontend.context_tokens_max();
-        if let Some(long) = sequences.iter().find(|tokens| tokens.len() > limit) {
-            return Err(EngineError::ContextExceeded { tokens: long.len(), context_tokens_max: limit });
+        match (&mut self.model, self.frontend.operation()) {
+            (Model::Encoder(encoder), Operation::Embed) => {
+                check_lengths(&self.frontend, sequences.iter().map(Vec::len))?;
+                encoder.embed(sequences)
+            }
+            _ => Err(EngineError::OperationUnsupported { operation: "embed" }),
         }
-        match &mut self.model {
-            Model::Encoder(encoder) => encoder.embed(sequences),
-            Model::Decoder(_) => Err(EngineError::OperationUnsupported { operation: "embed" }),
+    }
+
+    fn score(&mut self, pairs: &[TokenPair]) -> Result<Vec<f32>, EngineError> {
+        match (&mut self.model, self.frontend.operation()) {
+            (Model::Encoder(encoder), Operation::Rerank) => {
+                check_lengths(&self.frontend, pairs.iter().map(|pair| pair.tokens.len()))?;
+                encoder.score(pairs)
+            }
+            _ => Err(EngineError::OperationUnsupported { operation: "rerank" }),
         }
     }
 

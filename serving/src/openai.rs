@@ -8,10 +8,12 @@ mod error;
 mod json;
 mod logprobs;
 mod request;
+mod rerank;
 mod response;
 
 pub use error::{ApiError, printable, transport_refusal};
-pub use request::{Delivery, Embed, Encoding, Endpoint, Generate, InferenceRequest, Tokenize};
+pub use request::{Delivery, Embed, Encoding, Endpoint, Generate, InferenceRequest, Rerank, Tokenize};
+pub use rerank::rerank;
 pub use response::{
     ChoicePiece, DONE_EVENT, Label, Usage, WholeChoice, embeddings, error_event, model, models, tokens,
 };

@@ -6,7 +6,8 @@ use crate::session::Session;
 use anyhow::{Context as _, Result, anyhow};
 use clap::Subcommand;
 use human_chain::CircleState;
-use protocol::manifest::Manifest;
+use protocol::checkpoint::task_of;
+use protocol::manifest::{Manifest, Task};
 use protocol::model::{ModelRecord, StoredKind};
 use protocol::{ArtifactRoot, Refusal, ServiceName, error_code};
 
@@ -89,12 +90,16 @@ fn check_root(circle: &CircleState, record: &ModelRecord) -> Result<(), Refusal>
 /// Renders a commented manifest that is valid as it is.
 #[must_use]
 pub fn service_template(name: &ServiceName, record: &ModelRecord, min: u32, max: u32) -> String {
-    let (task, millicores) = if record.architecture == "bert" { ("embed", 400) } else { ("generate", 200) };
+    let (task, millicores) = match task_of(&record.architecture) {
+        Some(Task::Embed) => ("embed", 400),
+        Some(Task::Generate) | None => ("generate", 200),
+        Some(Task::Rerank) => ("rerank", 400),
+    };
     format!(
         r#"# The envelope that the circle is asked to approve: within it, the scheduler acts without a vote.
 kind = "service"
 name = "{name}"
-task = "{task}"               # "embed" or "generate"
+task = "{task}"               # "embed", "generate" or "rerank"
 # egress = []                # network destinations; must be empty in this release
 # spend_micro_units_per_hour = 400000   # signed and shown; not metered in this release
 # valid_until = 2027-12-31T00:00:00Z
@@ -231,7 +236,13 @@ mod tests {
 
     #[test]
     fn the_template_is_valid_as_it_is() {
-        for (architecture, task) in [("bert", "embed"), ("llama", "generate")] {
+        for (architecture, task) in [
+            ("bert", "embed"),
+            ("modernbert", "embed"),
+            ("qwen3-embedder", "embed"),
+            ("llama", "generate"),
+            ("xlm-roberta-reranker", "rerank"),
+        ] {
             let Manifest::Service(service) = crate::testing::manifest(architecture) else {
                 panic!("a service")
             };

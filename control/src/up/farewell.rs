@@ -149,6 +149,7 @@ fn example(services: &[ServiceView]) -> Vec<String> {
         Task::Embed => ("embeddings", r#""input":"What is quorate?"}"#),
         // A model may have no chat template.
         Task::Generate => ("completions", r#""prompt":"Once upon a time","max_tokens":32}"#),
+        Task::Rerank => ("rerank", r#""query":"What is quorate?","documents":["A cloud.","A cake."]}"#),
     };
     let text = format!(
         "curl -s $OPENAI_BASE_URL/{path} \\\n  -H \"Authorization: Bearer $OPENAI_API_KEY\" \\\n  \
@@ -269,6 +270,7 @@ mod tests {
             (vec![mine(0)], "quorate model import"),
             (vec![mine(0), embeds(2)], "$OPENAI_BASE_URL/embeddings "),
             (vec![embeds(2), mine(1)], "\"model\":\"mine\",\n  \"prompt\""),
+            (vec![service("judge", "bert-reranker", 1)], "$OPENAI_BASE_URL/rerank "),
         ] {
             let lines = example(&services).join("\n");
             assert!(lines.contains(expected), "{lines}");

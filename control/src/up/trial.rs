@@ -57,6 +57,12 @@ pub(super) async fn ask(log: &StartupLog, gateway: &str, key: &str, service: &Se
             let text = answer["choices"][0]["text"].as_str().context("`text` is a text")?;
             format!("\"{PROMPT}\" -> \"{}\"", text.trim())
         }
+        Task::Rerank => {
+            let body = json!({ "model": model, "query": PROMPT, "documents": [PROMPT] });
+            let answer = post(&format!("{gateway}/v1/rerank"), key, &body).await?;
+            let score = answer["results"][0]["relevance_score"].as_f64();
+            format!("a score of {:.3}", score.context("`relevance_score` is a number")?)
+        }
     };
     log.line(format!("{model}: {answer} in {:.0} ms", began.elapsed().as_secs_f64() * 1000.0));
     Ok(())

@@ -334,6 +334,7 @@ fn task_name(task: Task) -> &'static str {
     match task {
         Task::Embed => "embed",
         Task::Generate => "generate",
+        Task::Rerank => "rerank",
     }
 }
 

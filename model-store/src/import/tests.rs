@@ -316,3 +316,36 @@ async fn a_model_that_no_engine_serves_is_refused_before_any_write_or_marked() {
     let own = own.expect("imported");
     assert_eq!((own.record.architecture.as_str(), own.notes.len()), ("llama", 0), "what is served stays so");
 }
+
+#[tokio::test]
+async fn pooling_that_no_engine_serves_is_refused_and_a_decoder_that_embeds_is_registered_as_such() {
+    let world = ModelFixture::new();
+    let stores = world.stores(3);
+    let module = |path: &str, kind: &str| {
+        format!(r#"{{"path": "{path}", "type": "sentence_transformers.models.{kind}"}}"#)
+    };
+    let (transformer, pooling) = (module("", "Transformer"), module("1_Pooling", "Pooling"));
+    let last = r#"{"pooling_mode_lasttoken": true}"#;
+    let cases = [
+        (vec![&transformer, &pooling], r#"{"pooling_mode_max_tokens": true}"#, Err("the pooling in")),
+        (vec![&transformer], last, Err("no module `Pooling`")),
+        (vec![&pooling, &transformer], last, Err("in this order")),
+        (vec![&transformer, &pooling], last, Ok("llama-embedder")),
+    ];
+    for (nonce, (modules, mode, expected)) in (1..).zip(cases) {
+        let list = modules.iter().map(|module| module.as_str()).collect::<Vec<_>>().join(", ");
+        std::fs::write(world.model().join("modules.json"), format!("[{list}]")).expect("write");
+        std::fs::write(world.model().join("1_Pooling/config.json"), mode).expect("write");
+        let options = world.options(2, 1, nonce);
+        let imported = import(&world.model(), options, &stores, &world.key, &world.pool, |_| ()).await;
+        match (imported, expected) {
+            (Ok(imported), Ok(architecture)) => assert_eq!(imported.record.architecture, architecture),
+            (Err(error), Err(text)) => {
+                let chain = protocol::error_chain(&error);
+                assert!(chain.contains(text) && chain.contains("`--foreign`"), "{chain}");
+            }
+            (Ok(_), Err(text)) => panic!("imported, but: {text}"),
+            (Err(error), Ok(_)) => panic!("{}", protocol::error_chain(&error)),
+        }
+    }
+}

@@ -1,6 +1,8 @@
 //! Decoder families: defaults and deviations of each, as their publishers' code has them.
 
-use super::fields::{CheckpointError, RawCheckpoint, bounded, dimension, divides, expect_feature, positive};
+use super::fields::{
+    CheckpointError, RawCheckpoint, bounded, dimension, divides, expect_feature, named_layers, positive,
+};
 use super::rotary::{self, RotaryKinds};
 use super::shape::{
     DecoderShape, ExpertNames, Experts, FeedForward, Gate, LayerShape, NormStyle, ProjectionBiases,
@@ -101,6 +103,7 @@ pub(super) fn read(
         },
         embedding_scale: if is_gemma { (hidden as f32).sqrt() } else { 1.0 },
         tied_embeddings: raw.tie_word_embeddings.unwrap_or(is_gemma),
+        vector: None,
     };
     divides("num_key_value_heads", shape.key_value_heads, "num_attention_heads", shape.heads)?;
     if !shape.head_width.is_multiple_of(2) {
@@ -257,17 +260,7 @@ fn local_layers(
         DecoderFamily::Gemma3 => !(index + 1).is_multiple_of(pattern),
     };
     let usual: Vec<bool> = (0..count).map(is_local).collect();
-    let Some(types) = &raw.layer_types else { return Ok(usual) };
-    if types.len() != count {
-        let reason = format!("`layer_types` has {} entries for {count} layers", types.len());
-        return Err(CheckpointError::invalid(reason));
-    }
-    let parse = |name: &String| match name.as_str() {
-        "full_attention" => Ok(false),
-        "sliding_attention" => Ok(true),
-        other => Err(CheckpointError::unsupported(format!("the layer type `{other}`"))),
-    };
-    let named = types.iter().map(parse).collect::<Result<Vec<_>, _>>()?;
+    let Some(named) = named_layers(raw, count)? else { return Ok(usual) };
     if named != usual && !family.has_layer_types() {
         return Err(CheckpointError::unsupported("`layer_types`"));
     }

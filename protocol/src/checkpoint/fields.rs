@@ -3,6 +3,7 @@
 use crate::ErrorCode;
 use crate::error_code as code;
 use serde::{Deserialize, Deserializer};
+use serde_json::Value;
 
 /// Largest value of any dimension: 16 million is far above every published model, and keeps the product of
 /// two dimensions within 64 bits.
@@ -19,9 +20,11 @@ pub enum CheckpointError {
         /// Built-in architectures, comma-separated.
         known: String,
     },
-    /// `config.json` violates its format.
-    #[error("model file `config.json` is invalid: {reason}")]
+    /// A file violates its format.
+    #[error("model file `{path}` is invalid: {reason}")]
     Invalid {
+        /// Path of the file inside the model.
+        path: String,
         /// Description of the violation.
         reason: String,
     },
@@ -50,10 +53,15 @@ impl CheckpointError {
         Self::FeatureUnsupported { feature }
     }
 
+    /// Builds the error for a violation in `config.json`.
     pub(super) fn invalid(reason: impl Into<String>) -> Self {
+        Self::invalid_in("config.json", reason)
+    }
+
+    pub(super) fn invalid_in(path: &str, reason: impl Into<String>) -> Self {
         let reason = reason.into();
         assert!(!reason.is_empty(), "a violation has a description");
-        Self::Invalid { reason }
+        Self::Invalid { path: path.to_owned(), reason }
     }
 }
 
@@ -104,7 +112,24 @@ pub(super) struct RawCheckpoint {
     pub(super) norm_topk_prob: Option<bool>,
     pub(super) decoder_sparse_step: Option<usize>,
     pub(super) mlp_only_layers: Option<Vec<usize>>,
-    pub(super) quantization_config: Option<serde_json::Value>,
+    pub(super) quantization_config: Option<Value>,
+    pub(super) pad_token_id: Option<i64>,
+    pub(super) is_decoder: Option<bool>,
+    pub(super) add_cross_attention: Option<bool>,
+    pub(super) norm_eps: Option<f32>,
+    pub(super) norm_bias: Option<bool>,
+    pub(super) global_attn_every_n_layers: Option<usize>,
+    pub(super) local_attention: Option<usize>,
+    pub(super) global_rope_theta: Option<f64>,
+    #[serde(default, deserialize_with = "given")]
+    pub(super) local_rope_theta: Option<Option<f64>>,
+    pub(super) num_labels: Option<usize>,
+    pub(super) id2label: Option<Value>,
+    pub(super) classifier_pooling: Option<String>,
+    pub(super) classifier_activation: Option<String>,
+    pub(super) classifier_bias: Option<bool>,
+    pub(super) sbert_ce_default_activation_function: Option<String>,
+    pub(super) sentence_transformers: Option<Value>,
     eos_token_id: Option<EndTokenIds>,
 }
 
@@ -198,6 +223,22 @@ pub(super) fn divides(
     }
     let reason = format!("`{part_name}` {part} does not divide `{whole_name}` {whole}");
     Err(CheckpointError::invalid(reason))
+}
+
+/// Returns for each layer whether it has a window, if the configuration names the layers' types.
+pub(super) fn named_layers(raw: &RawCheckpoint, count: usize) -> Result<Option<Vec<bool>>, CheckpointError> {
+    assert!(count > 0, "a model has a layer");
+    let Some(types) = &raw.layer_types else { return Ok(None) };
+    if types.len() != count {
+        let reason = format!("`layer_types` has {} entries for {count} layers", types.len());
+        return Err(CheckpointError::invalid(reason));
+    }
+    let parse = |name: &String| match name.as_str() {
+        "full_attention" => Ok(false),
+        "sliding_attention" => Ok(true),
+        other => Err(CheckpointError::unsupported(format!("the layer type `{other}`"))),
+    };
+    types.iter().map(parse).collect::<Result<_, _>>().map(Some)
 }
 
 /// Checks that a named feature is the supported one, or absent.

@@ -1,5 +1,7 @@
 //! Shape of a decoder: dimensions, and what differs from layer to layer.
 
+use super::encoder_shape::VectorShape;
+
 /// A decoder of any family.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DecoderShape {
@@ -37,6 +39,8 @@ pub struct DecoderShape {
     pub embedding_scale: f32,
     /// Whether the output matrix is the embedding table.
     pub tied_embeddings: bool,
+    /// Vector that is made of the last states, for a model that embeds; `None` for one that generates.
+    pub vector: Option<VectorShape>,
 }
 
 /// Properties of one layer.

@@ -1,14 +1,37 @@
 //! Tests of the judgement: published configurations, and every refusal by its text.
 
+mod encoders;
 mod published;
 
 use super::*;
 use crate::error_code as code;
+use crate::manifest::Task;
 use published::PUBLISHED;
 use serde_json::{Value, json};
 
 fn judge(config: &Value) -> Result<Servable, CheckpointError> {
-    servable(config.to_string().as_bytes())
+    judge_with(config, &[])
+}
+
+/// Judges a configuration with other files beside it.
+fn judge_with(config: &Value, others: &[(&str, Value)]) -> Result<Servable, CheckpointError> {
+    let others = others.iter().map(|(path, content)| ((*path).to_owned(), content.to_string().into_bytes()));
+    let config = ("config.json".to_owned(), config.to_string().into_bytes());
+    servable(&std::iter::once(config).chain(others).collect())
+}
+
+/// Returns the files of a model with this pooling and a normalisation.
+fn modules(flag: &str) -> Vec<(&'static str, Value)> {
+    let module = |path: &str, kind: &str| json!({ "path": path, "type": format!("st.models.{kind}") });
+    let all = [module("", "Transformer"), module("1_Pooling", "Pooling"), module("2_Normalize", "Normalize")];
+    vec![("modules.json", json!(all)), ("1_Pooling/config.json", json!({ flag: true }))]
+}
+
+fn encoder(config: &Value) -> EncoderShape {
+    match judge(config).expect("servable").shape {
+        ServableShape::Encoder(shape) => shape,
+        ServableShape::Decoder(_) => unreachable!("an encoder"),
+    }
 }
 
 fn decoder(config: &Value) -> DecoderShape {
@@ -59,7 +82,8 @@ fn every_published_configuration_is_served_in_its_shape() {
         ("Llama-3.2-1B", [16, 32, 8, 64, 8192, 131_072]),
         ("Qwen3-8B in the newer form", [36, 32, 8, 128, 12_288, 40_960]),
     ];
-    assert_eq!(expected.len() + 1, PUBLISHED.len(), "all but the encoder");
+    let encoders = PUBLISHED.iter().filter(|(_, config)| !config.contains("ForCausalLM")).count();
+    assert_eq!(expected.len() + encoders, PUBLISHED.len(), "all but the encoders");
     for (name, expected) in expected {
         let served = judge(&published(name)).expect(name);
         let ServableShape::Decoder(shape) = served.shape else { unreachable!("a decoder") };
@@ -219,29 +243,33 @@ fn yarn_lengthens_the_context_and_scales_its_cosines() {
 }
 
 #[test]
-fn an_encoder_is_served_with_its_sizes() {
-    let served = judge(&published("all-MiniLM-L6-v2")).expect("servable");
-    let expected = EncoderSizes {
-        hidden: 384,
-        intermediate: 1536,
-        layers: 6,
-        heads: 12,
-        vocabulary: 30_522,
-        positions: 512,
-        token_types: 2,
-        norm_epsilon: 1e-12,
-    };
-    assert_eq!(served.shape, ServableShape::Encoder(expected));
-    assert_eq!((served.context_tokens_max, served.end_tokens), (512, Vec::new()));
-}
-
-#[test]
 fn what_no_engine_serves_is_refused_by_name() {
     let unsupported: &[(&str, &str, Value, &str)] = &[
         ("Llama-3.1-8B", "hidden_act", json!("gelu"), "the activation `gelu`"),
         ("gemma-2-2b", "hidden_activation", json!("gelu"), "the activation `gelu`"),
         ("all-MiniLM-L6-v2", "hidden_act", json!("relu"), "the activation `relu`"),
         ("all-MiniLM-L6-v2", "position_embedding_type", json!("rotary"), "the position embedding `rotary`"),
+        ("all-MiniLM-L6-v2", "is_decoder", json!(true), "`is_decoder`"),
+        ("bge-m3", "add_cross_attention", json!(true), "`add_cross_attention`"),
+        ("bge-m3", "position_embedding_type", json!("relative_key"), "the position embedding `relative_key`"),
+        ("gte-modernbert-base", "hidden_activation", json!("silu"), "the activation `silu`"),
+        (
+            "gte-modernbert-base",
+            "layer_types",
+            json!(vec!["linear_attention"; 22]),
+            "the layer type `linear_attention`",
+        ),
+        ("gte-modernbert-base", "partial_rotary_factor", json!(0.5), "`partial_rotary_factor`"),
+        ("gte-reranker-modernbert-base", "classifier_pooling", json!("max"), "the classifier pooling `max`"),
+        ("gte-reranker-modernbert-base", "classifier_activation", json!("silu"), "the classifier activation"),
+        ("ms-marco-MiniLM-L6-v2", "id2label", json!({ "0": "a", "1": "b" }), "a classifier of 2 labels"),
+        ("ms-marco-MiniLM-L6-v2", "id2label", json!(null), "a classifier of 2 labels"),
+        (
+            "ms-marco-MiniLM-L6-v2",
+            "sentence_transformers",
+            json!({ "activation_fn": "torch.nn.modules.activation.Tanh" }),
+            "the score function `Tanh`",
+        ),
         ("Llama-3.1-8B", "quantization_config", json!({ "bits": 4 }), "quantized weights"),
         ("Mistral-7B-v0.1", "attention_bias", json!(true), "`attention_bias`"),
         ("Qwen3-0.6B", "mlp_bias", json!(true), "`mlp_bias`"),
@@ -307,6 +335,17 @@ fn an_invalid_configuration_is_refused_with_its_reason() {
         ("gemma-2-2b", "query_pre_attn_scalar", json!(0), "`query_pre_attn_scalar` is 0"),
         ("gemma-3-1b", "sliding_window_pattern", json!(0), "`sliding_window_pattern` is 0"),
         ("all-MiniLM-L6-v2", "num_attention_heads", json!(7), "`num_attention_heads` 7 does not divide"),
+        ("all-MiniLM-L6-v2", "layer_norm_eps", json!(0.0), "`layer_norm_eps` is 0, not above 0"),
+        ("ms-marco-MiniLM-L6-v2", "type_vocab_size", json!(1), "`type_vocab_size` is 1"),
+        ("bge-m3", "pad_token_id", json!(-1), "`pad_token_id` is -1"),
+        ("bge-m3", "pad_token_id", json!(8193), "`pad_token_id` is 8193"),
+        ("bge-m3", "num_hidden_layers", json!(1025), "`num_hidden_layers` is 1025"),
+        ("gte-modernbert-base", "num_attention_heads", json!(256), "the width of a head is odd"),
+        ("gte-modernbert-base", "global_attn_every_n_layers", json!(0), "`global_attn_every_n_layers` is 0"),
+        ("gte-modernbert-base", "local_attention", json!(0), "`local_attention` is 0"),
+        ("gte-modernbert-base", "global_rope_theta", json!(1.0), "`global_rope_theta` is 1, not above 1"),
+        ("gte-modernbert-base", "local_rope_theta", json!(-1.0), "`local_rope_theta` is -1, not above 0"),
+        ("gte-modernbert-base", "layer_types", json!(["full_attention"]), "has 1 entries for 22 layers"),
     ];
     for (name, field, value, text) in invalid {
         let error = judge(&changed(name, field, value.clone())).expect_err(text);
@@ -314,7 +353,23 @@ fn an_invalid_configuration_is_refused_with_its_reason() {
         assert!(error.to_string().contains(text), "{name}, {field}: {error}");
     }
     for text in [&b""[..], b"{", b"[]", b"\xff", b"null"] {
-        assert_eq!(servable(text).expect_err("no configuration").code(), code::MODEL_CONFIG_INVALID);
+        let files = std::iter::once(("config.json".to_owned(), text.to_vec())).collect();
+        assert_eq!(servable(&files).expect_err("no configuration").code(), code::MODEL_CONFIG_INVALID);
+    }
+    let none = servable(&CheckpointFiles::default()).expect_err("no file");
+    assert_eq!(none.to_string(), "model file `config.json` is invalid: there is none");
+}
+
+/// Checks the rules of an encoder's shape, on which its engine relies.
+fn keeps_its_rules(shape: &EncoderShape, context_tokens_max: usize, at: &str) {
+    assert!(shape.hidden.is_multiple_of(shape.heads) && !shape.layers.is_empty(), "{at}");
+    assert!(context_tokens_max > 0 && shape.norm_epsilon > 0.0, "{at}");
+    for layer in &shape.layers {
+        assert!(layer.rotary.is_none_or(|index| index < shape.rotaries.len()), "{at}");
+    }
+    if let Some(table) = shape.positions {
+        let first = table.padding.map_or(0, |padding| padding as usize + 1);
+        assert!(first + context_tokens_max <= table.rows, "{at}");
     }
 }
 
@@ -350,13 +405,18 @@ fn no_value_of_a_field_breaks_the_judgement() {
         for (field, value) in fields.iter().flat_map(|field| values.iter().map(move |value| (field, value))) {
             let mut config = config.clone();
             config[field.as_str()] = value.clone();
-            let Ok(Servable { shape: ServableShape::Decoder(shape), context_tokens_max, .. }) =
-                judge(&config)
-            else {
-                continue;
+            let at = format!("{name}: {field} = {value}");
+            let (shape, context_tokens_max) = match judge(&config) {
+                Err(_) => continue,
+                Ok(Servable { shape: ServableShape::Encoder(shape), context_tokens_max, .. }) => {
+                    keeps_its_rules(&shape, context_tokens_max, &at);
+                    continue;
+                }
+                Ok(Servable { shape: ServableShape::Decoder(shape), context_tokens_max, .. }) => {
+                    (shape, context_tokens_max)
+                }
             };
             served += 1;
-            let at = format!("{name}: {field} = {value}");
             assert!(shape.heads.is_multiple_of(shape.key_value_heads) && shape.head_width > 0, "{at}");
             assert!(!shape.layers.is_empty() && context_tokens_max > 0, "{at}");
             assert!(shape.attention_scale > 0.0 && shape.attention_scale.is_finite(), "{at}");
@@ -377,10 +437,10 @@ fn an_unknown_architecture_is_refused_with_the_known_ones() {
     let error = judge(&changed("Qwen3-0.6B", "architectures", json!(["Qwen9ForCausalLM"]))).expect_err("new");
     assert_eq!(error.code(), code::MODEL_ARCHITECTURE_UNKNOWN);
     let text = error.to_string();
-    assert!(text.starts_with("Qwen9ForCausalLM is not known; known: BertModel, Llama"), "{text}");
+    assert!(text.starts_with("Qwen9ForCausalLM is not known; known: BertModel, Bert"), "{text}");
     for name in architectures() {
         assert!(text.contains(name), "{name}: {text}");
-        let is_published = PUBLISHED.iter().any(|(_, config)| config.contains(name));
+        let is_published = PUBLISHED.iter().any(|(_, config)| config.contains(&format!("\"{name}\"")));
         assert!(is_published, "{name} has a published configuration among the tests");
     }
 }
@@ -424,5 +484,29 @@ fn a_foreign_architecture_is_marked_and_found() {
     assert!(is_foreign(&marked));
     for architecture in ["llama", "gguf", "file", "bert", ""] {
         assert!(!is_foreign(architecture), "{architecture}");
+    }
+}
+
+#[test]
+fn a_registered_architecture_says_the_task() {
+    let registered = |name: &str, files: &[(&str, Value)]| {
+        let config = published(name);
+        let served = judge_with(&config, files).expect("servable");
+        registered_architecture(config["model_type"].as_str().expect("a name"), &served)
+    };
+    for (name, files, architecture, task) in [
+        ("Llama-3.1-8B", Vec::new(), "llama", Task::Generate),
+        ("Qwen3-0.6B", modules("pooling_mode_lasttoken"), "qwen3-embedder", Task::Embed),
+        ("all-MiniLM-L6-v2", Vec::new(), "bert", Task::Embed),
+        ("bge-m3", Vec::new(), "xlm-roberta", Task::Embed),
+        ("gte-modernbert-base", Vec::new(), "modernbert", Task::Embed),
+        ("ms-marco-MiniLM-L6-v2", Vec::new(), "bert-reranker", Task::Rerank),
+        ("bge-reranker-v2-m3", Vec::new(), "xlm-roberta-reranker", Task::Rerank),
+    ] {
+        let found = registered(name, &files);
+        assert_eq!((found.as_str(), task_of(&found)), (architecture, Some(task)), "{name}");
+    }
+    for architecture in ["gguf", "file", "unknown", "", "foreign/bert"] {
+        assert_eq!(task_of(architecture), None, "{architecture}");
     }
 }

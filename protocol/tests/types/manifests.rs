@@ -331,7 +331,7 @@ proptest! {
     #[test]
     fn a_variant_has_one_name(
         (field, text) in prop::sample::select(vec![
-            ("task", "embed generate"), ("runtime", "candle process"), ("on_expiry", "hold drain"),
+            ("task", "embed generate rerank"), ("runtime", "candle process"), ("on_expiry", "hold drain"),
             ("placement.isolation", "none same_uid full"), ("rollout.on_failure", "hold return"),
         ]),
         name in "[a-z_]{0,8}|Embed|FULL|sameUid|same-uid|drain ",

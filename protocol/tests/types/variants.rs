@@ -71,7 +71,7 @@ fn variants_have_their_names_in_every_form() {
     named(&CHOICES, "approve reject");
     named(&ROLES, "worker storage gateway");
     named(&SCOPES, "read propose submit");
-    named(&TASKS, "embed generate");
+    named(&TASKS, "embed generate rerank");
     named(&RUNTIMES, "candle process");
     named(&ISOLATIONS, "none same_uid full");
     named(&EXPIRIES, "hold drain");

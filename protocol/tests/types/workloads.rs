@@ -15,7 +15,7 @@ use protocol::manifest::{
 use protocol::order::{SignedOrder, SignedTicket, SlotOrder, Ticket};
 use protocol::{ArtifactRoot, ParameterName};
 
-pub(crate) const TASKS: [Task; 2] = [Task::Embed, Task::Generate];
+pub(crate) const TASKS: [Task; 3] = [Task::Embed, Task::Generate, Task::Rerank];
 pub(crate) const RUNTIMES: [Runtime; 2] = [Runtime::Candle, Runtime::Process];
 pub(crate) const ISOLATIONS: [Isolation; 3] = [Isolation::None, Isolation::SameUid, Isolation::Full];
 pub(crate) const EXPIRIES: [OnExpiry; 2] = [OnExpiry::Hold, OnExpiry::Drain];

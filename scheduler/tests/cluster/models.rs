@@ -476,3 +476,30 @@ fn a_dry_run_refuses_the_built_in_engine_over_a_model_for_foreign_engines() {
     assert_ne!(foreign.err().map(|refusal| refusal.code.as_str()), Some("model-architecture-unknown"));
     assert!(of("minilm", protocol::manifest::Runtime::Candle).is_ok(), "the control: a model of an engine");
 }
+
+#[test]
+fn a_dry_run_refuses_a_task_that_is_not_the_models() {
+    use protocol::manifest::Task;
+    let mut world = two_nodes();
+    let mut record = model("judge", 1);
+    record.architecture = "bert-reranker".into();
+    world.must(world.register(record, &[node_id("node-1")]));
+    let of = |name: &str, task| {
+        let mut service = manifest("chat", 1, 3, 1000, 128);
+        service.model = protocol::manifest::ModelChoice { name: name.parse().unwrap(), root: root(name) };
+        service.task = task;
+        dry_run(world.view(), &protocol::manifest::Manifest::Service(service))
+    };
+    for (name, task, expected) in [
+        ("judge", Task::Embed, "`rerank`, not `embed`"),
+        ("judge", Task::Generate, "`rerank`, not `generate`"),
+        ("minilm", Task::Rerank, "`embed`, not `rerank`"),
+    ] {
+        let refused = of(name, task).unwrap_err();
+        assert_eq!(refused.code.as_str(), "operation-unsupported");
+        assert!(refused.message.contains(expected), "{refused}");
+    }
+    let control = of("judge", Task::Rerank).err().map(|refused| refused.code.as_str());
+    assert_ne!(control, Some("operation-unsupported"));
+    assert!(of("minilm", Task::Embed).is_ok(), "the control");
+}

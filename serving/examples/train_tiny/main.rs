@@ -50,6 +50,7 @@ fn shape() -> DecoderShape {
         embedding_scale: 1.0,
         rotaries: vec![Rotary { theta: THETA, scaling: RotaryScaling::None }],
         tied_embeddings: true,
+        vector: None,
     }
 }
 

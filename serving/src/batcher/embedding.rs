@@ -1,13 +1,14 @@
-//! One embedding request inside the batcher, computed in portions: a large one can be abandoned midway, and
-//! small ones share a step with it.
+//! One request to embed or to rerank inside the batcher, computed in portions: a large one can be abandoned
+//! midway, and small ones share a step with it. A score is a vector of one number.
 
 use super::BatchError;
+use crate::engine::TokenPair;
 use tokio::sync::oneshot;
 
 /// A queued or half-computed embedding request.
 pub(super) struct EmbeddingTask {
     /// Sequences still to compute, in order.
-    sequences: std::vec::IntoIter<Vec<u32>>,
+    sequences: std::vec::IntoIter<TokenPair>,
     vectors: Vec<Vec<f32>>,
     /// Number of sequences at the start.
     inputs: usize,
@@ -15,13 +16,23 @@ pub(super) struct EmbeddingTask {
 }
 
 impl EmbeddingTask {
+    /// Creates the request for the vectors of texts.
     pub(super) fn new(
-        sequences: Vec<Vec<u32>>,
+        texts: Vec<Vec<u32>>,
+        reply: oneshot::Sender<Result<Vec<Vec<f32>>, BatchError>>,
+    ) -> Self {
+        let alone = |tokens: Vec<u32>| TokenPair { second: tokens.len(), tokens };
+        Self::of_pairs(texts.into_iter().map(alone).collect(), reply)
+    }
+
+    /// Creates the request for the scores of pairs.
+    pub(super) fn of_pairs(
+        sequences: Vec<TokenPair>,
         reply: oneshot::Sender<Result<Vec<Vec<f32>>, BatchError>>,
     ) -> Self {
         let inputs = sequences.len();
         assert!(inputs > 0, "checked when the request was queued");
-        debug_assert!(sequences.iter().all(|sequence| !sequence.is_empty()), "each input has a token");
+        debug_assert!(sequences.iter().all(|pair| !pair.tokens.is_empty()), "each input has a token");
         Self { vectors: Vec::with_capacity(inputs), sequences: sequences.into_iter(), inputs, reply }
     }
 
@@ -60,14 +71,14 @@ impl EmbeddingTask {
 
     /// Moves sequences into `batch` until it holds `budget` tokens; at least one if the batch is empty.
     /// Returns the number of sequences moved.
-    pub(super) fn take(&mut self, batch: &mut Vec<Vec<u32>>, tokens: &mut usize, budget: usize) -> usize {
+    pub(super) fn take(&mut self, batch: &mut Vec<TokenPair>, tokens: &mut usize, budget: usize) -> usize {
         assert!(budget > 0, "a step computes at least one token");
         let mut moved = 0;
         while let Some(next) = self.sequences.as_slice().first() {
-            if !batch.is_empty() && *tokens + next.len() > budget {
+            if !batch.is_empty() && *tokens + next.tokens.len() > budget {
                 break;
             }
-            *tokens += next.len();
+            *tokens += next.tokens.len();
             batch.extend(self.sequences.next());
             moved += 1;
         }
@@ -103,7 +114,7 @@ mod tests {
         let shares = [1, 2, 1, 0].map(|expected| {
             let (mut batch, mut tokens) = (Vec::new(), 0);
             let moved = task.take(&mut batch, &mut tokens, 8);
-            assert_eq!(tokens, batch.iter().map(Vec::len).sum::<usize>());
+            assert_eq!(tokens, batch.iter().map(|pair| pair.tokens.len()).sum::<usize>());
             (moved, expected)
         });
         assert!(shares.iter().all(|(moved, expected)| moved == expected), "{shares:?}");

@@ -10,7 +10,7 @@ use super::embedding::EmbeddingTask;
 use super::generation::{GeneratedText, QueuedGeneration};
 use super::scheduler::{ScheduleLimits, Scheduler, SequenceId, SequenceRequest, StepPlan};
 use super::{BatchError, BatcherCommand, BatcherLimits, Caller};
-use crate::engine::{Drawn, Engine, SequenceChunk};
+use crate::engine::{Drawn, Engine, EngineError, Operation, SequenceChunk, TokenPair};
 use protocol::error_code as code;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::Ordering;
@@ -230,14 +230,19 @@ impl Worker {
             }
         }
         assert_eq!(shares.iter().sum::<usize>(), batch.len(), "each text is of one request's share");
-        assert_eq!(batch.iter().map(Vec::len).sum::<usize>(), tokens, "its tokens are counted");
+        assert_eq!(
+            batch.iter().map(|pair| pair.tokens.len()).sum::<usize>(),
+            tokens,
+            "its tokens are counted"
+        );
         self.counters.running.store(shares.len() as u64, Ordering::Relaxed);
         add(&self.counters.steps_total, 1);
-        let outcome = self.engine.embed(&batch);
+        let inputs = batch.len();
+        let outcome = self.compute_batch(batch);
         self.counters.running.store(0, Ordering::Relaxed);
         match outcome {
             Ok(vectors) => {
-                assert_eq!(vectors.len(), batch.len(), "one vector for each text");
+                assert_eq!(vectors.len(), inputs, "one vector for each text");
                 add(&self.counters.prompt_tokens_total, tokens);
                 let mut vectors = vectors.into_iter();
                 for (job, share) in self.embeddings.iter_mut().zip(&shares) {
@@ -255,6 +260,16 @@ impl Worker {
                 }
             }
         }
+    }
+
+    /// Computes the vectors of texts, or the scores of pairs as vectors of one number.
+    fn compute_batch(&mut self, batch: Vec<TokenPair>) -> Result<Vec<Vec<f32>>, EngineError> {
+        if self.engine.frontend().operation() == Operation::Rerank {
+            let scores = self.engine.score(&batch)?;
+            return Ok(scores.into_iter().map(|score| vec![score]).collect());
+        }
+        let texts: Vec<Vec<u32>> = batch.into_iter().map(|pair| pair.tokens).collect();
+        self.engine.embed(&texts)
     }
 
     fn finish_embeddings(&mut self) {

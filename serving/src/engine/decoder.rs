@@ -2,6 +2,8 @@
 //!
 //! One engine serves every family: a [`DecoderShape`] says what differs, as a whole and layer by layer.
 //!
+//! A decoder that embeds has no output matrix, and computes whole texts to vectors ([`embedding`]).
+//!
 //! One step takes, for each sequence, a chunk of new tokens of any length. All rows of all chunks go through
 //! the matrix products together; attention is per sequence. A sequence's results are bit-identical
 //! regardless of the rest of the step and of the chunks into which its prompt was cut.
@@ -9,6 +11,7 @@
 //! Sampling and scheduling are elsewhere (see `batcher`).
 
 mod cache;
+mod embedding;
 mod feed_forward;
 mod layer;
 mod rope;
@@ -25,7 +28,9 @@ use kernels::matmul::{OutputColumns, copy_row};
 use kernels::pool::Parts;
 use kernels::{ComputePool, Isa, elementwise};
 use layer::{LayerSource, LayerWeights};
+use std::ops::Range;
 
+pub(super) use embedding::embedding_tokens_max;
 pub(super) use rope::rope;
 
 /// A decoder over its weights.
@@ -35,7 +40,7 @@ pub struct Decoder {
     token_embedding: Dense,
     layers: Vec<LayerWeights>,
     norm: Vector,
-    /// `None` if the embedding table is also the output matrix.
+    /// `None` if the embedding table is also the output matrix, or there is no output.
     output: Option<Dense>,
     /// Of each rotary embedding of the shape, cosines, then sines, of every position: rows of half a head.
     ropes: Vec<(Vec<f32>, Vec<f32>)>,
@@ -77,17 +82,21 @@ impl Decoder {
         options: &EngineOptions,
         context: usize,
     ) -> Result<Self, EngineError> {
-        let source = LayerSource { shape, weights };
+        // Checkpoints of models that embed may lack the prefix of those with an output matrix.
+        let is_bare = shape.vector.is_some() && weights.contains("embed_tokens.weight");
+        let root = if is_bare { "" } else { "model." };
+        let source = LayerSource { shape, weights, root };
         let layers = (0..shape.layers.len()).map(|index| source.open(index)).collect::<Result<_, _>>()?;
-        let output = match shape.tied_embeddings {
+        let output = match shape.tied_embeddings || shape.vector.is_some() {
             true => None,
             false => Some(Dense::open(weights, "lm_head", shape.vocabulary, shape.hidden)?),
         };
+        let table = format!("{root}embed_tokens");
         let ropes = shape.rotaries.iter().map(|rotary| rope(rotary, shape.head_width, context)).collect();
         Ok(Self {
-            token_embedding: Dense::open(weights, "model.embed_tokens", shape.vocabulary, shape.hidden)?,
+            token_embedding: Dense::open(weights, &table, shape.vocabulary, shape.hidden)?,
             layers,
-            norm: source.norm("model.norm.weight", shape.hidden)?,
+            norm: source.norm(&format!("{root}norm.weight"), shape.hidden)?,
             output,
             ropes,
             cache: Cache::new(shape, options.cache_bytes_max),
@@ -98,12 +107,13 @@ impl Decoder {
         })
     }
 
-    fn compute(
+    /// Computes one step, up to the states after the last layer. Returns the rows of each chunk.
+    fn run<'c>(
         &self,
-        chunks: &[SequenceChunk<'_>],
+        chunks: &[SequenceChunk<'c>],
         buffers: &mut Buffers,
         cache: &mut Cache,
-    ) -> Result<Vec<f32>, WeightsError> {
+    ) -> Result<Vec<ChunkRows<'c>>, WeightsError> {
         let mut layout = Vec::with_capacity(chunks.len());
         let mut rows = 0;
         for chunk in chunks {
@@ -129,6 +139,16 @@ impl Decoder {
         for (index, layer) in self.layers.iter().enumerate() {
             self.run_layer(layer, index, &layout, buffers, cache)?;
         }
+        Ok(layout)
+    }
+
+    fn compute(
+        &self,
+        chunks: &[SequenceChunk<'_>],
+        buffers: &mut Buffers,
+        cache: &mut Cache,
+    ) -> Result<Vec<f32>, WeightsError> {
+        let layout = self.run(chunks, buffers, cache)?;
         self.last_logits(chunks, &layout, buffers)
     }
 
@@ -264,8 +284,9 @@ impl Decoder {
                         &heads[row * stride + column..][..width]
                     })
                     .collect();
-                let visible: Vec<usize> = block.iter().map(|(row, _)| chunk.position + row + 1).collect();
-                let queries = Queries { rows: &rows, visible: &visible, width, scale, window, soft_cap };
+                let seen: Vec<Range<usize>> =
+                    block.iter().map(|(row, _)| seen_by(chunk.position + row, window)).collect();
+                let queries = Queries { rows: &rows, seen: &seen, width, scale, soft_cap };
                 let panel = |index: usize| -> KeysValues<'_> { blocks.get(index) };
                 serve_worker(self.isa, &queries, panel, |index, result| {
                     let (row, column) = row_and_column(&block[index]);
@@ -314,6 +335,13 @@ impl Decoder {
     }
 }
 
+/// Returns the positions that one sees: itself and those before it, `window` of them at most.
+fn seen_by(position: usize, window: Option<usize>) -> Range<usize> {
+    assert!(window != Some(0), "a position sees itself");
+    let end = position + 1;
+    window.map_or(0, |window| end.saturating_sub(window))..end
+}
+
 impl Decode for Decoder {
     fn blocks(&self) -> usize {
         self.cache.count()
@@ -324,6 +352,7 @@ impl Decode for Decoder {
     }
 
     fn logits(&mut self, chunks: &[SequenceChunk<'_>]) -> Result<Vec<f32>, EngineError> {
+        assert!(self.shape.vector.is_none(), "a decoder that embeds has no logits");
         let mut buffers = std::mem::take(&mut self.buffers);
         let mut cache = std::mem::take(&mut self.cache);
         let outcome = self.pool.enter(|| self.compute(chunks, &mut buffers, &mut cache));

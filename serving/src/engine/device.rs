@@ -65,8 +65,12 @@ impl DeviceEncoder {
     /// Waits for all weights and copies them to the device.
     ///
     /// # Errors
-    /// [`EngineError`]: a tensor is missing, or has the wrong shape or type, or the device failed.
+    /// [`EngineError`]: the model is no BERT that embeds, a tensor is missing, or has the wrong shape or
+    /// type, or the device failed.
     pub fn open(shape: &EncoderShape, weights: &Weights, device: &Device) -> Result<Self, EngineError> {
+        if let Some(property) = bert::unsupported(shape) {
+            return Err(EngineError::FeatureUnsupported { feature: format!("{property} on this device") });
+        }
         let is_bare = weights.contains("embeddings.word_embeddings.weight");
         let root = if is_bare { "" } else { "bert." };
         let mut tensors = NamedTensors::new();
@@ -79,7 +83,7 @@ impl DeviceEncoder {
 }
 
 impl Encode for DeviceEncoder {
-    fn embed(&self, texts: &[Vec<u32>]) -> Result<Vec<Vec<f32>>, EngineError> {
+    fn embed(&mut self, texts: &[Vec<u32>]) -> Result<Vec<Vec<f32>>, EngineError> {
         if texts.is_empty() {
             return Ok(Vec::new());
         }

@@ -1,19 +1,27 @@
-//! BERT encoders on the CPU: token ids to one vector per text.
+//! Encoders on the CPU: token ids to one vector per text, or to one score per pair.
+//!
+//! One engine serves every family: an [`EncoderShape`] says what differs, as a whole and layer by layer.
 //!
 //! Texts of any lengths are concatenated without padding. A large batch is divided into groups of texts, one
 //! thread each, that never wait for one another; all threads compute a small batch together. Either way each
-//! text's vector is bit-identical to that of the text alone.
+//! text's result is bit-identical to that of the text alone.
 //!
 //! Tokenizing and limits on length are elsewhere (see `LoadedEngine`).
 
-use super::config::{EncoderShape, Pooling};
-use super::parameters::{Dense, Vector};
-use super::{Encode, EngineError};
+mod head;
+mod layer;
+
+use super::config::{EncoderOutput, EncoderShape, PositionTable};
+use super::decoder::rope;
+use super::parameters::Dense;
+use super::pooling::{pool_rows, reduce};
+use super::{Encode, EngineError, TokenPair};
 use crate::weights::{Weights, WeightsError};
-use kernels::attention::{HeadOffsets, attend_all};
+use head::ScoreLayers;
 use kernels::matmul::{Activation, OutputColumns, Product, copy_row, matmul};
 use kernels::pool::Parts;
 use kernels::{ComputePool, Isa, elementwise};
+use layer::{EncoderLayer, EncoderSource, Norm};
 use std::sync::Mutex;
 
 /// Tokens of a group: enough that transposing weights is 2 percent of the work. A group's activations (4 MB
@@ -22,15 +30,20 @@ const GROUP_TOKENS: usize = 256;
 /// Below this many tokens per thread, threads share each product instead of dividing the texts.
 const GROUP_TOKENS_MIN: usize = 96;
 
-/// A BERT encoder over its weights.
+/// An encoder over its weights.
 #[derive(Debug)]
 pub struct Encoder {
     shape: EncoderShape,
     token_embeddings: Dense,
-    positions: Dense,
-    types: Dense,
+    positions: Option<Dense>,
+    types: Option<Dense>,
     norm: Norm,
     layers: Vec<EncoderLayer>,
+    /// Norm after the last layer, where norms precede their parts.
+    final_norm: Option<Norm>,
+    /// Of each rotary embedding of the shape, cosines, then sines, of every position: rows of half a head.
+    ropes: Vec<(Vec<f32>, Vec<f32>)>,
+    head: Option<ScoreLayers>,
     isa: Isa,
     pool: ComputePool,
     alone: ComputePool,
@@ -38,22 +51,11 @@ pub struct Encoder {
     buffers: Mutex<Vec<EncoderBuffers>>,
 }
 
-#[derive(Debug)]
-struct Norm {
-    scale: Vector,
-    shift: Vector,
-}
-
-#[derive(Debug)]
-struct EncoderLayer {
-    query: Dense,
-    key: Dense,
-    value: Dense,
-    output: Dense,
-    attention_norm: Norm,
-    expand: Dense,
-    contract: Dense,
-    norm: Norm,
+/// The tokens of a text, or of a pair whose second text begins at `second`.
+#[derive(Debug, Clone, Copy)]
+struct EncoderText<'a> {
+    tokens: &'a [u32],
+    second: usize,
 }
 
 #[derive(Debug, Default)]
@@ -62,68 +64,56 @@ struct EncoderBuffers {
     heads: Vec<f32>,
     mixed: Vec<f32>,
     inner: Vec<f32>,
-}
-
-impl Norm {
-    fn open(weights: &Weights, prefix: &str, width: usize) -> Result<Self, WeightsError> {
-        let scale = Vector::open(weights, &format!("{prefix}.weight"), width)?;
-        let shift = Vector::open(weights, &format!("{prefix}.bias"), width)?;
-        Ok(Self { scale, shift })
-    }
-
-    fn apply(&self, isa: Isa, rows: &mut [f32], residual: &[f32], epsilon: f32) -> Result<(), WeightsError> {
-        elementwise::layer_norm(isa, rows, residual, self.scale.get()?, self.shift.get()?, epsilon);
-        Ok(())
-    }
+    /// The other half of a gated feed-forward part.
+    gate: Vec<f32>,
 }
 
 impl Encoder {
-    /// Looks up the tensors without waiting for any.
+    /// Looks up the tensors without waiting for any. `context` is the longest text that will be computed.
     ///
     /// # Errors
     /// [`EngineError`]: a tensor is missing, or has the wrong shape or type.
-    pub fn open(shape: &EncoderShape, weights: &Weights, threads: usize) -> Result<Self, EngineError> {
-        let (hidden, inner) = (shape.hidden, shape.intermediate);
-        // Checkpoints with a task head carry the encoder under `bert.`.
-        let is_bare = weights.contains("embeddings.word_embeddings.weight");
-        let root = if is_bare { "" } else { "bert." };
-        let table = |name: &str, rows: usize| {
-            Dense::open(weights, &format!("{root}embeddings.{name}_embeddings"), rows, hidden)
+    pub fn open(
+        shape: &EncoderShape,
+        weights: &Weights,
+        threads: usize,
+        context: usize,
+    ) -> Result<Self, EngineError> {
+        let source = EncoderSource::of(shape, weights);
+        let layers = (0..shape.layers.len()).map(|index| source.layer(index)).collect::<Result<_, _>>()?;
+        let width = shape.hidden / shape.heads;
+        let head = match &shape.output {
+            EncoderOutput::Vector(_) => None,
+            EncoderOutput::Score(score) => Some(ScoreLayers::open(shape, *score, &source, weights)?),
         };
-        let mut layers = Vec::with_capacity(shape.layers);
-        for index in 0..shape.layers {
-            let at = format!("{root}encoder.layer.{index}");
-            let dense = |name: &str, outputs: usize, inputs: usize| {
-                Dense::open_biased(weights, &format!("{at}.{name}"), outputs, inputs)
-            };
-            layers.push(EncoderLayer {
-                query: dense("attention.self.query", hidden, hidden)?,
-                key: dense("attention.self.key", hidden, hidden)?,
-                value: dense("attention.self.value", hidden, hidden)?,
-                output: dense("attention.output.dense", hidden, hidden)?,
-                attention_norm: Norm::open(weights, &format!("{at}.attention.output.LayerNorm"), hidden)?,
-                expand: dense("intermediate.dense", inner, hidden)?,
-                contract: dense("output.dense", hidden, inner)?,
-                norm: Norm::open(weights, &format!("{at}.output.LayerNorm"), hidden)?,
-            });
-        }
         Ok(Self {
-            shape: shape.clone(),
-            token_embeddings: table("word", shape.vocabulary)?,
-            positions: table("position", shape.positions)?,
-            types: table("token_type", shape.token_types)?,
-            norm: Norm::open(weights, &format!("{root}embeddings.LayerNorm"), hidden)?,
+            token_embeddings: source.token_embeddings()?,
+            positions: source.positions()?,
+            types: source.types()?,
+            norm: source.first_norm()?,
             layers,
+            final_norm: source.final_norm()?,
+            ropes: shape.rotaries.iter().map(|rotary| rope(rotary, width, context)).collect(),
+            head,
             isa: Isa::best(),
             pool: ComputePool::new(threads),
             alone: ComputePool::new(1),
             buffers: Mutex::default(),
+            shape: shape.clone(),
         })
     }
 
+    /// Returns the numbers of one text's result.
+    fn width(&self) -> usize {
+        match self.shape.output {
+            EncoderOutput::Vector(_) => self.shape.hidden,
+            EncoderOutput::Score(_) => 1,
+        }
+    }
+
     /// Divides the texts into consecutive groups of about equal work; one group if too few for every thread.
-    fn group(&self, texts: &[Vec<u32>]) -> Vec<std::ops::Range<usize>> {
-        let total: usize = texts.iter().map(Vec::len).sum();
+    fn group(&self, texts: &[EncoderText<'_>]) -> Vec<std::ops::Range<usize>> {
+        let total: usize = texts.iter().map(|text| text.tokens.len()).sum();
         let threads = self.pool.count();
         let is_small = threads == 1 && total <= GROUP_TOKENS || total < threads * GROUP_TOKENS_MIN;
         let groups = if is_small { 1 } else { threads * total.div_ceil(threads * GROUP_TOKENS) };
@@ -131,7 +121,7 @@ impl Encoder {
         let mut groups = Vec::new();
         let (mut start, mut tokens) = (0, 0);
         for (index, text) in texts.iter().enumerate() {
-            tokens += text.len();
+            tokens += text.tokens.len();
             if tokens >= wanted || index + 1 == texts.len() {
                 groups.push(start..index + 1);
                 (start, tokens) = (index + 1, 0);
@@ -140,138 +130,171 @@ impl Encoder {
         groups
     }
 
-    fn embed_group(
+    /// Computes the results of all texts, one after another.
+    fn compute(&self, texts: &[EncoderText<'_>]) -> Result<Vec<f32>, WeightsError> {
+        let width = self.width();
+        let mut results = vec![0.0; texts.len() * width];
+        let groups = self.group(texts);
+        let failure = Mutex::new(None);
+        let parts = Parts::new(&mut results);
+        self.pool.enter(|| {
+            let inner = if groups.len() > 1 { &self.alone } else { &self.pool };
+            self.pool.each(groups.len(), |index| {
+                let group = groups[index].clone();
+                // SAFETY: groups are disjoint ranges of texts, so these are disjoint ranges of results.
+                let part = unsafe { parts.part(group.start * width..group.end * width) };
+                if let Err(error) = self.compute_group(&texts[group], inner, part) {
+                    *failure.lock().expect("no task panics while it holds this") = Some(error);
+                }
+            });
+        });
+        match failure.into_inner().expect("no task panics while it holds this") {
+            Some(error) => Err(error),
+            None => Ok(results),
+        }
+    }
+
+    fn compute_group(
         &self,
-        texts: &[Vec<u32>],
+        texts: &[EncoderText<'_>],
         pool: &ComputePool,
-        vectors: &mut [f32],
+        results: &mut [f32],
     ) -> Result<(), WeightsError> {
         let taken = self.buffers.lock().expect("no task panics while it holds this").pop();
         let mut buffers = taken.unwrap_or_default();
-        let tokens: usize = texts.iter().map(Vec::len).sum();
+        let tokens: usize = texts.iter().map(|text| text.tokens.len()).sum();
         buffers.resize(tokens, &self.shape);
         self.embed_tokens(texts, &mut buffers)?;
-        for layer in &self.layers {
-            self.run_layer(layer, texts, pool, &mut buffers)?;
+        for index in 0..self.layers.len() {
+            self.run_layer(index, texts, pool, &mut buffers)?;
         }
-        let hidden = self.shape.hidden;
-        let mut first = 0;
-        for (text, vector) in texts.iter().zip(vectors.chunks_exact_mut(hidden)) {
-            let rows = &buffers.states[first * hidden..(first + text.len()) * hidden];
-            match self.shape.pooling {
-                Pooling::Mean => elementwise::mean_rows(self.isa, rows, vector),
-                Pooling::First => vector.copy_from_slice(&rows[..hidden]),
-            }
-            if self.shape.normalize {
-                elementwise::normalize(self.isa, vector);
-            }
-            first += text.len();
+        if let Some(norm) = &self.final_norm {
+            norm.apply(self.isa, &mut buffers.states, &[], self.shape.norm_epsilon)?;
         }
+        self.finish(texts, pool, &buffers.states, results)?;
         self.buffers.lock().expect("no task panics while it holds this").push(buffers);
         Ok(())
     }
 
-    fn embed_tokens(&self, texts: &[Vec<u32>], buffers: &mut EncoderBuffers) -> Result<(), WeightsError> {
-        let (token_embeddings, positions) = (self.token_embeddings.matrix()?, self.positions.matrix()?);
+    /// Turns the last states of texts into their results.
+    fn finish(
+        &self,
+        texts: &[EncoderText<'_>],
+        pool: &ComputePool,
+        states: &[f32],
+        results: &mut [f32],
+    ) -> Result<(), WeightsError> {
         let hidden = self.shape.hidden;
-        let mut kind = vec![0.0; hidden];
-        copy_row(&self.types.matrix()?, 0, &mut kind);
+        let each = |vectors: &mut [f32], reduce: &dyn Fn(&[f32], &mut [f32])| {
+            let mut first = 0;
+            for (text, vector) in texts.iter().zip(vectors.chunks_exact_mut(hidden)) {
+                let last = first + text.tokens.len();
+                reduce(&states[first * hidden..last * hidden], vector);
+                first = last;
+            }
+        };
+        match (&self.shape.output, &self.head) {
+            (EncoderOutput::Vector(shape), _) => {
+                each(results, &|rows, vector| reduce(self.isa, *shape, rows, vector));
+                Ok(())
+            }
+            (EncoderOutput::Score(score), Some(head)) => {
+                let mut pooled = vec![0.0; texts.len() * hidden];
+                each(&mut pooled, &|rows, vector| pool_rows(self.isa, score.pooling, rows, vector));
+                self.score_rows(head, *score, pool, &pooled, results)
+            }
+            (EncoderOutput::Score(_), None) => unreachable!("a cross-encoder is opened with its head"),
+        }
+    }
+
+    /// Computes the states before the first layer.
+    fn embed_tokens(
+        &self,
+        texts: &[EncoderText<'_>],
+        buffers: &mut EncoderBuffers,
+    ) -> Result<(), WeightsError> {
+        let token_embeddings = self.token_embeddings.matrix()?;
+        let positions = self.positions.as_ref().map(Dense::matrix).transpose()?;
+        let kinds = self.kinds()?;
+        let hidden = self.shape.hidden;
         let mut position_row = vec![0.0; hidden];
         let mut rows = buffers.states.chunks_exact_mut(hidden);
         for text in texts {
-            for ((position, token), row) in text.iter().enumerate().zip(&mut rows) {
+            let places = self.shape.positions.map(|table| places(&table, text.tokens)).unwrap_or_default();
+            for ((index, token), row) in text.tokens.iter().enumerate().zip(&mut rows) {
                 copy_row(&token_embeddings, *token as usize, row);
-                copy_row(&positions, position, &mut position_row);
-                elementwise::add(self.isa, row, &kind);
-                elementwise::add(self.isa, row, &position_row);
+                if let Some([first, second]) = &kinds {
+                    elementwise::add(self.isa, row, if index < text.second { first } else { second });
+                }
+                if let Some(positions) = &positions {
+                    copy_row(positions, places[index], &mut position_row);
+                    elementwise::add(self.isa, row, &position_row);
+                }
             }
         }
         self.norm.apply(self.isa, &mut buffers.states, &[], self.shape.norm_epsilon)
     }
 
-    fn run_layer(
-        &self,
-        layer: &EncoderLayer,
-        texts: &[Vec<u32>],
-        pool: &ComputePool,
-        buffers: &mut EncoderBuffers,
-    ) -> Result<(), WeightsError> {
-        let (isa, hidden, epsilon) = (self.isa, self.shape.hidden, self.shape.norm_epsilon);
-        let EncoderBuffers { states, heads, mixed, inner } = buffers;
-        let tokens = states.len() / hidden;
-        let dense = |dense: &Dense, input: &[f32], activation, values: &mut [f32], stride, offset| {
-            let (weight, bias) = (dense.matrix()?, dense.bias()?);
-            let product = Product { input, rows: tokens, weight, bias, activation };
-            matmul(isa, pool, &product, OutputColumns { values, stride, offset });
-            Ok::<(), WeightsError>(())
+    /// Returns the rows of the token types of the first and the second text of a pair.
+    fn kinds(&self) -> Result<Option<[Vec<f32>; 2]>, WeightsError> {
+        let Some(types) = &self.types else { return Ok(None) };
+        let types = types.matrix()?;
+        let row = |index: usize| {
+            let mut row = vec![0.0; self.shape.hidden];
+            copy_row(&types, index, &mut row);
+            row
         };
-        for (index, part) in [&layer.query, &layer.key, &layer.value].into_iter().enumerate() {
-            dense(part, states, Activation::None, heads, 3 * hidden, index * hidden)?;
-        }
-        self.serve_worker(texts, heads, mixed, pool);
-        // The heads' activations are no longer needed; the projection reuses their buffer.
-        let projected = &mut heads[..tokens * hidden];
-        dense(&layer.output, mixed, Activation::None, projected, hidden, 0)?;
-        layer.attention_norm.apply(isa, projected, states, epsilon)?;
-        dense(&layer.expand, projected, Activation::Gelu, inner, self.shape.intermediate, 0)?;
-        dense(&layer.contract, inner, Activation::None, states, hidden, 0)?;
-        layer.norm.apply(isa, states, projected, epsilon)
+        let is_typed = self.shape.has_typed_pairs && self.shape.token_types > 1;
+        Ok(Some([row(0), row(usize::from(is_typed))]))
     }
 
-    /// Computes attention of every head over every text.
-    fn serve_worker(&self, texts: &[Vec<u32>], heads: &[f32], mixed: &mut [f32], pool: &ComputePool) {
-        let (hidden, count) = (self.shape.hidden, self.shape.heads);
-        let width = hidden / count;
-        let mut starts = Vec::with_capacity(texts.len());
-        let mut first = 0;
-        for text in texts {
-            starts.push(first);
-            first += text.len();
-        }
-        let mixed = Parts::new(mixed);
-        pool.each(texts.len() * count, |task| {
-            let (text, head) = (task / count, task % count);
-            let rows = &heads[starts[text] * 3 * hidden..(starts[text] + texts[text].len()) * 3 * hidden];
-            let query = head * width;
-            let offsets = HeadOffsets {
-                stride: 3 * hidden,
-                query,
-                key: hidden + query,
-                value: 2 * hidden + query,
-                width,
-            };
-            attend_all(self.isa, rows, offsets, |position, result| {
-                let at = (starts[text] + position) * hidden + query;
-                // SAFETY: this head's columns of this text's rows belong to this task alone.
-                unsafe { mixed.part(at..at + width) }.copy_from_slice(result);
-            });
-        });
+    /// Computes the product of the rows of `input` and a matrix, with its bias.
+    fn product(
+        &self,
+        dense: &Dense,
+        pool: &ComputePool,
+        input: &[f32],
+        activation: Activation,
+        target: OutputColumns<'_>,
+    ) -> Result<(), WeightsError> {
+        let (weight, bias) = (dense.matrix()?, dense.bias()?);
+        let rows = input.len() / weight.inputs;
+        matmul(self.isa, pool, &Product { input, rows, weight, bias, activation }, target);
+        Ok(())
     }
 }
 
-impl Encode for Encoder {
-    /// Computes one vector per text; every text has 1 to `positions` tokens below the vocabulary.
-    fn embed(&self, texts: &[Vec<u32>]) -> Result<Vec<Vec<f32>>, EngineError> {
-        let hidden = self.shape.hidden;
-        let mut vectors = vec![0.0; texts.len() * hidden];
-        let groups = self.group(texts);
-        let failure = Mutex::new(None);
-        let parts = Parts::new(&mut vectors);
-        self.pool.enter(|| {
-            let inner = if groups.len() > 1 { &self.alone } else { &self.pool };
-            self.pool.each(groups.len(), |index| {
-                let group = groups[index].clone();
-                // SAFETY: groups are disjoint ranges of texts, so these are disjoint ranges of vectors.
-                let part = unsafe { parts.part(group.start * hidden..group.end * hidden) };
-                if let Err(error) = self.embed_group(&texts[group], inner, part) {
-                    *failure.lock().expect("no task panics while it holds this") = Some(error);
-                }
-            });
-        });
-        if let Some(error) = failure.into_inner().expect("no task panics while it holds this") {
-            return Err(error.into());
+/// Returns the rows of a text's tokens in the table of positions.
+fn places(table: &PositionTable, tokens: &[u32]) -> Vec<usize> {
+    let mut next = table.padding.map_or(0, |padding| padding as usize + 1);
+    let place = |token: &u32| {
+        if Some(*token) == table.padding {
+            return *token as usize;
         }
-        Ok(vectors.chunks_exact(hidden).map(<[f32]>::to_vec).collect())
+        next += 1;
+        next - 1
+    };
+    let places: Vec<usize> = tokens.iter().map(place).collect();
+    assert!(places.iter().all(|place| *place < table.rows), "the context fits the table");
+    places
+}
+
+impl Encode for Encoder {
+    /// Computes one vector per text; every text has 1 token to the context's, all below the vocabulary.
+    fn embed(&mut self, texts: &[Vec<u32>]) -> Result<Vec<Vec<f32>>, EngineError> {
+        assert!(self.head.is_none(), "a cross-encoder makes no vectors");
+        let texts: Vec<EncoderText<'_>> =
+            texts.iter().map(|tokens| EncoderText { tokens, second: tokens.len() }).collect();
+        let vectors = self.compute(&texts)?;
+        Ok(vectors.chunks_exact(self.shape.hidden).map(<[f32]>::to_vec).collect())
+    }
+
+    /// Computes one score per pair; see [`Self::embed`] for the tokens.
+    fn score(&mut self, pairs: &[TokenPair]) -> Result<Vec<f32>, EngineError> {
+        assert!(self.head.is_some(), "an encoder without a head makes no scores");
+        let texts: Vec<EncoderText<'_>> =
+            pairs.iter().map(|pair| EncoderText { tokens: &pair.tokens, second: pair.second }).collect();
+        Ok(self.compute(&texts)?)
     }
 }
 
@@ -281,5 +304,22 @@ impl EncoderBuffers {
         self.heads.resize(tokens * 3 * shape.hidden, 0.0);
         self.mixed.resize(tokens * shape.hidden, 0.0);
         self.inner.resize(tokens * shape.intermediate, 0.0);
+        if shape.is_gated {
+            self.gate.resize(tokens * shape.intermediate, 0.0);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn positions_follow_the_padding_token_which_has_its_own_row() {
+        let bert = PositionTable { rows: 4, padding: None };
+        assert_eq!(places(&bert, &[7, 0, 1, 9]), [0, 1, 2, 3]);
+        let roberta = PositionTable { rows: 6, padding: Some(1) };
+        assert_eq!(places(&roberta, &[7, 0, 5, 9]), [2, 3, 4, 5]);
+        assert_eq!(places(&roberta, &[7, 1, 5, 1, 9]), [2, 1, 3, 1, 4]);
     }
 }

@@ -1,11 +1,13 @@
 //! A simulated engine without a model, for tests of the code around engines.
 //!
-//! Its text is bytes. A decoder repeats the last line of its prompt and ends; an encoder counts bytes. Both
-//! are functions of their input alone, so tests can state the expected answer. A decoder's cache holds tokens
-//! in place of keys and values: an answer shows it when a sequence has another's blocks.
+//! Its text is bytes. A decoder repeats the last line of its prompt and ends; an encoder counts bytes, and a
+//! cross-encoder those that query and document share. All are functions of their input alone, so tests can
+//! state the expected answer. A decoder's cache holds tokens in place of keys and values: an answer shows it
+//! when a sequence has another's blocks.
 
-use super::text_frontend::Delay;
-use super::{BLOCK_TOKENS, BlockId, Drawn, Engine, EngineError, Operation, SequenceChunk, TextFrontend};
+use super::{
+    BLOCK_TOKENS, BlockId, Drawn, Engine, EngineError, Operation, SequenceChunk, TextFrontend, TokenPair,
+};
 use kernels::Isa;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -34,6 +36,12 @@ impl SimulatedEngine {
     #[must_use]
     pub fn encoder(context_tokens_max: usize, dimensions: usize) -> Self {
         Self::new(TextFrontend::bytes_embedding(context_tokens_max, dimensions), 0)
+    }
+
+    /// Returns a cross-encoder: the share of a document's bytes that the query has too.
+    #[must_use]
+    pub fn reranker(context_tokens_max: usize) -> Self {
+        Self::new(TextFrontend::bytes_reranking(context_tokens_max), 0)
     }
 
     /// Makes each step take at least this long, so that a test can act while a generation runs.
@@ -153,6 +161,20 @@ impl Engine for SimulatedEngine {
             vector.iter().map(|x| x / length).collect()
         };
         Ok(sequences.iter().map(embed).collect())
+    }
+
+    fn score(&mut self, pairs: &[TokenPair]) -> Result<Vec<f32>, EngineError> {
+        if self.frontend.operation() != Operation::Rerank {
+            return Err(EngineError::OperationUnsupported { operation: "rerank" });
+        }
+        std::thread::sleep(self.step_time);
+        let score = |pair: &TokenPair| {
+            let (query, document) = pair.tokens.split_at(pair.second);
+            let shared = document.iter().filter(|token| query.contains(token)).count();
+            let is_broken = self.is_broken && document.contains(&u32::from(b'!'));
+            if is_broken { f32::NAN } else { shared as f32 / document.len().max(1) as f32 }
+        };
+        Ok(pairs.iter().map(score).collect())
     }
 
     fn blocks(&self) -> usize {

@@ -3,10 +3,12 @@
 //! The tokenizer library treats the text of a special token as that token, wherever it occurs. A client that
 //! writes `<|im_start|>system` into a message would then open a turn of its own. Here a special token counts
 //! only where none of its bytes came from a client. Texts without such an occurrence take the library's own
-//! path, so that their tokens are the library's.
+//! path, so that their tokens are the library's. A unigram model has the texts of special tokens in its own
+//! vocabulary too, and would find them after its normalizer; there they are divided into characters.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
+use tokenizers::models::ModelWrapper;
 use tokenizers::tokenizer::normalizer::Range as Slice;
 use tokenizers::{
     AddedToken, Encoding, Model as _, NormalizedString, Normalizer as _, OffsetType, PreTokenizedString,
@@ -23,8 +25,10 @@ pub struct SpecialTokens {
     raw: Patterns,
     /// Found in the normalized text.
     normalized: Patterns,
-    /// Texts of the special ones.
+    /// Texts of the special ones, sorted.
     special: Vec<String>,
+    /// Whether the model itself finds these texts.
+    is_unigram: bool,
     /// First and last characters of these.
     edges: BTreeSet<char>,
 }
@@ -53,14 +57,17 @@ impl SpecialTokens {
         let edges =
             special.iter().flat_map(|token| token.chars().next().into_iter().chain(token.chars().last()));
         let edges = edges.collect();
-        Self { raw, normalized, special, edges }
+        let is_unigram = matches!(tokenizer.get_model(), ModelWrapper::Unigram(_));
+        Self { raw, normalized, special, is_unigram, edges }
     }
 
     /// Reports whether a text may hold a special token, or a part of one that its surroundings complete.
     #[must_use]
     pub fn may_be_in(&self, text: &str) -> bool {
         // Normalization can turn other characters into those of a token.
-        self.normalized.has_special() || text.chars().any(|character| self.edges.contains(&character))
+        self.is_unigram
+            || self.normalized.has_special()
+            || text.chars().any(|character| self.edges.contains(&character))
     }
 
     /// Reports whether a text holds a whole special token.
@@ -106,14 +113,46 @@ impl SpecialTokens {
         if let Some(pre_tokenizer) = tokenizer.get_pre_tokenizer() {
             pre_tokenizer.pre_tokenize(&mut pieces)?;
         }
-        pieces.tokenize(|piece| tokenizer.get_model().tokenize(piece.get()))?;
+        pieces.tokenize(|piece| self.tokenize_text(tokenizer, piece.get()))?;
         tokenizer.post_process(pieces.into_encoding(None, 0, OffsetType::None)?, None, special)
+    }
+
+    /// Tokenizes a piece without special tokens by the model. One that a unigram model finds nevertheless is
+    /// divided into its characters.
+    fn tokenize_text(&self, tokenizer: &Tokenizer, text: &str) -> tokenizers::Result<Vec<Token>> {
+        let model = tokenizer.get_model();
+        let found = model.tokenize(text)?;
+        let is_special = |token: &Token| {
+            let written = &text[token.offsets.0..token.offsets.1];
+            self.special.binary_search_by(|special| special.as_str().cmp(written)).is_ok()
+        };
+        if !self.is_unigram || !found.iter().any(is_special) {
+            return Ok(found);
+        }
+        let mut tokens = Vec::with_capacity(found.len());
+        for token in found {
+            if !is_special(&token) {
+                tokens.push(token);
+                continue;
+            }
+            let start = token.offsets.0;
+            for (at, character) in text[start..token.offsets.1].char_indices() {
+                let offsets = (start + at, start + at + character.len_utf8());
+                let parts = model.tokenize(&text[offsets.0..offsets.1])?;
+                tokens.extend(parts.into_iter().map(|part| Token::new(part.id, part.value, offsets)));
+            }
+        }
+        Ok(tokens)
     }
 
     /// Reports whether the library would find a special token that has a byte within `untrusted`.
     fn is_written_in(&self, text: &str, untrusted: &[Range<usize>]) -> bool {
         if untrusted.is_empty() {
             return false;
+        }
+        // Its normalizer can write any of them, from other characters.
+        if self.is_unigram {
+            return true;
         }
         let is_foreign = |found: &FoundToken<'_>| {
             let range = found.start..found.start + found.pattern.text.len();

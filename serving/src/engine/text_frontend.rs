@@ -6,7 +6,7 @@
 //! is rejected before it is tokenized. A tokenizer needs hundreds of bytes of memory for each byte of text.
 
 use super::chat::{ChatTemplate, Conversation};
-use super::config::{self, ModelConfig, Shape};
+use super::config::{self, EncoderOutput, ModelConfig, Shape};
 use super::matryoshka::Matryoshka;
 use super::special_tokens::SpecialTokens;
 use super::{EngineError, EngineOptions, Operation};
@@ -15,7 +15,9 @@ use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::LazyLock;
-use tokenizers::Tokenizer;
+use tokenizers::{Encoding, Tokenizer};
+
+mod pairs;
 
 /// Memory of a tokenizer per byte of text: 250 bytes were measured with megabytes of English.
 const TOKENIZER_BYTES_PER_BYTE: usize = 320;
@@ -110,10 +112,14 @@ impl TextFrontend {
                 reason: format!("{known} tokens, but the model knows {}", config.vocabulary),
             });
         }
-        let (operation, dimensions) = match &config.shape {
-            Shape::Encoder(shape) => (Operation::Embed, Some(Matryoshka::read(files, shape.hidden)?)),
-            Shape::Decoder(_) => (Operation::Generate, None),
-        };
+        let (operation, width) = operation_of(&config.shape);
+        if operation == Operation::Rerank && tokenizer.get_post_processor().is_none() {
+            return Err(EngineError::ConfigInvalid {
+                path: path.to_owned(),
+                reason: "no `post_processor`, which joins a query and a document".to_owned(),
+            });
+        }
+        let dimensions = width.map(|width| Matryoshka::read(files, width)).transpose()?;
         let template = read_template(files)?;
         let limit = options.context_tokens_max.unwrap_or(usize::MAX);
         let context_tokens_max = config.context_tokens_max.min(limit);
@@ -159,6 +165,17 @@ impl TextFrontend {
         Self { operation: Operation::Embed, dimensions, ..Self::bytes(context_tokens_max) }
     }
 
+    /// Returns the same byte tokenizer for a cross-encoder: the end token is between query and document, and
+    /// the document has the second type.
+    #[must_use]
+    pub fn bytes_reranking(context_tokens_max: usize) -> Self {
+        let mut json = byte_tokenizer_json(&["<|end|>"]);
+        json["post_processor"] = pair_template("<|end|>", 256);
+        let tokenizer = Tokenizer::from_bytes(json.to_string()).expect("the literal is a valid tokenizer");
+        let special = SpecialTokens::of(&tokenizer);
+        Self { operation: Operation::Rerank, special, tokenizer, ..Self::bytes(context_tokens_max) }
+    }
+
     /// Returns this frontend with a tokenizer that calls `delay` first.
     pub(super) fn delayed(self, delay: Delay) -> Self {
         Self { delay: Some(delay), ..self }
@@ -189,13 +206,13 @@ impl TextFrontend {
         self.vocabulary
     }
 
-    /// Returns the length of an embedding; `None` for a decoder.
+    /// Returns the length of an embedding; `None` for a model that does not embed.
     #[must_use]
     pub fn dimensions(&self) -> Option<usize> {
         self.dimensions.as_ref().map(Matryoshka::own)
     }
 
-    /// Returns the lengths to which an embedding may be shortened; `None` for a decoder.
+    /// Returns the lengths to which an embedding may be shortened; `None` for a model that does not embed.
     #[must_use]
     pub fn lengths(&self) -> Option<&Matryoshka> {
         self.dimensions.as_ref()
@@ -229,15 +246,22 @@ impl TextFrontend {
         untrusted: &[Range<usize>],
         special: bool,
     ) -> Result<Vec<u32>, EngineError> {
+        Ok(self.encoding(text, untrusted, special)?.get_ids().to_vec())
+    }
+
+    fn encoding(
+        &self,
+        text: &str,
+        untrusted: &[Range<usize>],
+        special: bool,
+    ) -> Result<Encoding, EngineError> {
         self.check_bytes(text.len())?;
         if let Some(Delay(delay)) = &self.delay {
             delay(text);
         }
-        let encoding = self
-            .special
+        self.special
             .encode(&self.tokenizer, text, untrusted, special)
-            .map_err(|error| EngineError::Tokenize { reason: error.to_string() })?;
-        Ok(encoding.get_ids().to_vec())
+            .map_err(|error| EngineError::Tokenize { reason: error.to_string() })
     }
 
     /// Tokenizes a prompt and rejects one that exceeds the context. Its special tokens count: who sends a
@@ -314,6 +338,18 @@ impl TextFrontend {
             return Ok(());
         }
         Err(EngineError::ContextExceeded { tokens, context_tokens_max: self.context_tokens_max })
+    }
+}
+
+/// Returns the operation of a model, and the length of its vectors if it embeds.
+fn operation_of(shape: &Shape) -> (Operation, Option<usize>) {
+    match shape {
+        Shape::Encoder(shape) => match shape.output {
+            EncoderOutput::Vector(_) => (Operation::Embed, Some(shape.hidden)),
+            EncoderOutput::Score(_) => (Operation::Rerank, None),
+        },
+        Shape::Decoder(shape) if shape.vector.is_some() => (Operation::Embed, Some(shape.hidden)),
+        Shape::Decoder(_) => (Operation::Generate, None),
     }
 }
 
@@ -405,6 +441,18 @@ pub fn byte_tokenizer_json(special: &[&str]) -> serde_json::Value {
         "model": { "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
             "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "vocab": vocabulary,
             "merges": [] }
+    })
+}
+
+/// Returns the `post_processor` of a tokenizer that puts this special token between the texts of a pair.
+#[must_use]
+pub fn pair_template(between: &str, id: u32) -> serde_json::Value {
+    let text = |name: &str, kind: u32| serde_json::json!({ "Sequence": { "id": name, "type_id": kind } });
+    let special = serde_json::json!({ "SpecialToken": { "id": between, "type_id": 0 } });
+    let token = serde_json::json!({ "id": between, "ids": [id], "tokens": [between] });
+    serde_json::json!({
+        "type": "TemplateProcessing", "single": [text("A", 0)],
+        "pair": [text("A", 0), special, text("B", 1)], "special_tokens": { between: token }
     })
 }
 

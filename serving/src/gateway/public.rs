@@ -37,6 +37,7 @@ pub(super) fn router(gateway: Arc<Gateway>) -> Router {
             Endpoint::Embeddings.path(),
             post(|state, request| infer(state, Endpoint::Embeddings, request)),
         )
+        .route(Endpoint::Rerank.path(), post(|state, request| infer(state, Endpoint::Rerank, request)))
         .route(Endpoint::Tokenize.path(), post(|state, request| infer(state, Endpoint::Tokenize, request)))
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
@@ -229,13 +230,18 @@ fn services<'t>(
     if all.is_empty() {
         return Err(ApiError::model_not_found(model));
     }
-    let wanted = if endpoint == Endpoint::Embeddings { Task::Embed } else { Task::Generate };
+    let wanted = match endpoint {
+        Endpoint::Embeddings => Task::Embed,
+        Endpoint::Rerank => Task::Rerank,
+        Endpoint::Chat | Endpoint::Completions | Endpoint::Tokenize => Task::Generate,
+    };
+    let first = all[0].task;
     let fit: Vec<&RoutedService> = all.into_iter().filter(|service| service.task == wanted).collect();
     if fit.is_empty() {
-        let other = if wanted == Task::Embed {
-            "generates text: use /v1/chat/completions"
-        } else {
-            "embeds text: use /v1/embeddings"
+        let other = match first {
+            Task::Generate => "generates text: use /v1/chat/completions",
+            Task::Embed => "embeds text: use /v1/embeddings",
+            Task::Rerank => "scores documents: use /v1/rerank",
         };
         return Err(ApiError::field(
             code::OPERATION_UNSUPPORTED,

@@ -1,4 +1,5 @@
-//! Request parsing: OpenAI's embeddings, chat completions and completions, read field by field.
+//! Request parsing: OpenAI's embeddings, chat completions and completions, and requests to rerank, read field
+//! by field.
 //!
 //! A field that is unknown, or known and not supported, is an error that names it; it is never ignored.
 //! Fields that clients send by default are accepted with a value that has no effect.
@@ -15,6 +16,9 @@ use serde_json::Value;
 
 mod message;
 mod options;
+mod rerank;
+
+pub use rerank::Rerank;
 
 /// Longest model name, in bytes: valid names have at most 63; a longer one is not found, but repeated in the
 /// error.
@@ -27,7 +31,7 @@ const STOPS_MAX: usize = 4;
 const STOP_BYTES_MAX: usize = 256;
 /// Maximum answers of one request: of all its prompts together. OpenAI's limit on `n`.
 const CHOICES_MAX: usize = 128;
-/// Maximum inputs of one embedding request, as in OpenAI's API.
+/// Maximum inputs of one embedding request, as in OpenAI's API, and documents of one request to rerank.
 const INPUTS_MAX: usize = 2048;
 /// Above the length of every model's vectors; the model's own decides.
 const DIMENSIONS_MAX: u64 = 1 << 20;
@@ -45,13 +49,16 @@ pub enum Endpoint {
     Completions,
     /// `/v1/embeddings`.
     Embeddings,
+    /// `/v1/rerank`.
+    Rerank,
     /// `/tokenize`, as vLLM has it.
     Tokenize,
 }
 
 impl Endpoint {
     /// All endpoints.
-    pub const ALL: [Self; 4] = [Self::Chat, Self::Completions, Self::Embeddings, Self::Tokenize];
+    pub const ALL: [Self; 5] =
+        [Self::Chat, Self::Completions, Self::Embeddings, Self::Rerank, Self::Tokenize];
 
     /// Returns the path of the endpoint.
     #[must_use]
@@ -60,17 +67,19 @@ impl Endpoint {
             Self::Chat => "/v1/chat/completions",
             Self::Completions => "/v1/completions",
             Self::Embeddings => "/v1/embeddings",
+            Self::Rerank => "/v1/rerank",
             Self::Tokenize => "/tokenize",
         }
     }
 
-    /// Returns OpenTelemetry's `gen_ai.operation.name`.
+    /// Returns OpenTelemetry's `gen_ai.operation.name`, which has none of its own for the last two.
     #[must_use]
     pub fn operation(self) -> &'static str {
         match self {
             Self::Chat => "chat",
             Self::Completions => "text_completion",
             Self::Embeddings => "embeddings",
+            Self::Rerank => "rerank",
             Self::Tokenize => "tokenize",
         }
     }
@@ -82,6 +91,7 @@ impl Endpoint {
             Self::Chat => "messages",
             Self::Completions | Self::Tokenize => "prompt",
             Self::Embeddings => "input",
+            Self::Rerank => "documents",
         }
     }
 }
@@ -93,6 +103,8 @@ pub enum InferenceRequest {
     Generate(Generate),
     /// Text to embedding vectors.
     Embed(Embed),
+    /// A query and documents to scores.
+    Rerank(Rerank),
     /// A prompt to its tokens.
     Tokenize(Tokenize),
 }
@@ -184,6 +196,7 @@ impl InferenceRequest {
             Endpoint::Chat => parse_chat(fields).map(Self::Generate),
             Endpoint::Completions => parse_completion(fields).map(Self::Generate),
             Endpoint::Embeddings => parse_embedding(fields).map(Self::Embed),
+            Endpoint::Rerank => rerank::parse(fields).map(Self::Rerank),
             Endpoint::Tokenize => parse_tokenize(fields).map(Self::Tokenize),
         }
     }
@@ -194,6 +207,7 @@ impl InferenceRequest {
         match self {
             Self::Generate(generate) => &generate.model,
             Self::Embed(embed) => &embed.model,
+            Self::Rerank(rerank) => &rerank.model,
             Self::Tokenize(tokenize) => &tokenize.model,
         }
     }

@@ -29,7 +29,7 @@ pub struct Label {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Usage {
     pub prompt_tokens: usize,
-    /// Tokens generated; absent for embeddings.
+    /// Tokens generated; absent for embeddings and scores.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub completion_tokens: Option<usize>,
     /// Sum of both.
@@ -44,7 +44,7 @@ impl Usage {
         Self { prompt_tokens, completion_tokens: Some(completion_tokens), total_tokens }
     }
 
-    /// Returns the usage of an embedding.
+    /// Returns the usage of an embedding or a reranking.
     #[must_use]
     pub fn embedded(prompt_tokens: usize) -> Self {
         Self { prompt_tokens, completion_tokens: None, total_tokens: prompt_tokens }
@@ -283,7 +283,7 @@ pub fn model(name: &str, context: Option<usize>) -> Bytes {
     json(&ModelObject::new((name, context)))
 }
 
-fn json<T: Serialize>(value: &T) -> Bytes {
+pub(super) fn json<T: Serialize>(value: &T) -> Bytes {
     Bytes::from(serde_json::to_vec(value).expect("these types have text keys and finite numbers"))
 }
 

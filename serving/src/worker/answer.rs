@@ -9,11 +9,12 @@ use super::streaming::{StreamedChoice, Streaming};
 use crate::batcher::{BatchError, Caller, GenerateRequest, Priority, Prompt, Tenant};
 use crate::engine::logits::LogitRules;
 use crate::engine::matryoshka::shorten;
-use crate::memory::{Charge, REQUEST_BYTES_MIN};
+use crate::memory::{Charge, ChargedBody, REQUEST_BYTES_MIN};
 use crate::openai::{
-    self, ApiError, Delivery, Embed, Endpoint, Generate, InferenceRequest, Label, Tokenize, Usage,
+    self, ApiError, Delivery, Embed, Endpoint, Generate, InferenceRequest, Label, Rerank, Tokenize, Usage,
 };
 use axum::Router;
+use axum::body::Body;
 use axum::extract::State;
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
@@ -52,6 +53,7 @@ pub(super) fn router(service: Arc<WorkerService>) -> Router {
             Endpoint::Embeddings.path(),
             post(|state, request| answer(state, Endpoint::Embeddings, request)),
         )
+        .route(Endpoint::Rerank.path(), post(|state, request| answer(state, Endpoint::Rerank, request)))
         .route(Endpoint::Tokenize.path(), post(|state, request| answer(state, Endpoint::Tokenize, request)))
         .route_layer(from_fn_with_state(service.clone(), count_until_sent))
         .route("/worker/v1/load", get(load))
@@ -105,6 +107,7 @@ async fn answer(
     }
     match request {
         InferenceRequest::Embed(embed) => answer_embed(&service, embed, charge).await,
+        InferenceRequest::Rerank(rerank) => answer_rerank(&service, rerank, charge).await,
         InferenceRequest::Tokenize(tokenize) => answer_tokenize(&service, tokenize, charge).await,
         InferenceRequest::Generate(generate) => {
             let caller = caller(&service, &head.headers);
@@ -152,6 +155,32 @@ async fn answer_embed(
     let usage = Usage::embedded(embeddings.prompt_tokens);
     let mut response = json(openai::embeddings(&embed.model, embeddings.vectors, embed.encoding, usage));
     response.headers_mut().insert(PROMPT_TOKENS, HeaderValue::from(embeddings.prompt_tokens));
+    Ok(response)
+}
+
+async fn answer_rerank(
+    service: &WorkerService,
+    rerank: Rerank,
+    charge: Charge<()>,
+) -> Result<Response, ApiError> {
+    let started = Instant::now();
+    let refused = |error: BatchError| ApiError::from_batch(&error, Endpoint::Rerank.input());
+    let Rerank { model, query, documents, top_n, with_documents } = rerank;
+    let documents: Arc<[String]> = documents.into();
+    let queued = service.batcher()?.rerank(query, documents.clone()).await.map_err(refused)?;
+    // An answer that repeats the documents is as large as its request, and charged as that was.
+    let kept = with_documents.then_some((documents, charge));
+    let scores = queued.computed().await.map_err(refused)?;
+    service.record_first_token(started.elapsed());
+    let id = format!("rerank-{:016x}", random_number());
+    let usage = Usage::embedded(scores.prompt_tokens);
+    let repeated = kept.as_ref().map(|(documents, _)| &documents[..]);
+    let body = openai::rerank((&id, &model), &scores.scores, repeated, top_n, usage);
+    let mut response = json(body.clone());
+    if let Some((_, charge)) = kept {
+        *response.body_mut() = Body::new(ChargedBody::new(body, charge));
+    }
+    response.headers_mut().insert(PROMPT_TOKENS, HeaderValue::from(scores.prompt_tokens));
     Ok(response)
 }
 

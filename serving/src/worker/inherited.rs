@@ -195,11 +195,20 @@ fn file_range(file: &protocol::model::ModelFile) -> FileRange {
 
 /// Checks that the model supports the task it was deployed for.
 pub(crate) fn check_task(task: Task, operation: Operation) -> anyhow::Result<()> {
-    match (task, operation) {
-        (Task::Embed, Operation::Embed) | (Task::Generate, Operation::Generate) => Ok(()),
-        (Task::Embed, Operation::Generate) => bail!("this model generates text; the task is `embed`"),
-        (Task::Generate, Operation::Embed) => bail!("this model embeds text; the task is `generate`"),
+    let (own, does) = match operation {
+        Operation::Embed => (Task::Embed, "embeds text"),
+        Operation::Generate => (Task::Generate, "generates text"),
+        Operation::Rerank => (Task::Rerank, "scores documents"),
+    };
+    if task == own {
+        return Ok(());
     }
+    let name = match task {
+        Task::Embed => "embed",
+        Task::Generate => "generate",
+        Task::Rerank => "rerank",
+    };
+    bail!("this model {does}; the task is `{name}`")
 }
 
 /// Writes one line each second. An absent or slow reader loses lines; it never delays the worker.

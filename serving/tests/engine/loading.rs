@@ -31,7 +31,7 @@ fn wrong_configurations_are_refused_by_name() {
             "architectures",
             json!(["PhiForCausalLM"]),
             "model-architecture-unknown",
-            "PhiForCausalLM is not known; known: BertModel, LlamaForCausalLM, MistralForCausalLM, ",
+            "PhiForCausalLM is not known; known: BertModel, BertForSequenceClassification, XLMRobertaModel, ",
         ),
         ("architectures", json!(null), "model-config-invalid", "no `architectures`"),
         ("hidden_size", json!(0), "model-config-invalid", "`hidden_size` is 0"),

@@ -3,12 +3,16 @@
 
 mod batching;
 mod decoding;
+mod encoder_families;
+mod encoder_goldens;
+mod encoder_reference;
 mod encoding;
 mod families;
 mod goldens;
 mod loading;
 mod models;
 mod published;
+mod published_encoders;
 mod reference;
 mod shared;
 mod shipped;

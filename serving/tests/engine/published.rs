@@ -7,13 +7,14 @@ use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
 use serving::engine::text_frontend::byte_tokenizer_json;
 use std::collections::BTreeMap;
+use std::path::Path;
 use tempfile::TempDir;
 
 /// Values of a model's tensors, by their published names.
 pub(crate) type Tensors = BTreeMap<String, Vec<f32>>;
 
 /// Returns a configuration: the fields that all families share, and these.
-fn config(architecture: &str, fields: Value) -> Value {
+pub(crate) fn config(architecture: &str, fields: Value) -> Value {
     let shared = json!({
         "architectures": [architecture], "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
         "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 260,
@@ -24,7 +25,7 @@ fn config(architecture: &str, fields: Value) -> Value {
 }
 
 /// Returns a configuration's fields with these changed or added.
-fn with(base: &Value, fields: Value) -> Value {
+pub(crate) fn with(base: &Value, fields: Value) -> Value {
     let mut all = base.clone();
     let Value::Object(fields) = fields else { unreachable!("an object") };
     all.as_object_mut().expect("an object").extend(fields);
@@ -233,22 +234,25 @@ pub(crate) fn write(config: &Value, dtype: Dtype) -> TempDir {
     let put = |name: &str, value: &Value| std::fs::write(directory.path().join(name), value.to_string());
     put("config.json", config).expect("written");
     put("tokenizer.json", &byte_tokenizer_json(&["<|end|>"])).expect("written");
-    let tensors: Vec<(String, Vec<usize>, Vec<u8>)> = shapes(config)
-        .into_iter()
+    write_weights(directory.path(), &shapes(config), dtype);
+    assert!(files(directory.path()).contains("model.safetensors"));
+    directory
+}
+
+/// Writes tensors of these names and shapes, with the values of [`values`] as f32 or bf16.
+pub(crate) fn write_weights(directory: &Path, shapes: &BTreeMap<String, Vec<usize>>, dtype: Dtype) {
+    let tensors: Vec<(String, Vec<usize>, Vec<u8>)> = shapes
+        .iter()
         .map(|(name, dimensions)| {
-            let bytes = values(&name, &dimensions).into_iter().flat_map(|value| match dtype {
+            let bytes = values(name, dimensions).into_iter().flat_map(|value| match dtype {
                 Dtype::BF16 => half::bf16::from_f32(value).to_le_bytes().to_vec(),
                 _ => value.to_le_bytes().to_vec(),
             });
-            let bytes = bytes.collect();
-            (name, dimensions, bytes)
+            (name.clone(), dimensions.clone(), bytes.collect())
         })
         .collect();
     let views = tensors.iter().map(|(name, dimensions, bytes)| {
         (name, TensorView::new(dtype, dimensions.clone(), bytes).expect("sizes agree"))
     });
-    let path = directory.path().join("model.safetensors");
-    safetensors::serialize_to_file(views, None, &path).expect("written");
-    assert!(files(directory.path()).contains("model.safetensors"));
-    directory
+    safetensors::serialize_to_file(views, None, &directory.join("model.safetensors")).expect("written");
 }

@@ -12,15 +12,15 @@ pub(crate) struct Reference<'a> {
 }
 
 impl Reference<'_> {
-    fn number(&self, name: &str) -> Option<f64> {
+    pub(crate) fn number(&self, name: &str) -> Option<f64> {
         self.config[name].as_f64()
     }
 
-    fn size(&self, name: &str) -> usize {
+    pub(crate) fn size(&self, name: &str) -> usize {
         self.number(name).expect("a number") as usize
     }
 
-    fn architecture(&self) -> &str {
+    pub(crate) fn architecture(&self) -> &str {
         self.config["architectures"][0].as_str().expect("a name")
     }
 
@@ -33,13 +33,13 @@ impl Reference<'_> {
         self.number("head_dim").map_or(usual, |width| width as usize)
     }
 
-    fn tensor(&self, name: &str) -> Vec<f64> {
+    pub(crate) fn tensor(&self, name: &str) -> Vec<f64> {
         let values = self.tensors.get(name).unwrap_or_else(|| panic!("tensor {name}"));
         values.iter().map(|value| f64::from(*value)).collect()
     }
 
     /// Multiplies by `{prefix}.weight` and adds `{prefix}.bias`, if there is one.
-    fn product(&self, prefix: &str, input: &[f64]) -> Vec<f64> {
+    pub(crate) fn product(&self, prefix: &str, input: &[f64]) -> Vec<f64> {
         let weight = self.tensor(&format!("{prefix}.weight"));
         let mut output: Vec<f64> = weight
             .chunks_exact(input.len())
@@ -215,8 +215,8 @@ impl Reference<'_> {
         output
     }
 
-    /// Returns the logits after every position.
-    pub(crate) fn logits(&self, tokens: &[u32]) -> Vec<Vec<f64>> {
+    /// Returns the states after the last norm of every position.
+    pub(crate) fn states(&self, tokens: &[u32]) -> Vec<Vec<f64>> {
         let hidden = self.size("hidden_size");
         let table = self.tensor("model.embed_tokens.weight");
         let scale = if self.is_gemma() { (hidden as f64).sqrt() } else { 1.0 };
@@ -242,14 +242,17 @@ impl Reference<'_> {
                 state.iter_mut().zip(part).for_each(|(state, x)| *state += x);
             }
         }
+        states.iter().map(|state| self.norm("model.norm", state)).collect()
+    }
+
+    /// Returns the logits after every position.
+    pub(crate) fn logits(&self, tokens: &[u32]) -> Vec<Vec<f64>> {
         let is_tied = self.config["tie_word_embeddings"] == true;
         let output = if is_tied { "model.embed_tokens" } else { "lm_head" };
         let cap = self.number("final_logit_softcapping");
         let capped = |x: f64| cap.map_or(x, |cap| (x / cap).tanh() * cap);
-        let finish = |state: &Vec<f64>| -> Vec<f64> {
-            let normed = self.norm("model.norm", state);
-            self.product(output, &normed).into_iter().map(capped).collect()
-        };
-        states.iter().map(finish).collect()
+        let finish =
+            |state: &Vec<f64>| -> Vec<f64> { self.product(output, state).into_iter().map(capped).collect() };
+        self.states(tokens).iter().map(finish).collect()
     }
 }

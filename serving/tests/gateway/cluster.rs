@@ -171,7 +171,11 @@ impl Cluster {
         };
         RouteTable {
             version,
-            services: vec![service("chat", "echo", Task::Generate), service("embed", "counter", Task::Embed)],
+            services: vec![
+                service("chat", "echo", Task::Generate),
+                service("embed", "counter", Task::Embed),
+                service("judge", "sharer", Task::Rerank),
+            ],
             api_keys: vec![key("app", KEY, None), key("scarce", SCARCE_KEY, Some(2))],
         }
     }

@@ -27,6 +27,7 @@ use tokio::time::Instant;
 const CHAT: &str = "/v1/chat/completions";
 const COMPLETIONS: &str = "/v1/completions";
 const EMBEDDINGS: &str = "/v1/embeddings";
+const RERANK: &str = "/v1/rerank";
 
 fn error_of(answer: &(StatusCode, Value)) -> (u16, &str, &str) {
     let error = &answer.1["error"];
@@ -67,9 +68,39 @@ async fn answers_have_openais_shapes() {
 
     let models = cluster.request(Method::GET, "/v1/models", Some(KEY), "").await;
     let models: Value = serde_json::from_slice(&whole(models).await.1).expect("JSON");
-    assert_eq!(models["data"].as_array().expect("a list").len(), 2);
+    assert_eq!(models["data"].as_array().expect("a list").len(), 3);
     let model = cluster.request(Method::GET, "/v1/models/echo", Some(KEY), "").await;
     assert_eq!(whole(model).await.0, 200);
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_task_has_its_path() {
+    let cluster = Cluster::start().await;
+    let _judge = cluster.worker("judge", 0, SimulatedEngine::reranker(64)).await;
+    let body = |model: &str| json!({ "model": model, "query": "ab", "documents": ["x", "b"] }).to_string();
+    for name in ["sharer", "judge"] {
+        let (status, answer) = cluster.json(RERANK, &body(name)).await;
+        assert_eq!(status, 200, "{answer}");
+        let first = json!({ "index": 1, "document": { "text": "b" }, "relevance_score": 1.0 });
+        assert_eq!(answer["results"][0], first);
+        assert_eq!(answer["usage"]["prompt_tokens"], 8);
+    }
+    let metrics = cluster.metrics().await;
+    assert_eq!(metrics["quorate_prompt_tokens_total{model_name=\"sharer\"}"], 16.0);
+
+    let prompt = r#"{"model": "judge", "prompt": "x"}"#;
+    let input = r#"{"model": "judge", "input": "x"}"#;
+    for (path, body, advice) in [
+        (RERANK, body("echo"), "/v1/chat/completions"),
+        (RERANK, body("embed"), "/v1/embeddings"),
+        (COMPLETIONS, prompt.to_owned(), "/v1/rerank"),
+        (EMBEDDINGS, input.to_owned(), "/v1/rerank"),
+    ] {
+        let answer = cluster.json(path, &body).await;
+        assert_eq!(error_of(&answer), (400, "operation_unsupported", "model"));
+        let message = answer.1["error"]["message"].as_str().expect("text");
+        assert!(message.ends_with(&format!("use {advice}")), "{message}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

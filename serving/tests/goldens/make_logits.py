@@ -1,11 +1,14 @@
-"""Makes `logits.json`: logits of small random decoders, as `transformers` computes them.
+"""Makes `logits.json` and `encodings.json`: logits of small random decoders, and vectors and scores of small
+random encoders, as `transformers` computes them.
 
     pip install torch transformers numpy
     python serving/tests/goldens/make_logits.py
 
 A run on a CPU takes less than a minute. The configurations have the form in which each family is published.
-The weights come from a generator that the test of the file has too (`values` in `engine/published.rs`), so
-the file holds none. Each model is loaded from a directory, as a published one is, and must use every tensor.
+The weights come from a generator that the tests of the files have too (`values` in `engine/published.rs`), so
+the files hold none. Each model is loaded from a directory, as a published one is, and must use every tensor.
+The cases of encoders are those of `engine/published_encoders.rs`, under the same names: the test compares
+them. Pooling and score functions are those that sentence-transformers defines for the published files.
 """
 
 import json
@@ -69,6 +72,52 @@ MODELS = [
               "rope_scaling": {"rope_type": "linear", "factor": 8.0},
               "attn_logit_softcapping": None, "final_logit_softcapping": None}),
 ]
+
+
+ENCODER_BASE = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4,
+    "vocab_size": 260, "max_position_embeddings": 128, "pad_token_id": 0, "torch_dtype": "float32",
+}
+BERT = {"model_type": "bert", "hidden_act": "gelu", "layer_norm_eps": 1e-12, "type_vocab_size": 2}
+XLM_ROBERTA = {
+    "model_type": "xlm-roberta", "hidden_act": "gelu", "layer_norm_eps": 1e-5, "type_vocab_size": 1,
+    "pad_token_id": 1, "max_position_embeddings": 130, "bos_token_id": 0, "eos_token_id": 2,
+}
+MODERN_BERT = {
+    "model_type": "modernbert", "hidden_activation": "gelu", "norm_eps": 1e-5, "norm_bias": False,
+    "attention_bias": False, "mlp_bias": False, "global_attn_every_n_layers": 3, "local_attention": 16,
+    "global_rope_theta": 160000.0, "local_rope_theta": 10000.0, "classifier_pooling": "mean",
+    "classifier_bias": False, "classifier_activation": "gelu", "reference_compile": False,
+    "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2,
+}
+LABEL = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
+IDENTITY = {"sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity"}}
+BIASED = {"attention_bias": True, "mlp_bias": True, "norm_bias": True}
+LLAMA_EMBEDDER = BASE | {"model_type": "llama", "eos_token_id": [256, 7]}
+QWEN3_EMBEDDER = BASE | {
+    "model_type": "qwen3", "head_dim": 16, "rope_theta": 1000000, "eos_token_id": [256, 7],
+}
+
+# Name, architecture, mode of the pooling and whether a normalisation follows, configuration, whether the
+# tensors lack the prefix of a decoder.
+ENCODERS = [
+    ("bert", "BertModel", ("mean", True), ENCODER_BASE | BERT, False),
+    ("bert by its first position", "BertModel", ("cls", False), ENCODER_BASE | BERT, False),
+    ("bert cross-encoder", "BertForSequenceClassification", None,
+     ENCODER_BASE | BERT | LABEL | IDENTITY, False),
+    ("xlm-roberta", "XLMRobertaModel", ("cls", True), ENCODER_BASE | XLM_ROBERTA, False),
+    ("xlm-roberta cross-encoder", "XLMRobertaForSequenceClassification", None,
+     ENCODER_BASE | XLM_ROBERTA | LABEL, False),
+    ("modernbert", "ModernBertModel", ("mean", False), ENCODER_BASE | MODERN_BERT, False),
+    ("modernbert with biases", "ModernBertModel", ("cls", True), ENCODER_BASE | MODERN_BERT | BIASED, False),
+    ("modernbert cross-encoder", "ModernBertForSequenceClassification", None,
+     ENCODER_BASE | MODERN_BERT | LABEL, False),
+    ("modernbert cross-encoder by its first position", "ModernBertForSequenceClassification", None,
+     ENCODER_BASE | MODERN_BERT | LABEL | {"classifier_pooling": "cls", "classifier_bias": True}, False),
+    ("qwen3 embedder", "Qwen3ForCausalLM", ("lasttoken", True), QWEN3_EMBEDDER, True),
+    ("llama embedder", "LlamaForCausalLM", ("mean", False), LLAMA_EMBEDDER, False),
+]
+ENCODER_LENGTHS = [1, 33, 70]
 
 
 def values(name, shape):
@@ -168,19 +217,143 @@ def golden(index, name, model_type, architecture, fields):
     return {"name": name, "config": config, "tokens": tokens, "ends": ENDS, "logits": chosen}
 
 
-def main():
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
-    models = [golden(index, *model) for index, model in enumerate(MODELS)]
+def encoder_shapes(config):
+    """Returns names and shapes of an encoder's tensors, as published."""
+    architecture = config["architectures"][0]
+    is_scoring = architecture.endswith("ForSequenceClassification")
+    is_modern = architecture.startswith("ModernBert")
+    hidden, inner = config["hidden_size"], config["intermediate_size"]
+    all_shapes = {}
+
+    def add(name, shape, is_biased):
+        all_shapes[f"{name}.weight"] = shape
+        if is_biased:
+            all_shapes[f"{name}.bias"] = shape[:1]
+
+    prefix = {"bert": "bert.", "xlm-roberta": "roberta.", "modernbert": "model."}[config["model_type"]]
+    root = prefix if is_scoring else ""
+    if is_modern:
+        attention, mlp, norms = config["attention_bias"], config["mlp_bias"], config["norm_bias"]
+        add(f"{root}embeddings.tok_embeddings", [config["vocab_size"], hidden], False)
+        add(f"{root}embeddings.norm", [hidden], norms)
+        add(f"{root}final_norm", [hidden], norms)
+        for layer in range(config["num_hidden_layers"]):
+            at = f"{root}layers.{layer}"
+            if layer > 0:
+                add(f"{at}.attn_norm", [hidden], norms)
+            add(f"{at}.attn.Wqkv", [3 * hidden, hidden], attention)
+            add(f"{at}.attn.Wo", [hidden, hidden], attention)
+            add(f"{at}.mlp_norm", [hidden], norms)
+            add(f"{at}.mlp.Wi", [2 * inner, hidden], mlp)
+            add(f"{at}.mlp.Wo", [hidden, inner], mlp)
+    else:
+        rows = {"word": "vocab_size", "position": "max_position_embeddings", "token_type": "type_vocab_size"}
+        for table, field in rows.items():
+            add(f"{root}embeddings.{table}_embeddings", [config[field], hidden], False)
+        add(f"{root}embeddings.LayerNorm", [hidden], True)
+        for layer in range(config["num_hidden_layers"]):
+            at = f"{root}encoder.layer.{layer}"
+            for part in ["self.query", "self.key", "self.value", "output.dense"]:
+                add(f"{at}.attention.{part}", [hidden, hidden], True)
+            add(f"{at}.attention.output.LayerNorm", [hidden], True)
+            add(f"{at}.intermediate.dense", [inner, hidden], True)
+            add(f"{at}.output.dense", [hidden, inner], True)
+            add(f"{at}.output.LayerNorm", [hidden], True)
+    if is_scoring:
+        if config["model_type"] == "bert":
+            add("bert.pooler.dense", [hidden, hidden], True)
+        elif config["model_type"] == "xlm-roberta":
+            add("classifier.dense", [hidden, hidden], True)
+        else:
+            add("head.dense", [hidden, hidden], config["classifier_bias"])
+            add("head.norm", [hidden], config["norm_bias"])
+        is_projection = config["model_type"] == "xlm-roberta"
+        add("classifier.out_proj" if is_projection else "classifier", [1, hidden], True)
+    return all_shapes
+
+
+def load_encoder(config, is_bare):
+    """Loads a model that embeds or scores, and asserts that it uses exactly the published tensors."""
+    architecture = config["architectures"][0]
+    if architecture.endswith("ForCausalLM"):
+        decoder = {name: shape for name, shape in shapes(config).items() if name != "lm_head.weight"}
+        prefix = "model." if is_bare else ""
+        all_shapes = {name.removeprefix(prefix): shape for name, shape in decoder.items()}
+    else:
+        all_shapes = encoder_shapes(config)
+    options = {"attn_implementation": "eager", "output_loading_info": True}
+    loader = transformers.AutoModel
+    if architecture.endswith("ForSequenceClassification"):
+        loader = transformers.AutoModelForSequenceClassification
+    elif config["model_type"] in ("bert", "xlm-roberta"):
+        options["add_pooling_layer"] = False
+    with tempfile.TemporaryDirectory() as directory:
+        folder = pathlib.Path(directory)
+        (folder / "config.json").write_text(json.dumps(config))
+        tensors = {name: values(name, shape) for name, shape in all_shapes.items()}
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        model, info = loader.from_pretrained(directory, **options)
+    for kind in ["missing_keys", "unexpected_keys", "mismatched_keys"]:
+        left = set(info.get(kind) or [])
+        assert not left, f"{config['architectures']}: {kind}: {left}"
+    return model.float().eval()
+
+
+def encode(model, config, modules, tokens, second):
+    """Computes the vector or, as its only number, the score of a text; its second type begins at `second`."""
+    mask = torch.ones(1, len(tokens), dtype=torch.long)
+    inputs = {"input_ids": torch.tensor([tokens]), "attention_mask": mask}
+    if config["model_type"] == "bert":
+        types = [int(index >= second) for index in range(len(tokens))]
+        inputs["token_type_ids"] = torch.tensor([types])
+    with torch.no_grad():
+        outputs = model(**inputs)
+    if modules is None:
+        score = outputs.logits[0]
+        assert score.shape == (1,), score.shape
+        return score if "sentence_transformers" in config else torch.sigmoid(score)
+    states = outputs.last_hidden_state[0]
+    mode, is_normalized = modules
+    vector = {"mean": states.mean(0), "cls": states[0], "lasttoken": states[-1]}[mode]
+    return torch.nn.functional.normalize(vector, dim=0) if is_normalized else vector
+
+
+def encoder_golden(index, name, architecture, modules, fields, is_bare):
+    """Computes one model's results, of texts alone."""
+    config = {"architectures": [architecture]} | fields
+    model = load_encoder(config, is_bare)
+    texts = []
+    for length in ENCODER_LENGTHS:
+        tokens = [(17 * place * place + 31 * place + 7 * index + 3) % 256 for place in range(length)]
+        if length > 20:
+            # Tokens of padding among others: they have a position of their own in XLM-R.
+            tokens[3], tokens[20] = 1, 0
+        second = length if modules else length // 3
+        result = [round(float(x), 6) for x in encode(model, config, modules, tokens, second)]
+        assert all(math.isfinite(x) for x in result), name
+        texts.append({"tokens": tokens, "second": second, "result": result})
+    pooling, is_normalized = modules or (None, False)
+    head = {"name": name, "config": config, "pooling": pooling, "is_normalized": is_normalized}
+    return head | {"texts": texts}
+
+
+def write(name, models):
     made_with = {"transformers": transformers.__version__, "torch": torch.__version__}
     goldens = {"version": VERSION, "made_with": made_with, "models": models}
-    path = pathlib.Path(__file__).with_name("logits.json")
+    path = pathlib.Path(__file__).with_name(name)
     # One line per model, so that a difference shows the models that changed.
     lines = ",\n".join(json.dumps(model, separators=(",", ":")) for model in models)
     head = json.dumps(goldens | {"models": []})[: -len("]}")]
     path.write_text(f"{head}\n{lines}\n]}}\n")
     json.loads(path.read_text())
-    print(f"{len(models)} models, {path.stat().st_size} bytes")
+    print(f"{name}: {len(models)} models, {path.stat().st_size} bytes")
+
+
+def main():
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    write("logits.json", [golden(index, *model) for index, model in enumerate(MODELS)])
+    write("encodings.json", [encoder_golden(index, *model) for index, model in enumerate(ENCODERS)])
 
 
 if __name__ == "__main__":

@@ -1,6 +1,9 @@
 //! KV cache: keys and values in blocks of 32 positions. The batcher decides which sequence has which blocks;
 //! memory is allocated at the first use of a block. Keys are stored transposed, as the innermost loop reads
 //! them.
+//!
+//! A decoder that embeds computes whole texts, so that no later step reads what a layer stored: its cache has
+//! room for one layer, which all layers use in turn.
 
 use super::super::BlockId;
 use super::super::config::DecoderShape;
@@ -29,7 +32,7 @@ pub(super) struct Blocks<'a> {
 impl Cache {
     pub(super) fn new(shape: &DecoderShape, bytes_max: usize) -> Self {
         let mut cache = Self {
-            layers: shape.layers.len(),
+            layers: if shape.vector.is_some() { 1 } else { shape.layers.len() },
             heads: shape.key_value_heads,
             width: shape.head_width,
             blocks: Vec::new(),
@@ -75,7 +78,7 @@ impl Cache {
         key: &[f32],
         value: &[f32],
     ) {
-        debug_assert!(layer < self.layers && head < self.heads && key.len() == self.width);
+        debug_assert!(head < self.heads && key.len() == self.width);
         let (start, width) = (self.start(layer, head), self.width);
         let block = self.blocks[table[position / PANEL].0 as usize].as_mut().expect("prepared");
         let part = &mut block[start..];
@@ -99,7 +102,8 @@ impl Cache {
     }
 
     fn start(&self, layer: usize, head: usize) -> usize {
-        (layer * self.heads + head) * self.head_length()
+        assert!(layer < self.layers || self.layers == 1, "a layer of the cache, or the only one");
+        (layer % self.layers * self.heads + head) * self.head_length()
     }
 }
 
@@ -116,17 +120,36 @@ impl<'a> Blocks<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use protocol::checkpoint::{ServableShape, servable};
+    use protocol::checkpoint::{CheckpointFiles, Pooling, ServableShape, VectorShape, servable};
 
-    fn cache(blocks: usize) -> Cache {
+    fn shape() -> DecoderShape {
         let config = br#"{"architectures": ["LlamaForCausalLM"], "hidden_size": 8, "intermediate_size": 8,
             "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 4,
             "vocab_size": 8, "max_position_embeddings": 96}"#;
-        let ServableShape::Decoder(shape) = servable(config).expect("a Llama").shape else {
-            unreachable!("a decoder")
-        };
+        let files: CheckpointFiles = std::iter::once(("config.json".to_owned(), config.to_vec())).collect();
+        match servable(&files).expect("a Llama").shape {
+            ServableShape::Decoder(shape) => shape,
+            ServableShape::Encoder(_) => unreachable!("a decoder"),
+        }
+    }
+
+    fn cache(blocks: usize) -> Cache {
         let one = 2 * PANEL * (4 + PANEL) * 4;
-        Cache::new(&shape, blocks * one + one / 2)
+        Cache::new(&shape(), blocks * one + one / 2)
+    }
+
+    #[test]
+    fn a_decoder_that_embeds_has_room_for_one_layer_that_all_use() {
+        let vector = Some(VectorShape { pooling: Pooling::Last, is_normalized: true });
+        let one = PANEL * (4 + PANEL) * 4;
+        let mut cache = Cache::new(&DecoderShape { vector, ..shape() }, 3 * one);
+        assert_eq!(cache.count(), 3);
+        let table = [BlockId(0)];
+        cache.prepare(&table, 0, 1);
+        for layer in 0..2 {
+            cache.store(&table, layer, 0, 0, &[layer as f32; 4], &[7.0; 4]);
+            assert_eq!(cache.blocks(&table, layer, 0).get(0).keys[0], layer as f32);
+        }
     }
 
     #[test]

@@ -38,6 +38,8 @@ pub(super) struct GatedNetwork {
 pub(super) struct LayerSource<'a> {
     pub(super) shape: &'a DecoderShape,
     pub(super) weights: &'a Weights,
+    /// Prefix of all names but that of the output matrix.
+    pub(super) root: &'static str,
 }
 
 impl LayerSource<'_> {
@@ -46,7 +48,7 @@ impl LayerSource<'_> {
         let shape = self.shape;
         let (hidden, width) = (shape.hidden, shape.head_width);
         let (query, shared) = (shape.heads * width, shape.key_value_heads * width);
-        let at = format!("model.layers.{index}");
+        let at = format!("{}layers.{index}", self.root);
         let attention = |name: &str, outputs, inputs, is_biased| {
             self.dense(&format!("{at}.self_attn.{name}"), outputs, inputs, is_biased)
         };

@@ -1,6 +1,6 @@
 //! A BERT encoder in candle tensors: texts padded to the longest, padding masked.
 
-use super::super::config::{EncoderShape, Pooling};
+use super::super::config::{EncoderNames, EncoderOutput, EncoderShape, Pooling, VectorShape};
 use super::NamedTensors;
 use candle_core::{D, Device, Result, Tensor};
 use candle_nn::ops::softmax;
@@ -9,14 +9,15 @@ use candle_nn::ops::softmax;
 #[must_use]
 pub fn parameters(shape: &EncoderShape) -> Vec<(String, Vec<usize>)> {
     let (hidden, inner) = (shape.hidden, shape.intermediate);
+    let positions = shape.positions.map_or(0, |table| table.rows);
     let mut all = vec![
         ("embeddings.word_embeddings.weight".to_owned(), vec![shape.vocabulary, hidden]),
-        ("embeddings.position_embeddings.weight".to_owned(), vec![shape.positions, hidden]),
+        ("embeddings.position_embeddings.weight".to_owned(), vec![positions, hidden]),
         ("embeddings.token_type_embeddings.weight".to_owned(), vec![shape.token_types, hidden]),
         ("embeddings.LayerNorm.weight".to_owned(), vec![hidden]),
         ("embeddings.LayerNorm.bias".to_owned(), vec![hidden]),
     ];
-    for layer in 0..shape.layers {
+    for layer in 0..shape.layers.len() {
         let mut add = |name: &str, outputs: usize, inputs: Option<usize>| {
             let at = format!("encoder.layer.{layer}.{name}");
             let weight = inputs.map_or(vec![outputs], |inputs| vec![outputs, inputs]);
@@ -33,6 +34,19 @@ pub fn parameters(shape: &EncoderShape) -> Vec<(String, Vec<usize>)> {
         add("output.LayerNorm", hidden, None);
     }
     all
+}
+
+/// Returns the first property of a shape that is no BERT's.
+#[must_use]
+pub fn unsupported(shape: &EncoderShape) -> Option<&'static str> {
+    match (shape.names, &shape.output) {
+        (EncoderNames::XlmRoberta | EncoderNames::ModernBert, _) => Some("another encoder than BERT"),
+        (EncoderNames::Bert, EncoderOutput::Score(_)) => Some("a cross-encoder"),
+        (EncoderNames::Bert, EncoderOutput::Vector(VectorShape { pooling: Pooling::Last, .. })) => {
+            Some("pooling by the last position")
+        }
+        (EncoderNames::Bert, EncoderOutput::Vector(_)) => None,
+    }
 }
 
 /// A BERT encoder: dimensions and parameters.
@@ -73,14 +87,18 @@ impl Bert {
         let kind = self.get("embeddings.token_type_embeddings.weight")?.narrow(0, 0, 1)?;
         let mut states = words.broadcast_add(&places.broadcast_add(&kind)?)?;
         states = self.norm(&states, "embeddings.LayerNorm")?;
-        for layer in 0..shape.layers {
+        for layer in 0..shape.layers.len() {
             states = self.run_layer(&states, &mask, &format!("encoder.layer.{layer}"))?;
         }
-        let vectors = match shape.pooling {
+        let EncoderOutput::Vector(VectorShape { pooling, is_normalized }) = shape.output else {
+            return Err(candle_core::Error::msg("a cross-encoder makes no vectors"));
+        };
+        let vectors = match pooling {
             Pooling::First => states.narrow(1, 0, 1)?.squeeze(1)?,
             Pooling::Mean => states.broadcast_mul(&real)?.sum(1)?.broadcast_div(&real.sum(1)?)?,
+            Pooling::Last => return Err(candle_core::Error::msg("no pooling by the last position")),
         };
-        if !shape.normalize {
+        if !is_normalized {
             return Ok(vectors);
         }
         let lengths = vectors.sqr()?.sum_keepdim(D::Minus1)?.sqrt()?.maximum(1e-12)?;

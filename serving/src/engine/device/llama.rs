@@ -50,6 +50,7 @@ pub fn unsupported(shape: &DecoderShape) -> Option<&'static str> {
         ("norms after each part", shape.norms != NormStyle::Before),
         ("soft caps", has_soft_cap),
         ("another activation than SiLU", shape.gate != Gate::Silu),
+        ("embeddings of a decoder", shape.vector.is_some()),
     ];
     found.into_iter().find(|(_, is_found)| *is_found).map(|(property, _)| property)
 }

@@ -179,3 +179,81 @@ async fn vectors_are_shortened_only_where_the_model_allows_it() {
         assert_eq!(body.contains(r#""code":"unsupported_parameter""#), status == 400, "{body}");
     }
 }
+
+async fn reranked(fields: Value) -> (StatusCode, Value) {
+    let mut request = json!({ "model": "m", "query": "abc", "documents": ["xyz", "abx", "cab", "xbx"] });
+    request.as_object_mut().expect("an object").extend(fields.as_object().expect("an object").clone());
+    let (status, body) = send(SimulatedEngine::reranker(16), Endpoint::Rerank, &request).await;
+    (status, serde_json::from_str(&body).expect("JSON"))
+}
+
+#[tokio::test]
+async fn documents_are_ranked_by_their_scores() {
+    let (status, answer) = reranked(json!({})).await;
+    assert_eq!(status, 200, "{answer}");
+    let found: Vec<(u64, &str, f64)> = answer["results"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|result| {
+            let text = result["document"]["text"].as_str().expect("a text");
+            let score = result["relevance_score"].as_f64().expect("a number");
+            (result["index"].as_u64().expect("a number"), text, (score * 3.0).round())
+        })
+        .collect();
+    assert_eq!(found, [(2, "cab", 3.0), (1, "abx", 2.0), (3, "xbx", 1.0), (0, "xyz", 0.0)]);
+    assert_eq!(answer["usage"], json!({ "prompt_tokens": 28, "total_tokens": 28 }), "four pairs of seven");
+    assert!(answer["id"].as_str().is_some_and(|id| id.starts_with("rerank-")) && answer["model"] == "m");
+
+    let (_, answer) = reranked(json!({ "top_n": 1, "return_documents": false })).await;
+    assert_eq!(answer["results"], json!([{ "index": 2, "relevance_score": 1.0 }]));
+}
+
+#[tokio::test]
+async fn what_cannot_be_ranked_is_refused_with_its_field() {
+    let long = json!({ "documents": ["x".repeat(13)] });
+    for (fields, code, param) in [
+        (long, "context_length_exceeded", "documents"),
+        (json!({ "query": "x".repeat(16), "documents": [""] }), "context_length_exceeded", "documents"),
+        (json!({ "documents": [7] }), "invalid_value", "documents[0]"),
+        (json!({ "input": "x" }), "unknown_parameter", "input"),
+    ] {
+        let (status, answer) = reranked(fields).await;
+        let error = &answer["error"];
+        assert_eq!((status.as_u16(), &error["code"], &error["param"]), (400, &json!(code), &json!(param)));
+    }
+    assert_eq!(reranked(json!({ "documents": ["x".repeat(12)] })).await.0, 200, "the control");
+    let request = json!({ "model": "m", "query": "a", "documents": ["a"] });
+    let embedding = json!({ "model": "m", "input": "a" });
+    for (engine, endpoint, request) in [
+        (SimulatedEngine::encoder(16, 4), Endpoint::Rerank, &request),
+        (SimulatedEngine::decoder(16, 64), Endpoint::Rerank, &request),
+        (SimulatedEngine::reranker(16), Endpoint::Embeddings, &embedding),
+    ] {
+        let (status, body) = send(engine, endpoint, request).await;
+        assert_eq!(status, 400);
+        assert!(body.contains(r#""code":"operation_unsupported""#) && body.contains(r#""param":"model""#));
+    }
+    let broken = json!({ "model": "m", "query": "a", "documents": ["a", "!"] });
+    let (status, body) = send(SimulatedEngine::reranker(16).broken(), Endpoint::Rerank, &broken).await;
+    assert_eq!(status, 500);
+    assert!(body.contains("not a number"), "{body}");
+}
+
+/// Reranks this many empty documents for a query that fills the context.
+async fn repeated(context: usize, documents: usize) -> (StatusCode, String) {
+    let documents = vec![""; documents];
+    let request = json!({ "model": "m", "query": "q".repeat(context - 1), "documents": documents });
+    send(SimulatedEngine::reranker(context), Endpoint::Rerank, &request).await
+}
+
+/// A short request may not become long work: its query counts with each document.
+#[tokio::test]
+async fn a_query_that_repeats_for_too_many_documents_is_refused() {
+    let fits = protocol::limits::RERANK_TOKENS_MAX / 8192;
+    let (status, body) = repeated(8192, fits).await;
+    assert_eq!(status, 200, "the control: {body}");
+    let (status, body) = repeated(8192, fits + 1).await;
+    assert_eq!(status, 400);
+    assert!(body.contains("more than 1048576 tokens") && body.contains(r#""param":"documents""#), "{body}");
+}
