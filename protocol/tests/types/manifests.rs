@@ -499,7 +499,7 @@ fn days_of(year: u64, month: usize) -> u64 {
 }
 
 /// Returns a time as a date, by counting years and months one by one.
-fn date_text(seconds: u64) -> String {
+pub(crate) fn date_text(seconds: u64) -> String {
     let (mut days, mut year, mut month) = (seconds / 86_400, 1970, 1);
     while days >= 365 + u64::from(is_leap(year)) {
         days -= 365 + u64::from(is_leap(year));
