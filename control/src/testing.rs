@@ -191,7 +191,8 @@ impl SampleCircle {
         self.proposal_at(change, reason, host::wall_clock())
     }
 
-    fn proposal_at(&self, change: Change, reason: &str, now: Millis) -> Proposal {
+    /// Returns a proposal that was made at this time, for an hour.
+    pub(crate) fn proposal_at(&self, change: Change, reason: &str, now: Millis) -> Proposal {
         let nonce = Digest::of(reason.as_bytes());
         human_chain::propose(&self.state, change, reason.into(), now, now.plus(3_600_000), nonce)
             .expect("it may be proposed")
