@@ -203,7 +203,8 @@ impl SampleCircle {
         self.ballot_at(member, proposal, choice, host::wall_clock())
     }
 
-    fn ballot_at(&self, member: usize, proposal: &Proposal, choice: Choice, now: Millis) -> SignedBallot {
+    /// Returns a member's ballot as signed at this time.
+    pub(crate) fn ballot_at(&self, member: usize, proposal: &Proposal, choice: Choice, now: Millis) -> SignedBallot {
         let file = &self.members[member];
         human_chain::vote(&file.secret, file.member.clone(), self.state.head(), proposal, choice, now)
     }
