@@ -328,8 +328,9 @@ impl AgentActor {
     /// Starts a sync: reports this node's state and requests the desired state.
     fn begin_sync(&mut self) -> InFlight {
         let lines = self.node.logs.take();
-        let slots = self.reports();
+        let mut slots = self.reports();
         self.publish(&slots);
+        slots.extend(self.pending_reports(&slots));
         let isolation = self.node.launcher.isolation();
         let request = SyncRequest {
             boot: self.incarnation.0,

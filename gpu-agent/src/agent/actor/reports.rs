@@ -14,7 +14,7 @@ use protocol::agent::{SlotReport, SlotState};
 use std::collections::BTreeSet;
 
 impl AgentActor {
-    /// Returns a report of every slot that runs here, and of every order that is settled or may yet start.
+    /// Returns a report of every slot that runs here, and of every order that is settled.
     pub(super) fn reports(&self) -> Vec<SlotReport> {
         let state = &self.state;
         let running = self.slots.iter().map(|(key, slot)| slot.status.report(key, slot.fence));
@@ -30,17 +30,18 @@ impl AgentActor {
         let unwritten = state.unwritten.iter();
         let unwritten =
             unwritten.map(|(key, (fence, why))| plain_report(key, *fence, SlotState::Failed, why));
-        let mut reports: Vec<SlotReport> = running.chain(gone).chain(refused).chain(unwritten).collect();
-        let known = |report: &SlotReport| {
+        running.chain(gone).chain(refused).chain(unwritten).collect()
+    }
+
+    /// Returns a report of every order that may yet start, beside those that are reported.
+    pub(super) fn pending_reports(&self, reports: &[SlotReport]) -> Vec<SlotReport> {
+        let order_of = |report: &SlotReport| {
             (SlotKey { service: report.service.clone(), slot: report.slot }, report.fence)
         };
-        let known: BTreeSet<(SlotKey, Fence)> = reports.iter().map(known).collect();
+        let known: BTreeSet<(SlotKey, Fence)> = reports.iter().map(order_of).collect();
         let pending = self.may_start().into_iter().filter(|order| !known.contains(order));
-        let pending = pending.map(|(key, fence)| {
-            plain_report(&key, fence, SlotState::Loading, "ordered, and not started yet")
-        });
-        reports.extend(pending);
-        reports
+        let text = "ordered, and not started yet";
+        pending.map(|(key, fence)| plain_report(&key, fence, SlotState::Loading, text)).collect()
     }
 
     /// Returns the orders that could start without a further answer: those of the desired state in memory,
