@@ -204,7 +204,13 @@ impl SampleCircle {
     }
 
     /// Returns a member's ballot as signed at this time.
-    pub(crate) fn ballot_at(&self, member: usize, proposal: &Proposal, choice: Choice, now: Millis) -> SignedBallot {
+    pub(crate) fn ballot_at(
+        &self,
+        member: usize,
+        proposal: &Proposal,
+        choice: Choice,
+        now: Millis,
+    ) -> SignedBallot {
         let file = &self.members[member];
         human_chain::vote(&file.secret, file.member.clone(), self.state.head(), proposal, choice, now)
     }

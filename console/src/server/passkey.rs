@@ -142,8 +142,8 @@ impl ChallengeOptions {
     /// member.
     ///
     /// # Errors
-    /// Fails with `passkey-not-counted` if the policy has no passkeys, with `console-no-key` if the visitor is
-    /// no member, and as `compose` does.
+    /// Fails with `passkey-not-counted` if the policy has no passkeys, with `console-no-key` if the visitor
+    /// is no member, and as `compose` does.
     pub(super) fn for_statement<T: Serialize>(
         look: &Look,
         challenge_of: impl FnOnce(&T) -> Digest,

@@ -1,5 +1,5 @@
-//! Announcements: the proposals that begin to wait, each once in each stage, and why an attempt to deliver one
-//! failed.
+//! Announcements: the proposals that begin to wait, each once in each stage, and why an attempt to deliver
+//! one failed.
 
 use super::stage::{NoticeId, WaitingStage};
 use crate::reviewed::ReviewedProposal;
@@ -11,8 +11,9 @@ use std::collections::BTreeMap;
 
 /// Most notices that are remembered; control keeps far fewer open proposals and drafts.
 const REMEMBERED_MAX: usize = 4096;
-/// Shortest time in milliseconds for which a notice of a veto is remembered: a day, which is the usual waiting
-/// time. Its end is in part control's word, so a control that moves the end repeats the notice once a day.
+/// Shortest time in milliseconds for which a notice of a veto is remembered: a day, which is the usual
+/// waiting time. Its end is in part control's word, so a control that moves the end repeats the notice once
+/// a day.
 const VETO_REMEMBERED_MS: u64 = 24 * 3600 * 1000;
 
 /// A proposal that waits, as it is announced. Nothing in it is a server's text.
