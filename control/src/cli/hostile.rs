@@ -333,6 +333,33 @@ async fn a_ballot_that_control_does_not_show_is_not_recorded() {
     assert_eq!(lab.run(&["approve", &id, "--words", &words]).await, Ok(()));
 }
 
+/// Attack: a vote has ended before the signature is there, as with a device that waits for its person. It is
+/// not sent, by the command line or by the console.
+#[tokio::test]
+async fn no_ballot_is_sent_after_the_end_of_the_vote() {
+    let lab = Lab::new(SampleCircle::founded()).await;
+    let at = |ms_ago: u64| {
+        let made_at = protocol::Millis(host::wall_clock().0 - ms_ago);
+        lab.circle.proposal_at(Change::Deploy(Box::new(manifest("bert"))), "run it", made_at)
+    };
+    let hour = 3_600_000;
+    let (late, open) = (at(hour + protocol::limits::CLOCK_GRACE_MS + 1_000), at(hour - 60_000));
+    lab.show(vec![proposal_view(&late, vec![]), proposal_view(&open, vec![])]);
+    let (id, words) = (late.id().to_string(), words_of(&late));
+    for vote in ["approve", "reject"] {
+        let refused = lab.run(&[vote, &id, "--words", &words]).await;
+        assert_eq!(refused, Err(Some(error_code::PROPOSAL_EXPIRED)), "{vote}");
+    }
+    let desk = Desk::of(&lab).await;
+    let page = desk.approve(late.id(), &late).await;
+    assert!(page.contains("proposal-expired"), "{page}");
+    assert!(lab.received().is_empty(), "nothing was sent");
+    // Positive control: a minute before its end, the same vote is sent on both ways.
+    assert_eq!(lab.run(&["approve", &open.id().to_string(), "--words", &words_of(&open)]).await, Ok(()));
+    desk.approve(open.id(), &open).await;
+    assert_eq!(lab.received().len(), 2);
+}
+
 /// Attack: a client is served genesis alone, or less than it verified before.
 #[tokio::test]
 async fn a_history_with_decisions_left_out_is_refused() {
