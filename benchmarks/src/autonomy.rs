@@ -2,8 +2,9 @@
 //! is dead, and a node that is cut off from all of them.
 //!
 //! It uses real processes: three replicas, three nodes with real sandboxes, and a gateway. Every replica gets
-//! SIGKILL; afterwards they return, and every slot must be where it was, under the same order. Then a node
-//! with a slot is cut off. The slot must run elsewhere, and the node must give way when it returns.
+//! SIGKILL in the middle of requests; afterwards they return, also under load, and every slot must be where
+//! it was, under the same order. Then a node with a slot is cut off. The slot must run elsewhere, and the
+//! node must give way when it returns.
 
 mod load;
 mod relay;
@@ -67,16 +68,17 @@ async fn measure(minutes: usize, partitions: usize) -> Result<BenchmarkReport> {
     let target = LoadTarget::new(&cluster.control, &cluster.gateway)?;
     target.wait_for_answer(LIMIT).await?;
     let before = cluster.placement().await?;
-    let with = target.load("with control", minutes).await;
-    cluster.control.kill_all();
-    let without = target.load("without control", minutes).await;
-    let began = Instant::now();
+    let with = target.load("with control", minutes, || ()).await;
+    // The replicas die, and return, in the middle of requests.
+    let without = target.load("without control", minutes, || cluster.control.kill_all()).await;
+    let (asking, began) = (target.start(), Instant::now());
     cluster.control.restart_dead().await?;
     cluster.wait_until_healthy().await?;
-    let returned = began.elapsed().as_secs_f64();
+    let (returned, answers) = (began.elapsed().as_secs_f64(), asking.stop().await);
     ensure!(cluster.placement().await? == before, "no slot moved or was ordered again");
     let mut report = BenchmarkReport::new("autonomy");
     add_outage(&mut report, &without, &with, returned);
+    report.rows.push(answered_row("answered_at_the_return", &[answers]));
     let mut rounds = Vec::new();
     for round in 1..=partitions {
         let times = cluster.partition(&target).await?;
