@@ -17,6 +17,7 @@ use crate::cluster::{ControlCluster, NODE, REPLICAS, fresh_directory};
 use crate::process::free_ports;
 use crate::report::{Bar, BenchmarkReport, ComparisonRow};
 use anyhow::{Context as _, Result, ensure};
+use host::random::random_bytes;
 use load::{LoadTarget, Minute};
 use protocol::Fence;
 use protocol::api::{SlotView, Status};
@@ -197,10 +198,13 @@ impl AutonomousCluster {
         Ok(slots.iter().filter_map(held).collect())
     }
 
-    /// Cuts the node of the first slot off, waits until the slot runs elsewhere, and lets the node return.
+    /// Cuts the node of a random slot off, waits until the slot runs elsewhere, and lets the node return.
     async fn partition(&self, target: &LoadTarget) -> Result<PartitionTimes> {
         self.wait_until_healthy().await?;
-        let (slot, name, fence) = self.placement().await?.into_iter().next().context("a slot is placed")?;
+        let mut placed = self.placement().await?;
+        ensure!(!placed.is_empty(), "a slot is placed");
+        let [random] = random_bytes();
+        let (slot, name, fence) = placed.swap_remove(usize::from(random) % placed.len());
         let node = self.nodes.iter().find(|node| node.name == name).context("a node of ours")?;
         let workers = workers_of(node.id())?;
         ensure!(!workers.is_empty(), "{name} runs a worker");
