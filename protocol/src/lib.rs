@@ -24,6 +24,7 @@ pub mod gateway;
 pub mod governance;
 pub mod halt;
 pub mod ids;
+pub mod json;
 pub mod keys;
 pub mod limits;
 pub mod manifest;
