@@ -2,8 +2,9 @@
 //! is dead, and a node that is cut off from all of them.
 //!
 //! It uses real processes: three replicas, three nodes with real sandboxes, and a gateway. Every replica gets
-//! SIGKILL; afterwards they return, and every slot must be where it was, under the same order. Then a node
-//! with a slot is cut off. The slot must run elsewhere, and the node must give way when it returns.
+//! SIGKILL in the middle of requests; afterwards they return, also under load, and every slot must be where
+//! it was, under the same order. Then a node with a slot is cut off. The slot must run elsewhere, and the
+//! node must give way when it returns.
 
 mod load;
 mod relay;
@@ -16,6 +17,7 @@ use crate::cluster::{ControlCluster, NODE, REPLICAS, fresh_directory};
 use crate::process::free_ports;
 use crate::report::{Bar, BenchmarkReport, ComparisonRow};
 use anyhow::{Context as _, Result, ensure};
+use host::random::random_bytes;
 use load::{LoadTarget, Minute};
 use protocol::Fence;
 use protocol::api::{SlotView, Status};
@@ -67,16 +69,17 @@ async fn measure(minutes: usize, partitions: usize) -> Result<BenchmarkReport> {
     let target = LoadTarget::new(&cluster.control, &cluster.gateway)?;
     target.wait_for_answer(LIMIT).await?;
     let before = cluster.placement().await?;
-    let with = target.load("with control", minutes).await;
-    cluster.control.kill_all();
-    let without = target.load("without control", minutes).await;
-    let began = Instant::now();
+    let with = target.load("with control", minutes, || ()).await;
+    // The replicas die, and return, in the middle of requests.
+    let without = target.load("without control", minutes, || cluster.control.kill_all()).await;
+    let (asking, began) = (target.start(), Instant::now());
     cluster.control.restart_dead().await?;
     cluster.wait_until_healthy().await?;
-    let returned = began.elapsed().as_secs_f64();
+    let (returned, answers) = (began.elapsed().as_secs_f64(), asking.stop().await);
     ensure!(cluster.placement().await? == before, "no slot moved or was ordered again");
     let mut report = BenchmarkReport::new("autonomy");
     add_outage(&mut report, &without, &with, returned);
+    report.rows.push(answered_row("answered_at_the_return", &[answers]));
     let mut rounds = Vec::new();
     for round in 1..=partitions {
         let times = cluster.partition(&target).await?;
@@ -195,10 +198,13 @@ impl AutonomousCluster {
         Ok(slots.iter().filter_map(held).collect())
     }
 
-    /// Cuts the node of the first slot off, waits until the slot runs elsewhere, and lets the node return.
+    /// Cuts the node of a random slot off, waits until the slot runs elsewhere, and lets the node return.
     async fn partition(&self, target: &LoadTarget) -> Result<PartitionTimes> {
         self.wait_until_healthy().await?;
-        let (slot, name, fence) = self.placement().await?.into_iter().next().context("a slot is placed")?;
+        let mut placed = self.placement().await?;
+        ensure!(!placed.is_empty(), "a slot is placed");
+        let [random] = random_bytes();
+        let (slot, name, fence) = placed.swap_remove(usize::from(random) % placed.len());
         let node = self.nodes.iter().find(|node| node.name == name).context("a node of ours")?;
         let workers = workers_of(node.id())?;
         ensure!(!workers.is_empty(), "{name} runs a worker");

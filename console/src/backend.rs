@@ -148,7 +148,8 @@ pub trait ConsoleBackend: Send + Sync + 'static {
     /// key.
     ///
     /// # Errors
-    /// The refusal of the member's external signer, if the key is in one.
+    /// The refusal of the member's external signer, if the key is in one; `proposal-expired` if the signature
+    /// is ready only after the end of the vote.
     fn sign(&self, proposal: &Proposal, ballot: Ballot) -> Result<Option<SignedBallot>, Refusal>;
 
     /// Returns a halt signed by the member whose key this backend holds; none if it holds no key.

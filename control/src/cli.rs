@@ -87,7 +87,7 @@ enum TopLevelCommand {
     Member(members::MemberCommand),
     /// Propose a change, or draft it for a member to propose
     Propose(proposals::ProposeArguments),
-    /// List the proposals that wait for your vote, or announce them as they come
+    /// List the proposals, drafts and vetoable changes that wait for you, or announce them as they come
     Inbox(inbox::InboxArguments),
     /// Show the proposals that wait for votes, or one proposal exactly as its signature covers it
     Review(proposals::ReviewArguments),

@@ -18,7 +18,7 @@ use anyhow::{Context as _, Result};
 use host::random::random_bytes;
 use host::wall_clock;
 use human_chain::{
-    CircleState, check_comment_text, check_reason, sign_ballot, sign_comment, unsigned_ballot,
+    CircleState, check_comment_text, check_in_time, check_reason, sign_ballot, sign_comment, unsigned_ballot,
 };
 use protocol::api::{History, ProposalState, ProposalView, SubmitProposal, WithdrawProposal};
 use protocol::comment::Comment;
@@ -271,8 +271,8 @@ impl Session {
     /// Signs a vote on a proposal, with a reason or an empty one, with a member's key and submits it.
     ///
     /// # Errors
-    /// Returns an error if the reason is too long, the key does not sign, control rejects the vote, or its
-    /// answer does not show it.
+    /// Returns an error if the reason is too long, the key does not sign or signs after the end of the vote,
+    /// control rejects the vote, or its answer does not show it.
     pub async fn vote(
         &self,
         proposal: &Proposal,
@@ -311,6 +311,7 @@ impl Session {
         self.review_as(&proposal, view).await
     }
 
+    /// Signs a ballot. A signature that is ready only after the end of the vote is not sent.
     fn ballot(
         &self,
         proposal: &Proposal,
@@ -321,7 +322,9 @@ impl Session {
         check_reason(&reason).map_err(Refusal::from)?;
         let (id, head) = (member.member.clone(), self.circle.head());
         let ballot = unsigned_ballot(id, head, proposal, choice, wall_clock());
-        Ok(sign_ballot(&member.signer, proposal, Ballot { reason, ..ballot })?)
+        let signed = sign_ballot(&member.signer, proposal, Ballot { reason, ..ballot })?;
+        check_in_time(&self.circle, proposal, choice, wall_clock()).map_err(Refusal::from)?;
+        Ok(signed)
     }
 
     /// Verifies an answer that must show this ballot.

@@ -206,7 +206,8 @@ impl SampleCircle {
         self.proposal_at(change, reason, host::wall_clock())
     }
 
-    fn proposal_at(&self, change: Change, reason: &str, now: Millis) -> Proposal {
+    /// Returns a proposal that was made at this time, for an hour.
+    pub(crate) fn proposal_at(&self, change: Change, reason: &str, now: Millis) -> Proposal {
         let nonce = Digest::of(reason.as_bytes());
         human_chain::propose(&self.state, change, reason.into(), now, now.plus(3_600_000), nonce)
             .expect("it may be proposed")
@@ -217,7 +218,14 @@ impl SampleCircle {
         self.ballot_at(member, proposal, choice, host::wall_clock())
     }
 
-    fn ballot_at(&self, member: usize, proposal: &Proposal, choice: Choice, now: Millis) -> SignedBallot {
+    /// Returns a member's ballot as signed at this time.
+    pub(crate) fn ballot_at(
+        &self,
+        member: usize,
+        proposal: &Proposal,
+        choice: Choice,
+        now: Millis,
+    ) -> SignedBallot {
         let file = &self.members[member];
         human_chain::vote(&file.secret, file.member.clone(), self.state.head(), proposal, choice, now)
     }

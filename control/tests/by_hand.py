@@ -1,6 +1,6 @@
 """The README's "By hand", as a person would do it, with the operator's own certificates: keys, genesis, three
 replicas, three nodes and a gateway behind HTTPS, a model, a vote, answers to curl and Python, a node that joins,
-mistakes that people make, an end in order.
+mistakes that people make, a halt and its lift, an end in order.
 
 Takes the `quorate` binary and a model directory. Every address is a free port of loopback; every socket is bound
 here and handed down, as a service manager does. Prints `N passed, M failed`.
@@ -495,6 +495,49 @@ def an_update_is_rolled_back_by_hand(lab):
     lab.until("it is as it was", lambda: roll_out()["progress"] == "complete")
 
 
+def below_the_agents(lab):
+    """The living processes below the agents of the workers: their sandboxes, and what runs in them."""
+    agents, parents = {lab.daemons[node].pid for node in [*NODES, LATE]}, {}
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            text = file.read_text(errors="replace")
+        except OSError:
+            continue
+        state, parent = text.rsplit(")", 1)[1].split()[:2]
+        if state not in "ZX":
+            parents[int(file.parent.name)] = int(parent)
+    def is_below(pid):
+        while pid in parents and pid not in agents:
+            pid = parents[pid]
+        return pid in agents
+    return {pid for pid in parents if pid not in agents and is_below(pid)}
+
+
+def one_replica_is_enough_to_halt_and_a_vote_lifts(lab):
+    lab.until("two answer", lambda: lab.json("service", "show", "tiny")["ready"] == 2)
+    assert below_the_agents(lab), "they have processes"
+    for number in (1, 2):
+        replica = lab.daemons.pop(f"control-{number}")
+        replica.kill()
+        replica.wait(LIMIT)
+    halt = lab.json("halt", "service", "tiny", "--reason", "it answers nonsense", "--out", "halt.json")
+    assert len(halt["taken"]) == 1 and len(halt["not_taken"]) == 2, halt
+    lab.until("every sandbox has ended", lambda: not below_the_agents(lab))
+    # An agent takes the same halt from a file, where no replica reaches it.
+    assert halt["id"] in lab.run("agent", "halt", "halt.json", "--dir", NODES[0])
+    lab.until("it is named without a leader", lambda: "it answers nonsense" in json.dumps(lab.status()["findings"]))
+    for number in (1, 2):
+        lab.start_control(number)
+    lab.until("a replica leads", lambda: lab.status()["leader"] is not None)
+    listed = lambda: [(one["id"], one["state"]) for one in lab.json("halts")["items"]]
+    lab.until("it is verified", lambda: listed() == [(halt["id"], "stands")])
+    lab.until("the leader knows it", lambda: "halted by alice" in lab.run("why", "tiny"))
+    assert not below_the_agents(lab), "nothing started again"
+    lab.vote(lab.json("lift", halt["id"][:12], "--reason", "fixed")["id"])
+    lab.until("two answer again", lambda: lab.json("service", "show", "tiny")["ready"] == 2)
+    assert listed() == [(halt["id"], "lifted")], listed()
+
+
 def a_service_is_scaled_and_retired(lab):
     lab.run("scale", "tiny", "2")
     lab.until("two answer", lambda: lab.json("service", "show", "tiny")["ready"] == 2)
@@ -532,7 +575,8 @@ STEPS = [
     a_circle_is_founded_and_runs, mistakes_are_explained, choosing_a_context_overwrites_none, curl_and_python_reach_the_control_api,
     a_model_is_imported_voted_on_and_served, a_name_is_taken_once_and_freed, a_flipped_bit_is_named_and_repaired,
     waiting_for_an_update_is_not_answered_by_what_ran_before, answers_come_over_https, a_node_joins_by_a_vote,
-    lines_are_followed_across_a_change_of_leader, an_update_is_rolled_back_by_hand, a_service_is_scaled_and_retired,
+    lines_are_followed_across_a_change_of_leader, an_update_is_rolled_back_by_hand,
+    one_replica_is_enough_to_halt_and_a_vote_lifts, a_service_is_scaled_and_retired,
     a_change_of_members_waits_and_is_vetoed, the_history_verifies_offline, everything_ends_in_order,
 ]
 

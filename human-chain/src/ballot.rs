@@ -6,7 +6,7 @@
 
 use crate::propose::check_proposal;
 use crate::render::{RENDERER_VERSION, digests, render};
-use crate::waiting::{ballots_until, is_vetoable};
+use crate::waiting::{ballots_until, check_in_time, is_vetoable};
 use crate::{
     ChainError, CircleState, MemberSigner, Statement, class_of, membership, quorum, signature_holds,
 };
@@ -152,10 +152,7 @@ pub fn check_ballot(
     now: Millis,
 ) -> Result<Electorate, ChainError> {
     check_proposal(state, proposal)?;
-    let expired_at = ballots_until(state, proposal, signed.ballot.choice);
-    if now > expired_at.plus(CLOCK_GRACE_MS) {
-        return Err(ChainError::Expired { expired_at, now });
-    }
+    check_in_time(state, proposal, signed.ballot.choice, now)?;
     if signed.ballot.issued_at > now.plus(CLOCK_GRACE_MS) {
         return Err(mismatch(signed, "time: it comes from the future"));
     }

@@ -86,7 +86,7 @@ pub use render::{
 };
 pub use signer::{MemberSigner, Statement};
 pub use subject::{class_of, subject_of};
-pub use waiting::{check_waited, is_vetoable, takes_effect_at, waiting_ms};
+pub use waiting::{check_in_time, check_waited, is_vetoable, takes_effect_at, waiting_ms};
 pub use withdrawal::{check_withdrawal, sign_withdrawal};
 pub use wrap::{
     check_complaint, check_wrap, check_wrap_request, recipient_key, recipients, recipients_touched,

@@ -57,6 +57,24 @@ pub fn check_waited(state: &CircleState, certificate: &Certificate, now: Millis)
     Ok(())
 }
 
+/// Checks that a ballot of this choice on a proposal is not too late at `now`, but for the error of clocks. A
+/// member's machine asks it again once the signature is there: a person at a device may take minutes.
+///
+/// # Errors
+/// Returns [`ChainError::Expired`] once the vote has ended.
+pub fn check_in_time(
+    state: &CircleState,
+    proposal: &Proposal,
+    choice: Choice,
+    now: Millis,
+) -> Result<(), ChainError> {
+    let expired_at = ballots_until(state, proposal, choice);
+    if now > expired_at.plus(CLOCK_GRACE_MS) {
+        return Err(ChainError::Expired { expired_at, now });
+    }
+    Ok(())
+}
+
 /// Returns the last time at which a ballot of this choice on a proposal may be signed, but for the error of
 /// clocks. A veto may be signed until the change takes effect.
 pub(crate) fn ballots_until(state: &CircleState, proposal: &Proposal, choice: Choice) -> Millis {

@@ -100,7 +100,8 @@ pub struct SyncRequest {
     pub isolation: Isolation,
     /// Labels of the limits that the node cannot enforce.
     pub not_enforced: Vec<String>,
-    /// Report of every slot on the node.
+    /// Report of every slot on the node, and of every order that the node could start without a further
+    /// answer, after a restart of its agent too.
     pub slots: Vec<SlotReport>,
     /// Number of governance bundles that the agent has verified and stored.
     pub governance_length: u64,

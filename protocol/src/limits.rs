@@ -79,6 +79,9 @@ pub const REASON_BYTES_MAX: usize = 4096;
 /// Maximum number of bytes of compact JSON per byte of canonical form. A control character takes six, as
 /// `\u0001`; a digit pair of a byte string takes two; `null` takes four and a comma.
 pub const JSON_BYTES_PER_CANONICAL_BYTE: usize = 6;
+/// Maximum length of one text in a JSON document in bytes, with its closing quote. A reader that refuses a
+/// text quotes it, which takes several times its length.
+pub const JSON_TEXT_BYTES_MAX: usize = 512 * 1024;
 /// Maximum size of a request body of the control API in bytes.
 pub const API_BODY_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Maximum size of a request body of the inference API in bytes.
@@ -179,6 +182,10 @@ const _: () = assert!(NAME_BYTES_MAX <= 63 && LABEL_BYTES_MAX <= 63, "names and 
 const _: () = assert!(
     JSON_BYTES_PER_CANONICAL_BYTE * MANIFEST_BYTES_MAX < API_BODY_BYTES_MAX,
     "a dry run carries any manifest"
+);
+const _: () = assert!(
+    JSON_BYTES_PER_CANONICAL_BYTE * MANIFEST_BYTES_MAX < JSON_TEXT_BYTES_MAX,
+    "no text of a manifest is too long as JSON"
 );
 const _: () = assert!(SEGMENT_BYTES_MAX < MODEL_MANIFEST_BYTES_MAX, "segments are the smaller unit");
 const _: () = assert!(BUNDLE_BYTES_MAX <= HISTORY_PAGE_BYTES_MAX, "a page of history holds any bundle");

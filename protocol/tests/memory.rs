@@ -8,7 +8,8 @@ use protocol::agent::{EnrolRequest, NodeResources, SlotReport, SlotState, SyncRe
 use protocol::agent_state::{ORDER_BOOK_BYTES_MAX, OrderBookRecord, SlotFence};
 use protocol::canonical::{CanonicalError, MEMORY_BYTES_MIN, from_bytes, from_own_bytes, to_bytes};
 use protocol::governance::{Bundle, Genesis, Quorum};
-use protocol::limits::{MODEL_MANIFEST_BYTES_MAX, SYNC_BYTES_MAX};
+use protocol::json::JsonCost;
+use protocol::limits::{API_BODY_BYTES_MAX, MODEL_MANIFEST_BYTES_MAX, SYNC_BYTES_MAX};
 use protocol::manifest::Isolation;
 use protocol::model::{ErasureCode, ModelFile, ModelManifest, ModelNonce, Segment, StoredKind};
 use protocol::{CircleId, Digest, Fence, NodeId, PublicKey, ServiceName, SlotIndex};
@@ -304,6 +305,68 @@ fn own_bytes_are_read_whatever_they_cost() {
     assert_eq!(from_bytes::<Vec<Wide>>(&nulls, nulls.len()), Err(CanonicalError::Costly));
     let nulls = list(0xf6, 1 << 12);
     assert!(from_own_bytes::<Vec<Wide>>(&nulls, nulls.len()).is_ok());
+}
+
+/// Returns JSON texts of every hostile shape, each of about this many bytes.
+fn hostile_json(bytes: usize) -> Vec<(&'static str, String)> {
+    let list = |item: &str| format!("[{}{item}]", format!("{item},").repeat(bytes / (item.len() + 1)));
+    let entry = |number: usize| format!("\"{number:05x}\":\"a\"");
+    let map: Vec<String> = (0..bytes / 12).map(entry).collect();
+    vec![
+        ("empty texts", list("\"\"")),
+        ("texts of one letter", list("\"a\"")),
+        ("numbers", list("0")),
+        ("nulls", list("null")),
+        ("empty lists", list("[]")),
+        ("lists of one", list("[\"\"]")),
+        ("empty maps", list("{}")),
+        ("maps of one", list("{\"\":\"\"}")),
+        ("a map", format!("{{{}}}", map.join(","))),
+        ("deep lists", "[".repeat(bytes)),
+        ("a long text", format!("\"{}\"", "a".repeat(bytes))),
+        ("a text of escapes", format!("\"{}\"", "\\n".repeat(bytes / 2))),
+        ("an unknown name", format!("{{\"{}\":0}}", "a".repeat(bytes))),
+    ]
+}
+
+/// Checks that a JSON text costs at most four times its bytes, or is refused before it is read. Returns
+/// whether it was refused.
+fn check_json<T: DeserializeOwned>(name: &str, text: &str) -> bool {
+    let mut cost = JsonCost::default();
+    if cost.add(text.as_bytes()).and_then(|()| cost.check()).is_err() {
+        return true;
+    }
+    let (peak, _) = peak(|| serde_json::from_str::<T>(text).is_ok());
+    let kind = std::any::type_name::<T>();
+    assert!(peak <= 3 * text.len() + MEMORY_BYTES_MIN, "{name} as {kind}: {} bytes cost {peak}", text.len());
+    false
+}
+
+/// People's documents are JSON, and a reader of JSON has no budget: their values are counted first.
+#[test]
+fn json_costs_at_most_four_times_its_size_or_is_refused_before_it_is_read() {
+    let mut refused = 0;
+    for bytes in [1 << 10, 1 << 14, 1 << 16, API_BODY_BYTES_MAX] {
+        for (name, text) in hostile_json(bytes) {
+            let all = [
+                check_json::<Vec<u64>>(name, &text),
+                check_json::<Vec<String>>(name, &text),
+                check_json::<Vec<Option<String>>>(name, &text),
+                check_json::<Vec<Vec<String>>>(name, &text),
+                check_json::<Vec<BTreeMap<String, String>>>(name, &text),
+                check_json::<BTreeSet<String>>(name, &text),
+                check_json::<BTreeMap<String, String>>(name, &text),
+                check_json::<BTreeMap<ServiceName, Vec<String>>>(name, &text),
+                check_json::<Quorum>(name, &text),
+            ];
+            refused += all.into_iter().filter(|refused| *refused).count();
+        }
+    }
+    assert!(refused > 0, "the largest have too many values");
+    // The positive control: without the count, a list of empty texts costs more than four times its bytes.
+    let (_, text) = hostile_json(API_BODY_BYTES_MAX).swap_remove(0);
+    let (peak, is_read) = peak(|| serde_json::from_str::<Vec<String>>(&text).is_ok());
+    assert!(is_read && peak > 3 * text.len() + MEMORY_BYTES_MIN, "{peak} for {} bytes", text.len());
 }
 
 /// A refusal quotes what it refuses, but not all of it.

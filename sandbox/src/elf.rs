@@ -242,10 +242,12 @@ mod tests {
         let found = libraries_of(&program).expect("its libraries");
         let found: BTreeSet<_> = found.iter().filter_map(|path| path.canonicalize().ok()).collect();
         let maps = fs::read_to_string("/proc/self/maps").expect("maps");
-        // A preloaded library is mapped because the caller of this test requested it.
-        let preloaded = std::env::var("LD_PRELOAD").unwrap_or_default();
-        let needed =
-            |path: &&str| path.contains(".so") && !preloaded.split([':', ' ']).any(|one| one == *path);
+        // A preloaded library is mapped because the caller of this test requested it, even if it has taken
+        // itself out of the environment since.
+        let began_with = fs::read_to_string("/proc/self/environ").expect("the first environment");
+        let preloaded = began_with.split('\0').find_map(|variable| variable.strip_prefix("LD_PRELOAD="));
+        let preloaded: BTreeSet<_> = preloaded.unwrap_or_default().split([':', ' ']).collect();
+        let needed = |path: &&str| path.contains(".so") && !preloaded.contains(*path);
         let mapped = maps.lines().filter_map(|line| line.split_whitespace().nth(5));
         for path in mapped.filter(needed) {
             assert!(found.contains(Path::new(path)), "{path} is mapped but not in {found:?}");

@@ -4,6 +4,7 @@
 
 mod common;
 
+use common::attempts::{HostTargets, Outside};
 use common::{Bench, PATIENCE, until};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use nix::unistd::Uid;
@@ -15,10 +16,8 @@ use std::fs::{self, File};
 use std::io::{BufRead, BufReader, IoSlice};
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
-use std::process::{Child, Command, Stdio};
+use std::os::unix::net::UnixStream;
+use std::process::{Child, Command};
 
 /// Names of the attempts, so that a missing one is noticed.
 #[rustfmt::skip]
@@ -46,64 +45,27 @@ struct ListedAttempt {
     outside: Outside,
 }
 
-#[derive(Deserialize)]
-enum Outside {
-    Succeeds,
-    SucceedsForRoot,
-    FailsBy(Vec<i32>),
-    FailsByForRoot(Vec<i32>),
-}
-
-/// Targets of the attempts.
-struct HostTargets {
-    control: TcpListener,
+/// Targets of a hostile worker, and a probe outside that makes the same attempts.
+struct WorkerTargets {
+    host: HostTargets,
     gateway: TcpListener,
-    _store: TcpListener,
-    _unix: UnixListener,
-    _abstract: UnixListener,
-    victim: Child,
     outside: Child,
     targets: String,
     socket: std::path::PathBuf,
 }
 
-impl HostTargets {
+impl WorkerTargets {
     fn new(bench: &Bench) -> Self {
         let path = |name: &str| bench.directory.path().join(name);
-        let listen = || TcpListener::bind("127.0.0.1:0").unwrap();
-        let (control, store, gateway) = (listen(), listen(), listen());
-        let secret = path("secret");
-        fs::write(&secret, "for people of the host only").unwrap();
-        fs::set_permissions(&secret, fs::Permissions::from_mode(0o644)).unwrap();
-        let name = format!("quorate-probe-{}", control.local_addr().unwrap().port());
-        let abstract_address = SocketAddr::from_abstract_name(&name).unwrap();
-        let victim = Command::new(&bench.probe).arg("victim").stdin(Stdio::piped()).spawn().unwrap();
-        let targets = serde_json::json!({
-            "control": control.local_addr().unwrap(),
-            "store": store.local_addr().unwrap(),
-            "unix_path": path("other-worker.sock"),
-            "abstract_name": name,
-            "victim": victim.id(),
-            "secret": secret,
-            "shared": path("shared"),
-        })
-        .to_string();
+        let host = HostTargets::new(bench);
+        let targets = host.values.to_string();
         let socket = path("outside");
         fs::write(path("outside.targets"), &targets).unwrap();
         let outside = Command::new(&bench.probe).arg("outside").arg(&socket).spawn().unwrap();
         // The socket's file exists before the probe listens.
         until("the probe outside listens", || UnixStream::connect(&socket).is_ok());
-        Self {
-            control,
-            gateway,
-            _store: store,
-            _unix: UnixListener::bind(path("other-worker.sock")).unwrap(),
-            _abstract: UnixListener::bind_addr(&abstract_address).unwrap(),
-            victim,
-            outside,
-            targets,
-            socket,
-        }
+        let gateway = TcpListener::bind("127.0.0.1:0").unwrap();
+        Self { host, gateway, outside, targets, socket }
     }
 
     /// Returns the descriptor that the test passes along with an attempt.
@@ -128,12 +90,10 @@ impl HostTargets {
     }
 }
 
-impl Drop for HostTargets {
+impl Drop for WorkerTargets {
     fn drop(&mut self) {
-        for child in [&mut self.victim, &mut self.outside] {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
+        let _ = self.outside.kill();
+        let _ = self.outside.wait();
     }
 }
 
@@ -171,7 +131,7 @@ fn every_way_out_is_closed_inside_and_open_outside() {
     let bench = Bench::new("containment");
     let expected = if Uid::effective().is_root() { Isolation::Full } else { Isolation::SameUid };
     assert_eq!(bench.launcher.isolation().level, expected);
-    let world = HostTargets::new(&bench);
+    let world = WorkerTargets::new(&bench);
     let running = bench.start("probe", "serve", world.targets.as_bytes());
     let mut inside = connect(running.connect_worker().unwrap());
     let mut outside = connect(UnixStream::connect(&world.socket).unwrap());
@@ -184,13 +144,7 @@ fn every_way_out_is_closed_inside_and_open_outside() {
         if !attempt.inside.contains(&found) {
             wrong.insert(format!("{name} inside"), (attempt.inside.clone(), found));
         }
-        let wanted = match &attempt.outside {
-            Outside::Succeeds => vec![0],
-            Outside::SucceedsForRoot if root => vec![0],
-            Outside::FailsBy(errors) => errors.clone(),
-            Outside::FailsByForRoot(errors) if root => errors.clone(),
-            _ => continue,
-        };
+        let Some(wanted) = attempt.outside.expected(root) else { continue };
         let found = ask(&mut outside, name, world.passed(&attempt.needs, false));
         controls += 1;
         if !wanted.contains(&found) {
@@ -203,7 +157,7 @@ fn every_way_out_is_closed_inside_and_open_outside() {
     assert_eq!(denied, ATTEMPTS.len());
     assert!(!root || controls == denied, "{controls} positive controls of {denied}");
     assert!(wrong.is_empty(), "expected and found error numbers: {wrong:#?}\n{log}");
-    world.control.set_nonblocking(true).unwrap();
+    world.host.control.set_nonblocking(true).unwrap();
     running.remove().unwrap();
 }
 

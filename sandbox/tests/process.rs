@@ -4,6 +4,7 @@
 
 mod common;
 
+use common::attempts::{HostTargets, Outside};
 use common::process::{
     AREA_BYTES, Artifact, Printed, area_directory, may_make_gangs, next_packet, process, try_process,
 };
@@ -12,74 +13,33 @@ use nix::unistd::Uid;
 use protocol::error_code;
 use protocol::sandbox::{DiskArea, SandboxExit};
 use sandbox::{Ended, GangId, PacketDrop, PacketSwitch, PortKind, Sandbox, SandboxLauncher, SwitchPort};
-use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::{IpAddr, TcpListener};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 
-#[derive(Deserialize)]
-enum Outside {
-    Succeeds,
-    SucceedsForRoot,
-    FailsBy(Vec<i32>),
-    FailsByForRoot(Vec<i32>),
-}
-
-impl Outside {
-    /// Returns the results that are right for this user; none if there is no control for it.
-    fn expected(&self, root: bool) -> Option<Vec<i32>> {
-        match self {
-            Self::Succeeds => Some(vec![0]),
-            Self::SucceedsForRoot => root.then(|| vec![0]),
-            Self::FailsBy(errors) => Some(errors.clone()),
-            Self::FailsByForRoot(errors) => root.then(|| errors.clone()),
-        }
-    }
-}
-
-/// Targets on the host, alive while the attempts run.
+/// Targets of hostile ranks.
 struct Targets {
-    victim: Child,
     values: serde_json::Value,
-    _listeners: (TcpListener, TcpListener, UnixListener, UnixListener),
+    _host: HostTargets,
+    _control_v6: TcpListener,
 }
 
 impl Targets {
     fn new(bench: &Bench) -> Self {
-        let path = |name: &str| bench.directory.path().join(name);
-        let control = TcpListener::bind("127.0.0.1:0").unwrap();
+        let host = HostTargets::new(bench);
         // A host without IPv6 has no such way to close.
         let v6 = TcpListener::bind("[::1]:0").unwrap_or_else(|_| TcpListener::bind("127.0.0.1:0").unwrap());
-        let name = format!("quorate-rank-{}", control.local_addr().unwrap().port());
-        let secret = path("secret");
-        fs::write(&secret, "for people of the host only").unwrap();
-        fs::set_permissions(&secret, fs::Permissions::from_mode(0o644)).unwrap();
-        let neighbour = area_directory(bench, "neighbour");
-        let victim = Command::new(&bench.probe).arg("victim").stdin(Stdio::piped()).spawn().unwrap();
         let values = serde_json::json!({
-            "worker": {
-                "control": control.local_addr().unwrap(),
-                "store": control.local_addr().unwrap(),
-                "unix_path": path("other.sock"),
-                "abstract_name": name,
-                "victim": victim.id(),
-                "secret": secret,
-                "shared": path("shared"),
-            },
+            "worker": host.values,
             "control_v6": v6.local_addr().unwrap(),
             "agent_socket": bench.state("hostile").join("init.sock"),
-            "neighbour": neighbour,
+            "neighbour": area_directory(bench, "neighbour"),
             "fill_bytes": 2 * AREA_BYTES,
         });
-        let unix = UnixListener::bind(path("other.sock")).unwrap();
-        let hidden = UnixListener::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
-        Self { victim, values, _listeners: (control, v6, unix, hidden) }
+        Self { values, _host: host, _control_v6: v6 }
     }
 
     /// Returns the targets as a rank sees them: the directory of the artifact, and of its writable area.
@@ -88,13 +48,6 @@ impl Targets {
         values["tree"] = tree.into();
         values["scratch"] = scratch.into();
         values.to_string()
-    }
-}
-
-impl Drop for Targets {
-    fn drop(&mut self) {
-        let _ = self.victim.kill();
-        let _ = self.victim.wait();
     }
 }
 

@@ -246,9 +246,8 @@ fn waiting_findings(view: ClusterView) -> Vec<Finding> {
                 "approved, and waits for a veto: {what} (takes effect at {})",
                 human_chain::show_time(end)
             ),
-            None => {
-                format!("a proposal waits for votes: {what} ({} so far, {left} min left)", open.ballots.len())
-            }
+            // Each party counts the votes from the ballots itself, so that no count is said here.
+            None => format!("a proposal waits for votes: {what} ({left} min left)"),
         };
         findings.push(finding(message, format!("quorate review {}", id.short())));
     }

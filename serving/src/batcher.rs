@@ -150,8 +150,8 @@ impl EncodedPrompt {
     }
 }
 
-/// Party whose requests may share what the KV cache holds: the holder of one API key. Others never do, so
-/// that no answer and no time to first token depends on what they asked.
+/// Party whose requests may share what the KV cache holds: the holder of an API key and its successor. Others
+/// never do, so that no answer and no time to first token depends on what they asked.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Tenant(Arc<str>);
 

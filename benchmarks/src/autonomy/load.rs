@@ -14,6 +14,10 @@ use super::SERVICE;
 pub(super) const CLIENTS: usize = 4;
 /// Time limit of one request.
 const REQUEST_LIMIT: Duration = Duration::from_secs(30);
+/// Length of a minute of the load.
+const MINUTE: Duration = Duration::from_secs(60);
+/// Time after which requests of every client are under way.
+const UNDER_WAY: Duration = Duration::from_secs(1);
 
 /// Answers of one minute.
 #[derive(Debug, Clone, Default)]
@@ -98,12 +102,17 @@ impl LoadTarget {
         request.send().await?.error_for_status()?.bytes().await.map(drop)
     }
 
-    /// Sends requests for this many minutes; returns the answers of each.
-    pub(super) async fn load(&self, what: &str, minutes: usize) -> Vec<Minute> {
-        let mut all = Vec::new();
+    /// Sends requests for this many minutes, and acts while the first of them are under way; returns the
+    /// answers of each minute.
+    pub(super) async fn load(&self, what: &str, minutes: usize, act: impl FnOnce()) -> Vec<Minute> {
+        let (mut all, mut act) = (Vec::new(), Some(act));
         for minute in 1..=minutes {
             let asking = self.start();
-            tokio::time::sleep(Duration::from_secs(60)).await;
+            tokio::time::sleep(UNDER_WAY).await;
+            if let Some(act) = act.take() {
+                act();
+            }
+            tokio::time::sleep(MINUTE - UNDER_WAY).await;
             let sum = asking.stop().await;
             let (answered, failed) = (sum.latencies.len(), sum.failed);
             eprintln!("{what}, minute {minute}/{minutes}: {answered} answered, {failed} failed");

@@ -4,7 +4,7 @@
 //! No words are asked for: a comment counts for nothing. It is signed in a domain of its own, which is that
 //! of no vote and of no halt.
 
-use super::passkey::{ChallengeOptions, NextPage, ScriptFailure, ScriptResult, credentials};
+use super::passkey::{ChallengeOptions, NextPage, ScriptFailure, ScriptResult};
 use super::{Console, Look, PageFailure, SignedIn, invalid, status_of};
 use crate::page::proposal::SigningMeans;
 use crate::page::questions::UnsentComment;
@@ -92,14 +92,8 @@ pub(crate) async fn compose(
     let composed = || -> Result<ChallengeOptions, ScriptFailure> {
         let Path(id) = id.map_err(|rejection| invalid(&rejection.body_text()))?;
         let Json(request) = body?;
-        let (policy, (member, passkeys)) = (look.policy()?, look.member_with_passkeys()?);
-        let comment = request.comment(id, member)?;
-        Ok(ChallengeOptions {
-            challenge: ByteString(comment_challenge(&comment).0.to_vec()),
-            signed: ByteString(canonical::to_bytes(&comment)),
-            rp_id: policy.rp_id.clone(),
-            credentials: credentials(passkeys),
-        })
+        let comment = |member: &MemberId| request.comment(id, member);
+        Ok(ChallengeOptions::for_statement(&look, comment_challenge, comment)?)
     };
     composed().map(Json).map_err(IntoResponse::into_response)
 }

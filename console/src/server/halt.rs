@@ -3,7 +3,7 @@
 //! No words are asked for: what stops too early does no harm, and what stops too late may. The passkey signs
 //! the canonical halt in a domain of its own, and each node verifies it.
 
-use super::passkey::{ChallengeOptions, NextPage, ScriptFailure, ScriptResult, credentials};
+use super::passkey::{ChallengeOptions, NextPage, ScriptFailure, ScriptResult};
 use super::{Console, Look, PageFailure, PageResult, SignedIn, html, invalid, status_of};
 use crate::page::Section;
 use crate::page::halts::{self, HaltForm};
@@ -116,14 +116,8 @@ pub(crate) async fn compose(
     let look = console.look_to_halt(visitor).map_err(IntoResponse::into_response)?;
     let composed = || -> Result<ChallengeOptions, ScriptFailure> {
         let Json(request) = body?;
-        let (policy, (member, passkeys)) = (look.policy()?, look.member_with_passkeys()?);
-        let halt = request.halt(&look, member)?;
-        Ok(ChallengeOptions {
-            challenge: ByteString(halt_challenge(&halt).0.to_vec()),
-            signed: ByteString(canonical::to_bytes(&halt)),
-            rp_id: policy.rp_id.clone(),
-            credentials: credentials(passkeys),
-        })
+        let halt = |member: &MemberId| request.halt(&look, member);
+        Ok(ChallengeOptions::for_statement(&look, halt_challenge, halt)?)
     };
     composed().map(Json).map_err(IntoResponse::into_response)
 }

@@ -22,7 +22,7 @@ use protocol::governance::{Ballot, BallotSignature, Change, Choice, SignedBallot
 use protocol::keys::ByteString;
 use protocol::limits::BALLOT_BYTES_MAX;
 use protocol::passkey::{Passkey, PasskeyAssertion, PasskeyPolicy, PasskeyRegistration};
-use protocol::{MemberId, ProposalId, Refusal, canonical, error_code};
+use protocol::{Digest, MemberId, ProposalId, Refusal, canonical, error_code};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -68,12 +68,12 @@ pub(crate) struct ComposeRequest {
 /// A challenge for an authenticator to sign.
 #[derive(Debug, Serialize)]
 pub(crate) struct ChallengeOptions {
-    /// Canonical bytes of the ballot or halt; empty for a sign-in.
-    pub(super) signed: ByteString,
-    pub(super) challenge: ByteString,
-    pub(super) rp_id: String,
+    /// Canonical bytes of the ballot, halt or comment; empty for a sign-in.
+    signed: ByteString,
+    challenge: ByteString,
+    rp_id: String,
     /// Credentials that may sign; none means any.
-    pub(super) credentials: Vec<ByteString>,
+    credentials: Vec<ByteString>,
 }
 
 /// A ballot with the answer of an authenticator.
@@ -126,18 +126,41 @@ fn not_a_member() -> Refusal {
 }
 
 impl Look {
-    pub(super) fn policy(&self) -> Result<&PasskeyPolicy, Refusal> {
+    fn policy(&self) -> Result<&PasskeyPolicy, Refusal> {
         self.circle.policy().passkeys.as_ref().ok_or_else(no_passkeys)
     }
 
     /// Returns the member who reads and his passkeys.
-    pub(super) fn member_with_passkeys(&self) -> Result<(&MemberId, &[Passkey]), Refusal> {
+    fn member_with_passkeys(&self) -> Result<(&MemberId, &[Passkey]), Refusal> {
         let member = self.member().ok_or_else(not_a_member)?;
         Ok((member, self.circle.passkeys(member)))
     }
 }
 
-pub(super) fn credentials(passkeys: &[Passkey]) -> Vec<ByteString> {
+impl ChallengeOptions {
+    /// Returns the options with which the member who reads signs by passkey what `compose` makes for that
+    /// member.
+    ///
+    /// # Errors
+    /// Fails with `passkey-not-counted` if the policy has no passkeys, with `console-no-key` if the visitor
+    /// is no member, and as `compose` does.
+    pub(super) fn for_statement<T: Serialize>(
+        look: &Look,
+        challenge_of: impl FnOnce(&T) -> Digest,
+        compose: impl FnOnce(&MemberId) -> Result<T, Refusal>,
+    ) -> Result<Self, Refusal> {
+        let (policy, (member, passkeys)) = (look.policy()?, look.member_with_passkeys()?);
+        let statement = compose(member)?;
+        Ok(Self {
+            challenge: ByteString(challenge_of(&statement).0.to_vec()),
+            signed: ByteString(canonical::to_bytes(&statement)),
+            rp_id: policy.rp_id.clone(),
+            credentials: credentials(passkeys),
+        })
+    }
+}
+
+fn credentials(passkeys: &[Passkey]) -> Vec<ByteString> {
     passkeys.iter().map(|passkey| passkey.credential.clone()).collect()
 }
 
@@ -155,14 +178,10 @@ pub(crate) async fn compose(
         let Json(request) = body?;
         compare_words(&request.words, &reviewed.words)?;
         check_reason(&request.reason)?;
-        let (policy, (member, passkeys)) = (look.policy()?, look.member_with_passkeys()?);
-        let ballot = look.ballot(member, &reviewed.view.proposal, request.choice, request.reason);
-        Ok(ChallengeOptions {
-            challenge: ByteString(ballot_challenge(&ballot).0.to_vec()),
-            signed: ByteString(canonical::to_bytes(&ballot)),
-            rp_id: policy.rp_id.clone(),
-            credentials: credentials(passkeys),
-        })
+        let ballot = |member: &MemberId| {
+            Ok(look.ballot(member, &reviewed.view.proposal, request.choice, request.reason))
+        };
+        Ok(ChallengeOptions::for_statement(&look, ballot_challenge, ballot)?)
     };
     composed().map(Json).map_err(IntoResponse::into_response)
 }

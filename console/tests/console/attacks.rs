@@ -1,12 +1,12 @@
 //! Attacks on the console, each with its positive control: it succeeds when its guard has nothing to go by.
 
 use crate::routes::{PORT, ask, enter, get, vote};
-use crate::world::{Lab, member, secret, words};
+use crate::world::{Lab, member, words};
 use axum::http::{Method, StatusCode};
 use console::{KnownReview, ReviewedProposal, Visitor};
 use host::{Clock, wall_clock};
 use human_chain::MemberSecret;
-use protocol::api::{Finding, ProposalState};
+use protocol::api::Finding;
 use protocol::governance::{Change, Choice};
 use protocol::keys::ByteString;
 use protocol::passkey::{Passkey, PasskeyAssertion, PasskeyKey};
@@ -265,16 +265,7 @@ async fn a_change_that_waits_is_shown_and_vetoed() {
     // The positive control: while it is open, time alone changes nothing.
     let open = get(&lab, &cookie, &path).await.text;
     assert!(open.contains("it expires, and nothing changes") && !open.contains("Veto"), "{open}");
-    let end = wall_clock().plus(3_600_000);
-    {
-        let mut state = lab.world.state();
-        let view = state.open.get_mut(&proposal.id()).unwrap();
-        let approval = |at: usize| {
-            human_chain::vote(secret(at), member(at), circle.head(), &proposal, Choice::Approve, wall_clock())
-        };
-        view.ballots = [1, 2].map(approval).into();
-        (view.state, view.takes_effect_at) = (ProposalState::Waiting, Some(end));
-    }
+    lab.world.wait_for_veto(&proposal, wall_clock().plus(3_600_000));
     assert!(get(&lab, &cookie, "/console/inbox").await.text.contains("unless a member vetoes it"));
     let waits = get(&lab, &cookie, &path).await.text;
     assert!(waits.contains("it takes effect at ") && !waits.contains("it expires"), "{waits}");

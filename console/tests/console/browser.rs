@@ -6,7 +6,8 @@ use crate::world::{Lab, words};
 use axum::Router;
 use axum::response::Html;
 use axum::routing::get;
-use host::Clock;
+use host::{Clock, wall_clock};
+use protocol::ProposalId;
 use protocol::api::Finding;
 use protocol::governance::{Change, Choice};
 use protocol::halt::HaltScope;
@@ -84,6 +85,24 @@ fn pages(lab: &Lab) -> Vec<(String, &'static str)> {
     all
 }
 
+/// Makes a draft and a change that waits for a veto; returns their pages, and that of a member's passkeys.
+fn rarer_pages(lab: &Lab, kind: &str) -> Vec<(String, &'static str)> {
+    let world = &lab.world;
+    let draft = world.propose(Change::RemoveNode { node: "node-1".parse().unwrap() }, "its rack is given up");
+    world.draft(&draft);
+    let circle = world.state().circle.clone();
+    let (members, policy) = (circle.members().cloned().collect(), circle.policy().clone());
+    let change = Change::SetMembers { members, policy, proofs: [].into() };
+    let waiting = world.propose(change, "the rules of before");
+    world.wait_for_veto(&waiting, wall_clock().plus(3_600_000));
+    let path = |id: ProposalId| format!("/console/proposals/{id}");
+    let mut all = vec![(path(draft.id()), "draft"), (path(waiting.id()), "waiting")];
+    if kind == "own" {
+        all.push(("/console/passkeys".into(), "passkeys"));
+    }
+    all
+}
+
 /// Opens each page at two widths and in both themes.
 fn look_at_every_page(desk: &mut Desk, kind: &str) {
     let halt = desk.lab.world.halt(1, HaltScope::Node("node-2".parse().unwrap()), "smoke in the hall");
@@ -92,7 +111,9 @@ fn look_at_every_page(desk: &mut Desk, kind: &str) {
     let question = desk.lab.world.comment(1, &proposal, None, "why six?\nthree have been enough for a year");
     desk.lab.world.comment(2, &proposal, Some(question), "the archive grows by a third in December");
     desk.lab.world.comment(2, &proposal, None, &format!("and what of {}?", "a-very-long-name".repeat(9)));
-    for (path, name) in pages(&desk.lab) {
+    let mut all = pages(&desk.lab);
+    all.extend(rarer_pages(&desk.lab, kind));
+    for (path, name) in all {
         for width in [360, 1280] {
             for theme in ["light", "dark"] {
                 desk.browser.show_as(width, theme);

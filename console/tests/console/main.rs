@@ -9,4 +9,5 @@ mod halts;
 mod passkeys;
 mod questions;
 mod routes;
+mod story;
 mod world;

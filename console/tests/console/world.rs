@@ -287,6 +287,18 @@ impl World {
         proposal
     }
 
+    /// Lets bob and carol approve a change, which waits for a veto until this time.
+    pub(crate) fn wait_for_veto(&self, proposal: &Proposal, until: Millis) {
+        let mut state = self.state();
+        let seen = state.circle.head();
+        let approval = |at: usize| {
+            human_chain::vote(secret(at), member(at), seen, proposal, Choice::Approve, wall_clock())
+        };
+        let ballots: Vec<SignedBallot> = [1, 2].map(approval).into();
+        let view = state.open.get_mut(&proposal.id()).unwrap();
+        (view.ballots, view.state, view.takes_effect_at) = (ballots, ProposalState::Waiting, Some(until));
+    }
+
     /// Turns an open proposal into a draft of an access token.
     pub(crate) fn draft(&self, proposal: &Proposal) {
         let mut state = self.state();

@@ -17,7 +17,7 @@ use console::{
     HaltReport, PageSource, ProposalRecord, SignIn, Visitor, WebOrigins, is_about, model_root,
 };
 use host::{Clock, wall_clock};
-use human_chain::{show_duration, show_time, sign_ballot, sign_comment, sign_halt};
+use human_chain::{check_in_time, show_duration, show_time, sign_ballot, sign_comment, sign_halt};
 use overlay::CancellationToken;
 use overlay::people::KeyExchanges;
 use protocol::agent::PendingNode;
@@ -369,7 +369,11 @@ impl ConsoleBackend for MemberBackend {
 
     fn sign(&self, proposal: &Proposal, ballot: Ballot) -> Result<Option<SignedBallot>, Refusal> {
         let own = self.member.as_ref().filter(|key| key.member == ballot.member);
-        own.map(|key| sign_ballot(&key.signer, proposal, ballot)).transpose()
+        let Some(key) = own else { return Ok(None) };
+        let choice = ballot.choice;
+        let signed = sign_ballot(&key.signer, proposal, ballot)?;
+        check_in_time(&self.session().circle, proposal, choice, wall_clock())?;
+        Ok(Some(signed))
     }
 
     fn sign_halt(&self, halt: Halt) -> Result<Option<SignedHalt>, Refusal> {

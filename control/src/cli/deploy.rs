@@ -9,6 +9,7 @@ use crate::session::Session;
 use crate::terminal::line;
 use anyhow::{Context as _, Result};
 use clap::Args;
+use human_chain::CircleState;
 use indicatif::{ProgressBar, ProgressStyle};
 use protocol::api::{DryRun, DryRunRequest, ProposalState, ServiceView};
 use protocol::display::counted;
@@ -46,17 +47,17 @@ pub(crate) struct DeployArguments {
 
 pub(crate) async fn deploy(arguments: DeployArguments, environment: &Environment) -> Result<()> {
     let manifest = read_manifest(&arguments.manifest)?;
-    let context = environment.context()?;
+    let session = Session::open(&environment.context()?).await?;
+    let change = Change::Deploy(Box::new(manifest.clone()));
     if arguments.dry_run {
         let body = DryRunRequest { manifest };
-        let answer: DryRun = context.client()?.query("/v1/dry-run", &body).await?;
+        let answer: DryRun = session.client.query("/v1/dry-run", &body).await?;
+        let answer = with_own_rule(answer, &session.circle, &change);
         environment.output().print(&answer, dry_run_text);
         return Ok(());
     }
-    let session = Session::open(&context).await?;
     let name = manifest.name().clone();
     let reason = reason_or(arguments.reason, || format!("deploy {name}"));
-    let change = Change::Deploy(Box::new(manifest));
     let proposal = arguments.proposer.propose(environment, &session, change, reason).await?;
     if arguments.wait {
         wait(&session, proposal, &name, arguments.timeout.into()).await?;
@@ -74,6 +75,11 @@ pub(super) fn read_manifest(path: &Path) -> Result<Manifest> {
         Refusal::new(error.code, message)
     })?;
     Ok(manifest)
+}
+
+/// Returns the answer with the rule of the circle that was verified here, in place of control's sentence.
+fn with_own_rule(answer: DryRun, circle: &CircleState, change: &Change) -> DryRun {
+    DryRun { needs: format!("{} must approve", circle.rule_text(change)), ..answer }
 }
 
 fn dry_run_text(answer: &DryRun) -> String {
@@ -259,6 +265,30 @@ mod tests {
         let refusal = pause(Instant::now(), "mine").await.expect_err("the deadline has passed");
         assert_eq!(refusal.code, error_code::TIMED_OUT);
         assert!(refusal.message.contains("`quorate why mine`"), "{refusal}");
+    }
+
+    /// Attack: control claims that one signature is enough, or that none is needed. The positive control is
+    /// the text of the answer as it came.
+    #[test]
+    fn attack_a_dry_run_names_no_rule_of_controls_own() {
+        let circle = crate::testing::SampleCircle::founded();
+        let change = Change::Deploy(Box::new(crate::testing::manifest("bert")));
+        for claimed in ["1 of (alice) must approve", "no vote is needed\nalready approved"] {
+            let answer = DryRun {
+                desired: 1,
+                placements: vec![],
+                possible: vec![],
+                waiting: vec![],
+                needs: claimed.into(),
+                spend_micro_units_per_hour: None,
+            };
+            assert!(dry_run_text(&answer).contains(&line(claimed)));
+            let shown = dry_run_text(&with_own_rule(answer, &circle.state, &change));
+            assert_eq!(
+                shown,
+                "starts with 1 replica\n2 of (alice, bob, carol) must approve\nno spend limit is set\n"
+            );
+        }
     }
 
     #[test]

@@ -4,18 +4,20 @@
 
 use super::{Cli, Environment, dispatch, failure, passkeys};
 use crate::context::Context;
+use crate::member_key::MemberKey;
 use crate::testing::{HistoryQuery, SampleCircle, history_page, manifest, model_record, proposal_view};
 use axum::extract::{Path as UrlPath, Query, State};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use clap::Parser;
+use human_chain::MemberSigner as _;
 use protocol::api::{History, Page, ProposalState, ProposalView, SubmitProposal};
 use protocol::comment::SignedComment;
 use protocol::governance::{Change, Choice, Policy, Proposal, SignedBallot};
 use protocol::halt::{HaltReceipt, HaltScope, SignedHalt};
 use protocol::model::ModelRecord;
 use protocol::{Digest, ErrorCode, ModelRoot, PasskeyRegistration, ProposalId, error_code};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 /// Answers of a hostile control, and the ballots that it received.
@@ -333,6 +335,33 @@ async fn a_ballot_that_control_does_not_show_is_not_recorded() {
     assert_eq!(lab.run(&["approve", &id, "--words", &words]).await, Ok(()));
 }
 
+/// Attack: a vote has ended before the signature is there, as with a device that waits for its person. It is
+/// not sent, by the command line or by the console.
+#[tokio::test]
+async fn no_ballot_is_sent_after_the_end_of_the_vote() {
+    let lab = Lab::new(SampleCircle::founded()).await;
+    let at = |ms_ago: u64| {
+        let made_at = protocol::Millis(host::wall_clock().0 - ms_ago);
+        lab.circle.proposal_at(Change::Deploy(Box::new(manifest("bert"))), "run it", made_at)
+    };
+    let hour = 3_600_000;
+    let (late, open) = (at(hour + protocol::limits::CLOCK_GRACE_MS + 1_000), at(hour - 60_000));
+    lab.show(vec![proposal_view(&late, vec![]), proposal_view(&open, vec![])]);
+    let (id, words) = (late.id().to_string(), words_of(&late));
+    for vote in ["approve", "reject"] {
+        let refused = lab.run(&[vote, &id, "--words", &words]).await;
+        assert_eq!(refused, Err(Some(error_code::PROPOSAL_EXPIRED)), "{vote}");
+    }
+    let desk = Desk::of(&lab).await;
+    let page = desk.approve(late.id(), &late).await;
+    assert!(page.contains("proposal-expired"), "{page}");
+    assert!(lab.received().is_empty(), "nothing was sent");
+    // Positive control: a minute before its end, the same vote is sent on both ways.
+    assert_eq!(lab.run(&["approve", &open.id().to_string(), "--words", &words_of(&open)]).await, Ok(()));
+    desk.approve(open.id(), &open).await;
+    assert_eq!(lab.received().len(), 2);
+}
+
 /// Attack: a client is served genesis alone, or less than it verified before.
 #[tokio::test]
 async fn a_history_with_decisions_left_out_is_refused() {
@@ -446,16 +475,26 @@ async fn no_passkey_is_signed_but_the_one_whose_words_the_browser_shows() {
     assert_eq!(lab.run(&add).await, Ok(()));
 }
 
-/// Attack: the commands of the founding, run twice, destroy the first key and the first token.
+/// Attack: a command that makes a key is run twice, and destroys the first one.
 #[tokio::test]
 async fn a_second_founding_command_destroys_no_key() {
     let lab = Lab::new(SampleCircle::founded()).await;
-    let key = lab.path("dana.key");
-    let member = ["circle", "member", "dana", "--key", &key];
-    assert_eq!(lab.run(&member).await, Ok(()));
+    let (key, other) = (lab.path("dana.key"), lab.path("other.key"));
+    let made = ["circle", "member", "dana", "--key", &key];
+    assert_eq!(lab.run(&made).await, Ok(()));
     let first = std::fs::read(&key).expect("written");
-    assert_eq!(lab.run(&member).await, Err(Some(error_code::KEY_EXISTS)));
-    assert_eq!(std::fs::read(&key).expect("read"), first);
+    let again: [&[&str]; 3] =
+        [&made, &["member", "init", "dana", "--key", &key], &["member", "rotate", "--new-key", &key]];
+    for words in again {
+        assert_eq!(lab.run(words).await, Err(Some(error_code::KEY_EXISTS)), "{words:?}");
+        assert_eq!(std::fs::read(&key).expect("read"), first, "{words:?}");
+    }
+    // Positive control: each run makes another key, and a write that replaces the file loses the first.
+    let held = || MemberKey::load(Path::new(&key)).expect("a key").signer.public_keys();
+    let lost = held();
+    assert_eq!(lab.run(&["circle", "member", "dana", "--key", &other]).await, Ok(()));
+    std::fs::rename(&other, &key).expect("replaced");
+    assert_ne!(held(), lost);
 }
 
 /// A browser on a member's machine, signed in at the member's console.
@@ -469,12 +508,12 @@ impl Desk {
 
     async fn of(lab: &Lab) -> Self {
         let session = crate::session::Session::open(&lab.context()).await.expect("an honest history");
-        let key = crate::member_key::MemberKey::load(&lab.folder.path().join("alice.key")).expect("her key");
+        let key = MemberKey::load(&lab.folder.path().join("alice.key")).expect("her key");
         Self::over(session, key).await
     }
 
     /// Signs in at the console of this member over a session.
-    pub(super) async fn over(session: crate::session::Session, key: crate::member_key::MemberKey) -> Self {
+    pub(super) async fn over(session: crate::session::Session, key: MemberKey) -> Self {
         let sign_in = Arc::new(console::SignIn::new(host::Clock::machine()));
         let code = sign_in.create_link(console::Visitor::Owner { member: Some(key.member.clone()) });
         let origins = console::WebOrigins::of_localhost(7607);

@@ -1,5 +1,5 @@
-//! `quorate inbox`: the proposals that wait for a member, once or as they come; with `--watch` also as signed
-//! webhooks and mail.
+//! `quorate inbox`: the proposals, drafts and changes that wait for a member, once or as they come; with
+//! `--watch` also as signed webhooks and mail.
 //!
 //! The watcher trusts no server: it verifies the history, computes ids and words itself, and counts votes
 //! from their ballots. A hostile control can hide a proposal from it, and invent none of another circle. It
@@ -9,6 +9,7 @@ mod announce;
 mod deliver;
 mod delivered;
 mod mail;
+mod stage;
 #[cfg(test)]
 mod watching;
 mod webhook;
@@ -29,10 +30,12 @@ use clap::Args;
 use deliver::{Notice, deliver};
 use delivered::DeliveredNotices;
 use host::Clock;
-use human_chain::show_time;
+use human_chain::{is_vetoable, show_time, waiting_ms};
 use mail::{MailAddress, MailProgram};
-use protocol::api::{Page, ProposalState, ProposalView};
-use protocol::{Digest, MemberId, Millis, ProposalId};
+use protocol::api::{Page, ProposalView};
+use protocol::governance::Choice;
+use protocol::{Digest, MemberId, Millis};
+use stage::{NoticeId, WaitingStage};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -44,21 +47,21 @@ use webhook::Webhook;
 const POLL_INTERVAL: Duration = Duration::from_secs(5);
 /// Interval between two rounds of sharing models' keys, each of which verifies the history again.
 const SHARE_INTERVAL: Duration = Duration::from_secs(60);
-/// Most notices on their way at the same time; control keeps no more open proposals.
+/// Most notices on their way at the same time: one for each open proposal that control keeps.
 const NOTICES_MAX: usize = 256;
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  quorate inbox                                 what waits for your vote
-  quorate inbox --watch --key alice.key         print each proposal as it comes, and share models' keys
+  quorate inbox                                 what waits for you
+  quorate inbox --watch --key alice.key         print what comes, and share models' keys
   quorate inbox --watch --webhook https://chat.example.org/hook --webhook-secret-file hook.secret
   quorate inbox --watch --mail-to alice@example.org")]
 pub(crate) struct InboxArguments {
     /// Key file of the member [default: the context's; without one, every open proposal is listed]
     #[arg(long, value_name = "FILE")]
     key: Option<PathBuf>,
-    /// Keep running, and print each proposal once
+    /// Keep running, and print each proposal, draft and vetoable change once
     #[arg(long)]
     watch: bool,
     /// Address in the links [default: that of the context's first control replica]
@@ -121,39 +124,67 @@ struct Inbox {
 }
 
 impl Inbox {
-    /// Returns the proposals that wait and were not announced before.
+    /// Returns what waits and was not announced before: proposals, drafts, and changes with an open veto.
     ///
     /// # Errors
     /// If control does not answer, or shows what does not verify.
     async fn look(&mut self) -> Result<Vec<Announcement>> {
         let views: Vec<ProposalView> = self.session.client.list("/v1/proposals").await?;
         let member = self.member.as_ref().map(|key| key.member.clone());
-        let is_new = |view: &ProposalView| {
-            view.state == ProposalState::Open
-                && !self.announced.contains(&view.id)
-                && !claims_vote_of(view, member.as_ref())
+        let new_stage = |view: &ProposalView| {
+            let stage = WaitingStage::of(view.state)?;
+            // A member may veto what was approved in its name: its key may have been stolen.
+            let is_done = stage != WaitingStage::Veto && claims_vote_of(view, member.as_ref());
+            let is_known = self.announced.contains(&NoticeId { proposal: view.id, stage });
+            (!is_done && !is_known).then_some(stage)
         };
-        let new: Vec<ProposalView> = views.into_iter().filter(is_new).collect();
+        let staged = views.into_iter().filter_map(|view| Some((new_stage(&view)?, view)));
+        let new: Vec<(WaitingStage, ProposalView)> = staged.collect();
         if new.is_empty() {
             return Ok(Vec::new());
         }
         self.session = self.session.refresh().await?;
+        let now = self.clock.wall();
         let mut present = Vec::new();
-        for view in new {
+        for (stage, view) in new {
             let reviewed = ReviewedProposal::with_decision(&self.session.circle, None, view)?;
-            if self.waits(&reviewed) {
-                present.push(Announcement::new(&reviewed, &self.link));
+            if self.waits(stage, &reviewed) {
+                let end = self.end_of(stage, &reviewed, now);
+                present.push(Announcement::new(&reviewed, stage, end, &self.link));
             }
         }
-        Ok(self.announced.take_new(present, self.clock.wall()))
+        Ok(self.announced.take_new(present, now))
     }
 
-    /// Returns whether a proposal waits for this member, or without one for any.
-    fn waits(&self, reviewed: &ReviewedProposal) -> bool {
-        match &self.member {
-            Some(key) => reviewed.waits_for(&self.session.circle, Some(&key.member)),
-            None => !reviewed.quorum_reached,
+    /// Returns whether a proposal waits for this member, or without one for any. A veto is open only if the
+    /// ballots bear out the quorum here.
+    fn waits(&self, stage: WaitingStage, reviewed: &ReviewedProposal) -> bool {
+        let (circle, member) = (&self.session.circle, self.member.as_ref().map(|key| &key.member));
+        match (stage, member) {
+            (WaitingStage::Veto, member) => {
+                let may_veto = |member| reviewed.may_be_vetoed_by(circle, member);
+                let is_carried =
+                    reviewed.quorum_reached && is_vetoable(circle, &reviewed.view.proposal.change);
+                is_carried && member.is_none_or(may_veto)
+            }
+            (WaitingStage::Draft | WaitingStage::Vote, Some(_)) => reviewed.waits_for(circle, member),
+            (WaitingStage::Draft | WaitingStage::Vote, None) => !reviewed.quorum_reached,
         }
+    }
+
+    /// Returns the end of the wait. That of a veto follows from the last approval that counts here. Control
+    /// counts from its own clock, and rightly later if the holders of stolen keys have antedated their
+    /// approvals; a waiting time from now is the most that it can claim.
+    fn end_of(&self, stage: WaitingStage, reviewed: &ReviewedProposal, now: Millis) -> Millis {
+        let view = &reviewed.view;
+        if stage != WaitingStage::Veto {
+            return view.proposal.expires_at;
+        }
+        let waiting = waiting_ms(&self.session.circle, &view.proposal.change);
+        let approvals = reviewed.counted.iter().filter(|signed| signed.ballot.choice == Choice::Approve);
+        let decided_at = approvals.map(|signed| signed.ballot.issued_at).max().unwrap_or(now);
+        let claimed = view.takes_effect_at.unwrap_or_default().min(now.plus(waiting));
+        decided_at.plus(waiting).max(claimed)
     }
 }
 
@@ -163,8 +194,8 @@ fn claims_vote_of(view: &ProposalView, member: Option<&MemberId>) -> bool {
     member.is_some_and(|member| view.ballots.iter().any(|signed| signed.ballot.member == *member))
 }
 
-/// A notice whose attempts have ended: its way, its proposal, the end of the vote, and what became of it.
-type NoticeOutcome = (Digest, ProposalId, Millis, Result<(), String>);
+/// A notice whose attempts have ended: its way, its name, the end of the wait, and what became of it.
+type NoticeOutcome = (Digest, NoticeId, Millis, Result<(), String>);
 
 /// Announces what begins to wait, until the process ends. On the output each start lists what waits; a notice
 /// that was delivered on another way is not sent again.
@@ -231,7 +262,7 @@ fn send(
     announcement: &Announcement,
     clock: &Clock,
 ) {
-    let (id, expires_at) = (announcement.id, announcement.expires_at);
+    let (id, expires_at) = (announcement.notice(), announcement.expires_at);
     for notice in notices {
         let way = notice.way();
         if delivered.contains(&way, &id) {
@@ -265,14 +296,16 @@ fn print(output: Output, announcement: &Announcement) {
 
 fn list_text(list: &[Announcement]) -> String {
     if list.is_empty() {
-        return "nothing waits for your vote".into();
+        return "nothing waits for you".into();
     }
     let row = |item: &Announcement| {
         let words = item.words.join(" ");
         let asked = if item.open_questions == 0 { String::new() } else { item.open_questions.to_string() };
-        vec![item.id.short(), show_time(item.expires_at), words, asked, item.change.clone()]
+        let (id, until) = (item.id.short(), show_time(item.expires_at));
+        vec![id, item.stage.awaited().into(), until, words, asked, item.change.clone()]
     };
-    table(&["proposal", "open until", "words", "asked", "change"], list.iter().map(row).collect())
+    let columns = ["proposal", "waits for", "until", "words", "asked", "change"];
+    table(&columns, list.iter().map(row).collect())
 }
 
 #[cfg(test)]

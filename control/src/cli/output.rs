@@ -68,6 +68,9 @@ mod tests {
         let text = table(&["service", "why"], vec![vec!["tiny".into(), detail.into()]]);
         assert_eq!(text.lines().count(), 2, "{text}");
         assert!(text.contains(r"no memory\nminilm   2/2    approved\u{1b}[2J"), "{text}");
+        // Positive control: as the node reports it, the cell is a row of its own and clears the screen.
+        let unescaped = text.replace(&terminal::line(detail), detail);
+        assert!(unescaped.lines().count() == 3 && unescaped.contains('\u{1b}'), "{unescaped}");
     }
 
     #[test]

@@ -2,10 +2,13 @@
 //! `QUORATE_PASSPHRASE_FILE` names. Arguments and variables are visible to other programs, so neither carries
 //! a passphrase itself.
 
+mod signals;
+
 use anyhow::{Context as _, Result};
 use nix::sys::signal::{Signal, raise};
 use nix::sys::termios::{LocalFlags, SetArg, SpecialCharacterIndices, Termios, tcgetattr, tcsetattr};
 use protocol::{Refusal, error_code};
+use signals::SignalGuard;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
@@ -98,8 +101,13 @@ impl Terminal {
         Ok(Self { reader: BufReader::new(open().map_err(missing)?), writer })
     }
 
+    /// Asks without an echo. A signal ends the process only after the terminal has its echo back.
     fn ask(&mut self, question: &str) -> Result<Zeroizing<String>> {
-        match self.ask_silently(question)? {
+        let before = tcgetattr(&self.writer).context("read the terminal's settings")?;
+        let guard = SignalGuard::new(&self.writer, &before)?;
+        let answer = self.ask_silently(question)?;
+        drop(guard);
+        match answer {
             Typed::Line(line) => Ok(line),
             Typed::Stop(signal) => {
                 raise(signal).context("stop as the terminal asks")?;
@@ -188,6 +196,14 @@ fn read_typed(reader: impl BufRead, keys: &StopKeys) -> Result<Typed> {
 mod tests {
     use super::*;
     use nix::pty::{OpenptyResult, openpty};
+    use nix::sys::signal::kill;
+    use nix::unistd::Pid;
+    use std::os::fd::AsRawFd;
+    use std::process::{Command, Stdio};
+
+    const ASKS: &str = "member_key::passphrase::tests::asks_at_a_terminal_when_started_to";
+    /// Variable that names the terminal of the program below.
+    const TERMINAL: &str = "QUORATE_TEST_TERMINAL";
 
     /// Types these bytes at a silent terminal. Returns what was read, and the settings before and after.
     fn typed_at_a_terminal(bytes: &'static [u8]) -> (Typed, [Termios; 2]) {
@@ -228,6 +244,40 @@ mod tests {
             }
             assert!(after.local_flags.contains(LocalFlags::ECHO | LocalFlags::ISIG), "{bytes:?}");
             assert_eq!(after.local_flags, before.local_flags);
+            assert_eq!(after.control_chars, before.control_chars);
+        }
+    }
+
+    /// A program that asks at a terminal; started in any other way, it does nothing.
+    #[test]
+    fn asks_at_a_terminal_when_started_to() {
+        let Some(path) = std::env::var_os(TERMINAL) else { return };
+        let open = || File::options().read(true).write(true).open(&path).expect("a terminal");
+        let mut terminal = Terminal { reader: BufReader::new(open()), writer: open() };
+        terminal.ask("passphrase: ").map(drop).expect("an answer");
+    }
+
+    /// The attack: another program ends the command while it asks. The status is the one of a shell.
+    #[test]
+    fn a_signal_of_another_program_leaves_the_terminal_as_it_was() {
+        for (signal, status) in [(Signal::SIGTERM, 143), (Signal::SIGHUP, 129)] {
+            let OpenptyResult { master: _master, slave } = openpty(None, None).expect("a terminal");
+            let path = format!("/proc/self/fd/{}", slave.as_raw_fd());
+            let path = std::fs::read_link(path).expect("the terminal's path");
+            let before = tcgetattr(&slave).expect("settings");
+            let mut command = Command::new(std::env::current_exe().expect("a path"));
+            command.args(["--exact", ASKS, "--nocapture"]).env(TERMINAL, path);
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+            let mut child = command.spawn().expect("started");
+            let flags = || tcgetattr(&slave).expect("settings").local_flags;
+            while flags().contains(LocalFlags::ECHO) {
+                assert_eq!(child.try_wait().expect("a state"), None, "it ended before it asked");
+                std::thread::yield_now();
+            }
+            kill(Pid::from_raw(child.id().cast_signed()), signal).expect("sent");
+            assert_eq!(child.wait().expect("ended").code(), Some(status), "{signal}");
+            let after = tcgetattr(&slave).expect("settings");
+            assert_eq!(after.local_flags, before.local_flags, "{signal}");
             assert_eq!(after.control_chars, before.control_chars);
         }
     }

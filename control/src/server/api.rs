@@ -14,10 +14,12 @@ mod services;
 mod status;
 
 use super::Server;
+use super::extract::count_values;
 use super::idempotency::Key;
 use super::problem::{Failure, accepted, unavailable};
 use axum::extract::DefaultBodyLimit;
 use axum::handler::Handler;
+use axum::middleware::map_request;
 use axum::routing::{MethodRouter, get, post, put};
 use axum::{Json, Router};
 use host::wall_clock;
@@ -70,6 +72,7 @@ pub(crate) fn router(server: Arc<Server>) -> Router {
         .method_not_allowed_fallback(|| async {
             Failure::new(error_code::METHOD_NOT_ALLOWED, "this path does not support this method")
         })
+        .layer(map_request(count_values))
         .layer(DefaultBodyLimit::max(protocol::limits::API_BODY_BYTES_MAX))
         .with_state(server)
 }

@@ -1,15 +1,21 @@
 //! Extractors of the API: each proves all that its handler needs, so that no handler can leave a check out.
 //!
 //! A handler takes [`LeaderRead`] or [`Submission`]. Both check the token's scope first, and then that this
-//! replica leads: a read is never stale, and a write is proposed where it can be committed.
+//! replica leads: a read is never stale, and a write is proposed where it can be committed. A body is read
+//! last, and its values are counted as it arrives.
 
 use super::Server;
 use super::auth::Reader;
 use super::idempotency::Key;
 use super::problem::Failure;
-use axum::extract::FromRequestParts;
+use axum::BoxError;
+use axum::body::Body;
+use axum::extract::{FromRequestParts, Request};
 use axum::http::request::Parts;
 use consensus::Role;
+use futures::StreamExt as _;
+use futures::stream::try_unfold;
+use protocol::json::JsonCost;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
@@ -71,4 +77,23 @@ pub(super) async fn require_leading(server: &Server) -> Result<(), Failure> {
         _ = status.wait_for(|status| status.role != Role::Leader), if led => return Err(server.not_leader()),
     }
     Ok(())
+}
+
+/// Ends the body of a request in an error if its JSON has too many values for its bytes, so that its memory
+/// is bounded before a value is read. A body that no handler reads is not counted.
+pub(super) async fn count_values(request: Request) -> Request {
+    request.map(|body| {
+        let begin = (body.into_data_stream(), JsonCost::default());
+        let counted = try_unfold(begin, |(mut body, mut cost)| async move {
+            let Some(chunk) = body.next().await else {
+                cost.check()?;
+                return Ok::<_, BoxError>(None);
+            };
+            // The error itself, without a further layer: the rejection of a body too long is found in it.
+            let chunk = chunk.map_err(axum::Error::into_inner)?;
+            cost.add(&chunk)?;
+            Ok(Some((chunk, (body, cost))))
+        });
+        Body::from_stream(counted)
+    })
 }

@@ -11,7 +11,7 @@ use control::member_key::MemberKeyFile;
 use human_chain::{CircleState, MemberSecret};
 use protocol::agent::PendingNode;
 use protocol::api::{
-    History, HistoryPage, LogPage, MemberWraps, Page, Problem, ProposalState, ProposalView, PutWraps,
+    DryRun, History, HistoryPage, LogPage, MemberWraps, Page, Problem, ProposalState, ProposalView, PutWraps,
     SubmitProposal,
 };
 use protocol::governance::{Change, Choice, Proposal, SignedBallot};
@@ -31,6 +31,7 @@ pub(crate) struct Stub {
     pub(crate) pending: Vec<PendingNode>,
     pub(crate) wraps: MemberWraps,
     pub(crate) logs: LogPage,
+    pub(crate) dry_run: DryRun,
     /// True if ballots are taken and not shown.
     pub(crate) hides_ballots: bool,
     /// True if each page of proposals names a next one.
@@ -88,6 +89,14 @@ impl Desk {
             pending: vec![],
             wraps: MemberWraps { lacking: vec![], keyless: vec![] },
             logs: LogPage { epoch: 1, items: vec![] },
+            dry_run: DryRun {
+                desired: 1,
+                placements: vec![],
+                possible: vec![],
+                waiting: vec![],
+                needs: String::new(),
+                spend_micro_units_per_hour: None,
+            },
             hides_ballots: false,
             is_endless: false,
             floods: false,
@@ -282,6 +291,7 @@ async fn answer(State(stub): State<Arc<Mutex<Stub>>>, method: Method, uri: Uri, 
                 (StatusCode::TOO_MANY_REQUESTS, json(&problem)).into_response()
             }
         },
+        (false, ["dry-run"]) => json(&stub.dry_run),
         (true, ["pending-nodes"]) => json(&Page::whole(stub.pending.clone())),
         (true, ["services", _, "logs"]) => json(&stub.logs),
         (true, ["halts"]) => json(&Page::whole(stub.halts.clone())),

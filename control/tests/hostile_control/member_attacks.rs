@@ -28,6 +28,7 @@ pub(crate) async fn all() -> Vec<Attack> {
         another_proposal_under_the_id().await,
         a_proposal_altered_after_its_words().await,
         votes_that_no_member_cast().await,
+        a_rule_of_its_own().await,
         a_ballot_dropped().await,
         an_escape_sequence().await,
         an_exchanged_key().await,
@@ -156,6 +157,24 @@ async fn votes_that_no_member_cast() -> Attack {
     desk.stub().proposals = vec![view(&proposal, own)];
     let control = approving(&desk, &id).await == ["alice", "bob"];
     Attack::without_effect(2, "votes that no member cast", has_effect, "counted from ballots", control)
+}
+
+/// A manifest for a dry run.
+const MANIFEST: &str = "kind = 'service'\nname = 'chat'\ntask = 'embed'\n\
+    model = { name = 'minilm', root = 'ROOT' }\nreplicas = { min = 1, max = 2 }\n\
+    resources = { cpu_millicores = 500, memory = '256 MiB' }\n";
+
+/// Control says that one signature is enough for a deployment.
+async fn a_rule_of_its_own() -> Attack {
+    let desk = desk_with(&[]).await;
+    let manifest = desk.path("chat.toml");
+    std::fs::write(&manifest, MANIFEST.replace("ROOT", &"1".repeat(64))).unwrap();
+    desk.stub().dry_run.needs = "1 of (alice) must approve".into();
+    let ran = desk.run(&["deploy", manifest.to_str().unwrap(), "--dry-run"]).await;
+    let has_effect = ran.stdout.contains("1 of (alice)") || !ran.stdout.contains("2 of (alice, bob, carol)");
+    // The positive control: what only control knows, such as the placement, is shown as it was sent.
+    let control = ran.stdout.contains("starts with 1 replica");
+    Attack::without_effect(2, "a deployment said to need one signature", has_effect, "own rule", control)
 }
 
 async fn a_ballot_dropped() -> Attack {

@@ -29,6 +29,7 @@ pub(crate) async fn all() -> Vec<Attack> {
         a_decision_left_out().await,
         a_claimed_head(true).await,
         a_claimed_head(false).await,
+        a_replaced_approval().await,
         too_few_signatures().await,
         an_altered_certificate().await,
         a_wrap_that_no_member_made().await,
@@ -109,6 +110,23 @@ async fn a_claimed_head(shorter: bool) -> Attack {
         true => Attack::refused(1, "a history that became shorter", attack, "history-shorter", control),
         false => Attack::refused(1, "another history of the circle", attack, "history-forked", control),
     }
+}
+
+/// Control orders a slot under an approval that the circle has replaced since, with slots that the newer one
+/// takes away.
+async fn a_replaced_approval() -> Attack {
+    let scene = Scene::new();
+    let first = deploy(&scene, &small("chat"));
+    let agent = scene.start();
+    let before = scene.try_order(&first, order(&scene, &first, 0, 1)).await.is_ok();
+    let mut fewer = small("chat");
+    fewer.replicas.max = 4;
+    let second = deploy(&scene, &fewer);
+    scene.until_length(2).await;
+    let attack = scene.try_order(&first, order(&scene, &first, 5, 1)).await;
+    let control = before && scene.try_order(&second, order(&scene, &second, 3, 1)).await.is_ok();
+    agent.stop().await;
+    Attack::refused(1, "an approval that the circle replaced", attack, "order-not-approved", control)
 }
 
 /// Control orders by a certificate that it made from an earlier state of the scene.

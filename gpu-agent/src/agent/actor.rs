@@ -2,6 +2,7 @@
 //! decides what follows and the loop carries it out. Every decision is persisted before it takes effect.
 
 mod answers;
+mod reports;
 
 use super::access::{self, AccessFile};
 use super::admin::{self, InjectedRequest};
@@ -22,11 +23,9 @@ use super::orders::OrderFile;
 use super::polling::ANSWERS_MAX;
 use super::prometheus::{GatewayNumbers, Numbers};
 use super::slot::{self, SlotCommand, SlotEnded, SlotHandle};
-use super::status::{plain_report, refused_report};
 use overlay::CancellationToken;
 use protocol::agent::{
-    COMPLAINTS_MAX, Desired, EnrolRequest, EnrolResponse, SlotReport, SlotState, SyncRequest, SyncResponse,
-    WorkerLine,
+    COMPLAINTS_MAX, Desired, EnrolRequest, EnrolResponse, SlotReport, SyncRequest, SyncResponse, WorkerLine,
 };
 use protocol::agent_state::{AdminRequest, HandOrder};
 use protocol::gateway::{ApiKey, RouteTable};
@@ -329,8 +328,9 @@ impl AgentActor {
     /// Starts a sync: reports this node's state and requests the desired state.
     fn begin_sync(&mut self) -> InFlight {
         let lines = self.node.logs.take();
-        let slots = self.reports();
+        let mut slots = self.reports();
         self.publish(&slots);
+        slots.extend(self.pending_reports(&slots));
         let isolation = self.node.launcher.isolation();
         let request = SyncRequest {
             boot: self.incarnation.0,
@@ -371,24 +371,6 @@ impl AgentActor {
             labels.extend(slot.status.lock().not_enforced.iter().cloned());
         }
         labels.into_iter().collect()
-    }
-
-    fn reports(&self) -> Vec<SlotReport> {
-        let state = &self.state;
-        let running = self.slots.iter().map(|(key, slot)| slot.status.report(key, slot.fence));
-        let released =
-            self.book.all_held().filter(|(key, held)| held.order.released && !self.slots.contains_key(key));
-        let released = released.map(|(key, held)| (key, held.order.signed.order.fence));
-        let unacknowledged_releases = state.unacknowledged_releases.iter().map(|(key, fence)| (key, *fence));
-        let gone = released.chain(unacknowledged_releases);
-        let gone = gone.map(|(key, fence)| plain_report(key, fence, SlotState::Released, "the slot is free"));
-        let of_history = state.refused_history.iter().filter(|(key, _)| !state.refusals.contains_key(key));
-        let refused = state.refusals.iter().chain(of_history);
-        let refused = refused.map(|(key, (fence, refusal))| refused_report(key, *fence, refusal));
-        let unwritten = state.unwritten.iter();
-        let unwritten =
-            unwritten.map(|(key, (fence, why))| plain_report(key, *fence, SlotState::Failed, why));
-        running.chain(gone).chain(refused).chain(unwritten).collect()
     }
 
     /// Hands the gateway the part of control's route table that the circle covers, with the API keys that

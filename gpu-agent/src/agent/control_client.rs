@@ -14,7 +14,7 @@ use protocol::governance::ControlReplica;
 use protocol::halt::{HALT_BYTES_MAX, HALTS_PAGE_MAX, HaltsAnswer, HaltsRequest};
 use protocol::limits::{GENESIS_BYTES_MAX, LEASE_MS, SYNC_BYTES_MAX};
 use protocol::{BootTime, Millis, NodeId};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
@@ -75,6 +75,8 @@ struct ReplicaLink {
     key: PublicKey,
     address: String,
     way: Way,
+    /// True while its last reply denied the admission of this node.
+    denies: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -126,6 +128,7 @@ impl AgentControlClient {
             key: replica.key,
             address: replica.address.clone(),
             way,
+            denies: AtomicBool::new(false),
         };
         let replicas = replicas.iter().zip(ways).map(replica).collect();
         let node = NodeId(identity.public_key());
@@ -182,22 +185,41 @@ impl AgentControlClient {
         self.preferred.store((replica + 1) % self.replicas.len(), Ordering::Relaxed);
     }
 
+    /// Returns the replica to ask next: the first from this index on that was not tried. Those that denied
+    /// the admission of this node come last.
+    fn next_of(&self, tried: &[bool], from: usize) -> Option<usize> {
+        let count = self.replicas.len();
+        let untried = (0..count).map(|step| (from + step) % count).filter(|index| !tried[*index]);
+        untried.min_by_key(|index| self.denies(*index))
+    }
+
+    fn denies(&self, index: usize) -> bool {
+        self.replicas[index].denies.load(Ordering::Relaxed)
+    }
+
     /// Asks the preferred replica, then the leader that it names, then the others; each at most once. A
-    /// replica that does not admit this node speaks for itself alone: it may be behind, or hostile.
+    /// replica that does not admit this node speaks for itself alone: it may be behind, or hostile. It is
+    /// asked last until it replies otherwise.
     async fn ask<T>(&self, path: &'static str, body: Bytes, limit: usize) -> RequestOutcome<T>
     where
         T: serde::Serialize + serde::de::DeserializeOwned,
     {
         let count = self.replicas.len();
         let mut tried = vec![false; count];
-        let mut index = self.preferred.load(Ordering::Relaxed) % count;
+        let preferred = self.preferred.load(Ordering::Relaxed) % count;
+        let mut index = self.next_of(&tried, preferred).unwrap_or(preferred);
         let (mut reasons, mut is_denied) = (Vec::new(), false);
         loop {
             tried[index] = true;
             let replica = &self.replicas[index];
             let mut next = None;
             let sent_at = self.clock.boot();
-            match self.exchange(replica, path, body.clone()).await {
+            let reply = self.exchange(replica, path, body.clone()).await;
+            let denies = reply.as_ref().is_ok_and(is_not_admitted);
+            if reply.is_ok() {
+                replica.denies.store(denies, Ordering::Relaxed);
+            }
+            match reply {
                 Ok(response) => match response.status() {
                     StatusCode::OK => match canonical::from_bytes(response.body(), limit) {
                         Ok(answer) => {
@@ -207,20 +229,20 @@ impl AgentControlClient {
                         }
                         Err(error) => reasons.push(format!("{}: {error}", replica.address)),
                     },
-                    StatusCode::FORBIDDEN if is_not_admitted(&response) => {
+                    _ if denies => {
                         is_denied = true;
                         reasons.push(format!("{}: does not admit this node", replica.address));
                     }
                     StatusCode::MISDIRECTED_REQUEST => {
-                        next = self.leader_named(&response).filter(|leader| !tried[*leader]);
+                        let named = self.leader_named(&response);
+                        next = named.filter(|leader| !tried[*leader] && !self.denies(*leader));
                         reasons.push(format!("{}: does not lead", replica.address));
                     }
                     status => reasons.push(format!("{}: {status}: {}", replica.address, problem(&response))),
                 },
                 Err(reason) => reasons.push(reason),
             }
-            let other = || (1..count).map(|step| (index + step) % count).find(|other| !tried[*other]);
-            match next.or_else(other) {
+            match next.or_else(|| self.next_of(&tried, index + 1)) {
                 Some(next) => index = next,
                 None => {
                     // The next request starts with another replica, so that one bad replica does not delay
@@ -289,7 +311,8 @@ fn dial(identity: &Identity, replica: &ControlReplica) -> Result<Client, AgentEr
 
 /// The body of a problem is JSON for people; only the code in it matters here.
 fn is_not_admitted(response: &Response<Bytes>) -> bool {
-    problem(response).contains(error_code::NODE_NOT_ADMITTED.as_str())
+    response.status() == StatusCode::FORBIDDEN
+        && problem(response).contains(error_code::NODE_NOT_ADMITTED.as_str())
 }
 
 fn problem(response: &Response<Bytes>) -> String {

@@ -6,12 +6,13 @@
 //! The time is one of the boot clock, which restarts with the machine. After a restart of the machine the
 //! time that has passed is not known, so the record does not count: nothing starts before control answers.
 
+use super::core::SlotKey;
 use host::{Clock, files};
 use protocol::agent::Desired;
 use protocol::agent_state::{
     LAST_ANSWER_BYTES_MAX, LAST_ANSWER_DOMAIN, LAST_ANSWER_VERSION, LastAnswerRecord,
 };
-use protocol::{BootId, BootTime, CircleId, Digest, NodeId, canonical};
+use protocol::{BootId, BootTime, CircleId, Digest, Fence, NodeId, canonical};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -29,6 +30,14 @@ pub(super) struct LastAnswerFile {
     boot: Option<BootId>,
     /// Desired state and time of the record on disk.
     written: Option<(Digest, BootTime)>,
+    /// Orders that the record on disk names.
+    orders: Vec<(SlotKey, Fence)>,
+}
+
+/// Returns the orders that a desired state names.
+pub(super) fn orders_of(desired: &Desired) -> impl Iterator<Item = (SlotKey, Fence)> + '_ {
+    let orders = desired.assignments.iter().flat_map(|part| &part.orders);
+    orders.map(|signed| (SlotKey::of(&signed.order), signed.order.fence))
 }
 
 /// Control's last answer.
@@ -49,7 +58,8 @@ impl LastAnswerFile {
         node: NodeId,
         clock: &Clock,
     ) -> (Self, Option<LastAnswer>) {
-        let file = Self { path, circle, node, boot: clock.boot_id(), written: None };
+        let boot = clock.boot_id();
+        let mut file = Self { path, circle, node, boot, written: None, orders: Vec::new() };
         let answer = match file.read(clock.boot()) {
             Ok(answer) => answer,
             Err(reason) => {
@@ -58,7 +68,13 @@ impl LastAnswerFile {
                 None
             }
         };
+        file.orders = answer.iter().flat_map(|answer| orders_of(&answer.desired)).collect();
         (file, answer)
+    }
+
+    /// Returns the orders from which a successor of this agent would continue.
+    pub(super) fn orders(&self) -> &[(SlotKey, Fence)] {
+        &self.orders
     }
 
     fn read(&self, now: BootTime) -> Result<Option<LastAnswer>, String> {
@@ -104,8 +120,10 @@ impl LastAnswerFile {
         if written.is_err() {
             self.written = None;
             remove(&self.path)?;
+            self.orders.clear();
         } else {
             self.written = Some((digest, heard_at));
+            self.orders = orders_of(desired).collect();
         }
         written
     }

@@ -52,11 +52,17 @@ impl Lease {
 
     /// Returns the time until which a slot of this service may run, as far as is known now.
     pub(super) fn until(self, service: &ServiceManifest) -> BootTime {
+        let autonomy_until = self.autonomy_until(service);
+        if service.exclusive { autonomy_until } else { self.alive_until.min(autonomy_until) }
+    }
+
+    /// Returns the time until which control's last answer lets a slot of this service run, while the agent
+    /// lives.
+    pub(super) fn autonomy_until(self, service: &ServiceManifest) -> BootTime {
         if service.exclusive {
             return self.granted_until;
         }
-        let autonomy_ends = self.heard_at.map_or(BootTime(0), |at| at.plus(service.autonomy_ms()));
-        self.alive_until.min(autonomy_ends)
+        self.heard_at.map_or(BootTime(0), |at| at.plus(service.autonomy_ms()))
     }
 
     /// Returns whether a slot of this service may run now.

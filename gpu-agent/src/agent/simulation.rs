@@ -69,6 +69,8 @@ struct SimulatedControl {
     claimed: Option<HistoryHead>,
     /// No replies: a call waits until the agent gives up. Halts are answered nevertheless, without a leader.
     silent: bool,
+    /// Receives every request, and each answer is lost on its way.
+    loses_answers: bool,
     /// Says that no certificate admits this node, and never answers a request for admission.
     denies_admission: bool,
     /// Replicas that are dead, by index: a connection to them breaks.
@@ -228,6 +230,7 @@ impl Stage {
             forged: vec![],
             claimed: None,
             silent: false,
+            loses_answers: false,
             denies_admission: false,
             dead: BTreeSet::new(),
             halts: vec![vec![]; replicas],
@@ -430,6 +433,9 @@ async fn answer(
     }
     let request: SyncRequest = canonical::from_bytes(&call.body, call.body.len()).unwrap();
     note(&mut script.lock().unwrap(), &request, &node_clock);
+    if script.lock().unwrap().loses_answers {
+        return;
+    }
     let deadline = tokio::time::Instant::now() + Duration::from_millis(u64::from(request.wait_ms));
     loop {
         let changed = news.notified();

@@ -10,6 +10,7 @@ use protocol::canonical::{from_bytes, to_bytes};
 use protocol::governance::{
     ActionClass, BUNDLE_VERSION, Bundle, Change, Choice, LogEvidence, Policy, Proposal, Quorum, SignedBallot,
 };
+use protocol::json::JsonCost;
 use protocol::limits;
 use protocol::{Digest, Epoch, MemberId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -116,8 +117,10 @@ fn certificates_of_a_full_circle_are_within_every_limit() {
     assert!(change <= most, "{change}");
     let frame = whole - change - proposal.reason.len();
     assert!(frame <= limits::PROPOSAL_FRAME_BYTES_MAX, "{frame}");
-    let json = serde_json::to_vec(&proposal).expect("a proposal can be written as JSON").len();
-    assert!(json <= limits::API_BODY_BYTES_MAX, "{json}");
+    let json = serde_json::to_vec(&proposal).expect("a proposal can be written as JSON");
+    assert!(json.len() <= limits::API_BODY_BYTES_MAX, "{}", json.len());
+    let mut cost = JsonCost::default();
+    assert_eq!((cost.add(&json), cost.check()), (Ok(()), Ok(())), "it is read by the control API");
     assert_eq!(from_bytes::<Proposal>(&to_bytes(&proposal), limits::PROPOSAL_BYTES_MAX), Ok(proposal));
 
     assert_eq!(read_certificate(&to_bytes(&certificate)).as_ref(), Ok(&certificate));

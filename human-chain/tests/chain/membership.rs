@@ -253,6 +253,8 @@ fn attack_keys_are_replaced_in_part_or_exchanged() {
     let exchanged =
         Change::SetMembers { members: members.clone(), policy: policy(TWO, TWO), proofs: proofs.into() };
     check("exchanged", try_propose(&state, exchanged), "member-key-returns: `alice`");
+    // Control: all keys of a member, replaced by new ones and proven in the same way, pass.
+    check("all of them", try_propose(&state, rekeyed("bob", "bob-anew")), "approved");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Fixtures of the sandbox tests: a launcher in a temporary directory, and the probe as its worker.
 #![allow(clippy::unwrap_used, dead_code, unreachable_pub)]
 
+pub mod attempts;
 pub mod process;
 pub mod program;
 

@@ -110,8 +110,8 @@ impl Planner<'_> {
         if report.is_some_and(|report| report.state == SlotState::Released) {
             return Some(format!("{} released it", self.node_name(holding)));
         }
-        // A node that was answered from a state in which the slot had ended, and did not run it then, never
-        // starts it.
+        // A node reports every order that it could start without a further answer, also from its disk. It
+        // left this one out, and every later answer is from a state in which the slot has ended.
         match holding.phase {
             HoldingPhase::Ending { generation } if report.is_none() && node.generation >= generation => {
                 Some(format!("{} no longer runs it", self.node_name(holding)))

@@ -85,6 +85,12 @@ fn the_first_member_that_approves_a_draft_is_its_proposer() {
     let view = proposal_view(&world.cluster, &proposal.id()).unwrap();
     assert_eq!((view.proposer, view.drafted_by), (Some(member("bob")), None));
     assert_eq!((view.approved, world.cluster.drafts().len()), (vec![member("bob")], 0));
+    let findings = status(world.view(), LeaderView { leader: None, silent: None }).findings;
+    let waiting: Vec<&str> = findings.iter().map(|found| found.message.as_str()).collect();
+    let waiting =
+        waiting.iter().find_map(|text| text.strip_prefix("a proposal waits for votes: deploy embed "));
+    let without_count = waiting.is_some_and(|text| text.split_whitespace().count() == 3);
+    assert!(without_count && waiting.is_some_and(|text| text.ends_with(" min left)")), "{findings:?}");
     cast(&mut world, "alice", &proposal, Choice::Approve);
     assert_eq!(state(&world, &proposal), Some(ProposalState::Approved));
     assert_eq!(submit(&mut world, &token("operator"), &proposal), "proposal-not-found", "it is decided");

@@ -2,7 +2,7 @@
 
 use super::Gateway;
 use super::forward::Admitted;
-use super::table::Table;
+use super::table::{Table, may_call};
 use crate::memory::REQUEST_BYTES_MIN;
 use crate::metrics::{self, Observation};
 use crate::openai::{self, ApiError, Endpoint, InferenceRequest};
@@ -72,9 +72,10 @@ async fn readyz(State(gateway): State<Arc<Gateway>>) -> Response {
 }
 
 async fn models(State(gateway): State<Arc<Gateway>>, headers: HeaderMap) -> Result<Response, ApiError> {
-    let (table, _) = gateway.authenticate(&headers).await?;
-    let contexts = gateway.contexts(&table);
-    Ok(json(openai::models(table.models().into_iter().map(|name| (name, contexts.get(name).copied())))))
+    let (table, key) = gateway.authenticate(&headers).await?;
+    let contexts = gateway.contexts(&table, &key);
+    let names = table.models(key.services.as_ref()).into_iter();
+    Ok(json(openai::models(names.map(|name| (name, contexts.get(name).copied())))))
 }
 
 async fn model(
@@ -82,11 +83,13 @@ async fn model(
     name: Result<Path<String>, PathRejection>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
-    let (table, _) = gateway.authenticate(&headers).await?;
+    let (table, key) = gateway.authenticate(&headers).await?;
     let Path(name) = name.map_err(|_| ApiError::model_not_found("not UTF-8"))?;
-    let services = table.services(&name);
-    let Some(service) = services.first() else { return Err(ApiError::model_not_found(&name)) };
-    let context = gateway.contexts(&table).get(service.model.as_str()).copied();
+    let mut open = table.services(&name).into_iter();
+    // A model of other keys' services is as unknown as one that there is not.
+    let service = open.find(|service| may_call(key.services.as_ref(), &service.service));
+    let Some(service) = service else { return Err(ApiError::model_not_found(&name)) };
+    let context = gateway.contexts(&table, &key).get(service.model.as_str()).copied();
     Ok(json(openai::model(&name, context)))
 }
 
@@ -128,10 +131,12 @@ impl Gateway {
         Ok((table, known))
     }
 
-    /// Returns the context of each model, in tokens: the smallest that one of its workers reported.
-    fn contexts(&self, table: &Table) -> BTreeMap<String, usize> {
+    /// Returns the context of each model that the key may call, in tokens: the smallest that one of its
+    /// workers reported.
+    fn contexts(&self, table: &Table, key: &ApiKey) -> BTreeMap<String, usize> {
         let mut contexts: BTreeMap<String, usize> = BTreeMap::new();
-        for link in self.pool.links() {
+        let links = self.pool.links().into_iter();
+        for link in links.filter(|link| may_call(key.services.as_ref(), &link.ticket().service)) {
             let model = table.model_of(&link.ticket().service).map(ToString::to_string);
             let context = link.load().and_then(|load| load.context_tokens_max);
             if let (Some(model), Some(context)) = (model, context) {
@@ -249,8 +254,8 @@ fn services<'t>(
             format!("the model `{model}` {other}"),
         ));
     }
-    let may_call = |service: &&RoutedService| allowed.is_none_or(|names| names.contains(&service.service));
-    let open: Vec<&RoutedService> = fit.into_iter().filter(may_call).collect();
+    let is_open = |service: &&RoutedService| may_call(allowed, &service.service);
+    let open: Vec<&RoutedService> = fit.into_iter().filter(is_open).collect();
     if open.is_empty() {
         let message = format!("this API key may not call the model `{model}`");
         return Err(ApiError::new(StatusCode::FORBIDDEN, code::API_KEY_NOT_FOR_SERVICE, message));

@@ -67,9 +67,10 @@ impl Table {
         }
     }
 
-    /// Returns every model's name, sorted.
-    pub(super) fn models(&self) -> BTreeSet<&str> {
-        self.services.values().map(|service| service.model.as_str()).collect()
+    /// Returns the names of the models that a key for these services may call, sorted.
+    pub(super) fn models(&self, allowed: Option<&BTreeSet<ServiceName>>) -> BTreeSet<&str> {
+        let open = self.services.values().filter(|service| may_call(allowed, &service.service));
+        open.map(|service| service.model.as_str()).collect()
     }
 
     /// Returns the model that a service serves.
@@ -88,6 +89,11 @@ impl Table {
         }
         found
     }
+}
+
+/// Returns whether a key for these services may call this one; none = every service.
+pub(super) fn may_call(allowed: Option<&BTreeSet<ServiceName>>, service: &ServiceName) -> bool {
+    allowed.is_none_or(|names| names.contains(service))
 }
 
 #[cfg(test)]
@@ -125,7 +131,12 @@ mod tests {
         assert_eq!(found("a"), ["a"]);
         assert_eq!(found("tiny"), ["a", "b"]);
         assert_eq!(found("nothing"), [""; 0]);
-        assert_eq!(table.models().into_iter().collect::<Vec<_>>(), ["tiny", "x"]);
+        let models = |allowed: Option<&str>| {
+            let allowed = allowed.map(|name| BTreeSet::from([name.parse::<ServiceName>().expect("a name")]));
+            table.models(allowed.as_ref()).into_iter().collect::<Vec<_>>()
+        };
+        assert_eq!(models(None), ["tiny", "x"]);
+        assert_eq!((models(Some("b")), models(Some("gone"))), (vec!["tiny"], vec![]));
     }
 
     #[test]

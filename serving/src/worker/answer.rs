@@ -32,8 +32,8 @@ pub const PROMPT_TOKENS: HeaderName = HeaderName::from_static("quorate-prompt-to
 /// Header with the tokens generated.
 pub const COMPLETION_TOKENS: HeaderName = HeaderName::from_static("quorate-completion-tokens");
 
-/// Header by which a gateway names the API key of a request: requests of one key share cached prompts. The
-/// gateway writes the whole head itself, so no client sets it.
+/// Header by which a gateway names the holder of a request's API key. Requests of one holder share cached
+/// prompts, also over a change of its key. The gateway writes the whole head itself, so no client sets it.
 pub(crate) const TENANT: HeaderName = HeaderName::from_static("quorate-tenant");
 /// Tenant of all requests to a worker on local files, which has no keys.
 const LOCAL_TENANT: &str = "local";

@@ -135,7 +135,17 @@ async fn a_cached_prompt_is_shared_by_requests_of_one_key_alone() {
     let worker = cluster.worker("chat", 0, echo(Duration::ZERO)).await;
     let body = json!({ "model": "echo", "prompt": "x".repeat(100), "max_tokens": 2 }).to_string();
     // The third request is the control: the prompt is in the cache, for its own key.
-    for (key, shared) in [(KEY, 0), (SCARCE_KEY, 0), (KEY, 96), (SCARCE_KEY, 192)] {
+    // A successor of the first key, of the same holder, finds what that key has computed.
+    const SUCCESSOR: &str = "qk-test-key-2";
+    let mut table = cluster.table(Fence::new(1, 1));
+    let successor = protocol::gateway::ApiKey {
+        hash: protocol::Digest::of(SUCCESSOR.as_bytes()),
+        ..table.api_keys[0].clone()
+    };
+    table.api_keys.push(successor);
+    cluster.push(table).await;
+    let requests = [(KEY, 0), (SCARCE_KEY, 0), (KEY, 96), (SCARCE_KEY, 192), (SUCCESSOR, 288)];
+    for (key, shared) in requests {
         let response = cluster.request(Method::POST, COMPLETIONS, Some(key), body.clone()).await;
         assert_eq!(whole(response).await.0, 200);
         assert_eq!(worker.snapshot().shared_tokens_total, shared);
@@ -188,6 +198,28 @@ async fn a_key_calls_the_services_that_it_names_and_no_other() {
             if status == 403 {
                 assert_eq!(error_of(&answer), (403, "api_key_not_for_service", ""));
             }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_lists_the_models_that_it_may_call_and_no_other() {
+    let cluster = Cluster::start().await;
+    let mut table = cluster.table(Fence::new(1, 1));
+    table.api_keys[0].services = Some(BTreeSet::from(["embed".parse().expect("a name")]));
+    assert_eq!(cluster.push(table).await.version, 2);
+    // The second key is the positive control: it calls every service.
+    for (key, listed, found) in
+        [(KEY, vec!["counter"], [404_u16, 404, 200]), (SCARCE_KEY, vec!["counter", "echo"], [200, 200, 200])]
+    {
+        let response = cluster.request(Method::GET, "/v1/models", Some(key), "").await;
+        let body: Value = serde_json::from_slice(&whole(response).await.1).expect("JSON");
+        let names = body["data"].as_array().expect("a list").iter().map(|model| model["id"].clone());
+        assert_eq!(names.collect::<Vec<_>>(), listed, "{key}");
+        for (name, status) in ["echo", "chat", "embed"].into_iter().zip(found) {
+            let path = format!("/v1/models/{name}");
+            let response = cluster.request(Method::GET, &path, Some(key), "").await;
+            assert_eq!(response.status(), status, "{key} {path}");
         }
     }
 }

@@ -61,7 +61,10 @@ pub(super) async fn deliver<F: Future<Output = Result<(), AttemptError>>>(
     clock: impl Fn() -> Millis,
     attempt: impl Fn() -> F,
 ) -> Result<(), String> {
-    let given_up = |reason| format!("proposal {} was not announced: {reason}", announcement.id.short());
+    let given_up = |reason| {
+        let (noun, id) = (announcement.stage.noun(), announcement.id.short());
+        format!("{noun} {id} was not announced: {reason}")
+    };
     let mut failures = 0;
     loop {
         let reason = match attempt().await {
@@ -82,6 +85,7 @@ pub(super) async fn deliver<F: Future<Output = Result<(), AttemptError>>>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::inbox::stage::WaitingStage;
     use protocol::ProposalId;
     use std::cell::Cell;
     use tokio::time::Instant;
@@ -89,6 +93,7 @@ mod tests {
     fn announcement(expires_at: u64) -> Announcement {
         Announcement {
             id: ProposalId(Digest::of(b"one")),
+            stage: WaitingStage::Vote,
             words: ["badge", "pelican", "gecko", "iris", "barn", "velvet"],
             change: "Start it.".into(),
             expires_at: Millis(expires_at),

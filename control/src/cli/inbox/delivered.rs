@@ -4,11 +4,12 @@
 //! A notice is recorded when its receiver has taken it or wants no more. If the watcher ends before that, the
 //! next one sends it, perhaps a second time, under the same id.
 
+use super::stage::NoticeId;
 use crate::context::Context;
 use crate::print;
 use anyhow::{Context as _, Result};
 use host::{DirectoryLock, files};
-use protocol::{CircleId, Digest, Millis, ProposalId};
+use protocol::{CircleId, Digest, Millis};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -17,9 +18,9 @@ use std::path::{Path, PathBuf};
 const FOLDER: &str = "inbox";
 /// Format of the record that this release reads and writes.
 const RECORD_VERSION: u32 = 1;
-/// Maximum length of a record in bytes: ten ways of notice, each with as many proposals as may be open.
+/// Maximum length of a record in bytes: ten ways of notice, each with as many notices as are remembered.
 const RECORD_BYTES_MAX: usize = 1024 * 1024;
-/// Most proposals that are remembered for one way. Control keeps far fewer open ones.
+/// Most notices that are remembered for one way. Control keeps fewer open proposals and drafts.
 const NOTICES_PER_WAY_MAX: usize = 1024;
 
 /// The record as it is on disk.
@@ -28,8 +29,8 @@ const NOTICES_PER_WAY_MAX: usize = 1024;
 struct DeliveryRecord {
     version: u32,
     circle: CircleId,
-    /// End of the vote of each proposal, by the digest that names a way of notice.
-    ways: BTreeMap<String, BTreeMap<ProposalId, Millis>>,
+    /// End of the wait that each notice announced, by the notice's name, and by the digest that names a way.
+    ways: BTreeMap<String, BTreeMap<String, Millis>>,
 }
 
 /// The notices of a circle that were delivered, and their file.
@@ -37,7 +38,7 @@ struct DeliveryRecord {
 pub(super) struct DeliveredNotices {
     folder: PathBuf,
     circle: CircleId,
-    ways: BTreeMap<String, BTreeMap<ProposalId, Millis>>,
+    ways: BTreeMap<String, BTreeMap<String, Millis>>,
 }
 
 impl DeliveredNotices {
@@ -62,7 +63,7 @@ impl DeliveredNotices {
         self.folder.join(format!("{}.json", self.circle))
     }
 
-    fn read(&self) -> Result<BTreeMap<String, BTreeMap<ProposalId, Millis>>> {
+    fn read(&self) -> Result<BTreeMap<String, BTreeMap<String, Millis>>> {
         let path = self.path();
         let place = || format!("read the notices that were delivered, in `{}`", path.display());
         let Some(bytes) = files::read(&path, RECORD_BYTES_MAX).with_context(place)? else {
@@ -78,18 +79,18 @@ impl DeliveredNotices {
     }
 
     /// Returns whether a notice was delivered on this way.
-    pub(super) fn contains(&self, way: &Digest, id: &ProposalId) -> bool {
-        self.ways.get(&way.to_string()).is_some_and(|known| known.contains_key(id))
+    pub(super) fn contains(&self, way: &Digest, notice: &NoticeId) -> bool {
+        self.ways.get(&way.to_string()).is_some_and(|known| known.contains_key(&notice.to_string()))
     }
 
-    /// Records a notice, and forgets those whose votes have ended. Another watcher may write the same file.
+    /// Records a notice, and forgets those whose waits have ended. Another watcher may write the same file.
     ///
     /// # Errors
     /// If the file cannot be written: the notice may be repeated by the next watcher.
     pub(super) fn record(
         &mut self,
         way: &Digest,
-        id: ProposalId,
+        notice: NoticeId,
         expires_at: Millis,
         now: Millis,
     ) -> Result<()> {
@@ -100,7 +101,7 @@ impl DeliveredNotices {
         }
         let own = self.ways.entry(way.to_string()).or_default();
         if own.len() < NOTICES_PER_WAY_MAX {
-            own.insert(id, expires_at);
+            own.insert(notice.to_string(), expires_at);
         }
         self.ways.values_mut().for_each(|known| known.retain(|_, expires_at| *expires_at >= now));
         self.ways.retain(|_, known| !known.is_empty());
@@ -114,6 +115,8 @@ impl DeliveredNotices {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::inbox::stage::WaitingStage;
+    use protocol::ProposalId;
 
     #[test]
     fn a_record_outlives_its_watcher_and_forgets_what_has_ended() {
@@ -121,7 +124,8 @@ mod tests {
         let place = folder.path().join("inbox");
         let circle = CircleId(Digest::of(b"circle"));
         let (hook, mail) = (Digest::of(b"hook"), Digest::of(b"mail"));
-        let id = |name: &str| ProposalId(Digest::of(name.as_bytes()));
+        let proposal = |name: &str| ProposalId(Digest::of(name.as_bytes()));
+        let id = |name: &str| NoticeId { proposal: proposal(name), stage: WaitingStage::Vote };
         let open = || DeliveredNotices::open_in(&place, circle);
         let (mut first, mut second) = (open(), open());
         first.record(&hook, id("a"), Millis(10), Millis(0)).expect("written");
@@ -129,6 +133,8 @@ mod tests {
         let again = open();
         assert!(again.contains(&hook, &id("a")) && again.contains(&mail, &id("b")));
         assert!(!again.contains(&mail, &id("a")), "each way has its own");
+        let veto = NoticeId { stage: WaitingStage::Veto, ..id("a") };
+        assert!(!again.contains(&hook, &veto), "and each stage");
         first.record(&hook, id("c"), Millis(30), Millis(15)).expect("written");
         assert!(!open().contains(&hook, &id("a")) && open().contains(&hook, &id("c")));
         let other = CircleId(Digest::of(b"another"));

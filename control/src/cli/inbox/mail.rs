@@ -61,14 +61,14 @@ impl MailProgram {
         ["-i", "--"].into_iter().chain(self.addresses()).collect()
     }
 
-    /// Returns the message (RFC 5322). Its id is that of the proposal, so a repeated one is recognized.
+    /// Returns the message (RFC 5322). Its id is that of the notice, so a repeated one is recognized.
     fn message(&self, announcement: &Announcement) -> String {
         let to = self.addresses();
         let (id, until) = (announcement.id, show_time(announcement.expires_at));
         let headers = [
             format!("To: {}", to.join(",\r\n ")),
-            format!("Subject: [circle {}] proposal {} waits for a vote", self.circle, id.short()),
-            format!("Message-ID: <{id}@{}.quorate.invalid>", self.circle),
+            format!("Subject: [circle {}] {}", self.circle, announcement.title()),
+            format!("Message-ID: <{}@{}.quorate.invalid>", announcement.notice(), self.circle),
             "Auto-Submitted: auto-generated".into(),
             "MIME-Version: 1.0".into(),
             "Content-Type: text/plain; charset=utf-8".into(),
@@ -80,7 +80,7 @@ impl MailProgram {
             format!("words     {}", announcement.words.join(" ")),
             format!("until     {until}"),
             format!("page      {}", line(&announcement.link)),
-            format!("terminal  quorate approve {}", id.short()),
+            format!("terminal  quorate {} {}", announcement.stage.command(), id.short()),
             format!("id        {id}"),
         ];
         headers.join("\r\n") + "\r\n\r\n" + &body.join("\r\n") + "\r\n"
@@ -118,11 +118,13 @@ impl MailProgram {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::inbox::stage::WaitingStage;
     use protocol::{Digest, Millis, ProposalId};
 
     fn announcement(change: &str) -> Announcement {
         Announcement {
             id: ProposalId(Digest::of(b"one")),
+            stage: WaitingStage::Vote,
             words: ["badge", "pelican", "gecko", "iris", "barn", "velvet"],
             change: change.into(),
             expires_at: Millis(1_795_404_316_810),
@@ -180,6 +182,9 @@ mod tests {
         {
             assert!(body.contains(expected), "{expected}: {body}");
         }
+        let veto = Announcement { stage: WaitingStage::Veto, ..announcement("Remove bob.") };
+        let veto = program("sendmail").message(&veto);
+        assert!(veto.contains(" waits for a veto\r\n") && veto.contains("quorate reject "), "{veto}");
     }
 
     #[tokio::test]

@@ -7,8 +7,9 @@ use crate::client::simulated::{Does, SimulatedReplicas};
 use crate::head::HeadFile;
 use crate::testing::{SampleCircle, history_page, proposal_view};
 use bytes::Bytes;
-use protocol::BootTime;
+use protocol::api::ProposalState;
 use protocol::governance::Proposal;
+use protocol::{BootTime, ProposalId};
 use std::sync::Mutex;
 
 /// Behaviour of a receiver.
@@ -77,7 +78,7 @@ struct Site {
     folder: tempfile::TempDir,
     replicas: Arc<SimulatedReplicas>,
     client: crate::client::ControlClient,
-    shown: Arc<Mutex<Vec<Proposal>>>,
+    shown: Arc<Mutex<Vec<ProposalView>>>,
     clock: Clock,
 }
 
@@ -85,12 +86,11 @@ impl Site {
     fn new() -> Self {
         let circle = SampleCircle::founded();
         let (client, replicas) = SimulatedReplicas::client(vec![Does::Leads(Duration::ZERO)]);
-        let shown: Arc<Mutex<Vec<Proposal>>> = Arc::default();
+        let shown: Arc<Mutex<Vec<ProposalView>>> = Arc::default();
         let (history, listed) = (circle.history.clone(), shown.clone());
         replicas.serve(move |path| {
             let after = path.split("after=").nth(1).and_then(|after| after.parse().ok());
-            let views =
-                || listed.lock().expect("no panic").iter().map(|p| proposal_view(p, vec![])).collect();
+            let views = || listed.lock().expect("no panic").clone();
             let body = match path.split('?').next()? {
                 "/v1/history" => serde_json::to_vec(&history_page(&history, after)),
                 "/v1/proposals" => serde_json::to_vec(&Page::<ProposalView>::whole(views())),
@@ -105,8 +105,13 @@ impl Site {
 
     fn show(&self, reason: &str) -> Proposal {
         let proposal = self.circle.proposal(reason);
-        self.shown.lock().expect("no panic").push(proposal.clone());
+        self.shown.lock().expect("no panic").push(proposal_view(&proposal, vec![]));
         proposal
+    }
+
+    /// Shows every proposal in this state.
+    fn turn_to(&self, state: ProposalState) {
+        self.shown.lock().expect("no panic").iter_mut().for_each(|view| view.state = state);
     }
 
     /// Runs a watcher for this time; it ends as a killed process does.
@@ -147,6 +152,21 @@ async fn each_proposal_is_noticed_once_and_after_a_restart_too() {
     std::fs::remove_dir_all(site.folder.path().join("inbox")).expect("removed");
     site.watch(&[&hook], 10).await;
     assert_eq!((hook.taken(&first), hook.taken(&second)), (2, 2));
+}
+
+/// A draft is noticed once, after a restart too, and once more when a member has opened it.
+#[tokio::test(start_paused = true)]
+async fn a_draft_is_noticed_once_and_again_when_it_is_opened() {
+    let site = Site::new();
+    let hook = Receiver::new("hook", Takes::All);
+    let proposal = site.show("first");
+    for (state, noticed) in [(ProposalState::Draft, 1), (ProposalState::Open, 2), (ProposalState::Draft, 2)] {
+        site.turn_to(state);
+        for _ in 0..2 {
+            site.watch(&[&hook], 60).await;
+        }
+        assert_eq!(hook.times(&proposal).len(), noticed, "{state:?}: {:?}", hook.attempts);
+    }
 }
 
 /// A receiver that fails is asked again, ever more seldom, and delays no other way and no later proposal.

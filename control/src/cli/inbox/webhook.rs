@@ -1,6 +1,6 @@
 //! Webhooks as Standard Webhooks has them: a post whose id, time and body are signed with HMAC-SHA256.
 //!
-//! The id is that of the proposal, so a receiver recognizes one that it has received before. Each attempt is
+//! The id is that of the notice, so a receiver recognizes one that it has received before. Each attempt is
 //! signed at its own time, over the same body. Redirects are not followed: a signed body goes to the address
 //! that was given, and to no other.
 
@@ -78,7 +78,7 @@ impl Webhook {
         let body = serde_json::to_vec(&WebhookBody { kind: "proposal.waiting", data: announcement });
         let body = body.expect("an announcement is JSON");
         let request = self.client.post(self.url.clone()).header("content-type", "application/json");
-        let signed = signature_headers(&self.key, &announcement.id.to_string(), wall_clock(), &body);
+        let signed = signature_headers(&self.key, &announcement.notice().to_string(), wall_clock(), &body);
         let request = signed.into_iter().fold(request, |request, (name, value)| request.header(name, value));
         let sent = request.body(body).send().await;
         // The address may hold a token, so it is left out of the reason.

@@ -125,6 +125,7 @@ async fn a_manifest_that_cannot_be_drafted_is_refused_by_code() {
     let server = &world.servers[world.lead().await];
     let large = "#".repeat(MANIFEST_BYTES_MAX + 1);
     let larger = " ".repeat(6 * MANIFEST_BYTES_MAX + 1);
+    let costly = |texts: usize| format!("[{}\"\"]", "\"\",".repeat(texts));
     let reversed = toml().replacen("\nmin = 1 ", "\nmin = 9 ", 1);
     let unknown = toml().replacen("kind = \"service\"", "kind = \"service\"\nunknown = 1", 1);
     for (query, kind, body, expected) in [
@@ -135,6 +136,9 @@ async fn a_manifest_that_cannot_be_drafted_is_refused_by_code() {
         ("", "application/toml", &unknown, "manifest-unknown-field at body 3:"),
         ("", "application/toml", &reversed, "manifest-invalid at body"),
         ("", "application/json", "{", "manifest-invalid at body"),
+        // Attack: a list of texts, each of three bytes here and 24 in memory. Fewer of them are read.
+        ("", "application/json", &costly(100_000), "request-invalid at body"),
+        ("", "application/json", &costly(1_000), "manifest-invalid at body"),
         ("", "application/toml", &large, "request-too-large at body"),
         ("", "application/json", &larger, "request-too-large at body"),
     ] {

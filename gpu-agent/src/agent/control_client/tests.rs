@@ -165,6 +165,24 @@ async fn attack_a_replica_that_denies_the_admission_keeps_no_node_from_the_other
     }
 }
 
+/// The attack: a replica denies the admission as the last one of a round that failed, and would be asked
+/// first from then on, or after another one whose answer was refused.
+#[tokio::test(start_paused = true)]
+async fn attack_a_replica_that_denies_the_admission_is_not_preferred() {
+    use Reply::{Follows, Silent};
+    for replies in [[Silent, Silent, DENIES], [Silent, Follows(Some(2)), DENIES]] {
+        let control = Replicas::new(&replies);
+        control.ask().await;
+        assert_eq!(control.ask().await.1, [0, 1, 2], "{replies:?}");
+        control.client.ask_another_than(1);
+        assert_eq!(control.ask().await.1, [0, 1, 2], "{replies:?}");
+    }
+    // The positive control: one that fails in another way is not the last.
+    let control = Replicas::new(&[Silent, Silent, Reply::BreaksConnection]);
+    control.ask().await;
+    assert_eq!(control.ask().await.1, [2, 0, 1]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_node_is_not_admitted_once_a_replica_says_so_and_no_other_answers() {
     use Reply::{Follows, Silent};

@@ -313,6 +313,8 @@ fn a_newer_order_of_the_same_slot_needs_no_room_beside_the_old_one() {
 fn an_order_beside_a_certificate_of_the_past_is_judged_by_its_digest() {
     let (mut scene, first) = Scene::deployed(|_| {});
     let old = scene.order(&first, 0, 1);
+    // The positive control: while its certificate is in force, the same order is granted.
+    assert_eq!(scene.verdict(&first, &old), "granted");
     scene.world.deploy(&service("chat", root(), 3));
     assert_eq!(scene.verdict(&first, &old), "order-not-approved");
     let mut altered = first.clone();

@@ -177,6 +177,37 @@ async fn a_restarted_agent_goes_on_without_control() {
     agent.kill().await;
 }
 
+/// The attack: control has ended slots whose agent was restarted, and every answer is lost on its way to it.
+/// A report that left them out would free them for other nodes, beside the agent that goes on without
+/// answers. The positive control is that it does go on.
+#[tokio::test(start_paused = true)]
+async fn attack_no_report_frees_a_slot_that_a_restarted_agent_may_still_start() {
+    let stage = Stage::of(autonomy(60));
+    let agent = stage.serving().await;
+    // The slots end with their agent, and their orders stay held.
+    agent.stop().await;
+    assert!(stage.launcher.living().is_empty());
+    stage.want(&[], &[]);
+    stage.say(|script| {
+        (script.loses_answers, script.last) = (true, None);
+        script.reports.clear();
+    });
+    let agent = stage.start();
+    stage.until("it goes on without an answer", || stage.launcher.living().len() == 2).await;
+    let reports = stage.script().reports.clone();
+    assert!(!reports.is_empty() && stage.script().released.is_empty());
+    let names_both = |report: &String| report.contains(" 0.1.1 ") && report.contains(" 1.1.1 ");
+    assert!(reports.iter().all(names_both), "{reports:#?}");
+    // Once an answer arrives, the slots end, and the node says so.
+    stage.say(|script| script.loses_answers = false);
+    stage.until_released(0, 1).await;
+    stage.until_released(1, 1).await;
+    stage
+        .until("nothing may start", || stage.script().last.as_ref().is_some_and(|l| l.slots.is_empty()))
+        .await;
+    agent.stop().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_agents_restart_prolongs_no_autonomy() {
     let stage = Stage::of(autonomy(60));

@@ -1,6 +1,7 @@
 //! Tests of webhooks: signatures, secrets, and what receivers verify.
 
 use super::*;
+use crate::cli::inbox::stage::WaitingStage;
 use axum::Router;
 use axum::body::Bytes;
 use axum::http::{HeaderMap, StatusCode};
@@ -16,6 +17,7 @@ const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 fn announcement() -> Announcement {
     Announcement {
         id: ProposalId(Digest::of(b"one")),
+        stage: WaitingStage::Vote,
         words: ["badge", "pelican", "gecko", "iris", "barn", "velvet"],
         change: "Start \"it\" \u{202e}.".into(),
         expires_at: Millis(1_795_404_316_810),
@@ -129,13 +131,14 @@ async fn a_receiver_accepts_what_was_posted_and_nothing_else() {
     let names = ["webhook-id", "webhook-timestamp", "webhook-signature"];
     let value = |name: &str| headers[name].to_str().expect("text").to_string();
     let honest = names.map(|name| (name, value(name)));
-    assert_eq!(honest[0].1, announcement().id.to_string(), "a repeated post is recognized");
+    assert_eq!(honest[0].1, announcement().notice().to_string(), "a repeated post is recognized");
     let now: u64 = honest[1].1.parse().expect("seconds");
     // Positive control: as it was posted, it is genuine.
     assert!(sample_accepts(&honest, &body, now));
     let read: serde_json::Value = serde_json::from_slice(&body).expect("JSON");
     assert_eq!(read["type"], "proposal.waiting");
     assert_eq!(read["data"]["id"], announcement().id.to_string());
+    assert_eq!(read["data"]["stage"], "vote");
     assert_eq!(read["data"]["expires_at"], 1_795_404_316_810_u64);
     let mut altered = body.to_vec();
     let at = altered.windows(5).position(|part| part == b"Start").expect("the sentence");
