@@ -1,7 +1,7 @@
 //! The pages in a real Chromium: they fit, are accessible, ask no other origin, and work by keyboard.
 
 use crate::attacks::HOSTILE;
-use crate::cdp::Browser;
+use crate::cdp::{Browser, LOOKS};
 use crate::world::{Lab, words};
 use axum::Router;
 use axum::response::Html;
@@ -103,7 +103,7 @@ fn rarer_pages(lab: &Lab, kind: &str) -> Vec<(String, &'static str)> {
     all
 }
 
-/// Opens each page at two widths and in both themes.
+/// Opens each page at two widths, in two themes.
 fn look_at_every_page(desk: &mut Desk, kind: &str) {
     let halt = desk.lab.world.halt(1, HaltScope::Node("node-2".parse().unwrap()), "smoke in the hall");
     desk.lab.world.propose(human_chain::lift(vec![halt]), "the fan was replaced");
@@ -114,25 +114,23 @@ fn look_at_every_page(desk: &mut Desk, kind: &str) {
     let mut all = pages(&desk.lab);
     all.extend(rarer_pages(&desk.lab, kind));
     for (path, name) in all {
-        for width in [360, 1280] {
-            for theme in ["light", "dark"] {
-                desk.browser.show_as(width, theme);
-                desk.go(&path);
-                let place = format!("{path} at {width} px, {theme}");
-                let scroll = desk.browser.eval("document.documentElement.scrollWidth").as_u64().unwrap();
-                assert!(scroll <= u64::from(width), "{place} is {scroll} px wide");
-                assert_eq!(desk.browser.barriers(), Vec::<String>::new(), "{place}");
-                assert_eq!(desk.browser.errors(), Vec::<String>::new(), "{place}");
-                let button = "getComputedStyle(document.querySelector('a.halt') ?? document.body)\
-                              .backgroundColor.match(/\\d+/g).map(Number)";
-                let colour: Vec<u64> = serde_json::from_value(desk.browser.eval(button)).unwrap();
-                let is_red = colour[0] > colour[1] + 60 && colour[0] > colour[2] + 60;
-                assert_eq!(is_red, name != "sign-in", "{place}: the way to halt is {colour:?}");
-                let foreign: Vec<String> =
-                    desk.browser.requests().into_iter().filter(|url| !url.starts_with(&desk.base)).collect();
-                assert_eq!(foreign, Vec::<String>::new(), "{place}");
-                desk.browser.picture(&format!("{kind}-{name}-{width}-{theme}"));
-            }
+        for (width, theme) in LOOKS {
+            desk.browser.show_as(width, theme);
+            desk.go(&path);
+            let place = format!("{path} at {width} px, {theme}");
+            let scroll = desk.browser.eval("document.documentElement.scrollWidth").as_u64().unwrap();
+            assert!(scroll <= u64::from(width), "{place} is {scroll} px wide");
+            assert_eq!(desk.browser.barriers(), Vec::<String>::new(), "{place}");
+            assert_eq!(desk.browser.errors(), Vec::<String>::new(), "{place}");
+            let button = "getComputedStyle(document.querySelector('a.halt') ?? document.body)\
+                          .backgroundColor.match(/\\d+/g).map(Number)";
+            let colour: Vec<u64> = serde_json::from_value(desk.browser.eval(button)).unwrap();
+            let is_red = colour[0] > colour[1] + 60 && colour[0] > colour[2] + 60;
+            assert_eq!(is_red, name != "sign-in", "{place}: the way to halt is {colour:?}");
+            let foreign: Vec<String> =
+                desk.browser.requests().into_iter().filter(|url| !url.starts_with(&desk.base)).collect();
+            assert_eq!(foreign, Vec::<String>::new(), "{place}");
+            desk.browser.picture(&format!("{kind}-{name}-{width}-{theme}"));
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::attacks::HOSTILE;
 use crate::browser::Desk;
+use crate::cdp::LOOKS;
 use crate::passkeys::Office;
 use crate::routes::{Answered, PAGES, PORT, ask, enter, get};
 use crate::world::{Lab, member};
@@ -264,7 +265,7 @@ async fn a_passkey_halts_at_a_replica_without_a_leader() {
     office.browser.leave_by("document.querySelector('[data-act=enter]').click()");
     office.own.world.state().no_leader = true;
     office.browser.open(&format!("{}/console/halt?scope=service:minilm", office.replica.origins.address()));
-    for (width, theme) in [(360, "light"), (360, "dark"), (1280, "light"), (1280, "dark")] {
+    for (width, theme) in LOOKS {
         office.browser.show_as(width, theme);
         assert_eq!(office.browser.barriers(), Vec::<String>::new(), "{width} {theme}");
         office.browser.picture(&format!("replica-halt-passkey-{width}-{theme}"));

@@ -1,7 +1,7 @@
 //! One member's story in a real Chromium with a virtual authenticator: read, approve by passkey, quorum,
 //! running, halt, lift. Each page on the way is looked at in two widths and both themes.
 
-use crate::cdp::Browser;
+use crate::cdp::{Browser, LOOKS};
 use crate::passkeys::Office;
 use crate::world::words;
 use protocol::governance::Choice;
@@ -10,7 +10,7 @@ use protocol::governance::Choice;
 fn look(browser: &mut Browser, name: &str) {
     let here = browser.eval("location.origin + location.pathname + location.search");
     let here = here.as_str().unwrap().to_string();
-    for (width, theme) in [(360, "light"), (360, "dark"), (1280, "light"), (1280, "dark")] {
+    for (width, theme) in LOOKS {
         browser.show_as(width, theme);
         browser.open(&here);
         let place = format!("{name} at {width} px, {theme}");

@@ -5,6 +5,7 @@
 //! state the expected answer. A decoder's cache holds tokens in place of keys and values: an answer shows it
 //! when a sequence has another's blocks.
 
+use super::text_frontend::Delay;
 use super::{
     BLOCK_TOKENS, BlockId, Drawn, Engine, EngineError, Operation, SequenceChunk, TextFrontend, TokenPair,
 };
