@@ -280,6 +280,9 @@ mod tests {
                 possible: vec![],
                 waiting: vec![],
                 needs: claimed.into(),
+                priority: 50,
+                outranked: vec![],
+                roll_out: vec![],
                 spend_micro_units_per_hour: None,
             };
             assert!(dry_run_text(&answer).contains(&line(claimed)));
