@@ -62,7 +62,8 @@ proptest! {
         prop_assert_eq!(same, *submission == other.submission.submission);
         // The same bytes signed as an order of a service are no order of a job.
         let foreign = sign(&secret, ORDER_DOMAIN, &to_bytes(&signed.order));
-        prop_assert!(!SignedJobOrder { signature: foreign, ..signed }.signature_holds());
+        let forged = SignedJobOrder { signature: foreign, ..signed };
+        prop_assert!(!forged.signature_holds());
     }
 
     #[test]
