@@ -237,8 +237,8 @@ impl Scene {
     /// Waits until the agent reports why a slot does not run, and returns the code.
     pub(crate) async fn trouble(&self, slot: SlotIndex) -> String {
         let reported = |script: &Script| -> Option<String> {
-            let mut slots = script.last.iter().flat_map(|request| &request.slots);
-            let detail = slots.find(|report| report.slot == slot)?.detail.split(':').next()?.to_string();
+            let detail =
+                judged(script).find(|report| report.slot == slot)?.detail.split(':').next()?.to_string();
             (!detail.is_empty()).then_some(detail)
         };
         self.until("the agent reports why the slot does not run", |script| reported(script).is_some()).await;
@@ -248,8 +248,7 @@ impl Scene {
     /// Waits for the agent's report on an order, and returns the code of its refusal, if it is refused.
     pub(crate) async fn outcome(&self, slot: SlotIndex, fence: Fence) -> Result<(), String> {
         let reported = |script: &Script| -> Option<SlotReport> {
-            let slots = script.last.iter().flat_map(|request| &request.slots);
-            slots.into_iter().find(|report| (report.slot, report.fence) == (slot, fence)).cloned()
+            judged(script).find(|report| (report.slot, report.fence) == (slot, fence)).cloned()
         };
         self.until("the agent reports on the order", |script| reported(script).is_some()).await;
         let report = reported(&self.script()).unwrap();
@@ -258,6 +257,13 @@ impl Scene {
         }
         Err(report.detail.split(':').next().unwrap_or_default().to_string())
     }
+}
+
+/// Returns the agent's reports without those on orders that it has not judged yet. An agent whose history is
+/// not complete reports an order before it accepts or refuses it.
+fn judged(script: &Script) -> impl Iterator<Item = &SlotReport> {
+    let slots = script.last.iter().flat_map(|request| &request.slots);
+    slots.filter(|report| report.detail != "ordered, and not started yet")
 }
 
 /// Plays one control replica: each of them leads.
