@@ -260,26 +260,24 @@ mod tests {
     /// The attack: another program ends the command while it asks. The status is the one of a shell.
     #[test]
     fn a_signal_of_another_program_leaves_the_terminal_as_it_was() {
-        for (signal, status) in [(Signal::SIGTERM, 143), (Signal::SIGHUP, 129)] {
-            let OpenptyResult { master: _master, slave } = openpty(None, None).expect("a terminal");
-            let path = format!("/proc/self/fd/{}", slave.as_raw_fd());
-            let path = std::fs::read_link(path).expect("the terminal's path");
-            let before = tcgetattr(&slave).expect("settings");
-            let mut command = Command::new(std::env::current_exe().expect("a path"));
-            command.args(["--exact", ASKS, "--nocapture"]).env(TERMINAL, path);
-            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-            let mut child = command.spawn().expect("started");
-            let flags = || tcgetattr(&slave).expect("settings").local_flags;
-            while flags().contains(LocalFlags::ECHO) {
-                assert_eq!(child.try_wait().expect("a state"), None, "it ended before it asked");
-                std::thread::yield_now();
-            }
-            kill(Pid::from_raw(child.id().cast_signed()), signal).expect("sent");
-            assert_eq!(child.wait().expect("ended").code(), Some(status), "{signal}");
-            let after = tcgetattr(&slave).expect("settings");
-            assert_eq!(after.local_flags, before.local_flags, "{signal}");
-            assert_eq!(after.control_chars, before.control_chars);
+        let OpenptyResult { master: _master, slave } = openpty(None, None).expect("a terminal");
+        let path = format!("/proc/self/fd/{}", slave.as_raw_fd());
+        let path = std::fs::read_link(path).expect("the terminal's path");
+        let before = tcgetattr(&slave).expect("settings");
+        let mut command = Command::new(std::env::current_exe().expect("a path"));
+        command.args(["--exact", ASKS, "--nocapture"]).env(TERMINAL, path);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut child = command.spawn().expect("started");
+        let flags = || tcgetattr(&slave).expect("settings").local_flags;
+        while flags().contains(LocalFlags::ECHO) {
+            assert_eq!(child.try_wait().expect("a state"), None, "it ended before it asked");
+            std::thread::yield_now();
         }
+        kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM).expect("sent");
+        assert_eq!(child.wait().expect("ended").code(), Some(143));
+        let after = tcgetattr(&slave).expect("settings");
+        assert_eq!(after.local_flags, before.local_flags);
+        assert_eq!(after.control_chars, before.control_chars);
     }
 
     fn code<T>(outcome: Result<T>) -> Option<protocol::ErrorCode> {
