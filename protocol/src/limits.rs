@@ -195,13 +195,6 @@ const _: () =
     assert!(AUTONOMY_SECONDS_MIN * 1000 == LEASE_MS, "exclusive work is held for exactly one lease");
 const _: () = assert!(AUTONOMY_SECONDS_MIN < AUTONOMY_SECONDS_DEFAULT);
 const _: () = assert!(AUTONOMY_SECONDS_MIN < JOB_AUTONOMY_SECONDS_DEFAULT);
-const _: () = assert!(
-    JOB_LIST_MAX * (PARAMETER_BYTES_MAX + NAME_BYTES_MAX + 8)
-        + crate::artifact::ARTIFACT_WORDS_BYTES_MAX
-        + BALLOT_BYTES_MAX
-        <= SUBMISSION_BYTES_MAX,
-    "the longest submission fits"
-);
 const _: () = assert!(AUTONOMY_SECONDS_DEFAULT < AUTONOMY_SECONDS_MAX);
 const _: () = assert!(1 < PRIORITY_DEFAULT && PRIORITY_DEFAULT < PRIORITY_MAX, "others go before and after");
 const _: () = assert!(UNAVAILABLE_DEFAULT <= SLOTS_MAX && FAILURES_DEFAULT <= FAILURES_MAX);

@@ -18,8 +18,8 @@ const FLAGS: &str = "--headless=new --no-sandbox --disable-dev-shm-usage --disab
                      --disable-extensions --disable-background-networking --disable-component-update \
                      --no-pings";
 
-/// Widths and themes in which pages are looked at. The layout depends on the width alone and the colours on the
-/// theme alone, so these two show all there is to see.
+/// Widths and themes in which pages are looked at. The layout depends on the width alone and the colours on
+/// the theme alone, so these two show all there is to see.
 pub(crate) const LOOKS: [(u32, &str); 2] = [(360, "dark"), (1280, "light")];
 
 /// A browser with one tab.

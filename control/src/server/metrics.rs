@@ -133,6 +133,10 @@ fn returned(registry: &Registry) -> IntGaugeVec {
     gauges(registry, "quorate_service_returned", help, &["service"])
 }
 
+fn leader_changes(registry: &Registry) -> IntCounter {
+    counter(registry, "quorate_control_leader_changes_total", "Times this replica became leader.")
+}
+
 fn halts_standing(registry: &Registry) -> IntGaugeVec {
     let help = "Halts that stand at this replica, by what they stop; every replica reports its own.";
     gauges(registry, "quorate_halts_standing", help, &["scope"])
@@ -154,11 +158,7 @@ impl ServerMetrics {
                 "Last plans in a row that were refused although nothing had changed: a fault, always 0.",
             ),
             syncs: counter(&r, "quorate_agent_syncs_total", "Requests of agents answered by this replica."),
-            leader_changes: counter(
-                &r,
-                "quorate_control_leader_changes_total",
-                "Times this replica became leader.",
-            ),
+            leader_changes: leader_changes(&r),
             is_leader: gauge(&r, "quorate_control_is_leader", "1 while this replica leads."),
             has_leader: gauge(&r, "quorate_control_has_leader", "1 while this replica knows a leader."),
             replicas: gauge(&r, "quorate_control_replicas", "Control replicas of the genesis."),

@@ -49,7 +49,7 @@ impl CircleState {
                 let earlier = self.services.get(&name).map(|service| service.version).or(retired);
                 debug_assert_eq!(earlier.unwrap_or(0) + 1, version, "versions of `{name}` never restart");
                 self.bind(&manifest.model);
-                // The proposal named the version and the value of what is in force, and nothing changed since.
+                // The proposal named the version and value of what is in force; nothing changed since.
                 let known = self.services.get(&name).filter(|_| manifest.may_return());
                 let before = known.map(|known| EarlierApproval {
                     manifest: known.manifest.clone(),

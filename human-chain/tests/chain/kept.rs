@@ -105,9 +105,9 @@ fn a_damaged_or_foreign_state_is_refused() {
     check("another circle", CircleState::from_kept_bytes(&sound, other), "circle-mismatch");
     let mut later = sound[32..].to_vec();
     let version = later.len() - 1;
-    assert_eq!(later[version], 2, "the version is the last field");
-    later[version] = 3;
-    check("another format", read(&with_digest(&later), &state), "governance-invalid: of format 3");
+    assert_eq!(later[version], 3, "the version is the last field");
+    later[version] = 4;
+    check("another format", read(&with_digest(&later), &state), "governance-invalid: of format 4");
     // The digest finds damage and no attack: the caller vouches for the file.
     let mut renamed = sound[32..].to_vec();
     let at = renamed.windows(7).position(|part| part == b"harbour").expect("the circle's name");

@@ -65,6 +65,7 @@ fn a_higher_priority_takes_what_exceeds_a_minimum_and_for_its_own_minimum_all() 
     let answer = why(world.view(), &Question::Service(service_name("high"))).unwrap();
     let drains = |reason: &String| reason.contains("has room once the replicas that drain there are gone");
     assert!(answer.reasons.iter().any(drains), "{answer:?}");
+    world.obey();
     world.settle();
     assert_eq!([runs(&world, "low"), runs(&world, "high")], [1, 3], "the minimum of the lower one stays");
     let answer = why(world.view(), &Question::Service(service_name("low"))).unwrap();

@@ -106,6 +106,7 @@ fn a_return_by_hand_goes_to_the_approval_that_is_named_and_never_forward() {
     assert_eq!(roll_back(&mut world, token("operator")), "rollback-not-approved");
     let (mut world, [first, second]) = rolling(OnFailure::Return);
     assert_eq!(roll_back(&mut world.clone(), token("reader")), "token-scope-missing");
+    world.obey();
     world.settle();
     assert_eq!(service(&world).roll_out.phase, RollOutPhase::Complete);
     assert_eq!(roll_back(&mut world, token("operator")), "ok", "after the roll-out too");

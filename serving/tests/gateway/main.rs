@@ -209,9 +209,10 @@ async fn a_key_lists_the_models_that_it_may_call_and_no_other() {
     table.api_keys[0].services = Some(BTreeSet::from(["embed".parse().expect("a name")]));
     assert_eq!(cluster.push(table).await.version, 2);
     // The second key is the positive control: it calls every service.
-    for (key, listed, found) in
-        [(KEY, vec!["counter"], [404_u16, 404, 200]), (SCARCE_KEY, vec!["counter", "echo"], [200, 200, 200])]
-    {
+    for (key, listed, found) in [
+        (KEY, vec!["counter"], [404_u16, 404, 200]),
+        (SCARCE_KEY, vec!["counter", "echo", "sharer"], [200, 200, 200]),
+    ] {
         let response = cluster.request(Method::GET, "/v1/models", Some(key), "").await;
         let body: Value = serde_json::from_slice(&whole(response).await.1).expect("JSON");
         let names = body["data"].as_array().expect("a list").iter().map(|model| model["id"].clone());

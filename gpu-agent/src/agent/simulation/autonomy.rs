@@ -178,8 +178,8 @@ async fn a_restarted_agent_goes_on_without_control() {
 }
 
 /// The attack: control has ended slots whose agent was restarted, and every answer is lost on its way to it.
-/// A report that left them out would free them for other nodes, beside the agent that goes on without
-/// answers. The positive control is that it does go on.
+/// A report that left them out would free them for other nodes, beside the agent that continues without
+/// answers. The positive control is that it does continue.
 #[tokio::test(start_paused = true)]
 async fn attack_no_report_frees_a_slot_that_a_restarted_agent_may_still_start() {
     let stage = Stage::of(autonomy(60));

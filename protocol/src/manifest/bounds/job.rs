@@ -4,7 +4,8 @@ use super::{OutOfBounds, check_label, check_model, check_placement, check_resour
 use crate::artifact::{ARTIFACT_WORDS_BYTES_MAX, ARTIFACT_WORDS_MAX};
 use crate::keys::ML_DSA_65_PUBLIC_KEY_LENGTH;
 use crate::limits::{
-    AUTONOMY_SECONDS_MAX, AUTONOMY_SECONDS_MIN, JOB_LIST_MAX, PRIORITY_MAX, SLOTS_MAX, SUBMIT_KEYS_MAX,
+    AUTONOMY_SECONDS_MAX, AUTONOMY_SECONDS_MIN, BALLOT_BYTES_MAX, JOB_LIST_MAX, NAME_BYTES_MAX,
+    PARAMETER_BYTES_MAX, PRIORITY_MAX, SLOTS_MAX, SUBMISSION_BYTES_MAX, SUBMIT_KEYS_MAX,
 };
 use crate::manifest::{
     JobBudget, JobManifest, JobParameter, JobSubmitters, ModelChoice, RANK_VARIABLES, SubmitKey,
@@ -12,6 +13,12 @@ use crate::manifest::{
 };
 use crate::sandbox::LOCAL_RANKS_MAX;
 use std::collections::BTreeSet;
+
+const _: () = assert!(
+    JOB_LIST_MAX * (PARAMETER_BYTES_MAX + NAME_BYTES_MAX + 8) + ARTIFACT_WORDS_BYTES_MAX + BALLOT_BYTES_MAX
+        <= SUBMISSION_BYTES_MAX,
+    "the longest submission fits"
+);
 
 /// Maximum number of ranks of a job.
 const RANKS_MAX: u32 = 4096;
