@@ -37,6 +37,8 @@ const FREE_LENGTHS: [&str; 9] = [
 const ASSERTED: &str = "signature of a passkey";
 /// Optional booleans.
 const OPTIONAL_FLAGS: [&str; 1] = ["answers"];
+/// Lists that a value may lack.
+const OPTIONAL_LISTS: [&str; 1] = ["command"];
 /// Numbers that may be negative.
 const SIGNED: [&str; 5] = ["status", "signal", "exit", "least", "most"];
 /// Sets: exactly one order of their elements is canonical.
@@ -304,7 +306,10 @@ fn alter_map(entries: &[(Cbor, Cbor)], field: &str) -> Vec<(String, Cbor)> {
 }
 
 fn alter_array(items: &[Cbor], field: &str) -> Vec<(String, Cbor)> {
-    let mut altered = vec![(format!("{field} as null"), Cbor::Null)];
+    let mut altered = vec![(format!("{field} as a flag"), Cbor::Bool(true))];
+    if !OPTIONAL_LISTS.contains(&field) {
+        altered.push((format!("{field} as null"), Cbor::Null));
+    }
     if SETS.contains(&field) && items.len() > 1 {
         altered.push((format!("{field} unsorted"), Cbor::Array(items.iter().rev().cloned().collect())));
         altered.push((format!("{field} doubled"), Cbor::Array([items, items].concat())));

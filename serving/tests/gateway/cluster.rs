@@ -281,7 +281,7 @@ impl Cluster {
     }
 
     async fn count(&self, gauge: &str) -> u64 {
-        let models = ["echo", "counter"].map(|model| format!("{gauge}{{model_name=\"{model}\"}}"));
+        let models = ["echo", "counter", "sharer"].map(|model| format!("{gauge}{{model_name=\"{model}\"}}"));
         let metrics = self.metrics().await;
         models.iter().map(|name| metrics.get(name).copied().unwrap_or(0.0) as u64).sum()
     }
