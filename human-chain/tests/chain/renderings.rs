@@ -1,15 +1,15 @@
 //! Tests of renderings: golden texts, and distinct texts for distinct proposals.
 
-use crate::samples::{full_service, lift_all, proposals};
+use crate::samples::{full_job, full_service, lift_all, open_job, proposals};
 use crate::support::{
     NOW, approve, circle, deploy, enact, forget, member, name, node, policy, proposal, retire, set_members,
     suspend,
 };
-use human_chain::{RENDERER_VERSION, render, render_difference};
+use human_chain::{CircleState, RENDERER_VERSION, render, render_difference};
 use proptest::prelude::*;
 use protocol::access::AccessEnvelope;
 use protocol::governance::{Change, NodeRole, Proposal, RENDERING_DOMAIN};
-use protocol::manifest::{Manifest, OnFailure};
+use protocol::manifest::{JobManifest, Manifest, OnFailure, ParameterRule, RollOutRules};
 use protocol::{Digest, Epoch, Millis};
 use serde_json::Value;
 use std::path::Path;
@@ -61,6 +61,53 @@ fn the_differences_shown_beside_them() {
         let text = render_difference(&state, &proposal(&state, change));
         check_golden(&format!("difference-{case}.txt"), &text);
     }
+}
+
+/// A member who reads only the difference must see each bound that a job gains or loses.
+#[test]
+fn the_differences_of_a_job() {
+    let job = |job: JobManifest| Change::Deploy(Box::new(Manifest::Job(job)));
+    let mut state = circle();
+    let show = |state: &CircleState, case: &str, change: Change| {
+        let text = render_difference(state, &proposal(state, change));
+        check_golden(&format!("difference-{case}.txt"), &text);
+        text
+    };
+    show(&state, "new-job", job(full_job()));
+    enact(&mut state, job(full_job()), &["alice", "bob"]);
+    let same = show(&state, "job-nothing", job(full_job()));
+    show(&state, "job-opens", job(open_job()));
+    show(&state, "job-retire", retire("train"));
+    let mut wider = full_job();
+    let steps = wider.parameters.get_mut(&name("steps")).expect("a parameter");
+    steps.rule = ParameterRule::Integer { least: 1, most: 1001 };
+    wider.slots += 1;
+    wider.submit.tokens.insert(name("cron"));
+    let text = show(&state, "job-wider", job(wider));
+    let changed = |text: &str| text.lines().filter(|line| line.starts_with('~')).count();
+    assert_eq!((changed(&same), changed(&text)), (0, 3), "{text}");
+}
+
+/// The rules of a roll-out and the priority of a service are read line by line too.
+#[test]
+fn the_differences_of_a_roll_out() {
+    let mut state = circle();
+    let service = |service| Change::Deploy(Box::new(Manifest::Service(service)));
+    let mut before = full_service();
+    before.egress.clear();
+    enact(&mut state, service(before.clone()), &["alice", "bob"]);
+    let mut after = before.clone();
+    after.priority = 71;
+    after.rollout =
+        RollOutRules { ready_seconds: 11, max_unavailable: 1, failure_limit: 4, on_failure: OnFailure::Hold };
+    let text = render_difference(&state, &proposal(&state, service(after.clone())));
+    check_golden("difference-roll-out.txt", &text);
+    for field in ["priority", "available after", "taken at once", "failed starts", "on failure"] {
+        let is_shown = text.lines().any(|line| line.starts_with('~') && line.contains(field));
+        assert!(is_shown, "{field} before and after: {text}");
+    }
+    let unchanged = render_difference(&state, &proposal(&state, service(before)));
+    assert!(!unchanged.contains("roll-out"), "{unchanged}");
 }
 
 #[test]
