@@ -254,9 +254,25 @@ fn settle(
         };
         return counts.into_iter().chain(refused).collect();
     }
-    let replaced = input.running.get(key).filter(|_| !early);
-    let action = replaced.and_then(|running| give_way(input, key, running, "control names it no more"));
+    let action = input.running.get(key).and_then(|running| match early {
+        true => end_despite_early(input, key, running),
+        false => give_way(input, key, running, "control names it no more"),
+    });
     action.into_iter().chain(refused).collect()
+}
+
+/// Returns the action for a running slot of which control names only orders that are early. They may turn out
+/// to take its place, so it runs on, unless the circle itself has ended it.
+fn end_despite_early(input: &ReconcileInput<'_>, key: &SlotKey, running: &RunningSlot) -> Option<SlotAction> {
+    debug_assert_eq!(input.running.get(key), Some(running), "the slot runs");
+    let held = input.verifier.book.held(key).filter(|held| held.order.signed.order.fence == running.fence)?;
+    let RequiredEnd { reason, at_once } = required_end(input, held, Some(running))?;
+    let key = key.clone();
+    match running.draining_since {
+        _ if at_once => Some(SlotAction::End { key, reason }),
+        None => Some(SlotAction::Drain { key, reason }),
+        Some(_) => None,
+    }
 }
 
 /// Returns the action for an order that is held.
