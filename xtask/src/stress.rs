@@ -18,6 +18,9 @@ use std::path::PathBuf;
 
 /// Additional duration of each `fsync`: that of a spinning disk, or of a busy one in a cloud.
 const SYNC_DELAY_MS: u32 = 20;
+/// Number of tests at the same time, per core. Slow syncs make most of them wait: at two to a core, a third of
+/// the quota was never used.
+const TESTS_PER_CORE: usize = 4;
 /// Variable that names the file which `observe.c` creates.
 const MARK_VARIABLE: &str = "QUORATE_TOUCHES";
 
@@ -38,7 +41,8 @@ pub(crate) fn tests(rounds: usize, filter: Option<&str>) -> Result<(), String> {
         ("QUORATE_SYNC_DELAY_MS", SYNC_DELAY_MS.to_string()),
     ];
     let wrap = quota.wrapper(variables, MARK_VARIABLE);
-    let report = suite::run(&TestPlan { rounds, wrap: Box::new(wrap) }, filter)?;
+    let plan = TestPlan { rounds, per_core: TESTS_PER_CORE, wrap: Box::new(wrap) };
+    let report = suite::run(&plan, filter)?;
     drop(burners);
     let (touching, all) = report.touching();
     println!("{touching} of {all} tests touch time, sockets, threads, processes or disks");

@@ -50,18 +50,20 @@ impl Test {
 /// file once the test touches the world.
 pub(crate) type Wrap = Box<dyn Fn(Command, &Path) -> Command + Sync>;
 
-/// Number of rounds, and environment, of a run.
+/// Number of rounds, pressure and environment of a run.
 pub(crate) struct TestPlan {
     /// Number of runs of every test that touches the world: one whose first run was observed to use time,
     /// sockets, threads, processes or disks. The others run once.
     pub(crate) rounds: usize,
+    /// Number of tests at the same time, per core.
+    pub(crate) per_core: usize,
     pub(crate) wrap: Wrap,
 }
 
 impl TestPlan {
     /// Returns the plan that runs every test once, unchanged.
     pub(crate) fn once() -> Self {
-        Self { rounds: 1, wrap: Box::new(|command, _| command) }
+        Self { rounds: 1, per_core: TESTS_PER_CORE, wrap: Box::new(|command, _| command) }
     }
 }
 

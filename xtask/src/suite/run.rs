@@ -1,7 +1,7 @@
 //! Runs tests in parallel, one process each, and measures their durations.
 
 use super::report::{TestReport, TestRun};
-use super::{TESTS_PER_CORE, Test, TestPlan, cores};
+use super::{Test, TestPlan, cores};
 use crate::process::{command, target};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -40,7 +40,7 @@ pub(super) fn all(runs: &[(usize, &Test)], plan: &TestPlan, report: TestReport) 
         }
     };
     std::thread::scope(|scope| {
-        for _ in 0..cores() * TESTS_PER_CORE {
+        for _ in 0..cores() * plan.per_core {
             scope.spawn(work);
         }
     });
