@@ -18,8 +18,8 @@ use std::path::PathBuf;
 
 /// Additional duration of each `fsync`: that of a spinning disk, or of a busy one in a cloud.
 const SYNC_DELAY_MS: u32 = 20;
-/// Number of tests at the same time, per core. Slow syncs make most of them wait: at two to a core, a third of
-/// the quota was never used.
+/// Number of tests at the same time, per core. Slow syncs make most of them wait: at two to a core, a third
+/// of the quota was never used.
 const TESTS_PER_CORE: usize = 4;
 /// Variable that names the file which `observe.c` creates.
 const MARK_VARIABLE: &str = "QUORATE_TOUCHES";

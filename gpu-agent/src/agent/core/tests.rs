@@ -617,27 +617,6 @@ fn a_refused_order_moves_nothing_beside_a_good_one() {
 }
 
 #[test]
-fn attack_an_early_order_keeps_nothing_alive_that_the_circle_ended() {
-    let service = || "chat".parse().unwrap();
-    for (change, expected) in [
-        (Change::RemoveNode { node: "node-1".parse().unwrap() }, "end 0"),
-        (Change::Retire { service: service(), grace_seconds: 60 }, "drain 0"),
-    ] {
-        let (mut scene, bundle) = Scene::deployed(|_| {});
-        let good = scene.order(&bundle, 0, 2);
-        scene.settle(&desired(&bundle, vec![good], &[]));
-        // Control states that decisions are missing, and names an order that one of them may approve.
-        let newer = protocol::manifest::Manifest::Service(super::testing::service("chat", root(), 3));
-        let ahead = scene.world.certify(Change::Deploy(Box::new(newer)));
-        let early = desired(&ahead, vec![scene.order(&ahead, 0, 4)], &[]);
-        scene.chain_complete = false;
-        assert!(scene.names(&early).is_empty(), "the worker runs on until the decision arrives");
-        scene.world.decide(change);
-        assert_eq!(scene.names(&early), [expected]);
-    }
-}
-
-#[test]
 fn draining_slots_finish_and_are_released_for_good() {
     let (mut scene, bundle) = Scene::deployed(|_| {});
     let orders = vec![scene.order(&bundle, 0, 1)];

@@ -54,3 +54,23 @@ fn a_slot_that_control_names_no_more_ends_at_once_where_nothing_may_finish() {
         assert_eq!(scene.names(&desired(&bundle, vec![], &[])), [expected], "{what}");
     }
 }
+
+#[test]
+fn attack_an_early_order_keeps_nothing_alive_that_the_circle_ended() {
+    for (change, expected) in [
+        (Change::RemoveNode { node: "node-1".parse().unwrap() }, "end 0"),
+        (Change::Retire { service: "chat".parse().unwrap(), grace_seconds: 60 }, "drain 0"),
+    ] {
+        let (mut scene, bundle) = Scene::deployed(|_| {});
+        let good = scene.order(&bundle, 0, 2);
+        scene.settle(&desired(&bundle, vec![good], &[]));
+        // Control states that decisions are missing, and names an order that one of them may approve.
+        let newer = protocol::manifest::Manifest::Service(service("chat", root(), 3));
+        let ahead = scene.world.certify(Change::Deploy(Box::new(newer)));
+        let early = desired(&ahead, vec![scene.order(&ahead, 0, 4)], &[]);
+        scene.chain_complete = false;
+        assert!(scene.names(&early).is_empty(), "the worker runs on until the decision arrives");
+        scene.world.decide(change);
+        assert_eq!(scene.names(&early), [expected]);
+    }
+}
