@@ -31,7 +31,28 @@ pub(crate) enum Selection {
     Demonstration,
     /// The binaries, the demonstration and every test.
     Everything,
+    /// The binaries and the benchmarks, as a release is built: what users run is what is measured.
+    Release,
+    /// The same, with the kernels of a GPU.
+    ReleaseForGpu,
 }
+
+/// Packages of a release, and the benchmarks that measure it.
+const RELEASE: [&str; 8] =
+    ["--release", "--bins", "--package", "control", "--package", "serving", "--package", "benchmarks"];
+/// The same, with the kernels of a GPU.
+const RELEASE_FOR_GPU: [&str; 10] = [
+    "--release",
+    "--bins",
+    "--package",
+    "control",
+    "--package",
+    "serving",
+    "--package",
+    "benchmarks",
+    "--features",
+    "benchmarks/cuda",
+];
 
 impl Selection {
     /// Arguments of `cargo build`.
@@ -42,6 +63,8 @@ impl Selection {
                 &["--package", "control", "--package", "serving", "--package", "demo", "--bins"]
             }
             Self::Everything => &["--bins", "--tests"],
+            Self::Release => &RELEASE,
+            Self::ReleaseForGpu => &RELEASE_FOR_GPU,
         }
     }
 
@@ -59,6 +82,16 @@ impl Selection {
                 "--edges",
                 "normal,build",
             ],
+            Self::Release | Self::ReleaseForGpu => &[
+                "--package",
+                "control",
+                "--package",
+                "serving",
+                "--package",
+                "benchmarks",
+                "--edges",
+                "normal,build",
+            ],
             Self::Everything => &["--edges", "normal,build,dev"],
         }
     }
@@ -68,6 +101,8 @@ impl Selection {
             Self::Binaries => "quorate and quorate-serve",
             Self::Demonstration => "quorate, quorate-serve and the demonstration",
             Self::Everything => "the binaries and tests",
+            Self::Release => "a release and the benchmarks",
+            Self::ReleaseForGpu => "a release with the kernels of a GPU, and the benchmarks",
         }
     }
 }
