@@ -1,10 +1,15 @@
-//! A control group with half of the machine's CPU time, for the tests and all their processes.
+//! A control group with half of the machine's CPU time, for the tests and all their processes. The other work
+//! that keeps the cores busy has the other half: one process for each core, each with the weight of a process.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Default period of the kernel's CPU bandwidth controller, in microseconds.
 const PERIOD_US: usize = 100_000;
+/// Default weight of a process, in control groups of version 1 and 2. The group has that of as many processes
+/// as there are cores: with less, the other work would take more than its half.
+const PROCESS_SHARES: usize = 1_024;
+const PROCESS_WEIGHT: usize = 100;
 
 /// The control group; it is removed on drop.
 pub(super) struct Quota {
@@ -26,9 +31,11 @@ impl Quota {
         if unified {
             write(&parent.join("cgroup.subtree_control"), "+cpu")?;
             write(&this.group.join("cpu.max"), &format!("{quota_us} {PERIOD_US}"))?;
+            write(&this.group.join("cpu.weight"), &(cores * PROCESS_WEIGHT).to_string())?;
         } else {
             write(&this.group.join("cpu.cfs_period_us"), &PERIOD_US.to_string())?;
             write(&this.group.join("cpu.cfs_quota_us"), &quota_us.to_string())?;
+            write(&this.group.join("cpu.shares"), &(cores * PROCESS_SHARES).to_string())?;
         }
         Ok(this)
     }
