@@ -1,5 +1,5 @@
-//! A control group with half of the machine's CPU time, for the tests and all their processes. The other work
-//! that keeps the cores busy has the other half: one process for each core, each with the weight of a process.
+//! A control group with half of the machine's CPU time, for the tests and all their processes. The other half
+//! is for the work that keeps the cores busy: one process for each core.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
