@@ -21,7 +21,7 @@ use protocol::worker::{
     FromWorker, SegmentRange, ToWorker, WORKER_MANIFEST_FD, WORKER_METRICS_FD, WORKER_PROGRESS_FD,
     WORKER_SOCKET_FD, WORKER_WEIGHTS_FD, WorkerManifest, WorkerMetrics, WorkerState,
 };
-use protocol::{Digest, Fence, SlotIndex, canonical};
+use protocol::{Digest, Fence, ModelRoot, SlotIndex, canonical};
 use safetensors::Dtype;
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 use serde_json::Value;
@@ -306,6 +306,7 @@ fn shared(directory: &Path) -> (std::fs::File, std::fs::File, WorkerManifest) {
         slot: SlotIndex(0),
         fence: Fence::new(1, 1),
         task: Task::Generate,
+        root: ModelRoot(Digest::of(&bytes)),
         files,
         segments,
         map_bytes: total,
