@@ -97,7 +97,7 @@ impl StreamFrame {
 
 /// A worker's answer is no sequence of frames.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum FrameError {
+pub(crate) enum StreamFrameError {
     /// A frame is larger than any that a worker sends.
     #[error("a frame of {0} bytes, at most {FRAME_BYTES_MAX}")]
     TooLarge(usize),
@@ -111,12 +111,12 @@ pub(crate) enum FrameError {
 
 /// Reads frames from pieces of any size. It holds one frame and one piece at most.
 #[derive(Debug, Default)]
-pub(crate) struct FrameReader {
+pub(crate) struct StreamReader {
     buffer: BytesMut,
     has_ended: bool,
 }
 
-impl FrameReader {
+impl StreamReader {
     /// Adds a piece.
     pub(crate) fn push(&mut self, piece: &[u8]) {
         self.buffer.extend_from_slice(piece);
@@ -125,10 +125,10 @@ impl FrameReader {
     /// Returns the next whole frame; `None` until more pieces are there.
     ///
     /// # Errors
-    /// [`FrameError`].
-    pub(crate) fn next_frame(&mut self) -> Result<Option<StreamFrame>, FrameError> {
+    /// [`StreamFrameError`].
+    pub(crate) fn next_frame(&mut self) -> Result<Option<StreamFrame>, StreamFrameError> {
         if self.has_ended && !self.buffer.is_empty() {
-            return Err(FrameError::Beyond);
+            return Err(StreamFrameError::Beyond);
         }
         let Some((head, _)) = self.buffer.split_first_chunk::<HEAD_BYTES>() else { return Ok(None) };
         let [a, b, c, d, e, f, g, h] = *head;
@@ -137,10 +137,10 @@ impl FrameReader {
         let token_bytes = (tokens as usize).saturating_mul(TOKEN_BYTES);
         let bytes = token_bytes.saturating_add(data);
         if bytes > FRAME_BYTES_MAX {
-            return Err(FrameError::TooLarge(bytes));
+            return Err(StreamFrameError::TooLarge(bytes));
         }
         if bytes == 0 && !is_last {
-            return Err(FrameError::Empty);
+            return Err(StreamFrameError::Empty);
         }
         if self.buffer.len() < HEAD_BYTES + bytes {
             return Ok(None);
@@ -161,8 +161,8 @@ mod tests {
         StreamFrame { tokens: tokens.to_vec(), data: Bytes::from_static(data.as_bytes()), is_last }
     }
 
-    fn read(pieces: &[&[u8]]) -> Result<Vec<StreamFrame>, FrameError> {
-        let (mut reader, mut found) = (FrameReader::default(), Vec::new());
+    fn read(pieces: &[&[u8]]) -> Result<Vec<StreamFrame>, StreamFrameError> {
+        let (mut reader, mut found) = (StreamReader::default(), Vec::new());
         for piece in pieces {
             reader.push(piece);
             while let Some(frame) = reader.next_frame()? {
@@ -191,11 +191,11 @@ mod tests {
         let head = |tokens: u32, data: u32| [tokens.to_le_bytes(), data.to_le_bytes()].concat();
         let most = FRAME_BYTES_MAX as u32;
         assert_eq!(read(&[&head(0, most)]), Ok(Vec::new()), "the control: its bytes may come");
-        assert_eq!(read(&[&head(0, most + 1)]), Err(FrameError::TooLarge(FRAME_BYTES_MAX + 1)));
-        assert_eq!(read(&[&head(most / 4, 1)]), Err(FrameError::TooLarge(FRAME_BYTES_MAX + 1)));
-        assert!(matches!(read(&[&head(u32::MAX, u32::MAX)]), Err(FrameError::TooLarge(_))));
-        assert_eq!(read(&[&head(0, 0)]), Err(FrameError::Empty));
-        assert_eq!(read(&[&head(0, LAST), b"x"]), Err(FrameError::Beyond));
+        assert_eq!(read(&[&head(0, most + 1)]), Err(StreamFrameError::TooLarge(FRAME_BYTES_MAX + 1)));
+        assert_eq!(read(&[&head(most / 4, 1)]), Err(StreamFrameError::TooLarge(FRAME_BYTES_MAX + 1)));
+        assert!(matches!(read(&[&head(u32::MAX, u32::MAX)]), Err(StreamFrameError::TooLarge(_))));
+        assert_eq!(read(&[&head(0, 0)]), Err(StreamFrameError::Empty));
+        assert_eq!(read(&[&head(0, LAST), b"x"]), Err(StreamFrameError::Beyond));
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod answer;
 pub mod inherited;
 pub mod local;
 mod outstanding;
+mod resumed;
 mod service;
 mod streaming;
 
