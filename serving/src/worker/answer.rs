@@ -271,9 +271,9 @@ async fn answer_generate(
                 caller: caller.clone(),
             };
             let has_logprobs = generate.logprobs.is_some();
-            let generation = beginning.generate(batcher, request).await.map_err(refused)?;
-            let choice = StreamedChoice::new(generation.events, echo.clone(), has_logprobs);
-            choices.push(beginning.place(choice, batcher.frontend()));
+            let sent = beginning.characters_sent(batcher.frontend(), has_logprobs);
+            let events = beginning.generate(batcher, request).await.map_err(refused)?.events;
+            choices.push(StreamedChoice::new(events, echo.clone(), has_logprobs).after(sent));
         }
     }
     let charge = generate.echo.then_some(charge);
@@ -314,6 +314,6 @@ pub(crate) fn request_id() -> HeaderValue {
 }
 
 /// Returns a random number: an answer's id, or the seed where the client gave none.
-fn random_number() -> u64 {
+pub(crate) fn random_number() -> u64 {
     getrandom::u64().expect("the operating system has randomness")
 }

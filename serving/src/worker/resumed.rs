@@ -8,7 +8,6 @@ use crate::batcher::{BatchError, Batcher, GenerateRequest, Generation, TokenPiec
 use crate::engine::TextFrontend;
 use crate::openai::{ApiError, Delivery, Generate};
 use crate::resumable::{RESUMABLE, StreamOrigin, TOKEN_BYTES, read_tokens};
-use crate::worker::streaming::StreamedChoice;
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 use protocol::Millis;
@@ -99,11 +98,12 @@ impl StreamBeginning {
         }
     }
 
-    /// Places a choice after what was handed out.
-    pub(super) fn place(&self, choice: StreamedChoice, frontend: &TextFrontend) -> StreamedChoice {
-        let Some(drawn) = self.drawn.as_ref().filter(|drawn| !drawn.is_empty()) else { return choice };
+    /// Returns the characters of the tokens that were handed out, where the answer counts them; `None` for an
+    /// answer of which nothing was.
+    pub(super) fn characters_sent(&self, frontend: &TextFrontend, is_counted: bool) -> Option<usize> {
+        let drawn = self.drawn.as_ref().filter(|drawn| !drawn.is_empty())?;
         let characters = |token: &u32| TokenPiece { bytes: frontend.token_bytes(*token) }.characters();
-        choice.after(if choice.has_logprobs() { drawn.iter().map(characters).sum() } else { 0 })
+        Some(if is_counted { drawn.iter().map(characters).sum() } else { 0 })
     }
 }
 

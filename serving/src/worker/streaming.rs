@@ -46,14 +46,10 @@ impl StreamedChoice {
         Self { events: Some(events), echo, has_begun: false, tokens, offset: 0, drawn: Vec::new() }
     }
 
-    /// Reports whether log-probabilities are sent.
-    pub(super) fn has_logprobs(&self) -> bool {
-        self.tokens.is_some()
-    }
-
-    /// Continues a choice of which tokens with this many characters have been sent.
-    pub(super) fn after(self, characters: usize) -> Self {
-        Self { echo: None, has_begun: true, offset: characters, ..self }
+    /// Continues a choice of which another worker has sent tokens with this many characters, if any.
+    pub(super) fn after(self, sent: Option<usize>) -> Self {
+        let Some(offset) = sent else { return self };
+        Self { echo: None, has_begun: true, offset, ..self }
     }
 
     /// Takes the tokens to send with the next text, and the character at which they begin.
