@@ -84,9 +84,8 @@ impl StreamFrame {
     pub(crate) fn write(&self) -> Bytes {
         let length = |count: usize| u32::try_from(count).unwrap_or(LAST - 1).min(LAST - 1);
         let last = if self.is_last { LAST } else { 0 };
-        let mut bytes = BytesMut::with_capacity(
-            HEAD_BYTES + self.tokens.len() * TOKEN_BYTES + self.data.len(),
-        );
+        let mut bytes =
+            BytesMut::with_capacity(HEAD_BYTES + self.tokens.len() * TOKEN_BYTES + self.data.len());
         bytes.extend_from_slice(&length(self.tokens.len()).to_le_bytes());
         bytes.extend_from_slice(&(length(self.data.len()) | last).to_le_bytes());
         bytes.extend_from_slice(&write_tokens(&self.tokens));

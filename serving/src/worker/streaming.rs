@@ -183,11 +183,8 @@ impl Streaming {
                 StreamState::Events(streaming) => {
                     let (bytes, tokens, rest) = streaming.step(include_usage).await;
                     let is_last = !matches!(rest, StreamState::Events(_));
-                    let bytes = if is_framed {
-                        StreamFrame { tokens, data: bytes, is_last }.write()
-                    } else {
-                        bytes
-                    };
+                    let bytes =
+                        if is_framed { StreamFrame { tokens, data: bytes, is_last }.write() } else { bytes };
                     Some((Ok::<_, Infallible>(Frame::data(bytes)), rest))
                 }
                 StreamState::Trailers(trailers) => {
