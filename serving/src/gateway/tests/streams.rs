@@ -250,9 +250,7 @@ async fn a_clients_header_reaches_no_worker() {
 /// Attack: a worker fills the gateway with tokens, or has another worker compute what it did not draw.
 #[tokio::test(start_paused = true)]
 async fn a_stream_of_a_worker_that_breaks_the_framing_ends_with_it() {
-    for (fault, on_second) in
-        [(Fault::Endless, 0), (Fault::Garbage, 0), (Fault::Lies, 1), (Fault::Dies, 1)]
-    {
+    for (fault, on_second) in [(Fault::Endless, 0), (Fault::Garbage, 0), (Fault::Lies, 1), (Fault::Dies, 1)] {
         let simulation = Simulation::new(1 << 24);
         let _first = simulation.worker_of(class("a"), Some(fault)).await;
         let asked = tokio::spawn({
