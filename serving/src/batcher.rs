@@ -401,8 +401,8 @@ impl Batcher {
         Ok((job, events))
     }
 
-    /// Returns the longest answer with its prompt, in tokens: the least of context and cache. It decides where
-    /// an answer without `max_tokens` ends.
+    /// Returns the longest answer with its prompt, in tokens: the least of context and cache. It decides
+    /// where an answer without `max_tokens` ends.
     #[must_use]
     pub fn sequence_tokens_max(&self) -> usize {
         self.frontend.context_tokens_max().min(self.cache_tokens)

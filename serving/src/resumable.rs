@@ -6,7 +6,8 @@
 //! that they complete. Whoever has the first frames of a stream has all that a worker needs to send the next
 //! one: prompt, seed, tokens. The text that a worker holds back follows from the tokens.
 //!
-//! No client takes part: a gateway writes the head of each request to a worker itself, and removes the frames.
+//! No client takes part: a gateway writes the head of each request to a worker itself, and removes the
+//! frames.
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderName, HeaderValue};

@@ -1,13 +1,13 @@
 //! Streams that outlive their worker.
 //!
 //! A worker sends a stream in frames: tokens, and the bytes for the client that they complete
-//! ([`crate::resumable`]). The gateway keeps the request and the tokens that it handed out. When the worker is
-//! lost, it sends both to another worker of the same numeric class, which sends the rest; the client's bytes
-//! are those of an undisturbed stream. Whole frames alone reach the client, so that its bytes always end where
-//! the tokens do.
+//! ([`crate::resumable`]). The gateway keeps the request and the tokens that it handed out. When the worker
+//! is lost, it sends both to another worker of the same numeric class, which sends the rest; the client's
+//! bytes are those of an undisturbed stream. Only whole frames reach the client, so that its bytes always end
+//! where the tokens do.
 //!
-//! What is kept is charged to the key's share of the memory budget. A stream that is evicted from it, or whose
-//! worker breaks the framing, goes on but ends with its worker.
+//! All of that is charged to the key's share of the memory budget. A stream that is evicted from it remains,
+//! but ends with its worker. So does one whose worker breaks the framing, at once.
 //!
 //! A stream continues after one loss. Its tokens prove that its worker read it without harm, so it is not
 //! tried alone, as an unanswered suspect is; but a request ends two workers at most.

@@ -82,8 +82,8 @@ impl Begun {
     }
 }
 
-/// Returns the frames of a stream after its first `skipped` tokens. The text of each third token waits for the
-/// next one.
+/// Returns the frames of a stream after its first `skipped` tokens. The text of each third token waits for
+/// the next one.
 fn frames(origin: StreamOrigin, tokens: usize, skipped: usize, is_lying: bool) -> Vec<u8> {
     let (mut bytes, mut waiting) = (Vec::new(), Vec::new());
     for token in skipped..tokens {
@@ -271,7 +271,7 @@ async fn a_stream_of_a_worker_that_breaks_the_framing_ends_with_it() {
     }
 }
 
-/// A stream that is evicted from memory goes on, and ends with its worker.
+/// A stream that is evicted from memory is not broken off.
 #[tokio::test(start_paused = true)]
 async fn an_evicted_stream_only_loses_its_right_to_continue() {
     let simulation = Simulation::new(1 << 20);
