@@ -222,9 +222,7 @@ pub(super) enum StreamKind {
     /// As events that end with their worker.
     Bound,
     /// As events of one choice, which another worker can continue; of this many tokens at most.
-    Resumable {
-        tokens_max: usize,
-    },
+    Resumable { tokens_max: usize },
 }
 
 impl StreamKind {

@@ -6,8 +6,8 @@
 //! bytes are those of an undisturbed stream. Only whole frames reach the client, so that its bytes always end
 //! where the tokens do.
 //!
-//! All of that is charged to the key's share of the memory budget. A stream that is evicted from it remains,
-//! but ends with its worker. So does one whose worker breaks the framing, at once.
+//! All of that is charged to the key's share of the memory budget, while a quarter of it is free. A stream
+//! that is evicted from it remains, but ends with its worker. So does one whose worker breaks the framing, at once.
 //!
 //! A stream continues after one loss. Its tokens prove that its worker read it without harm, so it is not
 //! tried alone, as an unanswered suspect is; but a request ends two workers at most.
@@ -145,11 +145,17 @@ impl StreamedAnswer {
         Ok(begun)
     }
 
-    /// Builds the response. What is `kept` is dropped where no other worker can continue the stream.
+    /// Builds the response. What is `kept` is dropped where no other worker can continue the stream, and
+    /// where memory is scarce.
     pub(super) fn into_response(mut self, kept: KeptRequest) -> Response {
         // A stream that is evicted from memory only loses its right to continue.
         self.observation.evicted_by(CancellationToken::new());
-        self.kept = self.framed.is_some().then_some(kept);
+        // A key's streams must not have its next requests refused.
+        if self.framed.is_some() && !kept.gateway.memory.is_scarce() {
+            self.kept = Some(kept);
+        } else {
+            self.give_up();
+        }
         let first = stream::iter([Ok::<_, Infallible>(std::mem::take(&mut self.first))]);
         let rest = stream::unfold(Some(self), |answer| async move { answer?.chunk().await });
         let mut response = Response::new(Body::from_stream(futures::StreamExt::chain(first, rest)));

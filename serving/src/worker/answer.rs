@@ -4,8 +4,8 @@
 //! a stream, in trailers of these names.
 
 use super::WorkerService;
-use super::service::now;
 use super::resumed::StreamBeginning;
+use super::service::now;
 use super::streaming::{StreamedChoice, Streaming};
 use crate::batcher::{BatchError, Caller, GenerateRequest, Priority, Prompt, Tenant};
 use crate::engine::logits::LogitRules;

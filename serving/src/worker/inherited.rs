@@ -22,7 +22,6 @@ use http::{StatusCode, header};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::{SigSet, Signal};
 use overlay::{Identity, Limits, Peer, PublicKey};
-use protocol::{Digest, canonical};
 use protocol::limits::INFERENCE_BODY_BYTES_MAX;
 use protocol::manifest::Task;
 use protocol::order::SignedTicket;
@@ -30,6 +29,7 @@ use protocol::worker::{
     WORKER_MANIFEST_BYTES_MAX, WORKER_MANIFEST_FD, WORKER_METRICS_FD, WORKER_PROGRESS_FD, WORKER_SOCKET_FD,
     WORKER_WEIGHTS_FD, WorkerManifest,
 };
+use protocol::{Digest, canonical};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write;

@@ -271,17 +271,40 @@ async fn a_stream_of_a_worker_that_breaks_the_framing_ends_with_it() {
     }
 }
 
+/// Attack: a key fills the memory with streams that could continue, and its next request is refused.
+#[tokio::test(start_paused = true)]
+async fn streams_are_kept_only_while_memory_is_free() {
+    let simulation = Simulation::new(1 << 20);
+    let _worker = simulation.worker_of(class("a"), None).await;
+    let script = Act::Frames(7, 0).script();
+    let large = "x".repeat(200 << 10);
+    let body = format!(r#"{{"model": "echo", "prompt": "{large}", "user": "{script}"{STREAM}}}"#);
+    let mut unread = Vec::new();
+    for _ in 0..6 {
+        let (status, _, body) = simulation.begin("app", Body::from(body.clone())).await;
+        assert_eq!(status, 200);
+        unread.push(body);
+        assert!(simulation.gateway.memory.used() <= (1 << 20) / 4 * 3, "the next request has room");
+    }
+    assert!(simulation.gateway.memory.used() > 200 << 10, "the control: some are kept");
+}
+
 /// A stream that is evicted from memory is not broken off.
 #[tokio::test(start_paused = true)]
 async fn an_evicted_stream_only_loses_its_right_to_continue() {
     let simulation = Simulation::new(1 << 20);
     let first = simulation.worker_of(class("a"), None).await;
-    let large = "x".repeat(600 << 10);
+    let large = "x".repeat(700 << 10);
     let script = Act::Frames(7, 0).script();
     let body = format!(r#"{{"model": "echo", "prompt": "{large}", "user": "{script}"{STREAM}}}"#);
-    let (status, _, mut unread) = simulation.begin("app", Body::from(body)).await;
-    assert_eq!(status, 200);
-    assert!(simulation.gateway.memory.used() > 600 << 10, "the request is kept");
+    // With its length, so that the buffer has the size of the body.
+    let request = Request::post("/v1/completions").header("authorization", "Bearer app");
+    let request = request.header("content-length", body.len()).body(Body::from(body)).expect("valid");
+    let response = simulation.router.clone().oneshot(request).await.expect("infallible");
+    assert_eq!(response.status(), 200);
+    let mut unread = response.into_body();
+    assert!(simulation.gateway.memory.used() > 700 << 10, "the request is kept");
+    let large = "x".repeat(400 << 10);
     let other = tokio::spawn({
         let simulation = simulation.clone();
         let body = format!(r#"{{"model": "echo", "prompt": "{large}", "user": "answer 0 0"}}"#);
