@@ -99,7 +99,7 @@ impl StreamFrame {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum StreamFrameError {
     /// A frame is larger than any that a worker sends.
-    #[error("a frame of {0} bytes, at most {FRAME_BYTES_MAX}")]
+    #[error("a frame of {0} bytes, at most {most}", most = FRAME_BYTES_MAX)]
     TooLarge(usize),
     /// A frame neither carries anything nor ends the stream.
     #[error("a frame without content")]

@@ -191,7 +191,9 @@ impl StreamedAnswer {
 
     async fn next_piece(&mut self) -> StreamPiece {
         loop {
-            if let Some((reader, _)) = &mut self.framed {
+            if let Some((reader, _)) = &mut self.framed
+                && !self.is_complete
+            {
                 match reader.next_frame() {
                     Ok(Some(frame)) => return self.accept(frame).await,
                     Ok(None) => {}
@@ -213,6 +215,8 @@ impl StreamedAnswer {
                 }
             };
             match (frame, &mut self.framed) {
+                // No bytes follow the last frame; those of a worker that sends some reach nobody.
+                (AnswerFrame::Data(_), Some(_)) if self.is_complete => return StreamPiece::End,
                 (AnswerFrame::Data(data), Some((reader, _))) => reader.push(&data),
                 (AnswerFrame::Data(data), None) => {
                     self.answer.permit.answer_begins();

@@ -4,7 +4,7 @@
 //! a stream, in trailers of these names.
 
 use super::WorkerService;
-use super::resumed::StreamBeginning;
+use super::resumed::{self, StreamBeginning};
 use super::service::now;
 use super::streaming::{StreamedChoice, Streaming};
 use crate::batcher::{BatchError, Caller, GenerateRequest, Priority, Prompt, Tenant};
@@ -15,7 +15,6 @@ use crate::openai::{
     self, ApiError, Delivery, Embed, Endpoint, Generate, InferenceRequest, Label, Rerank, Tokenize, Usage,
 };
 use crate::resumable::{StreamOrigin, TOKEN_BYTES};
-use crate::worker::resumed;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
