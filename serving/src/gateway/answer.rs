@@ -11,7 +11,7 @@ use protocol::error_code as code;
 
 /// Reason for which a request has no answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum SendFailure {
+pub(super) enum AttemptFailure {
     /// The worker never received it.
     Unsent,
     /// The worker was lost while it had the request.
@@ -21,15 +21,15 @@ pub(super) enum SendFailure {
 /// Sends a request to the permit's worker; returns the head of its answer, and the body to come.
 ///
 /// # Errors
-/// [`SendFailure`].
+/// [`AttemptFailure`].
 pub(super) async fn send(
     permit: RequestPermit,
     request: http::Request<Body>,
-) -> Result<(http::response::Parts, WorkerAnswer), SendFailure> {
+) -> Result<(http::response::Parts, WorkerAnswer), AttemptFailure> {
     let link = permit.link().clone();
     let sent = tokio::select! {
         sent = link.channel.send(request) => sent,
-        () = link.lost.cancelled() => return Err(SendFailure::Lost),
+        () = link.lost.cancelled() => return Err(AttemptFailure::Lost),
     };
     match sent {
         Ok(response) => {
@@ -39,8 +39,8 @@ pub(super) async fn send(
         Err(error) => {
             tracing::warn!(worker = link.channel.peer().short(), %error, "request failed");
             match error {
-                overlay::Error::Lost { sent: false, .. } => Err(SendFailure::Unsent),
-                _ => Err(SendFailure::Lost),
+                overlay::Error::Lost { sent: false, .. } => Err(AttemptFailure::Unsent),
+                _ => Err(AttemptFailure::Lost),
             }
         }
     }

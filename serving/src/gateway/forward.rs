@@ -10,7 +10,7 @@
 //! one for a limited time (`hold_timeout`). A client that disconnects drops the response, which resets the
 //! worker's stream, which stops the engine.
 
-use super::answer::{AnswerFrame, SendFailure, WorkerAnswer, count, send, worker_lost};
+use super::answer::{AnswerFrame, AttemptFailure, WorkerAnswer, count, send, worker_lost};
 use super::pool::{RequestPermit, Suspect};
 use super::public::{InferenceTarget, StreamKind, memory_full};
 use super::stream::{KeptRequest, StreamedAnswer, request};
@@ -171,8 +171,8 @@ async fn attempt(
     let request = request(wanted, charge.key(), body, class.map(|_| (origin, <&[u32]>::default())));
     let (head, answer) = match send(permit, request).await {
         Ok(answered) => answered,
-        Err(SendFailure::Unsent) => return ForwardAttempt::Refused(worker_lost(), observation),
-        Err(SendFailure::Lost) => return ForwardAttempt::Lost(observation),
+        Err(AttemptFailure::Unsent) => return ForwardAttempt::Refused(worker_lost(), observation),
+        Err(AttemptFailure::Lost) => return ForwardAttempt::Lost(observation),
     };
     if head.status == StatusCode::SERVICE_UNAVAILABLE {
         return ForwardAttempt::Refused(refusal(answer.body).await, observation);

@@ -13,7 +13,7 @@
 //! tried alone, as an unanswered suspect is; but a request ends two workers at most.
 
 use super::Gateway;
-use super::answer::{AnswerFrame, SendFailure, WorkerAnswer, count, send, worker_lost};
+use super::answer::{AnswerFrame, AttemptFailure, WorkerAnswer, count, send, worker_lost};
 use super::public::{InferenceTarget, StreamKind};
 use crate::memory::Charge;
 use crate::metrics::Observation;
@@ -315,8 +315,8 @@ impl StreamedAnswer {
                     tracing::warn!(worker = worker.short(), status, "stream not continued");
                     break;
                 }
-                Err(SendFailure::Unsent) => true,
-                Err(SendFailure::Lost) => link.left_in_order(),
+                Err(AttemptFailure::Unsent) => true,
+                Err(AttemptFailure::Lost) => link.left_in_order(),
             };
         }
         Err(worker_lost())

@@ -248,7 +248,7 @@ pub(super) struct Worker {
     load: Option<fn(Arc<Worker>) -> Body>,
     class: Option<Digest>,
     /// Misbehaviour in streams of frames.
-    fault: Mutex<Option<streams::Fault>>,
+    fault: Mutex<Option<streams::StreamFault>>,
     /// The newest request's header that asks for frames.
     resumable: Mutex<Option<http::HeaderValue>>,
     in_flight: AtomicU32,
@@ -347,7 +347,7 @@ async fn complete(
     headers: HeaderMap,
     body: Bytes,
 ) -> axum::response::Response {
-    let (begun, body) = streams::Begun::read(&headers, body);
+    let (begun, body) = streams::BegunStream::read(&headers, body);
     *worker.resumable.lock().expect("whole") = headers.get(crate::resumable::RESUMABLE).cloned();
     let others = worker.in_flight.fetch_add(1, Ordering::Relaxed);
     worker.begun.lock().expect("whole").push(others);

@@ -8,7 +8,7 @@ use hyper::body::Frame;
 
 /// Misbehaviour of a worker in streams of frames.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Fault {
+pub(super) enum StreamFault {
     /// Dies after the bytes that the request names.
     Dies,
     /// Ends the answer there.
@@ -22,11 +22,11 @@ pub(super) enum Fault {
 }
 
 /// What a simulated worker knows of a stream at its beginning.
-pub(super) struct Begun {
+pub(super) struct BegunStream {
     origin: Option<(StreamOrigin, Vec<u32>)>,
 }
 
-impl Begun {
+impl BegunStream {
     /// Separates the tokens from the body of a request.
     pub(super) fn read(headers: &HeaderMap, mut body: Bytes) -> (Self, Bytes) {
         let origin = headers.get(RESUMABLE).map(|value| {
@@ -54,12 +54,12 @@ impl Begun {
             return refusal;
         }
         let fault = *worker.fault.lock().expect("whole");
-        let mut sent = frames(origin, tokens, drawn.len(), fault == Some(Fault::Lies));
+        let mut sent = frames(origin, tokens, drawn.len(), fault == Some(StreamFault::Lies));
         match fault {
             None => {}
-            Some(Fault::Garbage) => sent.extend([0xff; 64]),
-            Some(Fault::Endless) => sent = frames(origin, 100_000, 0, false),
-            Some(Fault::Dies | Fault::Ends | Fault::Lies) => sent.truncate(bytes),
+            Some(StreamFault::Garbage) => sent.extend([0xff; 64]),
+            Some(StreamFault::Endless) => sent = frames(origin, 100_000, 0, false),
+            Some(StreamFault::Dies | StreamFault::Ends | StreamFault::Lies) => sent.truncate(bytes),
         }
         // Two pieces, so that frames are cut inside the body too.
         let second = sent.split_off(sent.len() / 2);
@@ -67,7 +67,7 @@ impl Begun {
         let end = futures::stream::once(async move {
             let _held = in_flight;
             tokio::time::sleep(Duration::from_millis(10)).await;
-            if matches!(fault, Some(Fault::Dies | Fault::Lies)) {
+            if matches!(fault, Some(StreamFault::Dies | StreamFault::Lies)) {
                 worker.kill();
                 std::future::pending::<()>().await;
             }
@@ -115,7 +115,7 @@ const STREAM: &str = r#", "stream": true, "max_tokens": 50"#;
 
 impl Simulation {
     /// Connects a worker of this class.
-    async fn worker_of(self: &Arc<Self>, class: Option<Digest>, fault: Option<Fault>) -> Arc<Worker> {
+    async fn worker_of(self: &Arc<Self>, class: Option<Digest>, fault: Option<StreamFault>) -> Arc<Worker> {
         *self.class.lock().expect("whole") = class;
         let worker = self.worker().await;
         *worker.fault.lock().expect("whole") = fault;
@@ -145,7 +145,7 @@ async fn a_stream_continues_byte_for_byte_at_every_cut() {
     let origin = StreamOrigin { number: u64::MAX, at: protocol::Millis(0) };
     // As long as the longest number makes it.
     let most = frames(origin, TOKENS, 0, false).len();
-    for fault in [Fault::Dies, Fault::Ends] {
+    for fault in [StreamFault::Dies, StreamFault::Ends] {
         for cut in 0..=most {
             let simulation = Simulation::new(1 << 24);
             let first = simulation.worker_of(class("a"), Some(fault)).await;
@@ -157,7 +157,7 @@ async fn a_stream_continues_byte_for_byte_at_every_cut() {
             let second = simulation.worker_of(class("a"), None).await;
             let found = asked.await.expect("no panic");
             assert_eq!(found, undisturbed(number_of(&found), TOKENS), "{fault:?}, cut at {cut}");
-            assert_eq!(first.death().is_some(), fault == Fault::Dies);
+            assert_eq!(first.death().is_some(), fault == StreamFault::Dies);
             // Nothing is left to continue once the last frame is there.
             assert!(second.others_on_arrival().len() == 1 || cut + 60 > most, "{fault:?}, cut at {cut}");
             assert_eq!(simulation.gateway.memory.used(), 0);
@@ -168,7 +168,7 @@ async fn a_stream_continues_byte_for_byte_at_every_cut() {
 #[tokio::test(start_paused = true)]
 async fn forty_streams_continue_at_once() {
     let simulation = Simulation::new(1 << 24);
-    let first = simulation.worker_of(class("a"), Some(Fault::Dies)).await;
+    let first = simulation.worker_of(class("a"), Some(StreamFault::Dies)).await;
     let asked = tokio::spawn({
         let simulation = simulation.clone();
         async move { futures::future::join_all((0..40).map(|_| simulation.stream(30, 200))).await }
@@ -193,7 +193,7 @@ async fn a_worker_of_another_class_never_continues_a_stream() {
         (None, None, false),
     ] {
         let simulation = Simulation::new(1 << 24);
-        let _first = simulation.worker_of(own, Some(Fault::Dies)).await;
+        let _first = simulation.worker_of(own, Some(StreamFault::Dies)).await;
         let asked = tokio::spawn({
             let simulation = simulation.clone();
             async move { simulation.stream(7, 150).await }
@@ -213,7 +213,7 @@ async fn a_stream_ends_two_workers_at_most() {
     let simulation = Simulation::new(1 << 24);
     let mut workers = Vec::new();
     for _ in 0..4 {
-        workers.push(simulation.worker_of(class("a"), Some(Fault::Dies)).await);
+        workers.push(simulation.worker_of(class("a"), Some(StreamFault::Dies)).await);
     }
     let found = simulation.stream(7, 100).await;
     assert!(is_lost(&found), "{found}");
@@ -250,7 +250,9 @@ async fn a_clients_header_reaches_no_worker() {
 /// Attack: a worker fills the gateway with tokens, or has another worker compute what it did not draw.
 #[tokio::test(start_paused = true)]
 async fn a_stream_of_a_worker_that_breaks_the_framing_ends_with_it() {
-    for (fault, on_second) in [(Fault::Endless, 0), (Fault::Garbage, 0), (Fault::Lies, 1), (Fault::Dies, 1)] {
+    for (fault, on_second) in
+        [(StreamFault::Endless, 0), (StreamFault::Garbage, 0), (StreamFault::Lies, 1), (StreamFault::Dies, 1)]
+    {
         let simulation = Simulation::new(1 << 24);
         let _first = simulation.worker_of(class("a"), Some(fault)).await;
         let asked = tokio::spawn({
@@ -262,9 +264,9 @@ async fn a_stream_of_a_worker_that_breaks_the_framing_ends_with_it() {
         let found = asked.await.expect("no panic");
         assert_eq!(second.others_on_arrival().len(), on_second, "{fault:?}");
         match fault {
-            Fault::Dies => assert_eq!(found, undisturbed(number_of(&found), 7), "the control"),
+            StreamFault::Dies => assert_eq!(found, undisturbed(number_of(&found), 7), "the control"),
             // The stream is complete; its end is the client's.
-            Fault::Garbage => assert_eq!(found, undisturbed(number_of(&found), 7)),
+            StreamFault::Garbage => assert_eq!(found, undisturbed(number_of(&found), 7)),
             _ => assert!(is_lost(&found) && found.len() < 4096, "{fault:?}: {} bytes", found.len()),
         }
         assert_eq!(simulation.gateway.memory.used(), 0);
