@@ -3,8 +3,8 @@
 //! The gateway asks for it with the header [`RESUMABLE`] on a connection that its TLS key secures; the answer
 //! repeats the header. The request's body begins with the tokens that were handed out, 4 bytes each. The
 //! answer is a sequence of frames: the tokens drawn since the previous frame, and the bytes for the client
-//! that they complete. Whoever has the first frames of a stream has all that a worker needs to send the next
-//! one: prompt, seed, tokens. The text that a worker holds back follows from the tokens.
+//! that they complete. The request and the first frames of a stream are all that a worker needs to send the
+//! next one: prompt, seed, tokens. The text that a worker holds back follows from the tokens.
 //!
 //! No client takes part: a gateway writes the head of each request to a worker itself, and removes the
 //! frames.
@@ -30,7 +30,7 @@ pub(crate) const TOKEN_BYTES: usize = size_of::<u32>();
 const HEAD_BYTES: usize = 8;
 const LAST: u32 = 1 << 31;
 
-/// What a gateway decides about a stream, so that all its workers agree.
+/// The gateway's decisions about a stream, so that all its workers agree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct StreamOrigin {
     /// Number in the answer's id, and the seed where the client gave none.
@@ -47,7 +47,7 @@ impl StreamOrigin {
         HeaderValue::try_from(text).expect("digits and spaces are valid in a header")
     }
 
-    /// Reads what [`Self::header`] wrote: the origin, and the number of tokens.
+    /// Reads the text of [`Self::header`]: the origin, and the number of tokens.
     pub(crate) fn parse(value: &HeaderValue) -> Option<(Self, usize)> {
         let mut numbers = value.to_str().ok()?.split(' ').map(str::parse::<u64>);
         let mut next = || numbers.next()?.ok();

@@ -38,7 +38,7 @@ use tokio::time::Instant;
 const CONTINUATIONS_MAX: usize = 3;
 /// Tokens by which the charge for a stream grows.
 const CHARGE_TOKENS: usize = 1024;
-/// Longest wait of a stream for memory to keep its tokens; a client waits for its text meanwhile.
+/// Longest wait of a stream for memory to keep its tokens: its client waits for the text as long.
 const CHARGE_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// Builds a request to a worker; `resumed` asks for an answer in frames that follows these tokens.
@@ -64,7 +64,7 @@ pub(super) fn request(
     request.body(body).expect("a literal path, and a name of letters, digits and hyphens, are valid")
 }
 
-/// What continues a stream on another worker, beside its tokens.
+/// Everything that continues a stream on another worker, beside its tokens.
 pub(super) struct KeptRequest {
     pub(super) gateway: Arc<Gateway>,
     pub(super) wanted: InferenceTarget,
@@ -145,7 +145,7 @@ impl StreamedAnswer {
         Ok(begun)
     }
 
-    /// Builds the response. What is `kept` is dropped where no other worker can continue the stream, and
+    /// Builds the response. The request is kept, except where no other worker can continue the stream, or
     /// where memory is scarce.
     pub(super) fn into_response(mut self, kept: KeptRequest) -> Response {
         // A stream that is evicted from memory only loses its right to continue.
@@ -215,7 +215,7 @@ impl StreamedAnswer {
                 }
             };
             match (frame, &mut self.framed) {
-                // No bytes follow the last frame; those of a worker that sends some reach nobody.
+                // No bytes follow the last frame; those of a worker that sends some reach no client.
                 (AnswerFrame::Data(_), Some(_)) if self.is_complete => return StreamPiece::End,
                 (AnswerFrame::Data(data), Some((reader, _))) => reader.push(&data),
                 (AnswerFrame::Data(data), None) => {

@@ -1,7 +1,7 @@
 //! Beginning of an answer: a fresh one, or the continuation of one that another worker began.
 //!
-//! A gateway fixes what an answer shows of its beginning, and repeats the tokens that it handed out. The
-//! worker puts them through the same pipeline of text and sends what follows.
+//! A gateway fixes id and time of an answer, and repeats the tokens that it handed out. The worker puts them
+//! through the same pipeline of text and sends the rest.
 
 use super::WorkerService;
 use crate::batcher::{BatchError, Batcher, GenerateRequest, Generation, TokenPiece};

@@ -14,14 +14,14 @@ pub(super) enum StreamFault {
     /// Ends the answer there.
     Ends,
     /// Reports tokens that it did not draw.
-    Lies,
+    Forges,
     /// Sends frames without end.
     Endless,
     /// Sends bytes that are no frames after the last one.
     Garbage,
 }
 
-/// What a simulated worker knows of a stream at its beginning.
+/// A stream at its beginning, as a simulated worker sees it.
 pub(super) struct BegunStream {
     origin: Option<(StreamOrigin, Vec<u32>)>,
 }
@@ -54,12 +54,12 @@ impl BegunStream {
             return refusal;
         }
         let fault = *worker.fault.lock().expect("whole");
-        let mut sent = frames(origin, tokens, drawn.len(), fault == Some(StreamFault::Lies));
+        let mut sent = frames(origin, tokens, drawn.len(), fault == Some(StreamFault::Forges));
         match fault {
             None => {}
             Some(StreamFault::Garbage) => sent.extend([0xff; 64]),
             Some(StreamFault::Endless) => sent = frames(origin, 100_000, 0, false),
-            Some(StreamFault::Dies | StreamFault::Ends | StreamFault::Lies) => sent.truncate(bytes),
+            Some(StreamFault::Dies | StreamFault::Ends | StreamFault::Forges) => sent.truncate(bytes),
         }
         // Two pieces, so that frames are cut inside the body too.
         let second = sent.split_off(sent.len() / 2);
@@ -67,7 +67,7 @@ impl BegunStream {
         let end = futures::stream::once(async move {
             let _held = in_flight;
             tokio::time::sleep(Duration::from_millis(10)).await;
-            if matches!(fault, Some(StreamFault::Dies | StreamFault::Lies)) {
+            if matches!(fault, Some(StreamFault::Dies | StreamFault::Forges)) {
                 worker.kill();
                 std::future::pending::<()>().await;
             }
@@ -84,10 +84,10 @@ impl BegunStream {
 
 /// Returns the frames of a stream after its first `skipped` tokens. The text of each third token waits for
 /// the next one.
-fn frames(origin: StreamOrigin, tokens: usize, skipped: usize, is_lying: bool) -> Vec<u8> {
+fn frames(origin: StreamOrigin, tokens: usize, skipped: usize, is_forged: bool) -> Vec<u8> {
     let (mut bytes, mut waiting) = (Vec::new(), Vec::new());
     for token in skipped..tokens {
-        waiting.push(token as u32 + 1000 * u32::from(is_lying));
+        waiting.push(token as u32 + 1000 * u32::from(is_forged));
         if token % 3 == 1 && token + 1 < tokens {
             continue;
         }
@@ -158,7 +158,7 @@ async fn a_stream_continues_byte_for_byte_at_every_cut() {
             let found = asked.await.expect("no panic");
             assert_eq!(found, undisturbed(number_of(&found), TOKENS), "{fault:?}, cut at {cut}");
             assert_eq!(first.death().is_some(), fault == StreamFault::Dies);
-            // Nothing is left to continue once the last frame is there.
+            // No text is left to continue once the last frame is there.
             assert!(second.others_on_arrival().len() == 1 || cut + 60 > most, "{fault:?}, cut at {cut}");
             assert_eq!(simulation.gateway.memory.used(), 0);
         }
@@ -250,9 +250,12 @@ async fn a_clients_header_reaches_no_worker() {
 /// Attack: a worker fills the gateway with tokens, or has another worker compute what it did not draw.
 #[tokio::test(start_paused = true)]
 async fn a_stream_of_a_worker_that_breaks_the_framing_ends_with_it() {
-    for (fault, on_second) in
-        [(StreamFault::Endless, 0), (StreamFault::Garbage, 0), (StreamFault::Lies, 1), (StreamFault::Dies, 1)]
-    {
+    for (fault, on_second) in [
+        (StreamFault::Endless, 0),
+        (StreamFault::Garbage, 0),
+        (StreamFault::Forges, 1),
+        (StreamFault::Dies, 1),
+    ] {
         let simulation = Simulation::new(1 << 24);
         let _first = simulation.worker_of(class("a"), Some(fault)).await;
         let asked = tokio::spawn({

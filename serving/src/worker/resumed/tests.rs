@@ -153,7 +153,7 @@ async fn what_no_gateway_sends_is_refused() {
 
 /// Attack: a client of a worker on local files asks for frames.
 #[tokio::test]
-async fn a_worker_on_local_files_answers_nobody_in_frames() {
+async fn a_worker_on_local_files_answers_no_client_in_frames() {
     let request = json!({ "model": "m", "prompt": "abc", "stream": true });
     let header = header(0);
     let (status, is_framed, body) =
