@@ -324,7 +324,7 @@ mod tests {
         ] {
             let whole = events_after(&tokens, &stops, 0);
             for cut in 0..=tokens.len() {
-                // What follows the report of the token before the cut, without that token's own text.
+                // The events after the report of the token before the cut, without that token's own text.
                 let after = |event: &Event| matches!(event, Event::Drawn(_));
                 let mut rest = whole.as_slice();
                 for _ in 0..cut {

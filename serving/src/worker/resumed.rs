@@ -74,6 +74,7 @@ impl StreamBeginning {
         Err(invalid("`quorate-resumable` is for a stream with one choice and without `echo`"))
     }
 
+    /// Returns number and time of the answer.
     pub(super) fn origin(&self) -> StreamOrigin {
         self.origin
     }
