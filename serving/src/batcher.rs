@@ -352,6 +352,7 @@ impl Batcher {
         };
         let replayed = self.tokenizers.run(bytes, replay).await.ok_or_else(stopped)?;
         let (resumed, has_ended) = replayed.map_err(|error| refuse(error.to_string()))?;
+        debug_assert!(!resumed.job.prompt.is_empty(), "a prompt precedes the tokens");
         if !has_ended {
             self.submit(slot, BatcherCommand::Resume(Box::new(resumed)))?;
         }

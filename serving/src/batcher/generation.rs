@@ -158,6 +158,7 @@ impl GeneratedText {
 
     /// Reports each token from here on by its id.
     pub(super) fn reporting_tokens(self) -> Self {
+        debug_assert_eq!(self.generated, 0, "no token is reported twice, and none is left out");
         Self { reports_tokens: true, ..self }
     }
 
@@ -180,6 +181,8 @@ impl GeneratedText {
             has_ended = self.accept(frontend, Drawn { token: *token, logprobs: None });
         }
         self.is_replaying = false;
+        debug_assert_eq!(self.generated, drawn.len(), "each token counts in the answer's usage");
+        debug_assert!(has_ended || self.generated < self.tokens_max, "another token may be drawn");
         Ok(has_ended)
     }
 
