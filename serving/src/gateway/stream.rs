@@ -7,8 +7,8 @@
 //! where the tokens do.
 //!
 //! All of that is charged to the key's share of the memory budget, while a quarter of it is free. A stream
-//! that is evicted from it remains, but ends with its worker. A stream whose worker breaks the framing ends at
-//! once.
+//! that is evicted from it remains, but ends with its worker. A stream whose worker breaks the framing ends
+//! at once.
 //!
 //! A stream continues after one loss. Its tokens prove that its worker read it without harm, so it is not
 //! tried alone, as an unanswered suspect is; but a request ends two workers at most.
