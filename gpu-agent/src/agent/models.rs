@@ -410,6 +410,7 @@ impl LoadedModel {
             slot: order.slot,
             fence: order.fence,
             task: service.task,
+            root: self.manifest.root(),
             files: self.manifest.files.clone(),
             segments: self.manifest.segments.iter().map(segment).collect(),
             map_bytes: self.manifest.map_bytes(),

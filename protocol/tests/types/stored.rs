@@ -60,8 +60,13 @@ pub(crate) fn metrics() -> BoxedStrategy<WorkerMetrics> {
 }
 
 pub(crate) fn worker_load() -> BoxedStrategy<WorkerLoad> {
-    (one_of(&WORKER_STATES), metrics(), any::<Option<u32>>())
-        .prop_map(|(state, metrics, context_tokens_max)| WorkerLoad { state, metrics, context_tokens_max })
+    (one_of(&WORKER_STATES), metrics(), any::<Option<u32>>(), option::of(digest()))
+        .prop_map(|(state, metrics, context_tokens_max, numeric_class)| WorkerLoad {
+            state,
+            metrics,
+            context_tokens_max,
+            numeric_class,
+        })
         .boxed()
 }
 
@@ -344,11 +349,11 @@ fn wrap() -> BoxedStrategy<KeyWrap> {
 pub(crate) fn worker_manifest() -> BoxedStrategy<WorkerManifest> {
     let range = (number(), number32()).prop_map(|(offset, length)| SegmentRange { offset, length });
     let slot = (name(), slot(), fence(), one_of(&TASKS));
-    let model = (vec(model_file(), 0..3), vec(range, 0..3), number());
+    let model = (root(), vec(model_file(), 0..3), vec(range, 0..3), number());
     let limits = (option::of(number32()), number32(), number32(), number());
     let devices = (vec(number32(), 0..3), option::of(number()));
     (slot, model, limits, devices)
-        .prop_map(|(slot, (files, segments, map_bytes), limits, devices)| {
+        .prop_map(|(slot, (root, files, segments, map_bytes), limits, devices)| {
             let (service, slot, fence, task) = slot;
             let (context_tokens_max, batch_sequences_max, threads, memory_bytes) = limits;
             let (gpus, gpu_memory_bytes) = devices;
@@ -357,6 +362,7 @@ pub(crate) fn worker_manifest() -> BoxedStrategy<WorkerManifest> {
                 slot,
                 fence,
                 task,
+                root,
                 files,
                 segments,
                 map_bytes,
