@@ -277,7 +277,7 @@ impl Server {
             leadership.routes = scheduler::route_table(view, &leadership.routes);
             leadership.routes.clone()
         });
-        Desired { assignments, routes }
+        Desired { assignments, routes, jobs: Vec::new() }
     }
 
     /// Signs an order. Ed25519 is deterministic, so the same order always has the same bytes. The digest of
