@@ -116,8 +116,8 @@ pub struct JobView {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct JobLogLine {
-    /// Number of the line, by which the next page begins.
-    pub number: u64,
+    /// Number of the line within the job, since this leader began; the next page begins after it.
+    pub sequence: u64,
     /// Number of the attempt.
     pub attempt: u32,
     /// Rank that wrote it.
@@ -134,10 +134,8 @@ pub struct JobLogLine {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct JobLogPage {
+    /// Epoch of the leader that kept the lines; another one has numbered its lines from the beginning.
+    pub epoch: u64,
     /// Lines, oldest first.
-    pub lines: Vec<JobLogLine>,
-    /// Number after which the next page begins.
-    pub next: u64,
-    /// True once the job has ended and no further line is kept after this page.
-    pub ended: bool,
+    pub items: Vec<JobLogLine>,
 }
