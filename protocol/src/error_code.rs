@@ -90,6 +90,8 @@ codes! {
     JOB_NOT_FOUND = "job-not-found";
     /// A job that has not ended is to be retried.
     JOB_NOT_ENDED = "job-not-ended";
+    /// A job that a command waited for failed or was cancelled.
+    JOB_UNSUCCESSFUL = "job-unsuccessful";
     /// The gang of a job fits on no set of the admitted nodes.
     JOB_NEVER_FITS = "job-never-fits";
 
