@@ -50,7 +50,7 @@ pub enum RankOutcome {
 }
 
 impl RankOutcome {
-    /// Returns whether the program ended by itself with exit code 0.
+    /// Returns whether the program exited with code 0.
     #[must_use]
     pub fn is_success(self) -> bool {
         self == Self::Exited { code: 0 }

@@ -80,7 +80,7 @@ pub enum JobState {
 }
 
 impl JobState {
-    /// Returns whether the job has ended for good.
+    /// Returns whether the job has ended.
     #[must_use]
     pub fn is_finished(self) -> bool {
         matches!(self, Self::Succeeded | Self::Failed | Self::Cancelled)

@@ -171,7 +171,7 @@ pub(super) fn retry(cluster: &mut Cluster, actor: &Actor, id: JobId) -> Result<R
     Ok(Reply::Done)
 }
 
-/// Ends a job without another attempt. The new generation makes plans stale that would go on with it.
+/// Ends a job without another attempt. The new generation makes plans stale that would continue it.
 fn end(cluster: &mut Cluster, id: JobId, cause: EndCause) {
     cluster.generation += 1;
     let at = (cluster.now, cluster.generation);
@@ -183,7 +183,7 @@ fn unfinished<'a>(cluster: &'a Cluster, name: &'a ServiceName) -> impl Iterator<
     jobs.filter(move |(_, job)| job.submission().job == *name && !job.state.is_finished())
 }
 
-/// Ends the jobs that wait under an approval that was replaced. Those that run go on until their attempt
+/// Ends the jobs that wait under an approval that was replaced. Those that run continue until their attempt
 /// ends.
 pub(super) fn withdraw_waiting(cluster: &mut Cluster, name: &ServiceName) {
     let waiting: Vec<JobId> =
