@@ -9,8 +9,8 @@ use crate::refusal::Refusal;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// Maximum number of job slots in one request of an agent: those that a node runs, and those whose end control
-/// has not acknowledged yet.
+/// Maximum number of job slots in one request of an agent: those that a node runs, and those whose end
+/// control has not acknowledged yet.
 pub const JOB_REPORTS_MAX: usize = 256;
 
 /// Maximum number of lines of ranks in one request of an agent. Excess lines are dropped, and the next line

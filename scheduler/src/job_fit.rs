@@ -37,8 +37,8 @@ fn misfit(manifest: &JobManifest, total: u32, workers: usize) -> String {
         _ => format!("approve `ranks = {total}`, or admit nodes for {} more ranks", manifest.ranks - total),
     };
     format!(
-        "the gang of job {} never fits: of its {} ranks with {} millicores, {} of memory{gpus} each, {total} fit \
-         on {workers} workers at the same time; smallest change: {change}",
+        "the gang of job {} never fits: of its {} ranks with {} millicores, {} of memory{gpus} each, \
+         {total} fit on {workers} workers at the same time; smallest change: {change}",
         manifest.name,
         manifest.ranks,
         needs.cpu_millicores,

@@ -224,7 +224,8 @@ impl JobLogReader {
         Self { id, rank, epoch: None, after: 0 }
     }
 
-    /// Prints the next page; returns its number of lines. After a change of leader the lines are read from the first.
+    /// Prints the next page; returns its number of lines. After a change of leader the lines are read from the
+    /// first.
     async fn print_page(&mut self, client: &ControlClient, environment: &Environment) -> Result<usize> {
         loop {
             let page: JobLogPage = client.get(&self.path()).await?;

@@ -102,8 +102,8 @@ impl JobLogs {
         }
     }
 
-    /// Returns lines of a job after a sequence number, oldest first, at most `limit`; those of one rank if one
-    /// is named.
+    /// Returns lines of a job after a sequence number, oldest first, at most `limit`; those of one rank if
+    /// one is named.
     pub(super) fn page(
         &mut self,
         epoch: u64,
