@@ -348,7 +348,9 @@ impl<'a> Planner<'a> {
                 let by = show_time(Millis(*at));
                 ("reserved", format!("it is the first of the queue; its gang fits by {by} at the latest"))
             }
-            GangTurn::NoRoom => ("no_room", "nodes that are alive do not hold its gang, even alone".into()),
+            GangTurn::NoRoom => {
+                ("no_room", "the nodes that are alive have no room for its gang beside services".into())
+            }
             GangTurn::Behind => ("behind", "it waits behind others; its gang would delay the first".into()),
             GangTurn::Starts(_) => return,
         };
