@@ -28,6 +28,7 @@ mod invariants;
 mod job_desired;
 mod job_draft;
 mod job_fit;
+mod job_orders;
 mod job_views;
 mod jobs;
 pub mod limits;
