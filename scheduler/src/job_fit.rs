@@ -14,13 +14,19 @@ use protocol::{Refusal, ServiceName};
 pub fn check_fits(view: ClusterView, name: &ServiceName) -> Result<(), Refusal> {
     let approved = view.cluster.circle_state().and_then(|state| state.job(name));
     let Some(manifest) = approved.map(|approved| &approved.manifest) else { return Ok(()) };
-    let Some(counts) = ranks_of_empty_nodes(view, manifest) else { return Ok(()) };
+    match misfit_of(view, manifest) {
+        Some(text) => Err(Refusal::new(JOB_NEVER_FITS, text)),
+        None => Ok(()),
+    }
+}
+
+/// Returns why the gang of a manifest never fits on the admitted nodes, with the smallest change; none if it
+/// does, or this leader does not know every node.
+pub(crate) fn misfit_of(view: ClusterView, manifest: &JobManifest) -> Option<String> {
+    let counts = ranks_of_empty_nodes(view, manifest)?;
     let total: u32 =
         counts.iter().take(manifest.slots as usize).fold(0, |sum, count| sum.saturating_add(*count));
-    if total >= manifest.ranks {
-        return Ok(());
-    }
-    Err(Refusal::new(JOB_NEVER_FITS, misfit(manifest, total, counts.len())))
+    (total < manifest.ranks).then(|| misfit(manifest, total, counts.len()))
 }
 
 /// Returns the text for a gang of which at most `total` ranks fit on these many workers.
