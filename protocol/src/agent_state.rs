@@ -172,7 +172,7 @@ mod tests {
             node: held.signed.order.node,
             boot: BootId(Digest::of(b"start")),
             heard_at: BootTime(7),
-            desired: Desired { assignments: vec![], routes: None },
+            desired: Desired { assignments: vec![], routes: None, jobs: vec![] },
         };
         let bytes = to_bytes(&record);
         assert_eq!(from_bytes(&bytes, LAST_ANSWER_BYTES_MAX), Ok(record.clone()));

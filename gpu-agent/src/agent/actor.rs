@@ -345,6 +345,8 @@ impl AgentActor {
             desired: self.state.desired_digest.unwrap_or(Digest([0; Digest::LENGTH])),
             logs: lines.clone(),
             complaints: self.complaints(),
+            jobs: Vec::new(),
+            rank_lines: Vec::new(),
         };
         let (control, enrolment) = (self.control.clone(), EnrolRequest { admission: self.admission.clone() });
         let exchange = Box::pin(async move {

@@ -2,7 +2,7 @@
 
 use crate::governed::{admission, bundle, head, signed_genesis, signed_halt};
 use crate::values::*;
-use crate::workloads::{ISOLATIONS, TASKS, route_table, signed_order, signed_ticket};
+use crate::workloads::{ISOLATIONS, TASKS, route_table, signed_job_order, signed_order, signed_ticket};
 use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
@@ -14,6 +14,8 @@ use protocol::agent_state::{HeldOrder, OrderBookRecord, SlotFence, Verdict};
 use protocol::artifact::{ArtifactEntry, ArtifactIndex, ArtifactStart, EntryKind};
 use protocol::error_code;
 use protocol::halt::{HaltBookRecord, HaltCursor, HaltsAnswer, HaltsRequest};
+use protocol::job::SlotRanks;
+use protocol::job_report::{JobAssignment, JobSlotReport, JobSlotState, RankEnd, RankLine, RankOutcome};
 use protocol::keys::ByteString;
 use protocol::model::{
     ErasureCode, KeyWrap, ModelFile, ModelManifest, ModelNonce, ModelRecord, Recipient, RecipientSignature,
@@ -28,7 +30,7 @@ use protocol::worker::{
     FromWorker, InitReply, InitRequest, SegmentRange, ToWorker, WorkerLoad, WorkerManifest, WorkerMetrics,
     WorkerState,
 };
-use protocol::{ArtifactRoot, ErrorCode};
+use protocol::{ArtifactRoot, ErrorCode, JobId, Refusal};
 
 pub(crate) const SLOT_STATES: [SlotState; 7] = [
     SlotState::Loading,
@@ -39,6 +41,8 @@ pub(crate) const SLOT_STATES: [SlotState; 7] = [
     SlotState::Failed,
     SlotState::Refused,
 ];
+pub(crate) const JOB_SLOT_STATES: [JobSlotState; 4] =
+    [JobSlotState::Preparing, JobSlotState::Ready, JobSlotState::Running, JobSlotState::Ended];
 pub(crate) const WORKER_STATES: [WorkerState; 4] =
     [WorkerState::Loading, WorkerState::Ready, WorkerState::Draining, WorkerState::Failed];
 
@@ -115,6 +119,49 @@ fn line() -> BoxedStrategy<WorkerLine> {
     (name(), slot(), number(), millis(), text()).prop_map(of).boxed()
 }
 
+fn rank_line() -> BoxedStrategy<RankLine> {
+    let of = |(id, attempt, rank, sequence, text, dropped)| RankLine {
+        id: JobId(id),
+        attempt,
+        rank,
+        sequence,
+        text,
+        dropped,
+    };
+    (digest(), number32(), number32(), number(), text(), number()).prop_map(of).boxed()
+}
+
+fn rank_end() -> BoxedStrategy<RankEnd> {
+    let outcome = prop_oneof![
+        any::<i32>().prop_map(|code| RankOutcome::Exited { code }),
+        any::<i32>().prop_map(|signal| RankOutcome::Signalled { signal }),
+        Just(RankOutcome::OutOfMemory),
+        Just(RankOutcome::TimeLimit),
+        Just(RankOutcome::Stopped),
+        Just(RankOutcome::Lost),
+    ];
+    (number32(), outcome).prop_map(|(rank, outcome)| RankEnd { rank, outcome }).boxed()
+}
+
+/// Returns a report with a refusal or without; a refusal has a text.
+fn job_report() -> BoxedStrategy<JobSlotReport> {
+    let code = prop::sample::select(error_code::ALL.to_vec());
+    let refusal = (code, text()).prop_map(|(code, text)| Refusal::new(code, format!("because {text}")));
+    let ranks = (number32(), number32()).prop_map(|(first, count)| SlotRanks { first, count });
+    let place = (name(), digest(), number32(), slot(), fence(), ranks);
+    (place, one_of(&JOB_SLOT_STATES), vec(rank_end(), 0..3), option::of(refusal), number())
+        .prop_map(|((job, id, attempt, slot, fence, ranks), state, ends, refusal, cpu_micros)| {
+            let id = JobId(id);
+            JobSlotReport { job, id, attempt, slot, fence, ranks, state, ends, refusal, cpu_micros }
+        })
+        .boxed()
+}
+
+fn job_assignment() -> BoxedStrategy<JobAssignment> {
+    let of = |(order, start, peers)| JobAssignment { order, start, peers };
+    (signed_job_order(), any::<bool>(), vec(signed_job_order(), 0..2)).prop_map(of).boxed()
+}
+
 pub(crate) fn sync_request() -> BoxedStrategy<SyncRequest> {
     let capacity = (number(), number(), vec(gpu(), 0..2)).prop_map(|(cpu_millicores, memory_bytes, gpus)| {
         NodeResources { cpu_millicores, memory_bytes, gpus }
@@ -122,8 +169,9 @@ pub(crate) fn sync_request() -> BoxedStrategy<SyncRequest> {
     let node = (number(), text(), capacity, one_of(&ISOLATIONS), texts());
     let known = (vec(report(), 0..3), number(), option::of(number()));
     let wish = (number32(), digest(), vec(line(), 0..3), vec(complaint(), 0..2));
-    (node, known, wish)
-        .prop_map(|(node, known, (wait_ms, desired, logs, complaints))| {
+    let ranks = (vec(job_report(), 0..3), vec(rank_line(), 0..3));
+    (node, known, wish, ranks)
+        .prop_map(|(node, known, (wait_ms, desired, logs, complaints), (jobs, rank_lines))| {
             let (boot, version, resources, isolation, not_enforced) = node;
             let (slots, governance_length, routes_version) = known;
             SyncRequest {
@@ -139,6 +187,8 @@ pub(crate) fn sync_request() -> BoxedStrategy<SyncRequest> {
                 desired,
                 logs,
                 complaints,
+                jobs,
+                rank_lines,
             }
         })
         .boxed()
@@ -157,8 +207,8 @@ fn assignment() -> BoxedStrategy<Assignment> {
 }
 
 pub(crate) fn desired() -> BoxedStrategy<Desired> {
-    (vec(assignment(), 0..2), option::of(route_table()))
-        .prop_map(|(assignments, routes)| Desired { assignments, routes })
+    (vec(assignment(), 0..2), option::of(route_table()), vec(job_assignment(), 0..2))
+        .prop_map(|(assignments, routes, jobs)| Desired { assignments, routes, jobs })
         .boxed()
 }
 
