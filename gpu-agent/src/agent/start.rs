@@ -10,6 +10,7 @@ use super::drain::Drain;
 use super::error::AgentError;
 use super::gateway::{self, GatewayStatus, StopRequests};
 use super::halts::HaltFile;
+use super::jobs::{ArtifactTrees, JobFile, JobSlots, RankLines};
 use super::last_answer::LastAnswerFile;
 use super::lease::Lease;
 use super::logs::LogQueue;
@@ -68,6 +69,7 @@ impl Prepared {
         let chain = Chain::open(directory.join("chain"), config.genesis.clone(), config.circle)?;
         let id = NodeId(config.identity.public_key());
         let (orders, book) = OrderFile::open(directory.join("orders"), &chain, id)?;
+        let (job_file, job_book) = JobFile::open(directory.join("jobs"), config.circle, id)?;
         let halts = HaltFile::open(directory.join("halts"), config.circle)?;
         let access = AccessFile::open(directory.join("access"), config.circle)?;
         let (clock, replicas) = (config.clock, chain.state().control());
@@ -88,6 +90,8 @@ impl Prepared {
             models: Models::new(context, config.encryption, circle.subscribe()),
             resources: OfferedResources::new(config.resources),
             logs: LogQueue::default(),
+            rank_lines: RankLines::default(),
+            trees: ArtifactTrees::open(&directory)?,
             lease: watch::Sender::new(Lease::resumed(heard_at)),
             lease_ms_max: config.lease_ms_max,
             circle,
@@ -111,6 +115,7 @@ impl Prepared {
             chain,
             orders,
             book,
+            jobs: JobSlots::new(job_file, job_book),
             halts,
             access,
             admission: config.admission,

@@ -5,19 +5,19 @@ use protocol::job::SlotRanks;
 use protocol::job_report::{RankEnd, RankOutcome};
 use protocol::sandbox::SandboxExit;
 use protocol::{Refusal, error_code};
-use sandbox::Ended;
 
 /// Signal by which the kernel ends a process for lack of memory.
 const SIGKILL: i32 = 9;
 
 /// Returns the end of every rank of a slot.
 ///
-/// `ended` is the end of the sandbox; none if it is not known. `cause` is the reason for which the agent
+/// `exit` is the end of the sandbox; none if its init was killed. `out_of_memory` is true if the kernel
+/// killed one of its processes for lack of memory. `cause` is the reason for which the agent
 /// ended it; none if it did not. One rank's failure ends the others: they count as stopped.
 #[must_use]
 pub fn job_end(
     ranks: SlotRanks,
-    ended: Option<Ended>,
+    (exit, out_of_memory): (Option<SandboxExit>, bool),
     cause: Option<RankOutcome>,
     cpu_micros: u64,
 ) -> JobSlotEnd {
@@ -28,8 +28,7 @@ pub fn job_end(
         let JobSlotEnd { ends, .. } = all(RankOutcome::Stopped);
         JobSlotEnd { ends: ends.into_iter().map(outcome_of).collect(), refusal: None, cpu_micros: 0 }
     };
-    let out_of_memory = ended.is_some_and(|ended| ended.out_of_memory);
-    let end = match (ended.and_then(|ended| ended.exit), cause) {
+    let end = match (exit, cause) {
         // The last rank exited, and none before it failed.
         (Some(SandboxExit::RankExited { status: 0, .. }), _) => all(RankOutcome::Exited { code: 0 }),
         (_, Some(cause)) => all(cause),
@@ -66,8 +65,8 @@ mod tests {
 
     const RANKS: SlotRanks = SlotRanks { first: 4, count: 2 };
 
-    fn ended(exit: SandboxExit, out_of_memory: bool) -> Option<Ended> {
-        Some(Ended { exit: Some(exit), out_of_memory })
+    fn ended(exit: SandboxExit, out_of_memory: bool) -> (Option<SandboxExit>, bool) {
+        (Some(exit), out_of_memory)
     }
 
     #[test]
@@ -109,8 +108,7 @@ mod tests {
                 [RankOutcome::TimeLimit; 2],
             ),
             ("success within the grace", ended(exited(0, 0), false), Some(stopped), [code(0); 2]),
-            ("the init was killed", Some(Ended { exit: None, out_of_memory: false }), None, [lost; 2]),
-            ("nothing is known", None, None, [lost; 2]),
+            ("the init was killed", (None, false), None, [lost; 2]),
             ("the lease lapsed", ended(SandboxExit::LeaseLapsed, false), None, [lost; 2]),
         ] {
             let end = job_end(RANKS, end, cause, 7);
