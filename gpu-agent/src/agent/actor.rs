@@ -31,8 +31,8 @@ use protocol::agent::{
 };
 use protocol::agent_state::{AdminRequest, HandOrder};
 use protocol::gateway::{ApiKey, RouteTable};
-use protocol::job_report::RankLine;
 use protocol::governance::{HistoryHead, NodeAdmission};
+use protocol::job_report::RankLine;
 use protocol::limits::{LEASE_MS, SYNC_INTERVAL_MS};
 use protocol::model::SignedComplaint;
 use protocol::{CircleId, Digest, Fence, Millis, ModelRoot, ServiceName, SlotIndex, error_code};
@@ -246,7 +246,7 @@ impl AgentActor {
     }
 
     /// Puts back the lines of a request that may not have arrived.
-    pub(super) fn put_back(&self, sent: InFlight) {
+    fn put_back(&self, sent: InFlight) {
         self.node.logs.put_back(sent.lines);
         self.node.rank_lines.put_back(sent.rank_lines);
     }

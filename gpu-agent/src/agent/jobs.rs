@@ -8,16 +8,14 @@
 //! lost.
 
 mod file;
-mod lines;
+pub(super) mod lines;
 mod network;
 mod output;
 mod slot;
-mod trees;
+pub(super) mod trees;
 
 pub(super) use file::JobFile;
-pub(super) use lines::RankLines;
 pub(super) use slot::{JobCommand, JobSlotEnded, JobSlotHandle, spawn};
-pub(super) use trees::ArtifactTrees;
 
 use super::core::{JobBook, SlotKey};
 use protocol::job_report::JobSlotReport;

@@ -1,6 +1,7 @@
 //! State shared by all tasks of an agent: the node's identity, its leases, and the circle's state.
 
-use super::jobs::{ArtifactTrees, RankLines};
+use super::jobs::lines::RankLines;
+use super::jobs::trees::ArtifactTrees;
 use super::lease::Lease;
 use super::logs::LogQueue;
 use super::models::Models;

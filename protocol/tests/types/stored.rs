@@ -155,8 +155,8 @@ fn job_report() -> BoxedStrategy<JobSlotReport> {
 }
 
 fn job_assignment() -> BoxedStrategy<JobAssignment> {
-    let source = (record(), option::of(signed_wrap()))
-        .prop_map(|(record, wrap)| ArtifactSource { record, wrap });
+    let source =
+        (record(), option::of(signed_wrap())).prop_map(|(record, wrap)| ArtifactSource { record, wrap });
     let of = |(order, start, peers, artifact)| JobAssignment { order, start, peers, artifact };
     let peers = vec(signed_job_order(), 0..2);
     (signed_job_order(), any::<bool>(), peers, option::of(source)).prop_map(of).boxed()

@@ -124,9 +124,8 @@ impl AgentActor {
         let Some(held) = self.jobs.book.held(key) else { return };
         let Some(grant) = held.grant.clone() else { return };
         let fence = held.report.fence;
-        let of_slot = |part: &&JobAssignment| {
-            job_key(&part.order.order) == *key && part.order.order.fence == fence
-        };
+        let of_slot =
+            |part: &&JobAssignment| job_key(&part.order.order) == *key && part.order.order.fence == fence;
         let assigned = self.state.desired.as_ref().and_then(|desired| desired.jobs.iter().find(of_slot));
         let source = assigned.and_then(|part| part.artifact.clone());
         let source = source.map(|source| ModelSource { record: source.record, wrap: source.wrap });

@@ -25,7 +25,8 @@ impl SlotNeeds {
     /// Returns the resources of all ranks of a slot.
     fn of(grant: &JobGrant) -> Self {
         let (each, ranks) = (&grant.manifest.resources, grant.ranks.len() as u64);
-        let percent = if each.gpu_share_percent > 0 { u64::from(each.gpu_share_percent) } else { GPU_PERCENT_MAX };
+        let percent =
+            if each.gpu_share_percent > 0 { u64::from(each.gpu_share_percent) } else { GPU_PERCENT_MAX };
         let mut needs = Self {
             cpu_millicores: each.cpu_millicores.saturating_mul(ranks),
             memory_bytes: each.memory_bytes.saturating_mul(ranks),

@@ -118,11 +118,10 @@ mod tests {
         let lines = queue.take();
         assert_eq!(lines.len(), RANK_LINES_MAX);
         let of = |rank: u32| lines.iter().filter(|line| line.rank == rank).collect::<Vec<_>>();
-        assert_eq!(of(0).iter().map(|line| (line.sequence, line.dropped)).collect::<Vec<_>>(), [
-            (1, 0),
-            (2, 0),
-            (3, 0)
-        ]);
+        assert_eq!(
+            of(0).iter().map(|line| (line.sequence, line.dropped)).collect::<Vec<_>>(),
+            [(1, 0), (2, 0), (3, 0)]
+        );
         assert_eq!((of(1)[0].sequence, of(1)[0].dropped), (11, 10), "3 + 7 lines had no room");
         assert!(of(1)[1..].iter().all(|line| line.dropped == 0));
         let kept: u64 = lines.iter().map(|line| line.dropped + 1).sum();
