@@ -211,6 +211,7 @@ fn a_halt_refuses_what_waits_and_is_seen_by_what_runs() {
 
     let mut scene = JobScene::new(|_| {});
     scene.run(0, 1);
+    let wanted = [scene.assign(scene.order(0, 1), true)];
     scene.scene.halt(HaltScope::Circle, 1);
     assert_eq!(scene.names(&wanted), ["end 0"]);
     let halted = halted_slots(
