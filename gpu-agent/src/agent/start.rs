@@ -102,14 +102,7 @@ impl Prepared {
         let halted = |key: &SlotKey| halt_on(halts.book(), chain.state(), id, &key.service).is_some();
         let adopted = find_sandboxes(&node, &book, halted).await?;
         let drain = Drain::new(config.drain, config.gateway.is_some());
-        let services = Services {
-            storage: config.storage,
-            gateway: config.gateway,
-            metrics: config.metrics,
-            numbers: Arc::default(),
-            routes: watch::Sender::new(None),
-            status: Arc::default(),
-        };
+        let services = Services::new(config.storage, config.gateway, config.metrics);
         let time = TrustedTime::new(control.replica_count());
         let mut actor = AgentActor {
             time,
@@ -230,6 +223,16 @@ struct Services {
 }
 
 impl Services {
+    /// Returns services that have published nothing yet.
+    fn new(
+        storage: Option<super::config::StorageConfig>,
+        gateway: Option<super::config::GatewayConfig>,
+        metrics: Option<TcpListener>,
+    ) -> Self {
+        let (numbers, status) = (Arc::default(), Arc::default());
+        Self { storage, gateway, metrics, numbers, routes: watch::Sender::new(None), status }
+    }
+
     fn spawn(
         self,
         node: &Arc<Node>,

@@ -307,7 +307,8 @@ impl JobTask {
     }
 
     fn unstarted(&self, refusal: Refusal) -> JobSlotEnd {
-        tracing::warn!(slot = %self.key, code = %refusal.code, error = refusal.message, "job slot not started");
+        let (slot, code, error) = (&self.key, refusal.code, &refusal.message);
+        tracing::warn!(%slot, %code, error, "job slot not started");
         JobSlotEnd { ends: Vec::new(), refusal: Some(refusal), cpu_micros: 0 }
     }
 
