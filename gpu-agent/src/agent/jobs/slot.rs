@@ -289,7 +289,10 @@ impl JobTask {
                     cause.get_or_insert(outcome);
                     running.clone().stop(grace_ms).await
                 }
-                None => running.clone().renew(self.node.lease.borrow().until_job(manifest)).await,
+                None => {
+                    let until = self.node.lease.borrow().until_job(manifest);
+                    running.clone().renew(until).await
+                }
             };
             if let Err(error) = answer {
                 tracing::debug!(slot = %self.key, %error, "the init of a job does not answer");
