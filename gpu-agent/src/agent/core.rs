@@ -24,7 +24,7 @@ mod tests;
 
 pub use book::{BookError, Held, OrderBook};
 pub use halts::{halt_on, halted_slots};
-pub use job_book::{HeldJob, JobBook, JobSlotEnd, accepted_report, job_key};
+pub use job_book::{HeldJob, JobOrderBook, JobSlotEnd, accepted_report, job_key};
 pub use job_ends::{job_end, lapsed};
 pub use job_room::HeldByJobs;
 pub use jobs::{JobAction, JobInput, reconcile_jobs};

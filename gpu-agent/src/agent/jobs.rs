@@ -15,9 +15,9 @@ mod slot;
 pub(super) mod trees;
 
 pub(super) use file::JobFile;
-pub(super) use slot::{JobCommand, JobSlotEnded, JobSlotHandle, spawn};
+pub(super) use slot::{JobSlotCommand, JobSlotEnded, JobSlotHandle, spawn};
 
-use super::core::{JobBook, SlotKey};
+use super::core::{JobOrderBook, SlotKey};
 use protocol::job_report::JobSlotReport;
 use std::collections::BTreeMap;
 use tokio::task::JoinSet;
@@ -25,7 +25,7 @@ use tokio::task::JoinSet;
 /// Slots of jobs, as the main loop holds them.
 pub(super) struct JobSlots {
     pub(super) file: JobFile,
-    pub(super) book: JobBook,
+    pub(super) book: JobOrderBook,
     /// Slots that are prepared or run.
     pub(super) slots: BTreeMap<SlotKey, JobSlotHandle>,
     pub(super) tasks: JoinSet<JobSlotEnded>,
@@ -35,7 +35,7 @@ pub(super) struct JobSlots {
 
 impl JobSlots {
     /// Returns the slots of a node that runs none, with its book.
-    pub(super) fn new(file: JobFile, book: JobBook) -> Self {
+    pub(super) fn new(file: JobFile, book: JobOrderBook) -> Self {
         let (slots, refused) = (BTreeMap::new(), BTreeMap::new());
         Self { file, book, slots, tasks: JoinSet::new(), refused }
     }

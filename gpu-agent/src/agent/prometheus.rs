@@ -293,8 +293,22 @@ mod tests {
             restarts: 3,
             metrics: Some(WorkerMetrics { requests_total: 9, ..WorkerMetrics::default() }),
         };
+        let job_slot = JobSlotReport {
+            job: "train".parse().expect("a name"),
+            id: protocol::JobId(protocol::Digest::of(b"job")),
+            attempt: 2,
+            slot: SlotIndex(1),
+            fence: Fence::new(1, 4),
+            ranks: protocol::job::SlotRanks { first: 0, count: 2 },
+            state: JobSlotState::Running,
+            ends: vec![],
+            refusal: None,
+            cpu_micros: 7,
+        };
         let numbers = Numbers {
             slots: vec![slot],
+            job_slots: vec![job_slot],
+            trees_changed: 1,
             control_silent_ms: 1_500,
             halts_standing: [("circle", 2)].into(),
             models: vec![("00ff".into(), 1, 4096)],
@@ -316,6 +330,9 @@ mod tests {
             "quorate_agent_gateway_routes_version 5",
             "quorate_agent_control_silent_milliseconds 1500",
             "quorate_agent_halts_standing{scope=\"circle\"} 2",
+            "quorate_agent_job_slot{job=\"train\",slot=\"1\",attempt=\"2\",state=\"running\"} 1",
+            "quorate_agent_job_slot_cpu_microseconds{job=\"train\",slot=\"1\",attempt=\"2\"} 7",
+            "quorate_agent_artifact_trees_changed_total 1",
         ] {
             assert!(text.contains(expected), "{expected}");
         }

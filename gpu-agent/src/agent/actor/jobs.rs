@@ -5,7 +5,7 @@ use super::super::core::{
     GrantedResources, HeldByJobs, JobAction, JobInput, JobSlotEnd, NodeFacts, SlotKey, accepted_report,
     halted_slots, job_key, reconcile_jobs,
 };
-use super::super::jobs::{JobCommand, JobSlotEnded, spawn};
+use super::super::jobs::{JobSlotCommand, JobSlotEnded, spawn};
 use super::super::models::ModelSource;
 use super::AgentActor;
 use protocol::agent::NodeResources;
@@ -87,10 +87,12 @@ impl AgentActor {
     fn perform_job(&mut self, action: JobAction, known: &BTreeMap<SlotKey, JobSlotReport>) {
         match action {
             JobAction::Prepare { key } => self.prepare_job(&key),
-            JobAction::Start { key } => self.command_job(&key, JobCommand::Start, "control starts the gang"),
+            JobAction::Start { key } => {
+                self.command_job(&key, JobSlotCommand::Start, "control starts the gang")
+            }
             JobAction::End { key, reason } => {
                 let grace_ms = self.jobs.slots.get(&key).map_or(0, |slot| slot.grace_ms);
-                self.command_job(&key, JobCommand::End { grace_ms }, &reason);
+                self.command_job(&key, JobSlotCommand::End { grace_ms }, &reason);
             }
             JobAction::Refuse { signed, refusal } => {
                 let key = job_key(&signed.order);
@@ -111,7 +113,7 @@ impl AgentActor {
         }
     }
 
-    fn command_job(&self, key: &SlotKey, command: JobCommand, reason: &str) {
+    fn command_job(&self, key: &SlotKey, command: JobSlotCommand, reason: &str) {
         if let Some(slot) = self.jobs.slots.get(key)
             && slot.command(command)
         {
@@ -171,14 +173,14 @@ impl AgentActor {
     pub(in crate::agent) fn kill_halted_jobs(&self) {
         let slots: Vec<&SlotKey> = self.jobs.slots.keys().collect();
         for (key, refusal) in halted_slots(self.halts.book(), self.chain.state(), self.node.id(), slots) {
-            self.command_job(&key, JobCommand::Kill, &refusal.message);
+            self.command_job(&key, JobSlotCommand::Kill, &refusal.message);
         }
     }
 
     /// Ends every job slot with the grace of its envelope.
     pub(super) fn end_jobs(&self) {
         for slot in self.jobs.slots.values() {
-            slot.command(JobCommand::End { grace_ms: slot.grace_ms });
+            slot.command(JobSlotCommand::End { grace_ms: slot.grace_ms });
         }
     }
 
@@ -186,7 +188,7 @@ impl AgentActor {
     /// slots as lost, so that control places their gangs again.
     pub(super) fn quit_jobs(&self, grace_ms: u64) {
         for slot in self.jobs.slots.values() {
-            slot.command(JobCommand::End { grace_ms: slot.grace_ms.min(grace_ms) });
+            slot.command(JobSlotCommand::End { grace_ms: slot.grace_ms.min(grace_ms) });
         }
     }
 

@@ -77,12 +77,12 @@ pub fn accepted_report(order: &JobOrder) -> JobSlotReport {
 
 /// Slots of jobs of one node, and their fences.
 #[derive(Debug, Clone, Default)]
-pub struct JobBook {
+pub struct JobOrderBook {
     fences: BTreeMap<SlotKey, Fence>,
     held: BTreeMap<SlotKey, HeldJob>,
 }
 
-impl JobBook {
+impl JobOrderBook {
     /// Returns the highest fence ever accepted for a slot.
     #[must_use]
     pub fn last_fence(&self, key: &SlotKey) -> Option<Fence> {

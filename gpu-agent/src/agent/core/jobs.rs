@@ -5,7 +5,7 @@
 //! next order is not accepted while anything runs under its last one.
 
 use super::halts::halt_on;
-use super::job_book::{JobBook, job_key};
+use super::job_book::{JobOrderBook, job_key};
 use super::job_room::HeldByJobs;
 use super::verifier::may_be_early;
 use super::{NodeFacts, Refusal, SlotKey};
@@ -30,7 +30,7 @@ pub struct JobInput<'a> {
     /// Resources that no slot of a service holds.
     pub free: &'a NodeResources,
     /// Slots accepted before.
-    pub book: &'a JobBook,
+    pub book: &'a JobOrderBook,
     /// Trusted time of the node.
     pub now: Millis,
     /// Slots of jobs that control assigns to this node.

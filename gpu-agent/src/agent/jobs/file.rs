@@ -1,7 +1,7 @@
 //! The job book on disk: the digest of its record, then the record. It is rewritten whole and durable before
 //! any order in it takes effect.
 
-use crate::agent::core::JobBook;
+use crate::agent::core::JobOrderBook;
 use crate::agent::error::AgentError;
 use host::files;
 use protocol::agent_state::{JOB_BOOK_DOMAIN, JobBookRecord, ORDER_BOOK_BYTES_MAX};
@@ -27,15 +27,16 @@ impl JobFile {
         path: PathBuf,
         circle: CircleId,
         node: NodeId,
-    ) -> Result<(Self, JobBook), AgentError> {
+    ) -> Result<(Self, JobOrderBook), AgentError> {
         let unusable = |reason: String| AgentError::Orders { path: path.clone(), reason };
         let bytes = files::read(&path, Digest::LENGTH + ORDER_BOOK_BYTES_MAX)
             .map_err(|error| unusable(error.to_string()))?;
         let book = match bytes {
-            None => JobBook::default(),
+            None => JobOrderBook::default(),
             Some(bytes) => {
                 let record = decode(&bytes).map_err(unusable)?;
-                JobBook::from_record(record, circle, node).map_err(|error| unusable(error.to_string()))?
+                JobOrderBook::from_record(record, circle, node)
+                    .map_err(|error| unusable(error.to_string()))?
             }
         };
         Ok((Self { path, circle, node }, book))
@@ -45,7 +46,7 @@ impl JobFile {
     ///
     /// # Errors
     /// Errors of the system; the old content is then still in place.
-    pub(in crate::agent) fn save(&self, book: &JobBook) -> io::Result<()> {
+    pub(in crate::agent) fn save(&self, book: &JobOrderBook) -> io::Result<()> {
         let record = canonical::to_bytes(&book.to_record(self.circle, self.node));
         let digest = Digest::of_domain(JOB_BOOK_DOMAIN, &record);
         files::write_secret(&self.path, &[&digest.as_bytes()[..], &record].concat())

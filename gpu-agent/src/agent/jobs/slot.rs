@@ -36,7 +36,7 @@ const REMOVE_AGAIN: Duration = Duration::from_secs(1);
 
 /// Command to a slot of a job. It only ever rises.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(in crate::agent) enum JobCommand {
+pub(in crate::agent) enum JobSlotCommand {
     /// Get ready, and wait.
     Prepare,
     /// Run the ranks.
@@ -65,12 +65,12 @@ pub(in crate::agent) struct JobSlotHandle {
     pub(in crate::agent) fence: Fence,
     pub(in crate::agent) grace_ms: u64,
     status: Arc<Mutex<JobSlotStatus>>,
-    command: watch::Sender<JobCommand>,
+    command: watch::Sender<JobSlotCommand>,
 }
 
 impl JobSlotHandle {
     /// Sends a command. Returns true if it is higher than the current one.
-    pub(in crate::agent) fn command(&self, command: JobCommand) -> bool {
+    pub(in crate::agent) fn command(&self, command: JobSlotCommand) -> bool {
         self.command.send_if_modified(|current| {
             let rises =
                 std::mem::discriminant(current) != std::mem::discriminant(&command) && command > *current;
@@ -101,7 +101,7 @@ struct JobTask {
     ranks: SlotRanks,
     grant: Arc<Approved<JobGrant>>,
     source: Option<ModelSource>,
-    command: watch::Receiver<JobCommand>,
+    command: watch::Receiver<JobSlotCommand>,
     status: Arc<Mutex<JobSlotStatus>>,
 }
 
@@ -113,7 +113,7 @@ pub(in crate::agent) fn spawn(
     report: &JobSlotReport,
     source: Option<ModelSource>,
 ) -> JobSlotHandle {
-    let (command, receiver) = watch::channel(JobCommand::Prepare);
+    let (command, receiver) = watch::channel(JobSlotCommand::Prepare);
     let status = JobSlotStatus { state: JobSlotState::Preparing, cpu_micros: 0, not_enforced: vec![] };
     let status = Arc::new(Mutex::new(status));
     let (fence, ranks) = (report.fence, report.ranks);
@@ -326,21 +326,21 @@ impl JobTask {
 }
 
 /// Waits for a command beyond the preparation, and returns whether it is to start.
-async fn started(mut command: watch::Receiver<JobCommand>) -> bool {
-    let commanded = command.wait_for(|command| *command > JobCommand::Prepare).await;
-    commanded.is_ok_and(|command| *command == JobCommand::Start)
+async fn started(mut command: watch::Receiver<JobSlotCommand>) -> bool {
+    let commanded = command.wait_for(|command| *command > JobSlotCommand::Prepare).await;
+    commanded.is_ok_and(|command| *command == JobSlotCommand::Start)
 }
 
 /// Waits for the command to kill. If the handle is gone, so is the agent.
-async fn killed(mut command: watch::Receiver<JobCommand>) {
-    let _ = command.wait_for(|command| *command == JobCommand::Kill).await;
+async fn killed(mut command: watch::Receiver<JobSlotCommand>) {
+    let _ = command.wait_for(|command| *command == JobSlotCommand::Kill).await;
 }
 
 /// Waits for the command to end, and returns its grace in milliseconds; none if the agent is gone.
-async fn ending(mut command: watch::Receiver<JobCommand>) -> Option<u64> {
-    match *command.wait_for(|command| *command > JobCommand::Start).await.ok()? {
-        JobCommand::End { grace_ms } => Some(grace_ms),
-        JobCommand::Prepare | JobCommand::Start | JobCommand::Kill => Some(0),
+async fn ending(mut command: watch::Receiver<JobSlotCommand>) -> Option<u64> {
+    match *command.wait_for(|command| *command > JobSlotCommand::Start).await.ok()? {
+        JobSlotCommand::End { grace_ms } => Some(grace_ms),
+        JobSlotCommand::Prepare | JobSlotCommand::Start | JobSlotCommand::Kill => Some(0),
     }
 }
 
@@ -374,16 +374,16 @@ mod tests {
 
     #[test]
     fn a_command_of_a_job_only_rises() {
-        let (soon, later) = (JobCommand::End { grace_ms: 0 }, JobCommand::End { grace_ms: 9 });
+        let (soon, later) = (JobSlotCommand::End { grace_ms: 0 }, JobSlotCommand::End { grace_ms: 9 });
         for (before, command, rises) in [
-            (JobCommand::Prepare, JobCommand::Prepare, false),
-            (JobCommand::Prepare, JobCommand::Start, true),
-            (JobCommand::Start, JobCommand::Prepare, false),
-            (JobCommand::Prepare, later, true),
+            (JobSlotCommand::Prepare, JobSlotCommand::Prepare, false),
+            (JobSlotCommand::Prepare, JobSlotCommand::Start, true),
+            (JobSlotCommand::Start, JobSlotCommand::Prepare, false),
+            (JobSlotCommand::Prepare, later, true),
             (soon, later, false),
-            (later, JobCommand::Start, false),
-            (later, JobCommand::Kill, true),
-            (JobCommand::Kill, soon, false),
+            (later, JobSlotCommand::Start, false),
+            (later, JobSlotCommand::Kill, true),
+            (JobSlotCommand::Kill, soon, false),
         ] {
             let handle = JobSlotHandle {
                 fence: Fence::new(1, 1),

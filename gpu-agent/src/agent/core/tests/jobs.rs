@@ -13,7 +13,7 @@ use protocol::{ArtifactRoot, CircleId};
 /// A node that runs jobs.
 struct JobScene {
     scene: Scene,
-    book: JobBook,
+    book: JobOrderBook,
     running: BTreeMap<SlotKey, Fence>,
     free: NodeResources,
 }
@@ -66,7 +66,7 @@ impl JobScene {
         change(&mut manifest);
         scene.world.decide(Change::Deploy(Box::new(Manifest::Job(manifest))));
         let free = scene.facts.resources.clone();
-        Self { scene, book: JobBook::default(), running: BTreeMap::new(), free }
+        Self { scene, book: JobOrderBook::default(), running: BTreeMap::new(), free }
     }
 
     fn order(&self, slot: u32, fence: u64) -> JobOrder {
@@ -290,7 +290,7 @@ fn a_restarted_agent_reports_what_ran_as_lost_and_keeps_the_fences() {
     scene.book.end(&slot(1), scene.order(1, 1).fence, success.clone());
     let (circle, node) = (scene.scene.world.state.id(), scene.scene.facts.id);
     let record = scene.book.to_record(circle, node);
-    scene.book = JobBook::from_record(record.clone(), circle, node).unwrap();
+    scene.book = JobOrderBook::from_record(record.clone(), circle, node).unwrap();
     scene.running.clear();
     let ends = |slot_index| scene.book.held(&slot(slot_index)).unwrap().report.clone();
     assert_eq!((ends(0).state, ends(0).ends[1].outcome), (JobSlotState::Ended, RankOutcome::Lost));
@@ -299,5 +299,5 @@ fn a_restarted_agent_reports_what_ran_as_lost_and_keeps_the_fences() {
     assert!(scene.names(&wanted).is_empty(), "nothing starts from the disk");
     assert_eq!(scene.names(&[]), ["forget 0", "forget 1"]);
     let other = NodeId(protocol::PublicKey([3; 32]));
-    assert_eq!(JobBook::from_record(record, circle, other).unwrap_err(), BookError::Foreign("node"));
+    assert_eq!(JobOrderBook::from_record(record, circle, other).unwrap_err(), BookError::Foreign("node"));
 }
