@@ -22,7 +22,17 @@ macro_rules! check {
 
 fuzz_target!(|bytes: &[u8]| {
     check!(bytes, SandboxRecord, SandboxExit, SandboxReport, SandboxSpec, SandboxGo);
-    check!(bytes, SyncResponse, EnrolResponse, NotLeader, Desired, OrderBookRecord, JobBookRecord, HandOrder, Verdict);
+    check!(
+        bytes,
+        SyncResponse,
+        EnrolResponse,
+        NotLeader,
+        Desired,
+        OrderBookRecord,
+        JobBookRecord,
+        HandOrder,
+        Verdict
+    );
     check!(bytes, AdminRequest, HaltBookRecord, HaltsAnswer, HaltsRequest, SignedHalt);
     check!(bytes, ClockReading);
     if let Ok(stat) = std::str::from_utf8(bytes) {
