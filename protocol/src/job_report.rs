@@ -5,6 +5,7 @@
 
 use crate::ids::{Fence, JobId, ServiceName, SlotIndex};
 use crate::job::{SignedJobOrder, SlotRanks};
+use crate::model::{ModelRecord, SignedWrap};
 use crate::refusal::Refusal;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -139,6 +140,17 @@ pub struct RankLine {
     pub dropped: u64,
 }
 
+/// Stored artifact of a job, as control knows it. It grants nothing: the node compares every byte with the
+/// root that the envelope or the submission names.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ArtifactSource {
+    /// Stores, size and erasure code of the packed file.
+    pub record: ModelRecord,
+    /// Key of the packed file, wrapped to this node alone.
+    pub wrap: Option<SignedWrap>,
+}
+
 /// Slot of a gang that a node is to run. The node ends a slot that its desired state lacks: it sends
 /// SIGTERM, waits for the grace of the manifest, and sends SIGKILL.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -150,6 +162,8 @@ pub struct JobAssignment {
     pub start: bool,
     /// Orders for the other slots of the attempt, by which the node knows the holder of each rank.
     pub peers: Vec<SignedJobOrder>,
+    /// Location of the artifact; none if control does not know it. A node that has the tree needs none.
+    pub artifact: Option<ArtifactSource>,
 }
 
 #[cfg(test)]

@@ -290,6 +290,7 @@ impl Server {
             order: self.sign_job(part.order),
             start: part.start,
             peers: part.peers.into_iter().map(|order| self.sign_job(order)).collect(),
+            artifact: part.artifact,
         });
         Desired { assignments, routes, jobs: jobs.collect() }
     }

@@ -23,6 +23,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
+mod packed;
 #[cfg(test)]
 mod tests;
 

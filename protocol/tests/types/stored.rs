@@ -10,12 +10,14 @@ use protocol::agent::{
     Assignment, Desired, EnrolResponse, Gpu, NodeResources, PendingNode, SlotReport, SlotState, SyncRequest,
     SyncResponse, WorkerLine,
 };
-use protocol::agent_state::{HeldOrder, OrderBookRecord, SlotFence, Verdict};
+use protocol::agent_state::{HeldOrder, JobBookRecord, OrderBookRecord, SlotFence, Verdict};
 use protocol::artifact::{ArtifactEntry, ArtifactIndex, ArtifactStart, EntryKind};
 use protocol::error_code;
 use protocol::halt::{HaltBookRecord, HaltCursor, HaltsAnswer, HaltsRequest};
 use protocol::job::SlotRanks;
-use protocol::job_report::{JobAssignment, JobSlotReport, JobSlotState, RankEnd, RankLine, RankOutcome};
+use protocol::job_report::{
+    ArtifactSource, JobAssignment, JobSlotReport, JobSlotState, RankEnd, RankLine, RankOutcome,
+};
 use protocol::keys::ByteString;
 use protocol::model::{
     ErasureCode, KeyWrap, ModelFile, ModelManifest, ModelNonce, ModelRecord, Recipient, RecipientSignature,
@@ -158,8 +160,11 @@ fn job_report() -> BoxedStrategy<JobSlotReport> {
 }
 
 fn job_assignment() -> BoxedStrategy<JobAssignment> {
-    let of = |(order, start, peers)| JobAssignment { order, start, peers };
-    (signed_job_order(), any::<bool>(), vec(signed_job_order(), 0..2)).prop_map(of).boxed()
+    let source =
+        (record(), option::of(signed_wrap())).prop_map(|(record, wrap)| ArtifactSource { record, wrap });
+    let of = |(order, start, peers, artifact)| JobAssignment { order, start, peers, artifact };
+    let peers = vec(signed_job_order(), 0..2);
+    (signed_job_order(), any::<bool>(), peers, option::of(source)).prop_map(of).boxed()
 }
 
 pub(crate) fn sync_request() -> BoxedStrategy<SyncRequest> {
@@ -247,6 +252,13 @@ pub(crate) fn order_book() -> BoxedStrategy<OrderBookRecord> {
     );
     let of = |(version, circle, node, fences, held)| OrderBookRecord { version, circle, node, fences, held };
     (number32(), circle(), node_id(), vec(fence, 0..3), vec(held, 0..3)).prop_map(of).boxed()
+}
+
+pub(crate) fn job_book() -> BoxedStrategy<JobBookRecord> {
+    let fence =
+        (name(), slot(), fence()).prop_map(|(service, slot, fence)| SlotFence { service, slot, fence });
+    let of = |(version, circle, node, fences, held)| JobBookRecord { version, circle, node, fences, held };
+    (number32(), circle(), node_id(), vec(fence, 0..3), vec(job_report(), 0..3)).prop_map(of).boxed()
 }
 
 pub(crate) fn halt_book() -> BoxedStrategy<HaltBookRecord> {

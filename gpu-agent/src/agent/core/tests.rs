@@ -3,6 +3,7 @@
 
 mod giving_way;
 mod halts;
+mod jobs;
 mod properties;
 
 use super::testing::{NOW, TestCircle, admission, desired, service};

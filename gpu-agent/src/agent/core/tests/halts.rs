@@ -7,7 +7,7 @@ use protocol::error_code;
 use protocol::halt::{HaltScope, SignedHalt};
 
 impl Scene {
-    fn halt(&mut self, scope: HaltScope, number: u64) -> SignedHalt {
+    pub(super) fn halt(&mut self, scope: HaltScope, number: u64) -> SignedHalt {
         let signed = self.world.halt(0, scope, number);
         let verified = check_halt(&self.world.state, signed.clone()).unwrap();
         assert_eq!(self.halts.accept(verified), Ok(true));
