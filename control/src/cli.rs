@@ -15,6 +15,7 @@ mod halts;
 #[cfg(test)]
 mod hostile;
 mod inbox;
+mod job_runs;
 mod jobs;
 mod logs;
 mod members;
@@ -125,7 +126,7 @@ Example:
     /// Import, build, list and verify artifacts: root file systems of programs
     #[command(subcommand)]
     Artifact(artifacts::ArtifactCommand),
-    /// Check what a job's manifest lets its submissions run
+    /// Submit, list, follow, cancel and retry jobs; check what their manifests let them run
     #[command(subcommand)]
     Job(jobs::JobCommand),
     /// Print a commented manifest that is valid as it is
@@ -235,7 +236,7 @@ async fn dispatch(command: TopLevelCommand, environment: &Environment) -> Result
         TopLevelCommand::Node(command) => nodes::run(command, environment).await,
         TopLevelCommand::Model(command) => models::run(command, environment).await,
         TopLevelCommand::Artifact(command) => artifacts::run(command, environment).await,
-        TopLevelCommand::Job(command) => jobs::run(command, environment),
+        TopLevelCommand::Job(command) => jobs::run(command, environment).await,
         TopLevelCommand::New(command) => template::new(command, environment).await,
         TopLevelCommand::Deploy(arguments) => deploy::deploy(arguments, environment).await,
         TopLevelCommand::Console(arguments) => console::run(arguments, environment).await,

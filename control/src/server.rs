@@ -14,6 +14,7 @@ mod console_pages;
 mod extract;
 mod halts;
 mod idempotency;
+mod job_logs;
 mod leader;
 mod logs;
 mod machine;
@@ -73,6 +74,7 @@ pub(crate) struct Server {
     handle: consensus::Handle<ClusterMachine>,
     leadership: Mutex<Option<LeaderState>>,
     logs: Mutex<Logs>,
+    job_logs: Mutex<job_logs::JobLogs>,
     key_exchanges: Arc<KeyExchanges>,
     peers: peers::PeerHealth,
     clocks: clocks::ReplicaClocks,
@@ -106,6 +108,7 @@ pub async fn run(config: ServerConfig, shutdown: CancellationToken) -> Result<()
         handle,
         leadership: Mutex::new(None),
         logs: Mutex::new(Logs::default()),
+        job_logs: Mutex::default(),
         key_exchanges: Arc::default(),
         unadmitted: unadmitted::UnadmittedPeers::default(),
         session_pool: commands::SessionPool::default(),

@@ -4,7 +4,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use protocol::agent::{ClockReading, Desired, EnrolResponse, NotLeader, SyncResponse};
-use protocol::agent_state::{AdminRequest, HandOrder, OrderBookRecord, Verdict};
+use protocol::agent_state::{AdminRequest, HandOrder, JobBookRecord, OrderBookRecord, Verdict};
 use protocol::canonical::{from_bytes, to_bytes};
 use protocol::halt::{HaltBookRecord, HaltsAnswer, HaltsRequest, SignedHalt};
 use protocol::sandbox::{SandboxExit, SandboxGo, SandboxRecord, SandboxReport, SandboxSpec};
@@ -22,7 +22,17 @@ macro_rules! check {
 
 fuzz_target!(|bytes: &[u8]| {
     check!(bytes, SandboxRecord, SandboxExit, SandboxReport, SandboxSpec, SandboxGo);
-    check!(bytes, SyncResponse, EnrolResponse, NotLeader, Desired, OrderBookRecord, HandOrder, Verdict);
+    check!(
+        bytes,
+        SyncResponse,
+        EnrolResponse,
+        NotLeader,
+        Desired,
+        OrderBookRecord,
+        JobBookRecord,
+        HandOrder,
+        Verdict
+    );
     check!(bytes, AdminRequest, HaltBookRecord, HaltsAnswer, HaltsRequest, SignedHalt);
     check!(bytes, ClockReading);
     if let Ok(stat) = std::str::from_utf8(bytes) {

@@ -7,7 +7,8 @@
 //!  control <--sync-- actor ---- core: which orders count, what follows (pure)
 //!                     | | |
 //!    chain, orders, halts | '-- slot (one task each) -- model -- sandbox -- worker link
-//!            (on disk)    '---- gateway child, shard service, admin socket, metrics
+//!            (on disk)    |---- jobs (one task for each slot) -- artifact -- sandbox -- output of ranks
+//!                         '---- gateway child, shard service, admin socket, metrics
 //! ```
 //!
 //! Start reading at [`core`], then `actor.rs`. Every decision is persisted before it takes effect, so an
@@ -28,6 +29,7 @@ mod drain;
 mod error;
 mod gateway;
 mod halts;
+mod jobs;
 mod last_answer;
 mod lease;
 mod logs;

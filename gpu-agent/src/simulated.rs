@@ -17,7 +17,7 @@ use protocol::order::SignedTicket;
 use protocol::sandbox::SandboxExit;
 use protocol::{ServiceName, canonical};
 use running::SimulatedSandbox;
-use sandbox::{Ended, IsolationReport, Launcher, Running, SandboxError, Start};
+use sandbox::{Ended, IsolationReport, Launcher, Running, SandboxError, Start, StartProcess};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -223,6 +223,14 @@ impl Launcher for SimulatedLauncher {
 
     fn start(self: Arc<Self>, start: Start) -> BoxFuture<'static, Result<Arc<dyn Running>, SandboxError>> {
         self.begin(start).boxed()
+    }
+
+    fn start_process(
+        self: Arc<Self>,
+        _: StartProcess,
+    ) -> BoxFuture<'static, Result<Arc<dyn Running>, SandboxError>> {
+        let detail = "a simulated node runs no processes of jobs".into();
+        futures::future::ready(Err(SandboxError::Profile { detail })).boxed()
     }
 
     fn list_running(self: Arc<Self>) -> BoxFuture<'static, Result<Vec<Arc<dyn Running>>, SandboxError>> {

@@ -4,6 +4,7 @@ use crate::digest::Digest;
 use crate::gateway::RouteTable;
 use crate::governance::{Bundle, HistoryHead, NodeAdmission, SignedGenesis};
 use crate::ids::{Fence, Millis, NodeId, ServiceName, SlotIndex};
+use crate::job_report::{JobAssignment, JobSlotReport, RankLine};
 use crate::keys::PublicKey;
 use crate::manifest::Isolation;
 use crate::model::{ModelRecord, SignedComplaint, SignedWrap};
@@ -117,6 +118,12 @@ pub struct SyncRequest {
     pub logs: Vec<WorkerLine>,
     /// Complaints about wraps that the node was sent and cannot use; at most [`COMPLAINTS_MAX`].
     pub complaints: Vec<SignedComplaint>,
+    /// Report of every slot of a job on the node; at most [`crate::job_report::JOB_REPORTS_MAX`]. An ended
+    /// slot is reported until control no longer assigns it.
+    pub jobs: Vec<JobSlotReport>,
+    /// Lines that ranks wrote and that no answer has acknowledged, oldest first; at most
+    /// [`crate::job_report::RANK_LINES_MAX`].
+    pub rank_lines: Vec<RankLine>,
 }
 
 /// Maximum number of complaints in one request: more models than a node loads at the same time.
@@ -173,10 +180,12 @@ pub struct Desired {
     pub assignments: Vec<Assignment>,
     /// Route table to pass to the gateway; present only for the gateway role.
     pub routes: Option<RouteTable>,
+    /// Slots of jobs that the node holds. The agent ends a slot that is missing here.
+    pub jobs: Vec<JobAssignment>,
 }
 
 /// Digest domain of a desired state.
-pub const DESIRED_DOMAIN: &str = "quorate/desired/v2";
+pub const DESIRED_DOMAIN: &str = "quorate/desired/v3";
 
 impl Desired {
     /// Digest of the canonical bytes, by which an agent reports the state that it already has.

@@ -6,12 +6,17 @@ use crate::error_code::ErrorCode;
 use crate::governance::Bundle;
 use crate::halt::SignedHalt;
 use crate::ids::{BootId, BootTime, CircleId, Fence, Millis, NodeId, ServiceName, SlotIndex};
+use crate::job_report::JobSlotReport;
 use crate::limits::SYNC_BYTES_MAX;
 use crate::order::SignedOrder;
 use serde::{Deserialize, Serialize};
 
 /// Digest domain of an agent's order book.
 pub const ORDER_BOOK_DOMAIN: &str = "quorate/order-book/v1";
+/// Digest domain of an agent's book of job slots.
+pub const JOB_BOOK_DOMAIN: &str = "quorate/job-book/v1";
+/// Format version of the book of job slots that this release writes and reads.
+pub const JOB_BOOK_VERSION: u32 = 1;
 /// Digest domain of the highest head of a circle's history that an agent keeps.
 pub const KEPT_HEAD_DOMAIN: &str = "quorate/kept-head/v1";
 /// Digest domain of the circle's state that an agent verified and keeps.
@@ -89,6 +94,23 @@ pub struct HeldOrder {
     /// True once the node has stopped the slot and reported that to control. The slot never starts under this
     /// order again.
     pub released: bool,
+}
+
+/// Slots of jobs that a node accepted, as stored on its disk. Nothing starts from this record: an agent that
+/// reads it reports the slots that had not ended as lost.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JobBookRecord {
+    /// Format version of this record: [`JOB_BOOK_VERSION`].
+    pub version: u32,
+    /// Circle that the jobs belong to.
+    pub circle: CircleId,
+    /// Node that accepted the orders.
+    pub node: NodeId,
+    /// Highest fence ever accepted for each slot of each job, sorted by slot. A slot's fence never falls.
+    pub fences: Vec<SlotFence>,
+    /// Slots held now, sorted by slot: as accepted, or as they ended.
+    pub held: Vec<JobSlotReport>,
 }
 
 /// Request to verify an order as if control had sent it. The agent verifies the order and never executes it.
@@ -172,7 +194,7 @@ mod tests {
             node: held.signed.order.node,
             boot: BootId(Digest::of(b"start")),
             heard_at: BootTime(7),
-            desired: Desired { assignments: vec![], routes: None },
+            desired: Desired { assignments: vec![], routes: None, jobs: vec![] },
         };
         let bytes = to_bytes(&record);
         assert_eq!(from_bytes(&bytes, LAST_ANSWER_BYTES_MAX), Ok(record.clone()));

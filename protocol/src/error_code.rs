@@ -86,6 +86,14 @@ codes! {
     SUBMISSION_MISMATCH = "submission-mismatch";
     /// The approval of a job has ended.
     ENVELOPE_EXPIRED = "envelope-expired";
+    /// There is no such job, or it is forgotten.
+    JOB_NOT_FOUND = "job-not-found";
+    /// A job that has not ended is to be retried.
+    JOB_NOT_ENDED = "job-not-ended";
+    /// A job that a command waited for failed or was cancelled.
+    JOB_UNSUCCESSFUL = "job-unsuccessful";
+    /// The gang of a job fits on no set of the admitted nodes.
+    JOB_NEVER_FITS = "job-never-fits";
 
     /// A certificate lacks the approvals that the policy asks for.
     QUORUM_NOT_REACHED = "quorum-not-reached";

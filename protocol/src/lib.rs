@@ -25,6 +25,8 @@ pub mod governance;
 pub mod halt;
 pub mod ids;
 pub mod job;
+pub mod job_api;
+pub mod job_report;
 pub mod json;
 pub mod keys;
 pub mod limits;

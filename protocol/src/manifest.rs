@@ -29,7 +29,7 @@ use utoipa::ToSchema;
 pub enum Manifest {
     /// Service: answers requests for as long as it is approved.
     Service(ServiceManifest),
-    /// Job: runs to completion. This release reads, checks and approves it, but cannot run it.
+    /// Job: runs to completion, as often as submissions ask for it.
     Job(JobManifest),
     /// Edge rollout: distributes a model to sites. This release reads and checks it, but cannot run it.
     Edge(EdgeManifest),

@@ -2,15 +2,19 @@
 
 use crate::api::Problem;
 use crate::error_code::ErrorCode;
+use serde::{Deserialize, Serialize};
 use std::error::Error;
+use utoipa::ToSchema;
 
 /// The refusal of a request, command or operation.
 ///
 /// The code is a value, so no caller parses it from a text. `Display` prints `code: message`.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 #[error("{code}: {message}")]
 pub struct Refusal {
     /// Stable code of the cause.
+    #[schema(value_type = String)]
     pub code: ErrorCode,
     /// Cause, as text for people.
     pub message: String,

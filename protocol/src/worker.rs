@@ -3,7 +3,8 @@
 //! Frames are canonical CBOR behind a little-endian `u32` length (see `overlay::descriptors`). The worker
 //! receives every resource as a descriptor: it cannot open a socket or a file.
 
-use crate::ids::{BootTime, Fence, Millis, ServiceName, SlotIndex};
+use crate::digest::Digest;
+use crate::ids::{BootTime, Fence, Millis, ModelRoot, ServiceName, SlotIndex};
 use crate::keys::PublicKey;
 use crate::manifest::Task;
 use crate::model::ModelFile;
@@ -50,6 +51,8 @@ pub struct WorkerManifest {
     pub fence: Fence,
     /// Task that the worker performs.
     pub task: Task,
+    /// Root of the model; part of the worker's numeric class.
+    pub root: ModelRoot,
     /// Files of the model, as ranges of the weights map.
     pub files: Vec<ModelFile>,
     /// Segments of the weights map, by index.
@@ -193,4 +196,8 @@ pub struct WorkerLoad {
     pub metrics: WorkerMetrics,
     /// Longest input and output of the model together, in tokens; absent until it is loaded.
     pub context_tokens_max: Option<u32>,
+    /// Digest of all that decides the bits of an answer: model root, engine, kind of device, longest sequence.
+    /// Workers of one class continue each other's streams; absent until the model is loaded, and for a worker
+    /// that continues none.
+    pub numeric_class: Option<Digest>,
 }

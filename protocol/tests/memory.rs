@@ -185,7 +185,8 @@ fn no_type_makes_much_of_little() {
 /// The fields of real messages are as bounded as whole messages.
 #[test]
 fn hostile_fields_cost_no_more() {
-    for field in ["slots", "not_enforced", "logs", "version", "resources", "isolation"] {
+    let lists = ["slots", "logs", "jobs", "rank_lines"];
+    for field in lists.into_iter().chain(["not_enforced", "version", "resources", "isolation"]) {
         for (name, inside) in hostile(SYNC_BYTES_MAX / 8) {
             let bytes = with_field(&to_bytes(&request(1)), field, &inside);
             let read = check::<SyncRequest>(&format!("{field}: {name}"), &bytes);
@@ -241,6 +242,8 @@ fn request(slots: u32) -> SyncRequest {
         wait_ms: 0,
         desired: Digest([0; 32]),
         logs: vec![],
+        jobs: vec![],
+        rank_lines: vec![],
     }
 }
 

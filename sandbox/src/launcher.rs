@@ -9,7 +9,7 @@ mod namespaces;
 
 pub use namespaces::{LauncherConfig, SandboxLauncher};
 
-use crate::{Ended, MetricsReader, OutputPosition, SandboxError};
+use crate::{CgroupUsage, Ended, MetricsReader, OutputPosition, ProcessDescriptors, SandboxError};
 use futures::future::BoxFuture;
 use protocol::BootTime;
 use protocol::manifest::Isolation;
@@ -32,6 +32,14 @@ pub trait Launcher: Send + Sync {
     /// failed start leaves nothing behind. The future must not be dropped before it completes: a partly
     /// started sandbox then stays until its lease expires.
     fn start(self: Arc<Self>, start: Start) -> BoxFuture<'static, Result<Arc<dyn Running>, SandboxError>>;
+
+    /// Starts the ranks of a process sandbox. When this completes, the program of each rank runs and the
+    /// sandbox's record is durable; a failed start leaves nothing behind. The future must not be dropped
+    /// before it completes.
+    fn start_process(
+        self: Arc<Self>,
+        start: StartProcess,
+    ) -> BoxFuture<'static, Result<Arc<dyn Running>, SandboxError>>;
 
     /// Returns all live workers, including those of other agents: an agent calls this first after its own
     /// restart.
@@ -62,6 +70,12 @@ pub trait Running: Send + Sync + Debug {
 
     /// Ends it if it is alive, and removes its leftovers. May be called again after an error.
     fn remove(self: Arc<Self>) -> BoxFuture<'static, Result<Option<Ended>, SandboxError>>;
+
+    /// Returns copies of the outputs of its ranks, and of the device of their gang; none of an engine's.
+    fn descriptors(self: Arc<Self>) -> BoxFuture<'static, Result<ProcessDescriptors, SandboxError>>;
+
+    /// Returns its resource usage so far.
+    fn usage(&self) -> CgroupUsage;
 
     /// Opens a connection to the worker's socket.
     ///

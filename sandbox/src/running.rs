@@ -340,6 +340,14 @@ impl Running for Sandbox {
         blocking(move || Self::remove(&self)).boxed()
     }
 
+    fn descriptors(self: Arc<Self>) -> BoxFuture<'static, Result<ProcessDescriptors, SandboxError>> {
+        blocking(move || Self::descriptors(&self)).boxed()
+    }
+
+    fn usage(&self) -> CgroupUsage {
+        Self::usage(self)
+    }
+
     fn connect_worker(&self) -> io::Result<tokio::net::UnixStream> {
         let stream = Self::connect_worker(self)?;
         stream.set_nonblocking(true)?;

@@ -7,6 +7,7 @@ mod access;
 mod comments;
 mod execute;
 mod governance;
+mod jobs;
 mod known;
 mod proposals;
 mod registry;
@@ -102,6 +103,10 @@ fn carry_out(cluster: &mut Cluster, index: u64, command: &Command) -> Result<Rep
         Action::RevokeAccess(signed) => access::revoke(cluster, signed),
         Action::Scale { service, replicas } => registry::scale(cluster, actor, service, *replicas),
         Action::RollBack { service, reason } => roll_back::roll_back(cluster, actor, service, reason),
+        Action::RequestJob(request) => jobs::request(cluster, actor, request),
+        Action::SubmitJob(signed) => jobs::submit(cluster, actor, signed),
+        Action::CancelJob { id } => jobs::cancel(cluster, actor, *id),
+        Action::RetryJob { id } => jobs::retry(cluster, actor, *id),
         Action::Execute { parent_generation, steps } => execute::execute(cluster, *parent_generation, steps),
         Action::Enrol(admission) => registry::enrol(cluster, admission),
         Action::Tick => Ok(tick(cluster, index, &command.clocks)),
@@ -120,9 +125,13 @@ fn scope_of(action: &Action) -> Option<TokenScope> {
         | Action::PutComment(_)
         | Action::PutWraps(_)
         | Action::DropWrap(_) => Some(TokenScope::Propose),
-        Action::RegisterModel { .. } | Action::Scale { .. } | Action::RollBack { .. } => {
-            Some(TokenScope::Submit)
-        }
+        Action::RegisterModel { .. }
+        | Action::Scale { .. }
+        | Action::RollBack { .. }
+        | Action::RequestJob(_)
+        | Action::SubmitJob(_)
+        | Action::CancelJob { .. }
+        | Action::RetryJob { .. } => Some(TokenScope::Submit),
         // A grant needs no token: a member without one could get none.
         Action::GrantAccess(_)
         | Action::RevokeAccess(_)
@@ -177,7 +186,8 @@ pub fn tick_is_due(cluster: &Cluster, clocks: &ClockReadings) -> bool {
 fn is_anything_over(cluster: &Cluster, now: ClusterTime) -> bool {
     let proposal = cluster.open.values().any(|open| is_expired(open, now))
         || proposals::expired_drafts(cluster, now).next().is_some()
-        || waiting::is_any_due(cluster, now);
+        || waiting::is_any_due(cluster, now)
+        || jobs::past_deadline(cluster, now).next().is_some();
     let model = registry::models_to_forget(cluster, now).next().is_some();
     model
         || proposal
@@ -212,6 +222,7 @@ fn tick(cluster: &mut Cluster, index: u64, clocks: &ClockReadings) -> Reply {
     }
     proposals::drop_expired_drafts(cluster);
     waiting::admit_due(cluster, index);
+    jobs::end_past_deadline(cluster);
     cluster.pending.retain(|_, pending| !is_forgotten(pending, now));
     registry::forget_models(cluster);
     access::prune(cluster);

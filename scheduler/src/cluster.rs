@@ -7,6 +7,7 @@ use crate::audit::Audit;
 use crate::clock::ClusterTime;
 use crate::command::{Actor, Refusal, SlotName};
 use crate::former::FormerHolder;
+use crate::jobs::JobBook;
 use crate::limits::{CLOSED_PROPOSALS_MAX, SNAPSHOT_BYTES_MAX};
 use crate::outcomes::Outcomes;
 use crate::roll_out::{ReturnTarget, RollOut, RollOutPhase};
@@ -31,7 +32,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Domain separator of the state's digest.
-const CLUSTER_DOMAIN: &str = "quorate/cluster/v7";
+const CLUSTER_DOMAIN: &str = "quorate/cluster/v8";
 
 /// The replicated state of the whole cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -60,6 +61,8 @@ pub struct Cluster {
     pub(crate) burned: BTreeMap<ProposalId, BurnedProposal>,
     pub(crate) audit: Audit,
     pub(crate) outcomes: Outcomes,
+    /// Jobs: submissions, attempts and slots of gangs.
+    pub(crate) jobs: JobBook,
 }
 
 /// An access token that stands: a member granted it, and nothing has ended it.

@@ -7,18 +7,22 @@
 pub use protocol::Refusal;
 
 use crate::clock::{ClockReadings, ClusterTime};
+use crate::jobs::{EndCause, JobSlotName, RankGpu};
 use protocol::access::{SignedGrant, SignedRevocation};
 use protocol::api::ProposalState;
 use protocol::comment::SignedComment;
 use protocol::governance::{NodeAdmission, Proposal, SignedBallot, SignedGenesis, SignedWithdrawal};
+use protocol::job::{SignedSubmission, SlotRanks};
+use protocol::job_report::RankEnd;
 use protocol::manifest::Manifest;
 use protocol::model::{ModelRecord, SignedComplaint, SignedWrap};
 use protocol::order::SlotOrder;
 use protocol::{
-    CircleId, Digest, ErrorCode, Fence, MemberId, NodeId, ProposalId, ReplicaId, ServiceName, SlotIndex,
-    TokenName,
+    CircleId, Digest, ErrorCode, Fence, JobId, MemberId, NodeId, ParameterName, ProposalId, ReplicaId,
+    ServiceName, SlotIndex, TokenName,
 };
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// The actor that requested a command. Tokens are checked again when the command is applied.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -136,6 +140,20 @@ pub enum Action {
         /// Reason, in the words of the operator.
         reason: String,
     },
+    /// Run an approved job with these parameters. The cluster makes the submission of the token that asks.
+    RequestJob(Box<JobRequest>),
+    /// Run an approved job by a submission that a member or a submit key signed.
+    SubmitJob(Box<SignedSubmission>),
+    /// Cancel a job. A job that has ended stays as it is.
+    CancelJob {
+        /// Job to cancel.
+        id: JobId,
+    },
+    /// Place a job that failed or was cancelled into the queue again.
+    RetryJob {
+        /// Job to retry.
+        id: JobId,
+    },
     /// Execute a plan.
     Execute {
         /// Generation for which the plan was made.
@@ -200,6 +218,28 @@ pub enum Step {
         /// Cause, as text for operators.
         cause: String,
     },
+    /// Order every slot of a gang: an attempt of a job begins.
+    StartGang(GangPlan),
+    /// Every slot of an attempt is ready: its ranks start.
+    RunGang {
+        /// Job of the gang.
+        id: JobId,
+        /// Number of the attempt.
+        attempt: u32,
+    },
+    /// An attempt ends; the slots that it still holds are withdrawn.
+    EndGang {
+        /// Job of the gang.
+        id: JobId,
+        /// Number of the attempt.
+        attempt: u32,
+        /// Cause of the end.
+        cause: EndCause,
+        /// Ends of ranks that its nodes have reported.
+        ends: Vec<RankEnd>,
+    },
+    /// A job's slot becomes free: its node no longer runs it.
+    ReleaseGang(JobSlotName),
     /// The roll-out of a service's approval ends.
     EndRollOut {
         /// Service whose roll-out ends.
@@ -239,6 +279,50 @@ pub struct OrderPlan {
     pub replaces: Option<SlotName>,
 }
 
+/// An attempt of a job to be started: every slot of its gang.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GangPlan {
+    /// Job to start.
+    pub id: JobId,
+    /// Number of the attempt: that of the last one plus one.
+    pub attempt: u32,
+    /// Slots, in the order of their ranks.
+    pub slots: Vec<GangSlotPlan>,
+}
+
+/// Part of a gang on one node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GangSlotPlan {
+    /// Index of the slot.
+    pub slot: SlotIndex,
+    /// The slot's last fence plus one.
+    pub fence: Fence,
+    /// Node that receives the order.
+    pub node: NodeId,
+    /// Ranks that it runs.
+    pub ranks: SlotRanks,
+    /// GPUs of these ranks, in their order.
+    pub gpus: Vec<RankGpu>,
+}
+
+/// Submission to a job as the holder of a token asks for it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JobRequest {
+    /// Name of the approved job.
+    pub job: ServiceName,
+    /// Key of idempotency, chosen by the client.
+    pub idempotency: Digest,
+    /// Value of each parameter; one that is left out has its default.
+    pub parameters: BTreeMap<ParameterName, String>,
+    /// Priority, at most that of the manifest; none = that of the manifest.
+    pub priority: Option<u32>,
+    /// Time in seconds after which no attempt begins; none = the longest allowed.
+    pub deadline_seconds: Option<u64>,
+}
+
 /// The reply to an applied command.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
@@ -265,6 +349,8 @@ pub enum Reply {
         /// Orders that were issued.
         orders: Vec<SlotOrder>,
     },
+    /// The job is kept, or was before.
+    JobSubmitted { job: JobId },
     /// The new leadership is in force.
     Leads {
         /// Generation after the change of leader.

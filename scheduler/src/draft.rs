@@ -8,6 +8,7 @@ use crate::clock::ClusterTime;
 use crate::cluster::{Cluster, Holding, HoldingPhase, Service, ServicePhase, Slot};
 use crate::command::{OrderPlan, Refusal, SlotName, Step};
 use crate::former::FormerHolder;
+use crate::jobs::JobBook;
 use crate::limits::AVOID_MS;
 use crate::returning::return_target;
 use crate::roll_out::RollOut;
@@ -21,9 +22,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// A copy of the services of a cluster, and the time.
 pub(crate) struct Draft<'a> {
-    cluster: &'a Cluster,
-    now: ClusterTime,
+    pub(crate) cluster: &'a Cluster,
+    pub(crate) now: ClusterTime,
     pub(crate) services: BTreeMap<ServiceName, Service>,
+    pub(crate) jobs: JobBook,
 }
 
 /// The effect of a step, for the audit log.
@@ -39,7 +41,7 @@ impl<'a> Draft<'a> {
     /// Creates a draft of this cluster at `now`.
     pub(crate) fn new(cluster: &'a Cluster, now: ClusterTime) -> Self {
         assert!(now >= cluster.now, "the cluster's time never goes back");
-        Self { cluster, now, services: cluster.services.clone() }
+        Self { cluster, now, services: cluster.services.clone(), jobs: cluster.jobs.clone() }
     }
 
     /// Executes one step.
@@ -55,6 +57,10 @@ impl<'a> Draft<'a> {
             Step::FailStart { slot, starts, available, cause } => {
                 self.fail_start(slot, *starts, *available, cause)
             }
+            Step::StartGang(gang) => self.start_gang(gang),
+            Step::RunGang { id, attempt } => self.run_gang(*id, *attempt),
+            Step::EndGang { id, attempt, cause, ends } => self.end_gang(*id, *attempt, cause, ends),
+            Step::ReleaseGang(name) => self.release_gang(name),
             Step::EndRollOut { service, failed } => self.end_roll_out(service, failed.as_deref()),
         }
     }
@@ -63,7 +69,7 @@ impl<'a> Draft<'a> {
         if silent_ms < LEASE_MS {
             return Err(stale(format!("the lease of node {} may still hold", self.cluster.node_name(&node))));
         }
-        let (mut freed, mut kept) = (Vec::new(), Vec::new());
+        let (mut freed, mut kept) = (self.lapse_gangs(node), Vec::new());
         for (name, service) in &mut self.services {
             let of_node = |slot: &Slot| slot.holding.as_ref().is_some_and(|held| held.order.node == node);
             let held: Vec<(SlotIndex, bool)> = service
@@ -306,8 +312,13 @@ impl<'a> Draft<'a> {
             return Ok(());
         }
         let on_node = |holding: &Holding| holding.order.node == plan.node;
-        let allocated = allocated_gpus(&self.services, &self.cluster.manifests, on_node);
-        let within = allocated.values().all(|percent| *percent <= GPU_PERCENT_MAX);
+        let mut allocated = allocated_gpus(&self.services, &self.cluster.manifests, on_node);
+        for (gpu, percent) in self.jobs.allocated_gpus(self.cluster) {
+            let sum = allocated.entry(gpu).or_default();
+            *sum = sum.saturating_add(percent);
+        }
+        let mut here = allocated.iter().filter(|((node, _), _)| *node == plan.node);
+        let within = here.all(|(_, percent)| *percent <= GPU_PERCENT_MAX);
         debug_assert!(within, "the orders in force exceed no GPU of {}", admission.name);
         let free =
             |gpu| GPU_PERCENT_MAX.saturating_sub(allocated.get(&(plan.node, gpu)).copied().unwrap_or(0));
@@ -421,7 +432,7 @@ pub(crate) fn next_fence(service: &Service, index: SlotIndex) -> Option<Fence> {
     last.next(service.version)
 }
 
-fn effect(action: &'static str, subject: String, detail: String) -> Effect {
+pub(crate) fn effect(action: &'static str, subject: String, detail: String) -> Effect {
     Effect { action, subject, detail, order: None }
 }
 
@@ -433,6 +444,6 @@ fn slot_text(service: &ServiceName, slot: SlotIndex) -> String {
     format!("{service}/{slot}")
 }
 
-fn stale(message: impl Into<String>) -> Refusal {
+pub(crate) fn stale(message: impl Into<String>) -> Refusal {
     Refusal::new(PLAN_STALE, message)
 }

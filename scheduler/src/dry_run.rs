@@ -5,6 +5,7 @@
 
 use crate::cluster::{Cluster, Service, ServicePhase};
 use crate::command::Refusal;
+use crate::job_fit::misfit_of;
 use crate::plan::{CandidatePlacement, best_placement, capacities, free_slot, model_bytes};
 use crate::roll_out::RollOut;
 use crate::view::ClusterView;
@@ -14,7 +15,7 @@ use protocol::api::{DryRun, DryRunPlacement};
 use protocol::checkpoint::{is_foreign, task_of};
 use protocol::display::counted;
 use protocol::governance::Change;
-use protocol::manifest::{Manifest, OnFailure, RollOutRules, Runtime, ServiceManifest, Task};
+use protocol::manifest::{JobManifest, Manifest, OnFailure, RollOutRules, Runtime, ServiceManifest, Task};
 use protocol::model::ModelRecord;
 use protocol::{Digest, ErrorCode, ServiceName, error_code};
 use std::collections::BTreeMap;
@@ -32,9 +33,13 @@ pub fn dry_run(view: ClusterView, manifest: &Manifest) -> Result<DryRun, Refusal
     let change = Change::Deploy(Box::new(manifest.clone()));
     let now = view.cluster_time().0;
     propose(state, change.clone(), String::new(), now, now.plus(1), Digest::of(b"dry run"))?;
-    let Manifest::Service(manifest) = manifest else {
-        let code: ErrorCode = error_code::KIND_NOT_BUILT;
-        return Err(Refusal::new(code, "only services run in this release"));
+    let manifest = match manifest {
+        Manifest::Service(manifest) => manifest,
+        Manifest::Job(job) => return Ok(dry_run_of_job(view, job, &state.rule_text(&change))),
+        Manifest::Edge(_) => {
+            let code: ErrorCode = error_code::KIND_NOT_BUILT;
+            return Err(Refusal::new(code, "only services and jobs run in this release"));
+        }
     };
     check_served(cluster, manifest)?;
     let rule = state.rule_text(&change);
@@ -93,6 +98,22 @@ pub fn dry_run(view: ClusterView, manifest: &Manifest) -> Result<DryRun, Refusal
         roll_out: roll_out_lines(cluster, manifest),
         spend_micro_units_per_hour,
     })
+}
+
+/// Returns the dry run of a job. Its approval starts nothing: each submission is placed when its turn comes.
+fn dry_run_of_job(view: ClusterView, job: &JobManifest, rule: &str) -> DryRun {
+    debug_assert!(!rule.is_empty(), "a rule is a text");
+    DryRun {
+        desired: 0,
+        placements: Vec::new(),
+        possible: Vec::new(),
+        waiting: misfit_of(view, job).into_iter().collect(),
+        needs: format!("{rule} must approve"),
+        priority: job.priority,
+        outranked: Vec::new(),
+        roll_out: Vec::new(),
+        spend_micro_units_per_hour: None,
+    }
 }
 
 /// Refuses a service of the built-in engine over a model that was imported for foreign engines alone, or for

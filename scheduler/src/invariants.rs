@@ -4,6 +4,7 @@
 //! after every command; nothing checks them in a release build.
 
 mod indexes;
+mod jobs;
 mod registry;
 mod slots;
 mod succession;
@@ -49,6 +50,10 @@ pub enum Invariant {
     ProposalOpen,
     /// A closed proposal is decided, and has a certificate exactly if it was approved.
     ProposalClosed,
+    /// A job is kept under the id of its submission and by its key; its approval is in the chain.
+    JobKept,
+    /// An attempt holds every rank of its gang once, on admitted nodes and inside its envelope, or none.
+    GangWhole,
     /// Nothing was recorded after the cluster's time.
     RecordedInPast,
     /// The audit log is numbered without gaps up to its count.
@@ -84,6 +89,7 @@ impl Cluster {
     pub fn check_invariants(&self) -> Result<(), Violation> {
         slots::check(self)?;
         indexes::check(self)?;
+        jobs::check(self)?;
         registry::check(self)
     }
 

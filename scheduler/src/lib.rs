@@ -25,10 +25,17 @@ mod dry_run;
 mod former;
 mod history;
 mod invariants;
+mod job_desired;
+mod job_draft;
+mod job_fit;
+mod job_orders;
+mod job_views;
+mod jobs;
 pub mod limits;
 mod observed;
 mod outcomes;
 mod plan;
+mod queue;
 mod returning;
 mod roll_out;
 mod status;
@@ -45,14 +52,23 @@ pub use cluster::{
     BurnedProposal, ClosedProposal, Cluster, DraftProposal, Holding, HoldingPhase, Leadership, OpenProposal,
     Service, ServicePhase, Slot, StandingToken,
 };
-pub use command::{Action, Actor, Command, IdempotencyKey, OrderPlan, Refusal, Reply, SlotName, Step};
+pub use command::{
+    Action, Actor, Command, GangPlan, GangSlotPlan, IdempotencyKey, JobRequest, OrderPlan, Refusal, Reply,
+    SlotName, Step,
+};
 pub use desired::{NodeAssignment, desired_for, route_table};
 pub use dry_run::dry_run;
 pub use former::FormerHolder;
 pub use history::history_page;
 pub use invariants::{Invariant, Violation};
+pub use job_desired::{NodeJobAssignment, desired_jobs};
+pub use job_fit::check_fits;
+pub use job_views::{job_view, job_views};
+pub use jobs::{
+    AttemptEnd, EndCause, Job, JobBook, JobHolding, JobHoldingPhase, JobSlot, JobSlotName, JobState, RankGpu,
+};
 pub use observed::{EvictionInProgress, Liveness, Observed, ObservedNode};
-pub use plan::{Dropped, Plan, Reason, Waiting, plan, refused_in_its_generation};
+pub use plan::{Dropped, Plan, Reason, Waiting, WaitingJob, plan, refused_in_its_generation};
 pub use roll_out::{ReturnTarget, RollOut, RollOutPhase};
 pub use status::{LeaderView, status};
 pub use view::ClusterView;

@@ -80,6 +80,23 @@ pub const REBALANCE_PATIENCE_MS: u64 = 10 * 60 * 1000;
 /// Smallest difference in replicas of a service between two nodes before one moves. At two, a move always
 /// improves the spread; at one, it would only exchange the nodes' shares, indefinitely.
 pub const REBALANCE_GAIN_MIN: u32 = 2;
+/// Most jobs that have not ended: a queue of days, in a snapshot of a few megabytes.
+pub const JOBS_UNFINISHED_MAX: usize = 4096;
+/// Number of finished jobs kept for reference; the oldest is forgotten first.
+pub const JOBS_FINISHED_MAX: usize = 1024;
+/// Largest total size of all kept submissions, in bytes; most have a few hundred.
+pub const JOBS_BYTES_MAX: u64 = 64 * 1024 * 1024;
+/// Time from the first failure of a job to its next attempt; each further failure doubles it.
+pub const JOB_BACKOFF_MS: u64 = 5_000;
+/// Longest time from a failure of a job to its next attempt.
+pub const JOB_BACKOFF_MS_MAX: u64 = 10 * 60 * 1000;
+/// Most attempts of a job that may lose a node. They do not count as failures, and a gang that breaks its
+/// nodes must end too.
+pub const JOB_LOST_NODES_MAX: u32 = 32;
+/// Most ends of ranks kept of an attempt: a step of a plan holds them.
+pub const JOB_ENDS_KEPT_MAX: usize = 8;
+/// Largest total of the submissions that one node reads about one gang: its own and those of its peers.
+pub const GANG_BYTES_MAX: u64 = protocol::limits::SYNC_BYTES_MAX as u64 / 8;
 
 /// Distance from a majority's clocks beyond which a replica's clock is wrong, so that it may not lead. It is
 /// thirty times the error of a reading over a slow network. Clocks that any time service keeps are within it.
@@ -129,6 +146,8 @@ const _: () = {
         "a snapshot holds proposals and votes"
     );
 };
+const _: () = assert!(JOBS_BYTES_MAX <= SNAPSHOT_BYTES_MAX as u64 / 16, "a snapshot holds submissions");
+const _: () = assert!(JOB_BACKOFF_MS < JOB_BACKOFF_MS_MAX && JOB_ENDS_KEPT_MAX * 64 <= STEP_BYTES_MAX / 2);
 const _: () = assert!(REBALANCE_CALM_MS > DRAIN_MS + AVOID_MS, "a move is over before the next one begins");
 const _: () = assert!(PREEMPTIONS_MAX < PLAN_STEPS_MAX, "a plan has room for other steps");
 const _: () = assert!(CAUSE_CHARACTERS_MAX * 4 <= STEP_BYTES_MAX / 2, "a step holds a cause and names");

@@ -19,6 +19,7 @@ use crate::limits::RELEASES_REMEMBERED_MAX;
 use crate::plan::Plan;
 use protocol::agent::{NodeResources, SlotReport, SlotState, SyncRequest};
 use protocol::halt::Halt;
+use protocol::job_report::{JOB_REPORTS_MAX, JobSlotReport};
 use protocol::limits::LEASE_MS;
 use protocol::manifest::Isolation;
 use protocol::{Fence, NodeId, ServiceName, SlotIndex};
@@ -69,6 +70,8 @@ pub struct ObservedNode {
     /// Labels of the limits that it cannot enforce.
     pub not_enforced: Vec<String>,
     pub slots: Vec<SlotReport>,
+    /// Slots of gangs, as it reports them.
+    pub jobs: Vec<JobSlotReport>,
 }
 
 /// The state of a node's lease.
@@ -151,6 +154,7 @@ impl Observed {
                 isolation: request.isolation,
                 not_enforced: request.not_enforced.clone(),
                 slots: request.slots.clone(),
+                jobs: request.jobs.iter().take(JOB_REPORTS_MAX).cloned().collect(),
             },
         );
         Ok(())

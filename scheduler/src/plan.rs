@@ -12,6 +12,7 @@
 mod capacity;
 mod drain;
 mod fill;
+mod jobs;
 mod preempt;
 mod rebalance;
 mod roll_out;
@@ -25,11 +26,14 @@ use crate::draft::{Draft, may_be_ordered};
 use crate::limits::PLAN_STEPS_MAX;
 use crate::view::ClusterView;
 use protocol::agent::{SlotReport, SlotState};
-use protocol::{NodeName, ServiceName, SlotIndex};
+use protocol::{JobId, NodeName, ServiceName, SlotIndex};
 use std::cell::RefCell;
 use std::rc::Rc;
 
-pub(crate) use capacity::{NodeCapacity, Unschedulable, capacities, capacity_beside, model_bytes};
+pub(crate) use capacity::{
+    NodeCapacity, Unschedulable, capacities, capacities_beside, capacity_beside, model_bytes,
+    ranks_of_empty_nodes,
+};
 pub(crate) use fill::{
     Blocked, CandidatePlacement, best_placement, blocked_text, fits_without, service_obstacles,
 };
@@ -48,6 +52,8 @@ pub struct Plan {
     pub reasons: Vec<Reason>,
     /// Replicas that are wanted but cannot be placed now.
     pub waiting: Vec<Waiting>,
+    /// Jobs whose gang cannot be placed now.
+    pub waiting_jobs: Vec<WaitingJob>,
     /// Steps that planning found but applying would refuse; always empty, unless the planner is wrong.
     pub dropped: Vec<Dropped>,
 }
@@ -81,6 +87,17 @@ pub struct Waiting {
     pub cause: String,
     /// Obstacles of each node, by node name.
     pub nodes: Vec<(NodeName, Vec<String>)>,
+}
+
+/// A job whose gang waits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WaitingJob {
+    /// Job that waits.
+    pub id: JobId,
+    /// Name of the reason, for programs: `reserved`, `behind`, `no_room`, `halted`, `approval`, `leader`.
+    pub reason: &'static str,
+    /// Reason, as a sentence.
+    pub text: String,
 }
 
 impl Plan {
@@ -129,6 +146,9 @@ pub fn plan(view: ClusterView) -> Plan {
         planner.roll_out();
         planner.fill();
         planner.rebalance();
+        planner.judge_jobs();
+        planner.preempt_jobs();
+        planner.fill_jobs();
     }
     let plan = planner.plan;
     debug_assert!(plan.steps.len() <= PLAN_STEPS_MAX, "a plan fits into a log entry");
@@ -166,8 +186,14 @@ pub(crate) struct Planner<'a> {
 impl<'a> Planner<'a> {
     pub(crate) fn new(view: ClusterView<'a>) -> Self {
         let parent_generation = view.cluster.generation;
-        let plan =
-            Plan { parent_generation, steps: vec![], reasons: vec![], waiting: vec![], dropped: vec![] };
+        let plan = Plan {
+            parent_generation,
+            steps: vec![],
+            reasons: vec![],
+            waiting: vec![],
+            waiting_jobs: vec![],
+            dropped: vec![],
+        };
         Self {
             view,
             draft: Draft::new(view.cluster, view.cluster_time()),
@@ -184,7 +210,7 @@ impl<'a> Planner<'a> {
     /// Returns the capacity that nodes have left after the steps taken so far.
     fn capacities(&self) -> Rc<Vec<NodeCapacity>> {
         let mut kept = self.capacities.borrow_mut();
-        let make = || Rc::new(capacities(self.view, &self.draft.services));
+        let make = || Rc::new(capacities_beside(self.view, &self.draft.services, &self.draft.jobs));
         Rc::clone(kept.get_or_insert_with(make))
     }
 

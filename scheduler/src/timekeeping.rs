@@ -96,6 +96,7 @@ impl Cluster {
             move_time(&mut open.submitted_at);
             open.decided_at.iter_mut().for_each(move_time);
         }
+        self.jobs.move_times(moved);
         self.closed.iter_mut().for_each(|closed| move_time(&mut closed.closed_at));
         self.outcomes.set_back(to);
         self.audit.set_back(to);

@@ -270,6 +270,8 @@ impl Drop for QueueSlot<'_> {
 /// Command to the engine's thread.
 enum BatcherCommand {
     Generate(generation::QueuedGeneration),
+    /// Boxed, because it is larger than the others and rare.
+    Resume(Box<generation::ResumedGeneration>),
     Embed(embedding::EmbeddingTask),
 }
 
@@ -322,6 +324,43 @@ impl Batcher {
     /// # Errors
     /// [`BatchError`]: the queue is full, the worker drains, or the request is invalid for this model.
     pub async fn generate(&self, request: GenerateRequest) -> Result<Generation, BatchError> {
+        let slot = self.begin_generation(&request)?;
+        let (job, events) = self.prepare(request).await?;
+        let prompt_tokens = job.prompt.len();
+        self.submit(slot, BatcherCommand::Generate(job))?;
+        Ok(Generation { prompt_tokens, events })
+    }
+
+    /// Tokenizes and queues a generation that reports each token by its id, and continues after those that
+    /// another worker drew. Its events are those of an undisturbed generation that follow these tokens' text.
+    ///
+    /// # Errors
+    /// As [`Self::generate`], and [`BatchError::Refused`] where the tokens are not of one answer to it.
+    pub async fn resume(&self, request: GenerateRequest, drawn: Vec<u32>) -> Result<Generation, BatchError> {
+        let slot = self.begin_generation(&request)?;
+        let (job, events) = self.prepare(request).await?;
+        let prompt_tokens = job.prompt.len();
+        if drawn.len() > job.tokens_max {
+            return Err(refuse(format!("{} drawn tokens, at most {}", drawn.len(), job.tokens_max)));
+        }
+        let frontend = self.frontend.clone();
+        let bytes = size_of_val(drawn.as_slice());
+        let replay = move |_: &dyn Fn() -> bool| -> Result<_, generation::ReplayError> {
+            let mut text = generation::GeneratedText::new(&job).reporting_tokens();
+            let has_ended = text.replay(&frontend, &drawn)?;
+            Ok((generation::ResumedGeneration { job, drawn, text }, has_ended))
+        };
+        let replayed = self.tokenizers.run(bytes, replay).await.ok_or_else(stopped)?;
+        let (resumed, has_ended) = replayed.map_err(|error| refuse(error.to_string()))?;
+        debug_assert!(!resumed.job.prompt.is_empty(), "a prompt precedes the tokens");
+        if !has_ended {
+            self.submit(slot, BatcherCommand::Resume(Box::new(resumed)))?;
+        }
+        Ok(Generation { prompt_tokens, events })
+    }
+
+    /// Checks what needs no tokens, and takes a slot in the queue.
+    fn begin_generation(&self, request: &GenerateRequest) -> Result<QueueSlot<'_>, BatchError> {
         self.expect_operation(Operation::Generate)?;
         if request.stops.len() > self.limits.stops_max {
             return Err(refuse(format!("at most {} stop strings", self.limits.stops_max)));
@@ -332,7 +371,14 @@ impl Batcher {
                 format!("token {unknown} of `logit_bias` is not below the vocabulary of {vocabulary}");
             return Err(refuse(message));
         }
-        let slot = self.take_slot()?;
+        self.take_slot()
+    }
+
+    /// Tokenizes a generation.
+    async fn prepare(
+        &self,
+        request: GenerateRequest,
+    ) -> Result<(generation::QueuedGeneration, UnboundedReceiver<Event>), BatchError> {
         let EncodedPrompt { tokens, continues } = self.encode_prompt(request.prompt).await?;
         let prompt = tokens.to_vec();
         let logits = LogitState::new(request.rules, request.sampling.temperature, &prompt);
@@ -342,7 +388,6 @@ impl Batcher {
             logprobs: request.logprobs,
         };
         let tokens_max = self.answer_tokens_max(prompt.len(), request.tokens_max)?;
-        let prompt_tokens = prompt.len();
         let (sender, events) = tokio::sync::mpsc::unbounded_channel();
         let job = generation::QueuedGeneration {
             prompt,
@@ -354,8 +399,14 @@ impl Batcher {
             caller: request.caller,
             sender,
         };
-        self.submit(slot, BatcherCommand::Generate(job))?;
-        Ok(Generation { prompt_tokens, events })
+        Ok((job, events))
+    }
+
+    /// Returns the longest answer with its prompt, in tokens: the least of context and cache. It decides
+    /// where an answer without `max_tokens` ends.
+    #[must_use]
+    pub fn sequence_tokens_max(&self) -> usize {
+        self.frontend.context_tokens_max().min(self.cache_tokens)
     }
 
     /// Tokenizes a prompt, which counts as a waiting request until it is done.
@@ -476,7 +527,7 @@ impl Batcher {
         if tokens > cache_tokens {
             return Err(BatchError::refused(&EngineError::CacheExceeded { tokens, cache_tokens }));
         }
-        let room = context_tokens_max.min(cache_tokens) - prompt;
+        let room = self.sequence_tokens_max() - prompt;
         let most = requested.map_or(room, |requested| requested.max(1));
         debug_assert!((1..=room).contains(&most), "the longest answer fits beside its prompt");
         Ok(most)

@@ -3,10 +3,12 @@
 //! Workers connect to it, prove their TLS key, and present a ticket that their node signed. The gateway's own
 //! agent pushes the table of workers that may serve each model, and of API keys. The gateway validates each
 //! request and sends it to the least busy worker. If that worker dies before the client has received a byte,
-//! the request is retried on another. Without a worker, the request is held for a limited time.
+//! the request is retried on another; after it, a stream continues on another worker whose answers have the
+//! same bits. Without a worker, the request is held for a limited time.
 //!
 //! The gateway does not know the contents of a model and has no access to control, storage or other machines.
 
+mod answer;
 mod connection;
 mod control_socket;
 mod forward;
@@ -15,6 +17,7 @@ mod lifetime;
 mod pool;
 mod public;
 mod quota;
+mod stream;
 mod table;
 #[cfg(test)]
 mod tests;

@@ -15,5 +15,6 @@ pub mod lockdown;
 pub mod memory;
 pub mod metrics;
 pub mod openai;
+mod resumable;
 pub mod weights;
 pub mod worker;

@@ -69,6 +69,11 @@ impl<K: Ord + Clone> Memory<K> {
         self.lock().budget.used()
     }
 
+    /// Reports whether less than a quarter of the budget is free.
+    pub(crate) fn is_scarce(&self) -> bool {
+        self.lock().budget.is_scarce()
+    }
+
     fn lock(&self) -> MutexGuard<'_, BudgetState<K>> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -399,7 +399,9 @@ mod tests {
     fn text(metrics: &GatewayMetrics) -> String {
         let numbers =
             WorkerMetrics { requests_waiting: 3, kv_cache_usage_permille: 250, ..Default::default() };
-        let load = WorkerLoad { state: WorkerState::Ready, metrics: numbers, context_tokens_max: None };
+        let (context_tokens_max, numeric_class) = (None, None);
+        let state = WorkerState::Ready;
+        let load = WorkerLoad { state, metrics: numbers, context_tokens_max, numeric_class };
         let workers = [("tiny".to_owned(), 2, Some(load)), ("tiny".to_owned(), 1, None)];
         metrics.text(workers.into_iter(), &BTreeMap::from([("X25519MLKEM768", 4)]), 7)
     }

@@ -9,11 +9,14 @@ mod answer;
 pub mod inherited;
 pub mod local;
 mod outstanding;
+mod resumed;
 mod service;
 mod streaming;
 
 pub use answer::{COMPLETION_TOKENS, PROMPT_TOKENS};
-pub(crate) use answer::{REQUEST_ID, TENANT, event_stream, json, no_such_method, no_such_path, request_id};
+pub(crate) use answer::{
+    REQUEST_ID, TENANT, event_stream, json, no_such_method, no_such_path, random_number, request_id,
+};
 pub use inherited::{Tickets, serving_limits};
 pub use service::WorkerService;
 pub(crate) use service::now;

@@ -5,7 +5,7 @@ use protocol::gateway::{ApiKey, Route, RouteTable, RoutedService};
 use protocol::manifest::Task;
 use protocol::model::ModelFile;
 use protocol::worker::{SegmentRange, WorkerManifest};
-use protocol::{Digest, Fence, NodeId, PublicKey, SlotIndex};
+use protocol::{Digest, Fence, ModelRoot, NodeId, PublicKey, SlotIndex};
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -117,6 +117,7 @@ fn inputs_of_workers_and_gateways_hold_no_secret() {
         slot: SlotIndex(0),
         fence: Fence::new(1, 1),
         task: Task::Generate,
+        root: ModelRoot(Digest::of(b"model")),
         files: vec![ModelFile { path: "config.json".to_owned(), offset: 0, length: 1 }],
         segments: vec![SegmentRange { offset: 0, length: 1 }],
         map_bytes: 1,
@@ -168,6 +169,7 @@ fn inputs_of_workers_and_gateways_hold_no_secret() {
         "offset",
         "path",
         "requests_per_minute",
+        "root",
         "routes",
         "segments",
         "service",

@@ -56,11 +56,11 @@ pub(crate) async fn deploy(arguments: DeployArguments, environment: &Environment
         environment.output().print(&answer, dry_run_text);
         return Ok(());
     }
-    let name = manifest.name().clone();
+    let (name, is_job) = (manifest.name().clone(), matches!(manifest, Manifest::Job(_)));
     let reason = reason_or(arguments.reason, || format!("deploy {name}"));
     let proposal = arguments.proposer.propose(environment, &session, change, reason).await?;
     if arguments.wait {
-        wait(&session, proposal, &name, arguments.timeout.into()).await?;
+        wait(&session, proposal, &name, is_job, arguments.timeout.into()).await?;
     }
     Ok(())
 }
@@ -130,6 +130,7 @@ async fn wait(
     session: &Session,
     mut proposal: ReviewedProposal,
     name: &ServiceName,
+    is_job: bool,
     limit: Duration,
 ) -> Result<()> {
     let bar = spinner();
@@ -141,6 +142,11 @@ async fn wait(
         proposal = session.proposal(&id).await?;
     }
     let certificate = certificate_of(proposal.view.state, proposal.view.certificate)?;
+    // The approval of a job starts nothing.
+    if is_job {
+        bar.finish_and_clear();
+        return Ok(());
+    }
     loop {
         let service: ServiceView = session.client.get(&format!("/v1/services/{name}")).await?;
         if answers_under(&service, certificate)? {

@@ -1,7 +1,8 @@
-//! `quorate job`: shows what a job's manifest lets its submissions run, offline.
+//! `quorate job`: runs approved jobs, and shows what a job's manifest lets its submissions run, offline.
 
 use super::Environment;
 use super::deploy::read_manifest;
+use super::job_runs;
 use crate::print;
 use anyhow::Result;
 use clap::{Args, Subcommand};
@@ -18,6 +19,25 @@ use std::path::PathBuf;
 pub(crate) enum JobCommand {
     /// Derive the command of each rank from a manifest and parameters, as a node does; submit nothing
     Check(JobCheckArguments),
+    /// Run an approved job with these parameters
+    Submit(job_runs::JobSubmitArguments),
+    /// List jobs, the latest first
+    #[command(after_help = "Example:\n  quorate job list")]
+    List,
+    /// Show one job, the slots of its gang, and why it waits
+    #[command(after_help = "Example:\n  quorate job show 3f9c")]
+    Show(job_runs::JobIdArguments),
+    /// Wait until a job has ended; fail unless it succeeded
+    #[command(after_help = "Example:\n  quorate job wait 3f9c")]
+    Wait(job_runs::JobIdArguments),
+    /// Print the lines of a job's ranks
+    Logs(job_runs::JobLogsArguments),
+    /// Cancel a job: its ranks are asked to end, and killed after their grace
+    #[command(after_help = "Example:\n  quorate job cancel 3f9c")]
+    Cancel(job_runs::JobIdArguments),
+    /// Place a job that failed or was cancelled into the queue again
+    #[command(after_help = "Example:\n  quorate job retry 3f9c")]
+    Retry(job_runs::JobIdArguments),
 }
 
 #[derive(Debug, Args)]
@@ -27,7 +47,7 @@ Examples:
   quorate job check notebook.toml --artifact trainer=7f3a... -- /usr/bin/python3 train.py
 
 Nodes derive the command in the same way, from the manifest that members approved and the submission, and
-from nothing else. No shell reads a parameter. This release runs no jobs yet.")]
+from nothing else. No shell reads a parameter.")]
 pub(crate) struct JobCheckArguments {
     /// Manifest file
     manifest: PathBuf,
@@ -42,7 +62,7 @@ pub(crate) struct JobCheckArguments {
     command: Vec<String>,
 }
 
-fn parse_setting(text: &str) -> Result<(ParameterName, String), String> {
+pub(super) fn parse_setting(text: &str) -> Result<(ParameterName, String), String> {
     let (name, value) = text.split_once('=').ok_or("is not NAME=VALUE")?;
     Ok((name.parse()?, value.to_string()))
 }
@@ -72,8 +92,20 @@ struct CheckedJob {
     ranks: Vec<CheckedRank>,
 }
 
-pub(crate) fn run(command: JobCommand, environment: &Environment) -> Result<()> {
-    let JobCommand::Check(arguments) = command;
+pub(crate) async fn run(command: JobCommand, environment: &Environment) -> Result<()> {
+    match command {
+        JobCommand::Check(arguments) => check_offline(arguments, environment),
+        JobCommand::Submit(arguments) => job_runs::submit(arguments, environment).await,
+        JobCommand::List => job_runs::list(environment).await,
+        JobCommand::Show(arguments) => job_runs::show(arguments, environment).await,
+        JobCommand::Wait(arguments) => job_runs::wait(arguments, environment).await,
+        JobCommand::Logs(arguments) => job_runs::logs(arguments, environment).await,
+        JobCommand::Cancel(arguments) => job_runs::cancel(arguments, environment).await,
+        JobCommand::Retry(arguments) => job_runs::retry(arguments, environment).await,
+    }
+}
+
+fn check_offline(arguments: JobCheckArguments, environment: &Environment) -> Result<()> {
     let Manifest::Job(job) = read_manifest(&arguments.manifest)? else {
         let message = format!("`{}` is not the manifest of a job", arguments.manifest.display());
         return Err(Refusal::new(error_code::MANIFEST_INVALID, message).into());

@@ -6,6 +6,7 @@
 
 use super::Server;
 use super::halts;
+use super::job_logs;
 use super::leader::LeaderState;
 use super::logs;
 use super::problem::{Failure, unavailable};
@@ -24,6 +25,8 @@ use protocol::agent::{
     SyncResponse,
 };
 use protocol::halt::HaltsRequest;
+use protocol::job::{JOB_ORDER_DOMAIN, JobOrder, SignedJobOrder};
+use protocol::job_report::JobAssignment;
 use protocol::limits::{HISTORY_PAGE_BYTES_MAX, LEASE_MS, NODES_MAX, SYNC_BYTES_MAX, SYNC_INTERVAL_MS};
 use protocol::model::SignedComplaint;
 use protocol::order::{ORDER_DOMAIN, SignedOrder, SlotOrder};
@@ -197,6 +200,12 @@ impl Server {
             let mut logs = self.logs.lock().expect("no holder of this lock panics");
             logs.append(leadership.term.0, name, request.boot, lines);
         }
+        if !request.rank_lines.is_empty() {
+            let lines =
+                self.cluster(|cluster| job_logs::of_holder(cluster.jobs(), node, &request.rank_lines));
+            let mut logs = self.job_logs.lock().expect("no holder of this lock panics");
+            logs.append(leadership.term.0, name, lines);
+        }
         Ok(true)
     }
 
@@ -277,7 +286,13 @@ impl Server {
             leadership.routes = scheduler::route_table(view, &leadership.routes);
             leadership.routes.clone()
         });
-        Desired { assignments, routes }
+        let jobs = scheduler::desired_jobs(cluster, node).into_iter().map(|part| JobAssignment {
+            order: self.sign_job(part.order),
+            start: part.start,
+            peers: part.peers.into_iter().map(|order| self.sign_job(order)).collect(),
+            artifact: part.artifact,
+        });
+        Desired { assignments, routes, jobs: jobs.collect() }
     }
 
     /// Signs an order. Ed25519 is deterministic, so the same order always has the same bytes. The digest of
@@ -285,5 +300,11 @@ impl Server {
     fn sign(&self, order: SlotOrder) -> SignedOrder {
         let signature = self.identity.sign(ORDER_DOMAIN, &canonical::to_bytes(&order));
         SignedOrder { order, signer: self.identity.public_key(), signature }
+    }
+
+    /// Signs an order for part of a gang, as [`Self::sign`] does.
+    fn sign_job(&self, order: JobOrder) -> SignedJobOrder {
+        let signature = self.identity.sign(JOB_ORDER_DOMAIN, &canonical::to_bytes(&order));
+        SignedJobOrder { order, signer: self.identity.public_key(), signature }
     }
 }

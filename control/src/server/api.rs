@@ -9,6 +9,7 @@ mod circle;
 mod console;
 mod deployments;
 mod halts;
+mod jobs;
 mod models;
 mod services;
 mod status;
@@ -55,6 +56,12 @@ pub(crate) fn router(server: Arc<Server>) -> Router {
         .route("/v1/services/{name}/scale", post(services::scale))
         .route("/v1/services/{name}/rollback", post(services::rollback))
         .route("/v1/services/{name}/logs", get(services::logs))
+        .route("/v1/jobs", get(jobs::jobs).post(jobs::submit))
+        .route("/v1/jobs/signed", post(jobs::submit_signed))
+        .route("/v1/jobs/{id}", get(jobs::job))
+        .route("/v1/jobs/{id}/logs", get(jobs::logs))
+        .route("/v1/jobs/{id}/cancel", post(jobs::cancel))
+        .route("/v1/jobs/{id}/retry", post(jobs::retry))
         .route("/v1/nodes", get(status::nodes))
         .route("/v1/pending-nodes", get(status::pending_nodes))
         .route("/v1/models", get(models::models).post(models::register_model))
@@ -149,6 +156,13 @@ fn no_subject(name: &str) -> Failure {
         services::scale,
         services::rollback,
         services::logs,
+        jobs::submit,
+        jobs::submit_signed,
+        jobs::jobs,
+        jobs::job,
+        jobs::logs,
+        jobs::cancel,
+        jobs::retry,
         status::nodes,
         status::pending_nodes,
         models::models,

@@ -23,6 +23,11 @@ const KEY_DOMAIN: &str = "quorate/idempotency-key/v1";
 pub(super) struct Key(Option<Digest>);
 
 impl Key {
+    /// Returns the digest of the key's text, if the client sent one.
+    pub(super) fn digest(&self) -> Option<protocol::Digest> {
+        self.0
+    }
+
     /// Returns the key in the log's form, scoped to this token.
     pub(super) fn of(self, token: &TokenName) -> Option<scheduler::IdempotencyKey> {
         self.0.map(|key| scheduler::IdempotencyKey { token: token.clone(), key })

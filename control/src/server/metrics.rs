@@ -38,6 +38,7 @@ pub(crate) struct ServerMetrics {
     returned: IntGaugeVec,
     not_enforced: IntGaugeVec,
     proposals_open: IntGauge,
+    jobs: IntGaugeVec,
     halts_standing: IntGaugeVec,
     key_exchanges: IntGaugeVec,
     log: LogMetrics,
@@ -198,6 +199,7 @@ impl ServerMetrics {
                 "1 for each limit that a worker node does not enforce; only the leader reports it.",
                 &["node", "limit"],
             ),
+            jobs: gauges(&r, "quorate_jobs", "Jobs that are known, by state.", &["state"]),
             proposals_open: gauge(&r, "quorate_proposals_open", "Proposals that wait for votes."),
             halts_standing: halts_standing(&r),
             key_exchanges: gauges(
@@ -269,6 +271,10 @@ impl Server {
         self.cluster(|cluster| {
             set(&metrics.nodes_admitted, cluster.nodes().count() as u64);
             set(&metrics.proposals_open, cluster.open_proposals().len() as u64);
+            metrics.jobs.reset();
+            for job in cluster.jobs().jobs().values() {
+                metrics.jobs.with_label_values(&[job.state.as_str()]).inc();
+            }
         });
         let clocks = self.clocks.readings();
         let mut leadership = self.lock_leadership();

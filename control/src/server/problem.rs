@@ -80,6 +80,7 @@ fn status_of(code: ErrorCode) -> StatusCode {
         error_code::PROPOSAL_NOT_FOUND
         | error_code::QUESTION_NOT_FOUND
         | error_code::SERVICE_NOT_FOUND
+        | error_code::JOB_NOT_FOUND
         | error_code::MODEL_NOT_FOUND
         | error_code::GRANT_NOT_FOUND
         | error_code::PATH_NOT_FOUND => StatusCode::NOT_FOUND,
@@ -92,6 +93,7 @@ fn status_of(code: ErrorCode) -> StatusCode {
         | error_code::PROPOSAL_UNSIGNED
         | error_code::BALLOT_DUPLICATE
         | error_code::PLAN_STALE
+        | error_code::JOB_NOT_ENDED
         | error_code::ROLLBACK_NOT_APPROVED
         | error_code::CIRCLE_ALREADY_FOUNDED => StatusCode::CONFLICT,
         error_code::REQUEST_TOO_LARGE | error_code::COMMAND_TOO_LARGE => StatusCode::PAYLOAD_TOO_LARGE,

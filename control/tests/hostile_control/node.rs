@@ -133,7 +133,7 @@ impl Scene {
             forced: None,
             claimed: None,
             raw: None,
-            desired: Desired { assignments: vec![], routes: None },
+            desired: Desired { assignments: vec![], routes: None, jobs: vec![] },
             halts: vec![],
             access: vec![],
             silent: false,

@@ -2,6 +2,7 @@
 //! decides what follows and the loop carries it out. Every decision is persisted before it takes effect.
 
 mod answers;
+mod jobs;
 mod reports;
 
 use super::access::{self, AccessFile};
@@ -16,6 +17,7 @@ use super::core::{
 use super::drain::Drain;
 use super::gateway::GatewayStatus;
 use super::halts::{self, HaltFile};
+use super::jobs::JobSlots;
 use super::last_answer::LastAnswerFile;
 use super::models::ModelSource;
 use super::node::{Node, RENEWAL_INTERVAL};
@@ -30,6 +32,7 @@ use protocol::agent::{
 use protocol::agent_state::{AdminRequest, HandOrder};
 use protocol::gateway::{ApiKey, RouteTable};
 use protocol::governance::{HistoryHead, NodeAdmission};
+use protocol::job_report::RankLine;
 use protocol::limits::{LEASE_MS, SYNC_INTERVAL_MS};
 use protocol::model::SignedComplaint;
 use protocol::{CircleId, Digest, Fence, Millis, ModelRoot, ServiceName, SlotIndex, error_code};
@@ -70,6 +73,7 @@ struct SyncOutcome {
 struct InFlight {
     exchange: Pin<Box<dyn Future<Output = SyncOutcome> + Send>>,
     lines: Vec<WorkerLine>,
+    rank_lines: Vec<RankLine>,
     unacknowledged_releases: BTreeSet<(SlotKey, Fence)>,
 }
 
@@ -112,6 +116,7 @@ pub(super) struct AgentActor {
     pub(super) chain: Chain,
     pub(super) orders: OrderFile,
     pub(super) book: OrderBook,
+    pub(super) jobs: JobSlots,
     pub(super) halts: HaltFile,
     pub(super) access: AccessFile,
     pub(super) admission: NodeAdmission,
@@ -212,21 +217,13 @@ impl AgentActor {
                     // A change is reported to control immediately, unless that would keep its answers from
                     // arriving.
                     if self.is_answered_lately() && let Some(sent) = in_flight.take() {
-                        self.node.logs.put_back(sent.lines);
+                        self.put_back(sent);
                     }
                 }
                 Some(event) = clocks.recv() => self.note_clock(event),
                 Some(ended) = self.tasks.join_next() => self.slot_ended(ended),
-                Some(InjectedRequest { request, decision }) = injected.recv() => {
-                    let verdict = match request {
-                        AdminRequest::Order(order) => admin::decision_on_order(self.verify_injected(&order)),
-                        AdminRequest::Halt(halt) => admin::decision_on_halt(self.take_injected_halt(*halt)),
-                    };
-                    let (accepted, code) = (verdict.accepted, verdict.code);
-                    tracing::info!(accepted, ?code, "decision on a submitted order or halt");
-                    // The operator may have gone; the verdict changes nothing.
-                    let _ = decision.send(verdict);
-                }
+                Some(ended) = self.jobs.tasks.join_next() => self.job_slot_ended(ended),
+                Some(request) = injected.recv() => self.decide(request),
                 _ = resyncs.tick() => {
                     self.renew_access();
                     self.reconcile();
@@ -234,6 +231,24 @@ impl AgentActor {
             }
         }
         self.end_slots().await;
+    }
+
+    /// Decides on an order or a halt that the operator submitted.
+    fn decide(&mut self, InjectedRequest { request, decision }: InjectedRequest) {
+        let verdict = match request {
+            AdminRequest::Order(order) => admin::decision_on_order(self.verify_injected(&order)),
+            AdminRequest::Halt(halt) => admin::decision_on_halt(self.take_injected_halt(*halt)),
+        };
+        let (accepted, code) = (verdict.accepted, verdict.code);
+        tracing::info!(accepted, ?code, "decision on a submitted order or halt");
+        // The operator may have gone; the verdict changes nothing.
+        let _ = decision.send(verdict);
+    }
+
+    /// Puts back the lines of a request that may not have arrived.
+    fn put_back(&self, sent: InFlight) {
+        self.node.logs.put_back(sent.lines);
+        self.node.rank_lines.put_back(sent.rank_lines);
     }
 
     fn drains(&self) -> bool {
@@ -250,13 +265,15 @@ impl AgentActor {
             slot.gives_way = true;
             slot.command(SlotCommand::Drain);
         }
+        self.end_jobs();
         self.node.news.notify_one();
     }
 
     /// Returns whether a drain is over: nothing is left to finish, or its time has passed.
     fn is_drained(&self, drain: &Drain) -> bool {
         let Some(until) = self.state.drain_until else { return false };
-        (self.slots.is_empty() && drain.gateway_gone.is_cancelled()) || Instant::now() >= until
+        let is_idle = self.slots.is_empty() && self.jobs.slots.is_empty();
+        (is_idle && drain.gateway_gone.is_cancelled()) || Instant::now() >= until
     }
 
     /// Waits until the replicas' clocks are known, as far as they will be soon. Nothing is judged before.
@@ -295,7 +312,7 @@ impl AgentActor {
         let facts = NodeFacts {
             id: self.node.id(),
             isolation: self.node.launcher.isolation().level,
-            resources: self.node.resources.now(&*self.node.device),
+            resources: self.left_to_services(),
             weights: self.weights(),
         };
         act(OrderVerifier {
@@ -327,7 +344,7 @@ impl AgentActor {
 
     /// Starts a sync: reports this node's state and requests the desired state.
     fn begin_sync(&mut self) -> InFlight {
-        let lines = self.node.logs.take();
+        let (lines, rank_lines) = (self.node.logs.take(), self.node.rank_lines.take());
         let mut slots = self.reports();
         self.publish(&slots);
         slots.extend(self.pending_reports(&slots));
@@ -345,6 +362,8 @@ impl AgentActor {
             desired: self.state.desired_digest.unwrap_or(Digest([0; Digest::LENGTH])),
             logs: lines.clone(),
             complaints: self.complaints(),
+            jobs: self.job_reports(),
+            rank_lines: rank_lines.clone(),
         };
         let (control, enrolment) = (self.control.clone(), EnrolRequest { admission: self.admission.clone() });
         let exchange = Box::pin(async move {
@@ -355,7 +374,8 @@ impl AgentActor {
             };
             SyncOutcome { sync, enrolment }
         });
-        InFlight { exchange, lines, unacknowledged_releases: self.state.unacknowledged_releases.clone() }
+        let unacknowledged_releases = self.state.unacknowledged_releases.clone();
+        InFlight { exchange, lines, rank_lines, unacknowledged_releases }
     }
 
     /// Returns a complaint about every wrap that control sends and that this node cannot use.
@@ -369,6 +389,9 @@ impl AgentActor {
         let mut labels: BTreeSet<String> = of_node.iter().cloned().collect();
         for slot in self.slots.values() {
             labels.extend(slot.status.lock().not_enforced.iter().cloned());
+        }
+        for slot in self.jobs.slots.values() {
+            labels.extend(slot.status().not_enforced.iter().cloned());
         }
         labels.into_iter().collect()
     }
@@ -413,6 +436,7 @@ impl AgentActor {
         self.save_halts();
         self.enforce_halts();
         while self.reconcile_once() {}
+        while self.reconcile_jobs_once() {}
         self.set_source();
     }
 
@@ -596,6 +620,8 @@ impl AgentActor {
             histories_refused: counts.histories_refused,
             halts_standing: self.halts.book().standing_by_kind(self.chain.state()),
             shard_faults: self.node.models.faults(),
+            job_slots: self.job_reports(),
+            trees_changed: self.node.trees.changed(),
             models: models.map(|(root, verified, bytes)| (root.to_string(), verified, bytes)).collect(),
             gateway: self.gateway.as_ref().map(|status| GatewayNumbers {
                 routes_version: status.routes_version.load(Ordering::Relaxed),
@@ -612,7 +638,11 @@ impl AgentActor {
         for slot in self.slots.values() {
             slot.command(SlotCommand::End { grace_ms: SHUTDOWN_GRACE_MS });
         }
-        let all = async { while self.tasks.join_next().await.is_some() {} };
+        self.quit_jobs(SHUTDOWN_GRACE_MS);
+        let all = async {
+            while self.tasks.join_next().await.is_some() {}
+            while self.jobs.tasks.join_next().await.is_some() {}
+        };
         if tokio::time::timeout(SHUTDOWN_LIMIT, all).await.is_err() {
             tracing::error!("some slots did not end in time; their leases end them");
         }

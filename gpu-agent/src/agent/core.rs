@@ -6,6 +6,10 @@
 
 mod book;
 mod halts;
+mod job_book;
+mod job_ends;
+mod job_room;
+mod jobs;
 mod reconcile;
 mod room;
 mod routes;
@@ -20,6 +24,10 @@ mod tests;
 
 pub use book::{BookError, Held, OrderBook};
 pub use halts::{halt_on, halted_slots};
+pub use job_book::{HeldJob, JobOrderBook, JobSlotEnd, accepted_report, job_key};
+pub use job_ends::{job_end, lapsed};
+pub use job_room::HeldByJobs;
+pub use jobs::{JobAction, JobInput, reconcile_jobs};
 pub use protocol::Refusal;
 pub use reconcile::{ReconcileInput, RunningSlot, SlotAction, reconcile};
 pub use room::GrantedResources;

@@ -72,6 +72,9 @@ pub enum AgentError {
     /// A store of this node cannot be offered.
     #[error("storage")]
     Storage(#[from] model_store::StoreError),
+    /// The cache of unpacked artifacts cannot be used.
+    #[error("artifacts")]
+    Artifacts(#[from] model_store::ArtifactError),
     /// A listener cannot be used.
     #[error("listener")]
     Listener(#[source] overlay::Error),
@@ -95,6 +98,7 @@ impl AgentError {
             Self::Address { .. } | Self::Configuration(_) => error_code::REQUEST_INVALID,
             Self::Sandbox(error) => error.code(),
             Self::Storage(error) => error.code(),
+            Self::Artifacts(error) => error.code(),
             Self::Listener(error) => error.code(),
         }
     }

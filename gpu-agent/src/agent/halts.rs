@@ -190,6 +190,7 @@ impl AgentActor {
         for (key, refusal) in halted_slots(self.halts.book(), self.chain.state(), self.node.id(), slots) {
             self.tell(&key, SlotCommand::Kill, &refusal.message);
         }
+        self.kill_halted_jobs();
     }
 }
 

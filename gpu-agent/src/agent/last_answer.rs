@@ -163,7 +163,7 @@ mod tests {
     }
 
     fn desired(routes: bool) -> Desired {
-        Desired { assignments: vec![], routes: routes.then(Default::default) }
+        Desired { assignments: vec![], routes: routes.then(Default::default), jobs: vec![] }
     }
 
     fn machine() -> Clock {

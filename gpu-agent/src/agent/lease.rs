@@ -6,7 +6,7 @@
 //! slot has the lease that control granted with that answer, and nothing else.
 
 use host::Clock;
-use protocol::manifest::ServiceManifest;
+use protocol::manifest::{JobManifest, ServiceManifest};
 use protocol::{BootTime, Millis};
 
 /// Times from which the deadline of each slot follows.
@@ -63,6 +63,13 @@ impl Lease {
             return self.granted_until;
         }
         self.heard_at.map_or(BootTime(0), |at| at.plus(service.autonomy_ms()))
+    }
+
+    /// Returns the time until which a slot of this job may run, as far as is known now: its envelope's
+    /// autonomy, while the agent lives.
+    pub(super) fn until_job(self, job: &JobManifest) -> BootTime {
+        let autonomy_ms = job.autonomy_seconds.saturating_mul(1000);
+        self.alive_until.min(self.heard_at.map_or(BootTime(0), |at| at.plus(autonomy_ms)))
     }
 
     /// Returns whether a slot of this service may run now.

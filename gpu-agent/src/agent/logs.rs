@@ -137,7 +137,7 @@ impl LogTail {
 }
 
 /// Cuts bytes into lines. An unfinished last line stays in `rest`. Long lines are broken.
-fn cut(rest: &mut Vec<u8>, bytes: &[u8], lines: &mut Vec<String>) {
+pub(super) fn cut(rest: &mut Vec<u8>, bytes: &[u8], lines: &mut Vec<String>) {
     for byte in bytes {
         if *byte != b'\n' {
             rest.push(*byte);

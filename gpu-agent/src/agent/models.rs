@@ -23,6 +23,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
+mod packed;
 #[cfg(test)]
 mod tests;
 
@@ -410,6 +411,7 @@ impl LoadedModel {
             slot: order.slot,
             fence: order.fence,
             task: service.task,
+            root: self.manifest.root(),
             files: self.manifest.files.clone(),
             segments: self.manifest.segments.iter().map(segment).collect(),
             map_bytes: self.manifest.map_bytes(),

@@ -1,5 +1,7 @@
 //! State shared by all tasks of an agent: the node's identity, its leases, and the circle's state.
 
+use super::jobs::lines::RankLines;
+use super::jobs::trees::ArtifactTrees;
 use super::lease::Lease;
 use super::logs::LogQueue;
 use super::models::Models;
@@ -37,6 +39,10 @@ pub(super) struct Node {
     pub(super) models: Models,
     pub(super) resources: OfferedResources,
     pub(super) logs: LogQueue,
+    /// Output of the ranks of jobs, on its way to control.
+    pub(super) rank_lines: RankLines,
+    /// Unpacked artifacts of jobs.
+    pub(super) trees: ArtifactTrees,
     pub(super) lease: watch::Sender<Lease>,
     /// Length of a liveness lease, and of the longest lease accepted from control, in milliseconds.
     pub(super) lease_ms_max: u64,

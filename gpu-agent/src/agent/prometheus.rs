@@ -1,6 +1,7 @@
 //! Metrics for Prometheus, as text, on a loopback listener.
 
 use protocol::agent::{SlotReport, SlotState};
+use protocol::job_report::{JobSlotReport, JobSlotState};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
@@ -20,6 +21,10 @@ pub(super) struct Numbers {
     /// Halts that stand, by the kind of their scope.
     pub(super) halts_standing: BTreeMap<&'static str, u64>,
     pub(super) shard_faults: u64,
+    /// Slots of jobs, as they are reported.
+    pub(super) job_slots: Vec<JobSlotReport>,
+    /// Trees of artifacts that differed from their root.
+    pub(super) trees_changed: u64,
     /// Root, segments verified, bytes.
     pub(super) models: Vec<(String, u64, u64)>,
     pub(super) gateway: Option<GatewayNumbers>,
@@ -111,6 +116,12 @@ fn node_families(numbers: &Numbers) -> Vec<Family<'static>> {
             "Shards missing, out of reach or wrong",
             numbers.shard_faults,
         ),
+        (
+            "quorate_agent_artifact_trees_changed_total",
+            "counter",
+            "Unpacked artifacts that differed from their root",
+            numbers.trees_changed,
+        ),
     ]);
     let gateway = numbers.gateway.iter().flat_map(gateway_families);
     let scope = |(kind, count): (&&str, &u64)| (format!("{{scope=\"{kind}\"}}"), *count);
@@ -120,8 +131,39 @@ fn node_families(numbers: &Numbers) -> Vec<Family<'static>> {
         help: "Halts that this node obeys, by what they stop",
         samples: numbers.halts_standing.iter().map(scope).collect(),
     };
-    let counts = counts.chain([halts]);
+    let counts = counts.chain([halts]).chain(job_families(&numbers.job_slots));
     counts.chain(model_families(&numbers.models)).chain(gateway).collect()
+}
+
+fn job_families(slots: &[JobSlotReport]) -> [Family<'static>; 2] {
+    let labels = |slot: &JobSlotReport| {
+        let JobSlotReport { job, slot: index, attempt, .. } = slot;
+        format!("job=\"{job}\",slot=\"{index}\",attempt=\"{attempt}\"")
+    };
+    let state = |slot: &JobSlotReport| {
+        let state = match slot.state {
+            JobSlotState::Preparing => "preparing",
+            JobSlotState::Ready => "ready",
+            JobSlotState::Running => "running",
+            JobSlotState::Ended => "ended",
+        };
+        (format!("{{{},state=\"{state}\"}}", labels(slot)), 1)
+    };
+    let used = |slot: &JobSlotReport| (format!("{{{}}}", labels(slot)), slot.cpu_micros);
+    [
+        Family {
+            name: "quorate_agent_job_slot",
+            kind: "gauge",
+            help: "Slots of jobs on this node, with their state",
+            samples: slots.iter().map(state).collect(),
+        },
+        Family {
+            name: "quorate_agent_job_slot_cpu_microseconds",
+            kind: "gauge",
+            help: "CPU time of all ranks of a slot's attempt",
+            samples: slots.iter().map(used).collect(),
+        },
+    ]
 }
 
 fn gateway_families(gateway: &GatewayNumbers) -> impl Iterator<Item = Family<'static>> + use<> {
@@ -251,8 +293,22 @@ mod tests {
             restarts: 3,
             metrics: Some(WorkerMetrics { requests_total: 9, ..WorkerMetrics::default() }),
         };
+        let job_slot = JobSlotReport {
+            job: "train".parse().expect("a name"),
+            id: protocol::JobId(protocol::Digest::of(b"job")),
+            attempt: 2,
+            slot: SlotIndex(1),
+            fence: Fence::new(1, 4),
+            ranks: protocol::job::SlotRanks { first: 0, count: 2 },
+            state: JobSlotState::Running,
+            ends: vec![],
+            refusal: None,
+            cpu_micros: 7,
+        };
         let numbers = Numbers {
             slots: vec![slot],
+            job_slots: vec![job_slot],
+            trees_changed: 1,
             control_silent_ms: 1_500,
             halts_standing: [("circle", 2)].into(),
             models: vec![("00ff".into(), 1, 4096)],
@@ -274,6 +330,9 @@ mod tests {
             "quorate_agent_gateway_routes_version 5",
             "quorate_agent_control_silent_milliseconds 1500",
             "quorate_agent_halts_standing{scope=\"circle\"} 2",
+            "quorate_agent_job_slot{job=\"train\",slot=\"1\",attempt=\"2\",state=\"running\"} 1",
+            "quorate_agent_job_slot_cpu_microseconds{job=\"train\",slot=\"1\",attempt=\"2\"} 7",
+            "quorate_agent_artifact_trees_changed_total 1",
         ] {
             assert!(text.contains(expected), "{expected}");
         }

@@ -235,7 +235,7 @@ impl Stage {
             dead: BTreeSet::new(),
             halts: vec![vec![]; replicas],
             page: 3,
-            desired: Desired { assignments: vec![], routes: None },
+            desired: Desired { assignments: vec![], routes: None, jobs: vec![] },
             last: None,
             released: vec![],
             lines: vec![],

@@ -10,6 +10,9 @@ use super::drain::Drain;
 use super::error::AgentError;
 use super::gateway::{self, GatewayStatus, StopRequests};
 use super::halts::HaltFile;
+use super::jobs::lines::RankLines;
+use super::jobs::trees::ArtifactTrees;
+use super::jobs::{JobFile, JobSlots};
 use super::last_answer::LastAnswerFile;
 use super::lease::Lease;
 use super::logs::LogQueue;
@@ -68,6 +71,7 @@ impl Prepared {
         let chain = Chain::open(directory.join("chain"), config.genesis.clone(), config.circle)?;
         let id = NodeId(config.identity.public_key());
         let (orders, book) = OrderFile::open(directory.join("orders"), &chain, id)?;
+        let (job_file, job_book) = JobFile::open(directory.join("jobs"), config.circle, id)?;
         let halts = HaltFile::open(directory.join("halts"), config.circle)?;
         let access = AccessFile::open(directory.join("access"), config.circle)?;
         let (clock, replicas) = (config.clock, chain.state().control());
@@ -88,6 +92,8 @@ impl Prepared {
             models: Models::new(context, config.encryption, circle.subscribe()),
             resources: OfferedResources::new(config.resources),
             logs: LogQueue::default(),
+            rank_lines: RankLines::default(),
+            trees: ArtifactTrees::open(&directory)?,
             lease: watch::Sender::new(Lease::resumed(heard_at)),
             lease_ms_max: config.lease_ms_max,
             circle,
@@ -96,14 +102,7 @@ impl Prepared {
         let halted = |key: &SlotKey| halt_on(halts.book(), chain.state(), id, &key.service).is_some();
         let adopted = find_sandboxes(&node, &book, halted).await?;
         let drain = Drain::new(config.drain, config.gateway.is_some());
-        let services = Services {
-            storage: config.storage,
-            gateway: config.gateway,
-            metrics: config.metrics,
-            numbers: Arc::default(),
-            routes: watch::Sender::new(None),
-            status: Arc::default(),
-        };
+        let services = Services::new(config.storage, config.gateway, config.metrics);
         let time = TrustedTime::new(control.replica_count());
         let mut actor = AgentActor {
             time,
@@ -111,6 +110,7 @@ impl Prepared {
             chain,
             orders,
             book,
+            jobs: JobSlots::new(job_file, job_book),
             halts,
             access,
             admission: config.admission,
@@ -223,6 +223,16 @@ struct Services {
 }
 
 impl Services {
+    /// Returns services that have published nothing yet.
+    fn new(
+        storage: Option<super::config::StorageConfig>,
+        gateway: Option<super::config::GatewayConfig>,
+        metrics: Option<TcpListener>,
+    ) -> Self {
+        let (numbers, status) = (Arc::default(), Arc::default());
+        Self { storage, gateway, metrics, numbers, routes: watch::Sender::new(None), status }
+    }
+
     fn spawn(
         self,
         node: &Arc<Node>,

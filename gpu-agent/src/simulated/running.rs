@@ -9,7 +9,7 @@ use protocol::BootTime;
 use protocol::limits::LEASE_MS;
 use protocol::sandbox::SandboxExit;
 use protocol::worker::{InitReply, WorkerManifest};
-use sandbox::{Ended, MetricsReader, OutputPosition, SandboxError};
+use sandbox::{CgroupUsage, Ended, MetricsReader, OutputPosition, ProcessDescriptors, SandboxError};
 use sandbox::{Running, Start};
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -206,6 +206,14 @@ impl Running for SimulatedSandbox {
             Ok(self.ended())
         }
         .boxed()
+    }
+
+    fn descriptors(self: Arc<Self>) -> BoxFuture<'static, Result<ProcessDescriptors, SandboxError>> {
+        futures::future::ready(Ok(ProcessDescriptors { ranks: vec![], gang_device: None })).boxed()
+    }
+
+    fn usage(&self) -> CgroupUsage {
+        CgroupUsage::default()
     }
 
     fn connect_worker(&self) -> io::Result<UnixStream> {

@@ -81,7 +81,7 @@ impl Control {
             admitted: true,
             silent: false,
             lease_ms: LONG_LEASE_MS,
-            desired: Desired { assignments: vec![], routes: None },
+            desired: Desired { assignments: vec![], routes: None, jobs: vec![] },
             forged: vec![],
             enrolled: vec![],
             last: None,

@@ -28,6 +28,11 @@ use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
+/// Returns the desired state with this assignment alone.
+pub(crate) fn only(assignment: Assignment) -> Desired {
+    Desired { assignments: vec![assignment], routes: None, jobs: vec![] }
+}
+
 /// Seed of the node's key.
 const NODE: [u8; 32] = [7; 32];
 /// Seed of the gateway's key.
@@ -177,7 +182,7 @@ impl Bench {
     /// Makes control request exactly these orders of one deployment.
     pub fn want(&self, bundle: &Bundle, orders: Vec<SignedOrder>, draining: &[u32]) {
         let assignment = self.assignment(bundle, orders, draining);
-        self.control.say(|script| script.desired = Desired { assignments: vec![assignment], routes: None });
+        self.control.say(|script| script.desired = only(assignment));
     }
 
     pub fn assignment(&self, bundle: &Bundle, orders: Vec<SignedOrder>, draining: &[u32]) -> Assignment {

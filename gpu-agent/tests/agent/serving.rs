@@ -1,8 +1,8 @@
 //! Tests of a slot's life: from an order to a worker that serves, and back.
 
-use crate::node::{Bench, node_id, ticket};
+use crate::node::{Bench, node_id, only, ticket};
 use model_store::ModelKey;
-use protocol::agent::{Assignment, Desired, SlotState};
+use protocol::agent::{Assignment, SlotState};
 use protocol::limits::LEASE_MS;
 use protocol::{Fence, SlotIndex};
 use std::time::Duration;
@@ -158,7 +158,7 @@ async fn a_wrap_of_a_wrong_key_is_complained_about_and_its_replacement_is_used()
     let wrong = bench.wrap_of(&ModelKey::generate().unwrap());
     let digest = wrong.digest();
     let assignment = Assignment { wrap: Some(wrong), ..sound.clone() };
-    bench.control.say(|script| script.desired = Desired { assignments: vec![assignment], routes: None });
+    bench.control.say(|script| script.desired = only(assignment));
     let complaint = bench
         .control
         .until("the node complains", |script| script.last.as_ref()?.complaints.first().cloned())
@@ -166,7 +166,7 @@ async fn a_wrap_of_a_wrong_key_is_complained_about_and_its_replacement_is_used()
     assert_eq!(complaint.complaint.wrap, digest);
     human_chain::check_complaint(&bench.control.script().world.state, &complaint)
         .expect("signed by the node");
-    bench.control.say(|script| script.desired = Desired { assignments: vec![sound], routes: None });
+    bench.control.say(|script| script.desired = only(sound));
     bench.control.until_slot("ready", in_state(SlotState::Ready, 0, 1)).await;
     let quiet = |script: &crate::control::ControlScript| {
         script.last.as_ref().is_some_and(|last| last.complaints.is_empty()).then_some(())

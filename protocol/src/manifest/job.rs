@@ -71,7 +71,7 @@ pub struct JobBudget {
     pub spend_micro_units: Option<u64>,
 }
 
-/// Manifest of a job. This release reads, checks and approves it, but cannot run it.
+/// Manifest of a job: what its submissions may run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct JobManifest {

@@ -93,6 +93,7 @@ agreements! {
     manifests: workloads::manifest();
     model_manifests: stored::model_manifest();
     order_books: stored::order_book();
+    job_books: stored::job_book();
     orders: workloads::signed_order();
     proposals: governed::proposal();
     sandbox_exits: stored::sandbox_exit();

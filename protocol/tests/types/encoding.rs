@@ -107,6 +107,7 @@ laws! {
     model_manifests: stored::model_manifest();
     model_records: stored::record();
     order_books: stored::order_book();
+    job_books: stored::job_book();
     orders: workloads::signed_order();
     pending_nodes: stored::pending_node();
     proposals: governed::proposal();

@@ -2,7 +2,7 @@
 
 use crate::governed::{admission, bundle, head, signed_genesis, signed_halt};
 use crate::values::*;
-use crate::workloads::{ISOLATIONS, TASKS, route_table, signed_order, signed_ticket};
+use crate::workloads::{ISOLATIONS, TASKS, route_table, signed_job_order, signed_order, signed_ticket};
 use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
@@ -10,10 +10,14 @@ use protocol::agent::{
     Assignment, Desired, EnrolResponse, Gpu, NodeResources, PendingNode, SlotReport, SlotState, SyncRequest,
     SyncResponse, WorkerLine,
 };
-use protocol::agent_state::{HeldOrder, OrderBookRecord, SlotFence, Verdict};
+use protocol::agent_state::{HeldOrder, JobBookRecord, OrderBookRecord, SlotFence, Verdict};
 use protocol::artifact::{ArtifactEntry, ArtifactIndex, ArtifactStart, EntryKind};
 use protocol::error_code;
 use protocol::halt::{HaltBookRecord, HaltCursor, HaltsAnswer, HaltsRequest};
+use protocol::job::SlotRanks;
+use protocol::job_report::{
+    ArtifactSource, JobAssignment, JobSlotReport, JobSlotState, RankEnd, RankLine, RankOutcome,
+};
 use protocol::keys::ByteString;
 use protocol::model::{
     ErasureCode, KeyWrap, ModelFile, ModelManifest, ModelNonce, ModelRecord, Recipient, RecipientSignature,
@@ -28,7 +32,7 @@ use protocol::worker::{
     FromWorker, InitReply, InitRequest, SegmentRange, ToWorker, WorkerLoad, WorkerManifest, WorkerMetrics,
     WorkerState,
 };
-use protocol::{ArtifactRoot, ErrorCode};
+use protocol::{ArtifactRoot, ErrorCode, JobId, Refusal};
 
 pub(crate) const SLOT_STATES: [SlotState; 7] = [
     SlotState::Loading,
@@ -39,6 +43,8 @@ pub(crate) const SLOT_STATES: [SlotState; 7] = [
     SlotState::Failed,
     SlotState::Refused,
 ];
+pub(crate) const JOB_SLOT_STATES: [JobSlotState; 4] =
+    [JobSlotState::Preparing, JobSlotState::Ready, JobSlotState::Running, JobSlotState::Ended];
 pub(crate) const WORKER_STATES: [WorkerState; 4] =
     [WorkerState::Loading, WorkerState::Ready, WorkerState::Draining, WorkerState::Failed];
 
@@ -60,8 +66,13 @@ pub(crate) fn metrics() -> BoxedStrategy<WorkerMetrics> {
 }
 
 pub(crate) fn worker_load() -> BoxedStrategy<WorkerLoad> {
-    (one_of(&WORKER_STATES), metrics(), any::<Option<u32>>())
-        .prop_map(|(state, metrics, context_tokens_max)| WorkerLoad { state, metrics, context_tokens_max })
+    (one_of(&WORKER_STATES), metrics(), any::<Option<u32>>(), option::of(digest()))
+        .prop_map(|(state, metrics, context_tokens_max, numeric_class)| WorkerLoad {
+            state,
+            metrics,
+            context_tokens_max,
+            numeric_class,
+        })
         .boxed()
 }
 
@@ -110,6 +121,52 @@ fn line() -> BoxedStrategy<WorkerLine> {
     (name(), slot(), number(), millis(), text()).prop_map(of).boxed()
 }
 
+fn rank_line() -> BoxedStrategy<RankLine> {
+    let of = |(id, attempt, rank, sequence, text, dropped)| RankLine {
+        id: JobId(id),
+        attempt,
+        rank,
+        sequence,
+        text,
+        dropped,
+    };
+    (digest(), number32(), number32(), number(), text(), number()).prop_map(of).boxed()
+}
+
+fn rank_end() -> BoxedStrategy<RankEnd> {
+    let outcome = prop_oneof![
+        any::<i32>().prop_map(|code| RankOutcome::Exited { code }),
+        any::<i32>().prop_map(|signal| RankOutcome::Signalled { signal }),
+        Just(RankOutcome::OutOfMemory),
+        Just(RankOutcome::TimeLimit),
+        Just(RankOutcome::Stopped),
+        Just(RankOutcome::Lost),
+    ];
+    (number32(), outcome).prop_map(|(rank, outcome)| RankEnd { rank, outcome }).boxed()
+}
+
+/// Returns a report with a refusal or without; a refusal has a text.
+fn job_report() -> BoxedStrategy<JobSlotReport> {
+    let code = prop::sample::select(error_code::ALL.to_vec());
+    let refusal = (code, text()).prop_map(|(code, text)| Refusal::new(code, format!("because {text}")));
+    let ranks = (number32(), number32()).prop_map(|(first, count)| SlotRanks { first, count });
+    let place = (name(), digest(), number32(), slot(), fence(), ranks);
+    (place, one_of(&JOB_SLOT_STATES), vec(rank_end(), 0..3), option::of(refusal), number())
+        .prop_map(|((job, id, attempt, slot, fence, ranks), state, ends, refusal, cpu_micros)| {
+            let id = JobId(id);
+            JobSlotReport { job, id, attempt, slot, fence, ranks, state, ends, refusal, cpu_micros }
+        })
+        .boxed()
+}
+
+fn job_assignment() -> BoxedStrategy<JobAssignment> {
+    let source =
+        (record(), option::of(signed_wrap())).prop_map(|(record, wrap)| ArtifactSource { record, wrap });
+    let of = |(order, start, peers, artifact)| JobAssignment { order, start, peers, artifact };
+    let peers = vec(signed_job_order(), 0..2);
+    (signed_job_order(), any::<bool>(), peers, option::of(source)).prop_map(of).boxed()
+}
+
 pub(crate) fn sync_request() -> BoxedStrategy<SyncRequest> {
     let capacity = (number(), number(), vec(gpu(), 0..2)).prop_map(|(cpu_millicores, memory_bytes, gpus)| {
         NodeResources { cpu_millicores, memory_bytes, gpus }
@@ -117,8 +174,9 @@ pub(crate) fn sync_request() -> BoxedStrategy<SyncRequest> {
     let node = (number(), text(), capacity, one_of(&ISOLATIONS), texts());
     let known = (vec(report(), 0..3), number(), option::of(number()));
     let wish = (number32(), digest(), vec(line(), 0..3), vec(complaint(), 0..2));
-    (node, known, wish)
-        .prop_map(|(node, known, (wait_ms, desired, logs, complaints))| {
+    let ranks = (vec(job_report(), 0..3), vec(rank_line(), 0..3));
+    (node, known, wish, ranks)
+        .prop_map(|(node, known, (wait_ms, desired, logs, complaints), (jobs, rank_lines))| {
             let (boot, version, resources, isolation, not_enforced) = node;
             let (slots, governance_length, routes_version) = known;
             SyncRequest {
@@ -134,6 +192,8 @@ pub(crate) fn sync_request() -> BoxedStrategy<SyncRequest> {
                 desired,
                 logs,
                 complaints,
+                jobs,
+                rank_lines,
             }
         })
         .boxed()
@@ -152,8 +212,8 @@ fn assignment() -> BoxedStrategy<Assignment> {
 }
 
 pub(crate) fn desired() -> BoxedStrategy<Desired> {
-    (vec(assignment(), 0..2), option::of(route_table()))
-        .prop_map(|(assignments, routes)| Desired { assignments, routes })
+    (vec(assignment(), 0..2), option::of(route_table()), vec(job_assignment(), 0..2))
+        .prop_map(|(assignments, routes, jobs)| Desired { assignments, routes, jobs })
         .boxed()
 }
 
@@ -192,6 +252,13 @@ pub(crate) fn order_book() -> BoxedStrategy<OrderBookRecord> {
     );
     let of = |(version, circle, node, fences, held)| OrderBookRecord { version, circle, node, fences, held };
     (number32(), circle(), node_id(), vec(fence, 0..3), vec(held, 0..3)).prop_map(of).boxed()
+}
+
+pub(crate) fn job_book() -> BoxedStrategy<JobBookRecord> {
+    let fence =
+        (name(), slot(), fence()).prop_map(|(service, slot, fence)| SlotFence { service, slot, fence });
+    let of = |(version, circle, node, fences, held)| JobBookRecord { version, circle, node, fences, held };
+    (number32(), circle(), node_id(), vec(fence, 0..3), vec(job_report(), 0..3)).prop_map(of).boxed()
 }
 
 pub(crate) fn halt_book() -> BoxedStrategy<HaltBookRecord> {
@@ -344,11 +411,11 @@ fn wrap() -> BoxedStrategy<KeyWrap> {
 pub(crate) fn worker_manifest() -> BoxedStrategy<WorkerManifest> {
     let range = (number(), number32()).prop_map(|(offset, length)| SegmentRange { offset, length });
     let slot = (name(), slot(), fence(), one_of(&TASKS));
-    let model = (vec(model_file(), 0..3), vec(range, 0..3), number());
+    let model = (root(), vec(model_file(), 0..3), vec(range, 0..3), number());
     let limits = (option::of(number32()), number32(), number32(), number());
     let devices = (vec(number32(), 0..3), option::of(number()));
     (slot, model, limits, devices)
-        .prop_map(|(slot, (files, segments, map_bytes), limits, devices)| {
+        .prop_map(|(slot, (root, files, segments, map_bytes), limits, devices)| {
             let (service, slot, fence, task) = slot;
             let (context_tokens_max, batch_sequences_max, threads, memory_bytes) = limits;
             let (gpus, gpu_memory_bytes) = devices;
@@ -357,6 +424,7 @@ pub(crate) fn worker_manifest() -> BoxedStrategy<WorkerManifest> {
                 slot,
                 fence,
                 task,
+                root,
                 files,
                 segments,
                 map_bytes,

@@ -2,7 +2,7 @@
 //! no other name is read as it.
 
 use crate::governed::{CHOICES, CLASSES, ROLES, SCOPES};
-use crate::stored::{SLOT_STATES, WORKER_STATES};
+use crate::stored::{JOB_SLOT_STATES, SLOT_STATES, WORKER_STATES};
 use crate::workloads::{EXPIRIES, ISOLATIONS, RUNTIMES, TASKS};
 use protocol::api::ProposalState;
 use protocol::canonical::{from_bytes, to_bytes};
@@ -76,6 +76,7 @@ fn variants_have_their_names_in_every_form() {
     named(&ISOLATIONS, "none same_uid full");
     named(&EXPIRIES, "hold drain");
     named(&SLOT_STATES, "loading starting ready draining released failed refused");
+    named(&JOB_SLOT_STATES, "preparing ready running ended");
     named(&WORKER_STATES, "loading ready draining failed");
     named(&PROPOSAL_STATES, "open approved rejected expired stale waiting");
     named(&[SandboxGo::Go], "go");

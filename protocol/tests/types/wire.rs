@@ -9,8 +9,8 @@ use ciborium::value::Value as Cbor;
 use protocol::canonical::{CanonicalError, from_bytes, to_bytes};
 use protocol::limits::JSON_BYTES_PER_CANONICAL_BYTE;
 use protocol::{
-    Digest, access, agent, agent_state, api, artifact, comment, gateway, governance, halt, job, keys,
-    manifest, model, order, passkey, sandbox, worker,
+    Digest, access, agent, agent_state, api, artifact, comment, gateway, governance, halt, job, job_report,
+    keys, manifest, model, order, passkey, sandbox, worker,
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value as Json;
@@ -40,7 +40,7 @@ const OPTIONAL_FLAGS: [&str; 1] = ["answers"];
 /// Lists that a value may lack.
 const OPTIONAL_LISTS: [&str; 1] = ["command"];
 /// Numbers that may be negative.
-const SIGNED: [&str; 5] = ["status", "signal", "exit", "least", "most"];
+const SIGNED: [&str; 6] = ["status", "signal", "exit", "least", "most", "code"];
 /// Sets: exactly one order of their elements is canonical.
 const SETS: [&str; 6] = ["roles", "scopes", "origins", "halts", "grantors", "tokens"];
 
@@ -62,6 +62,12 @@ kinds! {
     "Gpu" => agent::Gpu,
     "NodeResources" => agent::NodeResources,
     "SlotReport" => agent::SlotReport,
+    "RankOutcome" => job_report::RankOutcome,
+    "RankEnd" => job_report::RankEnd,
+    "JobSlotReport" => job_report::JobSlotReport,
+    "RankLine" => job_report::RankLine,
+    "ArtifactSource" => job_report::ArtifactSource,
+    "JobAssignment" => job_report::JobAssignment,
     "SyncRequest" => agent::SyncRequest,
     "WorkerLine" => agent::WorkerLine,
     "Assignment" => agent::Assignment,
@@ -74,6 +80,7 @@ kinds! {
     "PendingNode" => agent::PendingNode,
     "LastAnswerRecord" => agent_state::LastAnswerRecord,
     "OrderBookRecord" => agent_state::OrderBookRecord,
+    "JobBookRecord" => agent_state::JobBookRecord,
     "SlotFence" => agent_state::SlotFence,
     "HeldOrder" => agent_state::HeldOrder,
     "HandOrder" => agent_state::HandOrder,

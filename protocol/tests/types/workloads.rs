@@ -5,7 +5,7 @@ use proptest::collection::{btree_map, btree_set, vec};
 use proptest::option;
 use proptest::prelude::*;
 use protocol::gateway::{ApiKey, Route, RouteTable, RoutedService};
-use protocol::job::{JobOrder, JobSubmission, SignedSubmission, SlotRanks, Submitter};
+use protocol::job::{JobOrder, JobSubmission, SignedJobOrder, SignedSubmission, SlotRanks, Submitter};
 use protocol::keys::ByteString;
 use protocol::manifest::{
     ArtifactChoice, EdgeManifest, Isolation, JobBudget, JobManifest, JobParameter, JobSubmitters, Manifest,
@@ -243,6 +243,11 @@ pub(crate) fn job_order() -> BoxedStrategy<JobOrder> {
             JobOrder { circle, certificate, submission, attempt, slot, fence, node, ranks, gpus, issued_at }
         })
         .boxed()
+}
+
+pub(crate) fn signed_job_order() -> BoxedStrategy<SignedJobOrder> {
+    let of = |(order, signer, signature)| SignedJobOrder { order, signer, signature };
+    (job_order(), key(), signature()).prop_map(of).boxed()
 }
 
 pub(crate) fn signed_order() -> BoxedStrategy<SignedOrder> {

@@ -441,6 +441,13 @@ impl Launcher for SandboxLauncher {
         blocking(move || Ok(Arc::new(Self::start(&self, &start)?) as Arc<dyn Running>)).boxed()
     }
 
+    fn start_process(
+        self: Arc<Self>,
+        start: StartProcess,
+    ) -> BoxFuture<'static, Result<Arc<dyn Running>, SandboxError>> {
+        blocking(move || Ok(Arc::new(Self::start_process(&self, &start)?) as Arc<dyn Running>)).boxed()
+    }
+
     fn list_running(self: Arc<Self>) -> BoxFuture<'static, Result<Vec<Arc<dyn Running>>, SandboxError>> {
         let shared = |sandbox| Arc::new(sandbox) as Arc<dyn Running>;
         blocking(move || Ok(Self::list_running(&self)?.into_iter().map(shared).collect())).boxed()

@@ -27,7 +27,7 @@ pub(super) fn execute(
     let mut draft = Draft::new(cluster, cluster.now);
     let effects = steps.iter().map(|step| draft.execute(step)).collect::<Result<Vec<_>, _>>()?;
     debug_assert!(draft.services.keys().eq(cluster.services.keys()), "only the circle adds services");
-    cluster.services = draft.services;
+    (cluster.services, cluster.jobs) = (draft.services, draft.jobs);
     cluster.generation += 1;
     settle(cluster);
     let mut orders = Vec::new();

@@ -3,7 +3,7 @@
 use super::execute::settle;
 use super::known::{circle, not_founded};
 use super::registry::TouchedKeys;
-use super::{comments, proposals, registry, waiting};
+use super::{comments, jobs, proposals, registry, waiting};
 use crate::cluster::{Circle, Cluster, HoldingPhase, OpenProposal, Service, ServicePhase};
 use crate::command::{Actor, Refusal, Reply};
 use crate::roll_out::{ReturnTarget, RollOut, RollOutPhase};
@@ -131,18 +131,20 @@ fn bundle(certificate: Certificate, index: u64) -> Bundle {
 fn put_in_force(cluster: &mut Cluster, change: &Change, certificate: Digest) {
     match change {
         Change::Deploy(manifest) => {
-            let is_service = matches!(manifest.as_ref(), Manifest::Service(_));
-            debug_assert!(is_service, "a kind that nothing runs is refused when it is proposed");
-            if let Manifest::Service(manifest) = manifest.as_ref() {
-                deploy(cluster, manifest, certificate);
+            debug_assert!(!matches!(manifest.as_ref(), Manifest::Edge(_)), "nothing runs this kind");
+            match manifest.as_ref() {
+                Manifest::Service(manifest) => deploy(cluster, manifest, certificate),
+                Manifest::Job(manifest) => jobs::withdraw_waiting(cluster, &manifest.name),
+                Manifest::Edge(_) => {}
             }
         }
         Change::Retire { service, grace_seconds } => {
             let until = cluster.now.plus(u64::from(*grace_seconds) * 1000);
-            if let Some(service) = cluster.services.get_mut(service) {
-                debug_assert_eq!(service.phase, ServicePhase::Active, "only what is in force is retired");
-                service.phase = ServicePhase::Retiring { until };
+            let active = |known: &&mut Service| known.phase == ServicePhase::Active;
+            if let Some(known) = cluster.services.get_mut(service).filter(active) {
+                known.phase = ServicePhase::Retiring { until };
             }
+            jobs::withdraw_all(cluster, service);
         }
         Change::AdmitNode(admission) => {
             cluster.pending.remove(&admission.id);
@@ -210,6 +212,7 @@ fn revoke_from_departed(cluster: &mut Cluster, touched: &TouchedKeys) {
         holding.phase = phase;
         slot.since = cluster.now;
     }
+    jobs::revoke_from_departed(cluster);
 }
 
 /// Closes every open proposal that no longer applies, since a signature does not carry over to a state that

@@ -152,10 +152,6 @@ fn check_submitted(cluster: &Cluster, proposal: &Proposal) -> Result<(), Refusal
     }
     check_proposal(state, proposal)?;
     match &proposal.change {
-        // Nothing places ranks yet: an approval would promise what no node does.
-        Change::Deploy(manifest) if matches!(manifest.as_ref(), Manifest::Job(_)) => {
-            Err(ChainError::KindNotBuilt("a job").into())
-        }
         Change::ForgetModel { model, .. } => super::registry::check_forgetting(cluster, model),
         _ => Ok(()),
     }

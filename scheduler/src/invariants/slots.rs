@@ -111,7 +111,11 @@ fn check_manifests(cluster: &Cluster) -> InvariantResult {
 }
 
 fn check_gpus(cluster: &Cluster) -> InvariantResult {
-    for ((node, gpu), percent) in allocated_gpus(&cluster.services, &cluster.manifests, |_| true) {
+    let mut allocated = allocated_gpus(&cluster.services, &cluster.manifests, |_| true);
+    for (gpu, percent) in cluster.jobs.allocated_gpus(cluster) {
+        *allocated.entry(gpu).or_default() += percent;
+    }
+    for ((node, gpu), percent) in allocated {
         ensure(percent <= GPU_PERCENT_MAX, GpuAllocatedOnce, || {
             format!("{percent} % of GPU {gpu} of {}", cluster.node_name(&node))
         })?;

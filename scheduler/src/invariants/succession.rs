@@ -3,6 +3,7 @@
 use super::Invariant::{ChainGrows, CountsRise, FenceRises};
 use super::{InvariantResult, ensure};
 use crate::cluster::{Cluster, Slot};
+use crate::jobs::JobSlot;
 
 pub(super) fn check(before: &Cluster, next: &Cluster) -> InvariantResult {
     check_counts(before, next)?;
@@ -15,7 +16,27 @@ pub(super) fn check(before: &Cluster, next: &Cluster) -> InvariantResult {
             })?;
         }
     }
+    for (name, slots) in &before.jobs.slots {
+        for (index, slot) in slots {
+            let later = next.jobs.slots.get(name).and_then(|slots| slots.get(index));
+            ensure(later.is_some_and(|later| gang_follows(slot, later)), FenceRises, || {
+                format!("{name}/{index}")
+            })?;
+        }
+    }
     Ok(())
+}
+
+/// Returns whether a job's slot may become the later one: another gang holds it only under a higher fence.
+fn gang_follows(slot: &JobSlot, later: &JobSlot) -> bool {
+    if later.fence != slot.fence {
+        return later.fence > slot.fence;
+    }
+    match (&slot.holding, &later.holding) {
+        (Some(before), Some(after)) => (before.id, before.node) == (after.id, after.node),
+        (None, Some(_)) => false,
+        (_, None) => true,
+    }
 }
 
 fn check_counts(before: &Cluster, next: &Cluster) -> InvariantResult {

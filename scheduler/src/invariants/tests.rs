@@ -13,12 +13,14 @@ use crate::cluster::{
 };
 use crate::command::Actor;
 use crate::former::FormerHolder;
+use crate::jobs::{JobHolding, JobHoldingPhase, JobSlot};
 use crate::roll_out::{ReturnTarget, RollOutPhase};
 use common::samples::running;
 use common::{comment_of, member, node_id, root, service_name};
 use protocol::api::ProposalState;
+use protocol::job::SlotRanks;
 use protocol::model::Recipient;
-use protocol::{CircleId, Digest, Fence, Millis, ProposalId, SlotIndex};
+use protocol::{CircleId, Digest, Fence, JobId, Millis, ProposalId, SlotIndex};
 use std::collections::BTreeSet;
 
 type Plant = fn(&mut Cluster);
@@ -138,6 +140,23 @@ fn wrong_services() -> Table {
 
 fn wrong_records() -> Table {
     vec![
+        (JobKept, "a key of no job", |c| {
+            c.jobs.keys.insert(Digest::of(b"x"), JobId(Digest::of(b"x")));
+        }),
+        (GangWhole, "a slot of a job that no certificate approves", |c| {
+            let holding = JobHolding {
+                id: JobId(Digest::of(b"x")),
+                attempt: 1,
+                certificate: Digest::of(b"x"),
+                node: node_id("n1"),
+                ranks: SlotRanks { first: 0, count: 1 },
+                gpus: vec![],
+                issued_at: Millis(1),
+                phase: JobHoldingPhase::Ending { generation: 1 },
+            };
+            let slot = JobSlot { fence: Fence::new(1, 1), holding: Some(holding) };
+            c.jobs.slots.entry(service_name("train")).or_default().insert(SlotIndex(0), slot);
+        }),
         (ChainIndex, "a certificate outside the chain", |c| {
             circle(c).positions.insert(Digest::of(b"x"), 0);
         }),

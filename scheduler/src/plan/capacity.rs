@@ -3,9 +3,12 @@
 //! Amounts are the node's offer less the resources of its orders, never the current usage: a plan must hold
 //! at a replica's peak.
 
+mod ranks;
+
 use crate::allocation::gpu_demand;
 use crate::clock::{ClusterTime, LeaderTime};
 use crate::cluster::{Cluster, Holding, HoldingPhase, Service};
+use crate::jobs::JobBook;
 use crate::observed::Liveness;
 use crate::view::ClusterView;
 use human_chain::HeldMemory;
@@ -13,6 +16,8 @@ use protocol::governance::{NodeAdmission, NodeRole};
 use protocol::manifest::{Isolation, Resources, ServiceManifest, format_bytes};
 use protocol::{HaltId, NodeId, NodeName, ServiceName};
 use std::collections::{BTreeMap, BTreeSet};
+
+pub(crate) use ranks::ranks_of_empty_nodes;
 
 /// A node and its remaining capacity.
 #[derive(Debug, Clone)]
@@ -27,6 +32,8 @@ pub(crate) struct NodeCapacity {
     memory_offered: u64,
     /// Memory that its replicas hold, weights included.
     memory_held: HeldMemory,
+    /// Memory that ranks of jobs hold, in bytes.
+    ranks_memory: u64,
     pub(crate) gpus: Vec<GpuCapacity>,
     /// Number of running replicas of each service.
     pub(crate) replicas: BTreeMap<ServiceName, u32>,
@@ -36,6 +43,9 @@ pub(crate) struct NodeCapacity {
 #[derive(Debug, Clone)]
 pub(crate) struct GpuCapacity {
     pub(crate) index: u32,
+    uuid: String,
+    /// Product name.
+    model: String,
     pub(crate) simulated: bool,
     healthy: bool,
     memory_bytes: u64,
@@ -155,8 +165,17 @@ impl std::fmt::Display for Unschedulable {
     }
 }
 
-/// Returns every admitted node with the capacity that these services leave, by name.
+/// Returns every admitted node with the capacity that these services and all jobs leave, by name.
 pub(crate) fn capacities(view: ClusterView, services: &BTreeMap<ServiceName, Service>) -> Vec<NodeCapacity> {
+    capacities_beside(view, services, view.cluster.jobs())
+}
+
+/// Returns every admitted node with the capacity that these services and jobs leave, by name.
+pub(crate) fn capacities_beside(
+    view: ClusterView,
+    services: &BTreeMap<ServiceName, Service>,
+    jobs: &JobBook,
+) -> Vec<NodeCapacity> {
     let cluster = view.cluster;
     let mut capacities: Vec<NodeCapacity> =
         cluster.nodes().map(|node| NodeCapacity::empty(node, view)).collect();
@@ -176,6 +195,11 @@ pub(crate) fn capacities(view: ClusterView, services: &BTreeMap<ServiceName, Ser
             }
         }
     }
+    for (_, held) in jobs.held() {
+        let Some(position) = positions.get(&held.node) else { continue };
+        let Some(manifest) = cluster.job_manifest(&held.certificate) else { continue };
+        capacities[*position].take_ranks(&manifest.resources, held.ranks.count, &held.gpus);
+    }
     capacities
 }
 
@@ -190,6 +214,10 @@ pub(crate) fn capacity_beside<'a>(
         debug_assert_eq!(holding.order.node, node.id, "holdings of one node");
         let Some(manifest) = view.cluster.manifest_of(&holding.order.certificate) else { continue };
         capacity.host(manifest, &holding.order.gpus, model_bytes(view.cluster, manifest));
+    }
+    for (_, held) in view.cluster.jobs().held().filter(|(_, held)| held.node == node.id) {
+        let Some(manifest) = view.cluster.job_manifest(&held.certificate) else { continue };
+        capacity.take_ranks(&manifest.resources, held.ranks.count, &held.gpus);
     }
     capacity
 }
@@ -210,6 +238,8 @@ impl NodeCapacity {
         let mut gpus: Vec<GpuCapacity> = distinct
             .map(|gpu| GpuCapacity {
                 index: gpu.index,
+                uuid: gpu.uuid.clone(),
+                model: gpu.name.clone(),
                 simulated: gpu.simulated,
                 healthy: gpu.healthy,
                 memory_bytes: gpu.memory_bytes,
@@ -229,6 +259,7 @@ impl NodeCapacity {
             cpu_free: resources.cpu_millicores,
             memory_offered: resources.memory_bytes,
             memory_held: HeldMemory::default(),
+            ranks_memory: 0,
             gpus,
             replicas: BTreeMap::new(),
         }
@@ -258,7 +289,7 @@ impl NodeCapacity {
 
     /// Returns the memory that is left, in bytes.
     fn memory_free(&self) -> u64 {
-        self.memory_offered.saturating_sub(self.memory_held.bytes())
+        self.memory_offered.saturating_sub(self.memory_held.bytes().saturating_add(self.ranks_memory))
     }
 
     /// Returns every obstacle on this node that is independent of free resources: those in its

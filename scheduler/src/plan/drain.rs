@@ -43,6 +43,7 @@ impl Planner<'_> {
                 }
             }
         }
+        nodes.extend(self.draft.jobs.held().map(|(_, held)| (held.node, true)));
         nodes
     }
 

@@ -229,6 +229,10 @@ fn the_samples_hold_every_kind_of_action_actor_step_and_phase() {
         | Action::RevokeAccess(_)
         | Action::Scale { .. }
         | Action::RollBack { .. }
+        | Action::RequestJob(_)
+        | Action::SubmitJob(_)
+        | Action::CancelJob { .. }
+        | Action::RetryJob { .. }
         | Action::Execute { .. }
         | Action::Enrol(_)
         | Action::Tick) = &command.action;

@@ -14,6 +14,7 @@ mod format;
 mod former_holders;
 mod full_circle;
 mod halts;
+mod jobs;
 mod leases;
 mod members;
 mod models;

@@ -101,7 +101,7 @@ fn answer(world: &World, length: u64) -> SyncResponse {
         lease_ms: LEASE_MS,
         history: world.cluster.circle_state().unwrap().head(),
         governance: history_page(world.cluster.governance_chain(), length, HISTORY_PAGE_BYTES_MAX),
-        desired: Some(Desired { assignments, routes: None }),
+        desired: Some(Desired { assignments, routes: None, jobs: vec![] }),
     }
 }
 

@@ -45,6 +45,8 @@ impl AnswerToken {
 pub enum Event {
     /// The next token, where log-probabilities were requested. Its text follows when it is complete.
     Token(AnswerToken),
+    /// The next token, of a generation that reports them. Its text follows when it is complete.
+    Drawn(u32),
     /// More text; never empty, always whole characters.
     Text(String),
     /// End of the generation, with its token counts.
@@ -96,6 +98,26 @@ pub(super) struct QueuedGeneration {
     pub(super) sender: UnboundedSender<Event>,
 }
 
+/// A queued generation that continues one of another worker.
+pub(super) struct ResumedGeneration {
+    pub(super) job: QueuedGeneration,
+    /// Tokens drawn so far; may be none.
+    pub(super) drawn: Vec<u32>,
+    /// The text after these tokens.
+    pub(super) text: GeneratedText,
+}
+
+/// Reason for which drawn tokens cannot be repeated.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum ReplayError {
+    /// A token is not of the vocabulary.
+    #[error("the drawn token {0} is not of the vocabulary")]
+    Unknown(u32),
+    /// Tokens follow the one that ended the answer.
+    #[error("{0} drawn tokens follow the end of the answer")]
+    Beyond(usize),
+}
+
 /// The text of a generation that waits or runs. Its tokens are with the scheduler.
 pub(super) struct GeneratedText {
     /// Tokens of the prompt.
@@ -106,6 +128,10 @@ pub(super) struct GeneratedText {
     detokenizer: Detokenizer,
     ignores_end: bool,
     stops: StopStrings,
+    /// Whether each token is reported by its id.
+    reports_tokens: bool,
+    /// Whether the caller has received the text already.
+    is_replaying: bool,
     sender: UnboundedSender<Event>,
 }
 
@@ -124,8 +150,40 @@ impl GeneratedText {
             detokenizer,
             ignores_end: job.options.ignores_end,
             stops: StopStrings::new(job.stops.clone()),
+            reports_tokens: false,
+            is_replaying: false,
             sender: job.sender.clone(),
         }
+    }
+
+    /// Reports each token from here on by its id.
+    pub(super) fn reporting_tokens(self) -> Self {
+        debug_assert_eq!(self.generated, 0, "no token is reported twice, and none is left out");
+        Self { reports_tokens: true, ..self }
+    }
+
+    /// Repeats tokens that another worker drew and whose text the caller has. Only the end of the generation
+    /// is sent, if they reach it. Returns whether they do.
+    ///
+    /// # Errors
+    /// [`ReplayError`]: the tokens are not those of one answer to this request.
+    pub(super) fn replay(&mut self, frontend: &TextFrontend, drawn: &[u32]) -> Result<bool, ReplayError> {
+        debug_assert_eq!(self.generated, 0, "tokens are repeated before any is drawn");
+        self.is_replaying = true;
+        let mut has_ended = false;
+        for (index, token) in drawn.iter().enumerate() {
+            if has_ended {
+                return Err(ReplayError::Beyond(drawn.len() - index));
+            }
+            if *token as usize >= frontend.vocabulary() {
+                return Err(ReplayError::Unknown(*token));
+            }
+            has_ended = self.accept(frontend, Drawn { token: *token, logprobs: None });
+        }
+        self.is_replaying = false;
+        debug_assert_eq!(self.generated, drawn.len(), "each token counts in the answer's usage");
+        debug_assert!(has_ended || self.generated < self.tokens_max, "another token may be drawn");
+        Ok(has_ended)
     }
 
     /// Reports whether the caller has dropped the request.
@@ -155,6 +213,9 @@ impl GeneratedText {
         let token = drawn.token;
         debug_assert!(self.generated < self.tokens_max, "the last token requested ends the generation");
         self.generated += 1;
+        if self.reports_tokens && !self.is_replaying {
+            let _ = self.sender.send(Event::Drawn(token));
+        }
         if frontend.is_end(token) && !self.ignores_end {
             let rest = self.detokenizer.finish(frontend);
             return self.end(&rest, FinishReason::Stop);
@@ -196,7 +257,7 @@ impl GeneratedText {
     }
 
     fn send_text(&self, text: String) {
-        if !text.is_empty() {
+        if !text.is_empty() && !self.is_replaying {
             let _ = self.sender.send(Event::Text(text));
         }
     }
@@ -232,6 +293,67 @@ mod tests {
         for expected in [Event::Text("x".into()), Event::Text("x".into()), Event::Finished(finish)] {
             assert_eq!(events.try_recv(), Ok(expected));
         }
+    }
+
+    /// Returns the events of a generation of these tokens, of which the first `replayed` are repeated.
+    fn events_after(tokens: &[u32], stops: &[&str], replayed: usize) -> Vec<Event> {
+        let (sender, mut events) = unbounded_channel();
+        let mut job = queued(3, 16, sender);
+        job.stops = stops.iter().map(|stop| (*stop).to_owned()).collect();
+        let frontend = TextFrontend::bytes(64);
+        let mut text = GeneratedText::new(&job).reporting_tokens();
+        let mut has_ended = text.replay(&frontend, &tokens[..replayed]).expect("tokens of one answer");
+        for token in &tokens[replayed..] {
+            assert!(!has_ended, "the end comes with the last token");
+            has_ended = text.accept(&frontend, Drawn { token: *token, logprobs: None });
+        }
+        assert!(has_ended);
+        drop((job, text));
+        std::iter::from_fn(|| events.try_recv().ok()).collect()
+    }
+
+    /// The text so far depends on more than the text that was sent: half characters and the beginning of a
+    /// stop string are held back.
+    #[test]
+    fn a_replay_leaves_the_rest_of_the_events_at_every_cut() {
+        let tokens = |text: &str| -> Vec<u32> { text.bytes().map(u32::from).collect() };
+        let end = 256;
+        for (tokens, stops) in [
+            ([tokens("ab\u{e9}\u{1f600}c"), vec![end]].concat(), vec![]),
+            (tokens("one STAR STOP"), vec!["STOP"]),
+            ([tokens("xy ST"), vec![end]].concat(), vec!["STOP"]),
+            (tokens("sixteen letters!"), vec!["!!"]),
+            (vec![end], vec![]),
+        ] {
+            let whole = events_after(&tokens, &stops, 0);
+            for cut in 0..=tokens.len() {
+                // The events after the report of the token before the cut, without that token's own text.
+                let after = |event: &Event| matches!(event, Event::Drawn(_));
+                let mut rest = whole.as_slice();
+                for _ in 0..cut {
+                    let next = rest.iter().position(after).expect("each token is reported");
+                    rest = &rest[next + 1..];
+                }
+                let is_own_text = cut > 0 && matches!(rest.first(), Some(Event::Text(_)));
+                let expected = &rest[usize::from(is_own_text)..];
+                assert_eq!(events_after(&tokens, &stops, cut), expected, "{tokens:?} cut at {cut}");
+            }
+        }
+    }
+
+    /// Attack: a worker reports tokens that it did not draw.
+    #[test]
+    fn tokens_of_no_answer_are_not_repeated() {
+        let frontend = TextFrontend::bytes(64);
+        let replay = |drawn: &[u32]| {
+            let (sender, _events) = unbounded_channel();
+            GeneratedText::new(&queued(3, 4, sender)).replay(&frontend, drawn)
+        };
+        assert_eq!(replay(&[97, 98]), Ok(false), "the control");
+        assert_eq!(replay(&[97, 98, 99, 100]), Ok(true), "the control: as many as requested");
+        assert_eq!(replay(&[97, 98, 99, 100, 101, 102]), Err(ReplayError::Beyond(2)));
+        assert_eq!(replay(&[97, 256, 98]), Err(ReplayError::Beyond(1)));
+        assert_eq!(replay(&[97, u32::MAX]), Err(ReplayError::Unknown(u32::MAX)));
     }
 
     #[test]

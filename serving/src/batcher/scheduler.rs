@@ -41,6 +41,8 @@ pub(super) struct ScheduleLimits {
 #[derive(Debug, Clone)]
 pub(super) struct SequenceRequest {
     pub(super) prompt: Vec<u32>,
+    /// Tokens of its answer that another worker drew.
+    pub(super) drawn: Vec<u32>,
     pub(super) sampling: Sampling,
     /// Rules that change its logits, if any.
     pub(super) rules: Option<LogitState>,
@@ -159,12 +161,17 @@ impl Scheduler {
     /// Queues a request. Ids ascend, and the whole cache holds the request's longest form.
     pub(super) fn submit(&mut self, id: SequenceId, request: SequenceRequest) {
         assert!(!request.prompt.is_empty(), "checked when the request was queued");
-        assert!(blocks_of(request.prompt.len() + 1) <= self.pool.total(), "checked when it was queued");
-        let SequenceRequest { prompt: tokens, sampling, rules, logprobs, priority, tenant } = request;
+        let length = request.prompt.len() + request.drawn.len();
+        assert!(blocks_of(length + 1) <= self.pool.total(), "checked when it was queued");
+        let SequenceRequest { prompt, drawn, sampling, mut rules, logprobs, priority, tenant } = request;
+        if let Some(rules) = &mut rules {
+            drawn.iter().for_each(|token| rules.push(*token));
+        }
+        let (prompt, tokens) = (prompt.len(), [prompt, drawn].concat());
         assert!(self.waiting.iter().chain(&self.running).all(|other| other.id < id), "numbered by arrival");
         self.waiting.push(Sequence {
             id,
-            prompt: tokens.len(),
+            prompt,
             tokens,
             computed: 0,
             blocks: Vec::new(),

@@ -7,7 +7,7 @@ mod tests;
 
 use super::counters::{Counters, add, leave};
 use super::embedding::EmbeddingTask;
-use super::generation::{GeneratedText, QueuedGeneration};
+use super::generation::{GeneratedText, QueuedGeneration, ResumedGeneration};
 use super::scheduler::{ScheduleLimits, Scheduler, SequenceId, SequenceRequest, StepPlan};
 use super::{BatchError, BatcherCommand, BatcherLimits, Caller};
 use crate::engine::{Drawn, Engine, EngineError, Operation, SequenceChunk, TokenPair};
@@ -114,20 +114,25 @@ impl Worker {
 
     fn queue(&mut self, command: BatcherCommand) {
         match command {
-            BatcherCommand::Generate(job) => self.queue_generation(job),
+            BatcherCommand::Generate(job) => {
+                let text = GeneratedText::new(&job);
+                self.queue_generation(ResumedGeneration { job, drawn: Vec::new(), text });
+            }
+            BatcherCommand::Resume(resumed) => self.queue_generation(*resumed),
             BatcherCommand::Embed(job) => self.embeddings.push_back(job),
         }
     }
 
-    fn queue_generation(&mut self, job: QueuedGeneration) {
+    fn queue_generation(&mut self, resumed: ResumedGeneration) {
+        let ResumedGeneration { job, drawn, text } = resumed;
         self.requests_total += 1;
         let id = SequenceId(self.requests_total);
-        let other = self.texts.insert(id, GeneratedText::new(&job));
+        let other = self.texts.insert(id, text);
         debug_assert!(other.is_none(), "each generation has an id of its own");
         let QueuedGeneration { prompt, options, sampling, logits: rules, caller, .. } = job;
         let Caller { tenant, priority } = caller;
-        let request =
-            SequenceRequest { prompt, sampling, rules, logprobs: options.logprobs, priority, tenant };
+        let logprobs = options.logprobs;
+        let request = SequenceRequest { prompt, drawn, sampling, rules, logprobs, priority, tenant };
         self.scheduler.submit(id, request);
     }
 

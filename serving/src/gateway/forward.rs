@@ -5,26 +5,30 @@
 //! Such a suspect is retried once, alone ([`super::pool`]), and fails when that worker is lost too. No
 //! request ends more than two workers, and no request that ran beside a suspect fails.
 //!
-//! After the first byte, a worker's death is reported in the stream. Without a worker, the request waits for
+//! After the first byte, a stream continues on another worker, or a worker's death is reported in it
+//! ([`super::stream`]). Without a worker, the request waits for
 //! one for a limited time (`hold_timeout`). A client that disconnects drops the response, which resets the
 //! worker's stream, which stops the engine.
 
+use super::answer::{AnswerFrame, AttemptFailure, WorkerAnswer, count, send, worker_lost};
 use super::pool::{RequestPermit, Suspect};
-use super::public::{InferenceTarget, memory_full};
+use super::public::{InferenceTarget, StreamKind, memory_full};
+use super::stream::{KeptRequest, StreamedAnswer, request};
 use super::{ANSWER_BYTES_MAX, Gateway};
 use crate::memory::{Buffer, Charge, ChargedBody, REQUEST_BYTES_MIN};
 use crate::metrics::Observation;
-use crate::openai::{ApiError, error_event, printable};
-use crate::worker::{COMPLETION_TOKENS, PROMPT_TOKENS, TENANT, event_stream};
+use crate::openai::{ApiError, printable};
+use crate::resumable::StreamOrigin;
+use crate::worker::{COMPLETION_TOKENS, PROMPT_TOKENS, now, random_number};
 use axum::body::Body;
 use axum::response::Response;
 use bytes::Bytes;
-use futures::stream;
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use http::{HeaderMap, StatusCode, header};
 use http_body_util::BodyExt;
 use overlay::ResponseBody;
 use protocol::TokenName;
 use protocol::error_code as code;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -40,8 +44,8 @@ const QUARANTINE: Duration = Duration::from_secs(10);
 enum ForwardAttempt {
     /// A complete answer.
     Whole(Response<()>, Bytes),
-    /// An answer that has begun, with its permit and observation.
-    Begun(Response),
+    /// A streamed answer that has begun, with its permit and observation.
+    Begun(Box<StreamedAnswer>),
     /// The worker rejected the request or never received it.
     Refused(ApiError, Observation),
     /// The worker was lost while it had the request.
@@ -60,7 +64,7 @@ pub(super) struct Admitted {
 impl Gateway {
     /// Sends a request to workers until one answers.
     pub(super) async fn forward(
-        &self,
+        self: &Arc<Self>,
         admitted: Admitted,
         mut observation: Observation,
     ) -> Result<Response, (ApiError, Observation)> {
@@ -74,7 +78,7 @@ impl Gateway {
     }
 
     async fn try_forward(
-        &self,
+        self: &Arc<Self>,
         admitted: Admitted,
         mut observation: Observation,
     ) -> Result<Response, (ApiError, Observation)> {
@@ -83,6 +87,7 @@ impl Gateway {
         let mut refusals = 0;
         let mut suspect: Option<Suspect<'_>> = None;
         let mut reason = no_worker(&wanted);
+        let origin = StreamOrigin { number: random_number(), at: now() };
         let until = Instant::now() + self.hold_timeout;
         while refusals < REFUSALS_MAX {
             let permit = match &suspect {
@@ -108,9 +113,13 @@ impl Gateway {
                 self.metrics.retried(wanted.model.as_str());
             }
             let link = permit.link().clone();
-            let attempt = attempt(permit, &wanted, body.clone(), &mut charge, observation);
+            let attempt = attempt(permit, &wanted, body.clone(), &mut charge, observation, origin);
             let (error, back) = match in_quarantine(attempt, suspect.as_ref()).await {
-                ForwardAttempt::Begun(response) => return Ok(response),
+                ForwardAttempt::Begun(begun) => {
+                    let (gateway, was_lost) = (self.clone(), suspect.is_some());
+                    let kept = KeptRequest { gateway, wanted, body, charge, origin, tried, was_lost };
+                    return Ok(begun.into_response(kept));
+                }
                 ForwardAttempt::Whole(head, answer) => {
                     drop(body);
                     charge.shrink_to(REQUEST_BYTES_MIN + answer.len());
@@ -154,172 +163,66 @@ async fn attempt(
     body: Bytes,
     charge: &mut Charge<TokenName>,
     mut observation: Observation,
+    origin: StreamOrigin,
 ) -> ForwardAttempt {
-    let link = permit.link().clone();
-    observation.sent_to(&link.channel.peer());
-    let request = http::Request::post(wanted.endpoint.path())
-        .header(header::CONTENT_TYPE, "application/json")
-        .header(TENANT, charge.key().as_str())
-        .body(Body::from(body))
-        .expect("a literal path, and a name of letters, digits and hyphens, are valid");
-    let sent = tokio::select! {
-        sent = link.channel.send(request) => sent,
-        () = link.lost.cancelled() => return ForwardAttempt::Lost(observation),
+    observation.sent_to(&permit.link().channel.peer());
+    let is_resumable = matches!(wanted.delivery, StreamKind::Resumable { .. });
+    let class = permit.link().numeric_class().filter(|_| is_resumable);
+    let request = request(wanted, charge.key(), body, class.map(|_| (origin, <&[u32]>::default())));
+    let (head, answer) = match send(permit, request).await {
+        Ok(answered) => answered,
+        Err(AttemptFailure::Unsent) => return ForwardAttempt::Refused(worker_lost(), observation),
+        Err(AttemptFailure::Lost) => return ForwardAttempt::Lost(observation),
     };
-    let response = match sent {
-        Ok(response) => response,
-        Err(error) => {
-            tracing::warn!(worker = link.channel.peer().short(), %error, "request failed");
-            return match error {
-                overlay::Error::Lost { sent: false, .. } => {
-                    ForwardAttempt::Refused(worker_lost(), observation)
-                }
-                _ => ForwardAttempt::Lost(observation),
-            };
-        }
-    };
-    let (head, body) = response.into_parts();
     if head.status == StatusCode::SERVICE_UNAVAILABLE {
-        return ForwardAttempt::Refused(refusal(body).await, observation);
+        return ForwardAttempt::Refused(refusal(answer.body).await, observation);
     }
-    let answer = WorkerAnswer { permit, body, observation };
-    if wanted.is_stream && head.status == StatusCode::OK {
-        answer.stream(&head.headers).await
-    } else {
-        answer.whole(head.status, &head.headers, charge).await
+    if wanted.delivery == StreamKind::Whole || head.status != StatusCode::OK {
+        return whole(answer, &head, charge, observation).await;
     }
-}
-
-/// A worker's answer in progress.
-struct WorkerAnswer {
-    permit: RequestPermit,
-    body: ResponseBody,
-    observation: Observation,
-}
-
-/// The next frame of an answer.
-enum AnswerFrame {
-    Data(Bytes),
-    Trailers(HeaderMap),
-    End,
-    Lost,
-}
-
-impl WorkerAnswer {
-    async fn next(&mut self) -> AnswerFrame {
-        let frame = tokio::select! {
-            frame = self.body.frame() => frame,
-            () = self.permit.link().lost.cancelled() => return AnswerFrame::Lost,
-        };
-        match frame {
-            None => AnswerFrame::End,
-            Some(Err(error)) => {
-                let worker = self.permit.link().channel.peer();
-                tracing::warn!(worker = worker.short(), %error, "answer interrupted");
-                AnswerFrame::Lost
-            }
-            Some(Ok(frame)) => match frame.into_data() {
-                Ok(data) => {
-                    self.permit.link().record_progress();
-                    AnswerFrame::Data(data)
-                }
-                Err(frame) => AnswerFrame::Trailers(frame.into_trailers().unwrap_or_default()),
-            },
-        }
-    }
-
-    async fn whole(
-        mut self,
-        status: StatusCode,
-        headers: &HeaderMap,
-        charge: &mut Charge<TokenName>,
-    ) -> ForwardAttempt {
-        let mut answer = Buffer::default();
-        loop {
-            match self.next().await {
-                AnswerFrame::Data(data) => {
-                    if answer.push(&data, ANSWER_BYTES_MAX, charge).await.is_err() {
-                        return ForwardAttempt::Failed(memory_full(), self.observation);
-                    }
-                }
-                AnswerFrame::Trailers(_) => {}
-                AnswerFrame::Lost => return ForwardAttempt::Lost(self.observation),
-                AnswerFrame::End => break,
-            }
-        }
-        self.observation.tokens(count(headers, &PROMPT_TOKENS), count(headers, &COMPLETION_TOKENS));
-        self.observation.end(status, if status.is_success() { "" } else { "refused-by-worker" });
-        let mut head = Response::new(());
-        *head.status_mut() = status;
-        for name in [header::CONTENT_TYPE, header::RETRY_AFTER] {
-            if let Some(value) = headers.get(&name) {
-                head.headers_mut().insert(name, value.clone());
-            }
-        }
-        ForwardAttempt::Whole(head, answer.into_bytes())
-    }
-
-    /// Waits for the first chunk: until it arrives, the request can still be retried on another worker.
-    async fn stream(mut self, headers: &HeaderMap) -> ForwardAttempt {
-        let first = match self.next().await {
-            AnswerFrame::Data(data) => data,
-            AnswerFrame::Lost => return ForwardAttempt::Lost(self.observation),
-            AnswerFrame::Trailers(_) | AnswerFrame::End => {
-                return ForwardAttempt::Refused(worker_lost(), self.observation);
-            }
-        };
-        self.permit.answer_begins();
-        self.observation.tokens(count(headers, &PROMPT_TOKENS), None);
-        self.observation.chunk();
-        let rest = stream::unfold(Some(self), |answer| async move { answer?.chunk().await });
-        let first = stream::iter([Ok::<_, std::convert::Infallible>(first)]);
-        let chunks = futures::StreamExt::chain(first, rest);
-        let mut response = Response::new(Body::from_stream(chunks));
-        event_stream(response.headers_mut());
-        ForwardAttempt::Begun(response)
-    }
-
-    /// Returns the next chunk for the client, and the remainder.
-    async fn chunk(mut self) -> Option<(Result<Bytes, std::convert::Infallible>, Option<Self>)> {
-        loop {
-            match self.next().await {
-                AnswerFrame::Data(data) => {
-                    self.observation.chunk();
-                    return Some((Ok(data), Some(self)));
-                }
-                AnswerFrame::Trailers(trailers) => {
-                    let generated = count(&trailers, &COMPLETION_TOKENS);
-                    self.observation.tokens(count(&trailers, &PROMPT_TOKENS), generated);
-                }
-                AnswerFrame::End => {
-                    // The engine has reported its failure in the stream, which then lacks the count of
-                    // tokens.
-                    let code = if self.observation.is_complete() { "" } else { "failed-in-stream" };
-                    self.observation.end(StatusCode::OK, code);
-                    return None;
-                }
-                AnswerFrame::Lost => {
-                    let error = worker_lost();
-                    self.observation.end(error.status, error.code.as_str());
-                    return Some((Ok(error_event(&error)), None));
-                }
-            }
-        }
+    match StreamedAnswer::begin(&head.headers, answer, observation, wanted.delivery, class).await {
+        Ok(begun) => ForwardAttempt::Begun(Box::new(begun)),
+        Err((true, observation)) => ForwardAttempt::Lost(observation),
+        Err((false, observation)) => ForwardAttempt::Refused(worker_lost(), observation),
     }
 }
 
-fn count(headers: &HeaderMap, name: &HeaderName) -> Option<u64> {
-    headers.get(name).map(HeaderValue::to_str)?.ok()?.parse().ok()
+/// Reads a whole answer.
+async fn whole(
+    mut answer: WorkerAnswer,
+    sent: &http::response::Parts,
+    charge: &mut Charge<TokenName>,
+    mut observation: Observation,
+) -> ForwardAttempt {
+    let (status, headers): (StatusCode, &HeaderMap) = (sent.status, &sent.headers);
+    let mut read = Buffer::default();
+    loop {
+        match answer.next().await {
+            AnswerFrame::Data(data) => {
+                if read.push(&data, ANSWER_BYTES_MAX, charge).await.is_err() {
+                    return ForwardAttempt::Failed(memory_full(), observation);
+                }
+            }
+            AnswerFrame::Trailers(_) => {}
+            AnswerFrame::Lost => return ForwardAttempt::Lost(observation),
+            AnswerFrame::End => break,
+        }
+    }
+    observation.tokens(count(headers, &PROMPT_TOKENS), count(headers, &COMPLETION_TOKENS));
+    observation.end(status, if status.is_success() { "" } else { "refused-by-worker" });
+    let mut head = Response::new(());
+    *head.status_mut() = status;
+    for name in [header::CONTENT_TYPE, header::RETRY_AFTER] {
+        if let Some(value) = headers.get(&name) {
+            head.headers_mut().insert(name, value.clone());
+        }
+    }
+    ForwardAttempt::Whole(head, read.into_bytes())
 }
 
 fn no_worker(wanted: &InferenceTarget) -> ApiError {
     let message = format!("no worker serves `{}` at the moment", wanted.model);
     ApiError::new(StatusCode::SERVICE_UNAVAILABLE, code::NO_WORKER, message).retry_after(1)
-}
-
-fn worker_lost() -> ApiError {
-    let message = "the worker that served this request was lost";
-    ApiError::new(StatusCode::SERVICE_UNAVAILABLE, code::WORKER_LOST, message).retry_after(1)
 }
 
 /// Builds an error that forbids a retry: a client that retries automatically would end two workers each time.

@@ -7,6 +7,7 @@ use super::public::InferenceTarget;
 use super::table::Table;
 use crate::openai::ApiError;
 use http::StatusCode;
+use protocol::Digest;
 use protocol::error_code as code;
 use std::sync::Arc;
 use std::time::Duration;
@@ -48,7 +49,7 @@ impl Gateway {
     ) -> Result<Option<RequestPermit>, ApiError> {
         let table = self.table.borrow().clone();
         let services = wanted.services(&table)?;
-        Ok(self.pool.choose(&services, &table, tried))
+        Ok(self.pool.choose(&services, &table, tried, None))
     }
 
     /// Waits for a worker; returns `None` after the deadline.
@@ -63,6 +64,25 @@ impl Gateway {
     ) -> Result<Option<RequestPermit>, ApiError> {
         self.metrics.held(wanted.model.as_str());
         self.pick_by(until, || self.try_pick_worker(wanted, tried)).await
+    }
+
+    /// Waits for a worker of this class, to continue a stream; returns `None` after the deadline.
+    ///
+    /// # Errors
+    /// As [`Self::try_pick_worker`].
+    pub(super) async fn wait_for_class(
+        &self,
+        wanted: &InferenceTarget,
+        tried: &[u64],
+        class: Digest,
+        until: Instant,
+    ) -> Result<Option<RequestPermit>, ApiError> {
+        let choose = || {
+            let table = self.table.borrow().clone();
+            let services = wanted.services(&table)?;
+            Ok(self.pool.choose(&services, &table, tried, Some(class)))
+        };
+        self.pick_by(until, choose).await
     }
 
     /// Waits for a worker reserved for this suspect; returns `None` when no worker becomes idle in time.

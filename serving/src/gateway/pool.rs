@@ -12,6 +12,7 @@
 use super::table::Table;
 use super::ticket::check_route;
 use overlay::{CancellationToken, Channel, Limits};
+use protocol::Digest;
 use protocol::gateway::RoutedService;
 use protocol::limits::LEASE_MS;
 use protocol::order::{TICKET_BYTES_MAX, Ticket};
@@ -129,6 +130,11 @@ impl WorkerConnection {
     /// Returns the load that the worker last reported.
     pub(super) fn load(&self) -> Option<WorkerLoad> {
         self.load.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Returns the class of workers that continue this one's streams, if it has reported one.
+    pub(super) fn numeric_class(&self) -> Option<Digest> {
+        self.load.lock().unwrap_or_else(PoisonError::into_inner).as_ref()?.numeric_class
     }
 
     /// Returns the number of this gateway's requests on the worker.
@@ -301,18 +307,20 @@ impl WorkerPool {
         self.lock().values().cloned().collect()
     }
 
-    /// Chooses the least busy worker of these services that is not in `tried`; among equals the one that was
-    /// chosen longest ago.
+    /// Chooses the least busy worker of these services that is not in `tried`, and of this class if one is
+    /// given; among equals the one that was chosen longest ago.
     pub(super) fn choose(
         &self,
         services: &[&RoutedService],
         table: &Table,
         tried: &[u64],
+        class: Option<Digest>,
     ) -> Option<RequestPermit> {
         assert!(!services.is_empty(), "a request without a service is rejected earlier");
         let links = self.lock();
         let fit = links.values().filter(|link| !tried.contains(&link.id) && link.may_take(services, table));
-        let open = fit.filter(|link| !link.is_reserved());
+        let of_class = fit.filter(|link| class.is_none() || link.numeric_class() == class);
+        let open = of_class.filter(|link| !link.is_reserved());
         let chosen = open.min_by_key(|link| (link.in_flight(), link.last_used.load(Ordering::Relaxed)))?;
         Some(self.take(chosen))
     }

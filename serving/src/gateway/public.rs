@@ -6,6 +6,7 @@ use super::table::{Table, may_call};
 use crate::memory::REQUEST_BYTES_MIN;
 use crate::metrics::{self, Observation};
 use crate::openai::{self, ApiError, Endpoint, InferenceRequest};
+use crate::resumable::TOKENS_MAX;
 use crate::worker::{REQUEST_ID, json, no_such_method, no_such_path, request_id};
 use axum::Router;
 use axum::extract::rejection::PathRejection;
@@ -148,7 +149,7 @@ impl Gateway {
     }
 
     async fn try_infer(
-        &self,
+        self: &Arc<Self>,
         endpoint: Endpoint,
         request: axum::extract::Request,
         mut observation: Observation,
@@ -186,8 +187,8 @@ impl Gateway {
         let services = services(endpoint, request.model(), key.services.as_ref(), &table)?;
         let model = services[0].model.clone();
         observation.model(model.as_str());
-        let (name, is_stream) = (request.model().to_owned(), request.is_stream());
-        let wanted = InferenceTarget { endpoint, name, model, allowed: key.services, is_stream };
+        let (name, delivery) = (request.model().to_owned(), StreamKind::of(&request));
+        let wanted = InferenceTarget { endpoint, name, model, allowed: key.services, delivery };
         Ok(Admitted { wanted, body, charge })
     }
 }
@@ -210,7 +211,31 @@ pub(super) struct InferenceTarget {
     pub(super) model: ModelName,
     /// Services that the client's key may call; none = every service.
     allowed: Option<BTreeSet<ServiceName>>,
-    pub(super) is_stream: bool,
+    pub(super) delivery: StreamKind,
+}
+
+/// Delivery of an answer, as the gateway forwards it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum StreamKind {
+    /// As one object: a lost worker's answer is asked for again.
+    Whole,
+    /// As events that end with their worker.
+    Bound,
+    /// As events of one choice, which another worker can continue; of this many tokens at most.
+    Resumable { tokens_max: usize },
+}
+
+impl StreamKind {
+    fn of(request: &InferenceRequest) -> Self {
+        match request {
+            InferenceRequest::Generate(generate) if request.is_stream() => {
+                let is_single = generate.prompts.len() == 1 && generate.choices == 1 && !generate.echo;
+                let tokens_max = generate.tokens_max.map_or(TOKENS_MAX, |most| most.clamp(1, TOKENS_MAX));
+                if is_single { Self::Resumable { tokens_max } } else { Self::Bound }
+            }
+            _ => Self::Whole,
+        }
+    }
 }
 
 impl InferenceTarget {

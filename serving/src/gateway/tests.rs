@@ -7,6 +7,7 @@
 mod autonomy;
 mod memory;
 mod parsing;
+mod streams;
 mod suspects;
 mod tickets;
 
@@ -49,6 +50,8 @@ pub(super) struct Simulation {
     node: Identity,
     began: Instant,
     workers: AtomicU32,
+    /// Numeric class that the next worker reports.
+    class: Mutex<Option<Digest>>,
 }
 
 /// A client's answer.
@@ -78,6 +81,7 @@ impl Simulation {
             node,
             began: Instant::now(),
             workers: AtomicU32::new(0),
+            class: Mutex::default(),
         };
         simulation.push(1, Fence::new(1, 1));
         Arc::new(simulation)
@@ -146,6 +150,9 @@ impl Simulation {
             dead: CancellationToken::new(),
             is_renewed: true.into(),
             load,
+            class: *self.class.lock().expect("whole"),
+            fault: Mutex::default(),
+            resumable: Mutex::default(),
             in_flight: AtomicU32::new(0),
             begun: Mutex::default(),
             received: Mutex::default(),
@@ -201,6 +208,8 @@ pub(super) enum Act {
     Kill(u64),
     /// Answers immediately with this many bytes.
     Large(usize),
+    /// Streams this many tokens in frames; a worker that dies does so after as many bytes.
+    Frames(usize, usize),
 }
 
 impl Act {
@@ -210,6 +219,7 @@ impl Act {
             Self::Stream(after, lasts) => format!("stream {after} {lasts}"),
             Self::Kill(after) => format!("kill {after} 0"),
             Self::Large(bytes) => format!("large {bytes} 0"),
+            Self::Frames(tokens, bytes) => format!("frames {tokens} {bytes}"),
         }
     }
 
@@ -222,6 +232,7 @@ impl Act {
             "stream" => Self::Stream(number(1), number(2)),
             "kill" => Self::Kill(number(1)),
             "large" => Self::Large(number(1) as usize),
+            "frames" => Self::Frames(number(1) as usize, number(2) as usize),
             _ => Self::Answer(number(1)),
         }
     }
@@ -235,6 +246,11 @@ pub(super) struct Worker {
     dead: CancellationToken,
     is_renewed: std::sync::atomic::AtomicBool,
     load: Option<fn(Arc<Worker>) -> Body>,
+    class: Option<Digest>,
+    /// Misbehaviour in streams of frames.
+    fault: Mutex<Option<streams::StreamFault>>,
+    /// The newest request's header that asks for frames.
+    resumable: Mutex<Option<http::HeaderValue>>,
     in_flight: AtomicU32,
     /// Number of other requests in flight when each request arrived, in order.
     begun: Mutex<Vec<u32>>,
@@ -304,7 +320,8 @@ async fn load(State(worker): State<Arc<Worker>>) -> axum::response::Response {
         return axum::response::Response::new(load(worker));
     }
     let (state, metrics) = (WorkerState::Ready, WorkerMetrics::default());
-    let load = WorkerLoad { state, metrics, context_tokens_max: Some(4096 + worker.slot) };
+    let context_tokens_max = Some(4096 + worker.slot);
+    let load = WorkerLoad { state, metrics, context_tokens_max, numeric_class: worker.class };
     axum::response::IntoResponse::into_response(Json(load))
 }
 
@@ -325,7 +342,13 @@ impl Drop for InFlight {
     }
 }
 
-async fn complete(State(worker): State<Arc<Worker>>, body: Bytes) -> axum::response::Response {
+async fn complete(
+    State(worker): State<Arc<Worker>>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> axum::response::Response {
+    let (begun, body) = streams::BegunStream::read(&headers, body);
+    *worker.resumable.lock().expect("whole") = headers.get(crate::resumable::RESUMABLE).cloned();
     let others = worker.in_flight.fetch_add(1, Ordering::Relaxed);
     worker.begun.lock().expect("whole").push(others);
     *worker.received.lock().expect("whole") = body.clone();
@@ -337,6 +360,7 @@ async fn complete(State(worker): State<Arc<Worker>>, body: Bytes) -> axum::respo
             Body::from(r#"{"done": true}"#)
         }
         Act::Large(bytes) => Body::from(vec![b'x'; bytes]),
+        Act::Frames(tokens, bytes) => return begun.answer(worker, in_flight, tokens, bytes),
         Act::Kill(wait) => {
             after(wait).await;
             worker.kill();

@@ -50,6 +50,11 @@ impl<K: Ord + Clone> ByteBudget<K> {
         self.used
     }
 
+    /// Reports whether less than a quarter of the bytes is free: what is merely useful is then not held.
+    pub(crate) fn is_scarce(&self) -> bool {
+        self.used > self.bytes_max / 4 * 3
+    }
+
     /// Opens a request of this key.
     pub(crate) fn open(&mut self, key: K) -> RequestId {
         let id = RequestId(self.next);

@@ -4,6 +4,7 @@
 //! a stream, in trailers of these names.
 
 use super::WorkerService;
+use super::resumed::{self, StreamBeginning};
 use super::service::now;
 use super::streaming::{StreamedChoice, Streaming};
 use crate::batcher::{BatchError, Caller, GenerateRequest, Priority, Prompt, Tenant};
@@ -13,6 +14,7 @@ use crate::memory::{Charge, ChargedBody, REQUEST_BYTES_MIN};
 use crate::openai::{
     self, ApiError, Delivery, Embed, Endpoint, Generate, InferenceRequest, Label, Rerank, Tokenize, Usage,
 };
+use crate::resumable::{StreamOrigin, TOKEN_BYTES};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
@@ -98,8 +100,13 @@ async fn answer(
     // Held until the request is tokenized: its texts are as large as its body.
     let mut charge = service.memory().open(());
     charge.grow(REQUEST_BYTES_MIN).await.map_err(|_| memory_full())?;
-    let body =
-        crate::body::read(&head.headers, body, INFERENCE_BODY_BYTES_MAX, &mut charge, memory_full).await?;
+    let origin = resumed::origin(&service, &head.headers)?;
+    let limit = INFERENCE_BODY_BYTES_MAX + origin.map_or(0, |(_, tokens)| tokens * TOKEN_BYTES);
+    let mut body = crate::body::read(&head.headers, body, limit, &mut charge, memory_full).await?;
+    let beginning = match origin {
+        Some((origin, tokens)) => StreamBeginning::resumed(origin, tokens, &mut body)?,
+        None => StreamBeginning::fresh(random_number(), now()),
+    };
     let request = InferenceRequest::parse(endpoint, &body)?;
     drop(body);
     if service.model().is_some_and(|only| only != request.model()) {
@@ -111,7 +118,8 @@ async fn answer(
         InferenceRequest::Tokenize(tokenize) => answer_tokenize(&service, tokenize, charge).await,
         InferenceRequest::Generate(generate) => {
             let caller = caller(&service, &head.headers);
-            answer_generate(service, endpoint, generate, caller, charge).await
+            beginning.check(&generate)?;
+            answer_generate(service, endpoint, generate, caller, (beginning, charge)).await
         }
     }
 }
@@ -212,25 +220,25 @@ async fn answer_generate(
     endpoint: Endpoint,
     generate: Generate,
     caller: Caller,
-    charge: Charge<()>,
+    (beginning, charge): (StreamBeginning, Charge<()>),
 ) -> Result<Response, ApiError> {
     let started = Instant::now();
-    let random = random_number();
+    let StreamOrigin { number, at } = beginning.origin();
     let prefix = if endpoint == Endpoint::Chat { "chatcmpl" } else { "cmpl" };
     let label = Label {
-        id: format!("{prefix}-{random:016x}"),
-        created: now().0 / 1000,
+        id: format!("{prefix}-{number:016x}"),
+        created: at.0 / 1000,
         model: generate.model,
         endpoint,
     };
-    let seed = generate.seed.unwrap_or(random);
+    let seed = generate.seed.unwrap_or(number);
     let refused = |error: BatchError| ApiError::from_batch(&error, endpoint.input());
     let batcher = service.batcher()?;
     check_bias(&generate.rules, batcher.frontend().vocabulary())?;
     let (mut choices, mut prompt_tokens, mut echoed_bytes) = (Vec::new(), 0, 0);
     for mut prompt in generate.prompts {
         if let Prompt::Chat(conversation) = &mut prompt {
-            conversation.at = now();
+            conversation.at = at;
         }
         let text = match &prompt {
             Prompt::Text(text) if generate.echo => Some(text.clone()),
@@ -261,15 +269,17 @@ async fn answer_generate(
                 logprobs: generate.logprobs,
                 caller: caller.clone(),
             };
-            let generation = batcher.generate(request).await.map_err(refused)?;
-            choices.push(StreamedChoice::new(generation.events, echo.clone(), generate.logprobs.is_some()));
+            let has_logprobs = generate.logprobs.is_some();
+            let sent = beginning.characters_sent(batcher.frontend(), has_logprobs);
+            let events = beginning.generate(batcher, request).await.map_err(refused)?.events;
+            choices.push(StreamedChoice::new(events, echo.clone(), has_logprobs).after(sent));
         }
     }
     let charge = generate.echo.then_some(charge);
     let streaming = Streaming::new(service, started, label, choices, prompt_tokens, charge);
     let mut response = match generate.delivery {
         Delivery::Whole => streaming.whole().await?,
-        Delivery::Stream { include_usage } => streaming.stream(include_usage),
+        Delivery::Stream { include_usage } => streaming.stream(include_usage, beginning.is_framed()),
     };
     response.headers_mut().insert(PROMPT_TOKENS, HeaderValue::from(prompt_tokens));
     Ok(response)
@@ -303,6 +313,6 @@ pub(crate) fn request_id() -> HeaderValue {
 }
 
 /// Returns a random number: an answer's id, or the seed where the client gave none.
-fn random_number() -> u64 {
+pub(crate) fn random_number() -> u64 {
     getrandom::u64().expect("the operating system has randomness")
 }

@@ -11,6 +11,7 @@ use crate::batcher::{Batcher, BatcherLimits};
 use crate::engine::{
     DeviceChoice, Engine, EngineOptions, LoadedEngine, Operation, cache_bytes_of, tokenizer_bytes_of,
 };
+use crate::resumable::PREFIX_BYTES_MAX;
 use crate::weights::{FileRange, ModelFiles, STALL_LIMIT, SharedLayout, Weights, WeightsError};
 use anyhow::{Context, bail};
 use axum::Router;
@@ -21,7 +22,6 @@ use http::{StatusCode, header};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::{SigSet, Signal};
 use overlay::{Identity, Limits, Peer, PublicKey};
-use protocol::canonical;
 use protocol::limits::INFERENCE_BODY_BYTES_MAX;
 use protocol::manifest::Task;
 use protocol::order::SignedTicket;
@@ -29,6 +29,7 @@ use protocol::worker::{
     WORKER_MANIFEST_BYTES_MAX, WORKER_MANIFEST_FD, WORKER_METRICS_FD, WORKER_PROGRESS_FD, WORKER_SOCKET_FD,
     WORKER_WEIGHTS_FD, WorkerManifest,
 };
+use protocol::{Digest, canonical};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write;
@@ -52,7 +53,7 @@ const IO_THREADS: usize = 2;
 pub fn serving_limits() -> Limits {
     Limits {
         request: Duration::from_secs(600),
-        request_bytes_max: INFERENCE_BODY_BYTES_MAX,
+        request_bytes_max: INFERENCE_BODY_BYTES_MAX + PREFIX_BYTES_MAX,
         drain: Duration::from_secs(600),
         streams_max: 1024,
         ..Limits::default()
@@ -93,6 +94,9 @@ pub fn run() -> anyhow::Result<()> {
     std::thread::Builder::new().name("loader".to_owned()).spawn(move || {
         match load(&manifest, &weights, &progress) {
             Ok((batcher, weights)) => {
+                if let Some(class) = numeric_class(&manifest, &batcher) {
+                    loading.join_class(class);
+                }
                 loading.ready(batcher);
                 check(&weights, &loading);
             }
@@ -173,6 +177,15 @@ fn load(
     let limits = BatcherLimits { sequences_max, ..BatcherLimits::default() };
     let weights = Arc::clone(engine.weights());
     Ok((Batcher::start(Box::new(engine), limits)?, weights))
+}
+
+/// Returns the class of workers whose answers have the same bits. Those of a GPU depend on what it computes
+/// beside them, so its workers are of none.
+fn numeric_class(manifest: &WorkerManifest, batcher: &Batcher) -> Option<Digest> {
+    const ENGINE: &str = concat!("cpu ", env!("CARGO_PKG_VERSION"));
+    let longest = batcher.sequence_tokens_max() as u64;
+    let parts = canonical::to_bytes(&(manifest.root, ENGINE, longest));
+    manifest.gpus.is_empty().then(|| Digest::of_domain("quorate/numeric-class/v1", &parts))
 }
 
 /// Checks the values of all weights as they arrive, beside the first requests, which check what they use. The

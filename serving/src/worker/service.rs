@@ -5,9 +5,9 @@ use crate::batcher::Batcher;
 use crate::memory::Memory;
 use crate::openai::ApiError;
 use http::StatusCode;
-use protocol::Millis;
 use protocol::error_code as code;
 use protocol::worker::{WorkerLoad, WorkerMetrics, WorkerState};
+use protocol::{Digest, Millis};
 use std::collections::VecDeque;
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -23,6 +23,8 @@ const MEMORY_BYTES_MAX: usize = 32 * 1024 * 1024;
 #[derive(Debug)]
 pub struct WorkerService {
     batcher: OnceLock<Batcher>,
+    /// Class of workers that continue this one's streams, if any.
+    numeric_class: OnceLock<Digest>,
     state: watch::Sender<(WorkerState, String)>,
     first_tokens: Mutex<VecDeque<Duration>>,
     /// The only model name that is answered; `None` accepts any, because the gateway has checked it.
@@ -39,7 +41,8 @@ impl WorkerService {
         let state = watch::Sender::new((WorkerState::Loading, String::new()));
         let memory = Memory::new(MEMORY_BYTES_MAX);
         let (first_tokens, answers) = (Mutex::default(), OutstandingCount::default());
-        Self { batcher: OnceLock::new(), state, first_tokens, model, memory, answers }
+        let (batcher, numeric_class) = (OnceLock::new(), OnceLock::new());
+        Self { batcher, numeric_class, state, first_tokens, model, memory, answers }
     }
 
     /// Installs the loaded engine.
@@ -49,6 +52,14 @@ impl WorkerService {
     pub fn ready(&self, batcher: Batcher) {
         self.batcher.set(batcher).expect("a worker loads one engine once");
         self.enter(WorkerState::Ready, String::new());
+    }
+
+    /// Stores the class of workers whose streams this one can continue, before it is ready.
+    ///
+    /// # Panics
+    /// If a class was stored already.
+    pub fn join_class(&self, class: Digest) {
+        self.numeric_class.set(class).expect("a worker loads one engine once");
     }
 
     /// Records that the engine cannot be loaded.
@@ -137,7 +148,12 @@ impl WorkerService {
     #[must_use]
     pub fn load(&self) -> WorkerLoad {
         let context = self.context_tokens_max().map(|tokens| u32::try_from(tokens).unwrap_or(u32::MAX));
-        WorkerLoad { state: self.state.borrow().0, metrics: self.metrics(), context_tokens_max: context }
+        WorkerLoad {
+            state: self.state.borrow().0,
+            metrics: self.metrics(),
+            context_tokens_max: context,
+            numeric_class: self.numeric_class.get().copied(),
+        }
     }
 
     /// Returns the current metrics.

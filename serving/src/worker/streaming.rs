@@ -10,6 +10,7 @@ use super::answer::{COMPLETION_TOKENS, PROMPT_TOKENS, event_stream, json};
 use crate::batcher::{AnswerToken, BatchError, Event, FinishReason};
 use crate::memory::Charge;
 use crate::openai::{ApiError, ChoicePiece, DONE_EVENT, Endpoint, Label, Usage, WholeChoice, error_event};
+use crate::resumable::{RESUMABLE, StreamFrame};
 use axum::body::Body;
 use axum::response::Response;
 use bytes::Bytes;
@@ -35,12 +36,20 @@ pub(super) struct StreamedChoice {
     tokens: Option<Vec<AnswerToken>>,
     /// Characters of the tokens that were sent.
     offset: usize,
+    /// Tokens drawn since the last event, of a generation that reports them.
+    drawn: Vec<u32>,
 }
 
 impl StreamedChoice {
     pub(super) fn new(events: UnboundedReceiver<Event>, echo: Option<Arc<str>>, has_logprobs: bool) -> Self {
         let tokens = has_logprobs.then(Vec::new);
-        Self { events: Some(events), echo, has_begun: false, tokens, offset: 0 }
+        Self { events: Some(events), echo, has_begun: false, tokens, offset: 0, drawn: Vec::new() }
+    }
+
+    /// Continues a choice of which another worker has sent tokens with this many characters, if any.
+    pub(super) fn after(self, sent: Option<usize>) -> Self {
+        let Some(offset) = sent else { return self };
+        Self { echo: None, has_begun: true, offset, ..self }
     }
 
     /// Takes the tokens to send with the next text, and the character at which they begin.
@@ -156,6 +165,7 @@ impl Streaming {
                 (index, Event::Token(token)) => {
                     answers[index].tokens.get_or_insert_default().push(token);
                 }
+                (_, Event::Drawn(_)) => {}
                 (_, Event::Failed(error)) => return Err(self.failed(&error)),
                 (index, Event::Finished(finish)) => answers[index].reason = finish.reason,
             }
@@ -166,10 +176,17 @@ impl Streaming {
         Ok(response)
     }
 
-    pub(super) fn stream(self, include_usage: bool) -> Response {
+    /// Sends the answer as events, in frames with the tokens where a gateway asked for them.
+    pub(super) fn stream(self, include_usage: bool, is_framed: bool) -> Response {
         let frames = futures::stream::unfold(StreamState::Events(self), move |rest| async move {
             match rest {
-                StreamState::Events(streaming) => Some(streaming.step(include_usage).await),
+                StreamState::Events(streaming) => {
+                    let (bytes, tokens, rest) = streaming.step(include_usage).await;
+                    let is_last = !matches!(rest, StreamState::Events(_));
+                    let bytes =
+                        if is_framed { StreamFrame { tokens, data: bytes, is_last }.write() } else { bytes };
+                    Some((Ok::<_, Infallible>(Frame::data(bytes)), rest))
+                }
                 StreamState::Trailers(trailers) => {
                     Some((Ok(Frame::trailers(trailers)), StreamState::Nothing))
                 }
@@ -178,24 +195,30 @@ impl Streaming {
         });
         let mut response = Response::new(Body::new(StreamBody::new(frames)));
         event_stream(response.headers_mut());
+        if is_framed {
+            response.headers_mut().insert(RESUMABLE, HeaderValue::from_static("frames"));
+        }
         response
     }
 
-    async fn step(mut self, include_usage: bool) -> (Result<Frame<Bytes>, Infallible>, StreamState) {
+    /// Returns the bytes of the next event, the tokens that it completes, and the remainder.
+    async fn step(mut self, include_usage: bool) -> (Bytes, Vec<u32>, StreamState) {
         let (index, event) = loop {
             match self.next().await {
                 // It waits for its text.
                 (index, Event::Token(token)) => {
                     self.choices[index].tokens.get_or_insert_default().push(token);
                 }
+                (index, Event::Drawn(token)) => self.choices[index].drawn.push(token),
                 other => break other,
             }
         };
+        let drawn = std::mem::take(&mut self.choices[index].drawn);
         let mut bytes = self.beginning(index, include_usage);
         let tokens = self.choices[index].take_tokens();
         let tokens = tokens.as_ref().map(|(tokens, start)| (tokens.as_slice(), *start));
         let rest = match event {
-            Event::Token(_) => unreachable!("tokens wait for their text"),
+            Event::Token(_) | Event::Drawn(_) => unreachable!("tokens wait for their text"),
             Event::Text(text) => {
                 let piece = ChoicePiece { text: &text, tokens, ..ChoicePiece::default() };
                 bytes.extend_from_slice(&self.label.event(index, &piece, include_usage));
@@ -217,7 +240,7 @@ impl Streaming {
                 StreamState::Nothing
             }
         };
-        (Ok(Frame::data(Bytes::from(bytes))), rest)
+        (Bytes::from(bytes), drawn, rest)
     }
 
     /// Builds the first event of a choice, if it has none yet: the role in a chat, the prompt in an echo.

@@ -41,6 +41,7 @@ fn collect(mut generation: Generation) -> (String, FinishReason, usize) {
         match generation.events.blocking_recv().expect("an end") {
             Event::Text(more) => text.push_str(&more),
             Event::Token(_) => unreachable!("no log-probabilities were requested"),
+            Event::Drawn(_) => unreachable!("no tokens were requested"),
             Event::Finished(finish) => return (text, finish.reason, finish.generated_tokens),
             Event::Failed(error) => unreachable!("{error}"),
         }

@@ -21,7 +21,7 @@ use protocol::worker::{
     FromWorker, SegmentRange, ToWorker, WORKER_MANIFEST_FD, WORKER_METRICS_FD, WORKER_PROGRESS_FD,
     WORKER_SOCKET_FD, WORKER_WEIGHTS_FD, WorkerManifest, WorkerMetrics, WorkerState,
 };
-use protocol::{Digest, Fence, SlotIndex, canonical};
+use protocol::{Digest, Fence, ModelRoot, PublicKey, SlotIndex, canonical};
 use safetensors::Dtype;
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 use serde_json::Value;
@@ -306,6 +306,7 @@ fn shared(directory: &Path) -> (std::fs::File, std::fs::File, WorkerManifest) {
         slot: SlotIndex(0),
         fence: Fence::new(1, 1),
         task: Task::Generate,
+        root: ModelRoot(Digest::of(&bytes)),
         files,
         segments,
         map_bytes: total,
@@ -400,16 +401,25 @@ async fn report_after_ready(receiver: &mut FrameReceiver) -> FromWorker {
     }
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_sandboxed_worker_needs_its_descriptors_alone() {
-    let cluster = Cluster::slow().await;
-    let directory = write(&llama_config(), Dtype::F32);
-    let (weights, progress, manifest) = shared(directory.path());
+/// A sandboxed worker whose model is loaded, and its agent's side.
+struct LoadedWorker {
+    process: Process,
+    metrics: std::io::PipeReader,
+    sender: FrameSender,
+    receiver: FrameReceiver,
+    key: PublicKey,
+}
+
+/// Starts a sandboxed worker on the model in `directory`, and waits until it is ready.
+async fn load_sandboxed(directory: &Path, sequences_max: u32) -> LoadedWorker {
+    let (weights, progress, mut manifest) = shared(directory);
+    manifest.batch_sequences_max = sequences_max;
     let manifest_file = tempfile::tempfile().expect("a file");
     manifest_file.write_all_at(&canonical::to_bytes(&manifest), 0).expect("written");
-    let socket = directory.path().join("worker.sock");
+    let scratch = tempfile::tempdir().expect("a directory");
+    let socket = scratch.path().join("worker.sock");
     let listener = std::os::unix::net::UnixListener::bind(&socket).expect("a socket");
-    let (mut metrics, metrics_write) = std::io::pipe().expect("a pipe");
+    let (metrics, metrics_write) = std::io::pipe().expect("a pipe");
     let process = start_sandboxed(vec![
         (WORKER_SOCKET_FD, listener.into()),
         (WORKER_WEIGHTS_FD, weights.into()),
@@ -422,7 +432,7 @@ async fn a_sandboxed_worker_needs_its_descriptors_alone() {
     let (mut sender, mut receiver) = overlay::descriptors::channel(agent);
     sender.send(&ToWorker::Hello, &[]).await.expect("sent");
     let hello = receiver.receive::<FromWorker>().await.expect("a frame").expect("not the end").0;
-    let FromWorker::Hello { worker, mut state } = hello else { panic!("{hello:?}") };
+    let FromWorker::Hello { worker: key, mut state } = hello else { panic!("{hello:?}") };
     while state == WorkerState::Loading {
         match receiver.receive::<FromWorker>().await.expect("a frame").expect("not the end").0 {
             FromWorker::State { state: next, detail } => {
@@ -433,18 +443,93 @@ async fn a_sandboxed_worker_needs_its_descriptors_alone() {
         }
     }
     assert_eq!(state, WorkerState::Ready);
+    LoadedWorker { process, metrics, sender, receiver, key }
+}
 
-    let mut ticket = cluster.ticket(&cluster.node, "chat", 0);
-    ticket.worker = worker;
+/// Passes a connection to the gateway to a worker, as its agent does; returns the ticket to renew.
+async fn connect_sandboxed(cluster: &Cluster, worker: &mut LoadedWorker, slot: u32) -> Ticket {
+    let mut ticket = cluster.ticket(&cluster.node, "chat", slot);
+    ticket.worker = worker.key;
     let ticket = cluster.signed(ticket);
     let gateway = cluster.gateway.public_key();
     let tcp = TcpStream::connect(cluster.workers).await.expect("it listens");
     tcp.set_nodelay(true).expect("tcp");
     let tcp = tcp.into_std().expect("a socket");
     let message = ToWorker::Connection { gateway, ticket: ticket.clone() };
-    sender.send(&message, &[tcp.as_fd()]).await.expect("sent");
-    drop(tcp);
-    let (stop, renewing) = keep_renewed(sender, cluster.node.clone(), ticket.ticket);
+    worker.sender.send(&message, &[tcp.as_fd()]).await.expect("sent");
+    ticket.ticket
+}
+
+/// Returns the bytes of a stream without its id and time, which differ between two streams.
+fn without_identity(stream: &[u8]) -> Vec<String> {
+    let text = std::str::from_utf8(stream).expect("UTF-8");
+    let event = |event: &str| {
+        let Ok(mut value) = serde_json::from_str::<Value>(event.trim_start_matches("data: ")) else {
+            return event.to_owned();
+        };
+        for name in ["id", "created"] {
+            assert!(value.as_object_mut().and_then(|fields| fields.remove(name)).is_some(), "{event}");
+        }
+        value.to_string()
+    };
+    text.split_terminator("\n\n").map(event).collect()
+}
+
+/// One process of two is killed under forty streams. Each client gets the bytes of an undisturbed stream.
+#[tokio::test(start_paused = true)]
+async fn streams_survive_the_kill_of_their_worker() {
+    const STREAMS: u64 = 40;
+    let cluster = Cluster::slow().await;
+    // Deep enough that no stream ends before the kill.
+    let mut config = llama_config();
+    config["num_hidden_layers"] = Value::from(24);
+    let directory = write(&config, Dtype::F32);
+    let (mut processes, mut renewals) = (Vec::new(), Vec::new());
+    for slot in 0..2 {
+        let mut worker = load_sandboxed(directory.path(), 64).await;
+        let ticket = connect_sandboxed(&cluster, &mut worker, slot).await;
+        processes.push(worker.process);
+        renewals.push(keep_renewed(worker.sender, cluster.node.clone(), ticket));
+    }
+    eventually("both serve", async || cluster.ready().await == 2).await;
+    let post = |seed: u64| {
+        let more = format!(
+            r#", "stream": true, "stream_options": {{"include_usage": true}}, "seed": {seed},
+               "max_tokens": 100, "ignore_eos": true"#
+        );
+        cluster.post("/v1/chat/completions", chat("hi", &more))
+    };
+    let undisturbed = futures::future::join_all((0..STREAMS).map(post)).await;
+    let undisturbed = futures::future::join_all(undisturbed.into_iter().map(whole)).await;
+    let retries = "quorate_request_retries_total{model_name=\"echo\"}";
+    assert_eq!(cluster.metrics().await.get(retries), None);
+
+    // Each answer has begun when its head is there.
+    let begun = futures::future::join_all((0..STREAMS).map(post)).await;
+    let (stop, renewing) = renewals.remove(0);
+    stop.send(()).expect("it renews");
+    let _sender = renewing.await.expect("it renewed");
+    drop(processes.remove(0));
+    let streams = futures::future::join_all(begun.into_iter().map(whole)).await;
+    for ((status, found), expected) in streams.iter().zip(&undisturbed) {
+        assert_eq!(*status, 200);
+        assert_eq!(without_identity(found), without_identity(&expected.1));
+    }
+    let moved = cluster.metrics().await.get(retries).copied().unwrap_or(0.0);
+    assert!(moved >= 1.0, "the kill came under streams");
+    let (stop, renewing) = renewals.remove(0);
+    stop.send(()).expect("it renews");
+    renewing.await.expect("it renewed");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sandboxed_worker_needs_its_descriptors_alone() {
+    let cluster = Cluster::slow().await;
+    let directory = write(&llama_config(), Dtype::F32);
+    let mut worker = load_sandboxed(directory.path(), 4).await;
+    let ticket = connect_sandboxed(&cluster, &mut worker, 0).await;
+    let LoadedWorker { process, mut metrics, sender, mut receiver, .. } = worker;
+    let (stop, renewing) = keep_renewed(sender, cluster.node.clone(), ticket);
     eventually("it serves", async || cluster.ready().await == 1).await;
     let (status, answer) = cluster.json("/v1/chat/completions", &chat("hi", r#", "max_tokens": 3"#)).await;
     assert_eq!(status, 200, "{answer}");

@@ -62,6 +62,7 @@ impl SimulatedServers {
                 handle: group.handle(ReplicaId(id)),
                 leadership: Mutex::new(None),
                 logs: Mutex::new(logs::Logs::default()),
+                job_logs: Mutex::default(),
                 key_exchanges: Arc::default(),
                 unadmitted: unadmitted::UnadmittedPeers::default(),
                 session_pool: commands::SessionPool::default(),

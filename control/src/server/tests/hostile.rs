@@ -144,6 +144,8 @@ async fn node_is_served(clients: &[Client]) {
         desired: Digest([0; 32]),
         logs: Vec::new(),
         complaints: Vec::new(),
+        jobs: Vec::new(),
+        rank_lines: Vec::new(),
     };
     let body = Bytes::from(canonical::to_bytes(&request));
     in_time(async {

@@ -125,6 +125,8 @@ impl Lab {
             desired: Digest([0; 32]),
             logs: vec![],
             complaints,
+            jobs: vec![],
+            rank_lines: vec![],
         };
         let mut request =
             Request::post(agents::SYNC).body(Body::from(canonical::to_bytes(&request))).unwrap();

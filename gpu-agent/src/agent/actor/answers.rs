@@ -43,12 +43,12 @@ impl AgentActor {
                 pause
             }
             RequestOutcome::NotAdmitted => {
-                self.node.logs.put_back(sent.lines);
+                self.put_back(sent);
                 self.resume();
                 ENROL_INTERVAL
             }
             RequestOutcome::Failed(reasons) => {
-                self.node.logs.put_back(sent.lines);
+                self.put_back(sent);
                 self.resume();
                 self.state.counts.sync_failures += 1;
                 // An election or a restart takes less than a lease and is not reported.

@@ -59,6 +59,21 @@ impl GrantedResources {
         }
     }
 
+    /// Returns the sum of their CPU in thousandths of a core.
+    pub(super) fn cpu_millicores(&self) -> u64 {
+        self.cpu_millicores
+    }
+
+    /// Returns the sum of their memory in bytes, weights included.
+    pub(super) fn memory_bytes(&self) -> u64 {
+        self.memory.bytes()
+    }
+
+    /// Returns whether one of them holds a GPU, or a share of it.
+    pub(super) fn holds_gpu(&self, index: u32) -> bool {
+        self.gpus.contains_key(&index)
+    }
+
     /// Checks that a grant fits on a node beside these. A whole GPU belongs to one slot, and shares of one
     /// add up to at most all of it.
     ///

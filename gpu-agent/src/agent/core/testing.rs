@@ -288,5 +288,5 @@ pub(crate) fn desired(bundle: &Bundle, orders: Vec<SignedOrder>, draining: &[u32
         model: record(service.model.root),
         wrap: None,
     };
-    Desired { assignments: vec![assignment], routes: None }
+    Desired { assignments: vec![assignment], routes: None, jobs: vec![] }
 }

@@ -3,6 +3,7 @@
 
 mod giving_way;
 mod halts;
+mod jobs;
 mod properties;
 
 use super::testing::{NOW, TestCircle, admission, desired, service};
@@ -215,7 +216,7 @@ fn on_gpus(slots: &[(&str, u32, u32)]) -> (Scene, Vec<Desired>) {
 
 fn together(parts: &[&Desired]) -> Desired {
     let assignments = parts.iter().flat_map(|part| part.assignments.clone()).collect();
-    Desired { assignments, routes: None }
+    Desired { assignments, routes: None, jobs: vec![] }
 }
 
 /// The attack: hostile control gives one whole GPU to three slots of two services. The positive control is

@@ -19,7 +19,7 @@ fn slots_of(stage: &Stage, bundles: &[&Bundle], count: u64) -> Desired {
         let order = script.world.order(bundle, node_id(), 0, count);
         desired(bundle, vec![order], &[]).assignments
     });
-    Desired { assignments: assignments.collect(), routes: None }
+    Desired { assignments: assignments.collect(), routes: None, jobs: vec![] }
 }
 
 /// Returns the number of slots that the agent reports as ready.

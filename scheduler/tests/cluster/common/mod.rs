@@ -16,6 +16,7 @@ use protocol::access::{
 use protocol::agent::{Gpu, NodeResources, SlotReport, SlotState, SyncRequest};
 use protocol::comment::{Comment, SignedComment};
 use protocol::governance::*;
+use protocol::job_report::JobSlotReport;
 use protocol::keys::{ByteString, EncryptionKey};
 use protocol::manifest::Isolation;
 use protocol::manifest::*;
@@ -311,6 +312,7 @@ pub(crate) struct World {
     pub(crate) specs: BTreeMap<NodeName, NodeSpec>,
     /// Reports that each node sends about its slots.
     pub(crate) reports: BTreeMap<NodeId, Vec<SlotReport>>,
+    pub(crate) job_reports: BTreeMap<NodeId, Vec<JobSlotReport>>,
 }
 
 impl World {
@@ -338,6 +340,7 @@ impl World {
             log: Vec::new(),
             specs: BTreeMap::new(),
             reports: BTreeMap::new(),
+            job_reports: BTreeMap::new(),
         }
     }
 
@@ -540,6 +543,8 @@ impl World {
             desired: Digest::of(b""),
             logs: vec![],
             complaints: vec![],
+            jobs: self.job_reports.get(&spec.admission.id).cloned().unwrap_or_default(),
+            rank_lines: vec![],
         }
     }
 

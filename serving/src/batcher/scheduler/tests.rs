@@ -47,10 +47,10 @@ impl Simulation {
         self.ids += 1;
         let id = SequenceId(self.ids);
         let tenant = (!tenant.is_empty()).then(|| Tenant::new(tenant));
-        self.scheduler.submit(
-            id,
-            SequenceRequest { prompt, sampling: GREEDY, rules: None, logprobs: None, priority, tenant },
-        );
+        let (drawn, sampling) = (Vec::new(), GREEDY);
+        let (rules, logprobs) = (None, None);
+        let request = SequenceRequest { prompt, drawn, sampling, rules, logprobs, priority, tenant };
+        self.scheduler.submit(id, request);
         self.left.insert(id, tokens);
         id
     }

@@ -7,7 +7,7 @@ use protocol::error_code;
 use protocol::halt::{HaltScope, SignedHalt};
 
 impl Scene {
-    fn halt(&mut self, scope: HaltScope, number: u64) -> SignedHalt {
+    pub(super) fn halt(&mut self, scope: HaltScope, number: u64) -> SignedHalt {
         let signed = self.world.halt(0, scope, number);
         let verified = check_halt(&self.world.state, signed.clone()).unwrap();
         assert_eq!(self.halts.accept(verified), Ok(true));
@@ -72,7 +72,7 @@ fn a_running_slot_under_a_halt_is_killed_then_released_and_never_starts_again() 
     assert_eq!(scene.halted(), [0, 1]);
     assert_eq!(scene.names(&wanted), [] as [&str; 0], "the plan leaves what is killed alone");
     // Control is gone, or names other slots: what runs is killed all the same.
-    let nothing = Desired { assignments: vec![], routes: None };
+    let nothing = Desired { assignments: vec![], routes: None, jobs: vec![] };
     assert_eq!(scene.names(&nothing), [] as [&str; 0]);
     scene.end(&key(0));
     scene.end(&key(1));

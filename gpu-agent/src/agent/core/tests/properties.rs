@@ -79,7 +79,7 @@ struct History {
 impl History {
     fn new() -> Self {
         let (scene, bundle) = Scene::deployed(|_| {});
-        let wanted = Desired { assignments: vec![], routes: None };
+        let wanted = Desired { assignments: vec![], routes: None, jobs: vec![] };
         Self { scene, bundle, wanted, started: BTreeMap::new(), signed_ever: BTreeSet::new() }
     }
 

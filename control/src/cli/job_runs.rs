@@ -1,0 +1,420 @@
+//! `quorate job submit`, `list`, `show`, `wait`, `logs`, `cancel` and `retry`: runs of approved jobs.
+
+use super::Environment;
+use super::deploy::read_manifest;
+use super::output::table;
+use super::services::POLL_INTERVAL;
+use crate::client::ControlClient;
+use crate::print;
+use crate::terminal;
+use anyhow::Result;
+use clap::Args;
+use protocol::api::Page;
+use protocol::display::counted;
+use protocol::job_api::{JobLogLine, JobLogPage, JobSlotView, JobView, SubmitJobBody, SubmittedJob};
+use protocol::manifest::Manifest;
+use protocol::{JobId, ParameterName, Refusal, ServiceName, error_code};
+use std::path::Path;
+
+/// States in which a job has ended.
+const ENDED: [&str; 3] = ["succeeded", "failed", "cancelled"];
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  quorate job submit train --set steps=100
+  quorate job submit train.toml --set steps=100 --follow
+
+Members approved the job; the submission sets parameters within their bounds, and needs no vote.")]
+pub(crate) struct JobSubmitArguments {
+    /// Name of the approved job, or the file of its manifest
+    job: String,
+    /// Value of a parameter; repeatable
+    #[arg(long = "set", value_name = "NAME=VALUE", value_parser = super::jobs::parse_setting)]
+    settings: Vec<(ParameterName, String)>,
+    /// Priority in the queue, at most that of the manifest
+    #[arg(long)]
+    priority: Option<u32>,
+    /// Time after which no attempt begins
+    #[arg(long, value_name = "DURATION")]
+    deadline: Option<humantime::Duration>,
+    /// Print the lines of the ranks until the job has ended
+    #[arg(short, long)]
+    follow: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  quorate job logs 3f9c -f --rank 0")]
+pub(crate) struct JobLogsArguments {
+    /// Id of the job, or the beginning of it
+    id: String,
+    /// Keep printing new lines until the job has ended
+    #[arg(short, long)]
+    follow: bool,
+    /// Print the lines of this rank only
+    #[arg(long)]
+    rank: Option<u32>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct JobIdArguments {
+    /// Id of the job, or the beginning of it
+    id: String,
+}
+
+pub(super) async fn submit(arguments: JobSubmitArguments, environment: &Environment) -> Result<()> {
+    let client = environment.context()?.client()?;
+    let body = SubmitJobBody {
+        job: name_of(&arguments.job)?,
+        parameters: arguments.settings.into_iter().collect(),
+        priority: arguments.priority,
+        deadline_seconds: arguments.deadline.map(|deadline| deadline.as_secs()),
+    };
+    let submitted: SubmittedJob = client.post("/v1/jobs", &body).await?;
+    environment.output().print(&submitted, |submitted| submitted.id.to_string());
+    if !arguments.follow {
+        return Ok(());
+    }
+    follow(&client, submitted.id, None, environment).await?;
+    ended(&client, submitted.id, environment).await
+}
+
+/// Returns the name of a job: that in a manifest if the text is the path of a file.
+fn name_of(job: &str) -> Result<ServiceName> {
+    if !job.contains(['.', '/']) {
+        return job
+            .parse()
+            .map_err(|reason: String| Refusal::new(error_code::REQUEST_INVALID, reason).into());
+    }
+    match read_manifest(Path::new(job))? {
+        Manifest::Job(manifest) => Ok(manifest.name),
+        Manifest::Service(_) | Manifest::Edge(_) => {
+            let message = format!("`{job}` is not the manifest of a job");
+            Err(Refusal::new(error_code::MANIFEST_INVALID, message).into())
+        }
+    }
+}
+
+pub(super) async fn list(environment: &Environment) -> Result<()> {
+    let client = environment.context()?.client()?;
+    let page: Page<JobView> = client.get("/v1/jobs").await?;
+    environment.output().print(&page, |page| jobs_table(&page.items));
+    Ok(())
+}
+
+pub(super) async fn show(arguments: JobIdArguments, environment: &Environment) -> Result<()> {
+    let client = environment.context()?.client()?;
+    let id = find(&client, &arguments.id).await?;
+    let view = view_of(&client, id).await?;
+    environment.output().print(&view, job_text);
+    Ok(())
+}
+
+/// Waits until a job has ended; fails unless it succeeded.
+pub(super) async fn wait(arguments: JobIdArguments, environment: &Environment) -> Result<()> {
+    let client = environment.context()?.client()?;
+    let id = find(&client, &arguments.id).await?;
+    while !is_ended(&view_of(&client, id).await?) {
+        tokio::time::sleep(POLL_INTERVAL).await;
+    }
+    ended(&client, id, environment).await
+}
+
+pub(super) async fn logs(arguments: JobLogsArguments, environment: &Environment) -> Result<()> {
+    let client = environment.context()?.client()?;
+    let id = find(&client, &arguments.id).await?;
+    if arguments.follow {
+        return follow(&client, id, arguments.rank, environment).await;
+    }
+    let mut reader = JobLogReader::new(id, arguments.rank);
+    while reader.print_page(&client, environment).await? > 0 {}
+    Ok(())
+}
+
+pub(super) async fn cancel(arguments: JobIdArguments, environment: &Environment) -> Result<()> {
+    order(arguments, "cancel", "cancelled", environment).await
+}
+
+pub(super) async fn retry(arguments: JobIdArguments, environment: &Environment) -> Result<()> {
+    order(arguments, "retry", "placed into the queue again", environment).await
+}
+
+async fn order(arguments: JobIdArguments, verb: &str, done: &str, environment: &Environment) -> Result<()> {
+    let client = environment.context()?.client()?;
+    let id = find(&client, &arguments.id).await?;
+    let nothing = serde_json::Map::new();
+    let answer: serde_json::Value = client.post(&format!("/v1/jobs/{id}/{verb}"), &nothing).await?;
+    environment.output().print(&answer, |_| format!("job {} is {done}", id.short()));
+    Ok(())
+}
+
+async fn view_of(client: &ControlClient, id: JobId) -> Result<JobView> {
+    Ok(client.get(&format!("/v1/jobs/{id}")).await?)
+}
+
+fn is_ended(view: &JobView) -> bool {
+    ENDED.contains(&view.state.as_str())
+}
+
+/// Prints the outcome of a job that has ended; fails unless it succeeded.
+async fn ended(client: &ControlClient, id: JobId, environment: &Environment) -> Result<()> {
+    let view = view_of(client, id).await?;
+    environment.output().print(&view, job_text);
+    if view.state == "succeeded" {
+        return Ok(());
+    }
+    let cause = view.last_end.map_or_else(|| view.state.clone(), |end| end.cause);
+    let message = format!("job {} is {}: {}", id.short(), view.state, terminal::line(&cause));
+    Err(Refusal::new(error_code::JOB_UNSUCCESSFUL, message).into())
+}
+
+/// Returns the id of the one job whose id begins so.
+async fn find(client: &ControlClient, beginning: &str) -> Result<JobId> {
+    if let Ok(id) = beginning.parse() {
+        return Ok(id);
+    }
+    let page: Page<JobView> = client.get("/v1/jobs").await?;
+    Ok(only(&page.items, beginning)?)
+}
+
+fn only(jobs: &[JobView], beginning: &str) -> Result<JobId, Refusal> {
+    let found: Vec<JobId> =
+        jobs.iter().map(|job| job.id).filter(|id| id.to_string().starts_with(beginning)).collect();
+    match found.as_slice() {
+        [id] => Ok(*id),
+        [] => Err(Refusal::new(error_code::JOB_NOT_FOUND, format!("no job begins with `{beginning}`"))),
+        several => {
+            let message = format!("{} begin with `{beginning}`", counted(several.len() as u64, "job"));
+            Err(Refusal::new(error_code::JOB_NOT_FOUND, message))
+        }
+    }
+}
+
+/// Prints the lines of a job until it has ended.
+async fn follow(
+    client: &ControlClient,
+    id: JobId,
+    rank: Option<u32>,
+    environment: &Environment,
+) -> Result<()> {
+    let mut reader = JobLogReader::new(id, rank);
+    loop {
+        let was_ended = is_ended(&view_of(client, id).await?);
+        let printed = reader.print_page(client, environment).await?;
+        if print::is_closed() || (was_ended && printed == 0) {
+            return Ok(());
+        }
+        if printed == 0 {
+            tokio::time::sleep(POLL_INTERVAL).await;
+        }
+    }
+}
+
+/// Read position in the lines of a job.
+#[derive(Debug)]
+struct JobLogReader {
+    id: JobId,
+    rank: Option<u32>,
+    epoch: Option<u64>,
+    after: u64,
+}
+
+impl JobLogReader {
+    fn new(id: JobId, rank: Option<u32>) -> Self {
+        Self { id, rank, epoch: None, after: 0 }
+    }
+
+    /// Prints the next page; returns its number of lines. After a change of leader the lines are read from the
+    /// first.
+    async fn print_page(&mut self, client: &ControlClient, environment: &Environment) -> Result<usize> {
+        loop {
+            let page: JobLogPage = client.get(&self.path()).await?;
+            let Some(lines) = self.take(page) else {
+                print::err("note: the leader changed; lines written in between may be missing");
+                continue;
+            };
+            for line in &lines {
+                environment.output().print(line, line_text);
+            }
+            return Ok(lines.len());
+        }
+    }
+
+    fn path(&self) -> String {
+        let rank = self.rank.map(|rank| format!("&rank={rank}")).unwrap_or_default();
+        format!("/v1/jobs/{}/logs?after={}{rank}", self.id, self.after)
+    }
+
+    /// Returns the lines of a page, or none if another leader answered than before: it numbers its lines from
+    /// the beginning.
+    fn take(&mut self, page: JobLogPage) -> Option<Vec<JobLogLine>> {
+        if self.epoch.replace(page.epoch).is_some_and(|before| before != page.epoch) {
+            self.after = 0;
+            return None;
+        }
+        self.after = page.items.last().map_or(self.after, |line| line.sequence);
+        Some(page.items)
+    }
+}
+
+fn line_text(line: &JobLogLine) -> String {
+    let dropped = match line.dropped {
+        0 => String::new(),
+        count => format!("({} dropped)\n", counted(count, "line")),
+    };
+    format!("{dropped}{}.{} {}", line.attempt, line.rank, terminal::line(&line.text))
+}
+
+fn jobs_table(jobs: &[JobView]) -> String {
+    let row = |job: &JobView| {
+        vec![
+            job.id.short(),
+            job.job.to_string(),
+            job.state.clone(),
+            job.priority.to_string(),
+            job.attempts.to_string(),
+            human_chain::show_time(job.submitted_at),
+            reason(job),
+        ]
+    };
+    let header = ["id", "job", "state", "priority", "attempts", "submitted", "why"];
+    table(&header, jobs.iter().map(row).collect())
+}
+
+/// Returns the reason for which a job waits, or that of its last end.
+fn reason(job: &JobView) -> String {
+    let waits = job.waits.as_ref().map(|waits| waits.text.clone());
+    let ended = || job.last_end.as_ref().filter(|_| is_ended(job)).map(|end| end.cause.clone());
+    waits.or_else(ended).unwrap_or_default()
+}
+
+fn job_text(job: &JobView) -> String {
+    let row = |slot: &JobSlotView| {
+        let last = slot.ranks.first.saturating_add(slot.ranks.count.saturating_sub(1));
+        vec![
+            slot.slot.to_string(),
+            format!("{}-{last}", slot.ranks.first),
+            slot.node.clone(),
+            slot.fence.to_string(),
+            slot.state.clone(),
+        ]
+    };
+    let mut text = format!(
+        "{} of {}: {}, attempt {} ({}, {}, {})\n",
+        job.id,
+        job.job,
+        job.state,
+        job.attempts,
+        counted(job.failures.into(), "failure"),
+        counted(job.lost_nodes.into(), "lost node"),
+        counted(job.preemptions.into(), "preemption")
+    );
+    for (name, value) in &job.parameters {
+        text.push_str(&format!("  {name} = {}\n", terminal::line(value)));
+    }
+    if let Some(waits) = &job.waits {
+        text.push_str(&format!("waits ({}): {}\n", waits.reason, terminal::line(&waits.text)));
+    }
+    if let Some(end) = &job.last_end {
+        text.push_str(&format!("attempt {} ended: {}\n", end.attempt, terminal::line(&end.cause)));
+        for end in &end.ends {
+            text.push_str(&format!("  rank {}: {}\n", end.rank, end.outcome));
+        }
+    }
+    if job.slots.is_empty() {
+        return text;
+    }
+    let header = ["slot", "ranks", "node", "fence", "state"];
+    text + &table(&header, job.slots.iter().map(row).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use protocol::job::{SlotRanks, Submitter};
+    use protocol::job_api::{JobEndView, JobWaitView};
+    use protocol::job_report::{RankEnd, RankOutcome};
+    use protocol::{Digest, Fence, Millis, SlotIndex};
+    use std::collections::BTreeMap;
+
+    fn job(byte: u8, state: &str) -> JobView {
+        JobView {
+            id: JobId(Digest([byte; 32])),
+            job: "train".parse().expect("a name"),
+            state: state.into(),
+            since: Millis(2),
+            submitted_at: Millis(1),
+            deadline: Millis(9),
+            submitter: Submitter::Token("ann".parse().expect("a name")),
+            priority: 10,
+            parameters: BTreeMap::from([("steps".parse().expect("a name"), "100".to_string())]),
+            attempts: 1,
+            failures: 0,
+            lost_nodes: 1,
+            preemptions: 0,
+            waits: None,
+            slots: vec![],
+            last_end: None,
+        }
+    }
+
+    #[test]
+    fn a_job_is_found_by_the_beginning_of_its_id() {
+        let jobs = [job(0x11, "queued"), job(0x12, "running")];
+        assert_eq!(only(&jobs, "12"), Ok(jobs[1].id));
+        for beginning in ["1", "2"] {
+            let refused = only(&jobs, beginning).expect_err(beginning);
+            assert_eq!(refused.code, error_code::JOB_NOT_FOUND);
+        }
+    }
+
+    #[test]
+    fn a_job_shows_its_slots_its_wait_and_its_last_end() {
+        let mut shown = job(0x11, "running");
+        let ranks = SlotRanks { first: 2, count: 2 };
+        let (slot, fence, state) = (SlotIndex(1), Fence::new(1, 4), "running".to_string());
+        shown.slots = vec![JobSlotView { slot, fence, node: "node-1".into(), ranks, state, cpu_micros: 0 }];
+        let ends = vec![RankEnd { rank: 0, outcome: RankOutcome::OutOfMemory }];
+        let cause = "rank 0: out of memory".to_string();
+        shown.last_end = Some(JobEndView { attempt: 1, at: Millis(5), cause, ends });
+        let text = job_text(&shown);
+        let lines: Vec<&str> = text.lines().skip(1).collect();
+        assert_eq!(
+            lines,
+            [
+                "  steps = 100",
+                "attempt 1 ended: rank 0: out of memory",
+                "  rank 0: out of memory",
+                "SLOT  RANKS  NODE    FENCE  STATE",
+                "1     2-3    node-1  1.4    running",
+            ]
+        );
+        shown.waits = Some(JobWaitView { reason: "no_room".into(), text: "nodes are missing".into() });
+        assert!(job_text(&shown).contains("waits (no_room): nodes are missing"));
+        assert_eq!(reason(&shown), "nodes are missing");
+    }
+
+    #[test]
+    fn dropped_lines_are_shown_before_the_line_that_follows_them() {
+        let line = |dropped| JobLogLine {
+            sequence: 1,
+            attempt: 2,
+            rank: 3,
+            node: "node-1".parse().expect("a name"),
+            dropped,
+            text: "step 1".into(),
+        };
+        assert_eq!(line_text(&line(0)), "2.3 step 1");
+        assert_eq!(line_text(&line(2)), "(2 lines dropped)\n2.3 step 1");
+    }
+
+    #[test]
+    fn a_page_of_another_leader_begins_anew() {
+        let mut reader = JobLogReader::new(JobId(Digest([1; 32])), Some(2));
+        assert!(reader.take(JobLogPage { epoch: 3, items: vec![] }).is_some());
+        reader.after = 7;
+        assert!(reader.path().ends_with("/logs?after=7&rank=2"));
+        assert!(reader.take(JobLogPage { epoch: 4, items: vec![] }).is_none());
+        assert_eq!(reader.after, 0);
+    }
+}

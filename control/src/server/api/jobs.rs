@@ -1,0 +1,131 @@
+//! Jobs: submission, state, logs, cancellation and retry.
+
+use super::{ApiResult, Done, PAGE_MAX};
+use crate::server::auth::Submitter;
+use crate::server::extract::{LeaderRead, Submission};
+use crate::server::paging::json_number;
+use crate::server::problem::{Failure, accepted, effect_unknown, unavailable};
+use axum::Json;
+use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
+use axum::extract::{Path, Query};
+use host::random::random_bytes;
+use protocol::api::Page;
+use protocol::job::SignedSubmission;
+use protocol::job_api::{JobLogPage, JobView, SubmitJobBody, SubmittedJob};
+use protocol::{Digest, JobId, TokenName, error_code};
+use scheduler::{Action, Actor, JobRequest, Reply};
+use serde::Deserialize;
+
+/// Runs an approved job with these parameters; no vote is needed. The same request under the same
+/// idempotency key is one job, for as long as the job is known.
+#[utoipa::path(post, path = "/v1/jobs", request_body = SubmitJobBody,
+    responses((status = 200, body = SubmittedJob)), tag = "jobs")]
+pub(super) async fn submit(
+    submission: Submission<Submitter>,
+    body: Result<Json<SubmitJobBody>, JsonRejection>,
+) -> ApiResult<SubmittedJob> {
+    let Json(SubmitJobBody { job, parameters, priority, deadline_seconds }) = body?;
+    submission.server.read_view(|view| scheduler::check_fits(view, &job))?.map_err(Failure::from)?;
+    let idempotency = submission.key.digest().unwrap_or_else(|| Digest(random_bytes()));
+    let request = JobRequest { job, idempotency, parameters, priority, deadline_seconds };
+    send(submission, Action::RequestJob(Box::new(request))).await
+}
+
+/// Runs an approved job by a submission that a member or a submit key signed.
+#[utoipa::path(post, path = "/v1/jobs/signed", request_body = SignedSubmission,
+    responses((status = 200, body = SubmittedJob)), tag = "jobs")]
+pub(super) async fn submit_signed(
+    submission: Submission<Submitter>,
+    body: Result<Json<SignedSubmission>, JsonRejection>,
+) -> ApiResult<SubmittedJob> {
+    let Json(signed) = body?;
+    let job = &signed.submission.job;
+    submission.server.read_view(|view| scheduler::check_fits(view, job))?.map_err(Failure::from)?;
+    send(submission, Action::SubmitJob(Box::new(signed))).await
+}
+
+async fn send(submission: Submission<Submitter>, action: Action) -> ApiResult<SubmittedJob> {
+    let Submission { caller, key, server } = submission;
+    let token = TokenName::from(caller);
+    let key = key.of(&token);
+    match accepted(server.write(Actor::Token(token), action, key).await?)? {
+        Reply::JobSubmitted { job } => Ok(Json(SubmittedJob { id: job })),
+        _ => Err(effect_unknown(String::from("its reply is of another kind"))),
+    }
+}
+
+/// All jobs that are known, the latest submission first.
+#[utoipa::path(get, path = "/v1/jobs", responses((status = 200, body = Page<JobView>)), tag = "jobs")]
+pub(super) async fn jobs(LeaderRead { server, .. }: LeaderRead) -> ApiResult<Page<JobView>> {
+    let items = server.read_view(scheduler::job_views)?;
+    Ok(Json(Page::whole(items)))
+}
+
+/// One job with the slots of its present attempt, and the reason for which it waits.
+#[utoipa::path(get, path = "/v1/jobs/{id}", params(("id" = JobId, Path)),
+    responses((status = 200, body = JobView)), tag = "jobs")]
+pub(super) async fn job(
+    LeaderRead { server, .. }: LeaderRead,
+    id: Result<Path<JobId>, PathRejection>,
+) -> ApiResult<JobView> {
+    let Path(id) = id?;
+    let view = server.read_view(|view| scheduler::job_view(view, id))?;
+    view.map(Json).ok_or_else(|| no_job(id))
+}
+
+/// Cancels a job; a job that has ended stays as it is.
+#[utoipa::path(post, path = "/v1/jobs/{id}/cancel", params(("id" = JobId, Path)),
+    responses((status = 200, body = Done)), tag = "jobs")]
+pub(super) async fn cancel(
+    Submission { caller, key, server }: Submission<Submitter>,
+    id: Result<Path<JobId>, PathRejection>,
+) -> ApiResult<Done> {
+    let Path(id) = id?;
+    server.change(caller, key, Action::CancelJob { id }).await
+}
+
+/// Places a job that failed or was cancelled into the queue again.
+#[utoipa::path(post, path = "/v1/jobs/{id}/retry", params(("id" = JobId, Path)),
+    responses((status = 200, body = Done)), tag = "jobs")]
+pub(super) async fn retry(
+    Submission { caller, key, server }: Submission<Submitter>,
+    id: Result<Path<JobId>, PathRejection>,
+) -> ApiResult<Done> {
+    let Path(id) = id?;
+    server.change(caller, key, Action::RetryJob { id }).await
+}
+
+/// Query parameters of a page of a job's lines.
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub(super) struct JobLinesAfter {
+    /// Return only lines with a greater sequence number; 0 = from the oldest kept.
+    #[serde(default)]
+    after: u64,
+    /// Return only lines of this rank.
+    rank: Option<u32>,
+}
+
+/// The latest lines of a job's ranks.
+#[utoipa::path(get, path = "/v1/jobs/{id}/logs", params(("id" = JobId, Path), JobLinesAfter),
+    responses((status = 200, body = JobLogPage)), tag = "jobs")]
+pub(super) async fn logs(
+    LeaderRead { server, .. }: LeaderRead,
+    id: Result<Path<JobId>, PathRejection>,
+    query: Result<Query<JobLinesAfter>, QueryRejection>,
+) -> ApiResult<JobLogPage> {
+    let (Path(id), Query(JobLinesAfter { after, rank })) = (id?, query?);
+    let after = json_number(after)?;
+    if server.cluster(|cluster| !cluster.jobs().jobs().contains_key(&id)) {
+        return Err(no_job(id));
+    }
+    let term = server.lock_leadership().as_ref().map(|leadership| leadership.term.0);
+    let epoch = term.ok_or_else(|| unavailable("this replica has lost leadership"))?;
+    let mut logs = server.job_logs.lock().expect("no holder of this lock panics");
+    Ok(Json(logs.page(epoch, id, rank, after, PAGE_MAX)))
+}
+
+fn no_job(id: JobId) -> Failure {
+    Failure::new(error_code::JOB_NOT_FOUND, format!("no job {id}")).remedy("`quorate job list` lists them")
+}

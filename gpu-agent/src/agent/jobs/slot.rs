@@ -1,0 +1,416 @@
+//! Task of one slot of a job: it checks the artifact, waits for the start of the gang, runs the ranks, and
+//! ends them on command, at the time limit, or when the autonomy of the job is over.
+
+use super::lines::RankKey;
+use super::network::{SlotNetwork, network_of};
+use super::output::read_rank;
+use crate::agent::core::{JobSlotEnd, Refusal, SlotKey, job_end, lapsed};
+use crate::agent::models::ModelSource;
+use crate::agent::node::Node;
+use crate::agent::slot::sandbox_name;
+use human_chain::{Approved, JobGrant, RankCommand, rank_host};
+use model_store::TreeInUse;
+use protocol::job::SlotRanks;
+use protocol::job_report::{JobSlotReport, JobSlotState, RankOutcome};
+use protocol::manifest::Resources;
+use protocol::sandbox::{DiskArea, ProcessProfile, RankProgram, SandboxLimits, WritableAreas};
+use protocol::{Fence, error_code};
+use sandbox::{Ended, Running, StartProcess, etc_files};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+/// Processes and threads of each rank: interpreters of machine learning start one thread per core and
+/// library.
+const PROCESSES_PER_RANK: u32 = 1024;
+/// Open files of each process of a rank.
+const OPEN_FILES_MAX: u32 = 4096;
+/// Smallest writable area in bytes.
+const AREA_BYTES_MIN: u64 = 4096;
+/// Longest wait for the rest of the output once every rank has ended.
+const OUTPUT_WAIT: Duration = Duration::from_secs(2);
+/// Pause before the removal of a sandbox is tried again.
+const REMOVE_AGAIN: Duration = Duration::from_secs(1);
+
+/// Command to a slot of a job. It only ever rises.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(in crate::agent) enum JobSlotCommand {
+    /// Get ready, and wait.
+    Prepare,
+    /// Run the ranks.
+    Start,
+    /// SIGTERM, then SIGKILL after a grace.
+    End {
+        /// In milliseconds.
+        grace_ms: u64,
+    },
+    /// SIGKILL now: a member has halted the slot.
+    Kill,
+}
+
+/// Status of a slot that is prepared or runs.
+#[derive(Debug)]
+pub(in crate::agent) struct JobSlotStatus {
+    pub(in crate::agent) state: JobSlotState,
+    pub(in crate::agent) cpu_micros: u64,
+    /// Limits that are not enforced on the sandbox.
+    pub(in crate::agent) not_enforced: Vec<String>,
+}
+
+/// The agent's handle of a slot.
+#[derive(Debug)]
+pub(in crate::agent) struct JobSlotHandle {
+    pub(in crate::agent) fence: Fence,
+    pub(in crate::agent) grace_ms: u64,
+    status: Arc<Mutex<JobSlotStatus>>,
+    command: watch::Sender<JobSlotCommand>,
+}
+
+impl JobSlotHandle {
+    /// Sends a command. Returns true if it is higher than the current one.
+    pub(in crate::agent) fn command(&self, command: JobSlotCommand) -> bool {
+        self.command.send_if_modified(|current| {
+            let rises =
+                std::mem::discriminant(current) != std::mem::discriminant(&command) && command > *current;
+            if rises {
+                *current = command;
+            }
+            rises
+        })
+    }
+
+    /// Locks the status for reading.
+    pub(in crate::agent) fn status(&self) -> MutexGuard<'_, JobSlotStatus> {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A slot's task has ended and nothing of the slot runs any more.
+#[derive(Debug)]
+pub(in crate::agent) struct JobSlotEnded {
+    pub(in crate::agent) key: SlotKey,
+    pub(in crate::agent) fence: Fence,
+    pub(in crate::agent) end: JobSlotEnd,
+}
+
+struct JobTask {
+    node: Arc<Node>,
+    key: SlotKey,
+    ranks: SlotRanks,
+    grant: Arc<Approved<JobGrant>>,
+    source: Option<ModelSource>,
+    command: watch::Receiver<JobSlotCommand>,
+    status: Arc<Mutex<JobSlotStatus>>,
+}
+
+/// Starts a slot's task. `report` is the slot as accepted, `source` the location of its artifact.
+pub(in crate::agent) fn spawn(
+    tasks: &mut JoinSet<JobSlotEnded>,
+    node: Arc<Node>,
+    grant: Arc<Approved<JobGrant>>,
+    report: &JobSlotReport,
+    source: Option<ModelSource>,
+) -> JobSlotHandle {
+    let (command, receiver) = watch::channel(JobSlotCommand::Prepare);
+    let status = JobSlotStatus { state: JobSlotState::Preparing, cpu_micros: 0, not_enforced: vec![] };
+    let status = Arc::new(Mutex::new(status));
+    let (fence, ranks) = (report.fence, report.ranks);
+    let grace_ms = grant.get().manifest.grace_seconds.saturating_mul(1000);
+    let key = SlotKey { service: report.job.clone(), slot: report.slot };
+    let handle = JobSlotHandle { fence, grace_ms, status: status.clone(), command };
+    let task = JobTask { node, key, ranks, grant, source, command: receiver, status };
+    tasks.spawn(task.run());
+    handle
+}
+
+impl JobTask {
+    async fn run(self) -> JobSlotEnded {
+        let end = match self.ready().await {
+            Ok((tree, network)) => match self.launch(&tree, network).await {
+                Ok(running) => self.supervise(running).await,
+                Err(refusal) => self.unstarted(refusal),
+            },
+            Err(end) => end,
+        };
+        let grant = self.grant.get();
+        self.node.rank_lines.forget(grant.id, grant.attempt);
+        tracing::info!(slot = %self.key, fence = %grant.fence, ends = ?end.ends, "job slot ended");
+        let fence = grant.fence;
+        JobSlotEnded { key: self.key, fence, end }
+    }
+
+    /// Prepares the slot and waits for its start. An error is the end of a slot that never started.
+    async fn ready(&self) -> Result<(TreeInUse, SlotNetwork), JobSlotEnd> {
+        let stopped = || JobSlotEnd::of_all(self.ranks, RankOutcome::Stopped, None);
+        let prepared = tokio::select! {
+            biased;
+            _ = ending(self.command.clone()) => return Err(stopped()),
+            prepared = self.prepare() => prepared.map_err(|refusal| self.unstarted(refusal))?,
+        };
+        self.enter(JobSlotState::Ready);
+        loop {
+            let until = self.node.lease.borrow().until_job(&self.grant.get().manifest);
+            if self.node.clock.boot() >= until {
+                return Err(lapsed(self.ranks));
+            }
+            let wait = Duration::from_millis(until.since(self.node.clock.boot()));
+            tokio::select! {
+                biased;
+                starts = started(self.command.clone()) => {
+                    return if starts { Ok(prepared) } else { Err(stopped()) };
+                }
+                () = tokio::time::sleep(wait) => {}
+            }
+        }
+    }
+
+    async fn prepare(&self) -> Result<(TreeInUse, SlotNetwork), Refusal> {
+        let network = network_of(self.grant.get())?;
+        let rank = self.first_rank()?;
+        let source = self.source.as_ref();
+        let tree = self.node.trees.get(&self.node.models, rank.artifact.root, source).await?;
+        Ok((tree, network))
+    }
+
+    /// Returns the command of the first rank: all ranks run the same artifact.
+    fn first_rank(&self) -> Result<&RankCommand, Refusal> {
+        let first = self.grant.get().ranks.first();
+        first.ok_or_else(|| Refusal::new(error_code::ORDER_MISMATCH, "the slot has no rank"))
+    }
+
+    async fn launch(&self, tree: &TreeInUse, network: SlotNetwork) -> Result<Arc<dyn Running>, Refusal> {
+        let (node, grant) = (&self.node, self.grant.get());
+        let of_error = |error: &sandbox::SandboxError| Refusal::of(error.code(), error);
+        let etc = etc_files(&network.hosts, Vec::new()).map_err(|error| of_error(&error))?;
+        let start = &tree.index.start;
+        let program = |rank: &RankCommand| {
+            let mut environment = start.environment.clone();
+            environment.extend(rank.environment.clone());
+            RankProgram { arguments: rank.arguments.clone(), environment }
+        };
+        let profile = ProcessProfile {
+            root: tree.path.display().to_string(),
+            host_name: rank_host(self.ranks.first),
+            working_directory: start.working_directory.clone(),
+            ranks: grant.ranks.iter().map(program).collect(),
+            inputs: Vec::new(),
+            areas: areas(&grant.manifest.resources, self.ranks.count),
+            etc,
+            network: network.device,
+        };
+        let start = StartProcess {
+            name: sandbox_name(&self.key, grant.fence),
+            profile,
+            limits: limits(&grant.manifest.resources, self.ranks.count),
+            devices: self.devices()?,
+            lease_until: node.lease.borrow().until_job(&grant.manifest),
+        };
+        let started = node.launcher.clone().start_process(start).await;
+        started.map_err(|error| of_error(&error))
+    }
+
+    /// Returns the device nodes of the slot's GPUs. A GPU that is gone or does not answer is an error.
+    fn devices(&self) -> Result<Vec<std::path::PathBuf>, Refusal> {
+        let (node, mut indices) = (&self.node, Vec::new());
+        let here = node.resources.gpus(&*node.device);
+        for uuid in &self.grant.get().gpus {
+            let Some(gpu) = here.iter().find(|gpu| gpu.uuid == *uuid && gpu.healthy) else {
+                let message = format!("GPU `{uuid}` of this node is gone or does not answer");
+                return Err(Refusal::new(error_code::NODE_UNFIT, message));
+            };
+            if !gpu.simulated && !indices.contains(&gpu.index) {
+                indices.push(gpu.index);
+            }
+        }
+        Ok(node.device.nodes(&indices))
+    }
+
+    /// Runs the ranks to their end.
+    async fn supervise(&self, running: Arc<dyn Running>) -> JobSlotEnd {
+        let grant = self.grant.get();
+        self.status().not_enforced = running.not_enforced().to_vec();
+        self.enter(JobSlotState::Running);
+        let mut readers = JoinSet::new();
+        match running.clone().descriptors().await {
+            Ok(descriptors) => {
+                for (rank, output) in (self.ranks.first..).zip(descriptors.ranks) {
+                    let key = RankKey { id: grant.id, attempt: grant.attempt, rank };
+                    read_rank(&mut readers, &self.node, key, output);
+                }
+            }
+            // Its init has ended or is about to; the wait below reports the end.
+            Err(error) => tracing::warn!(slot = %self.key, %error, "the output of the ranks is lost"),
+        }
+        let mut cause = None;
+        let ended = self.follow(&running, &mut cause).await;
+        let all = async { while readers.join_next().await.is_some() {} };
+        if tokio::time::timeout(OUTPUT_WAIT, all).await.is_err() {
+            tracing::warn!(slot = %self.key, "the rest of the output of the ranks is not read");
+        }
+        readers.abort_all();
+        let cpu_micros = self.measure(&*running);
+        while let Err(error) = running.clone().remove().await {
+            let error = protocol::error_chain(&error);
+            tracing::error!(slot = %self.key, error, "remove the sandbox of a job");
+            tokio::time::sleep(REMOVE_AGAIN).await;
+        }
+        let exit = ended.map_or((None, false), |ended| (ended.exit, ended.out_of_memory));
+        job_end(self.ranks, exit, cause, cpu_micros)
+    }
+
+    /// Renews the lease, and ends the ranks for a cause, until they have ended. None if the end is not known.
+    async fn follow(&self, running: &Arc<dyn Running>, cause: &mut Option<RankOutcome>) -> Option<Ended> {
+        let manifest = &self.grant.get().manifest;
+        let mut leases = self.node.lease.subscribe();
+        let mut ended = running.clone().wait();
+        let limit = Instant::now() + Duration::from_secs(manifest.run_seconds_max);
+        let grace_ms = manifest.grace_seconds.saturating_mul(1000);
+        let mut is_killed = false;
+        loop {
+            let stop_ms = tokio::select! {
+                biased;
+                ended = &mut ended => return ended.ok(),
+                () = killed(self.command.clone()), if !is_killed => {
+                    is_killed = true;
+                    Some((RankOutcome::Stopped, 0))
+                }
+                Some(grace_ms) = ending(self.command.clone()), if cause.is_none() && !is_killed => {
+                    Some((RankOutcome::Stopped, grace_ms))
+                }
+                () = tokio::time::sleep_until(limit), if cause.is_none() => {
+                    Some((RankOutcome::TimeLimit, grace_ms))
+                }
+                Ok(()) = leases.changed() => None,
+            };
+            let answer = match stop_ms {
+                Some((outcome, grace_ms)) => {
+                    cause.get_or_insert(outcome);
+                    running.clone().stop(grace_ms).await
+                }
+                None => {
+                    let until = self.node.lease.borrow().until_job(manifest);
+                    running.clone().renew(until).await
+                }
+            };
+            if let Err(error) = answer {
+                tracing::debug!(slot = %self.key, %error, "the init of a job does not answer");
+            }
+            self.measure(&**running);
+        }
+    }
+
+    /// Returns the CPU time of the ranks so far in microseconds, which never falls.
+    fn measure(&self, running: &dyn Running) -> u64 {
+        let used = running.usage().cpu_us.unwrap_or(0);
+        let mut status = self.status();
+        status.cpu_micros = status.cpu_micros.max(used);
+        status.cpu_micros
+    }
+
+    fn unstarted(&self, refusal: Refusal) -> JobSlotEnd {
+        let (slot, code, error) = (&self.key, refusal.code, &refusal.message);
+        tracing::warn!(%slot, %code, error, "job slot not started");
+        JobSlotEnd { ends: Vec::new(), refusal: Some(refusal), cpu_micros: 0 }
+    }
+
+    fn status(&self) -> MutexGuard<'_, JobSlotStatus> {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn enter(&self, state: JobSlotState) {
+        self.status().state = state;
+        self.node.news.notify_one();
+    }
+}
+
+/// Waits for a command beyond the preparation, and returns whether it is to start.
+async fn started(mut command: watch::Receiver<JobSlotCommand>) -> bool {
+    let commanded = command.wait_for(|command| *command > JobSlotCommand::Prepare).await;
+    commanded.is_ok_and(|command| *command == JobSlotCommand::Start)
+}
+
+/// Waits for the command to kill. If the handle is gone, so is the agent.
+async fn killed(mut command: watch::Receiver<JobSlotCommand>) {
+    let _ = command.wait_for(|command| *command == JobSlotCommand::Kill).await;
+}
+
+/// Waits for the command to end, and returns its grace in milliseconds; none if the agent is gone.
+async fn ending(mut command: watch::Receiver<JobSlotCommand>) -> Option<u64> {
+    match *command.wait_for(|command| *command > JobSlotCommand::Start).await.ok()? {
+        JobSlotCommand::End { grace_ms } => Some(grace_ms),
+        JobSlotCommand::Prepare | JobSlotCommand::Start | JobSlotCommand::Kill => Some(0),
+    }
+}
+
+/// Returns the limits of all ranks of a slot together.
+fn limits(each: &Resources, ranks: u32) -> SandboxLimits {
+    SandboxLimits {
+        cpu_millicores: each.cpu_millicores.saturating_mul(u64::from(ranks)),
+        memory_bytes: each.memory_bytes.saturating_mul(u64::from(ranks)),
+        processes_max: PROCESSES_PER_RANK.saturating_mul(ranks),
+        open_files_max: OPEN_FILES_MAX,
+    }
+}
+
+/// Returns the writable areas of a slot. All are in memory, which counts as that of the ranks, so a program
+/// that fills them reaches its memory limit, and nothing of them outlives the attempt.
+fn areas(each: &Resources, ranks: u32) -> WritableAreas {
+    let half = (each.memory_bytes.saturating_mul(u64::from(ranks)) / 2).max(AREA_BYTES_MIN);
+    let area = || DiskArea { bytes_max: half, directory: None };
+    WritableAreas {
+        tmp_bytes: half,
+        shared_memory_bytes: half,
+        scratch: area(),
+        checkpoint: area(),
+        outputs: area(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_of_a_job_only_rises() {
+        let (soon, later) = (JobSlotCommand::End { grace_ms: 0 }, JobSlotCommand::End { grace_ms: 9 });
+        for (before, command, rises) in [
+            (JobSlotCommand::Prepare, JobSlotCommand::Prepare, false),
+            (JobSlotCommand::Prepare, JobSlotCommand::Start, true),
+            (JobSlotCommand::Start, JobSlotCommand::Prepare, false),
+            (JobSlotCommand::Prepare, later, true),
+            (soon, later, false),
+            (later, JobSlotCommand::Start, false),
+            (later, JobSlotCommand::Kill, true),
+            (JobSlotCommand::Kill, soon, false),
+        ] {
+            let handle = JobSlotHandle {
+                fence: Fence::new(1, 1),
+                grace_ms: 0,
+                status: Arc::new(Mutex::new(JobSlotStatus {
+                    state: JobSlotState::Preparing,
+                    cpu_micros: 0,
+                    not_enforced: vec![],
+                })),
+                command: watch::Sender::new(before),
+            };
+            assert_eq!(handle.command(command), rises, "{before:?}, then {command:?}");
+        }
+    }
+
+    #[test]
+    fn a_slot_has_the_resources_of_its_ranks() {
+        let each = Resources {
+            cpu_millicores: 500,
+            memory_bytes: 1 << 20,
+            gpu_count: 0,
+            gpu_share_percent: 0,
+            gpu_memory_bytes: 0,
+        };
+        let limits = limits(&each, 3);
+        assert_eq!((limits.cpu_millicores, limits.memory_bytes), (1500, 3 << 20));
+        assert_eq!(areas(&each, 3).outputs.bytes_max, 3 << 19);
+        assert_eq!(areas(&Resources { memory_bytes: 1, ..each }, 1).tmp_bytes, AREA_BYTES_MIN);
+    }
+}

@@ -1,0 +1,55 @@
+//! Rules about jobs, their attempts and the slots of gangs.
+
+use super::Invariant::{GangWhole, JobKept, ListBounded, RecordedInPast};
+use super::{InvariantResult, ensure};
+use crate::cluster::Cluster;
+use crate::jobs::{Job, JobHolding, JobHoldingPhase, JobSlotName, key_of};
+use crate::limits::{JOB_ENDS_KEPT_MAX, JOBS_FINISHED_MAX, JOBS_UNFINISHED_MAX};
+use protocol::JobId;
+
+pub(super) fn check(cluster: &Cluster) -> InvariantResult {
+    let jobs = &cluster.jobs.jobs;
+    let finished = jobs.values().filter(|job| job.state.is_finished()).count();
+    let bounded = finished <= JOBS_FINISHED_MAX && jobs.len() - finished <= JOBS_UNFINISHED_MAX;
+    ensure(bounded, ListBounded, || format!("{} jobs, {finished} of them finished", jobs.len()))?;
+    ensure(cluster.jobs.keys.len() == jobs.len(), JobKept, || "each job has one key".to_string())?;
+    for (id, job) in jobs {
+        check_job(cluster, *id, job)?;
+    }
+    for (name, held) in cluster.jobs.held() {
+        check_holding(cluster, &name, held)?;
+    }
+    Ok(())
+}
+
+fn check_job(cluster: &Cluster, id: JobId, job: &Job) -> InvariantResult {
+    let subject = || format!("job {}", id.short());
+    let submission = job.submission();
+    let key = key_of(&submission.submitter, &submission.idempotency);
+    let kept = submission.id() == id && cluster.jobs.keys.get(&key) == Some(&id);
+    ensure(kept && cluster.job_manifest(&submission.certificate).is_some(), JobKept, subject)?;
+    ensure(job.submitted_at <= job.since && job.since <= cluster.now, RecordedInPast, subject)?;
+    let ends = job.last_end.as_ref().map_or(0, |end| end.ends.len());
+    ensure(ends <= JOB_ENDS_KEPT_MAX, ListBounded, subject)?;
+    // A gang is whole: an attempt holds every rank once, and a job without one holds none.
+    let mut ranks: Vec<u32> = cluster
+        .jobs
+        .gang(id)
+        .flat_map(|(_, held)| (0..held.ranks.count).map(|rank| held.ranks.first + rank))
+        .collect();
+    ranks.sort_unstable();
+    let wanted = cluster.job_manifest(&submission.certificate).map_or(0, |manifest| manifest.ranks);
+    let wanted = if job.state.is_placed() { wanted } else { 0 };
+    ensure(ranks.into_iter().eq(0..wanted), GangWhole, subject)
+}
+
+fn check_holding(cluster: &Cluster, name: &JobSlotName, held: &JobHolding) -> InvariantResult {
+    let subject = || format!("{}/{}", name.job, name.slot);
+    let manifest = cluster.job_manifest(&held.certificate);
+    let inside = manifest.is_some_and(|manifest| manifest.name == name.job && name.slot.0 < manifest.slots);
+    ensure(inside && name.fence.count > 0, GangWhole, subject)?;
+    let lapses = held.phase == JobHoldingPhase::Lapsing;
+    ensure(lapses != cluster.node(&held.node).is_some(), GangWhole, subject)?;
+    let present = cluster.jobs.jobs.get(&held.id).is_some_and(|job| job.attempts == held.attempt);
+    ensure(held.phase != JobHoldingPhase::Active || present, GangWhole, subject)
+}

@@ -1,0 +1,96 @@
+//! Jobs as people and programs see them.
+
+use crate::jobs::{Job, JobState};
+use crate::plan::plan;
+use crate::view::ClusterView;
+use human_chain::show_time;
+use protocol::job_api::{JobEndView, JobSlotView, JobView, JobWaitView};
+use protocol::job_report::JobSlotState;
+use protocol::{JobId, NodeId};
+use std::collections::BTreeMap;
+
+/// Returns every job that is not forgotten, the latest submission first.
+#[must_use]
+pub fn job_views(view: ClusterView) -> Vec<JobView> {
+    let waits = waits(view);
+    let mut jobs: Vec<(&JobId, &Job)> = view.cluster.jobs().jobs().iter().collect();
+    jobs.sort_by_key(|(id, job)| (std::cmp::Reverse(job.submitted_at), **id));
+    jobs.into_iter().map(|(id, job)| shown(view, *id, job, waits.get(id).cloned())).collect()
+}
+
+/// Returns one job; none if it is not known.
+#[must_use]
+pub fn job_view(view: ClusterView, id: JobId) -> Option<JobView> {
+    let job = view.cluster.jobs().jobs().get(&id)?;
+    let waits = if job.state == JobState::Queued { waits(view).remove(&id) } else { None };
+    Some(shown(view, id, job, waits))
+}
+
+/// Returns the reason of each job that waits for its gang.
+fn waits(view: ClusterView) -> BTreeMap<JobId, JobWaitView> {
+    let waiting = plan(view).waiting_jobs.into_iter();
+    waiting.map(|one| (one.id, JobWaitView { reason: one.reason.into(), text: one.text })).collect()
+}
+
+fn shown(view: ClusterView, id: JobId, job: &Job, waits: Option<JobWaitView>) -> JobView {
+    let submission = job.submission();
+    let waits = match job.state {
+        JobState::BackingOff { until } => {
+            let text = format!("the next attempt begins at {} at the earliest", show_time(until.0));
+            Some(JobWaitView { reason: "back_off".into(), text })
+        }
+        JobState::Queued => waits,
+        _ => None,
+    };
+    let last_end = job.last_end.as_ref().map(|end| JobEndView {
+        attempt: end.attempt,
+        at: end.at.0,
+        cause: end.cause.to_string(),
+        ends: end.ends.clone(),
+    });
+    debug_assert_eq!(submission.id(), id, "a job is kept under the id of its submission");
+    JobView {
+        id,
+        job: submission.job.clone(),
+        state: job.state.as_str().into(),
+        since: job.since.0,
+        submitted_at: job.submitted_at.0,
+        deadline: submission.deadline,
+        submitter: submission.submitter.clone(),
+        priority: submission.priority,
+        parameters: submission.parameters.clone(),
+        attempts: job.attempts,
+        failures: job.failures,
+        lost_nodes: job.lost_nodes,
+        preemptions: job.preemptions,
+        waits,
+        slots: slots(view, id),
+        last_end,
+    }
+}
+
+fn slots(view: ClusterView, id: JobId) -> Vec<JobSlotView> {
+    let reported = |node: &NodeId| view.observed.node(node).map(|known| known.jobs.as_slice());
+    let gang = view.cluster.jobs().gang(id);
+    gang.map(|(name, held)| {
+        let mut reports = reported(&held.node).unwrap_or_default().iter();
+        let report = reports
+            .find(|report| report.job == name.job && report.slot == name.slot && report.fence == name.fence);
+        let state = match report.map(|report| report.state) {
+            None => "ordered",
+            Some(JobSlotState::Preparing) => "preparing",
+            Some(JobSlotState::Ready) => "ready",
+            Some(JobSlotState::Running) => "running",
+            Some(JobSlotState::Ended) => "ended",
+        };
+        JobSlotView {
+            slot: name.slot,
+            fence: name.fence,
+            node: view.cluster.node_name(&held.node),
+            ranks: held.ranks,
+            state: state.into(),
+            cpu_micros: report.map_or(0, |report| report.cpu_micros),
+        }
+    })
+    .collect()
+}

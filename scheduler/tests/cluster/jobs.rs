@@ -1,0 +1,250 @@
+//! Jobs: submission, gangs that are placed whole, attempts and their ends.
+
+use crate::common::*;
+use protocol::governance::Change;
+use protocol::job_report::{JobSlotReport, JobSlotState, RankEnd, RankOutcome};
+use protocol::limits::LEASE_MS;
+use protocol::manifest::Manifest;
+use protocol::{Digest, Fence, JobId, Refusal};
+use scheduler::*;
+use std::collections::BTreeMap;
+
+/// Returns a job of this many ranks, one on each node, with this CPU each.
+fn job(ranks: u32, cpu_millicores: u64, more: &str) -> Change {
+    let text = format!(
+        "kind = 'job'\nname = 'train'\nartifact = {{ name = 'trainer', root = '{}' }}\n\
+         command = ['/bin/train']\nranks = {ranks}\nranks_per_slot = 1\nrun_seconds_max = 600\n\
+         submit = {{ any_token = true }}\nresources = {{ cpu_millicores = {cpu_millicores}, memory = '1 GiB' }}\n\
+         {more}\n",
+        "1".repeat(64)
+    );
+    Change::Deploy(Box::new(Manifest::from_toml(&text).expect("a sound manifest")))
+}
+
+fn request(key: &str) -> JobRequest {
+    JobRequest {
+        job: service_name("train"),
+        idempotency: Digest::of(key.as_bytes()),
+        parameters: BTreeMap::new(),
+        priority: None,
+        deadline_seconds: None,
+    }
+}
+
+fn submit(world: &mut World, key: &str) -> JobId {
+    match world.apply(token("operator"), Action::RequestJob(Box::new(request(key)))) {
+        Reply::JobSubmitted { job } => job,
+        other => panic!("not submitted: {other:?}"),
+    }
+}
+
+/// Returns two nodes of 4 cores each, with an approved job of two ranks that need both.
+fn approved(more: &str) -> World {
+    let mut world = two_nodes();
+    world.approve(job(2, 3000, more));
+    world
+}
+
+fn state(world: &World, id: JobId) -> JobState {
+    world.cluster.jobs().jobs()[&id].state
+}
+
+/// Lets a node report each slot that it is to run in this state, with this end of its ranks.
+fn report(world: &mut World, name: &str, state: JobSlotState, end: Option<RankOutcome>) {
+    let node = node_id(name);
+    let of = |part: NodeJobAssignment| {
+        let order = part.order;
+        let ranks = order.ranks.first..order.ranks.first + order.ranks.count;
+        JobSlotReport {
+            job: order.submission.submission.job.clone(),
+            id: order.submission.submission.id(),
+            attempt: order.attempt,
+            slot: order.slot,
+            fence: order.fence,
+            ranks: order.ranks,
+            state,
+            ends: ranks.filter_map(|rank| Some(RankEnd { rank, outcome: end? })).collect(),
+            refusal: None,
+            cpu_micros: 0,
+        }
+    };
+    let reports = desired_jobs(&world.cluster, node).into_iter().map(of).collect();
+    world.job_reports.insert(node, reports);
+    world.heartbeat(name);
+}
+
+fn report_all(world: &mut World, state: JobSlotState, end: Option<RankOutcome>) {
+    ["node-1", "node-2"].iter().for_each(|name| report(world, name, state, end));
+}
+
+/// Returns the slots of gangs that a node is to run, with whether their ranks start.
+fn starts(world: &World, name: &str) -> Vec<bool> {
+    desired_jobs(&world.cluster, node_id(name)).iter().map(|part| part.start).collect()
+}
+
+/// Submits a job and lets its gang run.
+fn running_job(world: &mut World) -> JobId {
+    let id = submit(world, "a");
+    world.execute();
+    report_all(world, JobSlotState::Ready, None);
+    world.execute();
+    report_all(world, JobSlotState::Running, None);
+    assert_eq!(state(world, id), JobState::Running);
+    id
+}
+
+#[test]
+fn a_gang_starts_whole_once_every_slot_is_ready_and_succeeds_with_every_rank() {
+    let mut world = approved("");
+    let id = submit(&mut world, "a");
+    world.execute();
+    assert_eq!(state(&world, id), JobState::Starting);
+    let parts = desired_jobs(&world.cluster, node_id("node-1"));
+    assert_eq!((parts.len(), parts[0].peers.len(), parts[0].start), (1, 1, false));
+    assert_eq!(parts[0].peers[0].node, node_id("node-2"));
+    report(&mut world, "node-1", JobSlotState::Ready, None);
+    world.execute();
+    assert_eq!(starts(&world, "node-1"), [false], "one slot of two is ready");
+    report(&mut world, "node-2", JobSlotState::Ready, None);
+    world.execute();
+    assert_eq!((starts(&world, "node-1"), starts(&world, "node-2")), (vec![true], vec![true]));
+    report(&mut world, "node-1", JobSlotState::Ended, Some(RankOutcome::Exited { code: 0 }));
+    report(&mut world, "node-2", JobSlotState::Running, None);
+    assert!(world.execute().is_empty(), "one rank of two has ended");
+    report(&mut world, "node-2", JobSlotState::Ended, Some(RankOutcome::Exited { code: 0 }));
+    world.execute();
+    assert_eq!(state(&world, id), JobState::Succeeded);
+    assert!(starts(&world, "node-1").is_empty());
+    world.execute();
+    assert_eq!(world.cluster.jobs().held().count(), 0, "the nodes have reported the ends");
+}
+
+#[test]
+fn the_same_request_under_the_same_key_is_one_job() {
+    let mut world = approved("");
+    let id = submit(&mut world, "a");
+    world.wait(5_000);
+    assert_eq!(submit(&mut world, "a"), id, "though time has passed");
+    let other = JobRequest { deadline_seconds: Some(60), ..request("a") };
+    let action = Action::RequestJob(Box::new(other));
+    assert_eq!(verdict(&world, token("operator"), action), "idempotency-key-reused");
+    assert_ne!(submit(&mut world, "b"), id);
+    let action = Action::RequestJob(Box::new(request("c")));
+    assert_eq!(verdict(&world, token("reader"), action), "token-scope-missing");
+}
+
+/// The attack is control that starts a part of a gang.
+#[test]
+fn a_plan_that_leaves_out_a_rank_is_refused() {
+    let mut world = approved("");
+    submit(&mut world, "a");
+    let plan = world.plan();
+    let whole = |steps: Vec<Step>| Action::Execute { parent_generation: plan.parent_generation, steps };
+    assert_eq!(verdict(&world, Actor::Scheduler, whole(plan.steps.clone())), "ok");
+    let mut steps = plan.steps.clone();
+    for step in &mut steps {
+        if let Step::StartGang(gang) = step {
+            gang.slots.truncate(1);
+        }
+    }
+    assert_eq!(verdict(&world, Actor::Scheduler, whole(steps)), "plan-stale");
+}
+
+#[test]
+fn a_lost_node_ends_the_attempt_and_the_next_is_under_a_higher_fence() {
+    let mut world = approved("");
+    let id = running_job(&mut world);
+    let before: BTreeMap<_, Fence> =
+        world.cluster.jobs().held().map(|(name, _)| (name.slot, name.fence)).collect();
+    world.wait(LEASE_MS + 1_000);
+    report(&mut world, "node-1", JobSlotState::Running, None);
+    world.execute();
+    let job = world.cluster.jobs().jobs()[&id].clone();
+    assert_eq!((job.lost_nodes, job.failures), (1, 0));
+    assert_eq!(job.last_end.unwrap().cause, EndCause::NodeLost(node_id("node-2")));
+    assert!(starts(&world, "node-1").is_empty(), "the other slot is withdrawn");
+    world.job_reports = BTreeMap::new();
+    world.wait(limits::JOB_BACKOFF_MS + 1_000);
+    world.heartbeat_all();
+    for _ in 0..3 {
+        world.execute();
+        world.heartbeat_all();
+    }
+    assert_eq!((state(&world, id), world.cluster.jobs().jobs()[&id].attempts), (JobState::Starting, 2));
+    assert!(world.cluster.jobs().held().all(|(name, _)| name.fence > before[&name.slot]));
+}
+
+#[test]
+fn a_failed_rank_ends_the_gang_and_a_retry_begins_again() {
+    let mut world = approved("retries = 0");
+    let id = running_job(&mut world);
+    report(&mut world, "node-2", JobSlotState::Ended, Some(RankOutcome::Exited { code: 137 }));
+    world.execute();
+    assert_eq!(state(&world, id), JobState::Failed);
+    let end = world.cluster.jobs().jobs()[&id].last_end.clone().unwrap();
+    assert_eq!(end.ends, [RankEnd { rank: 1, outcome: RankOutcome::Exited { code: 137 } }]);
+    world.must(Action::RetryJob { id });
+    assert_eq!(verdict(&world, Actor::Scheduler, Action::RetryJob { id }), "job-not-ended");
+    world.job_reports = BTreeMap::new();
+    for _ in 0..3 {
+        world.heartbeat_all();
+        world.execute();
+    }
+    assert_eq!((state(&world, id), world.cluster.jobs().jobs()[&id].attempts), (JobState::Starting, 2));
+}
+
+#[test]
+fn a_cancelled_job_is_withdrawn_and_ends_once() {
+    let mut world = approved("");
+    let id = running_job(&mut world);
+    world.must(Action::CancelJob { id });
+    assert_eq!(state(&world, id), JobState::Cancelled);
+    assert!(starts(&world, "node-1").is_empty() && starts(&world, "node-2").is_empty());
+    let digest = world.cluster.jobs().jobs()[&id].clone();
+    world.must(Action::CancelJob { id });
+    assert_eq!(world.cluster.jobs().jobs()[&id], digest, "a second order changes nothing");
+    let unknown = JobId(Digest::of(b"unknown"));
+    assert_eq!(verdict(&world, Actor::Scheduler, Action::CancelJob { id: unknown }), "job-not-found");
+}
+
+#[test]
+fn a_gang_waits_whole_beside_services_and_says_why() {
+    let mut world = approved("");
+    world.approve(deploy(manifest("embed", 1, 1, 2000, 128)));
+    world.settle();
+    let id = submit(&mut world, "a");
+    assert!(world.execute().is_empty(), "no part of the gang is placed");
+    let view = job_view(world.view(), id).unwrap();
+    assert_eq!((view.state.as_str(), view.waits.unwrap().reason.as_str()), ("queued", "no_room"));
+    assert_eq!(job_views(world.view()).len(), 1);
+}
+
+#[test]
+fn a_gang_that_never_fits_is_refused_with_the_smallest_change() {
+    let mut world = two_nodes();
+    world.approve(job(3, 3000, ""));
+    let refusal: Refusal = check_fits(world.view(), &service_name("train")).unwrap_err();
+    assert_eq!(refusal.code.as_str(), "job-never-fits");
+    assert!(refusal.message.contains("`ranks = 2`"), "{refusal}");
+}
+
+#[test]
+fn a_retired_job_ends_and_a_deadline_passes() {
+    let mut world = approved("");
+    let action = JobRequest { deadline_seconds: Some(60), ..request("late") };
+    let Reply::JobSubmitted { job: late } =
+        world.apply(token("operator"), Action::RequestJob(Box::new(action)))
+    else {
+        panic!("a job")
+    };
+    world.wait(61_000);
+    assert!(tick_is_due(&world.cluster, &world.clocks));
+    world.must(Action::Tick);
+    assert_eq!(state(&world, late), JobState::Failed);
+    world.heartbeat_all();
+    let id = running_job(&mut world);
+    world.approve(Change::Retire { service: service_name("train"), grace_seconds: 1 });
+    assert_eq!(state(&world, id), JobState::Failed);
+    assert!(starts(&world, "node-1").is_empty());
+    assert_eq!(Cluster::from_snapshot(&world.cluster.to_snapshot()).as_ref(), Ok(&world.cluster));
+}
