@@ -250,7 +250,7 @@ impl<'a> Planner<'a> {
         let waiting: Vec<ServiceName> = self.plan.waiting.iter().map(|one| one.service.clone()).collect();
         for name in waiting {
             let priority = self.service(&name).manifest.priority;
-            let Some(victims) = self.victims(&name, priority) else { continue };
+            let Some(victims) = self.attempts_to_end(&name, priority) else { continue };
             for (id, attempt) in victims {
                 let text = format!("makes room for {name}, of priority {priority}");
                 let cause = EndCause::Preempted(text.clone());
@@ -262,7 +262,7 @@ impl<'a> Planner<'a> {
 
     /// Returns the attempts to end so that one replica of a service fits; none if that does not help, or the
     /// space of what ends already suffices.
-    fn victims(&self, name: &ServiceName, priority: u32) -> Option<Vec<(JobId, u32)>> {
+    fn attempts_to_end(&self, name: &ServiceName, priority: u32) -> Option<Vec<(JobId, u32)>> {
         let service = self.service(name);
         let mut nodes: Vec<NodeCapacity> = self.capacities().iter().cloned().collect();
         let jobs = &self.draft.jobs;
