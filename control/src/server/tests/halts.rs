@@ -66,7 +66,7 @@ pub(super) async fn listed(server: &Arc<Server>) -> Vec<SignedHalt> {
 
 /// Hands on what a replica has, as the exchange among replicas does.
 async fn exchange(from: &Arc<Server>, to: &Arc<Server>) {
-    let answer = from.halts.wait(HaltsRequest::default()).await;
+    let answer = from.halts.wait(HaltsRequest::default(), &from.ending).await;
     to.take_halts_of(from.id, answer.halts).await;
 }
 
