@@ -204,7 +204,8 @@ impl Chain {
         }
     }
 
-    /// Records the current head as the highest.
+    /// Records the current head as the highest. A crash may leave the head before it on disk: the next start
+    /// finds it in the bundles, which are durable.
     fn keep_head(&mut self) {
         let head = self.state.head();
         let path = self.directory.join(HEAD);
@@ -214,7 +215,7 @@ impl Chain {
         self.highest = head;
         let bytes = canonical::to_bytes(&head);
         let digest = Digest::of_domain(KEPT_HEAD_DOMAIN, &bytes);
-        if let Err(error) = files::write_secret(&path, &[&digest.as_bytes()[..], &bytes].concat()) {
+        if let Err(error) = files::write_derived_secret(&path, &[&digest.as_bytes()[..], &bytes].concat()) {
             // The bundles are durable; the next one is recorded again.
             tracing::warn!(%error, file = %path.display(), "cannot persist the head of the history");
         }
@@ -414,7 +415,7 @@ impl Chain {
     fn write_synced(&mut self) {
         self.synced_written = self.synced_at;
         let path = self.directory.join(SYNCED);
-        if let Err(error) = files::write_secret(&path, self.synced_at.to_string().as_bytes()) {
+        if let Err(error) = files::write_derived_secret(&path, self.synced_at.to_string().as_bytes()) {
             tracing::warn!(%error, file = %path.display(), "cannot persist the time of this sync");
         }
     }
