@@ -2,7 +2,8 @@
 
 use super::circle::{self, TOKEN};
 use crate::server::{
-    ClusterMachine, Server, clocks, commands, comments, halts, leader, logs, metrics, peers, unadmitted,
+    ClusterMachine, Server, barrier, clocks, commands, comments, halts, leader, logs, metrics, peers,
+    unadmitted,
 };
 use axum::body::Body;
 use axum::http::{Method, Request, StatusCode};
@@ -69,6 +70,7 @@ impl SimulatedServers {
                 session_pool: commands::SessionPool::default(),
                 sign_in: Arc::new(console::SignIn::new(clock.clone())),
                 metrics: metrics::ServerMetrics::new(),
+                barrier: barrier::SharedBarrier::default(),
                 ending: CancellationToken::new(),
             })
         };
