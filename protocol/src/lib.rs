@@ -20,6 +20,7 @@ pub mod display;
 pub mod error_chain;
 pub mod error_code;
 pub mod foreign_text;
+pub mod gang;
 pub mod gateway;
 pub mod governance;
 pub mod halt;
