@@ -32,7 +32,7 @@ use std::rc::Rc;
 
 pub(crate) use capacity::{
     NodeCapacity, Unschedulable, capacities, capacities_beside, capacity_beside, model_bytes,
-    ranks_of_empty_nodes,
+    has_meeting_node, ranks_of_empty_nodes,
 };
 pub(crate) use fill::{
     Blocked, CandidatePlacement, best_placement, blocked_text, fits_without, service_obstacles,
@@ -94,7 +94,8 @@ pub struct Waiting {
 pub struct WaitingJob {
     /// Job that waits.
     pub id: JobId,
-    /// Name of the reason, for programs: `reserved`, `behind`, `no_room`, `halted`, `approval`, `leader`.
+    /// Name of the reason, for programs: `reserved`, `behind`, `no_room`, `no_network`, `halted`, `approval`,
+    /// `leader`.
     pub reason: &'static str,
     /// Reason, as a sentence.
     pub text: String,

@@ -5,7 +5,7 @@
 
 use super::Planner;
 use super::WaitingJob;
-use super::capacity::NodeCapacity;
+use super::capacity::{NodeCapacity, has_meeting_node};
 use super::fill::best_placement;
 use crate::clock::ClusterTime;
 use crate::command::{GangPlan, GangSlotPlan, Step};
@@ -13,6 +13,7 @@ use crate::jobs::{EndCause, Job, JobHolding, JobHoldingPhase, JobSlotName, JobSt
 use crate::limits::{CAUSE_CHARACTERS_MAX, JOB_ENDS_KEPT_MAX, PLAN_STEPS_MAX, START_PATIENCE_MS};
 use crate::queue::{GangRoom, GangTurn, RunningGang, WaitingGang, schedule};
 use human_chain::show_time;
+use protocol::gang::GANG_LINKS_MAX;
 use protocol::job::SlotRanks;
 use protocol::job_report::{JobSlotReport, JobSlotState, RankEnd, RankOutcome};
 use protocol::limits::LEASE_MS;
@@ -50,6 +51,8 @@ struct Floor<'a> {
     nodes: Vec<NodeCapacity>,
     /// Free slots of each approved job.
     slots: BTreeMap<&'a ServiceName, BTreeSet<SlotIndex>>,
+    /// Whether ranks on two nodes can reach each other.
+    has_meeting_node: bool,
 }
 
 impl<'a> GangRoom for Floor<'a> {
@@ -76,7 +79,9 @@ impl<'a> GangRoom for Floor<'a> {
             parts.push(GangPart { slot: *slots.next()?, node, ranks, gpus });
             next += count;
         }
-        (next == manifest.ranks).then_some(parts)
+        // Each part but one is a link of every node of the gang.
+        let is_linked = parts.len() <= 1 || (self.has_meeting_node && parts.len() - 1 <= GANG_LINKS_MAX);
+        (next == manifest.ranks && is_linked).then_some(parts)
     }
 
     fn take(&mut self, gang: &GangNeed<'a>, place: &Vec<GangPart>) -> bool {
@@ -348,6 +353,11 @@ impl<'a> Planner<'a> {
                 let by = show_time(Millis(*at));
                 ("reserved", format!("it is the first of the queue; its gang fits by {by} at the latest"))
             }
+            GangTurn::NoRoom if !has_meeting_node(self.view.cluster) => {
+                let text = "no node that is alive has room for its whole gang, and none has a storage address, \
+                            by which the nodes of a gang reach each other";
+                ("no_network", text.into())
+            }
             GangTurn::NoRoom => {
                 ("no_room", "the nodes that are alive have no room for its gang beside services".into())
             }
@@ -433,7 +443,7 @@ impl<'a> Planner<'a> {
             };
             slots.entry(name).or_insert_with(|| (0..count).map(SlotIndex).filter(is_free).collect());
         }
-        Floor { nodes, slots }
+        Floor { nodes, slots, has_meeting_node: has_meeting_node(self.view.cluster) }
     }
 
     /// Returns the gangs that hold slots. Each slot that ends is a gang of its own, over after its grace.

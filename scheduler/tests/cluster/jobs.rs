@@ -1,7 +1,7 @@
 //! Jobs: submission, gangs that are placed whole, attempts and their ends.
 
 use crate::common::*;
-use protocol::governance::Change;
+use protocol::governance::{Change, NodeRole, StorageEndpoint};
 use protocol::job_report::{JobSlotReport, JobSlotState, RankEnd, RankOutcome};
 use protocol::limits::LEASE_MS;
 use protocol::manifest::Manifest;
@@ -38,10 +38,26 @@ fn submit(world: &mut World, key: &str) -> JobId {
     }
 }
 
+/// Returns two nodes of 4 cores each, of which one has a storage address.
+fn linked_nodes() -> World {
+    let mut listens = node("node-1", 4000, 4096);
+    listens.admission.roles.insert(NodeRole::Storage);
+    let stores = ["disk-0".parse().expect("a name")].into();
+    listens.admission.storage = Some(StorageEndpoint { address: "10.0.0.1:7443".into(), stores });
+    listens.admission = claimed_by("node-1", listens.admission);
+    World::new(&[listens, node("node-2", 4000, 4096)])
+}
+
+fn linked_nodes_with(job: Change) -> World {
+    let mut world = linked_nodes();
+    world.approve(job);
+    world
+}
+
 /// Returns two nodes of 4 cores each, with an approved job of two ranks that need both.
 fn approved(more: &str) -> World {
-    let mut world = two_nodes();
-    world.approve(job(2, 3000, more));
+    let mut world = linked_nodes_with(job(2, 3000, more));
+    world.share_model("minilm", 90 << 20);
     world
 }
 
@@ -221,11 +237,33 @@ fn a_gang_waits_whole_beside_services_and_says_why() {
 
 #[test]
 fn a_gang_that_never_fits_is_refused_with_the_smallest_change() {
-    let mut world = two_nodes();
+    let mut world = linked_nodes();
     world.approve(job(3, 3000, ""));
     let refusal: Refusal = check_fits(world.view(), &service_name("train")).unwrap_err();
     assert_eq!(refusal.code.as_str(), "job-never-fits");
     assert!(refusal.message.contains("`ranks = 2`"), "{refusal}");
+}
+
+#[test]
+fn a_gang_on_nodes_that_cannot_meet_is_never_placed_and_says_why() {
+    let mut world = two_nodes();
+    world.approve(job(2, 3000, ""));
+    let refusal: Refusal = check_fits(world.view(), &service_name("train")).unwrap_err();
+    assert_eq!(refusal.code.as_str(), "job-never-fits");
+    assert!(refusal.message.contains("role `storage`"), "{refusal}");
+    // A submission that a follower took waits, and no part of it is ordered.
+    let id = submit(&mut world, "a");
+    assert!(world.execute().is_empty());
+    let waits = job_view(world.view(), id).unwrap().waits.unwrap();
+    assert_eq!(waits.reason, "no_network");
+    assert!(waits.text.contains("storage address"), "{}", waits.text);
+    // Positive controls: a gang on one node needs no link, and a storage node links two.
+    assert_eq!(check_fits(linked_nodes_with(job(2, 3000, "")).view(), &service_name("train")), Ok(()));
+    let mut world = two_nodes();
+    world.approve(job(1, 3000, ""));
+    assert_eq!(check_fits(world.view(), &service_name("train")), Ok(()));
+    submit(&mut world, "b");
+    assert!(!world.execute().is_empty());
 }
 
 #[test]
