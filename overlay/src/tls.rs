@@ -185,11 +185,7 @@ async fn linger(mut tcp: TcpStream) {
     let _ = tokio::time::timeout(LINGER, drain).await;
 }
 
-fn established<S>(
-    stream: TlsStream<S>,
-    inside: &[&[u8]],
-    limits: &Limits,
-) -> Result<Connection<S>, Error> {
+fn established<S>(stream: TlsStream<S>, inside: &[&[u8]], limits: &Limits) -> Result<Connection<S>, Error> {
     let (_, session) = stream.get_ref();
     if !session.alpn_protocol().is_some_and(|chosen| inside.contains(&chosen)) {
         return Err(Error::Handshake(io::Error::other("peer speaks another protocol inside TLS")));

@@ -31,8 +31,8 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 pub(crate) use capacity::{
-    NodeCapacity, Unschedulable, capacities, capacities_beside, capacity_beside, model_bytes,
-    has_meeting_node, ranks_of_empty_nodes,
+    NodeCapacity, Unschedulable, capacities, capacities_beside, capacity_beside, has_meeting_node,
+    model_bytes, ranks_of_empty_nodes,
 };
 pub(crate) use fill::{
     Blocked, CandidatePlacement, best_placement, blocked_text, fits_without, service_obstacles,

@@ -26,7 +26,9 @@ use host::random::random_bytes;
 use human_chain::CircleState;
 use link::{BURST, GangLink, LinkEnd, read_message, write_message};
 use meeting::Meetings;
-use overlay::{Address, Connection, Identity, Limits, PeerPolicy, Stream, accept_inside, connect_inside, dial_stream};
+use overlay::{
+    Address, Connection, Identity, Limits, PeerPolicy, Stream, accept_inside, connect_inside, dial_stream,
+};
 use path::{LinkPath, link_path};
 use protocol::gang::{
     GANG_ANSWER_BYTES_MAX, GANG_LINK_VERSION, GANG_LINKS_MAX, GANG_PACKET_BYTES_MAX, GangAnswer, GangHello,
@@ -156,7 +158,11 @@ impl Gangs {
     pub(super) fn counters(&self) -> GangCounters {
         let state = self.lock();
         let mut counters = state.counters.clone();
-        state.sinks.keys().filter_map(|port| state.switch.counters(*port)).for_each(|port| counters.add(port));
+        state
+            .sinks
+            .keys()
+            .filter_map(|port| state.switch.counters(*port))
+            .for_each(|port| counters.add(port));
         counters
     }
 

@@ -134,7 +134,8 @@ fn node_families(numbers: &Numbers) -> Vec<Family<'static>> {
         help: "Halts that this node obeys, by what they stop",
         samples: numbers.halts_standing.iter().map(scope).collect(),
     };
-    let counts = counts.chain([halts]).chain(job_families(&numbers.job_slots)).chain(gang_families(&numbers.gangs));
+    let counts =
+        counts.chain([halts]).chain(job_families(&numbers.job_slots)).chain(gang_families(&numbers.gangs));
     counts.chain(model_families(&numbers.models)).chain(gateway).collect()
 }
 

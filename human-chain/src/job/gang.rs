@@ -93,8 +93,8 @@ fn check_peer_order(
     now: Millis,
 ) -> Result<GangSlot, ChainError> {
     let JobOrder { certificate, submission, attempt, slot, node, ranks, .. } = &signed.order;
-    let is_same_run = (submission.submission.id(), *attempt, *certificate)
-        == (grant.id, grant.attempt, grant.certificate);
+    let is_same_run =
+        (submission.submission.id(), *attempt, *certificate) == (grant.id, grant.attempt, grant.certificate);
     if !is_same_run {
         return Err(mismatch(&signed.order, "it is of another submission or attempt than the gang"));
     }

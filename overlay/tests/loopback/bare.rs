@@ -139,7 +139,10 @@ async fn a_third_party_carries_what_it_cannot_read_or_answer() {
     let policy = PeerPolicy::only([dials.public_key()]);
     let (limits, key) = (patient(), answers.public_key());
     let (dialled, answered) = within_deadline(async {
-        tokio::join!(connect_inside(near, &dials, key, &limits), accept_inside(far, &answers, &policy, &limits))
+        tokio::join!(
+            connect_inside(near, &dials, key, &limits),
+            accept_inside(far, &answers, &policy, &limits)
+        )
     })
     .await;
     let (mut dialled, mut answered) = (dialled.unwrap(), answered.unwrap());

@@ -59,7 +59,9 @@ mod tests {
 
     #[test]
     fn an_address_follows_from_the_first_rank_of_its_slot() {
-        for (rank, address) in [(0, "10.77.0.1"), (1, "10.77.0.2"), (254, "10.77.0.255"), (4095, "10.77.16.0")] {
+        for (rank, address) in
+            [(0, "10.77.0.1"), (1, "10.77.0.2"), (254, "10.77.0.255"), (4095, "10.77.16.0")]
+        {
             assert_eq!(slot_address(rank).to_string(), address, "rank {rank}");
         }
     }

@@ -19,7 +19,8 @@ use protocol::manifest::{
 use protocol::model::{ErasureCode, KeyWrap, ModelRecord, SignedWrap, StoredKind};
 use protocol::order::{ORDER_DOMAIN, SignedOrder, SlotOrder};
 use protocol::{
-    ArtifactRoot, Digest, Fence, MemberId, Millis, ModelName, ModelRoot, NodeId, ReplicaId, Signature, SlotIndex, canonical,
+    ArtifactRoot, Digest, Fence, MemberId, Millis, ModelName, ModelRoot, NodeId, ReplicaId, Signature,
+    SlotIndex, canonical,
 };
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -184,5 +184,6 @@ pub(super) async fn read_message<T: Serialize + DeserializeOwned>(
     if bytes.len() != length {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
-    canonical::from_bytes(&bytes, bytes_max).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+    canonical::from_bytes(&bytes, bytes_max)
+        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
 }

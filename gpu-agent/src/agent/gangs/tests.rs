@@ -72,7 +72,7 @@ impl Ranks {
 
 /// Returns an IPv4 packet between two addresses of the gang's network, by their last bytes.
 fn packet(source: u8, destination: u8, payload: &[u8]) -> Vec<u8> {
-    let mut packet = vec![0; 20];
+    let mut packet = [0; 20];
     packet[0] = 0x45;
     packet[2..4].copy_from_slice(&((20 + payload.len()) as u16).to_be_bytes());
     packet[12..16].copy_from_slice(&[10, 77, 0, source]);
@@ -155,7 +155,9 @@ async fn packets_pass_a_link_in_both_directions_and_forged_ones_do_not() {
     assert_eq!(node.dropped(), [("forged-source", 4), ("malformed", 1), ("no-such-rank", 3)]);
     // A frame above the limit ends the link.
     peer.write_u16(GANG_PACKET_BYTES_MAX as u16 + 1).await.unwrap();
-    assert!(matches!(ended.await.unwrap(), LinkEnd::Oversized(length) if length == GANG_PACKET_BYTES_MAX + 1));
+    assert!(
+        matches!(ended.await.unwrap(), LinkEnd::Oversized(length) if length == GANG_PACKET_BYTES_MAX + 1)
+    );
     assert!(node.dropped().contains(&("oversized", 1)));
     assert!(ranks.device.write(&packet(1, 3, b"late")));
     ranks_are_quiet(&node, "link-down").await;
