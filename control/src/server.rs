@@ -22,6 +22,7 @@ mod metrics;
 mod openapi;
 mod paging;
 mod peers;
+mod polls;
 mod problem;
 #[cfg(test)]
 mod tests;
@@ -85,6 +86,8 @@ pub(crate) struct Server {
     /// Browsers that are signed in at this replica's console.
     sign_in: Arc<console::SignIn>,
     metrics: metrics::ServerMetrics,
+    /// Cancelled when the listeners end: requests that are held for news are answered then.
+    ending: CancellationToken,
 }
 
 /// Runs a replica until `shutdown`, which stops it gracefully: it first hands leadership over, then lets
@@ -97,6 +100,8 @@ pub async fn run(config: ServerConfig, shutdown: CancellationToken) -> Result<()
     let replica = start_replica(&config)?;
     let handle = replica.handle();
     let circle = human_chain::circle_id(&config.genesis.genesis);
+    // The listeners outlast leadership: the next leader is elected over them.
+    let ending = CancellationToken::new();
     let server = Arc::new(Server {
         id: config.id,
         identity: config.identity.clone(),
@@ -114,6 +119,7 @@ pub async fn run(config: ServerConfig, shutdown: CancellationToken) -> Result<()
         session_pool: commands::SessionPool::default(),
         sign_in: Arc::new(console::SignIn::new(host::Clock::machine())),
         metrics: metrics::ServerMetrics::new(),
+        ending: ending.clone(),
     });
     let gate = axum::middleware::from_fn_with_state(server.clone(), unadmitted::refuse_unadmitted);
     let overlay_router = replica
@@ -124,8 +130,6 @@ pub async fn run(config: ServerConfig, shutdown: CancellationToken) -> Result<()
     let api_limits = Limits { request_bytes_max: protocol::limits::API_BODY_BYTES_MAX, ..Limits::default() };
     let [overlay_limits, api_limits] = open_files::fit(OTHER_FILES, [agents::limits(), api_limits]);
     let known = server.clone();
-    // The listeners outlast leadership: the next leader is elected over them.
-    let ending = CancellationToken::new();
     let overlay_serving = overlay::serve(
         config.overlay,
         &config.identity,

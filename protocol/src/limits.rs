@@ -147,8 +147,15 @@ pub const SUBMISSION_SECONDS_MAX: u64 = 31 * 24 * 3600;
 /// Maximum size of a signed submission in bytes: every parameter at its longest, an open command at its
 /// longest, and a signature.
 pub const SUBMISSION_BYTES_MAX: usize = 160 * 1024;
-/// Interval in milliseconds between two syncs of an agent with control.
+/// Interval in milliseconds between two syncs of an agent that holds work with control.
 pub const SYNC_INTERVAL_MS: u64 = 500;
+/// The same of an agent that holds nothing: no lease is at stake, and control still notices within one lease
+/// that the node is silent. News ends the wait of either at once.
+pub const SYNC_INTERVAL_IDLE_MS: u64 = 1_000;
+/// Longest time in milliseconds for which a control replica holds a request for halts or for grants: news
+/// ends the wait, and pings of the connection show a dead replica much earlier. It is within the 30 s in
+/// which the overlay's server wants an answer.
+pub const POLL_WAIT_MS_MAX: u32 = 25_000;
 /// Tolerated error in milliseconds of the wall-clock times in certificates.
 pub const CLOCK_GRACE_MS: u64 = 5 * 60 * 1000;
 
@@ -199,3 +206,5 @@ const _: () = assert!(AUTONOMY_SECONDS_DEFAULT < AUTONOMY_SECONDS_MAX);
 const _: () = assert!(1 < PRIORITY_DEFAULT && PRIORITY_DEFAULT < PRIORITY_MAX, "others go before and after");
 const _: () = assert!(UNAVAILABLE_DEFAULT <= SLOTS_MAX && FAILURES_DEFAULT <= FAILURES_MAX);
 const _: () = assert!(SYNC_INTERVAL_MS * 4 < LEASE_MS, "a lease survives three lost answers");
+const _: () =
+    assert!(SYNC_INTERVAL_IDLE_MS * 2 < LEASE_MS, "an idle node counts as alive after a lost answer");

@@ -9,6 +9,7 @@ use super::halts;
 use super::job_logs;
 use super::leader::LeaderState;
 use super::logs;
+use super::polls::hold;
 use super::problem::{Failure, unavailable};
 use axum::Router;
 use axum::body::Bytes;
@@ -27,7 +28,7 @@ use protocol::agent::{
 use protocol::halt::HaltsRequest;
 use protocol::job::{JOB_ORDER_DOMAIN, JobOrder, SignedJobOrder};
 use protocol::job_report::JobAssignment;
-use protocol::limits::{HISTORY_PAGE_BYTES_MAX, LEASE_MS, NODES_MAX, SYNC_BYTES_MAX, SYNC_INTERVAL_MS};
+use protocol::limits::{HISTORY_PAGE_BYTES_MAX, LEASE_MS, NODES_MAX, SYNC_BYTES_MAX, SYNC_INTERVAL_IDLE_MS};
 use protocol::model::SignedComplaint;
 use protocol::order::{ORDER_DOMAIN, SignedOrder, SlotOrder};
 use protocol::{NodeId, NodeName, canonical, error_code};
@@ -145,14 +146,23 @@ async fn clock() -> Response {
 async fn halts_after(State(server): State<Arc<Server>>, body: Bytes) -> Result<Response, Failure> {
     let request: HaltsRequest = canonical::from_bytes(&body, halts::REQUEST_BYTES_MAX)
         .map_err(|error| Failure::new(error_code::REQUEST_INVALID, error.to_string()))?;
-    Ok(cbor(StatusCode::OK, &server.halts.wait(request).await))
+    Ok(cbor(StatusCode::OK, &server.halts.wait(request, &server.ending).await))
 }
 
-/// Reports grants and revocations of access, as leader or follower, as soon as there is a new one.
-async fn access_after(State(server): State<Arc<Server>>, body: Bytes) -> Result<Response, Failure> {
+/// Reports grants and revocations of access, as leader or follower, as soon as there is a new one. A node
+/// that the circle removes in the meantime gets none.
+async fn access_after(
+    State(server): State<Arc<Server>>,
+    Extension(Peer(key)): Extension<Peer>,
+    body: Bytes,
+) -> Result<Response, Failure> {
     let request: AccessRequest = canonical::from_bytes(&body, ACCESS_REQUEST_BYTES_MAX)
         .map_err(|error| Failure::new(error_code::REQUEST_INVALID, error.to_string()))?;
-    Ok(cbor(StatusCode::OK, &server.access_after(request).await))
+    let answer = server.access_after(request).await;
+    if !server.is_admitted(NodeId(key)) {
+        return Ok(not_admitted(&server));
+    }
+    Ok(cbor(StatusCode::OK, &answer))
 }
 
 async fn sync(
@@ -232,20 +242,17 @@ impl Server {
 
     /// Returns the response as soon as it has news, or when the agent's wait is over.
     async fn answer_with_news(&self, node: NodeId, request: &SyncRequest) -> Option<SyncResponse> {
-        let mut applied = self.handle.watch_applied();
-        let wait = u64::from(request.wait_ms).min(SYNC_INTERVAL_MS);
-        let deadline = tokio::time::Instant::now() + Duration::from_millis(wait);
-        loop {
-            applied.borrow_and_update();
-            let response = self.answer(node, request)?;
-            if response.desired.is_some() || !response.governance.is_empty() {
-                return Some(response);
-            }
-            match tokio::time::timeout_at(deadline, applied.changed()).await {
-                Ok(Ok(())) => {}
-                _ => return Some(response),
-            }
-        }
+        let wait = Duration::from_millis(u64::from(request.wait_ms).min(SYNC_INTERVAL_IDLE_MS));
+        let applied = self.handle.watch_applied();
+        hold(wait, applied, self.ending.cancelled(), || {
+            let response = self.answer(node, request);
+            let has_news =
+                |response: &SyncResponse| response.desired.is_some() || !response.governance.is_empty();
+            // A replica that leads no more says so at once.
+            let is_news = response.as_ref().is_none_or(has_news);
+            (response, is_news)
+        })
+        .await
     }
 
     fn answer(&self, node: NodeId, request: &SyncRequest) -> Option<SyncResponse> {

@@ -6,6 +6,7 @@
 //! what another one has. Halts are no part of the replicated log, which would need a quorum; lifts are.
 
 use super::Server;
+use super::polls::hold;
 use super::problem::{Failure, unavailable};
 use anyhow::{Context as _, Result};
 use axum::body::Bytes;
@@ -19,7 +20,7 @@ use protocol::halt::{
     HALT_BOOK_BYTES_MAX, HALT_BYTES_MAX, HALTED_SLOTS_SHOWN, HALTS_PAGE_MAX, Halt, HaltBookRecord,
     HaltCursor, HaltReceipt, HaltedSlot, HaltsAnswer, HaltsRequest, SignedHalt,
 };
-use protocol::limits::MEMBERS_MAX;
+use protocol::limits::{MEMBERS_MAX, POLL_WAIT_MS_MAX};
 use protocol::{CircleId, Digest, HaltId, MemberId, Refusal, ReplicaId, canonical, error_code};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -34,8 +35,6 @@ const FILE: &str = "halts";
 pub(super) const PATH: &str = "/agent/v1/halts";
 /// Maximum size of a request for halts in bytes.
 pub(super) const REQUEST_BYTES_MAX: usize = 128;
-/// Longest time for which a request may wait for a halt.
-const WAIT_MS_MAX: u32 = 1_000;
 /// Time for which another replica may hold a request; its limit on a request is twice as long.
 const PEER_WAIT_MS: u32 = 500;
 /// Minimum interval between two requests to one replica.
@@ -110,22 +109,15 @@ impl HaltStore {
         HaltsAnswer { last: HaltCursor { boot: self.boot, number }, halts }
     }
 
-    /// Waits until there is a halt after a position, for a limited time.
-    pub(super) async fn wait(&self, request: HaltsRequest) -> HaltsAnswer {
-        let mut news = self.news.subscribe();
-        let wait = Duration::from_millis(request.wait_ms.min(WAIT_MS_MAX).into());
-        let deadline = tokio::time::Instant::now() + wait;
-        loop {
-            news.borrow_and_update();
+    /// Waits until there is a halt after a position, for a limited time, or until the replica stops.
+    pub(super) async fn wait(&self, request: HaltsRequest, ending: &CancellationToken) -> HaltsAnswer {
+        let wait = Duration::from_millis(request.wait_ms.min(POLL_WAIT_MS_MAX).into());
+        hold(wait, self.news.subscribe(), ending.cancelled(), || {
             let answer = self.after(request.after);
-            if !answer.halts.is_empty() {
-                return answer;
-            }
-            match tokio::time::timeout_at(deadline, news.changed()).await {
-                Ok(Ok(())) => {}
-                _ => return answer,
-            }
-        }
+            let is_news = !answer.halts.is_empty();
+            (answer, is_news)
+        })
+        .await
     }
 
     /// Changes the book, and returns once the change is durable. Blocks for as long as the disk takes.

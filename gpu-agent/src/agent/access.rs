@@ -8,11 +8,12 @@
 use super::actor::AgentActor;
 use super::control_client::AgentControlClient;
 use super::error::AgentError;
-use super::polling::{WAIT_MS, poll_replica};
+use super::polling::poll_replica;
 use futures::future::join_all;
 use host::files;
 use human_chain::{AccessBook, ChainError, CircleState, check_grant, check_revocation};
 use protocol::access::{ACCESS_BOOK_BYTES_MAX, AccessBookRecord, AccessRecord, AccessRequest, GrantedAccess};
+use protocol::limits::POLL_WAIT_MS_MAX;
 use protocol::{CircleId, Digest, Millis, error_code};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -232,16 +233,10 @@ async fn follow(
     received: &mpsc::Sender<ReceivedAccess>,
 ) {
     let ask = move |after: u64| async move {
-        let answer = control.access_of(replica, &AccessRequest { after, wait_ms: WAIT_MS }).await?;
+        let answer = control.access_of(replica, &AccessRequest { after, wait_ms: POLL_WAIT_MS_MAX }).await?;
         Some((answer.last, answer.records))
     };
-    let mut seen = *repeats.borrow();
-    let starts_over = move || {
-        let before = seen;
-        seen = *repeats.borrow();
-        seen != before
-    };
-    poll_replica(ask, starts_over, |records| ReceivedAccess { records }, received).await;
+    poll_replica(ask, repeats, |records| ReceivedAccess { records }, received).await;
 }
 
 #[cfg(test)]

@@ -33,7 +33,7 @@ use protocol::agent_state::{AdminRequest, HandOrder};
 use protocol::gateway::{ApiKey, RouteTable};
 use protocol::governance::{HistoryHead, NodeAdmission};
 use protocol::job_report::RankLine;
-use protocol::limits::{LEASE_MS, SYNC_INTERVAL_MS};
+use protocol::limits::{LEASE_MS, SYNC_INTERVAL_IDLE_MS, SYNC_INTERVAL_MS};
 use protocol::model::SignedComplaint;
 use protocol::{CircleId, Digest, Fence, Millis, ModelRoot, ServiceName, SlotIndex, error_code};
 use sandbox::Running;
@@ -348,6 +348,10 @@ impl AgentActor {
         let mut slots = self.reports();
         self.publish(&slots);
         slots.extend(self.pending_reports(&slots));
+        let jobs = self.job_reports();
+        // No lease is at stake where nothing is held.
+        let is_idle = slots.is_empty() && jobs.is_empty() && self.gateway.is_none();
+        let wait_ms = if is_idle { SYNC_INTERVAL_IDLE_MS } else { SYNC_INTERVAL_MS };
         let isolation = self.node.launcher.isolation();
         let request = SyncRequest {
             boot: self.incarnation.0,
@@ -358,11 +362,11 @@ impl AgentActor {
             slots,
             governance_length: self.chain.state().length(),
             routes_version: self.gateway.as_ref().map(|status| status.routes_version.load(Ordering::Relaxed)),
-            wait_ms: SYNC_INTERVAL_MS as u32,
+            wait_ms: wait_ms as u32,
             desired: self.state.desired_digest.unwrap_or(Digest([0; Digest::LENGTH])),
             logs: lines.clone(),
             complaints: self.complaints(),
-            jobs: self.job_reports(),
+            jobs,
             rank_lines: rank_lines.clone(),
         };
         let (control, enrolment) = (self.control.clone(), EnrolRequest { admission: self.admission.clone() });

@@ -19,6 +19,7 @@ use protocol::{CircleId, Digest, Millis, canonical, error_code};
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 mod kept;
 mod page;
@@ -39,7 +40,8 @@ const SYNCED_INTERVAL_MS: u64 = 60_000;
 pub(super) struct Chain {
     directory: PathBuf,
     genesis: SignedGenesis,
-    state: CircleState,
+    /// Shared with the tasks of the agent, which read the state of an earlier decision while this one is made.
+    state: Arc<CircleState>,
     /// Number of decisions in the state on disk.
     kept_length: u64,
     /// Digests of the bundles' certificates.
@@ -75,6 +77,7 @@ impl Chain {
         let kept = kept::read(&directory, circle, highest.as_ref());
         let highest = highest.unwrap_or_else(|| founded.head());
         let (state, signed_at) = kept.unwrap_or((founded, Millis(0)));
+        let state = Arc::new(state);
         let certificates = (1..=state.length()).filter_map(|number| state.decision(number));
         let mut chain = Self {
             highest,
@@ -140,7 +143,7 @@ impl Chain {
         let (bundle, rest) = next_bundle(bytes)?;
         let approved = verify_replay(&self.state, &bundle.certificate)?;
         let certificate = approved.certificate_digest();
-        self.state.advance(approved)?;
+        Arc::make_mut(&mut self.state).advance(approved)?;
         self.admitted.insert(certificate);
         self.signed_at = self.signed_at.max(signed_at(&bundle.certificate));
         debug_assert_eq!(self.admitted.len() as u64, self.state.length(), "one bundle for each decision");
@@ -180,7 +183,8 @@ impl Chain {
     fn forget_all(&mut self) -> Result<(), AgentError> {
         kept::remove(&self.directory)?;
         self.remove_from(1)?;
-        self.state = CircleState::found(&self.genesis, Some(self.state.id())).map_err(AgentError::Genesis)?;
+        let founded = CircleState::found(&self.genesis, Some(self.state.id()));
+        self.state = Arc::new(founded.map_err(AgentError::Genesis)?);
         self.kept_length = 0;
         self.admitted.clear();
         self.signed_at = Millis(0);
@@ -200,7 +204,8 @@ impl Chain {
         }
     }
 
-    /// Records the current head as the highest.
+    /// Records the current head as the highest. A crash may leave the head before it on disk: the next start
+    /// finds it in the bundles, which are durable.
     fn keep_head(&mut self) {
         let head = self.state.head();
         let path = self.directory.join(HEAD);
@@ -210,7 +215,7 @@ impl Chain {
         self.highest = head;
         let bytes = canonical::to_bytes(&head);
         let digest = Digest::of_domain(KEPT_HEAD_DOMAIN, &bytes);
-        if let Err(error) = files::write_secret(&path, &[&digest.as_bytes()[..], &bytes].concat()) {
+        if let Err(error) = files::write_derived_secret(&path, &[&digest.as_bytes()[..], &bytes].concat()) {
             // The bundles are durable; the next one is recorded again.
             tracing::warn!(%error, file = %path.display(), "cannot persist the head of the history");
         }
@@ -223,6 +228,11 @@ impl Chain {
     /// Returns the current state of the circle.
     pub(super) fn state(&self) -> &CircleState {
         &self.state
+    }
+
+    /// Returns the current state of the circle, for other tasks of the agent.
+    pub(super) fn shared_state(&self) -> Arc<CircleState> {
+        self.state.clone()
     }
 
     /// Returns the genesis of the circle.
@@ -298,7 +308,7 @@ impl Chain {
     fn append_pages(&mut self, mut bundles: &[Bundle], now: Millis) -> Result<usize, RefusedBundle> {
         let mut appended = 0;
         while !bundles.is_empty() {
-            let mut page = DecisionPage::after(&self.state, self.signed_at);
+            let mut page = DecisionPage::after(self.state.clone(), self.signed_at);
             let verified = self.fill(&mut page, bundles, now);
             if page.forked {
                 // The fork may have begun anywhere in the chain.
@@ -405,7 +415,7 @@ impl Chain {
     fn write_synced(&mut self) {
         self.synced_written = self.synced_at;
         let path = self.directory.join(SYNCED);
-        if let Err(error) = files::write_secret(&path, self.synced_at.to_string().as_bytes()) {
+        if let Err(error) = files::write_derived_secret(&path, self.synced_at.to_string().as_bytes()) {
             tracing::warn!(%error, file = %path.display(), "cannot persist the time of this sync");
         }
     }

@@ -2,6 +2,7 @@
 //! names the leader.
 
 use super::error::AgentError;
+use super::polling::POLL_LIMIT;
 use bytes::Bytes;
 use host::Clock;
 use http::{Request, Response, StatusCode, header};
@@ -12,7 +13,9 @@ use protocol::canonical;
 use protocol::error_code;
 use protocol::governance::ControlReplica;
 use protocol::halt::{HALT_BYTES_MAX, HALTS_PAGE_MAX, HaltsAnswer, HaltsRequest};
-use protocol::limits::{GENESIS_BYTES_MAX, LEASE_MS, SYNC_BYTES_MAX};
+use protocol::limits::{
+    GENESIS_BYTES_MAX, LEASE_MS, SYNC_BYTES_MAX, SYNC_INTERVAL_IDLE_MS, SYNC_INTERVAL_MS,
+};
 use protocol::{BootTime, Millis, NodeId};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -21,10 +24,17 @@ use tokio::sync::{mpsc, oneshot};
 #[cfg(test)]
 mod tests;
 
-/// Longest wait for an answer: the long poll of half a second, a read barrier, and headroom. Two replicas may
-/// be silent and the third is still asked within one lease.
-const REQUEST_LIMIT: Duration = Duration::from_millis(1_300);
-const _: () = assert!(2 * 1_300 < LEASE_MS, "a lease outlasts two silent replicas");
+/// Longest wait for an answer that is not held for news: a read barrier, and headroom.
+const ANSWER_LIMIT_MS: u64 = 800;
+/// Longest wait for an answer other than those to polls, of a node that holds work: its long poll, and the
+/// above. Two replicas may be silent and the third is still asked within one lease.
+const REQUEST_LIMIT: Duration = Duration::from_millis(SYNC_INTERVAL_MS + ANSWER_LIMIT_MS);
+const _: () =
+    assert!(2 * (SYNC_INTERVAL_MS + ANSWER_LIMIT_MS) < LEASE_MS, "a lease outlasts two silent replicas");
+const _: () = assert!(
+    SYNC_INTERVAL_IDLE_MS + ANSWER_LIMIT_MS < LEASE_MS,
+    "an idle node asks another replica before it counts as silent"
+);
 /// Longest TCP connect and handshake, for the same reason.
 const HANDSHAKE_LIMIT: Duration = Duration::from_millis(800);
 /// Longest error text that is read from an answer.
@@ -137,12 +147,14 @@ impl AgentControlClient {
 
     /// Reports this node's state and requests its desired state.
     pub(super) async fn sync(&self, request: &SyncRequest) -> RequestOutcome<SyncResponse> {
-        self.ask("/agent/v1/sync", canonical::to_bytes(request).into(), SYNC_BYTES_MAX).await
+        let limit = Duration::from_millis(u64::from(request.wait_ms) + ANSWER_LIMIT_MS);
+        self.ask("/agent/v1/sync", canonical::to_bytes(request).into(), SYNC_BYTES_MAX, limit).await
     }
 
     /// Requests admission.
     pub(super) async fn enrol(&self, request: &EnrolRequest) -> RequestOutcome<EnrolResponse> {
-        self.ask("/agent/v1/enrol", canonical::to_bytes(request).into(), GENESIS_BYTES_MAX + 64).await
+        let body = canonical::to_bytes(request).into();
+        self.ask("/agent/v1/enrol", body, GENESIS_BYTES_MAX + 64, REQUEST_LIMIT).await
     }
 
     /// Returns the number of control replicas.
@@ -154,8 +166,8 @@ impl AgentControlClient {
     /// asked. Returns none if it does not answer.
     pub(super) async fn clock_of(&self, replica: usize) -> Option<(Millis, BootTime)> {
         let asked_at = self.clock.boot();
-        let response =
-            self.exchange(self.replicas.get(replica)?, "/agent/v1/clock", Bytes::new()).await.ok()?;
+        let replica = self.replicas.get(replica)?;
+        let response = self.exchange(replica, "/agent/v1/clock", Bytes::new(), REQUEST_LIMIT).await.ok()?;
         let answers = response.status() == StatusCode::OK;
         let reading: ClockReading = canonical::from_bytes(response.body(), CLOCK_BYTES_MAX).ok()?;
         answers.then_some((reading.now, asked_at))
@@ -163,8 +175,8 @@ impl AgentControlClient {
 
     /// Returns the halts that one replica has, whether it leads or not. Returns none if it does not answer.
     pub(super) async fn halts_of(&self, replica: usize, request: &HaltsRequest) -> Option<HaltsAnswer> {
-        let body = canonical::to_bytes(request).into();
-        let response = self.exchange(self.replicas.get(replica)?, "/agent/v1/halts", body).await.ok()?;
+        let (replica, body) = (self.replicas.get(replica)?, canonical::to_bytes(request).into());
+        let response = self.exchange(replica, "/agent/v1/halts", body, POLL_LIMIT).await.ok()?;
         let answers = response.status() == StatusCode::OK;
         let answer: HaltsAnswer = canonical::from_bytes(response.body(), HALTS_BYTES_MAX).ok()?;
         (answers && answer.halts.len() <= HALTS_PAGE_MAX).then_some(answer)
@@ -173,8 +185,8 @@ impl AgentControlClient {
     /// Returns the grants and revocations that one replica has, whether it leads or not. Returns none if it
     /// does not answer.
     pub(super) async fn access_of(&self, replica: usize, request: &AccessRequest) -> Option<AccessAnswer> {
-        let body = canonical::to_bytes(request).into();
-        let response = self.exchange(self.replicas.get(replica)?, "/agent/v1/access", body).await.ok()?;
+        let (replica, body) = (self.replicas.get(replica)?, canonical::to_bytes(request).into());
+        let response = self.exchange(replica, "/agent/v1/access", body, POLL_LIMIT).await.ok()?;
         let answers = response.status() == StatusCode::OK;
         let answer: AccessAnswer = canonical::from_bytes(response.body(), ACCESS_BYTES_MAX).ok()?;
         (answers && answer.records.len() <= ACCESS_PAGE_MAX).then_some(answer)
@@ -200,7 +212,13 @@ impl AgentControlClient {
     /// Asks the preferred replica, then the leader that it names, then the others; each at most once. A
     /// replica that does not admit this node speaks for itself alone: it may be behind, or hostile. It is
     /// asked last until it replies otherwise.
-    async fn ask<T>(&self, path: &'static str, body: Bytes, limit: usize) -> RequestOutcome<T>
+    async fn ask<T>(
+        &self,
+        path: &'static str,
+        body: Bytes,
+        bytes_max: usize,
+        limit: Duration,
+    ) -> RequestOutcome<T>
     where
         T: serde::Serialize + serde::de::DeserializeOwned,
     {
@@ -214,14 +232,14 @@ impl AgentControlClient {
             let replica = &self.replicas[index];
             let mut next = None;
             let sent_at = self.clock.boot();
-            let reply = self.exchange(replica, path, body.clone()).await;
+            let reply = self.exchange(replica, path, body.clone(), limit).await;
             let denies = reply.as_ref().is_ok_and(is_not_admitted);
             if reply.is_ok() {
                 replica.denies.store(denies, Ordering::Relaxed);
             }
             match reply {
                 Ok(response) => match response.status() {
-                    StatusCode::OK => match canonical::from_bytes(response.body(), limit) {
+                    StatusCode::OK => match canonical::from_bytes(response.body(), bytes_max) {
                         Ok(answer) => {
                             self.preferred.store(index, Ordering::Relaxed);
                             let body = Box::new(answer);
@@ -262,27 +280,28 @@ impl AgentControlClient {
         replica: &ReplicaLink,
         path: &'static str,
         body: Bytes,
+        limit: Duration,
     ) -> Result<Response<Bytes>, String> {
         let failed = |reason: &str| format!("{}: {reason}", replica.address);
-        match &replica.way {
-            Way::Overlay(client) => {
-                let request = Request::post(path)
-                    .header(header::CONTENT_TYPE, "application/cbor")
-                    .body(body)
-                    .expect("a literal path is valid");
-                client.request(request).await.map_err(|error| failed(&protocol::error_chain(&error)))
-            }
-            Way::InProcess(calls) => {
-                let (answer, response) = oneshot::channel();
-                let call = ControlCall { node: self.node, path, body, answer };
-                calls.try_send(call).map_err(|_| failed("takes no calls"))?;
-                match tokio::time::timeout(REQUEST_LIMIT, response).await {
-                    Ok(Ok(response)) => Ok(response),
-                    Ok(Err(_)) => Err(failed("the connection broke")),
-                    Err(_) => Err(failed("no answer in time")),
+        let exchange = async {
+            match &replica.way {
+                Way::Overlay(client) => {
+                    let request = Request::post(path)
+                        .header(header::CONTENT_TYPE, "application/cbor")
+                        .body(body)
+                        .expect("a literal path is valid");
+                    client.request(request).await.map_err(|error| failed(&protocol::error_chain(&error)))
+                }
+                Way::InProcess(calls) => {
+                    let (answer, response) = oneshot::channel();
+                    let call = ControlCall { node: self.node, path, body, answer };
+                    calls.try_send(call).map_err(|_| failed("takes no calls"))?;
+                    response.await.map_err(|_| failed("the connection broke"))
                 }
             }
-        }
+        };
+        let answer = tokio::time::timeout(limit, exchange).await;
+        answer.unwrap_or_else(|_| Err(failed("no answer in time")))
     }
 
     fn leader_named(&self, response: &Response<Bytes>) -> Option<usize> {
@@ -295,7 +314,8 @@ impl AgentControlClient {
 fn dial(identity: &Identity, replica: &ControlReplica) -> Result<Client, AgentError> {
     let limits = Limits {
         handshake: HANDSHAKE_LIMIT,
-        request: REQUEST_LIMIT,
+        // Each request has its own limit below this one.
+        request: POLL_LIMIT,
         request_bytes_max: SYNC_BYTES_MAX,
         response_bytes_max: SYNC_BYTES_MAX,
         // A restarted replica must be reached again within a lease.

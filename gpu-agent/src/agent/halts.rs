@@ -8,17 +8,18 @@ use super::actor::AgentActor;
 use super::control_client::AgentControlClient;
 use super::core::{Refusal, SlotKey, halted_slots};
 use super::error::AgentError;
-use super::polling::{WAIT_MS, poll_replica};
+use super::polling::poll_replica;
 use super::slot::SlotCommand;
 use futures::future::join_all;
 use host::files;
 use human_chain::{ChainError, CircleState, DeferredHalts, HaltBook, check_halt, describe_scope};
 use protocol::halt::{HALT_BOOK_BYTES_MAX, HaltBookRecord, HaltCursor, HaltsRequest, SignedHalt};
+use protocol::limits::POLL_WAIT_MS_MAX;
 use protocol::{CircleId, Digest, error_code};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 /// Origin of a halt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -201,10 +202,12 @@ pub(super) async fn follow_replicas(control: Arc<AgentControlClient>, received: 
 
 async fn follow(control: &AgentControlClient, replica: usize, received: &mpsc::Sender<ReceivedHalts>) {
     let ask = move |after: HaltCursor| async move {
-        let answer = control.halts_of(replica, &HaltsRequest { after, wait_ms: WAIT_MS }).await?;
+        let answer = control.halts_of(replica, &HaltsRequest { after, wait_ms: POLL_WAIT_MS_MAX }).await?;
         Some((answer.last, answer.halts))
     };
-    poll_replica(ask, || false, |halts| ReceivedHalts { replica, halts }, received).await;
+    // A halt that does not count yet is kept aside here, so none is asked for again.
+    let (_, never) = watch::channel(0);
+    poll_replica(ask, never, |halts| ReceivedHalts { replica, halts }, received).await;
 }
 
 #[cfg(test)]

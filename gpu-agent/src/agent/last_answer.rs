@@ -17,7 +17,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 /// Age in milliseconds of a record that the next answer replaces, though it brings nothing new. A restarted
-/// agent loses at most this much of an autonomy, and a write costs a sync of the disk.
+/// agent loses at most this much of an autonomy, and a write costs a sync of the disk. A record that names no
+/// work has no autonomy to lose, and stays.
 const REFRESH_MS: u64 = 10_000;
 
 /// The file of the last answer.
@@ -105,7 +106,9 @@ impl LastAnswerFile {
     /// # Errors
     /// Errors of the system; nothing is kept then.
     pub(super) fn keep(&mut self, heard_at: BootTime, digest: Digest, desired: &Desired) -> io::Result<()> {
-        let is_due = |(known, at): (Digest, BootTime)| known != digest || heard_at.since(at) >= REFRESH_MS;
+        let ages = *desired != Desired { assignments: vec![], routes: None, jobs: vec![] };
+        let is_due =
+            |(known, at): (Digest, BootTime)| known != digest || (ages && heard_at.since(at) >= REFRESH_MS);
         let Some(boot) = self.boot.filter(|_| self.written.is_none_or(is_due)) else { return Ok(()) };
         let record = canonical::to_bytes(&LastAnswerRecord {
             version: LAST_ANSWER_VERSION,
@@ -214,7 +217,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn only_news_and_old_records_are_written() {
+    async fn only_news_and_old_records_of_work_are_written() {
         let directory = tempfile::tempdir().unwrap();
         let (path, clock) = (directory.path().join("last-answer"), machine());
         tokio::time::advance(Duration::from_secs(3_600)).await;
@@ -226,6 +229,7 @@ mod tests {
         };
         assert_eq!(heard(2_000, false), 2_000);
         assert_eq!(heard(2_500, false), 2_000, "nothing is new");
+        assert_eq!(heard(999_000, false), 2_000, "a record without work does not age");
         assert_eq!(heard(3_000, true), 3_000, "the desired state is");
         assert_eq!(heard(12_999, true), 3_000);
         assert_eq!(heard(13_000, true), 13_000, "the record is old");

@@ -9,6 +9,9 @@ use tokio::time::Instant;
 /// Lifetime of a listing of GPUs. A query of the driver takes milliseconds, and a worker notices first when a
 /// card falls off the bus.
 const GPUS_FRESH: Duration = Duration::from_secs(5);
+/// Lifetime of the numbers of cores and of bytes of memory. They hardly ever change, and reading them opens
+/// files of the kernel, several times a second if each report and each reconciliation did it.
+const MACHINE_FRESH: Duration = Duration::from_secs(60);
 
 /// Operator's limits on the resources that an agent offers; none = all resources of the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -24,6 +27,8 @@ pub struct ResourceCaps {
 pub(super) struct OfferedResources {
     caps: ResourceCaps,
     gpus: Mutex<Option<(Instant, Vec<Gpu>)>>,
+    /// Cores in thousandths and memory in bytes of the machine, when they were read last.
+    machine: Mutex<Option<(Instant, (u64, u64))>>,
     /// Cores in thousandths and memory in bytes of a machine that a simulation pretends to run on.
     #[cfg(test)]
     pretended: std::sync::OnceLock<(u64, u64)>,
@@ -34,6 +39,7 @@ impl OfferedResources {
         Self {
             caps,
             gpus: Mutex::default(),
+            machine: Mutex::default(),
             #[cfg(test)]
             pretended: std::sync::OnceLock::new(),
         }
@@ -55,7 +61,7 @@ impl OfferedResources {
         if let Some(pretended) = self.pretended.get() {
             return *pretended;
         }
-        (cores() * 1000, memory_bytes())
+        kept_for(MACHINE_FRESH, &self.machine, || (cores() * 1000, memory_bytes()))
     }
 
     /// Pretends that the machine has these cores and this memory.
@@ -66,11 +72,16 @@ impl OfferedResources {
 
     /// Returns the current GPUs.
     pub(super) fn gpus(&self, device: &dyn Device) -> Vec<Gpu> {
-        let mut known = self.gpus.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*known {
-            Some((at, gpus)) if at.elapsed() < GPUS_FRESH => gpus.clone(),
-            _ => known.insert((Instant::now(), device.list())).1.clone(),
-        }
+        kept_for(GPUS_FRESH, &self.gpus, || device.list())
+    }
+}
+
+/// Returns a value that was read less than `fresh` ago, or reads it again.
+fn kept_for<T: Clone>(fresh: Duration, kept: &Mutex<Option<(Instant, T)>>, read: impl FnOnce() -> T) -> T {
+    let mut known = kept.lock().unwrap_or_else(PoisonError::into_inner);
+    match &*known {
+        Some((at, value)) if at.elapsed() < fresh => value.clone(),
+        _ => known.insert((Instant::now(), read())).1.clone(),
     }
 }
 
@@ -140,6 +151,17 @@ mod tests {
         device.set_lost(0, false);
         tokio::time::advance(GPUS_FRESH).await;
         assert_eq!(indices(), [0, 1]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_value_is_read_again_once_it_is_no_longer_fresh() {
+        let (kept, reads) = (Mutex::default(), std::cell::Cell::new(0));
+        let now = || kept_for(MACHINE_FRESH, &kept, || reads.replace(reads.get() + 1));
+        assert_eq!([now(), now()], [0, 0]);
+        tokio::time::advance(MACHINE_FRESH - Duration::from_millis(1)).await;
+        assert_eq!(now(), 0, "it is fresh");
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert_eq!([now(), now()], [1, 1]);
     }
 
     proptest! {

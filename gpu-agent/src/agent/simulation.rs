@@ -10,6 +10,7 @@ mod draining;
 mod ending;
 mod halts;
 mod hostile;
+mod idle;
 mod interleaving;
 mod pages;
 mod starting;
@@ -42,7 +43,7 @@ use protocol::model::{ErasureCode, ModelFile, ModelManifest, ModelNonce, Segment
 use protocol::order::SignedOrder;
 use protocol::{BootTime, Digest, Fence, Millis, ModelRoot, NodeId, SlotIndex, canonical, error_code};
 use sandbox::Start;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -81,6 +82,8 @@ struct SimulatedControl {
     page: usize,
     desired: Desired,
     last: Option<SyncRequest>,
+    /// Number of calls by path.
+    asked: BTreeMap<&'static str, u32>,
     released: Vec<(u32, u64)>,
     /// Worker lines, each once, as control keeps them.
     lines: Vec<String>,
@@ -237,6 +240,7 @@ impl Stage {
             page: 3,
             desired: Desired { assignments: vec![], routes: None, jobs: vec![] },
             last: None,
+            asked: BTreeMap::new(),
             released: vec![],
             lines: vec![],
             newest_line: (0, 0),
@@ -404,6 +408,7 @@ async fn answer(
     [clock, node_clock]: [Clock; 2],
 ) {
     assert_eq!(call.node, node_id());
+    *script.lock().unwrap().asked.entry(call.path).or_default() += 1;
     if script.lock().unwrap().dead.contains(&replica) {
         return;
     }

@@ -80,7 +80,7 @@ impl Prepared {
         let (last_answer, predecessor) = LastAnswerFile::open(path, config.circle, id, &clock);
         let heard_at = predecessor.as_ref().map(|answer| answer.heard_at);
         let control = AgentControlClient::new(config.control, &config.identity, replicas, clock.clone())?;
-        let (circle, circles) = watch::channel(Arc::new(chain.state().clone()));
+        let (circle, circles) = watch::channel(chain.shared_state());
         let name = config.admission.name.clone();
         let stores = config.storage.as_ref().map_or_else(BTreeMap::new, |storage| storage.stores.clone());
         let context = storage::context(&config.identity, name, stores, circles);

@@ -246,6 +246,8 @@ fn limits_are_stable() {
         ("submission seconds", limits::SUBMISSION_SECONDS_MAX),
         ("submission bytes", limits::SUBMISSION_BYTES_MAX as u64),
         ("sync interval ms", limits::SYNC_INTERVAL_MS),
+        ("sync interval of an idle node ms", limits::SYNC_INTERVAL_IDLE_MS),
+        ("poll wait ms", u64::from(limits::POLL_WAIT_MS_MAX)),
         ("clock grace ms", limits::CLOCK_GRACE_MS),
         ("bundle version", u64::from(protocol::governance::BUNDLE_VERSION)),
     ];

@@ -7,6 +7,7 @@ use super::{ApiResult, DONE, Done};
 use crate::server::Server;
 use crate::server::extract::LeaderRead;
 use crate::server::paging::{PageParameters, PageRequest, PagedList};
+use crate::server::polls::hold;
 use crate::server::problem::{Failure, accepted};
 use axum::Json;
 use axum::extract::rejection::{JsonRejection, QueryRejection};
@@ -14,7 +15,7 @@ use axum::extract::{Query, State};
 use human_chain::{ChainError, CircleState, check_grant, check_revocation};
 use protocol::access::{ACCESS_RECORD_BYTES_MAX, AccessAnswer, AccessRequest, SignedGrant, SignedRevocation};
 use protocol::api::Page;
-use protocol::limits::JSON_BYTES_PER_CANONICAL_BYTE;
+use protocol::limits::{JSON_BYTES_PER_CANONICAL_BYTE, POLL_WAIT_MS_MAX};
 use protocol::{GrantId, Refusal, error_code};
 use scheduler::{Action, Actor, Cluster, ClusterTime};
 use std::sync::Arc;
@@ -22,8 +23,6 @@ use std::time::Duration;
 
 /// Maximum size of a signed grant or revocation as JSON, in bytes.
 pub(super) const BODY_BYTES_MAX: usize = ACCESS_RECORD_BYTES_MAX * JSON_BYTES_PER_CANONICAL_BYTE;
-/// Longest time for which a request of an agent may wait for a record.
-const WAIT_MS_MAX: u32 = 1_000;
 
 /// A page of the grants that stand, by id: access tokens and inference keys, with the digests of their
 /// secrets. A client verifies each signature.
@@ -111,19 +110,12 @@ impl Server {
     /// Returns the grants and revocations after a request's position, as soon as there are any, or when the
     /// wait is over. Any replica answers, as far as it has applied the log.
     pub(crate) async fn access_after(&self, request: AccessRequest) -> AccessAnswer {
-        let mut applied = self.handle.watch_applied();
-        let wait = Duration::from_millis(request.wait_ms.min(WAIT_MS_MAX).into());
-        let deadline = tokio::time::Instant::now() + wait;
-        loop {
-            applied.borrow_and_update();
+        let wait = Duration::from_millis(request.wait_ms.min(POLL_WAIT_MS_MAX).into());
+        hold(wait, self.handle.watch_applied(), self.ending.cancelled(), || {
             let (last, records) = self.cluster(|cluster| cluster.access().after(request.after));
-            if !records.is_empty() {
-                return AccessAnswer { last, records };
-            }
-            match tokio::time::timeout_at(deadline, applied.changed()).await {
-                Ok(Ok(())) => {}
-                _ => return AccessAnswer { last, records },
-            }
-        }
+            let is_news = !records.is_empty();
+            (AccessAnswer { last, records }, is_news)
+        })
+        .await
     }
 }

@@ -1,17 +1,21 @@
 //! Tests of access at the control API: a member's signature grants and revokes, and nothing else does.
 
-use super::circle::{alice, granted, other};
+use super::circle::{admission, alice, granted, other};
 use super::faults::{SimulatedServers, ask, key, keys};
-use crate::server::{Server, api};
+use super::halts::decide;
+use crate::server::{Server, agents, api};
 use axum::body::Body;
 use axum::http::{Method, Request, StatusCode};
 use human_chain::{MemberSecret, sign_revocation};
+use overlay::{Identity, Peer};
 use protocol::access::{
     ACCESS_VERSION, AccessRecord, AccessRequest, AccessRevocation, GrantedAccess, SignedGrant,
     SignedRevocation,
 };
 use protocol::api::{AuditEvent, Page, Problem};
-use protocol::governance::TokenScope;
+use protocol::canonical;
+use protocol::governance::{Change, TokenScope};
+use protocol::limits::POLL_WAIT_MS_MAX;
 use serde::Serialize;
 use std::sync::Arc;
 use tower::ServiceExt as _;
@@ -138,4 +142,33 @@ async fn every_replica_hands_out_grants_and_revocations() {
     assert_eq!((news.records, outcome), (vec![AccessRecord::Revocation(revocation)], ok()));
     let nothing = follower.access_after(AccessRequest { after: news.last, wait_ms: u32::MAX }).await;
     assert_eq!((nothing.last, nothing.records), (news.last, vec![]));
+}
+
+/// Asks for grants as this node, over its own connection; returns the status.
+async fn asked_by(server: &Arc<Server>, node: &Identity, request: AccessRequest) -> StatusCode {
+    let body = Body::from(canonical::to_bytes(&request));
+    let mut request = Request::post("/agent/v1/access").body(body).unwrap();
+    request.extensions_mut().insert(Peer(node.public_key()));
+    agents::router(server.clone()).oneshot(request).await.unwrap().status()
+}
+
+/// The attack: a node sends a request for grants, which is held, and the circle removes the node.
+#[tokio::test(start_paused = true)]
+async fn attack_a_request_that_is_held_brings_no_grant_to_a_removed_node() {
+    for (removed, expected) in [(true, StatusCode::FORBIDDEN), (false, StatusCode::OK)] {
+        let world = SimulatedServers::start(1);
+        let server = &world.servers[world.lead().await];
+        let node = other(1);
+        decide(server, Change::AdmitNode(Box::new(admission("late", &node)))).await;
+        let last = server.access_after(AccessRequest { after: 0, wait_ms: 0 }).await.last;
+        let asking = asked_by(server, &node, AccessRequest { after: last, wait_ms: POLL_WAIT_MS_MAX });
+        let granting = async {
+            if removed {
+                decide(server, Change::RemoveNode { node: "late".parse().unwrap() }).await;
+            }
+            send(server, Method::POST, "/v1/access/grants", None, Some(&key(server, "app"))).await
+        };
+        let (status, granted) = tokio::join!(asking, granting);
+        assert_eq!((status, granted), (expected, ok()), "removed: {removed}");
+    }
 }

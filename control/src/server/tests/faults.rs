@@ -9,6 +9,7 @@ use axum::http::{Method, Request, StatusCode};
 use consensus::simulation::SimulatedGroup;
 use consensus::{Limits, LogIndex, Timings};
 use host::Clock;
+use overlay::CancellationToken;
 use protocol::access::{GrantedAccess, SignedGrant};
 use protocol::api::{Page, Problem};
 use protocol::gateway::RouteTable;
@@ -68,6 +69,7 @@ impl SimulatedServers {
                 session_pool: commands::SessionPool::default(),
                 sign_in: Arc::new(console::SignIn::new(clock.clone())),
                 metrics: metrics::ServerMetrics::new(),
+                ending: CancellationToken::new(),
             })
         };
         let servers = (1..=count).zip(&clocks).map(server).collect();

@@ -13,6 +13,7 @@ use human_chain::{MemberSecret, lift, sign_halt};
 use protocol::api::{Page, Problem, Status, SubmitProposal};
 use protocol::governance::Change;
 use protocol::halt::{Halt, HaltCursor, HaltReceipt, HaltScope, HaltsAnswer, HaltsRequest, SignedHalt};
+use protocol::limits::POLL_WAIT_MS_MAX;
 use protocol::{CircleId, Digest, ReplicaId, canonical};
 use std::sync::Arc;
 use std::time::Duration;
@@ -66,7 +67,7 @@ pub(super) async fn listed(server: &Arc<Server>) -> Vec<SignedHalt> {
 
 /// Hands on what a replica has, as the exchange among replicas does.
 async fn exchange(from: &Arc<Server>, to: &Arc<Server>) {
-    let answer = from.halts.wait(HaltsRequest::default()).await;
+    let answer = from.halts.wait(HaltsRequest::default(), &from.ending).await;
     to.take_halts_of(from.id, answer.halts).await;
 }
 
@@ -262,15 +263,12 @@ async fn a_node_that_waits_gets_a_halt_at_once() {
     let began = Instant::now();
     let request = HaltsRequest { after: HaltCursor::default(), wait_ms: u32::MAX };
     let empty = halts_after(&server, request).await;
-    assert!(
-        empty.halts.is_empty() && began.elapsed() <= Duration::from_millis(1_100),
-        "{:?}",
-        began.elapsed()
-    );
+    let waited = began.elapsed().as_millis() as u64;
+    assert!(empty.halts.is_empty() && waited <= u64::from(POLL_WAIT_MS_MAX) + 100, "{waited} ms");
     let signed = halt(&server, 1);
     let began = Instant::now();
     let (answer, receipt) = tokio::join!(
-        halts_after(&server, HaltsRequest { after: empty.last, wait_ms: 1_000 }),
+        halts_after(&server, HaltsRequest { after: empty.last, wait_ms: POLL_WAIT_MS_MAX }),
         send(&server, &signed)
     );
     assert!(receipt.is_ok());
@@ -281,6 +279,22 @@ async fn a_node_that_waits_gets_a_halt_at_once() {
     // A position of another incarnation means nothing here.
     let other = HaltCursor { boot: answer.last.boot.wrapping_add(1), number: u64::MAX };
     assert_eq!(halts_after(&server, HaltsRequest { after: other, wait_ms: 0 }).await.halts, [signed]);
+}
+
+/// A replica that stops does not wait for requests that it holds.
+#[tokio::test(start_paused = true)]
+async fn a_replica_that_stops_answers_the_polls_that_it_holds() {
+    let world = SimulatedServers::start(1);
+    let server = world.servers[world.lead().await].clone();
+    let request = HaltsRequest { after: HaltCursor::default(), wait_ms: POLL_WAIT_MS_MAX };
+    let began = Instant::now();
+    let stop = async {
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        server.ending.cancel();
+    };
+    let (answer, ()) = tokio::join!(halts_after(&server, request), stop);
+    assert!(answer.halts.is_empty());
+    assert_eq!(began.elapsed().as_secs(), 3);
 }
 
 #[tokio::test(start_paused = true)]

@@ -9,7 +9,6 @@ use protocol::agent::{Desired, EnrolResponse, SyncResponse};
 use protocol::governance::{Bundle, HistoryHead};
 use protocol::limits::LEASE_MS;
 use protocol::{BootTime, Digest, Millis, error_code};
-use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -157,7 +156,7 @@ impl AgentActor {
         if self.chain.state().head() != before && self.chain.check_whole().is_ok() {
             let length = self.chain.state().length();
             tracing::info!(length, "governance bundles verified and persisted");
-            self.node.circle.send_replace(Arc::new(self.chain.state().clone()));
+            self.node.circle.send_replace(self.chain.shared_state());
             self.follow_halts();
             self.follow_access();
         }

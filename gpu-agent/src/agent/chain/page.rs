@@ -10,6 +10,7 @@ use protocol::governance::{Bundle, Change};
 use protocol::limits::{BUNDLE_BYTES_MAX, HISTORY_PAGE_BYTES_MAX};
 use protocol::{Digest, Millis};
 use std::ffi::OsStr;
+use std::sync::Arc;
 
 /// Number of bytes from which a page takes no more bundles: control sends no more in one answer.
 const FULL_BYTES: usize = HISTORY_PAGE_BYTES_MAX;
@@ -24,7 +25,7 @@ const NAME_DIGITS: usize = 10;
 #[derive(Debug)]
 pub(super) struct DecisionPage {
     /// State after the last bundle.
-    pub(super) state: CircleState,
+    pub(super) state: Arc<CircleState>,
     /// Latest time that the circle signed.
     pub(super) signed_at: Millis,
     /// Digests of the bundles' certificates.
@@ -37,8 +38,8 @@ pub(super) struct DecisionPage {
 
 impl DecisionPage {
     /// Returns the empty page behind a state of the chain.
-    pub(super) fn after(state: &CircleState, signed_at: Millis) -> Self {
-        Self { state: state.clone(), signed_at, certificates: Vec::new(), bytes: Vec::new(), forked: false }
+    pub(super) fn after(state: Arc<CircleState>, signed_at: Millis) -> Self {
+        Self { state, signed_at, certificates: Vec::new(), bytes: Vec::new(), forked: false }
     }
 
     /// Returns the number of bundles.
@@ -57,7 +58,8 @@ impl DecisionPage {
     /// If the change is not applicable. The page is then unchanged.
     pub(super) fn add(&mut self, approved: Approved<Change>, bundle: &Bundle) -> Result<(), ChainError> {
         let certificate = approved.certificate_digest();
-        self.state.advance(approved)?;
+        // The first bundle of the page copies the state, which the chain keeps until the page is durable.
+        Arc::make_mut(&mut self.state).advance(approved)?;
         self.certificates.push(certificate);
         self.signed_at = self.signed_at.max(signed_at(&bundle.certificate));
         let bytes = canonical::to_bytes(bundle);

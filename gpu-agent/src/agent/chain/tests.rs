@@ -364,7 +364,7 @@ fn a_page_that_is_full_is_followed_by_another() {
     let mut node = ChainDirectory::new();
     let bundles = node.deploy(3);
     let mut chain = node.open();
-    let mut page = DecisionPage::after(chain.state(), Millis(0));
+    let mut page = DecisionPage::after(chain.shared_state(), Millis(0));
     assert!(chain.fill(&mut page, &bundles[..1], NOW).is_ok() && !page.is_full());
     page.bytes.resize(protocol::limits::HISTORY_PAGE_BYTES_MAX, 0);
     assert!(page.is_full());

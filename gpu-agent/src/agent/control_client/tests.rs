@@ -3,6 +3,8 @@
 
 use super::*;
 use crate::agent::core::testing::{NOW, TestCircle};
+use protocol::halt::HaltCursor;
+use protocol::limits::POLL_WAIT_MS_MAX;
 use std::sync::{Arc, Mutex};
 
 /// Reply of a replica to every call.
@@ -53,7 +55,7 @@ impl Replicas {
 
     /// Makes a request; returns the outcome as text, and the replicas in the order in which they were asked.
     async fn ask(&self) -> (String, Vec<usize>) {
-        let outcome = self.client.ask::<NotLeader>("/agent/v1/test", Bytes::new(), 64).await;
+        let outcome = self.client.ask::<NotLeader>("/agent/v1/test", Bytes::new(), 64, REQUEST_LIMIT).await;
         let text = match outcome {
             RequestOutcome::Answered(answer) => {
                 format!("answered after {} ms", answer.sent_at.since(BOOTED))
@@ -123,6 +125,23 @@ async fn an_answer_counts_from_the_request_that_it_answers() {
         "answered after 1300 ms",
         "the first replica's time is not the lease's"
     );
+}
+
+/// A replica may hold a poll for long, and a hostile one for ever. Each ends, and no sync waits for it.
+#[tokio::test(start_paused = true)]
+async fn a_poll_that_a_replica_never_answers_ends_after_its_limit() {
+    let control = Replicas::new(&[Reply::Silent, Reply::Answer]);
+    let began = tokio::time::Instant::now();
+    let request = HaltsRequest { after: HaltCursor::default(), wait_ms: POLL_WAIT_MS_MAX };
+    let poll = async { (control.client.halts_of(0, &request).await, began.elapsed()) };
+    let sync = async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        control.ask().await
+    };
+    let (polled, sync) = tokio::join!(poll, sync);
+    assert_eq!(polled, (None, POLL_LIMIT));
+    assert!(POLL_LIMIT > Duration::from_millis(POLL_WAIT_MS_MAX.into()), "an honest answer arrives");
+    assert_eq!(sync.0, "answered after 1400 ms");
 }
 
 #[tokio::test(start_paused = true)]
@@ -232,7 +251,7 @@ async fn a_replica_that_takes_no_calls_is_passed_over() {
         call.answer.send(Response::new(Bytes::from(body))).unwrap();
         call.path
     });
-    let outcome = client.ask::<NotLeader>("/agent/v1/test", Bytes::new(), 64).await;
+    let outcome = client.ask::<NotLeader>("/agent/v1/test", Bytes::new(), 64, REQUEST_LIMIT).await;
     assert!(matches!(outcome, RequestOutcome::Answered(..)));
     assert_eq!(answer.await.unwrap(), "/agent/v1/test");
 }
