@@ -7,11 +7,16 @@
 mod error;
 mod json;
 mod logprobs;
+mod openapi;
 mod request;
 mod rerank;
 mod response;
+mod schema;
 
 pub use error::{ApiError, printable, transport_refusal};
+#[cfg(test)]
+pub(crate) use openapi::tests::{openapi_paths, routes_of};
+pub use openapi::{MODEL_PATH, MODELS_PATH, PATH as OPENAPI_PATH, openapi};
 pub use request::{Delivery, Embed, Encoding, Endpoint, Generate, InferenceRequest, Rerank, Tokenize};
 pub use rerank::rerank;
 pub use response::{

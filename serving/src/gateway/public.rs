@@ -26,20 +26,16 @@ use tokio::time::Instant;
 
 /// Builds the inference API.
 pub(super) fn router(gateway: Arc<Gateway>) -> Router {
-    Router::new()
-        .route("/v1/models", get(models))
-        .route("/v1/models/{name}", get(model))
-        .route(Endpoint::Chat.path(), post(|state, request| infer(state, Endpoint::Chat, request)))
-        .route(
-            Endpoint::Completions.path(),
-            post(|state, request| infer(state, Endpoint::Completions, request)),
-        )
-        .route(
-            Endpoint::Embeddings.path(),
-            post(|state, request| infer(state, Endpoint::Embeddings, request)),
-        )
-        .route(Endpoint::Rerank.path(), post(|state, request| infer(state, Endpoint::Rerank, request)))
-        .route(Endpoint::Tokenize.path(), post(|state, request| infer(state, Endpoint::Tokenize, request)))
+    let router = Router::new()
+        .route(openai::MODELS_PATH, get(models))
+        .route(openai::MODEL_PATH, get(model))
+        .route(openai::OPENAPI_PATH, get(|| async { json(openai::openapi(true)) }));
+    let route = |router: Router<Arc<Gateway>>, endpoint: Endpoint| {
+        router.route(endpoint.path(), post(move |state, request| infer(state, endpoint, request)))
+    };
+    Endpoint::ALL
+        .into_iter()
+        .fold(router, route)
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
         .with_state(gateway)

@@ -45,18 +45,12 @@ pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id"
 
 /// Builds the inference API of one worker.
 pub(super) fn router(service: Arc<WorkerService>) -> Router {
-    Router::new()
-        .route(Endpoint::Chat.path(), post(|state, request| answer(state, Endpoint::Chat, request)))
-        .route(
-            Endpoint::Completions.path(),
-            post(|state, request| answer(state, Endpoint::Completions, request)),
-        )
-        .route(
-            Endpoint::Embeddings.path(),
-            post(|state, request| answer(state, Endpoint::Embeddings, request)),
-        )
-        .route(Endpoint::Rerank.path(), post(|state, request| answer(state, Endpoint::Rerank, request)))
-        .route(Endpoint::Tokenize.path(), post(|state, request| answer(state, Endpoint::Tokenize, request)))
+    let route = |router: Router<Arc<WorkerService>>, endpoint: Endpoint| {
+        router.route(endpoint.path(), post(move |state, request| answer(state, endpoint, request)))
+    };
+    Endpoint::ALL
+        .into_iter()
+        .fold(Router::new(), route)
         .route_layer(from_fn_with_state(service.clone(), count_until_sent))
         .route("/worker/v1/load", get(load))
         .fallback(no_such_path)

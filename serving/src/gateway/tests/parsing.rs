@@ -58,3 +58,16 @@ async fn models_are_listed_with_the_smallest_context_of_their_workers() {
     let _workers = (simulation.worker().await, simulation.worker().await);
     assert_eq!(contexts().await, [Some(4096); 3]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn every_public_route_is_documented_and_the_document_needs_no_key() {
+    let simulation = Simulation::new(usize::MAX >> 1);
+    let mut routes = crate::openai::routes_of(&simulation.router);
+    assert!(routes.remove(crate::openai::OPENAPI_PATH));
+    assert_eq!(routes, crate::openai::openapi_paths());
+    let request = Request::get(crate::openai::OPENAPI_PATH).body(Body::empty()).expect("valid");
+    let response = simulation.router.clone().oneshot(request).await.expect("infallible");
+    assert_eq!(response.status(), StatusCode::OK);
+    let body = response.into_body().collect().await.expect("whole").to_bytes();
+    assert_eq!(body, crate::openai::openapi(true));
+}
