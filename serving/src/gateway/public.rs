@@ -2,6 +2,7 @@
 
 use super::Gateway;
 use super::forward::Admitted;
+use super::keep_alive::kept_alive;
 use super::table::{Table, may_call};
 use crate::memory::REQUEST_BYTES_MIN;
 use crate::metrics::{self, Observation};
@@ -154,7 +155,10 @@ impl Gateway {
             Ok(admitted) => admitted,
             Err(error) => return Err((error, observation)),
         };
-        self.forward(admitted, observation).await
+        let is_stream = admitted.wanted.delivery != StreamKind::Whole;
+        let gateway = self.clone();
+        let forwarding = async move { gateway.forward(admitted, observation).await };
+        if is_stream { kept_alive(forwarding).await } else { forwarding.await }
     }
 
     /// Makes every decision that precedes the choice of a worker: key, quota, body, validation.
