@@ -2,7 +2,7 @@
 
 use super::{BatchError, Caller};
 use crate::engine::logits::{LogitState, TokenLogprobs};
-use crate::engine::text::{Detokenizer, StopCheck, StopStrings};
+use crate::engine::text::{Detokenizer, StopCheck, StopConditions, StopStrings};
 use crate::engine::{Drawn, TextFrontend};
 use kernels::sampling::Sampling;
 use tokio::sync::mpsc::UnboundedSender;
@@ -56,13 +56,15 @@ pub enum Event {
 }
 
 /// Outcome of a finished generation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Finish {
     /// Condition that ended it.
     pub reason: FinishReason,
     pub prompt_tokens: usize,
     /// Tokens generated, including an end token.
     pub generated_tokens: usize,
+    /// Sum of the log-probabilities of all tokens, the last included; 0 where they were not requested.
+    pub logprob_sum: f64,
 }
 
 /// Condition that ended a generation.
@@ -79,8 +81,6 @@ pub enum FinishReason {
 pub(super) struct AnswerOptions {
     /// Whether the text continues that of the prompt.
     pub(super) continues_prompt: bool,
-    /// Whether the model's end token does not end it.
-    pub(super) ignores_end: bool,
     /// Alternatives to report with the log-probability of each token; `None` reports none of both.
     pub(super) logprobs: Option<usize>,
 }
@@ -93,7 +93,7 @@ pub(super) struct QueuedGeneration {
     pub(super) logits: Option<LogitState>,
     pub(super) tokens_max: usize,
     pub(super) sampling: Sampling,
-    pub(super) stops: Vec<String>,
+    pub(super) stops: StopConditions,
     pub(super) caller: Caller,
     pub(super) sender: UnboundedSender<Event>,
 }
@@ -126,8 +126,10 @@ pub(super) struct GeneratedText {
     generated: usize,
     tokens_max: usize,
     detokenizer: Detokenizer,
-    ignores_end: bool,
+    conditions: StopConditions,
     stops: StopStrings,
+    /// Sum of the log-probabilities of all tokens, where they were requested.
+    logprob_sum: f64,
     /// Whether each token is reported by its id.
     reports_tokens: bool,
     /// Whether the caller has received the text already.
@@ -148,8 +150,9 @@ impl GeneratedText {
             generated: 0,
             tokens_max: job.tokens_max,
             detokenizer,
-            ignores_end: job.options.ignores_end,
-            stops: StopStrings::new(job.stops.clone()),
+            stops: StopStrings::new(job.stops.strings.clone(), job.stops.is_included),
+            conditions: job.stops.clone(),
+            logprob_sum: 0.0,
             reports_tokens: false,
             is_replaying: false,
             sender: job.sender.clone(),
@@ -216,7 +219,11 @@ impl GeneratedText {
         if self.reports_tokens && !self.is_replaying {
             let _ = self.sender.send(Event::Drawn(token));
         }
-        if frontend.is_end(token) && !self.ignores_end {
+        self.logprob_sum += drawn.logprobs.as_ref().map_or(0.0, |found| f64::from(found.logprob));
+        let is_stop = self.conditions.tokens.contains(&token);
+        if (is_stop && !self.conditions.is_included)
+            || (frontend.is_end(token) && !self.conditions.ignores_end)
+        {
             let rest = self.detokenizer.finish(frontend);
             return self.end(&rest, FinishReason::Stop);
         }
@@ -224,11 +231,11 @@ impl GeneratedText {
             let _ = self.sender.send(Event::Token(AnswerToken::new(frontend, found)));
         }
         let mut text = self.detokenizer.push(frontend, token);
-        if self.generated >= self.tokens_max {
+        if is_stop || self.generated >= self.tokens_max {
             text.push_str(&self.detokenizer.finish(frontend));
-            return self.end(&text, FinishReason::Length);
+            return self.end(&text, if is_stop { FinishReason::Stop } else { FinishReason::Length });
         }
-        match self.stops.push(&text) {
+        match self.check_stops(text) {
             StopCheck::Text(text) => {
                 self.send_text(text);
                 false
@@ -246,8 +253,16 @@ impl GeneratedText {
         let _ = self.sender.send(Event::Failed(error));
     }
 
+    /// Checks text for stop strings, of which none counts before the answer has its least length.
+    fn check_stops(&mut self, text: String) -> StopCheck {
+        if self.generated <= self.conditions.tokens_min {
+            return StopCheck::Text(text);
+        }
+        self.stops.push(&text)
+    }
+
     fn end(&mut self, text: &str, reason: FinishReason) -> bool {
-        let (text, reason) = match self.stops.push(text) {
+        let (text, reason) = match self.check_stops(text.to_owned()) {
             StopCheck::Text(text) => (text + &self.stops.finish(), reason),
             StopCheck::Stopped(text) => (text, FinishReason::Stop),
         };
@@ -264,7 +279,8 @@ impl GeneratedText {
 
     fn send_finish(&self, reason: FinishReason) {
         assert!((1..=self.tokens_max).contains(&self.generated), "no more tokens than requested");
-        let finish = Finish { reason, prompt_tokens: self.prompt, generated_tokens: self.generated };
+        let (prompt_tokens, generated_tokens) = (self.prompt, self.generated);
+        let finish = Finish { reason, prompt_tokens, generated_tokens, logprob_sum: self.logprob_sum };
         let _ = self.sender.send(Event::Finished(finish));
     }
 }
@@ -276,7 +292,8 @@ mod tests {
 
     fn queued(prompt: usize, tokens_max: usize, sender: UnboundedSender<Event>) -> QueuedGeneration {
         let sampling = Sampling { temperature: 0.0, top_p: 1.0, seed: 0 };
-        let (options, stops, caller) = (AnswerOptions::default(), Vec::new(), Caller::default());
+        let (options, stops, caller) =
+            (AnswerOptions::default(), StopConditions::default(), Caller::default());
         let prompt = vec![1; prompt];
         QueuedGeneration { prompt, options, logits: None, tokens_max, sampling, stops, caller, sender }
     }
@@ -289,7 +306,8 @@ mod tests {
         let drawn = || Drawn { token: u32::from(b'x'), logprobs: None };
         assert!(!text.accept(&frontend, drawn()), "one of two");
         assert!(text.accept(&frontend, drawn()), "two of two");
-        let finish = Finish { reason: FinishReason::Length, prompt_tokens: 5, generated_tokens: 2 };
+        let finish =
+            Finish { reason: FinishReason::Length, prompt_tokens: 5, generated_tokens: 2, logprob_sum: 0.0 };
         for expected in [Event::Text("x".into()), Event::Text("x".into()), Event::Finished(finish)] {
             assert_eq!(events.try_recv(), Ok(expected));
         }
@@ -299,7 +317,7 @@ mod tests {
     fn events_after(tokens: &[u32], stops: &[&str], replayed: usize) -> Vec<Event> {
         let (sender, mut events) = unbounded_channel();
         let mut job = queued(3, 16, sender);
-        job.stops = stops.iter().map(|stop| (*stop).to_owned()).collect();
+        job.stops.strings = stops.iter().map(|stop| (*stop).to_owned()).collect();
         let frontend = TextFrontend::bytes(64);
         let mut text = GeneratedText::new(&job).reporting_tokens();
         let mut has_ended = text.replay(&frontend, &tokens[..replayed]).expect("tokens of one answer");
@@ -338,6 +356,48 @@ mod tests {
                 let expected = &rest[usize::from(is_own_text)..];
                 assert_eq!(events_after(&tokens, &stops, cut), expected, "{tokens:?} cut at {cut}");
             }
+        }
+    }
+
+    #[test]
+    fn stop_conditions_end_an_answer_as_requested() {
+        let tokens: Vec<u32> = "ab.c.d".bytes().map(u32::from).collect();
+        let dot = u32::from(b'.');
+        let strings = |tokens_min, is_included| StopConditions {
+            strings: vec![".".into()],
+            is_included,
+            tokens_min,
+            ..StopConditions::default()
+        };
+        let stops = |tokens_min, is_included| StopConditions {
+            tokens: vec![dot],
+            ..StopConditions { strings: Vec::new(), ..strings(tokens_min, is_included) }
+        };
+        for (conditions, text, generated) in [
+            (strings(0, false), "ab", 3),
+            (strings(0, true), "ab.", 3),
+            (strings(2, true), "ab.", 3),
+            (strings(3, false), "ab.c", 5),
+            (strings(3, true), "ab.c.", 5),
+            (stops(0, false), "ab", 3),
+            (stops(0, true), "ab.", 3),
+        ] {
+            let (sender, mut events) = unbounded_channel();
+            let mut job = queued(3, 16, sender);
+            job.stops = conditions.clone();
+            let (mut answer, frontend) = (GeneratedText::new(&job), TextFrontend::bytes(64));
+            let drawn = |token: &u32| Drawn { token: *token, logprobs: None };
+            let ended = tokens.iter().position(|token| answer.accept(&frontend, drawn(token)));
+            assert_eq!(ended, Some(generated - 1), "{conditions:?}");
+            let mut found = String::new();
+            while let Ok(event) = events.try_recv() {
+                match event {
+                    Event::Text(more) => found.push_str(&more),
+                    Event::Finished(finish) => assert_eq!(finish.reason, FinishReason::Stop),
+                    other => panic!("{other:?}"),
+                }
+            }
+            assert_eq!(found, text, "{conditions:?}");
         }
     }
 

@@ -224,6 +224,12 @@ impl TextFrontend {
         self.end_tokens.contains(&token)
     }
 
+    /// Returns the tokens that end a generation.
+    #[must_use]
+    pub fn end_tokens(&self) -> &[u32] {
+        &self.end_tokens
+    }
+
     /// Returns the length of the longest text that is tokenized, in bytes.
     #[must_use]
     pub fn text_bytes_max(&self) -> usize {
@@ -308,6 +314,12 @@ impl TextFrontend {
         // Decoding fails only if the decoder rejects its own tokens; the correct rendering of that is no
         // text.
         self.tokenizer.decode(tokens, true).unwrap_or_default()
+    }
+
+    /// Decodes tokens to text with special tokens; invalid UTF-8 becomes replacement characters.
+    #[must_use]
+    pub fn decode_whole(&self, tokens: &[u32]) -> String {
+        self.tokenizer.decode(tokens, false).unwrap_or_default()
     }
 
     /// Returns the bytes that a token adds to the text before it; the text of a special token.

@@ -263,7 +263,7 @@ fn services<'t>(
     let wanted = match endpoint {
         Endpoint::Embeddings => Task::Embed,
         Endpoint::Rerank => Task::Rerank,
-        Endpoint::Chat | Endpoint::Completions | Endpoint::Tokenize => Task::Generate,
+        Endpoint::Chat | Endpoint::Completions | Endpoint::Tokenize | Endpoint::Detokenize => Task::Generate,
     };
     let first = all[0].task;
     let fit: Vec<&RoutedService> = all.into_iter().filter(|service| service.task == wanted).collect();

@@ -5,11 +5,12 @@
 
 use super::rerank::RerankAnswer;
 use super::response::{
-    Answer, ChatChoice, ChunkChoice, EmbeddingList, ModelList, ModelObject, TextChoice, TokenList,
+    Answer, ChatChoice, ChunkChoice, DetokenizedText, EmbeddingList, ModelList, ModelObject, TextChoice,
+    TokenList,
 };
 use super::schema::{
-    ChatRequest, CompletionRequest, EmbeddingRequest, ErrorAnswer, GenerationOptions, RerankRequest,
-    TokenizeRequest,
+    ChatRequest, CompletionRequest, DetokenizeRequest, EmbeddingRequest, ErrorAnswer, GenerationOptions,
+    RerankRequest, TokenizeRequest,
 };
 use bytes::Bytes;
 use std::sync::LazyLock;
@@ -38,7 +39,7 @@ const REQUEST_SUFFIXES: [&str; 6] =
         title = "Quorate inference API",
         description = "OpenAI's API, and what vLLM adds to it. Unknown fields are refused."
     ),
-    paths(chat, completion, embeddings, rerank, tokenize, list_models, get_model),
+    paths(chat, completion, embeddings, rerank, tokenize, detokenize, list_models, get_model),
     components(schemas(ErrorAnswer))
 )]
 struct InferenceDocument;
@@ -73,6 +74,7 @@ fn chat() {}
         ("several" = (value = json!({
             "model": "tiny", "prompt": ["One", [84, 119, 111]], "n": 2, "echo": true, "top_k": 40,
             "logit_bias": { "50": -100 }, "stop": ["\n", "."],
+            "stop_token_ids": [2], "include_stop_str_in_output": true, "min_tokens": 2, "best_of": 4,
         }))),
     )),
     responses((status = 200, description = "The answers, or their events until `[DONE]`.", content(
@@ -119,6 +121,15 @@ fn rerank() {}
     responses((status = 200, description = "The tokens.", body = TokenList<'static>)))]
 #[expect(dead_code, reason = "the document alone names it")]
 fn tokenize() {}
+
+#[utoipa::path(post, path = "/detokenize", tag = "tokens",
+    description = "Returns the text of tokens, with that of special tokens.",
+    request_body(content = DetokenizeRequest, examples(
+        ("tokens" = (value = json!({ "model": "tiny", "tokens": [84, 104, 101] }))),
+    )),
+    responses((status = 200, description = "The text.", body = DetokenizedText<'static>)))]
+#[expect(dead_code, reason = "the document alone names it")]
+fn detokenize() {}
 
 #[utoipa::path(get, path = "/v1/models", tag = "models",
     description = "Lists the models that the client may call.",

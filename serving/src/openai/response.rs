@@ -278,6 +278,18 @@ pub fn tokens(tokens: &[u32], token_strs: Option<Vec<String>>, max_model_len: us
     json(&TokenList { count: tokens.len(), max_model_len, tokens, token_strs })
 }
 
+/// The text of tokens.
+#[derive(Serialize, ToSchema)]
+pub(super) struct DetokenizedText<'a> {
+    prompt: &'a str,
+}
+
+/// Builds the answer to `/detokenize`.
+#[must_use]
+pub fn text(prompt: &str) -> Bytes {
+    json(&DetokenizedText { prompt })
+}
+
 /// The models that the client may call.
 #[derive(Serialize, ToSchema)]
 pub(super) struct ModelList<'a> {

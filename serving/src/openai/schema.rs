@@ -66,7 +66,9 @@ pub(super) struct CompletionRequest {
     max_tokens: Option<u64>,
     /// Whether the text of an answer begins with that of its prompt.
     echo: Option<bool>,
-    /// Not served: only 1 is accepted.
+    /// Answers to generate for each prompt, at least `n`; those with the highest log-probability per token
+    /// are sent. Above `n` not in a stream.
+    #[schema(minimum = 1, maximum = 128)]
     best_of: Option<u64>,
     /// Alternatives to report with the log-probability of each token.
     #[schema(minimum = 0, maximum = 20)]
@@ -87,6 +89,14 @@ pub(super) struct GenerationOptions {
     stream_options: Option<StreamOptions>,
     /// Strings before which an answer ends, at most 4.
     stop: Option<StopInput>,
+    /// Tokens that end an answer, as in vLLM.
+    #[schema(max_items = 128)]
+    stop_token_ids: Option<Vec<u32>>,
+    /// Whether the text has the string or the token that ended it, as in vLLM.
+    include_stop_str_in_output: Option<bool>,
+    /// Tokens before which an answer does not end, as in vLLM.
+    #[schema(minimum = 0, maximum = 16_777_216)]
+    min_tokens: Option<u64>,
     /// Seed of the sampling; a random one when absent.
     seed: Option<i64>,
     #[schema(minimum = 0, maximum = 2)]
@@ -300,6 +310,14 @@ pub(super) struct TokenizeChatRequest {
     tools: Option<Vec<Value>>,
     /// Whether the answer has the text of each token.
     return_token_strs: Option<bool>,
+}
+
+/// Tokens to turn into text, as in vLLM.
+#[derive(Serialize, ToSchema)]
+pub(super) struct DetokenizeRequest {
+    /// Model, or service, to ask.
+    model: String,
+    tokens: Vec<u32>,
 }
 
 /// A refusal or a failure.

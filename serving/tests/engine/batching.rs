@@ -5,7 +5,7 @@ use kernels::sampling::Sampling;
 use safetensors::Dtype;
 use serving::batcher::{
     BatchError, Batcher, BatcherLimits, Caller, EmbedInput, Embeddings, Event, FinishReason, GenerateRequest,
-    Generation, Prompt, Tenant,
+    Generation, Prompt, StopConditions, Tenant,
 };
 use serving::engine::chat::ChatMessage;
 use serving::engine::logits::LogitRules;
@@ -20,7 +20,8 @@ fn start(engine: SimulatedEngine) -> Batcher {
 }
 
 fn request(prompt: &str, tokens_max: Option<usize>, stops: &[&str]) -> GenerateRequest {
-    let stops = stops.iter().map(|stop| (*stop).to_owned()).collect();
+    let strings = stops.iter().map(|stop| (*stop).to_owned()).collect();
+    let stops = StopConditions { strings, ..StopConditions::default() };
     let prompt = Prompt::Text(prompt.to_owned());
     GenerateRequest {
         prompt,
@@ -28,7 +29,6 @@ fn request(prompt: &str, tokens_max: Option<usize>, stops: &[&str]) -> GenerateR
         rules: LogitRules::default(),
         tokens_max,
         stops,
-        ignores_end: false,
         logprobs: None,
         caller: Caller::default(),
     }

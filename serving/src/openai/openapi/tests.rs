@@ -4,7 +4,7 @@ use super::super::error::ApiError;
 use super::super::json::TAKEN;
 use super::super::request::{Endpoint, InferenceRequest};
 use super::super::response::{ChoicePiece, Label, Usage, WholeChoice};
-use super::super::{embeddings as embeddings_answer, model, models, rerank as rerank_answer, tokens};
+use super::super::{embeddings as embeddings_answer, model, models, rerank as rerank_answer, text, tokens};
 use super::*;
 use crate::batcher::{AnswerToken, FinishReason, TokenPiece};
 use crate::openai::Encoding;
@@ -164,6 +164,7 @@ fn the_document_and_the_parser_know_the_same_fields() {
             Endpoint::Embeddings => json!({ "input": "a" }),
             Endpoint::Rerank => json!({ "query": "a", "documents": [{ "text": "a" }] }),
             Endpoint::Tokenize => json!({ "messages": [message] }),
+            Endpoint::Detokenize => json!({ "tokens": [1] }),
         };
         let mut bodies = vec![base];
         if endpoint == Endpoint::Tokenize {
@@ -232,6 +233,7 @@ fn answers_are_as_described() {
     let ranked = rerank_answer(("r", "m"), &[0.5], Some(&documents), None, Usage::embedded(1));
     check("post", "/v1/rerank", "application/json", &ranked);
     check("post", "/tokenize", "application/json", &tokens(&[1], Some(vec!["a".into()]), 9));
+    check("post", "/detokenize", "application/json", &text("a"));
     check("get", MODELS_PATH, "application/json", &models([("a", None), ("b", Some(9))]));
     check("get", MODEL_PATH, "application/json", &model("a", Some(9)));
     let refusal = ApiError::model_not_found("m").body();
