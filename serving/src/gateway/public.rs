@@ -3,6 +3,7 @@
 use super::Gateway;
 use super::forward::Admitted;
 use super::keep_alive::kept_alive;
+use super::quota::QuotaLeft;
 use super::table::{Table, may_call};
 use crate::memory::REQUEST_BYTES_MIN;
 use crate::metrics::{self, Observation};
@@ -98,7 +99,8 @@ async fn infer(
 ) -> Response {
     let request_id = request_id();
     let observation = Observation::begin(gateway.metrics.clone(), endpoint, request_id.clone());
-    let mut response = match gateway.try_infer(endpoint, request, observation).await {
+    let mut quota = None;
+    let mut response = match gateway.try_infer(endpoint, request, observation, &mut quota).await {
         Ok(response) => response,
         Err((error, mut observation)) => {
             observation.end(error.status, error.code.as_str());
@@ -106,6 +108,9 @@ async fn infer(
         }
     };
     response.headers_mut().insert(REQUEST_ID, request_id);
+    if let Some(left) = quota {
+        left.write(response.headers_mut());
+    }
     response
 }
 
@@ -150,8 +155,9 @@ impl Gateway {
         endpoint: Endpoint,
         request: axum::extract::Request,
         mut observation: Observation,
+        quota: &mut Option<QuotaLeft>,
     ) -> Result<Response, (ApiError, Observation)> {
-        let admitted = match self.admit(endpoint, request, &mut observation).await {
+        let admitted = match self.admit(endpoint, request, &mut observation, quota).await {
             Ok(admitted) => admitted,
             Err(error) => return Err((error, observation)),
         };
@@ -167,18 +173,19 @@ impl Gateway {
         endpoint: Endpoint,
         request: axum::extract::Request,
         observation: &mut Observation,
+        quota: &mut Option<QuotaLeft>,
     ) -> Result<Admitted, ApiError> {
         let (head, body) = request.into_parts();
         let (table, key) = self.authenticate(&head.headers).await?;
         observation.key(&key.name);
-        self.quotas.take(&key, Instant::now()).map_err(|wait| {
-            let limit = key.requests_per_minute.unwrap_or(0);
+        *quota = self.quotas.take(&key, Instant::now());
+        if let Some(QuotaLeft { limit, taken: Err(wait), .. }) = *quota {
             let message = format!("rate limit of {limit} requests per minute reached for this API key");
             // Rounded up: a client that retries after this time is within its quota.
             let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
-            ApiError::new(StatusCode::TOO_MANY_REQUESTS, code::RATE_LIMIT_EXCEEDED, message)
-                .retry_after(seconds)
-        })?;
+            let error = ApiError::new(StatusCode::TOO_MANY_REQUESTS, code::RATE_LIMIT_EXCEEDED, message);
+            return Err(error.retry_after(seconds));
+        }
         let mut charge = self.memory.open(key.name.clone());
         charge.grow(REQUEST_BYTES_MIN).await.map_err(|_| memory_full())?;
         let limit = INFERENCE_BODY_BYTES_MAX;
