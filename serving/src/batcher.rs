@@ -21,6 +21,7 @@ mod worker;
 
 use crate::engine::chat::Conversation;
 use crate::engine::logits::{BarredTokens, LogitRules, LogitState};
+use crate::engine::reasoning::ReasoningStart;
 use crate::engine::{BLOCK_TOKENS, Engine, EngineError, Operation, TextFrontend};
 use counters::Counters;
 use kernels::sampling::Sampling;
@@ -141,6 +142,8 @@ pub struct EncodedPrompt {
     tokens: Arc<[u32]>,
     /// Whether the text of an answer continues that of the prompt.
     continues: bool,
+    /// Where the answer begins, of a model that reasons.
+    reasoning: Option<ReasoningStart>,
 }
 
 impl EncodedPrompt {
@@ -400,7 +403,7 @@ impl Batcher {
         &self,
         request: GenerateRequest,
     ) -> Result<(generation::QueuedGeneration, UnboundedReceiver<Event>), BatchError> {
-        let EncodedPrompt { tokens, continues } = self.encode_prompt(request.prompt).await?;
+        let EncodedPrompt { tokens, continues, reasoning } = self.encode_prompt(request.prompt).await?;
         let prompt = tokens.to_vec();
         let logits = LogitState::new(
             request.rules,
@@ -408,7 +411,8 @@ impl Batcher {
             &prompt,
             self.barred(&request.stops),
         );
-        let options = generation::AnswerOptions { continues_prompt: continues, logprobs: request.logprobs };
+        let options =
+            generation::AnswerOptions { continues_prompt: continues, reasoning, logprobs: request.logprobs };
         let tokens_max = self.answer_tokens_max(prompt.len(), request.tokens_max)?;
         let (sender, events) = tokio::sync::mpsc::unbounded_channel();
         let job = generation::QueuedGeneration {
@@ -459,6 +463,7 @@ impl Batcher {
     async fn encode_prompt(&self, prompt: Prompt) -> Result<EncodedPrompt, BatchError> {
         // An answer to a chat begins afresh; a completion continues the text of its prompt.
         let continues = !matches!(prompt, Prompt::Chat(_));
+        let mut reasoning = None;
         let tokens = match prompt {
             Prompt::Encoded(prompt) => return Ok(prompt),
             Prompt::Tokens(tokens) => tokens,
@@ -467,11 +472,14 @@ impl Batcher {
             }
             Prompt::Chat(conversation) => {
                 let bytes = conversation.text_bytes();
-                self.tokenize(bytes, move |frontend, _| frontend.encode_chat(&conversation)).await?
+                let encode = self.tokenize(bytes, move |frontend, _| frontend.encode_chat(&conversation));
+                let prompt = encode.await?;
+                reasoning = prompt.reasoning;
+                prompt.tokens
             }
         };
         self.check_tokens(&tokens)?;
-        Ok(EncodedPrompt { tokens: tokens.into(), continues })
+        Ok(EncodedPrompt { tokens: tokens.into(), continues, reasoning })
     }
 
     /// Tokenizes and queues texts to embed.

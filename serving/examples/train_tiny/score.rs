@@ -67,7 +67,7 @@ fn ask(batcher: &Batcher, lessons: &[&Lesson], mistakes: &mut Vec<String>) -> an
         while let Some(event) = generation.events.blocking_recv() {
             match event {
                 Event::Text(text) => answer.push_str(&text),
-                Event::Token(_) | Event::Drawn(_) => {}
+                Event::Token(_) | Event::Drawn(_) | Event::Reasoning(_) => {}
                 Event::Finished(_) => break,
                 Event::Failed(error) => return Err(error.into()),
             }

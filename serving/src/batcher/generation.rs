@@ -2,6 +2,7 @@
 
 use super::{BatchError, Caller};
 use crate::engine::logits::{LogitState, TokenLogprobs};
+use crate::engine::reasoning::{ReasonedText, ReasoningParser, ReasoningStart};
 use crate::engine::text::{Detokenizer, StopCheck, StopConditions, StopStrings};
 use crate::engine::{Drawn, TextFrontend};
 use kernels::sampling::Sampling;
@@ -49,6 +50,8 @@ pub enum Event {
     Drawn(u32),
     /// More text; never empty, always whole characters.
     Text(String),
+    /// More text of a model that reasons, with a part of its reasoning.
+    Reasoning(ReasonedText),
     /// End of the generation, with its token counts.
     Finished(Finish),
     /// End of the generation by an engine failure.
@@ -81,6 +84,8 @@ pub enum FinishReason {
 pub(super) struct AnswerOptions {
     /// Whether the text continues that of the prompt.
     pub(super) continues_prompt: bool,
+    /// Where it begins, of a model that reasons.
+    pub(super) reasoning: Option<ReasoningStart>,
     /// Alternatives to report with the log-probability of each token; `None` reports none of both.
     pub(super) logprobs: Option<usize>,
 }
@@ -128,6 +133,8 @@ pub(super) struct GeneratedText {
     detokenizer: Detokenizer,
     conditions: StopConditions,
     stops: StopStrings,
+    /// Separates the reasoning, of a model that reasons.
+    reasoning: Option<ReasoningParser>,
     /// Sum of the log-probabilities of all tokens, where they were requested.
     logprob_sum: f64,
     /// Whether each token is reported by its id.
@@ -152,6 +159,7 @@ impl GeneratedText {
             detokenizer,
             stops: StopStrings::new(job.stops.strings.clone(), job.stops.is_included),
             conditions: job.stops.clone(),
+            reasoning: job.options.reasoning.map(ReasoningParser::new),
             logprob_sum: 0.0,
             reports_tokens: false,
             is_replaying: false,
@@ -241,8 +249,7 @@ impl GeneratedText {
                 false
             }
             StopCheck::Stopped(text) => {
-                self.send_text(text);
-                self.send_finish(FinishReason::Stop);
+                self.send_last(&text, FinishReason::Stop);
                 true
             }
         }
@@ -266,18 +273,38 @@ impl GeneratedText {
             StopCheck::Text(text) => (text + &self.stops.finish(), reason),
             StopCheck::Stopped(text) => (text, FinishReason::Stop),
         };
-        self.send_text(text);
-        self.send_finish(reason);
+        self.send_last(&text, reason);
         true
     }
 
-    fn send_text(&self, text: String) {
-        if !text.is_empty() && !self.is_replaying {
-            let _ = self.sender.send(Event::Text(text));
-        }
+    fn send_text(&mut self, text: String) {
+        let text = match &mut self.reasoning {
+            Some(parser) => parser.push(&text),
+            None => ReasonedText { content: text, ..ReasonedText::default() },
+        };
+        self.send_reasoned(text);
     }
 
-    fn send_finish(&self, reason: FinishReason) {
+    /// Sends one event at most, so that a stream is cut before or after all that a token completes.
+    fn send_reasoned(&self, text: ReasonedText) {
+        if self.is_replaying {
+            return;
+        }
+        // The caller may have dropped the receiver; the event is then discarded.
+        let _ = match (text.reasoning.is_empty(), text.content.is_empty()) {
+            (true, true) => Ok(()),
+            (true, false) => self.sender.send(Event::Text(text.content)),
+            (false, _) => self.sender.send(Event::Reasoning(text)),
+        };
+    }
+
+    /// Sends the last text, with what was held back, and the end.
+    fn send_last(&mut self, text: &str, reason: FinishReason) {
+        let text = match &mut self.reasoning {
+            Some(parser) => parser.finish(text),
+            None => ReasonedText { content: text.to_owned(), ..ReasonedText::default() },
+        };
+        self.send_reasoned(text);
         assert!((1..=self.tokens_max).contains(&self.generated), "no more tokens than requested");
         let (prompt_tokens, generated_tokens) = (self.prompt, self.generated);
         let finish = Finish { reason, prompt_tokens, generated_tokens, logprob_sum: self.logprob_sum };
@@ -314,9 +341,15 @@ mod tests {
     }
 
     /// Returns the events of a generation of these tokens, of which the first `replayed` are repeated.
-    fn events_after(tokens: &[u32], stops: &[&str], replayed: usize) -> Vec<Event> {
+    fn events_after(
+        tokens: &[u32],
+        stops: &[&str],
+        reasoning: Option<ReasoningStart>,
+        replayed: usize,
+    ) -> Vec<Event> {
         let (sender, mut events) = unbounded_channel();
-        let mut job = queued(3, 16, sender);
+        let mut job = queued(3, tokens.len(), sender);
+        job.options.reasoning = reasoning;
         job.stops.strings = stops.iter().map(|stop| (*stop).to_owned()).collect();
         let frontend = TextFrontend::bytes(64);
         let mut text = GeneratedText::new(&job).reporting_tokens();
@@ -336,14 +369,19 @@ mod tests {
     fn a_replay_leaves_the_rest_of_the_events_at_every_cut() {
         let tokens = |text: &str| -> Vec<u32> { text.bytes().map(u32::from).collect() };
         let end = 256;
-        for (tokens, stops) in [
-            ([tokens("ab\u{e9}\u{1f600}c"), vec![end]].concat(), vec![]),
-            (tokens("one STAR STOP"), vec!["STOP"]),
-            ([tokens("xy ST"), vec![end]].concat(), vec!["STOP"]),
-            (tokens("sixteen letters!"), vec!["!!"]),
-            (vec![end], vec![]),
+        let before = Some(ReasoningStart::Before);
+        for (tokens, stops, reasoning) in [
+            ([tokens("ab\u{e9}\u{1f600}c"), vec![end]].concat(), vec![], None),
+            (tokens("one STAR STOP"), vec!["STOP"], None),
+            ([tokens("xy ST"), vec![end]].concat(), vec!["STOP"], None),
+            (tokens("sixteen letters!"), vec!["!!"], None),
+            (vec![end], vec![], None),
+            ([tokens("<think>a\u{e9}</i></think>b<"), vec![end]].concat(), vec![], before),
+            ([tokens("<think>a</thin"), vec![end]].concat(), vec![], before),
+            (tokens("<think>a STOP"), vec!["STOP"], before),
+            (tokens("a</think>b"), vec![], Some(ReasoningStart::Within)),
         ] {
-            let whole = events_after(&tokens, &stops, 0);
+            let whole = events_after(&tokens, &stops, reasoning, 0);
             for cut in 0..=tokens.len() {
                 // The events after the report of the token before the cut, without that token's own text.
                 let after = |event: &Event| matches!(event, Event::Drawn(_));
@@ -352,9 +390,14 @@ mod tests {
                     let next = rest.iter().position(after).expect("each token is reported");
                     rest = &rest[next + 1..];
                 }
-                let is_own_text = cut > 0 && matches!(rest.first(), Some(Event::Text(_)));
+                let is_own_text =
+                    cut > 0 && matches!(rest.first(), Some(Event::Text(_) | Event::Reasoning(_)));
                 let expected = &rest[usize::from(is_own_text)..];
-                assert_eq!(events_after(&tokens, &stops, cut), expected, "{tokens:?} cut at {cut}");
+                assert_eq!(
+                    events_after(&tokens, &stops, reasoning, cut),
+                    expected,
+                    "{tokens:?} cut at {cut}"
+                );
             }
         }
     }

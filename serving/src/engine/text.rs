@@ -131,7 +131,7 @@ impl StopStrings {
 }
 
 /// Returns the number of bytes at the end of `text` that are a proper prefix of `stop`.
-fn overlap(text: &str, stop: &str) -> usize {
+pub(super) fn overlap(text: &str, stop: &str) -> usize {
     assert!(!stop.is_empty(), "an empty stop string is ignored earlier");
     let longest = text.len().min(stop.len() - 1);
     (1..=longest).rev().find(|length| text.as_bytes().ends_with(&stop.as_bytes()[..*length])).unwrap_or(0)

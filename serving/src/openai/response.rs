@@ -101,7 +101,11 @@ pub(super) struct TextChoice<'a> {
 #[derive(Serialize, ToSchema)]
 pub(super) struct AnswerMessage<'a> {
     role: &'static str,
-    content: &'a str,
+    /// `null` where an answer ended in its reasoning.
+    content: Option<&'a str>,
+    /// Reasoning of a model that reasons.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reasoning_content: Option<&'a str>,
     #[schema(value_type = Option<String>)]
     refusal: Option<()>,
 }
@@ -113,12 +117,17 @@ pub(super) struct Delta<'a> {
     role: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     content: Option<&'a str>,
+    /// Reasoning of a model that reasons.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reasoning_content: Option<&'a str>,
 }
 
 /// One choice of a whole answer.
 #[derive(Debug, Clone)]
 pub struct WholeChoice {
     pub text: String,
+    /// Reasoning before the text; empty where there is none.
+    pub reasoning: String,
     pub reason: FinishReason,
     /// Tokens of the text, where their log-probabilities were requested.
     pub tokens: Option<Vec<AnswerToken>>,
@@ -128,6 +137,8 @@ pub struct WholeChoice {
 #[derive(Debug, Clone, Copy, Default)]
 pub struct ChoicePiece<'a> {
     pub text: &'a str,
+    /// Reasoning before the text.
+    pub reasoning: &'a str,
     /// Whether the event states the role: the first of a chat's choice.
     pub role: bool,
     /// Reason for which the choice ends; set in its last event.
@@ -141,6 +152,14 @@ fn reason_word(reason: FinishReason) -> &'static str {
     match reason {
         FinishReason::Stop => "stop",
         FinishReason::Length => "length",
+    }
+}
+
+impl<'a> AnswerMessage<'a> {
+    fn new(reasoning: &'a str, content: &'a str) -> Self {
+        let reasoning_content = (!reasoning.is_empty()).then_some(reasoning);
+        let is_cut = content.is_empty() && reasoning_content.is_some();
+        Self { role: "assistant", content: (!is_cut).then_some(content), reasoning_content, refusal: None }
     }
 }
 
@@ -167,7 +186,7 @@ impl Label {
             Endpoint::Chat => {
                 let choices = choices.map(|(index, choice)| ChatChoice {
                     index,
-                    message: AnswerMessage { role: "assistant", content: &choice.text, refusal: None },
+                    message: AnswerMessage::new(&choice.reasoning, &choice.text),
                     logprobs: choice.tokens.as_deref().map(ChatLogprobs::of),
                     finish_reason: Some(reason_word(choice.reason)),
                 });
@@ -189,13 +208,14 @@ impl Label {
     /// events do when a last one will report it.
     #[must_use]
     pub fn event(&self, index: usize, piece: &ChoicePiece<'_>, usage_follows: bool) -> Bytes {
-        let ChoicePiece { text, role, reason, tokens } = *piece;
+        let ChoicePiece { text, reasoning, role, reason, tokens } = *piece;
         let (usage, finish_reason) = (usage_follows.then_some(None), reason.map(reason_word));
         match self.endpoint {
             Endpoint::Chat => {
                 let delta = Delta {
                     role: role.then_some("assistant"),
                     content: (role || !text.is_empty()).then_some(text),
+                    reasoning_content: (!reasoning.is_empty()).then_some(reasoning),
                 };
                 let logprobs = tokens.map(|(tokens, _)| ChatLogprobs::of(tokens));
                 let choice = ChunkChoice { index, delta, logprobs, finish_reason };
@@ -348,7 +368,7 @@ mod tests {
     }
 
     fn whole(text: &str, reason: FinishReason) -> WholeChoice {
-        WholeChoice { text: text.to_owned(), reason, tokens: None }
+        WholeChoice { text: text.to_owned(), reasoning: String::new(), reason, tokens: None }
     }
 
     fn check(bytes: &Bytes, expected: &str) {

@@ -175,6 +175,8 @@ pub(super) struct ChatMessageInput {
     /// Call that a `tool` message answers.
     #[schema(min_length = 1, max_length = 64)]
     tool_call_id: Option<String>,
+    /// Reasoning of an assistant, as its answer had it.
+    reasoning_content: Option<String>,
     /// Calls that an assistant made.
     #[schema(max_items = 128)]
     tool_calls: Option<Vec<ToolCallInput>>,

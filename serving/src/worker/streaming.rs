@@ -8,6 +8,7 @@
 use super::WorkerService;
 use super::answer::{COMPLETION_TOKENS, PROMPT_TOKENS, event_stream, json};
 use crate::batcher::{AnswerToken, BatchError, Event, FinishReason};
+use crate::engine::reasoning::ReasonedText;
 use crate::memory::Charge;
 use crate::openai::{ApiError, ChoicePiece, DONE_EVENT, Endpoint, Label, Usage, WholeChoice, error_event};
 use crate::resumable::{RESUMABLE, StreamFrame};
@@ -156,6 +157,7 @@ impl Streaming {
         // The reason is replaced by that of each choice's end.
         let begin = |choice: &StreamedChoice| WholeChoice {
             text: echo(choice),
+            reasoning: String::new(),
             reason: FinishReason::Length,
             tokens: choice.tokens.clone(),
         };
@@ -164,6 +166,10 @@ impl Streaming {
         while !self.is_complete() {
             match self.next().await {
                 (index, Event::Text(more)) => answers[index].text.push_str(&more),
+                (index, Event::Reasoning(more)) => {
+                    answers[index].reasoning.push_str(&more.reasoning);
+                    answers[index].text.push_str(&more.content);
+                }
                 (index, Event::Token(token)) => {
                     // Where candidates are ranked, tokens come unasked.
                     if let Some(tokens) = &mut answers[index].tokens {
@@ -230,6 +236,12 @@ impl Streaming {
             Event::Token(_) | Event::Drawn(_) => unreachable!("tokens wait for their text"),
             Event::Text(text) => {
                 let piece = ChoicePiece { text: &text, tokens, ..ChoicePiece::default() };
+                bytes.extend_from_slice(&self.label.event(index, &piece, include_usage));
+                StreamState::Events(self)
+            }
+            Event::Reasoning(ReasonedText { reasoning, content }) => {
+                let piece =
+                    ChoicePiece { text: &content, reasoning: &reasoning, tokens, ..ChoicePiece::default() };
                 bytes.extend_from_slice(&self.label.event(index, &piece, include_usage));
                 StreamState::Events(self)
             }

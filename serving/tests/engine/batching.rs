@@ -42,6 +42,7 @@ fn collect(mut generation: Generation) -> (String, FinishReason, usize) {
             Event::Text(more) => text.push_str(&more),
             Event::Token(_) => unreachable!("no log-probabilities were requested"),
             Event::Drawn(_) => unreachable!("no tokens were requested"),
+            Event::Reasoning(_) => unreachable!("the template names no reasoning"),
             Event::Finished(finish) => return (text, finish.reason, finish.generated_tokens),
             Event::Failed(error) => unreachable!("{error}"),
         }

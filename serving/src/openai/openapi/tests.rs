@@ -216,11 +216,15 @@ fn answers_are_as_described() {
     for endpoint in [Endpoint::Chat, Endpoint::Completions] {
         let label = Label { id: "x-1".into(), created: 5, model: "m".into(), endpoint };
         for tokens in [None, Some(vec![token.clone()])] {
-            let choice = WholeChoice { text: "a".into(), reason: FinishReason::Stop, tokens: tokens.clone() };
-            check("post", endpoint.path(), "application/json", &label.whole(&[choice], usage));
+            for (text, reasoning) in [("a", ""), ("a", "b"), ("", "b")] {
+                let (text, reasoning, reason) = (text.into(), reasoning.into(), FinishReason::Stop);
+                let choice = WholeChoice { text, reasoning, reason, tokens: tokens.clone() };
+                check("post", endpoint.path(), "application/json", &label.whole(&[choice], usage));
+            }
             let tokens = tokens.as_deref().map(|tokens| (tokens, 0));
             let reason = Some(FinishReason::Length);
-            let event = label.event(0, &ChoicePiece { text: "a", role: true, reason, tokens }, true);
+            let event =
+                label.event(0, &ChoicePiece { text: "a", reasoning: "b", role: true, reason, tokens }, true);
             check("post", endpoint.path(), "text/event-stream", &event);
             check("post", endpoint.path(), "text/event-stream", &label.usage_event(usage));
         }

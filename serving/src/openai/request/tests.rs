@@ -135,6 +135,16 @@ fn messages_are_text_with_known_roles() {
         (r#"[{"role": "user"}]"#, "missing-parameter messages[0].content"),
         (r#"[{"role": "user", "content": null}]"#, "missing-parameter messages[0].content"),
         (r#"[{"role": "user", "content": "b", "name": "x"}]"#, "ok"),
+        (r#"[{"role": "assistant", "content": "b", "reasoning_content": "r"}]"#, "ok"),
+        (r#"[{"role": "assistant", "content": null, "reasoning_content": "r"}]"#, "ok"),
+        (
+            r#"[{"role": "assistant", "content": "b", "reasoning_content": 1}]"#,
+            "invalid-value messages[0].reasoning_content",
+        ),
+        (
+            r#"[{"role": "user", "content": "b", "reasoning_content": "r"}]"#,
+            "unsupported-parameter messages[0].reasoning_content",
+        ),
         (r#"[{"role": "user", "content": "b", "name": "<|x|>"}]"#, "invalid-value messages[0].name"),
         (r#"[{"role": "user", "content": "b", "mood": "x"}]"#, "unknown-parameter messages[0].mood"),
         (r#"[{"role": "user", "content": 5}]"#, "invalid-value messages[0].content"),

@@ -385,3 +385,67 @@ async fn tokens_are_turned_back_into_the_text_of_a_prompt() {
         assert!(status == 400 && body.contains(code) && body.contains("tokens"), "{body}");
     }
 }
+
+/// A template like Qwen3's: it closes the reasoning where the request turns it off.
+const REASONING: &str = "{% for m in messages %}{{ m.reasoning_content }}{{ m.content }}\n{% endfor %}\
+    {% if enable_thinking is defined and not enable_thinking %}<think>\n</think>{% endif %}";
+
+/// Asks an engine with this template for a repetition; returns the whole message, and the stream's deltas.
+async fn reasoned(template: &str, content: &str, more: Value) -> (Value, Vec<Value>) {
+    let mut request = json!({
+        "model": "m", "messages": [{ "role": "user", "content": content }], "temperature": 0,
+    });
+    for (name, value) in more.as_object().expect("an object") {
+        request[name] = value.clone();
+    }
+    let engine = || SimulatedEngine::with_template(200, 4000, template);
+    let (status, body) = send(engine(), Endpoint::Chat, &request).await;
+    assert_eq!(status, 200, "{body}");
+    let whole: Value = serde_json::from_str(&body).expect("JSON");
+    request["stream"] = json!(true);
+    let (status, body) = send(engine(), Endpoint::Chat, &request).await;
+    assert_eq!(status, 200, "{body}");
+    let events = body.split_terminator("\n\n").filter_map(|event| event.strip_prefix("data: {"));
+    let events = events.map(|event| serde_json::from_str::<Value>(&format!("{{{event}")).expect("JSON"));
+    let deltas = events.map(|event| event["choices"][0]["delta"].clone()).collect();
+    (whole["choices"][0]["message"].clone(), deltas)
+}
+
+#[tokio::test]
+async fn reasoning_has_a_field_of_its_own_whole_and_streamed() {
+    let off = json!({ "chat_template_kwargs": { "enable_thinking": false } });
+    for (template, content, more, reasoning, text) in [
+        (REASONING, "<think>plan</think>yes", json!({}), Some("plan"), Some("yes")),
+        (REASONING, "no tags", json!({}), None, Some("no tags")),
+        (REASONING, "<think>plan</think>yes", json!({ "max_tokens": 9 }), Some("pl"), None),
+        (REASONING, "<think>plan</think>yes", json!({ "stop": "lan" }), Some("p"), None),
+        (REASONING, "x", off, None, Some("</think>")),
+        // A model whose template does not name the tag has no reasoning.
+        (
+            "{{ messages[0].content }}\n",
+            "<think>plan</think>yes",
+            json!({}),
+            None,
+            Some("<think>plan</think>yes"),
+        ),
+    ] {
+        let (message, deltas) = reasoned(template, content, more.clone()).await;
+        let found = (message["reasoning_content"].as_str(), message["content"].as_str());
+        assert_eq!(found, (reasoning, text), "{content} {more}");
+        assert_eq!(message.get("reasoning_content").is_some(), reasoning.is_some());
+        let joined = |name: &str| deltas.iter().filter_map(|delta| delta[name].as_str()).collect::<String>();
+        let expected = (reasoning.unwrap_or_default(), text.unwrap_or_default());
+        assert_eq!((joined("reasoning_content").as_str(), joined("content").as_str()), expected, "{content}");
+        assert!(deltas.iter().all(|delta| !delta["reasoning_content"].as_str().is_some_and(str::is_empty)));
+    }
+    let (_, deltas) = reasoned(REASONING, "<think>ab</think>c", json!({})).await;
+    let shown: Vec<String> = deltas.iter().map(ToString::to_string).collect();
+    let expected = [
+        r#"{"content":"","role":"assistant"}"#,
+        r#"{"reasoning_content":"a"}"#,
+        r#"{"reasoning_content":"b"}"#,
+        r#"{"content":"c"}"#,
+        "{}",
+    ];
+    assert_eq!(shown, expected);
+}
