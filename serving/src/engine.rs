@@ -18,6 +18,7 @@ pub mod logits;
 pub mod matryoshka;
 mod parameters;
 mod pooling;
+pub mod reasoning;
 pub mod sampler;
 pub mod simulated;
 pub mod special_tokens;

@@ -13,6 +13,7 @@ mod connection;
 mod control_socket;
 mod forward;
 mod hold;
+mod keep_alive;
 mod lifetime;
 mod pool;
 mod public;

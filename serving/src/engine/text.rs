@@ -69,10 +69,27 @@ impl Detokenizer {
     }
 }
 
+/// Conditions on which an answer ends before its longest form.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct StopConditions {
+    /// Strings before which it ends; at each position the shortest counts.
+    pub strings: Vec<String>,
+    /// Tokens before which it ends, beside the model's end tokens.
+    pub tokens: Vec<u32>,
+    /// Whether the text has the string or the token that ended it.
+    pub is_included: bool,
+    /// Whether the model's end tokens do not end it.
+    pub ignores_end: bool,
+    /// Tokens before which it does not end: no end or stop token is drawn, and no string counts.
+    pub tokens_min: usize,
+}
+
 /// Holds text back while it could be the beginning of a stop string.
 #[derive(Debug)]
 pub struct StopStrings {
     stops: Vec<String>,
+    /// Whether the text that is sent has the string that was found.
+    is_included: bool,
     held: String,
 }
 
@@ -86,18 +103,20 @@ pub enum StopCheck {
 }
 
 impl StopStrings {
-    /// Watches for these strings; empty ones are ignored.
+    /// Watches for these strings; empty ones are ignored. The text before one is sent, with the string itself
+    /// where it `is_included`.
     #[must_use]
-    pub fn new(stops: Vec<String>) -> Self {
-        Self { stops: stops.into_iter().filter(|stop| !stop.is_empty()).collect(), held: String::new() }
+    pub fn new(stops: Vec<String>, is_included: bool) -> Self {
+        let stops = stops.into_iter().filter(|stop| !stop.is_empty()).collect();
+        Self { stops, is_included, held: String::new() }
     }
 
     /// Adds text; returns the part that is certainly before any stop string.
     pub fn push(&mut self, text: &str) -> StopCheck {
         self.held.push_str(text);
-        let found = self.stops.iter().filter_map(|stop| self.held.find(stop.as_str())).min();
-        if let Some(at) = found {
-            self.held.truncate(at);
+        let find = |stop: &String| Some((self.held.find(stop.as_str())?, stop.len()));
+        if let Some((at, length)) = self.stops.iter().filter_map(find).min() {
+            self.held.truncate(if self.is_included { at + length } else { at });
             return StopCheck::Stopped(std::mem::take(&mut self.held));
         }
         let keep = self.stops.iter().map(|stop| overlap(&self.held, stop)).max().unwrap_or(0);
@@ -112,7 +131,7 @@ impl StopStrings {
 }
 
 /// Returns the number of bytes at the end of `text` that are a proper prefix of `stop`.
-fn overlap(text: &str, stop: &str) -> usize {
+pub(super) fn overlap(text: &str, stop: &str) -> usize {
     assert!(!stop.is_empty(), "an empty stop string is ignored earlier");
     let longest = text.len().min(stop.len() - 1);
     (1..=longest).rev().find(|length| text.as_bytes().ends_with(&stop.as_bytes()[..*length])).unwrap_or(0)
@@ -123,7 +142,11 @@ mod tests {
     use super::*;
 
     fn feed(stops: &[&str], chunks: &[&str]) -> (String, bool) {
-        let mut watch = StopStrings::new(stops.iter().map(|stop| (*stop).to_owned()).collect());
+        feed_as(stops, chunks, false)
+    }
+
+    fn feed_as(stops: &[&str], chunks: &[&str], is_included: bool) -> (String, bool) {
+        let mut watch = StopStrings::new(stops.iter().map(|stop| (*stop).to_owned()).collect(), is_included);
         let mut sent = String::new();
         for chunk in chunks {
             match watch.push(chunk) {
@@ -132,6 +155,17 @@ mod tests {
             }
         }
         (sent + &watch.finish(), false)
+    }
+
+    #[test]
+    fn a_stop_string_is_sent_where_it_is_included() {
+        for (stops, chunks, sent) in [
+            (&["STOP"][..], &["one ST", "OP two"][..], "one STOP"),
+            (&["abc", "ab"], &["xabc"], "xab"), // At one position the shortest counts.
+            (&["\n"], &["line"], "line"),
+        ] {
+            assert_eq!(feed_as(stops, chunks, true).0, sent, "{stops:?} {chunks:?}");
+        }
     }
 
     #[test]
@@ -154,7 +188,7 @@ mod tests {
 
     #[test]
     fn text_that_cannot_become_a_stop_string_is_sent_at_once() {
-        let mut watch = StopStrings::new(vec!["STOP".to_owned()]);
+        let mut watch = StopStrings::new(vec!["STOP".to_owned()], false);
         assert_eq!(watch.push("hello"), StopCheck::Text("hello".to_owned()));
         assert_eq!(watch.push(" S"), StopCheck::Text(" ".to_owned()));
         assert_eq!(watch.push("he"), StopCheck::Text("She".to_owned()));

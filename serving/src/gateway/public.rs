@@ -2,6 +2,8 @@
 
 use super::Gateway;
 use super::forward::Admitted;
+use super::keep_alive::kept_alive;
+use super::quota::QuotaLeft;
 use super::table::{Table, may_call};
 use crate::memory::REQUEST_BYTES_MIN;
 use crate::metrics::{self, Observation};
@@ -26,20 +28,16 @@ use tokio::time::Instant;
 
 /// Builds the inference API.
 pub(super) fn router(gateway: Arc<Gateway>) -> Router {
-    Router::new()
-        .route("/v1/models", get(models))
-        .route("/v1/models/{name}", get(model))
-        .route(Endpoint::Chat.path(), post(|state, request| infer(state, Endpoint::Chat, request)))
-        .route(
-            Endpoint::Completions.path(),
-            post(|state, request| infer(state, Endpoint::Completions, request)),
-        )
-        .route(
-            Endpoint::Embeddings.path(),
-            post(|state, request| infer(state, Endpoint::Embeddings, request)),
-        )
-        .route(Endpoint::Rerank.path(), post(|state, request| infer(state, Endpoint::Rerank, request)))
-        .route(Endpoint::Tokenize.path(), post(|state, request| infer(state, Endpoint::Tokenize, request)))
+    let router = Router::new()
+        .route(openai::MODELS_PATH, get(models))
+        .route(openai::MODEL_PATH, get(model))
+        .route(openai::OPENAPI_PATH, get(|| async { json(openai::openapi(true)) }));
+    let route = |router: Router<Arc<Gateway>>, endpoint: Endpoint| {
+        router.route(endpoint.path(), post(move |state, request| infer(state, endpoint, request)))
+    };
+    Endpoint::ALL
+        .into_iter()
+        .fold(router, route)
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
         .with_state(gateway)
@@ -101,7 +99,8 @@ async fn infer(
 ) -> Response {
     let request_id = request_id();
     let observation = Observation::begin(gateway.metrics.clone(), endpoint, request_id.clone());
-    let mut response = match gateway.try_infer(endpoint, request, observation).await {
+    let mut quota = None;
+    let mut response = match gateway.try_infer(endpoint, request, observation, &mut quota).await {
         Ok(response) => response,
         Err((error, mut observation)) => {
             observation.end(error.status, error.code.as_str());
@@ -109,6 +108,9 @@ async fn infer(
         }
     };
     response.headers_mut().insert(REQUEST_ID, request_id);
+    if let Some(left) = quota {
+        left.write(response.headers_mut());
+    }
     response
 }
 
@@ -153,12 +155,16 @@ impl Gateway {
         endpoint: Endpoint,
         request: axum::extract::Request,
         mut observation: Observation,
+        quota: &mut Option<QuotaLeft>,
     ) -> Result<Response, (ApiError, Observation)> {
-        let admitted = match self.admit(endpoint, request, &mut observation).await {
+        let admitted = match self.admit(endpoint, request, &mut observation, quota).await {
             Ok(admitted) => admitted,
             Err(error) => return Err((error, observation)),
         };
-        self.forward(admitted, observation).await
+        let is_stream = admitted.wanted.delivery != StreamKind::Whole;
+        let gateway = self.clone();
+        let forwarding = async move { gateway.forward(admitted, observation).await };
+        if is_stream { kept_alive(forwarding).await } else { forwarding.await }
     }
 
     /// Makes every decision that precedes the choice of a worker: key, quota, body, validation.
@@ -167,18 +173,19 @@ impl Gateway {
         endpoint: Endpoint,
         request: axum::extract::Request,
         observation: &mut Observation,
+        quota: &mut Option<QuotaLeft>,
     ) -> Result<Admitted, ApiError> {
         let (head, body) = request.into_parts();
         let (table, key) = self.authenticate(&head.headers).await?;
         observation.key(&key.name);
-        self.quotas.take(&key, Instant::now()).map_err(|wait| {
-            let limit = key.requests_per_minute.unwrap_or(0);
+        *quota = self.quotas.take(&key, Instant::now());
+        if let Some(QuotaLeft { limit, taken: Err(wait), .. }) = *quota {
             let message = format!("rate limit of {limit} requests per minute reached for this API key");
             // Rounded up: a client that retries after this time is within its quota.
             let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
-            ApiError::new(StatusCode::TOO_MANY_REQUESTS, code::RATE_LIMIT_EXCEEDED, message)
-                .retry_after(seconds)
-        })?;
+            let error = ApiError::new(StatusCode::TOO_MANY_REQUESTS, code::RATE_LIMIT_EXCEEDED, message);
+            return Err(error.retry_after(seconds));
+        }
         let mut charge = self.memory.open(key.name.clone());
         charge.grow(REQUEST_BYTES_MIN).await.map_err(|_| memory_full())?;
         let limit = INFERENCE_BODY_BYTES_MAX;
@@ -263,7 +270,7 @@ fn services<'t>(
     let wanted = match endpoint {
         Endpoint::Embeddings => Task::Embed,
         Endpoint::Rerank => Task::Rerank,
-        Endpoint::Chat | Endpoint::Completions | Endpoint::Tokenize => Task::Generate,
+        Endpoint::Chat | Endpoint::Completions | Endpoint::Tokenize | Endpoint::Detokenize => Task::Generate,
     };
     let first = all[0].task;
     let fit: Vec<&RoutedService> = all.into_iter().filter(|service| service.task == wanted).collect();
