@@ -94,7 +94,8 @@ pub struct Waiting {
 pub struct WaitingJob {
     /// Job that waits.
     pub id: JobId,
-    /// Name of the reason, for programs: `reserved`, `behind`, `no_room`, `halted`, `approval`, `leader`.
+    /// Name of the reason, for programs: `reserved`, `behind`, `no_room`, `halted`, `approval`,
+    /// `limit`, `leader`.
     pub reason: &'static str,
     /// Reason, as a sentence.
     pub text: String,

@@ -165,6 +165,16 @@ fn wrong_records() -> Table {
         }),
         (AuditNumbered, "an event is missing", |c| c.audit.miscount()),
         (OutcomeIndex, "one outcome too many", |c| c.outcomes.miscount()),
+        (MeterPerSlot, "a held slot without a meter", |c| drop(c.usage.meters.pop_first())),
+        (RecordedInPast, "a meter of the future", |c| {
+            let later = later(c);
+            c.usage.meters.values_mut().for_each(|meter| meter.since = later);
+        }),
+        (UsageSums, "an entry that was never made", |c| c.usage.recorded += 1),
+        (UsageSums, "a total of more entries", |c| {
+            let one = c.usage.totals.values_mut().next().unwrap();
+            one.entries += 1000;
+        }),
         (RecordedInPast, "the clock was set back", |c| c.now = ClusterTime::default()),
         (RecordedInPast, "a leader of the future", |c| {
             c.leadership.as_mut().unwrap().since = ClusterTime(Millis(u64::MAX));

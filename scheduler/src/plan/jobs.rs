@@ -23,6 +23,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// Most waiting jobs that one plan considers, in the order of the queue.
 const CONSIDERED_MAX: usize = 512;
+/// Name of the reason of a job that would pass a limit of its envelope.
+const LIMIT: &str = "limit";
 
 /// Gang with what its placement depends on.
 #[derive(Debug, Clone)]
@@ -111,10 +113,11 @@ impl<'a> GangRoom for Floor<'a> {
 impl<'a> Planner<'a> {
     /// Frees the slots that nodes have ended, and judges every attempt by the reports of its nodes.
     pub(super) fn judge_jobs(&mut self) {
-        for (name, node) in self.ended_slots() {
+        for (slot, node) in self.ended_slots() {
+            let cpu_micros = self.reported_cpu(&slot, node);
             let text = format!("{} no longer runs it", self.view.cluster.node_name(&node));
-            let label = format!("{}/{}", name.job, name.slot);
-            self.take(Step::ReleaseGang(name), label, text);
+            let label = format!("{}/{}", slot.job, slot.slot);
+            self.take(Step::ReleaseGang { slot, cpu_micros }, label, text);
         }
         let placed = self.draft.jobs.jobs().iter().filter(|(_, job)| job.state.is_placed());
         let placed: Vec<(JobId, Job)> = placed.map(|(id, job)| (*id, job.clone())).collect();
@@ -146,6 +149,12 @@ impl<'a> Planner<'a> {
         };
         let held = self.draft.jobs.held().filter(|(name, held)| ended(name, held));
         held.map(|(name, held)| (name, held.node)).collect()
+    }
+
+    /// Returns the CPU time in microseconds that a node reports for a slot; 0 if it does not report it.
+    fn reported_cpu(&self, name: &JobSlotName, node: NodeId) -> u64 {
+        let reports = self.view.observed.node(&node).into_iter().flat_map(|node| &node.jobs);
+        reports.filter(|report| is_of(report, name)).map(|report| report.cpu_micros).max().unwrap_or(0)
     }
 
     /// Returns the report of a slot by its node, if that is alive.
@@ -313,7 +322,11 @@ impl<'a> Planner<'a> {
                 }
             };
             weight += 1 + parts.len() + parts.iter().map(|part| part.gpus.len()).sum::<usize>() / 8;
-            if weight > PLAN_STEPS_MAX || !self.start(&entry.gang, parts) {
+            // An attempt of the same envelope may have started in this plan.
+            let spending = self.draft.spending();
+            if let Err(text) = spending.check_gang(entry.gang.name, entry.gang.manifest) {
+                self.plan.waiting_jobs.push(WaitingJob { id: entry.gang.id, reason: LIMIT, text });
+            } else if weight > PLAN_STEPS_MAX || !self.start(&entry.gang, parts) {
                 let text = "the next plan orders it".to_string();
                 self.plan.waiting_jobs.push(WaitingJob { id: entry.gang.id, reason: "behind", text });
             }
@@ -404,6 +417,8 @@ impl<'a> Planner<'a> {
         if let Some(halt) = self.view.halt_of(&submission.job) {
             return Err(("halted", human_chain::describe_halt(halt)));
         }
+        let within = self.draft.spending().check_gang(&submission.job, &approved.manifest);
+        within.map_err(|text| (LIMIT, text))?;
         let halted = cluster.nodes().filter(|node| self.view.halt_on(&submission.job, node).is_some());
         let halted = halted.map(|node| node.id).collect();
         Ok(GangNeed { id, name: &submission.job, manifest: &approved.manifest, halted })

@@ -30,3 +30,4 @@ mod remedies;
 mod roll_outs;
 mod scripts;
 mod sync;
+mod usage;
