@@ -12,6 +12,7 @@
 mod limits_held;
 mod metering;
 mod rebill;
+mod rows;
 
 pub(crate) use limits_held::Spending;
 pub use metering::price_versions;
@@ -108,9 +109,11 @@ pub struct UsageBook {
     pub(crate) charged: UsageAmounts,
     /// Sum of all credits.
     pub(crate) credited: UsageAmounts,
+    #[serde(with = "rows")]
     pub(crate) meters: BTreeMap<MeterName, Meter>,
     /// Present period of each envelope that has a limit.
     pub(crate) periods: BTreeMap<ServiceName, PeriodUse>,
+    #[serde(with = "rows")]
     pub(crate) totals: BTreeMap<TotalName, DayTotal>,
     /// Latest entries, oldest first.
     pub(crate) recent: VecDeque<UsageEntry>,

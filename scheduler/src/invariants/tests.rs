@@ -15,6 +15,7 @@ use crate::command::Actor;
 use crate::former::FormerHolder;
 use crate::jobs::{JobHolding, JobHoldingPhase, JobSlot};
 use crate::roll_out::{ReturnTarget, RollOutPhase};
+use crate::usage::{DayTotal, TotalName};
 use common::samples::running;
 use common::{comment_of, member, node_id, root, service_name};
 use protocol::api::ProposalState;
@@ -172,8 +173,9 @@ fn wrong_records() -> Table {
         }),
         (UsageSums, "an entry that was never made", |c| c.usage.recorded += 1),
         (UsageSums, "a total of more entries", |c| {
-            let one = c.usage.totals.values_mut().next().unwrap();
-            one.entries += 1000;
+            let envelope = service_name("chat");
+            let name = TotalName { day: Millis(0), envelope, submitter: None };
+            c.usage.totals.insert(name, DayTotal { entries: 1000, ..DayTotal::default() });
         }),
         (RecordedInPast, "the clock was set back", |c| c.now = ClusterTime::default()),
         (RecordedInPast, "a leader of the future", |c| {

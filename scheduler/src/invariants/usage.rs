@@ -24,7 +24,8 @@ pub(super) fn check(cluster: &Cluster) -> InvariantResult {
     let lists = usage.recent.len() <= USAGE_RECENT_MAX && usage.totals.len() <= USAGE_TOTALS_MAX;
     ensure(lists, ListBounded, || "usage".to_string())?;
     let first = (usage.recorded + 1).checked_sub(usage.recent.len() as u64);
-    let numbered = first.is_some_and(|first| {
+    let is_full = usage.recent.len() as u64 == usage.recorded.min(USAGE_RECENT_MAX as u64);
+    let numbered = first.filter(|_| is_full).is_some_and(|first| {
         usage.recent.iter().map(|entry| entry.sequence).eq(first..=usage.recorded)
     });
     ensure(numbered, UsageSums, || "the latest entries are numbered without gaps".to_string())?;

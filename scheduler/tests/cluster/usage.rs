@@ -41,7 +41,7 @@ fn job(ranks: u32, run_seconds: u64, budget: &str) -> Change {
     let text = format!(
         "kind = 'job'\nname = 'train'\nartifact = {{ name = 'trainer', root = '{}' }}\n\
          command = ['/bin/train']\nranks = {ranks}\nranks_per_slot = 1\nslots = 4\n\
-         run_seconds_max = {run_seconds}\ngrace_seconds = 1\nautonomy_seconds = 600\n\
+         run_seconds_max = {run_seconds}\ngrace_seconds = 1\nretries = 1\nautonomy_seconds = 600\n\
          submit = {{ any_token = true }}\nresources = {{ cpu_millicores = 1000, memory = '1 GiB' }}\n{budget}\n",
         "1".repeat(64)
     );
