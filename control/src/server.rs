@@ -26,6 +26,7 @@ mod problem;
 #[cfg(test)]
 mod tests;
 mod unadmitted;
+mod usage_journal;
 
 pub use bootstrap::{create_replica, load_replica};
 pub use machine::ClusterMachine;
@@ -85,6 +86,7 @@ pub(crate) struct Server {
     /// Browsers that are signed in at this replica's console.
     sign_in: Arc<console::SignIn>,
     metrics: metrics::ServerMetrics,
+    usage_journal: Arc<usage_journal::UsageJournal>,
 }
 
 /// Runs a replica until `shutdown`, which stops it gracefully: it first hands leadership over, then lets
@@ -114,6 +116,7 @@ pub async fn run(config: ServerConfig, shutdown: CancellationToken) -> Result<()
         session_pool: commands::SessionPool::default(),
         sign_in: Arc::new(console::SignIn::new(host::Clock::machine())),
         metrics: metrics::ServerMetrics::new(),
+        usage_journal: Arc::new(usage_journal::UsageJournal::open(&config.directory)?),
     });
     let gate = axum::middleware::from_fn_with_state(server.clone(), unadmitted::refuse_unadmitted);
     let overlay_router = replica
@@ -146,6 +149,7 @@ pub async fn run(config: ServerConfig, shutdown: CancellationToken) -> Result<()
     let leading = leader::run(server.clone(), shutdown.clone());
     let watching = peers::watch(server.clone(), shutdown.clone());
     let halting = halts::watch(server.clone(), shutdown.clone());
+    let journalling = usage_journal::feed(server.clone(), shutdown.clone());
     let stopping = async {
         shutdown.cancelled().await;
         replica.stop().await;
@@ -158,7 +162,9 @@ pub async fn run(config: ServerConfig, shutdown: CancellationToken) -> Result<()
         ended = async { tokio::try_join!(overlay_serving, people_serving) } => {
             ended.map(|_| ()).context("serve")
         }
-        ((), (), (), ()) = async { tokio::join!(leading, watching, halting, stopping) } => Ok(()),
+        ((), (), (), (), ()) = async {
+            tokio::join!(leading, watching, halting, journalling, stopping)
+        } => Ok(()),
         reason = stopped(&server, &shutdown) => anyhow::bail!("the replica stopped: {reason}"),
     }
 }

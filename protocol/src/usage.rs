@@ -5,7 +5,7 @@
 
 use crate::canonical;
 use crate::digest::Digest;
-use crate::ids::{Fence, JobId, Millis, NodeId, ServiceName, SlotIndex};
+use crate::ids::{CircleId, Fence, JobId, Millis, NodeId, ServiceName, SlotIndex};
 use crate::job::Submitter;
 use crate::manifest::Resources;
 use serde::{Deserialize, Serialize};
@@ -208,6 +208,63 @@ pub struct UsageTotal {
     pub amounts: UsageAmounts,
     /// Amounts of the intervals that are open: what their entries would have if they ended now.
     pub open: UsageAmounts,
+}
+
+impl UsageTotal {
+    /// Returns the submitter as `token/NAME`, `member/NAME` or `signer/NAME`; `-` if there is none.
+    #[must_use]
+    pub fn submitter_text(&self) -> String {
+        match &self.submitter {
+            None => "-".into(),
+            Some(Submitter::Token(name)) => format!("token/{name}"),
+            Some(Submitter::Member(id)) => format!("member/{id}"),
+            Some(Submitter::Signer(name)) => format!("signer/{name}"),
+        }
+    }
+}
+
+/// Page of the totals, with what is common to all pages.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct UsagePage {
+    /// Circle whose usage it is; none before it is founded.
+    pub circle: Option<CircleId>,
+    /// Cluster's time of the answer.
+    pub at: Millis,
+    /// Number of entries ever made.
+    pub recorded: u64,
+    /// Head of the chain over all entries; zeros before the first.
+    pub head: Digest,
+    /// Sum of all entries that charge.
+    pub charged: UsageAmounts,
+    /// Sum of all credits.
+    pub credited: UsageAmounts,
+    /// Prices of each vote, by version; those before the first vote are 0.
+    pub prices: Vec<PriceVersion>,
+    /// Totals, by day, name and submitter.
+    pub items: Vec<UsageTotal>,
+    /// Opaque `page_token` of the next page; none on the last page.
+    pub next_page_token: Option<String>,
+}
+
+/// First line of exported usage; each further line is a [`UsageEntry`], by number.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UsageExportHeader {
+    /// Format: [`USAGE_FORMAT`].
+    pub format: String,
+    /// Circle whose usage it is.
+    pub circle: CircleId,
+    /// Number of entries.
+    pub recorded: u64,
+    /// Head of the chain over them.
+    pub head: Digest,
+    /// Sum of the entries that charge.
+    pub charged: UsageAmounts,
+    /// Sum of the credits.
+    pub credited: UsageAmounts,
+    /// Prices of each vote, by version.
+    pub prices: Vec<PriceVersion>,
 }
 
 #[cfg(test)]

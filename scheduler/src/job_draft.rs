@@ -1,8 +1,8 @@
 //! Steps of a plan that concern jobs: gangs start whole, run, end, and give their slots back.
 
 use crate::allocation::{GPU_PERCENT_MAX, allocated_gpus, gpu_demand};
-use crate::cluster::Holding;
 use crate::clock::ClusterTime;
+use crate::cluster::Holding;
 use crate::command::{GangPlan, GangSlotPlan, Refusal};
 use crate::draft::{Draft, Effect, effect, stale};
 use crate::jobs::{EndCause, Job, JobHolding, JobHoldingPhase, JobSlotName, JobState};

@@ -159,6 +159,12 @@ impl UsageBook {
         (self.charged, self.credited)
     }
 
+    /// Returns the number of slots that are metered.
+    #[must_use]
+    pub fn open_meters(&self) -> usize {
+        self.meters.len()
+    }
+
     /// Returns the latest entries, oldest first.
     pub fn recent(&self) -> impl ExactSizeIterator<Item = &UsageEntry> {
         self.recent.iter()
@@ -202,9 +208,11 @@ impl UsageBook {
         used
     }
 
-    fn meters_of<'a>(&'a self, envelope: &'a ServiceName) -> impl Iterator<Item = (&'a MeterName, &'a Meter)> {
-        let first =
-            MeterName { envelope: envelope.clone(), slot: SlotIndex(0), fence: Fence::default() };
+    fn meters_of<'a>(
+        &'a self,
+        envelope: &'a ServiceName,
+    ) -> impl Iterator<Item = (&'a MeterName, &'a Meter)> {
+        let first = MeterName { envelope: envelope.clone(), slot: SlotIndex(0), fence: Fence::default() };
         self.meters.range(first..).take_while(move |(name, _)| name.envelope == *envelope)
     }
 

@@ -388,8 +388,7 @@ fn next_replica(view: ClusterView, service: &Service) -> Result<NodeName, Blocke
     }
     let capacities = capacities(view, view.cluster.services());
     let best = best_placement(view, &capacities, service).map_err(Blocked::NoNode)?;
-    let spending =
-        Spending { cluster: view.cluster, jobs: view.cluster.jobs(), now: view.cluster_time() };
+    let spending = Spending { cluster: view.cluster, jobs: view.cluster.jobs(), now: view.cluster_time() };
     spending.check_replica(service).map_err(Blocked::Limit)?;
     free_slot(service, view.cluster_time()).map(|_| best.name).ok_or(Blocked::NoSlot)
 }

@@ -29,9 +29,7 @@ pub fn render_difference(state: &CircleState, proposal: &Proposal) -> String {
             (running(state, change), fields::of_suspension(member, halts))
         }
         Change::SetAccess(envelope) => (running(state, change), access::fields(envelope)),
-        Change::SetPrices(asked) => {
-            (running(state, change), prices::compared(&state.prices().prices, asked))
-        }
+        Change::SetPrices(asked) => (running(state, change), prices::compared(&state.prices().prices, asked)),
     };
     let mut text = String::new();
     let subject = state.subject(&subject_of(change));

@@ -97,8 +97,7 @@ fn the_differences_of_prices() {
     check_golden("difference-first-prices.txt", &first);
     enact(&mut state, Change::SetPrices(prices()), &["alice", "bob", "carol"]);
     assert_eq!((state.prices().version, state.prices().prices), (1, prices()));
-    let dearer =
-        Prices { gpu_hour_micro_units: 3_000_000, memory_gib_hour_micro_units: 5_000, ..prices() };
+    let dearer = Prices { gpu_hour_micro_units: 3_000_000, memory_gib_hour_micro_units: 5_000, ..prices() };
     let text = render_difference(&state, &proposal(&state, Change::SetPrices(dearer)));
     check_golden("difference-prices.txt", &text);
     assert!(text.contains("+500000 millionths, +20.0 %") && text.contains("-1 millionths"), "{text}");

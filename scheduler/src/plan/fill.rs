@@ -148,8 +148,7 @@ pub(crate) fn fits_without(
     }
     let capacities = capacities(view, &without);
     let service = &without[&holding.order.service];
-    let spending =
-        Spending { cluster: view.cluster, jobs: view.cluster.jobs(), now: view.cluster_time() };
+    let spending = Spending { cluster: view.cluster, jobs: view.cluster.jobs(), now: view.cluster_time() };
     view.cluster.models.contains_key(&service.manifest.model.root)
         && spending.check_replica(service).is_ok()
         && free_slot(service, view.cluster_time()).is_some()

@@ -30,12 +30,11 @@ impl MeterEnds {
 /// Returns the prices of each vote, by version: those of no vote first.
 #[must_use]
 pub fn price_versions(cluster: &Cluster) -> Vec<PriceVersion> {
-    let voted = cluster.governance_chain().iter().filter_map(|bundle| {
-        match &bundle.certificate.proposal.change {
+    let voted =
+        cluster.governance_chain().iter().filter_map(|bundle| match &bundle.certificate.proposal.change {
             Change::SetPrices(prices) => Some(*prices),
             _ => None,
-        }
-    });
+        });
     let all = std::iter::once(Prices::default()).chain(voted);
     (0..).zip(all).map(|(version, prices)| PriceVersion { version, prices }).collect()
 }
@@ -119,11 +118,9 @@ fn submitter_of(cluster: &Cluster, id: protocol::JobId) -> Option<Submitter> {
 
 /// Returns the period of each envelope that has a limit, in milliseconds.
 fn period_lengths(cluster: &Cluster) -> BTreeMap<ServiceName, u64> {
-    let services = cluster.services.iter().filter(|(_, service)| {
-        service.manifest.spend_micro_units_per_hour.is_some()
-    });
-    let mut lengths: BTreeMap<ServiceName, u64> =
-        services.map(|(name, _)| (name.clone(), HOUR_MS)).collect();
+    let services =
+        cluster.services.iter().filter(|(_, service)| service.manifest.spend_micro_units_per_hour.is_some());
+    let mut lengths: BTreeMap<ServiceName, u64> = services.map(|(name, _)| (name.clone(), HOUR_MS)).collect();
     let jobs = cluster.circle_state().into_iter().flat_map(|state| state.jobs());
     lengths.extend(jobs.filter_map(|job| {
         let budget = job.manifest.budget.as_ref()?;

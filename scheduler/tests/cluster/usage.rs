@@ -212,7 +212,11 @@ fn attack_a_plan_beyond_a_limit_is_refused() {
     let action = Action::Execute { parent_generation, steps };
     assert_eq!(verdict(&world, Actor::Scheduler, action), "plan-stale");
     let mut world = priced();
-    world.approve(job(1, 99, "budget = { period_seconds = 3600, gpu_seconds = 9, spend_micro_units = 100000 }"));
+    world.approve(job(
+        1,
+        99,
+        "budget = { period_seconds = 3600, gpu_seconds = 9, spend_micro_units = 100000 }",
+    ));
     submit(&mut world, "a");
     let steps = world.plan().steps;
     let parent_generation = world.cluster.generation();
@@ -515,7 +519,8 @@ fn an_entry_of_another_price_is_found() {
     let versions = price_versions(&world.cluster);
     let mut entry = entries(&world).remove(0);
     assert_eq!(Rebill::new(1, &versions).unwrap().add(&entry), Ok(true));
-    entry.amounts = bill(&entry.rate, entry.milliseconds(), &Prices { cpu_hour_micro_units: 1, ..Prices::default() });
+    entry.amounts =
+        bill(&entry.rate, entry.milliseconds(), &Prices { cpu_hour_micro_units: 1, ..Prices::default() });
     let fault = Rebill::new(1, &versions).unwrap().add(&entry).unwrap_err();
     assert!(matches!(fault, RebillFault::AmountsDiffer { sequence: 1, .. }), "{fault}");
 }
