@@ -119,6 +119,7 @@ impl Draft<'_> {
         if job.state != JobState::Starting {
             return Err(stale(format!("{} has started already", subject_of(id))));
         }
+        debug_assert!(self.jobs.gang(id).next().is_some(), "an attempt holds slots");
         self.jobs.advance(id, JobState::Running, self.now);
         Ok(effect("run-job", subject_of(id), format!("every slot of attempt {attempt} is ready")))
     }
@@ -149,11 +150,12 @@ impl Draft<'_> {
         let node = ends.map(|held| held.node).ok_or_else(missing)?;
         slot.holding = None;
         self.meters.cpu_used_microseconds.insert(name.meter(), cpu_micros);
+        debug_assert!(slot.fence == name.fence, "the next order has a higher fence");
         Ok(effect("release", label, format!("was on {}", self.cluster.node_name(&node))))
     }
 
-    /// Frees the slots of a node whose lease has ended, and ends the attempts that ran there. What the node
-    /// still runs is under a lower fence, and counts for nothing.
+    /// Frees the slots of a node whose lease has ended, and ends the attempts that ran there. Ranks that the
+    /// node still runs are under a lower fence, and count for nothing.
     pub(crate) fn lapse_gangs(&mut self, node: NodeId, silent_ms: u64) -> Vec<String> {
         self.end_meters(node, silent_ms);
         let held = self.jobs.held().filter(|(_, held)| held.node == node);
@@ -209,6 +211,7 @@ fn take_gpus(
     part: &GangSlotPlan,
     percent: u32,
 ) -> Result<(), Refusal> {
+    debug_assert!((1..=GPU_PERCENT_MAX).contains(&percent) || part.gpus.is_empty(), "a share of a GPU");
     for gpu in &part.gpus {
         let sum = allocated.entry((part.node, gpu.index)).or_default();
         *sum = sum.saturating_add(percent);
@@ -228,6 +231,7 @@ fn check_ranks(manifest: &JobManifest, plan: &GangPlan) -> Result<(), Refusal> {
         }
         next = first.saturating_add(count);
     }
+    debug_assert!(next >= plan.slots.len() as u32, "each slot holds a rank");
     if next != manifest.ranks {
         return Err(stale(format!("{next} of {} ranks are placed; a gang starts whole", manifest.ranks)));
     }

@@ -357,12 +357,14 @@ impl JobBook {
             }
         }
         self.forget_oldest();
+        debug_assert!(self.gang(id).next().is_none(), "an attempt that ended holds no slot");
     }
 
     /// Places a finished job into the queue again; its attempts count on.
     pub(crate) fn requeue(&mut self, id: JobId, now: ClusterTime) {
         let Some(job) = self.jobs.get_mut(&id) else { return };
         debug_assert!(job.state.is_finished(), "only a finished job is retried");
+        debug_assert!(job.attempts > 0 || job.last_end.is_some(), "a finished job has an end");
         (job.failures, job.lost_nodes, job.preemptions) = (0, 0, 0);
         job.turn(JobState::Queued, now);
     }
@@ -371,6 +373,7 @@ impl JobBook {
     pub(crate) fn advance(&mut self, id: JobId, state: JobState, now: ClusterTime) {
         debug_assert!(state.is_placed(), "an attempt is starting or running");
         let Some(job) = self.jobs.get_mut(&id) else { return };
+        debug_assert!(!job.state.is_finished(), "a finished job has no attempt");
         if state == JobState::Starting {
             job.attempts = job.attempts.saturating_add(1);
         }

@@ -142,6 +142,7 @@ pub fn plan(view: ClusterView) -> Plan {
         planner.resume_returned();
         planner.release_former_holders();
         planner.release_what_ended();
+        planner.release_gangs();
         planner.judge_roll_outs();
         planner.drain_what_must_go();
         planner.roll_out();
