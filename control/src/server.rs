@@ -27,6 +27,7 @@ mod problem;
 #[cfg(test)]
 mod tests;
 mod unadmitted;
+mod usage_journal;
 
 pub use bootstrap::{create_replica, load_replica};
 pub use machine::ClusterMachine;
@@ -88,6 +89,7 @@ pub(crate) struct Server {
     metrics: metrics::ServerMetrics,
     /// Cancelled when the listeners end: requests that are held for news are answered then.
     ending: CancellationToken,
+    usage_journal: Arc<usage_journal::UsageJournal>,
 }
 
 /// Runs a replica until `shutdown`, which stops it gracefully: it first hands leadership over, then lets
@@ -120,6 +122,7 @@ pub async fn run(config: ServerConfig, shutdown: CancellationToken) -> Result<()
         sign_in: Arc::new(console::SignIn::new(host::Clock::machine())),
         metrics: metrics::ServerMetrics::new(),
         ending: ending.clone(),
+        usage_journal: Arc::new(usage_journal::UsageJournal::open(&config.directory)?),
     });
     let gate = axum::middleware::from_fn_with_state(server.clone(), unadmitted::refuse_unadmitted);
     let overlay_router = replica
@@ -150,6 +153,7 @@ pub async fn run(config: ServerConfig, shutdown: CancellationToken) -> Result<()
     let leading = leader::run(server.clone(), shutdown.clone());
     let watching = peers::watch(server.clone(), shutdown.clone());
     let halting = halts::watch(server.clone(), shutdown.clone());
+    let journalling = usage_journal::feed(server.clone(), shutdown.clone());
     let stopping = async {
         shutdown.cancelled().await;
         replica.stop().await;
@@ -162,7 +166,9 @@ pub async fn run(config: ServerConfig, shutdown: CancellationToken) -> Result<()
         ended = async { tokio::try_join!(overlay_serving, people_serving) } => {
             ended.map(|_| ()).context("serve")
         }
-        ((), (), (), ()) = async { tokio::join!(leading, watching, halting, stopping) } => Ok(()),
+        ((), (), (), (), ()) = async {
+            tokio::join!(leading, watching, halting, journalling, stopping)
+        } => Ok(()),
         reason = stopped(&server, &shutdown) => anyhow::bail!("the replica stopped: {reason}"),
     }
 }

@@ -15,6 +15,7 @@ use crate::ids::{
 };
 use crate::manifest::{Isolation, Manifest};
 use crate::model::{ModelRecord, Recipient, SignedWrap};
+use crate::refusal::Refusal;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -36,6 +37,12 @@ pub struct Problem {
     pub at: Option<String>,
     /// Suggested remedy, if there is one.
     pub remedy: Option<String>,
+}
+
+impl From<Refusal> for Problem {
+    fn from(refusal: Refusal) -> Self {
+        Self { code: refusal.code.to_string(), message: refusal.message, at: None, remedy: None }
+    }
 }
 
 /// Genesis and every governance bundle in log order: all input needed to recompute the circle's state.

@@ -234,6 +234,10 @@ codes! {
     LIMIT_REACHED = "limit-reached";
     /// The cluster changed after the plan was made.
     PLAN_STALE = "plan-stale";
+    /// An export of usage is unreadable, or does not bill as it says.
+    USAGE_INVALID = "usage-invalid";
+    /// Entries of usage are missing.
+    USAGE_INCOMPLETE = "usage-incomplete";
     /// The access token is missing or unknown.
     TOKEN_UNKNOWN = "token-unknown";
     /// This control replica is not the leader; another one answers.

@@ -37,6 +37,7 @@ pub mod order;
 pub mod passkey;
 pub mod refusal;
 pub mod sandbox;
+pub mod usage;
 pub mod worker;
 
 mod fixed_bytes;

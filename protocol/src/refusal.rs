@@ -1,6 +1,5 @@
 //! A refusal: a stable error code, and text for people.
 
-use crate::api::Problem;
 use crate::error_code::ErrorCode;
 use serde::{Deserialize, Serialize};
 use std::error::Error;
@@ -36,12 +35,6 @@ impl Refusal {
     }
 }
 
-impl From<Refusal> for Problem {
-    fn from(refusal: Refusal) -> Self {
-        Self { code: refusal.code.to_string(), message: refusal.message, at: None, remedy: None }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -62,12 +55,5 @@ mod tests {
         let refusal = Refusal::of(STORE_FULL, &WriteFailed(std::fmt::Error));
         assert_eq!(refusal.code, STORE_FULL);
         assert_eq!(refusal.message, format!("write shard 3: {}", std::fmt::Error));
-    }
-
-    #[test]
-    fn the_problem_of_a_refusal_keeps_code_and_message_apart() {
-        let problem = Problem::from(Refusal::new(NAME_TAKEN, "taken"));
-        assert_eq!((problem.code.as_str(), problem.message.as_str()), ("name-taken", "taken"));
-        assert_eq!((problem.at, problem.remedy), (None, None));
     }
 }

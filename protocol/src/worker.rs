@@ -196,7 +196,7 @@ pub struct WorkerLoad {
     pub metrics: WorkerMetrics,
     /// Longest input and output of the model together, in tokens; absent until it is loaded.
     pub context_tokens_max: Option<u32>,
-    /// Digest of all that decides the bits of an answer: model root, engine, kind of device, longest sequence.
+    /// Digest of all that decides the bits of an answer: model root, engine, device kind, longest sequence.
     /// Workers of one class continue each other's streams; absent until the model is loaded, and for a worker
     /// that continues none.
     pub numeric_class: Option<Digest>,

@@ -44,23 +44,13 @@ pub fn dry_run(view: ClusterView, manifest: &Manifest) -> Result<DryRun, Refusal
     check_served(cluster, manifest)?;
     let rule = state.rule_text(&change);
     let mut services = cluster.services().clone();
-    let mut service = Service {
-        manifest: manifest.clone(),
-        certificate: Digest::of(b"dry run"),
-        version: state.subject(&subject_of(&change)).version + 1,
-        desired: cluster.desired_under(manifest),
-        phase: ServicePhase::Active,
-        slots: BTreeMap::new(),
-        avoid: BTreeMap::new(),
-        before: None,
-        roll_out: RollOut::default(),
-    };
+    let version = state.subject(&subject_of(&change)).version + 1;
+    let mut service = approved_now(cluster, manifest, version);
     services.remove(&manifest.name);
     let mut capacities = capacities(view, &services);
     let (mut placed, mut waiting) = (Vec::new(), Vec::new());
-    if !cluster.models().contains_key(&manifest.model.root) {
-        let model = &manifest.model;
-        waiting.push(format!("all wait: no model {} ({}) is registered", model.name, model.root.short()));
+    if let Some(text) = missing_model(cluster, manifest) {
+        waiting.push(text);
     } else {
         let bytes = model_bytes(cluster, manifest);
         while let Some(slot) = free_slot(&service, view.cluster_time()) {
@@ -98,6 +88,28 @@ pub fn dry_run(view: ClusterView, manifest: &Manifest) -> Result<DryRun, Refusal
         roll_out: roll_out_lines(cluster, manifest),
         spend_micro_units_per_hour,
     })
+}
+
+/// Returns the service as its approval would leave it.
+fn approved_now(cluster: &Cluster, manifest: &ServiceManifest, version: u64) -> Service {
+    Service {
+        manifest: manifest.clone(),
+        certificate: Digest::of(b"dry run"),
+        version,
+        desired: cluster.desired_under(manifest),
+        phase: ServicePhase::Active,
+        slots: BTreeMap::new(),
+        avoid: BTreeMap::new(),
+        before: None,
+        roll_out: RollOut::default(),
+    }
+}
+
+/// Returns the reason why every replica waits if the model is not registered.
+fn missing_model(cluster: &Cluster, manifest: &ServiceManifest) -> Option<String> {
+    let model = &manifest.model;
+    let missing = || format!("all wait: no model {} ({}) is registered", model.name, model.root.short());
+    (!cluster.models().contains_key(&model.root)).then(missing)
 }
 
 /// Returns the dry run of a job. Its approval starts nothing: each submission is placed when its turn comes.

@@ -15,6 +15,7 @@ pub fn job_views(view: ClusterView) -> Vec<JobView> {
     let waits = waits(view);
     let mut jobs: Vec<(&JobId, &Job)> = view.cluster.jobs().jobs().iter().collect();
     jobs.sort_by_key(|(id, job)| (std::cmp::Reverse(job.submitted_at), **id));
+    debug_assert!(jobs.is_sorted_by_key(|(_, job)| std::cmp::Reverse(job.submitted_at)), "the latest first");
     jobs.into_iter().map(|(id, job)| shown(view, *id, job, waits.get(id).cloned())).collect()
 }
 

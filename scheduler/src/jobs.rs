@@ -7,6 +7,7 @@ use crate::clock::ClusterTime;
 use crate::limits::{
     JOB_BACKOFF_MS, JOB_BACKOFF_MS_MAX, JOB_ENDS_KEPT_MAX, JOB_LOST_NODES_MAX, JOBS_FINISHED_MAX,
 };
+use crate::usage::MeterName;
 use protocol::canonical::to_bytes;
 use protocol::job::{JobSubmission, SignedSubmission, SlotRanks, Submitter};
 use protocol::job_report::{RankEnd, RankOutcome};
@@ -236,6 +237,13 @@ pub struct JobSlotName {
     pub fence: Fence,
 }
 
+impl JobSlotName {
+    /// Returns the name of the slot's meter.
+    pub(crate) fn meter(&self) -> MeterName {
+        MeterName { envelope: self.job.clone(), slot: self.slot, fence: self.fence }
+    }
+}
+
 /// Returns the digest under which a submission is found again by its submitter's key.
 pub(crate) fn key_of(submitter: &Submitter, idempotency: &Digest) -> Digest {
     Digest::of_domain(KEY_DOMAIN, &to_bytes(&(submitter, idempotency)))
@@ -349,12 +357,14 @@ impl JobBook {
             }
         }
         self.forget_oldest();
+        debug_assert!(self.gang(id).next().is_none(), "an attempt that ended holds no slot");
     }
 
     /// Places a finished job into the queue again; its attempts count on.
     pub(crate) fn requeue(&mut self, id: JobId, now: ClusterTime) {
         let Some(job) = self.jobs.get_mut(&id) else { return };
         debug_assert!(job.state.is_finished(), "only a finished job is retried");
+        debug_assert!(job.attempts > 0 || job.last_end.is_some(), "a finished job has an end");
         (job.failures, job.lost_nodes, job.preemptions) = (0, 0, 0);
         job.turn(JobState::Queued, now);
     }
@@ -363,6 +373,7 @@ impl JobBook {
     pub(crate) fn advance(&mut self, id: JobId, state: JobState, now: ClusterTime) {
         debug_assert!(state.is_placed(), "an attempt is starting or running");
         let Some(job) = self.jobs.get_mut(&id) else { return };
+        debug_assert!(!job.state.is_finished(), "a finished job has no attempt");
         if state == JobState::Starting {
             job.attempts = job.attempts.saturating_add(1);
         }

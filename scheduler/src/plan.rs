@@ -95,7 +95,7 @@ pub struct WaitingJob {
     /// Job that waits.
     pub id: JobId,
     /// Name of the reason, for programs: `reserved`, `behind`, `no_room`, `no_network`, `halted`, `approval`,
-    /// `leader`.
+    /// `limit`, `leader`.
     pub reason: &'static str,
     /// Reason, as a sentence.
     pub text: String,
@@ -142,6 +142,7 @@ pub fn plan(view: ClusterView) -> Plan {
         planner.resume_returned();
         planner.release_former_holders();
         planner.release_what_ended();
+        planner.release_gangs();
         planner.judge_roll_outs();
         planner.drain_what_must_go();
         planner.roll_out();

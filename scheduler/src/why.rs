@@ -9,6 +9,7 @@ use crate::plan::{
     free_slot, has_failed, moving, running, service_obstacles, slot_label, spread_move, waits_for_drains,
 };
 use crate::roll_out::RollOutPhase;
+use crate::usage::Spending;
 use crate::view::ClusterView;
 use crate::views::{proposal_view, proposal_views, ready_replicas};
 use protocol::agent::SlotState;
@@ -205,6 +206,7 @@ pub(crate) fn stuck(view: ClusterView, service: &Service) -> Option<Blocked> {
     match next_replica(view, service) {
         Err(Blocked::NoNode(_) | Blocked::NoSlot) if !in_place && !surplus => Some(Blocked::Budget),
         Err(blocked @ (Blocked::NoModel | Blocked::NoNode(_))) => Some(blocked),
+        Err(blocked @ Blocked::Limit(_)) if !in_place => Some(blocked),
         _ => None,
     }
 }
@@ -386,6 +388,8 @@ fn next_replica(view: ClusterView, service: &Service) -> Result<NodeName, Blocke
     }
     let capacities = capacities(view, view.cluster.services());
     let best = best_placement(view, &capacities, service).map_err(Blocked::NoNode)?;
+    let spending = Spending { cluster: view.cluster, jobs: view.cluster.jobs(), now: view.cluster_time() };
+    spending.check_replica(service).map_err(Blocked::Limit)?;
     free_slot(service, view.cluster_time()).map(|_| best.name).ok_or(Blocked::NoSlot)
 }
 
@@ -414,6 +418,10 @@ fn explain(
             )),
         ),
         Blocked::NoSlot | Blocked::Later => (cause, Vec::new(), None),
+        Blocked::Limit(_) => {
+            let remedy = format!("deploy {} again with a higher spend limit", service.manifest.name);
+            (cause, Vec::new(), Some(remedy))
+        }
         Blocked::Budget => {
             let remedy = "make room for one more replica, or allow rollout.max_unavailable = 1 by a vote";
             (cause, Vec::new(), Some(remedy.to_string()))

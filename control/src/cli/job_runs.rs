@@ -160,12 +160,17 @@ fn is_ended(view: &JobView) -> bool {
 async fn ended(client: &ControlClient, id: JobId, environment: &Environment) -> Result<()> {
     let view = view_of(client, id).await?;
     environment.output().print(&view, job_text);
+    Ok(verdict(&view)?)
+}
+
+/// Refuses a job that did not succeed, with the cause of its last end.
+fn verdict(view: &JobView) -> Result<(), Refusal> {
     if view.state == "succeeded" {
         return Ok(());
     }
-    let cause = view.last_end.map_or_else(|| view.state.clone(), |end| end.cause);
-    let message = format!("job {} is {}: {}", id.short(), view.state, terminal::line(&cause));
-    Err(Refusal::new(error_code::JOB_UNSUCCESSFUL, message).into())
+    let cause = view.last_end.as_ref().map_or(&view.state, |end| &end.cause);
+    let message = format!("job {} is {}: {}", view.id.short(), view.state, terminal::line(cause));
+    Err(Refusal::new(error_code::JOB_UNSUCCESSFUL, message))
 }
 
 /// Returns the id of the one job whose id begins so.
@@ -224,8 +229,8 @@ impl JobLogReader {
         Self { id, rank, epoch: None, after: 0 }
     }
 
-    /// Prints the next page; returns its number of lines. After a change of leader the lines are read from the
-    /// first.
+    /// Prints the next page; returns its number of lines. After a change of leader the lines are read again
+    /// from the first.
     async fn print_page(&mut self, client: &ControlClient, environment: &Environment) -> Result<usize> {
         loop {
             let page: JobLogPage = client.get(&self.path()).await?;
@@ -392,6 +397,18 @@ mod tests {
         shown.waits = Some(JobWaitView { reason: "no_room".into(), text: "nodes are missing".into() });
         assert!(job_text(&shown).contains("waits (no_room): nodes are missing"));
         assert_eq!(reason(&shown), "nodes are missing");
+    }
+
+    #[test]
+    fn only_a_job_that_succeeded_lets_a_script_go_on() {
+        assert_eq!(verdict(&job(0x11, "succeeded")), Ok(()));
+        let refused = verdict(&job(0x11, "cancelled")).expect_err("it did not succeed");
+        assert_eq!(refused.code, error_code::JOB_UNSUCCESSFUL);
+        let mut failed = job(0x11, "failed");
+        let cause = "rank 1: exit code 137".to_string();
+        failed.last_end = Some(JobEndView { attempt: 2, at: Millis(5), cause, ends: vec![] });
+        let refused = verdict(&failed).expect_err("it failed");
+        assert!(refused.message.ends_with("is failed: rank 1: exit code 137"), "{refused}");
     }
 
     #[test]

@@ -101,7 +101,7 @@ kind = "service"
 name = "{name}"
 task = "{task}"               # "embed", "generate" or "rerank"
 # egress = []                # network destinations; must be empty in this release
-# spend_micro_units_per_hour = 400000   # signed and shown; not metered in this release
+# spend_micro_units_per_hour = 400000   # a replica that would pass it waits; needs voted prices
 # valid_until = 2027-12-31T00:00:00Z
 # on_expiry = "hold"         # or "drain"
 # autonomy_seconds = 86400   # time for which a node keeps its replicas without hearing the control plane
@@ -197,7 +197,7 @@ memory = "4 GiB"
 # node_selector = {{ disk = "ssd" }}
 isolation = "same_uid"       # minimum isolation accepted: "full", "same_uid", "none"
 
-# [budget]                   # of all submissions together; signed and shown, not metered in this release
+# [budget]                   # of all submissions together; an attempt that could pass it waits
 # period_seconds = 86400
 # gpu_seconds = 360000
 # spend_micro_units = 1000000

@@ -8,6 +8,7 @@ mod amounts;
 mod decoders;
 mod encoding;
 mod governed;
+mod job_bodies;
 mod job_manifests;
 mod manifests;
 mod model_manifests;

@@ -55,6 +55,7 @@ pub(super) fn request(cluster: &mut Cluster, actor: &Actor, request: &JobRequest
 /// Returns whether a request asks for what this submission says. Its times are those of the first request.
 fn is_same(request: &JobRequest, submission: &JobSubmission) -> bool {
     debug_assert_eq!(request.idempotency, submission.idempotency, "found by its key");
+    debug_assert!(submission.issued_at <= submission.deadline, "a deadline follows the submission");
     let seconds = request.deadline_seconds.unwrap_or(SUBMISSION_SECONDS_MAX);
     let same_end = submission.deadline == submission.issued_at.plus(seconds.saturating_mul(1000));
     request.job == submission.job
@@ -97,6 +98,7 @@ fn keep(cluster: &mut Cluster, actor: &Actor, signed: &SignedSubmission) -> Resu
     check_places(cluster, bytes)?;
     let (id, now) = (signed.submission.id(), cluster.now);
     cluster.jobs.insert(id, signed.clone(), now);
+    debug_assert!(cluster.jobs.jobs.contains_key(&id), "a submission is found by its id");
     let detail = format!("of {}", signed.submission.job);
     cluster.audit.record(now, &actor.to_string(), "submit-job", &subject(id), &detail);
     Ok(Reply::JobSubmitted { job: id })
@@ -104,6 +106,7 @@ fn keep(cluster: &mut Cluster, actor: &Actor, signed: &SignedSubmission) -> Resu
 
 /// Checks that the slots of the envelope hold the gang, and that a node can read the orders of all of them.
 fn check_gang(manifest: &JobManifest, bytes: u64) -> Result<(), Refusal> {
+    debug_assert!(manifest.ranks > 0 && manifest.ranks_per_slot > 0, "a parsed manifest has ranks");
     let slots = manifest.ranks.div_ceil(manifest.ranks_per_slot.max(1));
     if slots > manifest.slots {
         let message = format!(
@@ -131,6 +134,7 @@ fn check_places(cluster: &Cluster, bytes: u64) -> Result<(), Refusal> {
         return Err(Refusal::new(LIMIT_REACHED, message));
     }
     let kept: u64 = cluster.jobs.jobs.values().map(|job| job.bytes).sum();
+    debug_assert!(kept <= JOBS_BYTES_MAX, "accepted submissions are bounded");
     if kept.saturating_add(bytes) > JOBS_BYTES_MAX {
         let message = format!("all kept submissions have {kept} bytes; accepted: {JOBS_BYTES_MAX} together");
         return Err(Refusal::new(LIMIT_REACHED, message));
@@ -149,6 +153,7 @@ pub(super) fn cancel(cluster: &mut Cluster, actor: &Actor, id: JobId) -> Result<
         let by = actor.to_string();
         end(cluster, id, EndCause::Cancelled(by.clone()));
         cluster.audit.record(cluster.now, &by, "cancel-job", &subject(id), "");
+        debug_assert!(cluster.jobs.gang(id).next().is_none(), "a cancelled job holds no slot");
     }
     Ok(Reply::Done)
 }
@@ -167,6 +172,7 @@ pub(super) fn retry(cluster: &mut Cluster, actor: &Actor, id: JobId) -> Result<R
     check_submission(circle(cluster)?, &job.signed, cluster.now.0)?;
     check_places(cluster, 0)?;
     cluster.jobs.requeue(id, cluster.now);
+    debug_assert!(cluster.jobs.gang(id).next().is_none(), "a job in the queue holds no slot");
     cluster.audit.record(cluster.now, &actor.to_string(), "retry-job", &subject(id), "");
     Ok(Reply::Done)
 }
@@ -195,6 +201,7 @@ pub(super) fn withdraw_waiting(cluster: &mut Cluster, name: &ServiceName) {
 pub(super) fn withdraw_all(cluster: &mut Cluster, name: &ServiceName) {
     let all: Vec<JobId> = unfinished(cluster, name).map(|(id, _)| id).collect();
     withdraw(cluster, &all);
+    debug_assert!(unfinished(cluster, name).next().is_none(), "no job runs without an approval");
 }
 
 fn withdraw(cluster: &mut Cluster, ids: &[JobId]) {
@@ -245,6 +252,7 @@ pub(super) fn end_past_deadline(cluster: &mut Cluster) {
         end(cluster, id, EndCause::Deadline);
         cluster.audit.record(cluster.now, "scheduler", "expire-job", &subject(id), "its deadline passed");
     }
+    debug_assert!(past_deadline(cluster, cluster.now).next().is_none(), "each has ended");
 }
 
 fn subject(id: JobId) -> String {

@@ -24,6 +24,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// Most waiting jobs that one plan considers, in the order of the queue.
 const CONSIDERED_MAX: usize = 512;
+/// Name of the reason of a job that would pass a limit of its envelope.
+const LIMIT: &str = "limit";
 
 /// Gang with what its placement depends on.
 #[derive(Debug, Clone)]
@@ -44,7 +46,7 @@ struct GangPart {
     gpus: Vec<RankGpu>,
 }
 
-/// What nodes and envelopes have left.
+/// Free capacity of nodes, and free slots of envelopes.
 #[derive(Debug, Clone)]
 struct Floor<'a> {
     /// Nodes that can be given work.
@@ -79,6 +81,7 @@ impl<'a> GangRoom for Floor<'a> {
             parts.push(GangPart { slot: *slots.next()?, node, ranks, gpus });
             next += count;
         }
+        debug_assert!(next <= manifest.ranks && parts.len() <= next as usize, "each part holds a rank");
         // Each part but one is a link of every node of the gang.
         let is_linked = parts.len() <= 1 || (self.has_meeting_node && parts.len() - 1 <= GANG_LINKS_MAX);
         (next == manifest.ranks && is_linked).then_some(parts)
@@ -114,13 +117,19 @@ impl<'a> GangRoom for Floor<'a> {
 }
 
 impl<'a> Planner<'a> {
-    /// Frees the slots that nodes have ended, and judges every attempt by the reports of its nodes.
-    pub(super) fn judge_jobs(&mut self) {
-        for (name, node) in self.ended_slots() {
+    /// Frees the slots that nodes have ended. This precedes the placement of services: the room of an attempt
+    /// that made way for a service is that service's.
+    pub(super) fn release_gangs(&mut self) {
+        for (slot, node) in self.ended_slots() {
+            let cpu_micros = self.reported_cpu(&slot, node);
             let text = format!("{} no longer runs it", self.view.cluster.node_name(&node));
-            let label = format!("{}/{}", name.job, name.slot);
-            self.take(Step::ReleaseGang(name), label, text);
+            let label = format!("{}/{}", slot.job, slot.slot);
+            self.take(Step::ReleaseGang { slot, cpu_micros }, label, text);
         }
+    }
+
+    /// Judges every attempt by the reports of its nodes.
+    pub(super) fn judge_jobs(&mut self) {
         let placed = self.draft.jobs.jobs().iter().filter(|(_, job)| job.state.is_placed());
         let placed: Vec<(JobId, Job)> = placed.map(|(id, job)| (*id, job.clone())).collect();
         for (id, job) in placed {
@@ -151,6 +160,12 @@ impl<'a> Planner<'a> {
         };
         let held = self.draft.jobs.held().filter(|(name, held)| ended(name, held));
         held.map(|(name, held)| (name, held.node)).collect()
+    }
+
+    /// Returns the CPU time in microseconds that a node reports for a slot; 0 if it does not report it.
+    fn reported_cpu(&self, name: &JobSlotName, node: NodeId) -> u64 {
+        let reports = self.view.observed.node(&node).into_iter().flat_map(|node| &node.jobs);
+        reports.filter(|report| is_of(report, name)).map(|report| report.cpu_micros).max().unwrap_or(0)
     }
 
     /// Returns the report of a slot by its node, if that is alive.
@@ -268,19 +283,8 @@ impl<'a> Planner<'a> {
     /// Returns the attempts to end so that one replica of a service fits; none if that does not help, or the
     /// space of what ends already suffices.
     fn attempts_to_end(&self, name: &ServiceName, priority: u32) -> Option<Vec<(JobId, u32)>> {
-        let service = self.service(name);
-        let mut nodes: Vec<NodeCapacity> = self.capacities().iter().cloned().collect();
-        let jobs = &self.draft.jobs;
-        let give = |nodes: &mut Vec<NodeCapacity>, held: &JobHolding| {
-            let manifest = self.view.cluster.job_manifest(&held.certificate);
-            let node = nodes.iter_mut().find(|node| node.is_node(held.node));
-            if let (Some(manifest), Some(node)) = (manifest, node) {
-                node.give_ranks(&manifest.resources, held.ranks.count, &held.gpus);
-            }
-        };
-        for (_, held) in jobs.held().filter(|(_, held)| held.phase != JobHoldingPhase::Active) {
-            give(&mut nodes, held);
-        }
+        let (service, jobs) = (self.service(name), &self.draft.jobs);
+        let mut nodes = self.capacities_after_ends();
         if best_placement(self.view, &nodes, service).is_ok() {
             return None;
         }
@@ -291,13 +295,42 @@ impl<'a> Planner<'a> {
         let mut below: Vec<(&JobId, &Job)> = below.collect();
         below.sort_by_key(|(id, job)| (job.submission().priority, Reverse(job.since), **id));
         for (at, (id, _)) in below.iter().enumerate() {
-            jobs.gang(**id).for_each(|(_, held)| give(&mut nodes, held));
+            jobs.gang(**id).for_each(|(_, held)| self.give_back(&mut nodes, held));
             let Ok(best) = best_placement(self.view, &nodes, service) else { continue };
             let on_node = |id: JobId| jobs.gang(id).any(|(_, held)| held.node == best.node);
             let ended = below[..=at].iter().filter(|(id, _)| on_node(**id));
-            return Some(ended.map(|(id, job)| (**id, job.attempts)).collect());
+            let ended: Vec<(JobId, u32)> = ended.map(|(id, job)| (**id, job.attempts)).collect();
+            debug_assert!(ended.iter().any(|(last, _)| last == *id), "the last one made the room");
+            return Some(ended);
         }
         None
+    }
+
+    /// Returns the capacity of every node once the slots of gangs that end have ended.
+    fn capacities_after_ends(&self) -> Vec<NodeCapacity> {
+        let mut nodes: Vec<NodeCapacity> = self.capacities().iter().cloned().collect();
+        let ending = self.draft.jobs.held().filter(|(_, held)| held.phase != JobHoldingPhase::Active);
+        ending.for_each(|(_, held)| self.give_back(&mut nodes, held));
+        nodes
+    }
+
+    fn give_back(&self, nodes: &mut [NodeCapacity], held: &JobHolding) {
+        let manifest = self.view.cluster.job_manifest(&held.certificate);
+        let node = nodes.iter_mut().find(|node| node.is_node(held.node));
+        if let (Some(manifest), Some(node)) = (manifest, node) {
+            node.give_ranks(&manifest.resources, held.ranks.count, &held.gpus);
+        }
+    }
+
+    /// Returns the nodes on which slots that end make room for a service that waits. They take no gang
+    /// until then: it would take a part of that room, and would be preempted in turn.
+    fn promised_nodes(&self) -> BTreeSet<NodeId> {
+        if self.plan.waiting.is_empty() {
+            return BTreeSet::new();
+        }
+        let nodes = self.capacities_after_ends();
+        let best = |name: &ServiceName| best_placement(self.view, &nodes, self.service(name)).ok();
+        self.plan.waiting.iter().filter_map(|one| best(&one.service)).map(|best| best.node).collect()
     }
 
     /// Places the gangs whose turn it is, each whole.
@@ -318,7 +351,11 @@ impl<'a> Planner<'a> {
                 }
             };
             weight += 1 + parts.len() + parts.iter().map(|part| part.gpus.len()).sum::<usize>() / 8;
-            if weight > PLAN_STEPS_MAX || !self.start(&entry.gang, parts) {
+            // An attempt of the same envelope may have started in this plan.
+            let spending = self.draft.spending();
+            if let Err(text) = spending.check_gang(entry.gang.name, entry.gang.manifest) {
+                self.plan.waiting_jobs.push(WaitingJob { id: entry.gang.id, reason: LIMIT, text });
+            } else if weight > PLAN_STEPS_MAX || !self.start(&entry.gang, parts) {
                 let text = "the next plan orders it".to_string();
                 self.plan.waiting_jobs.push(WaitingJob { id: entry.gang.id, reason: "behind", text });
             }
@@ -341,6 +378,7 @@ impl<'a> Planner<'a> {
             })
             .collect();
         let Some(slots) = slots else { return false };
+        debug_assert!(!slots.is_empty(), "a gang holds slots");
         let attempt = self.draft.jobs.jobs().get(&gang.id).map_or(1, |job| job.attempts.saturating_add(1));
         let text = format!("attempt {attempt} of {} starts on {} nodes", gang.name, slots.len());
         let plan = GangPlan { id: gang.id, attempt, slots };
@@ -395,6 +433,7 @@ impl<'a> Planner<'a> {
         }
         waiting.sort_by_key(|entry| (Reverse(entry.priority), entry.submitted_at));
         waiting.truncate(CONSIDERED_MAX);
+        debug_assert!(waiting.is_sorted_by_key(|entry| Reverse(entry.priority)), "in the order of the queue");
         waiting
     }
 
@@ -414,8 +453,11 @@ impl<'a> Planner<'a> {
         if let Some(halt) = self.view.halt_of(&submission.job) {
             return Err(("halted", human_chain::describe_halt(halt)));
         }
+        let within = self.draft.spending().check_gang(&submission.job, &approved.manifest);
+        within.map_err(|text| (LIMIT, text))?;
         let halted = cluster.nodes().filter(|node| self.view.halt_on(&submission.job, node).is_some());
         let halted = halted.map(|node| node.id).collect();
+        debug_assert!(approved.manifest.ranks > 0, "a gang has ranks");
         Ok(GangNeed { id, name: &submission.job, manifest: &approved.manifest, halted })
     }
 
@@ -423,13 +465,15 @@ impl<'a> Planner<'a> {
     fn floor(&self) -> Floor<'a> {
         let held: BTreeSet<HeldPlace> =
             self.draft.jobs.held().map(|(name, held)| (held.node, name.job, name.slot)).collect();
+        let promised = self.promised_nodes();
         let clean = |node: &&NodeCapacity| {
             let reports = self.view.observed.node(&node.id).map(|known| &known.jobs);
             let orphan = |report: &JobSlotReport| {
                 report.state != JobSlotState::Ended
                     && !held.contains(&(node.id, report.job.clone(), report.slot))
             };
-            node.is_alive() && !reports.is_some_and(|reports| reports.iter().any(orphan))
+            let is_free = node.is_alive() && !promised.contains(&node.id);
+            is_free && !reports.is_some_and(|reports| reports.iter().any(orphan))
         };
         let nodes = self.capacities().iter().filter(clean).cloned().collect();
         let mut slots = BTreeMap::new();
@@ -470,6 +514,7 @@ impl<'a> Planner<'a> {
             let known = entry.or_insert_with(|| RunningGang { gang: gang(), place: Vec::new(), ends_at });
             known.place.push(part);
         }
+        debug_assert!(gangs.values().all(|gang| !gang.place.is_empty()), "a running gang holds slots");
         gangs.into_values().collect()
     }
 }

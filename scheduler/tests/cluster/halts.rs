@@ -13,7 +13,7 @@ fn key_of(world: &World, who: &str) -> protocol::PublicKey {
 }
 
 /// Makes alice halt this, and the leader know it. Signatures are the nodes' and the replicas' concern.
-fn halt(world: &mut World, scope: HaltScope) -> Halt {
+pub(crate) fn halt(world: &mut World, scope: HaltScope) -> Halt {
     let halt = Halt {
         circle: world.cluster.circle_id().unwrap(),
         member: member("alice"),

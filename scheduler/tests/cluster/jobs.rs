@@ -10,18 +10,18 @@ use scheduler::*;
 use std::collections::BTreeMap;
 
 /// Returns a job of this many ranks, one on each node, with this CPU each.
-fn job(ranks: u32, cpu_millicores: u64, more: &str) -> Change {
+pub(crate) fn job(ranks: u32, cpu_millicores: u64, more: &str) -> Change {
     let text = format!(
         "kind = 'job'\nname = 'train'\nartifact = {{ name = 'trainer', root = '{}' }}\n\
          command = ['/bin/train']\nranks = {ranks}\nranks_per_slot = 1\nrun_seconds_max = 600\n\
-         submit = {{ any_token = true }}\nresources = {{ cpu_millicores = {cpu_millicores}, memory = '1 GiB' }}\n\
-         {more}\n",
+         submit = {{ any_token = true }}\n\
+         resources = {{ cpu_millicores = {cpu_millicores}, memory = '1 GiB' }}\n{more}\n",
         "1".repeat(64)
     );
     Change::Deploy(Box::new(Manifest::from_toml(&text).expect("a sound manifest")))
 }
 
-fn request(key: &str) -> JobRequest {
+pub(crate) fn request(key: &str) -> JobRequest {
     JobRequest {
         job: service_name("train"),
         idempotency: Digest::of(key.as_bytes()),
@@ -31,7 +31,7 @@ fn request(key: &str) -> JobRequest {
     }
 }
 
-fn submit(world: &mut World, key: &str) -> JobId {
+pub(crate) fn submit(world: &mut World, key: &str) -> JobId {
     match world.apply(token("operator"), Action::RequestJob(Box::new(request(key)))) {
         Reply::JobSubmitted { job } => job,
         other => panic!("not submitted: {other:?}"),
@@ -39,7 +39,7 @@ fn submit(world: &mut World, key: &str) -> JobId {
 }
 
 /// Returns two nodes of 4 cores each, of which one has a storage address.
-fn linked_nodes() -> World {
+pub(crate) fn linked_nodes() -> World {
     let mut listens = node("node-1", 4000, 4096);
     listens.admission.roles.insert(NodeRole::Storage);
     let stores = ["disk-0".parse().expect("a name")].into();
@@ -48,25 +48,25 @@ fn linked_nodes() -> World {
     World::new(&[listens, node("node-2", 4000, 4096)])
 }
 
-fn linked_nodes_with(job: Change) -> World {
+pub(crate) fn linked_nodes_with(job: Change) -> World {
     let mut world = linked_nodes();
     world.approve(job);
     world
 }
 
 /// Returns two nodes of 4 cores each, with an approved job of two ranks that need both.
-fn approved(more: &str) -> World {
+pub(crate) fn approved(more: &str) -> World {
     let mut world = linked_nodes_with(job(2, 3000, more));
     world.share_model("minilm", 90 << 20);
     world
 }
 
-fn state(world: &World, id: JobId) -> JobState {
+pub(crate) fn state(world: &World, id: JobId) -> JobState {
     world.cluster.jobs().jobs()[&id].state
 }
 
 /// Lets a node report each slot that it is to run in this state, with this end of its ranks.
-fn report(world: &mut World, name: &str, state: JobSlotState, end: Option<RankOutcome>) {
+pub(crate) fn report(world: &mut World, name: &str, state: JobSlotState, end: Option<RankOutcome>) {
     let node = node_id(name);
     let of = |part: NodeJobAssignment| {
         let order = part.order;
@@ -89,17 +89,17 @@ fn report(world: &mut World, name: &str, state: JobSlotState, end: Option<RankOu
     world.heartbeat(name);
 }
 
-fn report_all(world: &mut World, state: JobSlotState, end: Option<RankOutcome>) {
+pub(crate) fn report_all(world: &mut World, state: JobSlotState, end: Option<RankOutcome>) {
     ["node-1", "node-2"].iter().for_each(|name| report(world, name, state, end));
 }
 
 /// Returns the slots of gangs that a node is to run, with whether their ranks start.
-fn starts(world: &World, name: &str) -> Vec<bool> {
+pub(crate) fn starts(world: &World, name: &str) -> Vec<bool> {
     desired_jobs(&world.cluster, node_id(name)).iter().map(|part| part.start).collect()
 }
 
 /// Submits a job and lets its gang run.
-fn running_job(world: &mut World) -> JobId {
+pub(crate) fn running_job(world: &mut World) -> JobId {
     let id = submit(world, "a");
     world.execute();
     report_all(world, JobSlotState::Ready, None);

@@ -3,6 +3,7 @@
 use super::circle::{self, TOKEN};
 use crate::server::{
     ClusterMachine, Server, clocks, commands, comments, halts, leader, logs, metrics, peers, unadmitted,
+    usage_journal,
 };
 use axum::body::Body;
 use axum::http::{Method, Request, StatusCode};
@@ -50,6 +51,11 @@ impl SimulatedServers {
             std::fs::create_dir(&own).unwrap();
             halts::HaltStore::open(&own, circle).unwrap()
         };
+        let journal = |id: u64| {
+            let own = directory.path().join(format!("{id}-usage"));
+            std::fs::create_dir(&own).unwrap();
+            Arc::new(usage_journal::UsageJournal::open(&own).unwrap())
+        };
         let server = |(id, clock): (u64, &Clock)| {
             let identity = circle::replica(id);
             Arc::new(Server {
@@ -70,6 +76,7 @@ impl SimulatedServers {
                 sign_in: Arc::new(console::SignIn::new(clock.clone())),
                 metrics: metrics::ServerMetrics::new(),
                 ending: CancellationToken::new(),
+                usage_journal: journal(id),
             })
         };
         let servers = (1..=count).zip(&clocks).map(server).collect();

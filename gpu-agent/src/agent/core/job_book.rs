@@ -1,8 +1,8 @@
 //! The job book: the slots of jobs that this node holds, and the highest fence of every slot it ever held.
 //!
 //! One slot serves all submissions of its job in turn, so the fences are bounded by the approved manifests. A
-//! slot starts only under the grant in memory. What the disk holds grants nothing: a restarted agent reports
-//! a slot that had not ended as lost.
+//! slot starts only under the grant in memory. The file on disk grants nothing: a restarted agent reports a
+//! slot that had not ended as lost.
 
 use super::{BookError, GangOrders, SlotKey};
 use human_chain::{Approved, JobGrant};

@@ -47,7 +47,7 @@ impl ArtifactTrees {
     }
 
     /// Returns the tree of this root, every byte of which was compared just now. A tree that is missing or
-    /// changed is fetched anew.
+    /// changed is fetched again.
     ///
     /// # Errors
     /// If the tree is not there and control names no location of it, or the fetched one is not of this root.

@@ -105,6 +105,7 @@ impl NodeCapacity {
         let times = |amount: u64| amount.saturating_mul(u64::from(count));
         self.cpu_free = self.cpu_free.saturating_add(times(needs.cpu_millicores)).min(self.cpu_offered);
         self.ranks_memory = self.ranks_memory.saturating_sub(times(needs.memory_bytes));
+        debug_assert!(self.cpu_free <= self.cpu_offered, "a node has no more than it offers");
         for gpu in gpus {
             let Some(known) = self.gpus.iter_mut().find(|known| known.index == gpu.index) else { continue };
             if needs.gpu_count > 0 {
@@ -135,6 +136,7 @@ fn choose(gpus: &mut [GpuCapacity], needs: &Resources) -> Option<Vec<RankGpu>> {
 }
 
 fn take_share(gpu: &mut GpuCapacity, needs: &Resources) {
+    debug_assert!(gpu.percent_free <= 100 && gpu.memory_free <= gpu.memory_bytes, "no more than a whole one");
     if needs.gpu_count > 0 {
         (gpu.percent_free, gpu.memory_free) = (0, 0);
     } else {
