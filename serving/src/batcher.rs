@@ -270,8 +270,7 @@ impl Drop for QueueSlot<'_> {
 
 /// Command to the engine's thread.
 enum BatcherCommand {
-    Generate(generation::QueuedGeneration),
-    /// Boxed, because it is larger than the others and rare.
+    Generate(Box<generation::QueuedGeneration>),
     Resume(Box<generation::ResumedGeneration>),
     Embed(embedding::EmbeddingTask),
 }
@@ -328,7 +327,7 @@ impl Batcher {
         let slot = self.begin_generation(&request)?;
         let (job, events) = self.prepare(request).await?;
         let prompt_tokens = job.prompt.len();
-        self.submit(slot, BatcherCommand::Generate(job))?;
+        self.submit(slot, BatcherCommand::Generate(Box::new(job)))?;
         Ok(Generation { prompt_tokens, events })
     }
 

@@ -204,13 +204,11 @@ mod tests {
         assert_eq!(timeline(response).await, owned(&expected));
     }
 
-    fn refused(after: u64, body: &'static str) -> impl Future<Output = Forwarded> + Send + 'static {
-        async move {
-            tokio::time::sleep(Duration::from_secs(after)).await;
-            let mut response = Response::new(Body::from(body));
-            *response.status_mut() = StatusCode::BAD_REQUEST;
-            Ok(response)
-        }
+    async fn refused(after: u64, body: &'static str) -> Forwarded {
+        tokio::time::sleep(Duration::from_secs(after)).await;
+        let mut response = Response::new(Body::from(body));
+        *response.status_mut() = StatusCode::BAD_REQUEST;
+        Ok(response)
     }
 
     #[tokio::test(start_paused = true)]

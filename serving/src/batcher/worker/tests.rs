@@ -46,7 +46,7 @@ fn submit(worker: &mut Worker, prompt: &str, tokens_max: usize) -> UnboundedRece
     let queued =
         QueuedGeneration { prompt, options, logits: None, tokens_max, sampling, stops, caller, sender };
     add(&worker.counters.waiting, 1);
-    worker.queue(BatcherCommand::Generate(queued));
+    worker.queue(BatcherCommand::Generate(Box::new(queued)));
     events
 }
 

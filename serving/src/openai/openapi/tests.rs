@@ -107,7 +107,7 @@ fn object_mismatch(document: &Value, schema: &Value, fields: &Map<String, Value>
     if let Some(missing) = required.into_iter().find(|name| !fields.contains_key(*name)) {
         return Some(format!("`{missing}` is missing"));
     }
-    let Some(properties) = schema["properties"].as_object() else { return None };
+    let properties = schema["properties"].as_object()?;
     fields.iter().find_map(|(name, value)| match properties.get(name) {
         Some(schema) => mismatch(document, schema, value).map(|problem| format!("{name}: {problem}")),
         None => Some(format!("`{name}` is not described")),
