@@ -6,6 +6,7 @@
 mod agents;
 mod api;
 mod auth;
+mod barrier;
 mod bootstrap;
 mod clocks;
 mod commands;
@@ -78,6 +79,8 @@ pub(crate) struct Server {
     logs: Mutex<Logs>,
     job_logs: Mutex<job_logs::JobLogs>,
     key_exchanges: Arc<KeyExchanges>,
+    /// Barriers of the nodes' syncs.
+    barrier: barrier::SharedBarrier<Result<(), consensus::LinearizableReadError>>,
     peers: peers::PeerHealth,
     clocks: clocks::ReplicaClocks,
     halts: halts::HaltStore,
@@ -121,6 +124,7 @@ pub async fn run(config: ServerConfig, shutdown: CancellationToken) -> Result<()
         session_pool: commands::SessionPool::default(),
         sign_in: Arc::new(console::SignIn::new(host::Clock::machine())),
         metrics: metrics::ServerMetrics::new(),
+        barrier: barrier::SharedBarrier::default(),
         ending: ending.clone(),
         usage_journal: Arc::new(usage_journal::UsageJournal::open(&config.directory)?),
     });
@@ -240,6 +244,12 @@ impl Server {
     /// Waits until this replica has applied every command that was acknowledged before the call.
     pub(crate) async fn read_barrier(&self) -> Result<(), problem::Failure> {
         Ok(self.handle.read_barrier().await.map(|_| ())?)
+    }
+
+    /// Waits as [`Self::read_barrier`] does, for a barrier that other requests share.
+    pub(crate) async fn shared_read_barrier(&self) -> Result<(), problem::Failure> {
+        let handle = self.handle.clone();
+        Ok(self.barrier.wait(|| async move { handle.read_barrier().await.map(drop) }).await?)
     }
 
     /// Reads the cluster as last applied on this replica.

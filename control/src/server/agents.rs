@@ -180,7 +180,7 @@ async fn sync(
     if server.lock_leadership().is_none() {
         return Ok(not_leader(&server));
     }
-    server.read_barrier().await?;
+    server.shared_read_barrier().await?;
     if !server.note(node, &name, &request, arrived)? {
         return Ok(not_leader(&server));
     }

@@ -38,14 +38,19 @@ pub(crate) fn submit(world: &mut World, key: &str) -> JobId {
     }
 }
 
-/// Returns two nodes of 4 cores each, of which one has a storage address.
-pub(crate) fn linked_nodes() -> World {
+/// Returns node-1, with 4 cores and a storage address.
+pub(crate) fn listening_node() -> NodeSpec {
     let mut listens = node("node-1", 4000, 4096);
     listens.admission.roles.insert(NodeRole::Storage);
     let stores = ["disk-0".parse().expect("a name")].into();
     listens.admission.storage = Some(StorageEndpoint { address: "10.0.0.1:7443".into(), stores });
     listens.admission = claimed_by("node-1", listens.admission);
-    World::new(&[listens, node("node-2", 4000, 4096)])
+    listens
+}
+
+/// Returns two nodes of 4 cores each, of which one has a storage address.
+pub(crate) fn linked_nodes() -> World {
+    World::new(&[listening_node(), node("node-2", 4000, 4096)])
 }
 
 pub(crate) fn linked_nodes_with(job: Change) -> World {

@@ -2,8 +2,8 @@
 
 use super::circle::{self, TOKEN};
 use crate::server::{
-    ClusterMachine, Server, clocks, commands, comments, halts, leader, logs, metrics, peers, unadmitted,
-    usage_journal,
+    ClusterMachine, Server, barrier, clocks, commands, comments, halts, leader, logs, metrics, peers,
+    unadmitted, usage_journal,
 };
 use axum::body::Body;
 use axum::http::{Method, Request, StatusCode};
@@ -75,6 +75,7 @@ impl SimulatedServers {
                 session_pool: commands::SessionPool::default(),
                 sign_in: Arc::new(console::SignIn::new(clock.clone())),
                 metrics: metrics::ServerMetrics::new(),
+                barrier: barrier::SharedBarrier::default(),
                 ending: CancellationToken::new(),
                 usage_journal: journal(id),
             })
