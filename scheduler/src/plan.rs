@@ -37,6 +37,7 @@ pub(crate) use capacity::{
 pub(crate) use fill::{
     Blocked, CandidatePlacement, best_placement, blocked_text, fits_without, service_obstacles,
 };
+pub(crate) use jobs::LIMIT;
 pub(crate) use preempt::waits_for_drains;
 pub(crate) use rebalance::{SpreadMove, moving, spread_move};
 pub(crate) use roll_out::{available_current, has_failed};

@@ -2,6 +2,7 @@
 //! change that would help.
 
 use crate::cluster::{Cluster, Holding, HoldingPhase, Service, ServicePhase};
+use crate::job_views::why_jobs;
 use crate::limits::REBALANCE_CALM_MS;
 use crate::observed::{Liveness, Observed};
 use crate::plan::{
@@ -21,7 +22,7 @@ use protocol::{NodeName, ProposalId, ServiceName, SlotIndex};
 /// The subject of an explanation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Question {
-    /// A service, such as `chat`.
+    /// A service, such as `chat`, or an approved job.
     Service(ServiceName),
     /// A slot, such as `chat/0`.
     Slot(ServiceName, SlotIndex),
@@ -67,7 +68,7 @@ pub fn why(view: ClusterView, question: &Question) -> Option<Why> {
     match question {
         Question::Service(name) => match view.cluster.services().get(name) {
             Some(service) => Some(why_service(view, service)),
-            None => why_prefix(view.cluster, name.as_str()),
+            None => why_jobs(view, name).or_else(|| why_prefix(view.cluster, name.as_str())),
         },
         Question::Slot(name, slot) => {
             let service = view.cluster.services().get(name)?;

@@ -25,7 +25,7 @@ use std::collections::{BTreeMap, BTreeSet};
 /// Most waiting jobs that one plan considers, in the order of the queue.
 const CONSIDERED_MAX: usize = 512;
 /// Name of the reason of a job that would pass a limit of its envelope.
-const LIMIT: &str = "limit";
+pub(crate) const LIMIT: &str = "limit";
 
 /// Gang with what its placement depends on.
 #[derive(Debug, Clone)]

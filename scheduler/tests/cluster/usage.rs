@@ -265,6 +265,12 @@ fn a_job_that_would_pass_its_envelope_waits_with_the_reason() {
     let (reason, text) = waits_for(&world, waiting);
     assert_eq!(reason, "limit");
     assert!(text.contains("could spend 300000 of 200000 millionths in the period that ends at"), "{text}");
+    let why = why(world.view(), &Question::Service(service_name("train"))).expect("an approved job");
+    assert_eq!(why.answer, "2 jobs of train placed, 1 job waiting");
+    assert!(why.reasons.iter().any(|reason| reason.contains("waits (limit): with it")), "{:?}", why.reasons);
+    let found = status(world.view(), LeaderView { leader: None, silent: None }).findings;
+    let limit = found.iter().find(|found| found.message.contains("of train waits for its envelope"));
+    assert_eq!(limit.map(|found| found.next.as_str()), Some("quorate why train"), "{found:?}");
     // The two end after 30 s each. What they did not use is free again: 60 + 100 of 200.
     report_jobs(&mut world, JobSlotState::Ready, None, 0);
     world.execute();
