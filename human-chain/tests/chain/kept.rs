@@ -109,7 +109,11 @@ fn a_damaged_or_foreign_state_is_refused() {
     let version = later.len() - 1;
     assert_eq!(later[version], 4, "the version is the last field");
     later[version] = 5;
-    check("another format", read(&with_digest(&later), &state), "governance-invalid: of format 4");
+    check(
+        "another format",
+        read(&with_digest(&later), &state),
+        "governance-invalid: kept state of a circle: of format 5",
+    );
     // The digest finds damage and no attack: the caller vouches for the file.
     let mut renamed = sound[32..].to_vec();
     let at = renamed.windows(7).position(|part| part == b"harbour").expect("the circle's name");
