@@ -215,10 +215,11 @@ fn approved_on_gpus() -> World {
     let mut nodes = [node("node-1", 4000, 8192), node("node-2", 4000, 8192)];
     nodes.iter_mut().for_each(|node| node.resources.gpus = gpus(2, 80, false));
     let mut world = World::new(&nodes);
-    let change = job(2, 1000, "slots = 4\ngpu_models = ['H100']");
+    let change = job(2, 1000, "slots = 4");
     let protocol::governance::Change::Deploy(manifest) = change else { panic!("a manifest") };
     let Manifest::Job(mut manifest) = *manifest else { panic!("a job") };
     manifest.resources.gpu_count = 1;
+    manifest.gpu_models = vec!["H100".into()];
     world.approve(protocol::governance::Change::Deploy(Box::new(Manifest::Job(manifest))));
     world
 }
