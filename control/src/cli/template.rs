@@ -147,7 +147,7 @@ isolation = "same_uid"       # minimum isolation accepted: "full", "same_uid", "
 fn job_template(name: &ServiceName, record: &ModelRecord, tree: ArtifactRoot) -> String {
     format!(
         r#"# The envelope that the circle is asked to approve: within it, a submission runs without a vote.
-# This release approves no job yet: nothing runs one. `quorate job check` shows what it would run.
+# `quorate job check FILE` shows what its ranks would run.
 kind = "job"
 name = "{name}"
 # The program, an absolute path in the artifact, and its arguments. {{steps}} stands for the parameter; a
