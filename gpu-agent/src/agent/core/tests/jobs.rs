@@ -264,7 +264,11 @@ fn a_gpu_serves_one_job_and_no_service() {
     let twice = [both.clone(), with(&scene, 1, ["GPU-1", "GPU-0"])];
     assert_eq!(scene.names(&twice), ["accept 0", "refuse 1 resources-exceeded"]);
     scene.free.gpus.remove(0);
-    assert_eq!(scene.names(std::slice::from_ref(&both)), ["refuse 0 resources-exceeded"], "a service holds GPU 0");
+    assert_eq!(
+        scene.names(std::slice::from_ref(&both)),
+        ["refuse 0 resources-exceeded"],
+        "a service holds GPU 0"
+    );
     scene.free = scene.scene.facts.resources.clone();
     scene.accept(&[both]);
     let held = HeldByJobs::of(scene.book.all_granted());
