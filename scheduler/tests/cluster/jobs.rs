@@ -70,27 +70,33 @@ pub(crate) fn state(world: &World, id: JobId) -> JobState {
     world.cluster.jobs().jobs()[&id].state
 }
 
+/// Returns the report of a slot in this state, with this end of its ranks.
+pub(crate) fn report_of(
+    part: NodeJobAssignment,
+    state: JobSlotState,
+    end: Option<RankOutcome>,
+) -> JobSlotReport {
+    let order = part.order;
+    let ranks = order.ranks.first..order.ranks.first + order.ranks.count;
+    JobSlotReport {
+        job: order.submission.submission.job.clone(),
+        id: order.submission.submission.id(),
+        attempt: order.attempt,
+        slot: order.slot,
+        fence: order.fence,
+        ranks: order.ranks,
+        state,
+        ends: ranks.filter_map(|rank| Some(RankEnd { rank, outcome: end? })).collect(),
+        refusal: None,
+        cpu_micros: 0,
+    }
+}
+
 /// Lets a node report each slot that it is to run in this state, with this end of its ranks.
 pub(crate) fn report(world: &mut World, name: &str, state: JobSlotState, end: Option<RankOutcome>) {
     let node = node_id(name);
-    let of = |part: NodeJobAssignment| {
-        let order = part.order;
-        let ranks = order.ranks.first..order.ranks.first + order.ranks.count;
-        JobSlotReport {
-            job: order.submission.submission.job.clone(),
-            id: order.submission.submission.id(),
-            attempt: order.attempt,
-            slot: order.slot,
-            fence: order.fence,
-            ranks: order.ranks,
-            state,
-            ends: ranks.filter_map(|rank| Some(RankEnd { rank, outcome: end? })).collect(),
-            refusal: None,
-            cpu_micros: 0,
-        }
-    };
-    let reports = desired_jobs(&world.cluster, node).into_iter().map(of).collect();
-    world.job_reports.insert(node, reports);
+    let parts = desired_jobs(&world.cluster, node).into_iter();
+    world.job_reports.insert(node, parts.map(|part| report_of(part, state, end)).collect());
     world.heartbeat(name);
 }
 

@@ -2,11 +2,12 @@
 
 use crate::common::sim::{Event, JUMPS, NODES, Sim};
 use crate::common::*;
+use crate::jobs::report_of;
 use proptest::prelude::*;
 use protocol::api::Why;
 use protocol::governance::Change;
 use protocol::job::Submitter;
-use protocol::job_report::{JobSlotReport, JobSlotState, RankEnd, RankOutcome};
+use protocol::job_report::{JobSlotReport, JobSlotState, RankOutcome};
 use protocol::limits::LEASE_MS;
 use protocol::manifest::{Manifest, OnExpiry, ServiceManifest};
 use protocol::usage::{Prices, UsageAmounts, UsageEntry, bill};
@@ -65,22 +66,7 @@ fn submit(world: &mut World, key: &str) -> JobId {
 /// Lets every node that is alive report each slot of a job in this state.
 fn report_jobs(world: &mut World, state: JobSlotState, end: Option<RankOutcome>, cpu_micros: u64) {
     for name in ["node-1", "node-2"] {
-        let of = |part: NodeJobAssignment| {
-            let order = part.order;
-            let ranks = order.ranks.first..order.ranks.first + order.ranks.count;
-            JobSlotReport {
-                job: order.submission.submission.job.clone(),
-                id: order.submission.submission.id(),
-                attempt: order.attempt,
-                slot: order.slot,
-                fence: order.fence,
-                ranks: order.ranks,
-                state,
-                ends: ranks.filter_map(|rank| Some(RankEnd { rank, outcome: end? })).collect(),
-                refusal: None,
-                cpu_micros,
-            }
-        };
+        let of = |part| JobSlotReport { cpu_micros, ..report_of(part, state, end) };
         let known: Vec<JobSlotReport> =
             desired_jobs(&world.cluster, node_id(name)).into_iter().map(of).collect();
         if !known.is_empty() {
