@@ -2,7 +2,7 @@
 
 use crate::common::sim::{Event, JUMPS, NODES, Sim};
 use crate::common::*;
-use crate::jobs::report_of;
+use crate::jobs::{linked_nodes, report_of};
 use proptest::prelude::*;
 use protocol::api::Why;
 use protocol::governance::Change;
@@ -25,7 +25,8 @@ fn prices(cpu_hour_micro_units: u64) -> Change {
 
 /// Returns two nodes at the begin of a clock hour, with a price for cores alone.
 fn priced() -> World {
-    let mut world = two_nodes();
+    let mut world = linked_nodes();
+    world.share_model("minilm", 90 << 20);
     world.set_now(Millis((START.0 / HOUR_MS + 1) * HOUR_MS));
     world.heartbeat_all();
     world.approve(prices(CORE_HOUR));
