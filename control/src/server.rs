@@ -103,31 +103,9 @@ pub(crate) struct Server {
 /// genesis.
 pub async fn run(config: ServerConfig, shutdown: CancellationToken) -> Result<()> {
     let replica = start_replica(&config)?;
-    let handle = replica.handle();
-    let circle = human_chain::circle_id(&config.genesis.genesis);
     // The listeners outlast leadership: the next leader is elected over them.
     let ending = CancellationToken::new();
-    let server = Arc::new(Server {
-        id: config.id,
-        identity: config.identity.clone(),
-        peers: peers::PeerHealth::new(&config.identity, &config.genesis.genesis)?,
-        clocks: clocks::ReplicaClocks::new(config.id, host::Clock::machine()),
-        halts: halts::HaltStore::open(&config.directory, circle)?,
-        comments: comments::CommentLimiter::default(),
-        genesis: config.genesis,
-        handle,
-        leadership: Mutex::new(None),
-        logs: Mutex::new(Logs::default()),
-        job_logs: Mutex::default(),
-        key_exchanges: Arc::default(),
-        unadmitted: unadmitted::UnadmittedPeers::default(),
-        session_pool: commands::SessionPool::default(),
-        sign_in: Arc::new(console::SignIn::new(host::Clock::machine())),
-        metrics: metrics::ServerMetrics::new(),
-        barrier: barrier::SharedBarrier::default(),
-        ending: ending.clone(),
-        usage_journal: Arc::new(usage_journal::UsageJournal::open(&config.directory)?),
-    });
+    let server = Arc::new(new_server(&config, replica.handle(), ending.clone())?);
     let gate = axum::middleware::from_fn_with_state(server.clone(), unadmitted::refuse_unadmitted);
     let overlay_router = replica
         .router()
@@ -175,6 +153,36 @@ pub async fn run(config: ServerConfig, shutdown: CancellationToken) -> Result<()
         } => Ok(()),
         reason = stopped(&server, &shutdown) => anyhow::bail!("the replica stopped: {reason}"),
     }
+}
+
+/// Returns the state that the routes of a replica share. `ending` is cancelled when the listeners end.
+fn new_server(
+    config: &ServerConfig,
+    handle: consensus::Handle<ClusterMachine>,
+    ending: CancellationToken,
+) -> Result<Server> {
+    let circle = human_chain::circle_id(&config.genesis.genesis);
+    Ok(Server {
+        id: config.id,
+        identity: config.identity.clone(),
+        peers: peers::PeerHealth::new(&config.identity, &config.genesis.genesis)?,
+        clocks: clocks::ReplicaClocks::new(config.id, host::Clock::machine()),
+        halts: halts::HaltStore::open(&config.directory, circle)?,
+        comments: comments::CommentLimiter::default(),
+        genesis: config.genesis.clone(),
+        handle,
+        leadership: Mutex::new(None),
+        logs: Mutex::new(Logs::default()),
+        job_logs: Mutex::default(),
+        key_exchanges: Arc::default(),
+        unadmitted: unadmitted::UnadmittedPeers::default(),
+        session_pool: commands::SessionPool::default(),
+        sign_in: Arc::new(console::SignIn::new(host::Clock::machine())),
+        metrics: metrics::ServerMetrics::new(),
+        barrier: barrier::SharedBarrier::default(),
+        ending,
+        usage_journal: Arc::new(usage_journal::UsageJournal::open(&config.directory)?),
+    })
 }
 
 /// Resolves with the reason when the replica stops unexpectedly, because of a disk failure or a broken

@@ -61,7 +61,7 @@ Examples:
   quorate usage show --by submitter --job train
   quorate usage show --by day --member alice -o json")]
 pub(crate) struct UsageShowArguments {
-    /// What each row is about
+    /// Subject of each row
     #[arg(long, value_enum, default_value = "name")]
     by: UsageGrouping,
     /// Only this job

@@ -1,7 +1,7 @@
 //! Read barriers that requests share.
 //!
-//! Each barrier is a round of messages between the leader and the others, and a thousand idle nodes would cost
-//! a thousand rounds a second. Requests that arrive within a few milliseconds therefore wait for one barrier,
+//! Each barrier is a round of messages between the leader and the others, and a thousand idle nodes would
+//! cost a thousand rounds a second. Requests that arrive within a few milliseconds therefore wait for one barrier,
 //! which begins after the last of them has arrived.
 
 use futures::FutureExt as _;
@@ -16,11 +16,11 @@ const WINDOW: Duration = Duration::from_millis(10);
 
 /// Barrier that has not begun, for the requests that arrive before it does.
 pub(super) struct SharedBarrier<T> {
-    open: Mutex<Option<Batch<T>>>,
+    open: Mutex<Option<BarrierBatch<T>>>,
 }
 
 /// Requests that wait for one barrier.
-struct Batch<T> {
+struct BarrierBatch<T> {
     has_begun: Arc<AtomicBool>,
     outcome: Shared<BoxFuture<'static, T>>,
 }
@@ -59,7 +59,7 @@ impl<T: Clone + Send + Sync + 'static> SharedBarrier<T> {
             barrier().await
         };
         let outcome = run.boxed().shared();
-        *open = Some(Batch { has_begun, outcome: outcome.clone() });
+        *open = Some(BarrierBatch { has_begun, outcome: outcome.clone() });
         outcome
     }
 }

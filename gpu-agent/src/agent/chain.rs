@@ -40,7 +40,7 @@ const SYNCED_INTERVAL_MS: u64 = 60_000;
 pub(super) struct Chain {
     directory: PathBuf,
     genesis: SignedGenesis,
-    /// Shared with the tasks of the agent, which read the state of an earlier decision while this one is made.
+    /// Shared with the agent's tasks, which read the state of an earlier decision while this one is made.
     state: Arc<CircleState>,
     /// Number of decisions in the state on disk.
     kept_length: u64,

@@ -63,7 +63,7 @@ pub(super) async fn poll_replica<Position, Record, News, Asked>(
     }
 }
 
-/// Waits until everything is to be asked for again; for ever if that cannot happen any more.
+/// Waits until everything is to be asked for again; forever if that cannot happen any more.
 async fn changed(repeats: &mut watch::Receiver<u64>) {
     if repeats.changed().await.is_err() {
         std::future::pending().await

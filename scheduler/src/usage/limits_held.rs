@@ -14,7 +14,7 @@ use protocol::ServiceName;
 use protocol::manifest::{JobManifest, OnExpiry, ServiceManifest};
 use protocol::usage::{Prices, UsageAmounts, UsageRate, bill};
 
-/// What a time of a plan knows about use: the book, and the slots that the plan has ordered so far.
+/// Use as a plan knows it: the book, and the slots that the plan has ordered so far.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Spending<'a> {
     pub(crate) cluster: &'a Cluster,
@@ -22,7 +22,7 @@ pub(crate) struct Spending<'a> {
     pub(crate) now: ClusterTime,
 }
 
-/// What is used up and bespoken of a period.
+/// Used and bespoken amounts of a period.
 #[derive(Debug, Clone, Copy, Default)]
 struct PeriodForecast {
     used: UsageAmounts,

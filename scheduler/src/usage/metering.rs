@@ -9,7 +9,7 @@ use protocol::job::Submitter;
 use protocol::usage::{PriceVersion, Prices, UsageRate};
 use std::collections::BTreeMap;
 
-/// What a plan found out about meters that close: ends before the present, and CPU time that nodes reported.
+/// Findings of a plan about meters that close: ends before the present, and CPU time that nodes reported.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct MeterEnds {
     /// Time until which a slot is billed, if that is not the present.

@@ -42,7 +42,7 @@ pub enum RebillFault {
     /// Entries are missing.
     #[error("{missing} entries are missing, the first of them number {first}")]
     Missing {
-        /// How many are missing.
+        /// Number of missing entries.
         missing: u64,
         /// Number of the first.
         first: u64,

@@ -127,7 +127,7 @@ async fn refusal_event(outcome: Forwarded) -> Bytes {
         }
         Ok(response) => response,
     };
-    // Written anew, so that a worker's line breaks make no further events.
+    // Written again, so that a worker's line breaks make no further events.
     let body = axum::body::to_bytes(response.into_body(), REFUSAL_BYTES_MAX).await.unwrap_or_default();
     match serde_json::from_slice::<serde_json::Value>(&body) {
         Ok(refusal) => Bytes::from(format!("data: {refusal}\n\n")),

@@ -127,7 +127,7 @@ async fn an_answer_counts_from_the_request_that_it_answers() {
     );
 }
 
-/// A replica may hold a poll for long, and a hostile one for ever. Each ends, and no sync waits for it.
+/// A replica may hold a poll for long, and a hostile one forever. Each ends, and no sync waits for it.
 #[tokio::test(start_paused = true)]
 async fn a_poll_that_a_replica_never_answers_ends_after_its_limit() {
     let control = Replicas::new(&[Reply::Silent, Reply::Answer]);

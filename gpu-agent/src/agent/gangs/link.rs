@@ -71,7 +71,7 @@ impl GangLink {
         self.status.send_modify(|status| status.trouble = trouble);
     }
 
-    /// Ends the link for good.
+    /// Ends the link permanently.
     pub(super) fn leave(&self) {
         self.status.send_modify(|status| status.has_left = true);
         self.queue.close();

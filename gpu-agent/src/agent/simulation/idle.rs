@@ -1,4 +1,4 @@
-//! Simulations of what a node without work costs control, and of how fast it hears news all the same.
+//! Simulations of what a node without work costs control, and of how soon it receives news all the same.
 
 use super::*;
 use protocol::limits::{SYNC_INTERVAL_IDLE_MS, SYNC_INTERVAL_MS};
@@ -68,7 +68,7 @@ async fn a_node_with_work_keeps_the_short_interval_until_it_is_idle_again() {
     agent.stop().await;
 }
 
-/// A hostile replica that holds each poll for ever keeps back its own halts alone.
+/// A hostile replica that holds each poll forever keeps back its own halts alone.
 #[tokio::test(start_paused = true)]
 async fn a_replica_that_never_answers_a_poll_delays_no_halt_of_another() {
     let stage = Stage::with_replicas(2);
