@@ -1,8 +1,9 @@
 //! Bare byte streams to a public key: without HTTP, for traffic that has a framing of its own.
 //!
 //! A stream to a listener begins with the usual handshake, under an ALPN protocol of its own. Where neither
-//! side can listen, both dial a third party that copies bytes between them, and prove their keys to each other
-//! in a second handshake inside: the third party sees ciphertext alone, and cannot take a side's place.
+//! side can listen, both dial a third party that copies bytes between them, and prove their keys to each
+//! other in a second handshake inside: the third party sees ciphertext alone, and cannot take a side's
+//! place.
 
 use crate::address::{Address, NameResolver, TRIED_MAX};
 use crate::error::Error;

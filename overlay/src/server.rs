@@ -73,8 +73,9 @@ pub async fn serve(
 }
 
 /// Serves as [`serve`] does, and gives `streams` each connection by [`crate::dial_stream`]. Such a stream
-/// counts as a busy connection of its key; it is dropped at `shutdown`, and when its permit passes to another.
-/// The policy is consulted in its handshake alone: `streams` must watch that its peer stays admitted.
+/// counts as a busy connection of its key; it is dropped at `shutdown`, and when its permit passes to
+/// another. The policy is consulted in its handshake alone: `streams` must watch that its peer stays
+/// admitted.
 ///
 /// # Errors
 /// As [`serve`].

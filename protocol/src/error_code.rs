@@ -405,7 +405,8 @@ codes! {
     PROCESS_PROFILE_INVALID = "process-profile-invalid";
     /// The nodes of a gang have no network: no TUN device, or no storage address at which they could meet.
     GANG_NETWORK_UNAVAILABLE = "gang-network-unavailable";
-    /// A node refused a link of a gang: it does not hold the attempt with this peer, or its limits are reached.
+    /// A node refused a link of a gang: it does not hold the attempt with this peer, or its limits are
+    /// reached.
     GANG_LINK_REFUSED = "gang-link-refused";
     /// Two nodes of a gang could not reach each other in time, so the ranks did not start.
     GANG_LINK_DOWN = "gang-link-down";

@@ -2,10 +2,11 @@
 //! come out. A shell reads the packets from TUN devices and from other nodes, and writes them where the
 //! switch says.
 //!
-//! A port belongs to one attempt of one submission and owns some addresses: those of a sandbox's device, or those
-//! of the ranks on another node. A packet passes if its source is an address of the port that it came from,
-//! and its destination an address of another port of the same job and attempt. Everything else is dropped
-//! and counted: other jobs, another submission of the same job, an earlier attempt, the host, the metadata service, broadcasts.
+//! A port belongs to one attempt of one submission and owns some addresses: those of a sandbox's device, or
+//! those of the ranks on another node. A packet passes if its source is an address of the port that it came
+//! from, and its destination an address of another port of the same job and attempt. Everything else is
+//! dropped and counted: other jobs, another submission of the same job, an earlier attempt, the host, the
+//! metadata service, broadcasts.
 
 use protocol::JobId;
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,4 +1,5 @@
-//! Metered usage of the replicated state: a meter for each held slot, entries of closed intervals, and totals.
+//! Metered usage of the replicated state: a meter for each held slot, entries of closed intervals, and
+//! totals.
 //!
 //! A meter opens with the order of a slot and closes when the slot is free or ordered elsewhere. Its interval
 //! also ends at midnight UTC, at the end of the envelope's period, and with a change of prices, so that each

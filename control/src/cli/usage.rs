@@ -1,8 +1,8 @@
 //! `quorate usage`: metered usage, its export, and its verification; `quorate circle propose-prices`.
 //!
 //! Verification bills every entry again from its interval, rate and price, adds up the distinct ones, and
-//! computes the chain over them. It compares all of this with what the cluster, or the export, claims. Online, the
-//! prices are those of the history that this machine verified.
+//! computes the chain over them. It compares all of this with what the cluster, or the export, claims.
+//! Online, the prices are those of the history that this machine verified.
 
 use super::Environment;
 use super::output::table;

@@ -1,8 +1,8 @@
 //! Read barriers that requests share.
 //!
 //! Each barrier is a round of messages between the leader and the others, and a thousand idle nodes would
-//! cost a thousand rounds a second. Requests that arrive within a few milliseconds therefore wait for one barrier,
-//! which begins after the last of them has arrived.
+//! cost a thousand rounds a second. Requests that arrive within a few milliseconds therefore wait for one
+//! barrier, which begins after the last of them has arrived.
 
 use futures::FutureExt as _;
 use futures::future::{BoxFuture, Shared};

@@ -1,9 +1,10 @@
-//! Journal of usage: each replica keeps the entries of closed intervals in files of its own, beside the state.
+//! Journal of usage: each replica keeps the entries of closed intervals in files of its own, beside the
+//! state.
 //!
-//! The state holds the latest entries; after each applied command they are copied, in order, behind the last one
-//! kept here. The copy is idempotent, so replay, a restart and a snapshot change nothing. An entry is one line
-//! of JSON, as an export has it. Segments have the number of their first entry as their name; a torn last line
-//! is cut off at the start. The oldest segment goes when there are too many.
+//! The state holds the latest entries; after each applied command they are copied, in order, behind the
+//! last one kept here. The copy is idempotent, so replay, a restart and a snapshot change nothing. An entry
+//! is one line of JSON, as an export has it. Segments have the number of their first entry as their name; a
+//! torn last line is cut off at the start. The oldest segment goes when there are too many.
 //!
 //! Caveat: a replica that missed more entries than the state holds has a gap, which begins a new segment.
 //! Another replica has them.

@@ -166,11 +166,12 @@ impl Gangs {
         counters
     }
 
-    /// Enters a slot of this node into its gang, and begins to make the gang's links. They last until the last
-    /// membership of the gang is dropped.
+    /// Enters a slot of this node into its gang, and begins to make the gang's links. They last until the
+    /// last membership of the gang is dropped.
     ///
     /// # Errors
-    /// Nodes that cannot meet; more links than a node has; a gang of which another slot here has other members.
+    /// Nodes that cannot meet; more links than a node has; a gang of which another slot here has other
+    /// members.
     pub(super) fn join(self: &Arc<Self>, orders: &Arc<GangOrders>) -> Result<GangMembership, Refusal> {
         let (members, slot) = (&orders.members, orders.own.order.slot);
         let gang = GangId { job: members.id, attempt: members.attempt };

@@ -16,8 +16,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
 
-/// Serves the stores, and the links of gangs beside them, until `shutdown`. Admission is checked on every request, so a node that the circle
-/// removes is rejected immediately.
+/// Serves the stores, and the links of gangs beside them, until `shutdown`. Admission is checked on every
+/// request, so a node that the circle removes is rejected immediately.
 pub(super) async fn serve(
     (config, limits): (StorageConfig, Limits),
     identity: Identity,

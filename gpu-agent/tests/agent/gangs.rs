@@ -1,5 +1,5 @@
-//! A gang of two ranks on two nodes: real agents, real sandboxes with TUN devices, the link between them, and a
-//! program that exchanges bytes over TCP by the names of its ranks.
+//! A gang of two ranks on two nodes: real agents, real sandboxes with TUN devices, the link between them,
+//! and a program that exchanges bytes over TCP by the names of its ranks.
 
 use crate::circle::{TestCircle, admission, claimed_by, job};
 use crate::control::{Control, LONG_LEASE_MS, PATIENCE, listeners};

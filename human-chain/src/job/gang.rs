@@ -1,9 +1,9 @@
 //! The slots of one attempt as the orders of control give them, verified by a node that holds one of them.
 //!
-//! A node's own order names its own ranks alone. The orders for the other slots are the evidence of which node
-//! holds which of the other ranks, so each of them passes the checks that its own node makes, but for the
-//! fence, which that node alone knows. Together with the own one they have every rank once, of one submission
-//! and attempt.
+//! A node's own order names its own ranks alone. The orders for the other slots are the evidence of which
+//! node holds which of the other ranks, so each of them passes the checks that its own node makes, but for
+//! the fence, which that node alone knows. Together with the own one they have every rank once, of one
+//! submission and attempt.
 
 use super::order::{JobGrant, check_job_order, mismatch};
 use crate::{ChainError, CircleState};

@@ -1,5 +1,5 @@
-//! Maps whose keys are structures, written as lists of sorted rows: canonical form sorts keys by their bytes, and
-//! the order here is that of the values.
+//! Maps whose keys are structures, written as lists of sorted rows: canonical form sorts keys by their
+//! bytes, and the order here is that of the values.
 
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};

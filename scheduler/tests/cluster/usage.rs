@@ -1,4 +1,5 @@
-//! Tests of metering: what is billed, once and at which price, and which limits hold back what would pass them.
+//! Tests of metering: what is billed, once and at which price, and which limits hold back what would pass
+//! them.
 
 use crate::common::sim::{Event, JUMPS, NODES, Sim};
 use crate::common::*;

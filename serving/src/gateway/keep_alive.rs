@@ -1,5 +1,5 @@
-//! Comments that keep a silent stream open: events of no meaning to the client, which proxies and the client's
-//! own timeouts see as bytes.
+//! Comments that keep a silent stream open: events of no meaning to the client, which proxies and the
+//! client's own timeouts see as bytes.
 //!
 //! A stream's headers go out with its first event, or after [`KEEP_ALIVE_INTERVAL`] of silence. Until then
 //! an error has its own status; later it is an event in the stream, as it is after the first token. A comment

@@ -20,7 +20,8 @@ pub struct HeldJob {
     pub report: JobSlotReport,
     /// Verified grant; none if an earlier agent accepted the order, so nothing starts under it.
     pub grant: Option<Arc<Approved<JobGrant>>>,
-    /// Verified orders of its gang; none where there is no grant. Later answers of control do not change them.
+    /// Verified orders of its gang; none where there is no grant. Later answers of control do not change
+    /// them.
     pub gang: Option<Arc<GangOrders>>,
 }
 

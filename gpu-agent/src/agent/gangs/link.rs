@@ -77,8 +77,8 @@ impl GangLink {
         self.queue.close();
     }
 
-    /// Carries packets over a stream until it ends; `deliver` gets those of the peer. A newer stream takes the
-    /// place of an older one, whose end the peer may have seen first.
+    /// Carries packets over a stream until it ends; `deliver` gets those of the peer. A newer stream takes
+    /// the place of an older one, whose end the peer may have seen first.
     pub(super) async fn carry<S>(
         &self,
         stream: S,

@@ -1,7 +1,7 @@
 //! Meetings: two nodes that listen nowhere reach each other through this one, which is no part of their gang.
 //!
-//! Both dial this node and bring the orders of both as evidence. The node copies bytes between the two streams.
-//! They prove their keys to each other inside, so it carries ciphertext, and can only cut it.
+//! Both dial this node and bring the orders of both as evidence. The node copies bytes between the two
+//! streams. They prove their keys to each other inside, so it carries ciphertext, and can only cut it.
 
 use super::link::write_message;
 use crate::agent::core::Refusal;

@@ -1,4 +1,5 @@
-//! Packets that wait for a link, framed as they are sent: bounded in bytes for each link, and for all together.
+//! Packets that wait for a link, framed as they are sent: bounded in bytes for each link, and for all
+//! together.
 //!
 //! A packet that finds no room is dropped, as by any network: the ranks' TCP sends it again, and slows down.
 

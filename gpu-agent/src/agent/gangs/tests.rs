@@ -1,5 +1,5 @@
-//! Tests of the carriage between slots: on one node, between two, through a third; and attacks on it, each with
-//! a positive control.
+//! Tests of the carriage between slots: on one node, between two, through a third; and attacks on it, each
+//! with a positive control.
 #![allow(clippy::unwrap_used)]
 
 use super::testing::{Attempt, circle_of, identity, node_key};
