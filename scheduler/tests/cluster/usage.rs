@@ -17,15 +17,15 @@ use scheduler::*;
 use std::collections::BTreeMap;
 
 /// A thousandth of a unit for a core-second: 3.6 units an hour.
-const CORE_HOUR: u64 = 3_600_000;
-const HOUR_MS: u64 = 3_600_000;
+pub(crate) const CORE_HOUR: u64 = 3_600_000;
+pub(crate) const HOUR_MS: u64 = 3_600_000;
 
-fn prices(cpu_hour_micro_units: u64) -> Change {
+pub(crate) fn prices(cpu_hour_micro_units: u64) -> Change {
     Change::SetPrices(Prices { cpu_hour_micro_units, ..Prices::default() })
 }
 
 /// Returns two nodes at the begin of a clock hour, with a price for cores alone.
-fn priced() -> World {
+pub(crate) fn priced() -> World {
     let mut world = linked_nodes();
     world.share_model("minilm", 90 << 20);
     world.set_now(Millis((START.0 / HOUR_MS + 1) * HOUR_MS));
@@ -35,12 +35,12 @@ fn priced() -> World {
 }
 
 /// Returns a service of one-core replicas that is not exclusive.
-fn service(min: u32, max: u32, spend: Option<u64>, on_expiry: OnExpiry) -> ServiceManifest {
+pub(crate) fn service(min: u32, max: u32, spend: Option<u64>, on_expiry: OnExpiry) -> ServiceManifest {
     let manifest = autonomous(60, manifest("embed", min, max, 1000, 128));
     ServiceManifest { spend_micro_units_per_hour: spend, on_expiry, ..manifest }
 }
 
-fn job(ranks: u32, run_seconds: u64, budget: &str) -> Change {
+pub(crate) fn job(ranks: u32, run_seconds: u64, budget: &str) -> Change {
     let text = format!(
         "kind = 'job'\nname = 'train'\nartifact = {{ name = 'trainer', root = '{}' }}\n\
          command = ['/bin/train']\nranks = {ranks}\nranks_per_slot = 1\nslots = 4\n\
@@ -51,7 +51,7 @@ fn job(ranks: u32, run_seconds: u64, budget: &str) -> Change {
     Change::Deploy(Box::new(Manifest::from_toml(&text).expect("a sound manifest")))
 }
 
-fn submit(world: &mut World, key: &str) -> JobId {
+pub(crate) fn submit(world: &mut World, key: &str) -> JobId {
     let request = JobRequest {
         job: service_name("train"),
         idempotency: Digest::of(key.as_bytes()),
@@ -66,7 +66,7 @@ fn submit(world: &mut World, key: &str) -> JobId {
 }
 
 /// Lets every node that is alive report each slot of a job in this state.
-fn report_jobs(world: &mut World, state: JobSlotState, end: Option<RankOutcome>, cpu_micros: u64) {
+pub(crate) fn report_jobs(world: &mut World, state: JobSlotState, end: Option<RankOutcome>, cpu_micros: u64) {
     for name in ["node-1", "node-2"] {
         let of = |part| JobSlotReport { cpu_micros, ..report_of(part, state, end) };
         let known: Vec<JobSlotReport> =
@@ -78,19 +78,19 @@ fn report_jobs(world: &mut World, state: JobSlotState, end: Option<RankOutcome>,
     }
 }
 
-fn entries(world: &World) -> Vec<UsageEntry> {
+pub(crate) fn entries(world: &World) -> Vec<UsageEntry> {
     world.cluster.usage().recent().cloned().collect()
 }
 
-fn spend(entries: &[UsageEntry]) -> u64 {
+pub(crate) fn spend(entries: &[UsageEntry]) -> u64 {
     entries.iter().map(|entry| entry.amounts.spend_micro_units).sum()
 }
 
-fn state(world: &World, id: JobId) -> JobState {
+pub(crate) fn state(world: &World, id: JobId) -> JobState {
     world.cluster.jobs().jobs()[&id].state
 }
 
-fn waits_for(world: &World, id: JobId) -> (String, String) {
+pub(crate) fn waits_for(world: &World, id: JobId) -> (String, String) {
     let waits = job_view(world.view(), id).and_then(|view| view.waits).expect("it waits");
     (waits.reason, waits.text)
 }
