@@ -452,8 +452,8 @@ async fn verify_cluster(environment: &Environment) -> Result<()> {
     Ok(())
 }
 
-#[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test may panic")]
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::testing::usage_entry;
@@ -528,6 +528,22 @@ mod tests {
         assert!(verdict(&[]).unwrap_err().starts_with("usage-invalid: line 1"));
         let long = [lines[0].clone(), "x".repeat(LINE_BYTES_MAX + 1)];
         assert!(verdict(&long).unwrap_err().contains("more than 65536 bytes"));
+    }
+
+    /// A client may fetch the rest of an incomplete export; an invalid one is beyond repair.
+    #[test]
+    fn a_gap_and_a_contradiction_have_different_codes() {
+        let lines = exported(3);
+        let code = |lines: &[String]| {
+            let error = verify_lines(lines.join("\n").as_bytes()).expect_err("no sound export");
+            error.downcast_ref::<Refusal>().map(|refusal| refusal.code)
+        };
+        let gap = [&lines[..2], &lines[3..]].concat();
+        assert_eq!(code(&gap), Some(error_code::USAGE_INCOMPLETE), "entry 2 is missing");
+        let beyond: Vec<String> = [&lines[..], &exported(4)[4..]].concat();
+        assert_eq!(code(&beyond), Some(error_code::USAGE_INVALID), "entry 4 is beyond those claimed");
+        let unsorted = lines[0].replace(r#""prices":["#, r#""prices":[{"version":0,"prices":{}},"#);
+        assert_eq!(code(&[unsorted]), Some(error_code::USAGE_INVALID), "prices of a version twice");
     }
 
     #[test]

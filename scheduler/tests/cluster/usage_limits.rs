@@ -70,7 +70,7 @@ fn an_envelope_without_a_budget_holds_no_job_back() {
 }
 
 #[test]
-fn what_is_used_counts_until_the_period_ends_and_not_in_the_next() {
+fn what_is_used_counts_and_the_rest_of_a_run_counts_to_the_next_period() {
     let mut world = priced();
     world.approve(job(1, 99, &spend_limit(3600, 120_000)));
     let first = submit(&mut world, "a");
@@ -83,15 +83,16 @@ fn what_is_used_counts_until_the_period_ends_and_not_in_the_next() {
     assert_eq!(reason, "limit");
     assert!(text.contains("could spend 130000 of 120000 millionths"), "{text}");
     assert!(text.ends_with("; 30000 are spent"), "{text}");
+    // 90 s of its run fit into the period; the last 10 s may be in the next.
     let next = Millis((world.now.0 / HOUR_MS + 1) * HOUR_MS);
-    world.set_now(Millis(next.0 - 1));
+    world.set_now(Millis(next.0 - 90_001));
     world.heartbeat_all();
     world.execute();
-    assert_eq!(state(&world, second), JobState::Queued, "a millisecond of the period is left");
-    world.set_now(next);
+    assert!(waits_for(&world, second).1.contains("could spend 120001 of 120000 millionths"));
+    world.set_now(Millis(next.0 - 90_000));
     world.heartbeat_all();
     world.execute();
-    assert!(state(&world, second).is_placed(), "{:?}", waits_for(&world, second));
+    assert!(state(&world, second).is_placed(), "the period ends with exactly its limit");
 }
 
 #[test]

@@ -34,6 +34,7 @@ fn a_meter_is_open_for_each_held_slot_and_closes_when_its_node_releases_it() {
     world.execute();
     assert_eq!((entries(&world).len(), world.cluster.usage().open_meters()), (0, 3), "they drain");
     world.pass(2_000);
+    world.obey();
     world.settle();
     assert_eq!(world.cluster.usage().open_meters(), 1);
     let closed = entries(&world);
@@ -121,6 +122,9 @@ fn each_rank_is_billed_for_its_gpu_its_cores_and_its_memory() {
 fn the_end_of_an_hour_ends_intervals_of_envelopes_with_a_limit_alone() {
     for (limit, expected) in [(Some(9 * CORE_HOUR), vec![HOUR_MS, 1_800_000]), (None, vec![5_400_000])] {
         let mut world = priced();
+        // Midnight, which ends each interval, is an hour away.
+        world.wait(2 * HOUR_MS);
+        world.heartbeat_all();
         world.approve(deploy(service(1, 1, limit, OnExpiry::Hold)));
         world.settle();
         world.set_now(world.now.plus(5_400_000));
