@@ -542,8 +542,10 @@ mod tests {
         assert_eq!(code(&gap), Some(error_code::USAGE_INCOMPLETE), "entry 2 is missing");
         let beyond: Vec<String> = [&lines[..], &exported(4)[4..]].concat();
         assert_eq!(code(&beyond), Some(error_code::USAGE_INVALID), "entry 4 is beyond those claimed");
-        let unsorted = lines[0].replace(r#""prices":["#, r#""prices":[{"version":0,"prices":{}},"#);
-        assert_eq!(code(&[unsorted]), Some(error_code::USAGE_INVALID), "prices of a version twice");
+        let mut twice: UsageExportHeader = serde_json::from_str(&lines[0]).unwrap();
+        twice.prices.push(twice.prices[0]);
+        let twice = serde_json::to_string(&twice).unwrap();
+        assert_eq!(code(&[twice]), Some(error_code::USAGE_INVALID), "a version has two prices");
     }
 
     #[test]

@@ -131,7 +131,7 @@ fn a_job_of_a_replaced_approval_is_withdrawn_and_not_run_under_the_new_one() {
     let id = running_job(&mut world);
     world.approve(job(2, 2000, ""));
     let ended = world.cluster.jobs().jobs()[&id].clone();
-    assert_eq!(ended.state, JobState::Failed);
+    assert_eq!(ended.state, JobState::Failed, "its own approval is gone");
     assert_eq!(ended.last_end.expect("an end").cause, EndCause::Withdrawn);
     world.job_reports.clear();
     world.heartbeat_all();
