@@ -452,8 +452,8 @@ async fn verify_cluster(environment: &Environment) -> Result<()> {
     Ok(())
 }
 
-#[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test may panic")]
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::testing::usage_entry;
