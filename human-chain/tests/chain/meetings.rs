@@ -140,7 +140,7 @@ fn attack_no_bit_of_a_peers_order_can_be_flipped() {
     check("as it was", check_meeting(&state, &own, &sound, n1()), "approved");
     let others = gang_orders(&state).into_iter().skip(1).take(2).map(|order| sign_order(order, "control"));
     let others: Vec<SignedJobOrder> = others.collect();
-    let gang = |peer: SignedJobOrder| check_gang(&state, &grant, &[&[peer], &others[..]].concat(), NOW);
+    let gang = |peer: SignedJobOrder| check_gang(&state, &grant, &[&[peer][..], &others[..]].concat(), NOW);
     check("the gang as it was", gang(sound), "approved");
     let mut parsed = 0;
     for at in 0..bytes.len() {

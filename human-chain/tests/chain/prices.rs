@@ -2,7 +2,7 @@
 
 use crate::jobs::BOTH;
 use crate::samples::prices;
-use crate::support::{NOW, approve, check, circle, enact, name, policy, proposal, set_members, try_propose};
+use crate::support::{NOW, approve, check, circle, enact, policy, proposal, set_members, try_propose};
 use human_chain::{CircleState, certify, class_of, render, render_difference, subject_of, verify};
 use proptest::prelude::*;
 use protocol::governance::{ActionClass, Change};
@@ -82,7 +82,9 @@ proptest! {
 
     /// Prices that differ in a millionth are read differently, also when two of them are exchanged.
     #[test]
-    fn different_prices_have_different_texts(field in 0..3_usize, other in 0..3_usize, price in 0..=1_u64 << 40) {
+    fn different_prices_have_different_texts(
+        field in 0..3_usize, other in 0..3_usize, price in 0..=1_u64 << 40,
+    ) {
         let state = circle();
         let shown = |prices: Prices| {
             let asked = proposal(&state, Change::SetPrices(prices));

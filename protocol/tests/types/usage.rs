@@ -207,7 +207,8 @@ proptest! {
     /// Attack: an entry is altered, dropped or moved in its chain. The control is the chain as it was.
     #[test]
     fn a_chain_has_its_entries_in_their_order(a in entry(), b in entry(), before in digest()) {
-        let head = |entries: &[&UsageEntry]| entries.iter().fold(before, |head, entry| entry.head_after(&head));
+        let next = |head: Digest, entry: &&UsageEntry| entry.head_after(&head);
+        let head = |entries: &[&UsageEntry]| entries.iter().fold(before, next);
         prop_assert_eq!(head(&[&a, &b]), head(&[&a.clone(), &b.clone()]));
         prop_assert_eq!(head(&[&a, &b]) == head(&[&b, &a]), a == b);
         prop_assert!(head(&[&a]) != head(&[&a, &b]) && head(&[&b]) != head(&[&a, &b]));
