@@ -35,7 +35,7 @@ use tokenizers::Tokenizers;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::oneshot;
 
-pub use crate::engine::text::StopConditions;
+pub use crate::engine::stop::StopConditions;
 pub use counters::BatcherSnapshot;
 pub use generation::{AnswerToken, Event, Finish, FinishReason, TokenPiece};
 pub use rerank::{Reranking, Scores};

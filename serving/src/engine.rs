@@ -22,6 +22,7 @@ pub mod reasoning;
 pub mod sampler;
 pub mod simulated;
 pub mod special_tokens;
+pub mod stop;
 pub mod text;
 pub mod text_frontend;
 

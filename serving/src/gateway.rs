@@ -20,6 +20,7 @@ mod public;
 mod quota;
 mod stream;
 mod table;
+mod target;
 #[cfg(test)]
 mod tests;
 mod ticket;

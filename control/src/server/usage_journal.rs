@@ -36,11 +36,11 @@ pub(crate) struct UsageJournal {
 /// Segments by the number of their first entry.
 #[derive(Debug, Default)]
 struct KeptSegments {
-    segments: BTreeMap<u64, Segment>,
+    segments: BTreeMap<u64, JournalFile>,
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Segment {
+struct JournalFile {
     /// Number of its last entry.
     last: u64,
     bytes: u64,
@@ -86,7 +86,7 @@ impl UsageJournal {
     /// Keeps the entries behind the last one kept. The others are known.
     ///
     /// # Errors
-    /// Errors of the system. What was written stays, and is not written again.
+    /// Errors of the system. Entries that were written stay, and are not written again.
     pub(crate) fn append(&self, entries: &[UsageEntry]) -> io::Result<()> {
         let mut kept = self.lock();
         let mut open: Option<File> = None;
@@ -96,7 +96,7 @@ impl UsageJournal {
                 continue;
             }
             let current = kept.segments.last_key_value().map(|(first, segment)| (*first, *segment));
-            let goes_on = |(_, segment): &(u64, Segment)| {
+            let goes_on = |(_, segment): &(u64, JournalFile)| {
                 entry.sequence == last + 1 && segment.bytes < SEGMENT_BYTES_MAX
             };
             let (first, mut segment) = match current.filter(goes_on) {
@@ -105,7 +105,7 @@ impl UsageJournal {
                     if let Some(full) = open.take() {
                         full.sync_data()?;
                     }
-                    (entry.sequence, Segment { last, bytes: 0 })
+                    (entry.sequence, JournalFile { last, bytes: 0 })
                 }
             };
             let mut file = match open.take() {
@@ -126,7 +126,7 @@ impl UsageJournal {
         Ok(())
     }
 
-    /// Opens a segment at its end. What a failed write left behind it is cut off.
+    /// Opens a segment at its end. The rest of a failed write behind it is cut off.
     fn open_segment(&self, first: u64, bytes: u64) -> io::Result<File> {
         let path = path_of(&self.directory, first);
         let mut file = OpenOptions::new().create(true).append(true).open(&path)?;
@@ -175,7 +175,7 @@ fn path_of(directory: &Path, first: u64) -> PathBuf {
 }
 
 /// Returns what a segment holds, and cuts off its last line if that is not whole; none if nothing is left.
-fn recover(path: &Path, first: u64) -> io::Result<Option<Segment>> {
+fn recover(path: &Path, first: u64) -> io::Result<Option<JournalFile>> {
     let bytes = std::fs::read(path)?;
     let (mut next, mut end) = (first, 0);
     for line in bytes.split_inclusive(|byte| *byte == b'\n') {
@@ -189,7 +189,7 @@ fn recover(path: &Path, first: u64) -> io::Result<Option<Segment>> {
     if end < bytes.len() {
         OpenOptions::new().write(true).open(path)?.set_len(end as u64)?;
     }
-    Ok((next > first).then_some(Segment { last: next - 1, bytes: end as u64 }))
+    Ok((next > first).then_some(JournalFile { last: next - 1, bytes: end as u64 }))
 }
 
 /// Copies fresh entries of the state into the journal, until `shutdown`.

@@ -65,7 +65,10 @@ async fn approve(demonstration: &Demonstration) -> Result<()> {
 fn manifest(template: &str) -> Result<String> {
     let mut text = template.to_string();
     for (from, to) in [
-        (r#"["/usr/bin/python3", "train.py", "--steps={steps}"]"#, r#"["/usr/local/bin/seq", "1", "{last}"]"#),
+        (
+            r#"["/usr/bin/python3", "train.py", "--steps={steps}"]"#,
+            r#"["/usr/local/bin/seq", "1", "{last}"]"#,
+        ),
         ("# ranks_per_slot = 1 ", "ranks_per_slot = 2 "),
         ("steps = { integer", "last = { integer"),
         ("# any_token = true", "any_token = true"),

@@ -19,9 +19,9 @@ use protocol::limits::{CLOCK_GRACE_MS, SUBMISSION_SECONDS_MAX};
 use protocol::manifest::{ArtifactChoice, JobManifest, Manifest};
 use protocol::{ArtifactRoot, Digest, Fence, Millis, NodeId, Signature, SlotIndex};
 
-const BOTH: [&str; 2] = ["alice", "bob"];
+pub(crate) const BOTH: [&str; 2] = ["alice", "bob"];
 
-fn approve_job(state: &mut CircleState, job: JobManifest) {
+pub(crate) fn approve_job(state: &mut CircleState, job: JobManifest) {
     enact(state, Change::Deploy(Box::new(Manifest::Job(job))), &BOTH);
 }
 
@@ -32,7 +32,7 @@ fn approved(job: JobManifest) -> CircleState {
     state
 }
 
-fn n1() -> NodeId {
+pub(crate) fn n1() -> NodeId {
     NodeId(key("n1"))
 }
 
@@ -80,7 +80,7 @@ fn order(state: &CircleState) -> JobOrder {
     }
 }
 
-fn sign_order(order: JobOrder, who: &str) -> SignedJobOrder {
+pub(crate) fn sign_order(order: JobOrder, who: &str) -> SignedJobOrder {
     let signature = signing_key(who).sign(&signing_input(JOB_ORDER_DOMAIN, &to_bytes(&order)));
     SignedJobOrder { order, signer: key(who), signature: Signature(signature.to_bytes()) }
 }
@@ -359,7 +359,7 @@ fn a_name_stands_for_one_workload_at_a_time() {
 }
 
 /// Returns the orders of a whole gang of 8 ranks: the one of this node has the last two, `n3` has the others.
-fn gang_orders(state: &CircleState) -> Vec<JobOrder> {
+pub(crate) fn gang_orders(state: &CircleState) -> Vec<JobOrder> {
     let part = |slot: u32| JobOrder {
         slot: SlotIndex(slot),
         ranks: SlotRanks { first: 2 * slot, count: 2 },

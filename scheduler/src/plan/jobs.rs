@@ -392,8 +392,8 @@ impl<'a> Planner<'a> {
                 ("reserved", format!("it is the first of the queue; its gang fits by {by} at the latest"))
             }
             GangTurn::NoRoom if !has_meeting_node(self.view.cluster) => {
-                let text = "no node that is alive has room for its whole gang, and none has a storage address, \
-                            by which the nodes of a gang reach each other";
+                let text = "no node that is alive has room for its whole gang, and none has a storage \
+                            address, by which the nodes of a gang reach each other";
                 ("no_network", text.into())
             }
             GangTurn::NoRoom => {

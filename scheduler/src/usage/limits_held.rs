@@ -1,8 +1,8 @@
-//! Limits of envelopes: what an order would pass waits.
+//! Limits of envelopes: an order that would pass one waits.
 //!
 //! An order counts with all that it may still use: a gang its declared run time, a replica the rest of the
 //! hour. Two periods are looked at, the present and the next, since no later one holds more of what runs now.
-//! What was admitted therefore stays within its limits, unless prices rise while it runs.
+//! Work that was admitted therefore stays within its limits, unless prices rise while it runs.
 
 use super::{HOUR_MS, UsageBook, period_start};
 use crate::clock::ClusterTime;
@@ -95,7 +95,8 @@ impl Spending<'_> {
             }
             if let Some(limit) = budget.spend_micro_units.filter(|limit| sum.spend_micro_units > *limit) {
                 return Err(format!(
-                    "with it, its envelope could spend {} of {limit} millionths in {which} {end}; {} are spent",
+                    "with it, its envelope could spend {} of {limit} millionths in {which} {end}; {} are \
+                     spent",
                     sum.spend_micro_units, used.spend_micro_units,
                 ));
             }
@@ -140,8 +141,8 @@ impl Spending<'_> {
         }
         let spent = periods[0].used.spend_micro_units;
         Err(format!(
-            "with one more replica it could spend {sum} of {limit} millionths in an hour; {spent} of this hour \
-             are spent"
+            "with one more replica it could spend {sum} of {limit} millionths in an hour; {spent} of this \
+             hour are spent"
         ))
     }
 

@@ -1,5 +1,5 @@
 //! Billing of entries a second time: each amount is computed again from its interval, rate and price, and
-//! compared, and the sums are those of the distinct entries, in whatever order they come.
+//! compared, and the sums are those of the distinct entries, in any order of arrival.
 //!
 //! It streams: one bit is kept per entry, set aside before the first, and an entry allocates nothing.
 

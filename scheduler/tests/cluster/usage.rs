@@ -45,7 +45,8 @@ pub(crate) fn job(ranks: u32, run_seconds: u64, budget: &str) -> Change {
         "kind = 'job'\nname = 'train'\nartifact = {{ name = 'trainer', root = '{}' }}\n\
          command = ['/bin/train']\nranks = {ranks}\nranks_per_slot = 1\nslots = 4\n\
          run_seconds_max = {run_seconds}\ngrace_seconds = 1\nretries = 1\nautonomy_seconds = 600\n\
-         submit = {{ any_token = true }}\nresources = {{ cpu_millicores = 1000, memory = '1 GiB' }}\n{budget}\n",
+         submit = {{ any_token = true }}\n\
+         resources = {{ cpu_millicores = 1000, memory = '1 GiB' }}\n{budget}\n",
         "1".repeat(64)
     );
     Change::Deploy(Box::new(Manifest::from_toml(&text).expect("a sound manifest")))
@@ -179,7 +180,7 @@ fn a_replica_at_exactly_the_spend_limit_runs_and_one_beyond_waits() {
             assert!(why.answer.contains("its spend limit holds"), "{}", why.answer);
             assert!(why.remedy.is_some_and(|remedy| remedy.contains("higher spend limit")));
         }
-        // What runs spends the limit of the hour exactly, and the next hour is no different.
+        // The running replicas spend the limit of the hour exactly, and the next hour is no different.
         world.pass(2 * HOUR_MS);
         world.settle();
         assert_eq!(world.placements("embed").len(), expected, "after two hours");
@@ -259,7 +260,7 @@ fn a_job_that_would_pass_its_envelope_waits_with_the_reason() {
     let found = status(world.view(), LeaderView { leader: None, silent: None }).findings;
     let limit = found.iter().find(|found| found.message.contains("of train waits for its envelope"));
     assert_eq!(limit.map(|found| found.next.as_str()), Some("quorate why train"), "{found:?}");
-    // The two end after 30 s each. What they did not use is free again: 60 + 100 of 200.
+    // The two end after 30 s each. Their unused part is free again: 60 + 100 of 200.
     report_jobs(&mut world, JobSlotState::Ready, None, 0);
     world.execute();
     world.pass(30_000);
@@ -463,14 +464,19 @@ fn usage_event() -> impl Strategy<Value = Event> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 
-    /// Whatever is lost, doubled, late or jumps: no moment of a slot is billed twice, and the totals are the
-    /// sums of the entries, which bill again as they are, in any order.
+    /// No moment of a slot is billed twice when messages are lost, doubled or late and clocks jump, and the
+    /// totals are the sums of the entries, which bill again as they are, in any order.
     #[test]
     fn no_moment_of_a_slot_is_billed_twice_and_sums_are_conserved(
         events in prop::collection::vec(usage_event(), 1..100),
     ) {
         let mut sim = Sim::new();
-        let prices = Prices { cpu_hour_micro_units: 123_457, memory_gib_hour_micro_units: 7, ..Prices::default() };
+        let (cpu, memory) = (123_457, 7);
+        let prices = Prices {
+            cpu_hour_micro_units: cpu,
+            memory_gib_hour_micro_units: memory,
+            ..Prices::default()
+        };
         sim.world.approve(Change::SetPrices(prices));
         let mut all = Vec::new();
         for event in &events {

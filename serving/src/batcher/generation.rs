@@ -3,7 +3,8 @@
 use super::{BatchError, Caller};
 use crate::engine::logits::{LogitState, TokenLogprobs};
 use crate::engine::reasoning::{ReasonedText, ReasoningParser, ReasoningStart};
-use crate::engine::text::{Detokenizer, StopCheck, StopConditions, StopStrings};
+use crate::engine::stop::{StopCheck, StopConditions, StopStrings};
+use crate::engine::text::Detokenizer;
 use crate::engine::{Drawn, TextFrontend};
 use kernels::sampling::Sampling;
 use tokio::sync::mpsc::UnboundedSender;

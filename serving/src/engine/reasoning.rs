@@ -6,7 +6,7 @@
 //! `enable_thinking` false. Otherwise the model opens it first or not at all. A tag may be cut anywhere
 //! between two pieces of text; what could be its beginning is held back.
 
-use super::text::overlap;
+use super::stop::overlap;
 
 /// Tag before the reasoning.
 const OPEN: &str = "<think>";

@@ -110,7 +110,7 @@ pub(super) struct AnswerMessage<'a> {
     refusal: Option<()>,
 }
 
-/// What an event adds to the model's message.
+/// Addition of an event to the model's message.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Delta<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -65,8 +65,8 @@ pub(super) async fn entries(
     Ok(Json(Page { items, next_page_token }))
 }
 
-/// Returns the entries behind a number: one more than a page has, or all. What the journal does not have yet
-/// is in the state.
+/// Returns the entries behind a number: one more than a page has, or all. Entries that the journal does not
+/// have yet are in the state.
 async fn behind(server: &Server, mut after: u64) -> Result<Vec<UsageEntry>, Failure> {
     let mut found: Vec<UsageEntry> = Vec::new();
     let unreadable =

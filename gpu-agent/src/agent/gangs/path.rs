@@ -1,5 +1,5 @@
-//! Which of two nodes of a gang dials the other, and where two that listen nowhere meet: a pure function of
-//! the circle's state, so both nodes come to the same answer.
+//! The path between two nodes of a gang: the one that dials, and the meeting node of two that listen nowhere.
+//! It is a pure function of the circle's state, so both nodes come to the same answer.
 
 use crate::agent::core::Refusal;
 use human_chain::CircleState;

@@ -115,7 +115,7 @@ async fn two_slots_of_one_node_reach_each_other_without_a_link() {
     assert_eq!(second.receives().await, packet(1, 3, b"hello"));
     assert!(second.device.write(&packet(3, 1, b"answer")));
     assert_eq!(first.receives().await, packet(3, 1, b"answer"));
-    // Another attempt on the same node, with the same addresses, hears nothing of it.
+    // Another attempt on the same node, with the same addresses, receives none of it.
     let later = Attempt { number: 2, ..attempt.clone() };
     let beside = Attempt { submission: 2, ..attempt.clone() };
     for foreign in [later, beside] {

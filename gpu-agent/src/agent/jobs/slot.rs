@@ -172,7 +172,7 @@ impl JobTask {
         }
     }
 
-    /// Fetches the artifact, and makes the links of the gang meanwhile: a slot is ready once both are there.
+    /// Fetches the artifact and makes the links of the gang concurrently: a slot with both is ready.
     async fn prepare(&self) -> Result<PreparedSlot, Refusal> {
         let (rank, source) = (self.first_rank()?, self.source.as_ref());
         let tree = self.node.trees.get(&self.node.models, rank.artifact.root, source);

@@ -75,6 +75,14 @@ fn chat_fields_are_served_or_refused_by_name() {
         (r#""user": "me", "store": false, "metadata": {}"#, "ok"),
         (r#""store": true"#, "unsupported-parameter store"),
         (r#""metadata": {"a": "b"}"#, "unsupported-parameter metadata"),
+    ] {
+        assert_eq!(chat_with(fields), expected, "{fields}");
+    }
+}
+
+#[test]
+fn chat_fields_of_sampling_are_served_or_refused_by_name() {
+    for (fields, expected) in [
         (r#""logprobs": false, "tools": [], "tool_choice": "auto", "logit_bias": {}"#, "ok"),
         (r#""logprobs": true"#, "ok"),
         (r#""logprobs": true, "top_logprobs": 0"#, "ok"),

@@ -346,7 +346,7 @@ async fn the_best_of_several_candidates_are_sent() {
             assert_eq!(found["index"], 2 * prompt + index);
         }
     }
-    // Candidates are ranked without a word of it to a client that asked for none.
+    // Candidates are ranked, and a client that asked for no such report gets none.
     let mut silent = request;
     (silent["best_of"], silent["logprobs"]) = (json!(6), Value::Null);
     let silent = answer(Endpoint::Completions, silent).await;
