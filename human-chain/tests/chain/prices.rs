@@ -42,9 +42,9 @@ fn each_price_is_bounded_when_it_is_asked_for_and_when_it_is_certified() {
 fn attack_the_routine_quorum_sets_no_prices() {
     let mut state = circle();
     let members = state.members().cloned().collect();
-    let stricter = policy("1 of (alice, bob, carol)", "3 of (alice, bob, carol)");
+    let stricter = policy("2 of (alice, bob, carol)", "3 of (alice, bob, carol)");
     let change = set_members(&state, members, stricter);
-    enact(&mut state, change, &BOTH);
+    enact(&mut state, change, &["alice", "bob", "carol"]);
     let change = Change::SetPrices(prices());
     assert_eq!((class_of(&change), subject_of(&change).as_str()), (ActionClass::Sensitive, "prices"));
     let asked = proposal(&state, change);

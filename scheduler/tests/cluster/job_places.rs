@@ -126,18 +126,24 @@ fn a_job_whose_approval_has_run_out_does_not_start() {
 }
 
 #[test]
-fn a_job_of_a_replaced_approval_is_withdrawn_and_not_run_under_the_new_one() {
-    let mut world = approved("");
+fn a_replaced_approval_ends_what_waits_and_lets_an_attempt_run_to_its_last_end() {
+    let mut world = approved("retries = 3");
     let id = running_job(&mut world);
-    world.approve(job(2, 2000, ""));
-    let ended = world.cluster.jobs().jobs()[&id].clone();
-    assert_eq!(ended.state, JobState::Failed, "its own approval is gone");
-    assert_eq!(ended.last_end.expect("an end").cause, EndCause::Withdrawn);
+    let waiting = submit(&mut world, "b");
+    world.execute();
+    assert_eq!(state(&world, waiting), JobState::Queued, "the room is taken");
+    world.approve(job(2, 2000, "retries = 3"));
+    assert_eq!((state(&world, id), state(&world, waiting)), (JobState::Running, JobState::Failed));
+    let cause = |world: &World, id| world.cluster.jobs().jobs()[&id].last_end.clone().expect("an end").cause;
+    assert_eq!(cause(&world, waiting), EndCause::Withdrawn);
+    report(&mut world, "node-2", JobSlotState::Ended, Some(RankOutcome::Exited { code: 3 }));
+    world.execute();
+    assert!(matches!(cause(&world, id), EndCause::RankFailed(_)), "{:?}", cause(&world, id));
+    assert_eq!(state(&world, id), JobState::Failed, "the new approval grants it no retry");
     world.job_reports.clear();
     world.heartbeat_all();
     world.execute();
-    assert_eq!(world.cluster.jobs().held().count(), 0);
-    let next = submit(&mut world, "b");
+    let next = submit(&mut world, "c");
     world.execute();
     assert!(state(&world, next).is_placed(), "the new approval is in force");
 }

@@ -206,6 +206,6 @@ fn attack_each_fault_of_an_entry_has_its_text() {
     assert_eq!(fault(&UsageEntry { amounts: used, ..sound }), "new: true", "CPU time is shown, not billed");
     let missing = Rebill::new(70, &versions).unwrap().finish().unwrap_err();
     assert_eq!(missing.to_string(), "70 entries are missing, the first of them number 1");
-    let many = Rebill::new((1 << 30) + 1, &versions).err().expect("too many");
+    let many = Rebill::new((1 << 30) + 1, &versions).expect_err("too many");
     assert_eq!(many.to_string(), "1073741825 entries; one run takes at most 1073741824");
 }
