@@ -147,16 +147,16 @@ isolation = "same_uid"       # minimum isolation accepted: "full", "same_uid", "
 fn job_template(name: &ServiceName, record: &ModelRecord, tree: ArtifactRoot) -> String {
     format!(
         r#"# The envelope that the circle is asked to approve: within it, a submission runs without a vote.
-# This release approves no job yet: nothing runs one. `quorate job check` shows what it would run.
+# `quorate job check FILE` shows the command of each rank as a node derives it.
 kind = "job"
 name = "{name}"
 # The program, an absolute path in the artifact, and its arguments. {{steps}} stands for the parameter; a
 # brace alone is written twice. No shell reads a value.
 command = ["/usr/bin/python3", "train.py", "--steps={{steps}}"]
 # open = []                  # "artifact", "command": each submission names it, and must be signed
-ranks = 2                    # of a gang: all run, or none
-# ranks_per_slot = 1         # at most, on one node, in one sandbox
-# slots = 2                  # held by all gangs together: ranks at once = slots * ranks_per_slot
+ranks = 1                    # of a gang: all run, or none
+# ranks_per_slot = 1         # on one node, in one sandbox; in this release as many as `ranks`
+# slots = 1                  # held by all gangs together: ranks at once = slots * ranks_per_slot
 run_seconds_max = 3600
 # grace_seconds = 30         # from the request to end until a rank is killed
 # autonomy_seconds = 3600    # time for which a rank runs on without hearing the control plane
