@@ -28,6 +28,7 @@ mod services;
 mod sharing;
 mod status;
 mod template;
+mod usage;
 mod verdict;
 mod words;
 
@@ -169,6 +170,9 @@ Exit status: 0 all is well, 1 something is wrong, 2 the quorum is lost or the st
     /// Issue, list and revoke access tokens of people
     #[command(subcommand)]
     Token(access::TokenCommand),
+    /// Show, export and verify metered usage: what services and jobs held, and what it cost
+    #[command(subcommand)]
+    Usage(usage::UsageCommand),
     /// List the latest audit events: action, actor and time
     Events(status::EventsArguments),
 }
@@ -252,6 +256,7 @@ async fn dispatch(command: TopLevelCommand, environment: &Environment) -> Result
         TopLevelCommand::Context(command) => context::run(command, environment),
         TopLevelCommand::Token(command) => access::run_token(command, environment).await,
         TopLevelCommand::Key(command) => access::run_key(command, environment).await,
+        TopLevelCommand::Usage(command) => usage::run(command, environment).await,
         TopLevelCommand::Events(arguments) => status::events(arguments, environment).await,
     }?;
     Ok(ExitCode::SUCCESS)

@@ -28,6 +28,7 @@ mod problem;
 #[cfg(test)]
 mod tests;
 mod unadmitted;
+mod usage_journal;
 
 pub use bootstrap::{create_replica, load_replica};
 pub use machine::ClusterMachine;
@@ -91,6 +92,7 @@ pub(crate) struct Server {
     metrics: metrics::ServerMetrics,
     /// Cancelled when the listeners end: requests that are held for news are answered then.
     ending: CancellationToken,
+    usage_journal: Arc<usage_journal::UsageJournal>,
 }
 
 /// Runs a replica until `shutdown`, which stops it gracefully: it first hands leadership over, then lets
@@ -133,6 +135,7 @@ pub async fn run(config: ServerConfig, shutdown: CancellationToken) -> Result<()
     let leading = leader::run(server.clone(), shutdown.clone());
     let watching = peers::watch(server.clone(), shutdown.clone());
     let halting = halts::watch(server.clone(), shutdown.clone());
+    let journalling = usage_journal::feed(server.clone(), shutdown.clone());
     let stopping = async {
         shutdown.cancelled().await;
         replica.stop().await;
@@ -145,7 +148,9 @@ pub async fn run(config: ServerConfig, shutdown: CancellationToken) -> Result<()
         ended = async { tokio::try_join!(overlay_serving, people_serving) } => {
             ended.map(|_| ()).context("serve")
         }
-        ((), (), (), ()) = async { tokio::join!(leading, watching, halting, stopping) } => Ok(()),
+        ((), (), (), (), ()) = async {
+            tokio::join!(leading, watching, halting, journalling, stopping)
+        } => Ok(()),
         reason = stopped(&server, &shutdown) => anyhow::bail!("the replica stopped: {reason}"),
     }
 }
@@ -176,6 +181,7 @@ fn new_server(
         metrics: metrics::ServerMetrics::new(),
         barrier: barrier::SharedBarrier::default(),
         ending,
+        usage_journal: Arc::new(usage_journal::UsageJournal::open(&config.directory)?),
     })
 }
 

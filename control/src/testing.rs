@@ -14,9 +14,10 @@ use protocol::governance::{
 use protocol::keys::{ByteString, EncryptionKey, HybridSignature, ML_KEM_768_PUBLIC_KEY_LENGTH};
 use protocol::manifest::Manifest;
 use protocol::model::{ErasureCode, ModelRecord, StoredKind};
+use protocol::usage::{Prices, UsageEntry, UsageRate, bill};
 use protocol::{
-    Digest, Epoch, Millis, ModelRoot, NodeId, Passkey, PasskeyAssertion, PasskeyKey, PublicKey, ReplicaId,
-    Signature,
+    Digest, Epoch, Fence, Millis, ModelRoot, NodeId, Passkey, PasskeyAssertion, PasskeyKey, PublicKey,
+    ReplicaId, Signature, SlotIndex,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -282,5 +283,27 @@ pub(crate) fn proposal_view(proposal: &Proposal, ballots: Vec<SignedBallot>) -> 
         drafted_by: None,
         comments: vec![],
         ballots,
+    }
+}
+
+/// Returns a sound entry of usage with this number: a minute of a core, at no price.
+pub(crate) fn usage_entry(sequence: u64) -> UsageEntry {
+    let rate = UsageRate { gpu_millis: 0, cpu_millicores: 1000, memory_mib: 64 };
+    UsageEntry {
+        sequence,
+        envelope: "mine".parse().expect("a name"),
+        slot: SlotIndex(0),
+        fence: Fence { version: 1, count: sequence },
+        certificate: Digest::of(b"certificate"),
+        node: NodeId(PublicKey([7; 32])),
+        submitter: None,
+        job: None,
+        attempt: 0,
+        from: Millis(sequence * 60_000),
+        until: Millis((sequence + 1) * 60_000),
+        rate,
+        price_version: 0,
+        amounts: bill(&rate, 60_000, &Prices::default()),
+        credit_of: None,
     }
 }

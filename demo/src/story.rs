@@ -7,6 +7,7 @@ mod answer;
 mod console;
 mod deploy;
 mod flip;
+mod job;
 mod kill;
 mod offline;
 mod orders;
@@ -104,6 +105,7 @@ pub(crate) async fn run(demonstration: &Demonstration, arguments: &Arguments) ->
     deploy::serve(demonstration, &[("minilm", &arguments.minilm), ("tiny", &arguments.tiny)]).await?;
     let api = demonstration.openai().await?;
     answer::first_answers(demonstration, &api, arguments.documents.as_deref()).await?;
+    job::run_a_job(demonstration).await?;
     flip::flip_a_bit(demonstration).await?;
     orders::hand_over_bad_orders(demonstration).await?;
     outage::kill_control(demonstration, &api).await?;

@@ -27,6 +27,7 @@ mod config;
 mod control_client;
 mod drain;
 mod error;
+mod gangs;
 mod gateway;
 mod halts;
 mod jobs;

@@ -5,6 +5,7 @@ use crate::{ChainError, access, form, halt, membership};
 use protocol::governance::{Change, Member, NodeAdmission};
 use protocol::limits;
 use protocol::manifest::{Manifest, ModelChoice};
+use protocol::usage::{PRICE_MICRO_UNITS_MAX, Prices};
 use std::collections::BTreeSet;
 
 /// Maximum grace period of a retirement in seconds: a week. Requests do not run longer.
@@ -43,6 +44,7 @@ pub(crate) fn check_change(state: &CircleState, change: &Change) -> Result<(), C
         Change::SetAccess(envelope) => {
             access::check_envelope(envelope, &state.members().map(|member| &member.id).collect())
         }
+        Change::SetPrices(prices) => check_prices(prices),
     }
 }
 
@@ -101,6 +103,18 @@ fn check_forgetting(state: &CircleState, model: &ModelChoice, grace_seconds: u32
         let reason =
             format!("{grace_seconds} s of grace; accepted: at most {MODEL_GRACE_SECONDS_MAX} (thirty days)");
         return Err(ChainError::invalid("forget model", reason));
+    }
+    Ok(())
+}
+
+/// Checks that each price is within its bound.
+pub(crate) fn check_prices(prices: &Prices) -> Result<(), ChainError> {
+    let Prices { gpu_hour_micro_units, cpu_hour_micro_units, memory_gib_hour_micro_units } = prices;
+    let highest = *gpu_hour_micro_units.max(cpu_hour_micro_units).max(memory_gib_hour_micro_units);
+    if highest > PRICE_MICRO_UNITS_MAX {
+        let reason =
+            format!("{highest} millionths per hour; accepted: at most {PRICE_MICRO_UNITS_MAX} for each");
+        return Err(ChainError::invalid("prices", reason));
     }
     Ok(())
 }

@@ -24,8 +24,8 @@ use crate::approved::Approved;
 use crate::history::{HistoryEntry, HistoryTree};
 use crate::member::former_key;
 use crate::subject::{
-    ACCESS_SUBJECT, CIRCLE_SUBJECT, HALTS_SUBJECT, access_value, circle_value, lifted_value, member_subject,
-    model_subject, model_value, node_subject, node_value, suspension_value,
+    ACCESS_SUBJECT, CIRCLE_SUBJECT, HALTS_SUBJECT, PRICES_SUBJECT, access_value, circle_value, lifted_value,
+    member_subject, model_subject, model_value, node_subject, node_value, prices_value, suspension_value,
 };
 use crate::{ChainError, MemberSecret, form, signature_holds};
 use nodes::AdmittedNodes;
@@ -38,6 +38,7 @@ use protocol::governance::{
 };
 use protocol::halt::Halt;
 use protocol::manifest::{ModelChoice, ServiceManifest};
+use protocol::usage::{PriceVersion, Prices};
 use protocol::{
     CircleId, Digest, Epoch, HaltId, MemberId, Millis, ModelName, ModelRoot, NodeId, NodeName, ProposalId,
     PublicKey, ServiceName, limits,
@@ -164,6 +165,8 @@ pub struct CircleState {
     passkeys: BTreeMap<MemberId, MemberPasskeys>,
     control: Vec<ControlReplica>,
     access: CircleAccess,
+    /// Prices in force; their version is that of their subject.
+    prices: Prices,
     nodes: AdmittedNodes,
     subjects: BTreeMap<String, (u64, Option<Digest>)>,
     services: BTreeMap<ServiceName, ApprovedService>,
@@ -239,6 +242,7 @@ impl CircleState {
                 certificate: id.0,
                 counted: BTreeSet::from([id.0]),
             },
+            prices: Prices::default(),
             nodes,
             subjects,
             services: BTreeMap::new(),
@@ -289,6 +293,10 @@ impl CircleState {
             }
             Change::SetPasskeys { member, passkeys } => self.apply_passkeys(member, passkeys),
             Change::SetAccess(envelope) => self.apply_access(*envelope, certificate),
+            Change::SetPrices(prices) => {
+                self.bump(PRICES_SUBJECT.to_string(), Some(prices_value(&prices)));
+                self.prices = prices;
+            }
         }
         self.history.append(HistoryEntry { proposal, certificate });
     }
@@ -530,6 +538,13 @@ impl CircleState {
         self.access.certificate
     }
 
+    /// Returns the prices in force, with the number of their vote.
+    #[must_use]
+    pub fn prices(&self) -> PriceVersion {
+        let version = self.subjects.get(PRICES_SUBJECT).map_or(0, |(version, _)| *version);
+        PriceVersion { version, prices: self.prices }
+    }
+
     /// Returns whether grants under the envelope of this certificate count, within the bounds in force.
     pub(crate) fn access_counts(&self, certificate: &Digest) -> bool {
         self.access.counted.contains(certificate)
@@ -682,6 +697,7 @@ mod tests {
                 certificate: Digest([0; 32]),
                 counted: BTreeSet::new(),
             },
+            prices: Prices::default(),
             nodes,
             subjects: BTreeMap::new(),
             services: BTreeMap::new(),

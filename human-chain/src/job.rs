@@ -3,10 +3,12 @@
 //! Nothing that control says becomes part of a command. The program, its arguments, environment and mounts
 //! follow from the approved manifest and the submission; the order adds ranks and GPUs, within the manifest.
 
+mod gang;
 mod order;
 mod rank;
 mod submission;
 
+pub use gang::{GangMembers, GangSlot, check_gang, check_meeting};
 pub use order::{JobGrant, check_job_order};
 pub use rank::{MASTER_PORT, RankCommand, RankInput, derive_rank, rank_host};
 pub use submission::check_submission;

@@ -17,6 +17,7 @@ mod fields;
 mod genesis;
 mod halts;
 mod job;
+mod prices;
 mod words;
 
 pub use difference::render_difference;
@@ -129,6 +130,7 @@ fn sentence(proposal: &Proposal) -> String {
         ),
         Change::SetPasskeys { member, passkeys } => passkeys_sentence(member, passkeys),
         Change::SetAccess(envelope) => access::sentence(envelope),
+        Change::SetPrices(asked) => prices::sentence(asked),
     }
 }
 

@@ -4,6 +4,7 @@ use protocol::access::AccessEnvelope;
 use protocol::canonical::to_bytes;
 use protocol::governance::{ActionClass, Change, Member, NodeAdmission, Policy};
 use protocol::manifest::{Manifest, ModelChoice};
+use protocol::usage::Prices;
 use protocol::{Digest, HaltId, MemberId, ModelName, NodeName, Passkey, ServiceName};
 use std::collections::BTreeSet;
 
@@ -14,6 +15,8 @@ pub(crate) const CIRCLE_SUBJECT: &str = "circle";
 pub(crate) const HALTS_SUBJECT: &str = "halts";
 /// Subject name of the bounds of access.
 pub(crate) const ACCESS_SUBJECT: &str = "access";
+/// Subject name of the prices.
+pub(crate) const PRICES_SUBJECT: &str = "prices";
 /// Digest domain of a subject's approved value.
 const SUBJECT_DOMAIN: &str = "quorate/subject/v1";
 
@@ -28,13 +31,14 @@ pub fn class_of(change: &Change) -> ActionClass {
         | Change::SuspendMember { .. }
         | Change::ForgetModel { .. }
         | Change::SetAccess(_)
+        | Change::SetPrices(_)
         | Change::Lift { .. } => ActionClass::Sensitive,
         Change::SetPasskeys { .. } => ActionClass::Personal,
     }
 }
 
 /// Returns the subject of a change: `service/NAME`, `node/NAME`, `model/NAME`, `halts`, `passkeys/MEMBER`,
-/// `member/NAME`, `access` or `circle`.
+/// `member/NAME`, `access`, `prices` or `circle`.
 #[must_use]
 pub fn subject_of(change: &Change) -> String {
     match change {
@@ -48,6 +52,7 @@ pub fn subject_of(change: &Change) -> String {
         Change::SetPasskeys { member, .. } => passkeys_subject(member),
         Change::SuspendMember { member, .. } => member_subject(member),
         Change::SetAccess(_) => ACCESS_SUBJECT.to_string(),
+        Change::SetPrices(_) => PRICES_SUBJECT.to_string(),
     }
 }
 
@@ -79,6 +84,11 @@ pub(crate) fn suspension_value(halts: &BTreeSet<Digest>) -> Digest {
 /// Returns the value of the bounds of access.
 pub(crate) fn access_value(envelope: &AccessEnvelope) -> Digest {
     Digest::of_domain(SUBJECT_DOMAIN, &to_bytes(envelope))
+}
+
+/// Returns the value of the prices.
+pub(crate) fn prices_value(prices: &Prices) -> Digest {
+    Digest::of_domain(SUBJECT_DOMAIN, &to_bytes(prices))
 }
 
 /// Returns the value of a forgotten model's subject.

@@ -76,7 +76,8 @@ pub fn recipients_touched(state: &CircleState, change: &Change) -> BTreeSet<Reci
         | Change::ForgetModel { .. }
         | Change::Lift { .. }
         | Change::SetPasskeys { .. }
-        | Change::SetAccess(_) => BTreeSet::new(),
+        | Change::SetAccess(_)
+        | Change::SetPrices(_) => BTreeSet::new(),
     }
 }
 

@@ -8,6 +8,8 @@
 //! - [`Client`] and [`serve`] are HTTP/2 over such connections; [`connect`] and [`accept`] the bare stream.
 //! - [`reverse_serve`] and [`accept_reverse`] reverse the roles: the dialling side answers the requests, so a
 //!   worker behind NAT serves like any other.
+//! - [`serve_with_streams`] and [`dial_stream`] carry bare byte streams beside HTTP on one listener;
+//!   [`connect_inside`] and [`accept_inside`] prove keys over a stream that a third party carries.
 //! - [`people`] has listeners with ordinary TLS for browsers, `curl` and OpenAI clients.
 //! - [`descriptors`] passes frames and file descriptors to another local process over a unix socket.
 //! - [`open_files`] raises the limit of open files, and lowers the bounds of listeners to fit it.
@@ -19,6 +21,7 @@
 mod accept;
 mod address;
 mod admission;
+mod bare;
 mod channel;
 mod client;
 mod error;
@@ -42,6 +45,7 @@ pub use accept::Arrival;
 pub use address::{Address, NotAnAddress};
 pub use admission::SourcePrefix;
 pub use axum::body::Body;
+pub use bare::{accept_inside, connect_inside, dial_stream};
 pub use channel::{Channel, ResponseBody};
 pub use client::Client;
 pub use error::Error;
@@ -55,8 +59,8 @@ pub use refusal::RefusalForm;
 #[doc(hidden)]
 pub use reverse::read_preface;
 pub use reverse::{PREFACE_BYTES_MAX, Reversed, accept_reverse, accept_reverse_loop, reverse_serve};
-pub use server::{Peer, PeerAddress, serve};
-pub use stream::Stream;
+pub use server::{Peer, PeerAddress, StreamHandler, serve, serve_with_streams};
+pub use stream::{Stream, Watched};
 pub use tls::{Connection, accept, connect};
 /// The token that stops servers; cancelling it begins an orderly shutdown.
 pub use tokio_util::sync::CancellationToken;

@@ -14,6 +14,9 @@
 //!   `admission::requests_under_way_are_evicted_last_and_never_for_more_than_a_share`
 //! - more connections of one key than `connections_max`: fair admission by key;
 //!   `admission::a_key_with_many_connections_keeps_no_other_out`
+//! - bare streams of one key: fair admission by key, and a permit for each;
+//!   `bare::streams_of_one_key_keep_no_other_out`,
+//!   `bare::a_peer_that_is_admitted_but_unknown_gets_no_stream`
 //! - connections of unknown keys: `unadmitted_max`, `unadmitted_timeout`;
 //!   `admission::unadmitted_peers_take_no_permits_of_peers_and_hold_none_long`,
 //!   `admission::many_unknown_keys_keep_no_admitted_key_from_a_reversed_listener`

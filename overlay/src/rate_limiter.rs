@@ -69,6 +69,15 @@ impl<K: Ord + Clone> RateLimiter<K> {
         Ok(())
     }
 
+    /// Returns what is left of the burst of `key`, and the time until the burst is whole again.
+    #[must_use]
+    pub fn left(&self, key: &K, rate: Rate, now: Duration) -> (u32, Duration) {
+        let arrival = self.arrivals.get(key).copied().unwrap_or_default();
+        let whole_in = arrival.saturating_sub(now);
+        let taken = whole_in.as_nanos().div_ceil(rate.interval.as_nanos().max(1));
+        (rate.burst - u32::try_from(taken).unwrap_or(u32::MAX).min(rate.burst), whole_in)
+    }
+
     /// Evicts the keys whose burst is whole, or else the key that is nearest to it.
     fn evict(&mut self, now: Duration) {
         self.arrivals.retain(|_, arrival| *arrival > now);
@@ -102,6 +111,28 @@ mod tests {
         assert_eq!([at(10_000), at(10_000), at(10_000)], [Ok(()); 3]);
         assert_eq!(at(10_000), Err(ms(100)), "a whole burst grows no further");
         assert_eq!(at(0), Err(ms(10_100)), "a clock that went back adds nothing");
+    }
+
+    #[test]
+    fn what_is_left_of_a_burst_is_what_may_be_taken() {
+        let mut limiter = RateLimiter::new(8, None);
+        assert_eq!(limiter.left(&"a", EACH, ms(50)), (3, ms(0)));
+        for (time, left) in [(50, (2, ms(100))), (50, (1, ms(200))), (60, (0, ms(290)))] {
+            assert_eq!(limiter.take(&"a", EACH, ms(time)), Ok(()));
+            assert_eq!(limiter.left(&"a", EACH, ms(time)), left);
+        }
+        assert_eq!(limiter.left(&"a", EACH, ms(149)), (0, ms(201)));
+        assert_eq!(limiter.left(&"a", EACH, ms(150)), (1, ms(200)));
+        assert_eq!(limiter.left(&"a", EACH, ms(900)), (3, ms(0)));
+        let none = Rate { burst: 0, interval: ms(60_000) };
+        assert_eq!(limiter.left(&"b", none, ms(5)), (0, ms(0)));
+        for time in (150..900).step_by(7) {
+            let (left, _) = limiter.left(&"a", EACH, ms(time));
+            let arrival = limiter.arrivals.clone();
+            let taken = (0..9).take_while(|_| limiter.take(&"a", EACH, ms(time)).is_ok()).count();
+            assert_eq!(taken, left as usize, "at {time}");
+            limiter.arrivals = arrival;
+        }
     }
 
     #[test]

@@ -98,7 +98,7 @@ pub async fn accept_reverse(
     policy: &PeerPolicy,
     limits: &Limits,
 ) -> Result<Reversed, Error> {
-    let acceptor = acceptor(identity, policy, REVERSED);
+    let acceptor = acceptor(identity, policy, &[REVERSED]);
     accept_reverse_as(tcp, &acceptor, Arc::new(limits.clone())).await
 }
 
@@ -125,7 +125,7 @@ where
     F: Fn(Reversed, Arrival) -> T + Clone + Send + 'static,
     T: Future<Output = ()> + Send + 'static,
 {
-    let acceptor = acceptor(identity, policy, REVERSED);
+    let acceptor = acceptor(identity, policy, &[REVERSED]);
     let limits = Arc::new(limits);
     accept_loop(listener, &limits.clone(), shutdown, move |tcp, arrival| {
         let (acceptor, limits, handle) = (acceptor.clone(), limits.clone(), handle.clone());
@@ -144,7 +144,7 @@ async fn accept_reverse_as(
     acceptor: &TlsAcceptor,
     limits: Arc<Limits>,
 ) -> Result<Reversed, Error> {
-    let mut connection = accept_as(tcp, acceptor, REVERSED, &limits).await?;
+    let mut connection = accept_as(tcp, acceptor, &[REVERSED], &limits).await?;
     let read = read_preface(&mut connection.stream);
     let preface = within("preface", limits.handshake, read).await?.map_err(Error::Preface)?;
     Ok(Reversed { preface, connection, limits })

@@ -10,7 +10,7 @@ use crate::limits::Limits;
 use crate::policy::PeerPolicy;
 use crate::refusal::{HEAD_TOO_LARGE, RefusalForm};
 use crate::stream::Watched;
-use crate::tls::{FORWARD, accept_as, acceptor};
+use crate::tls::{BARE, Connection, FORWARD, accept_as, acceptor};
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use bytes::Bytes;
@@ -69,20 +69,61 @@ pub async fn serve(
     router: Router,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
-    let acceptor = acceptor(identity, &policy, FORWARD);
+    serve_protocols(listener, identity, policy, limits, router, None, shutdown).await
+}
+
+/// Serves as [`serve`] does, and gives `streams` each connection by [`crate::dial_stream`]. Such a stream
+/// counts as a busy connection of its key; it is dropped at `shutdown`, and when its permit passes to
+/// another. The policy is consulted in its handshake alone: `streams` must watch that its peer stays
+/// admitted.
+///
+/// # Errors
+/// As [`serve`].
+pub async fn serve_with_streams(
+    listener: TcpListener,
+    identity: &Identity,
+    policy: PeerPolicy,
+    limits: Limits,
+    router: Router,
+    streams: StreamHandler,
+    shutdown: CancellationToken,
+) -> Result<(), Error> {
+    serve_protocols(listener, identity, policy, limits, router, Some(streams), shutdown).await
+}
+
+/// Work of a listener on one bare stream, until it ends.
+pub type StreamHandler = Arc<dyn Fn(Connection) -> BoxFuture<'static, ()> + Send + Sync>;
+
+async fn serve_protocols(
+    listener: TcpListener,
+    identity: &Identity,
+    policy: PeerPolicy,
+    limits: Limits,
+    router: Router,
+    streams: Option<StreamHandler>,
+    shutdown: CancellationToken,
+) -> Result<(), Error> {
+    let protocols: &'static [&'static [u8]] = if streams.is_some() { &[FORWARD, BARE] } else { &[FORWARD] };
+    let acceptor = acceptor(identity, &policy, protocols);
     let limits = Arc::new(limits);
     let guard = Guard::new(router, Some(policy.clone()), limits.clone());
     let ending = shutdown.clone();
     accept_loop(listener, &limits.clone(), shutdown, move |tcp, mut arrival| {
         let (acceptor, limits, policy) = (acceptor.clone(), limits.clone(), policy.clone());
-        let (guard, ending) = (guard.clone(), ending.clone());
+        let (guard, ending, streams) = (guard.clone(), ending.clone(), streams.clone());
         async move {
-            let connection = match accept_as(tcp, &acceptor, FORWARD, &limits).await {
+            let connection = match accept_as(tcp, &acceptor, protocols, &limits).await {
                 Ok(connection) => connection,
                 Err(error) => return arrival.failed(&error),
             };
             let key = connection.peer;
             let is_known = policy.knows(&key);
+            if connection.inside() == Some(BARE) {
+                if let Some(handle) = streams.filter(|_| is_known && arrival.admit(key)) {
+                    ending.run_until_cancelled(handle(connection)).await;
+                }
+                return;
+            }
             let is_admitted = match is_known {
                 true => arrival.take_permit(ConnectionSource::Key(key), Activity::Silent),
                 false => arrival.wait_unadmitted(),

@@ -7,7 +7,7 @@ use crate::error::Error;
 use crate::identity::{Identity, SPKI_PREFIX};
 use crate::limits::Limits;
 use crate::policy::PeerPolicy;
-use crate::stream::{Stream, Watched, denies_access};
+use crate::stream::{Watched, denies_access};
 use protocol::PublicKey;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{AlwaysResolvesClientRawPublicKeys, Resumption};
@@ -26,22 +26,32 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 
 /// ALPN protocol for HTTP/2 with the usual roles.
 pub(crate) const FORWARD: &[u8] = b"h2";
+/// ALPN protocol for a bare byte stream, whose first message states its purpose.
+pub(crate) const BARE: &[u8] = b"quorate-stream";
 /// ALPN protocol for a preface, then HTTP/2 with the TLS client as the server.
 pub(crate) const REVERSED: &[u8] = b"quorate-reversed-h2";
 
-/// A connection whose peer has proven its key.
+/// A connection whose peer has proven its key, over a TCP connection or another stream.
 #[derive(Debug)]
-pub struct Connection {
+pub struct Connection<S = TcpStream> {
     /// Peer's proven key, which is its name.
     pub peer: PublicKey,
     /// Byte stream inside TLS.
-    pub stream: Stream,
+    pub stream: Watched<TlsStream<S>>,
+}
+
+impl<S> Connection<S> {
+    /// Returns the ALPN protocol that both sides chose.
+    pub(crate) fn inside(&self) -> Option<&[u8]> {
+        let (_, session) = self.stream.get_ref().get_ref();
+        session.alpn_protocol()
+    }
 }
 
 impl Connection {
@@ -68,6 +78,17 @@ pub async fn connect(
     expected: PublicKey,
     limits: &Limits,
 ) -> Result<Connection, Error> {
+    connect_as(identity, address, expected, FORWARD, limits).await
+}
+
+/// Dials `address` for the protocol `inside`.
+pub(crate) async fn connect_as(
+    identity: &Identity,
+    address: SocketAddr,
+    expected: PublicKey,
+    inside: &[u8],
+    limits: &Limits,
+) -> Result<Connection, Error> {
     let tcp = within("dial", limits.handshake, async {
         let tcp = TcpStream::connect(address).await?;
         tcp.set_nodelay(true)?;
@@ -75,24 +96,24 @@ pub async fn connect(
     })
     .await?
     .map_err(|source| Error::Dial { address, source })?;
-    connect_over(tcp, identity, expected, FORWARD, limits).await
+    connect_over(tcp, identity, expected, inside, limits).await
 }
 
 /// Performs the client's handshake over an existing connection. Calls no `setsockopt`: workers may not.
-pub(crate) async fn connect_over(
-    tcp: TcpStream,
+pub(crate) async fn connect_over<S: AsyncRead + AsyncWrite + Unpin>(
+    tcp: S,
     identity: &Identity,
     expected: PublicKey,
     inside: &[u8],
     limits: &Limits,
-) -> Result<Connection, Error> {
+) -> Result<Connection<S>, Error> {
     let connector = TlsConnector::from(Arc::new(client_config(identity, expected, inside)));
     // Never sent (no SNI) and never compared (the key is): rustls requires a name in any case.
     let name = ServerName::try_from("quorate.invalid").expect("this is a valid name");
     let stream = within("tls handshake", limits.handshake, connector.connect(name, tcp))
         .await?
         .map_err(|error| explain(error, expected))?;
-    established(TlsStream::from(stream), inside, limits)
+    established(TlsStream::from(stream), &[inside], limits)
 }
 
 /// Answers a handshake on `tcp` and proves the key of the dialling peer; `policy` decides whether to admit
@@ -106,18 +127,18 @@ pub async fn accept(
     policy: &PeerPolicy,
     limits: &Limits,
 ) -> Result<Connection, Error> {
-    accept_as(tcp, &acceptor(identity, policy, FORWARD), FORWARD, limits).await
+    accept_as(tcp, &acceptor(identity, policy, &[FORWARD]), &[FORWARD], limits).await
 }
 
-/// Returns the server's half, made once for each listener.
-pub(crate) fn acceptor(identity: &Identity, policy: &PeerPolicy, inside: &[u8]) -> TlsAcceptor {
+/// Returns the server's half, made once for each listener: `inside` are its protocols, the preferred first.
+pub(crate) fn acceptor(identity: &Identity, policy: &PeerPolicy, inside: &[&[u8]]) -> TlsAcceptor {
     TlsAcceptor::from(Arc::new(server_config(identity, policy, inside)))
 }
 
 pub(crate) async fn accept_as(
     tcp: TcpStream,
     acceptor: &TlsAcceptor,
-    inside: &[u8],
+    inside: &[&[u8]],
     limits: &Limits,
 ) -> Result<Connection, Error> {
     tcp.set_nodelay(true).map_err(Error::Handshake)?;
@@ -129,6 +150,17 @@ pub(crate) async fn accept_as(
             Err(Error::Handshake(error))
         }
     }
+}
+
+/// Answers a handshake over any stream; as [`accept_as`], but the caller ends the stream of a refused peer.
+pub(crate) async fn accept_over<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: S,
+    acceptor: &TlsAcceptor,
+    inside: &[&[u8]],
+    limits: &Limits,
+) -> Result<Connection<S>, Error> {
+    let shaken = within("tls handshake", limits.handshake, acceptor.accept(stream)).await?;
+    established(TlsStream::from(shaken.map_err(Error::Handshake)?), inside, limits)
 }
 
 /// Bounds a step by a limit.
@@ -153,9 +185,9 @@ async fn linger(mut tcp: TcpStream) {
     let _ = tokio::time::timeout(LINGER, drain).await;
 }
 
-fn established(stream: TlsStream<TcpStream>, inside: &[u8], limits: &Limits) -> Result<Connection, Error> {
+fn established<S>(stream: TlsStream<S>, inside: &[&[u8]], limits: &Limits) -> Result<Connection<S>, Error> {
     let (_, session) = stream.get_ref();
-    if session.alpn_protocol() != Some(inside) {
+    if !session.alpn_protocol().is_some_and(|chosen| inside.contains(&chosen)) {
         return Err(Error::Handshake(io::Error::other("peer speaks another protocol inside TLS")));
     }
     let peer = session.peer_certificates().and_then(|certificates| certificates.first());
@@ -207,13 +239,13 @@ fn client_config(identity: &Identity, expected: PublicKey, inside: &[u8]) -> Cli
     config
 }
 
-fn server_config(identity: &Identity, policy: &PeerPolicy, inside: &[u8]) -> ServerConfig {
+fn server_config(identity: &Identity, policy: &PeerPolicy, inside: &[&[u8]]) -> ServerConfig {
     let mut config = ServerConfig::builder_with_provider(PROVIDER.clone())
         .with_protocol_versions(&[&TLS13])
         .expect(SUPPORTED)
         .with_client_cert_verifier(Arc::new(AdmittedClient(policy.clone())))
         .with_cert_resolver(Arc::new(AlwaysResolvesServerRawPublicKeys::new(identity.certified.clone())));
-    config.alpn_protocols = vec![inside.to_vec()];
+    config.alpn_protocols = inside.iter().map(|protocol| protocol.to_vec()).collect();
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     config

@@ -234,6 +234,10 @@ codes! {
     LIMIT_REACHED = "limit-reached";
     /// The cluster changed after the plan was made.
     PLAN_STALE = "plan-stale";
+    /// An export of usage is unreadable, or does not bill as it says.
+    USAGE_INVALID = "usage-invalid";
+    /// Entries of usage are missing.
+    USAGE_INCOMPLETE = "usage-incomplete";
     /// The access token is missing or unknown.
     TOKEN_UNKNOWN = "token-unknown";
     /// This control replica is not the leader; another one answers.
@@ -399,8 +403,13 @@ codes! {
     SANDBOX_FAILED = "sandbox-failed";
     /// The profile of a process sandbox contradicts itself or passes a limit.
     PROCESS_PROFILE_INVALID = "process-profile-invalid";
-    /// This machine gives the agent no TUN device, so no gang can run on it.
+    /// The nodes of a gang have no network: no TUN device, or no storage address at which they could meet.
     GANG_NETWORK_UNAVAILABLE = "gang-network-unavailable";
+    /// A node refused a link of a gang: it does not hold the attempt with this peer, or its limits are
+    /// reached.
+    GANG_LINK_REFUSED = "gang-link-refused";
+    /// Two nodes of a gang could not reach each other in time, so the ranks did not start.
+    GANG_LINK_DOWN = "gang-link-down";
     /// A worker ended, or reported that it cannot serve.
     WORKER_FAILED = "worker-failed";
     /// A member that the access envelope does not name granted access, or revoked a grant of another member.

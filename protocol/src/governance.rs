@@ -13,6 +13,7 @@ use crate::ids::{
 use crate::keys::{EncryptionKey, HybridSignature, MemberKeys, PublicKey, Signature};
 use crate::manifest::{Manifest, ModelChoice};
 use crate::passkey::{Passkey, PasskeyAssertion, PasskeyPolicy};
+use crate::usage::Prices;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use utoipa::ToSchema;
@@ -79,8 +80,8 @@ pub struct ProvenMember {
 pub enum ActionClass {
     /// A2: deploy, retire, admit or remove a node.
     Routine,
-    /// A3: members and policy, the suspension of a member, the bounds of access, the loss of a model, and the
-    /// lifting of halts.
+    /// A3: members and policy, the suspension of a member, the bounds of access, prices, the loss of a model,
+    /// and the lifting of halts.
     Sensitive,
     /// A1: a member's own passkeys. The member decides alone; no policy has a quorum for this class.
     Personal,
@@ -323,6 +324,8 @@ pub enum Change {
     },
     /// Replaces the bounds within which single members grant access tokens and inference keys.
     SetAccess(Box<AccessEnvelope>),
+    /// Replaces the prices by which usage is billed from then on.
+    SetPrices(Prices),
 }
 
 /// Subject of a proposal, in the version that the proposer saw. A proposal whose subject has changed since is

@@ -20,7 +20,7 @@ pub const SUBMISSION_DOMAIN: &str = "quorate/job-submission/v1";
 pub const JOB_ORDER_DOMAIN: &str = "quorate/job-order/v1";
 
 /// Party that submits.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Submitter {
     /// Holder of an access token of scope `submit`; control checks the token, and the submission has no

@@ -36,7 +36,8 @@ pub struct SubmittedJob {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct JobWaitView {
-    /// Name of the reason: `back_off`, `reserved`, `behind`, `no_room`, `halted` or `approval`.
+    /// Name of the reason: `back_off`, `reserved`, `behind`, `no_room`, `no_network`, `halted`, `approval`
+    /// or `limit`.
     pub reason: String,
     /// Explanation, as a sentence.
     pub text: String,

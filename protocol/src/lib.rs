@@ -20,6 +20,7 @@ pub mod display;
 pub mod error_chain;
 pub mod error_code;
 pub mod foreign_text;
+pub mod gang;
 pub mod gateway;
 pub mod governance;
 pub mod halt;
@@ -36,6 +37,7 @@ pub mod order;
 pub mod passkey;
 pub mod refusal;
 pub mod sandbox;
+pub mod usage;
 pub mod worker;
 
 mod fixed_bytes;

@@ -129,7 +129,7 @@ pub enum Isolation {
     Full,
 }
 
-/// Treatment of running replicas when the approval expires.
+/// Treatment of running replicas when the approval expires, and once the spend limit of an hour is spent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum OnExpiry {
@@ -195,7 +195,8 @@ pub struct ServiceManifest {
     pub placement: Placement,
     /// Hosts that the service may reach. Must be empty in this release.
     pub egress: Vec<String>,
-    /// Spend limit per hour, in millionths of the circle's unit; none = no limit.
+    /// Spend limit per clock hour, in millionths of the circle's unit; none = no limit. A replica that would
+    /// pass it waits; `on_expiry` says what running replicas do once it is spent.
     pub spend_micro_units_per_hour: Option<u64>,
     /// End of the approval; none = until retired.
     pub valid_until: Option<Millis>,

@@ -8,6 +8,7 @@
 use host::boot_time;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use protocol::sandbox::{DiskArea, GangDevice, ProcessProfile, RankProgram, SandboxLimits, WritableAreas};
+use protocol::{Digest, JobId};
 use sandbox::{
     GangId, LauncherConfig, PORT_ADDRESSES_MAX, PacketSwitch, PortKind, Sandbox, SandboxLauncher,
     StartProcess, SwitchPort, etc_files, init, libraries_of,
@@ -159,13 +160,13 @@ fn start(launcher: &SandboxLauncher, directory: &Path, mode: &str, address: &str
 /// Moves packets until the sender has ended, and prints what it printed.
 fn relay(ranks: &[Sandbox]) -> ExampleResult {
     let mut switch = PacketSwitch::default();
-    let gang = GangId { job: "measure".parse()?, attempt: 1 };
+    let gang = GangId { job: JobId(Digest::of(b"measure")), attempt: 1 };
     let (mut devices, mut outputs): (Vec<OwnedFd>, Vec<fs::File>) = (vec![], vec![]);
     for (number, (running, address)) in (0..).zip(ranks.iter().zip(ADDRESSES)) {
         let descriptors = running.descriptors()?;
         devices.extend(descriptors.gang_device);
         outputs.extend(descriptors.ranks.into_iter().map(|rank| fs::File::from(rank.output)));
-        switch.attach(SwitchPort(number), PortKind::Device, &gang, &[address.parse()?])?;
+        switch.attach(SwitchPort(number), PortKind::Device, gang, &[address.parse()?])?;
     }
     let mut packet = vec![0; 1 << 16];
     while ranks.iter().any(|running| running.ended().is_none()) {

@@ -2,12 +2,13 @@
 //! come out. A shell reads the packets from TUN devices and from other nodes, and writes them where the
 //! switch says.
 //!
-//! A port belongs to one attempt of one job and owns some addresses: those of a sandbox's device, or those
-//! of the ranks on another node. A packet passes if its source is an address of the port that it came from,
-//! and its destination an address of another port of the same job and attempt. Everything else is dropped
-//! and counted: other jobs, an earlier attempt of the same job, the host, the metadata service, broadcasts.
+//! A port belongs to one attempt of one submission and owns some addresses: those of a sandbox's device, or
+//! those of the ranks on another node. A packet passes if its source is an address of the port that it came
+//! from, and its destination an address of another port of the same job and attempt. Everything else is
+//! dropped and counted: other jobs, another submission of the same job, an earlier attempt, the host, the
+//! metadata service, broadcasts.
 
-use protocol::ServiceName;
+use protocol::JobId;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -18,13 +19,14 @@ const V4_HEADER_BYTES: usize = 20;
 /// Length of an IPv6 header, in bytes.
 const V6_HEADER_BYTES: usize = 40;
 
-/// One attempt of one job. Ranks of different attempts never reach each other.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+/// One attempt of one submission. Ranks of different attempts never reach each other, and neither do those of
+/// two submissions of one approved job: the id is the digest of the submission.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct GangId {
-    /// Job.
-    pub job: ServiceName,
+    /// Submission that the ranks run.
+    pub job: JobId,
     /// Number of the attempt.
-    pub attempt: u64,
+    pub attempt: u32,
 }
 
 /// Number of a port, chosen by the caller.
@@ -118,7 +120,7 @@ impl PacketSwitch {
         &mut self,
         port: SwitchPort,
         kind: PortKind,
-        gang: &GangId,
+        gang: GangId,
         addresses: &[IpAddr],
     ) -> Result<(), AttachRefusal> {
         if self.ports.contains_key(&port) {
@@ -127,16 +129,16 @@ impl PacketSwitch {
         if addresses.is_empty() || addresses.len() > PORT_ADDRESSES_MAX {
             return Err(AttachRefusal::AddressCount);
         }
-        let known = self.owners.get(gang);
+        let known = self.owners.get(&gang);
         let taken = |address: &&IpAddr| known.is_some_and(|owners| owners.contains_key(*address));
         if let Some(address) = addresses.iter().find(taken) {
             return Err(AttachRefusal::AddressTaken(*address));
         }
-        let owners = self.owners.entry(gang.clone()).or_default();
+        let owners = self.owners.entry(gang).or_default();
         owners.extend(addresses.iter().map(|address| (*address, port)));
         let addresses = addresses.iter().copied().collect();
         let counters = PortCounters::default();
-        self.ports.insert(port, AttachedPort { gang: gang.clone(), kind, addresses, counters });
+        self.ports.insert(port, AttachedPort { gang, kind, addresses, counters });
         debug_assert!(self.is_consistent());
         Ok(())
     }

@@ -6,6 +6,8 @@ use nix::unistd::Pid;
 use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// Forks a single-threaded process; `flags` are those of `clone(2)`. Returns the child's id to the parent and
 /// none to the child.
@@ -51,6 +53,13 @@ pub(crate) fn own(descriptor: RawFd) -> OwnedFd {
     // SAFETY: the callers pass numbers that a system call has just returned to them (recvmsg, a fresh
     // process's standard input). Nothing else in the process owns these numbers.
     unsafe { OwnedFd::from_raw_fd(descriptor) }
+}
+
+/// Registers a descriptor with the runtime's reactor, to wait until it can be read.
+pub(crate) fn watch_readable(descriptor: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: the value owns a valid descriptor, and nothing replaces or closes it before the value is
+    // dropped, since only shared references to it are given out.
+    unsafe { AsyncFd::register_with_interest(descriptor, Interest::READABLE) }.map_err(io::Error::from)
 }
 
 /// Returns a detached copy of the mounts at `path` (`open_tree(2)`, recursive).

@@ -12,6 +12,7 @@ use common::{Bench, LEASE_MS, TARGETS, children, insist, lives, until};
 use nix::unistd::Uid;
 use protocol::error_code;
 use protocol::sandbox::{DiskArea, SandboxExit};
+use protocol::{Digest, JobId};
 use sandbox::{Ended, GangId, PacketDrop, PacketSwitch, PortKind, Sandbox, SandboxLauncher, SwitchPort};
 use std::collections::BTreeMap;
 use std::fs;
@@ -336,11 +337,11 @@ struct Relay {
 }
 
 impl Relay {
-    fn attach(&mut self, running: &Sandbox, attempt: u64, addresses: &[&str]) -> SwitchPort {
+    fn attach(&mut self, running: &Sandbox, attempt: u32, addresses: &[&str]) -> SwitchPort {
         let port = SwitchPort(u32::try_from(self.devices.len()).unwrap());
-        let gang = GangId { job: "train".parse().unwrap(), attempt };
+        let gang = GangId { job: JobId(Digest::of(b"train")), attempt };
         let addresses: Vec<IpAddr> = addresses.iter().map(|text| text.parse().unwrap()).collect();
-        self.switch.attach(port, PortKind::Device, &gang, &addresses).unwrap();
+        self.switch.attach(port, PortKind::Device, gang, &addresses).unwrap();
         self.devices.push(running.descriptors().unwrap().gang_device.unwrap());
         port
     }

@@ -24,6 +24,7 @@ use crate::cluster::{Cluster, Leadership, OpenProposal};
 use crate::command::{Action, Actor, Command, IdempotencyKey, Refusal, Reply};
 use crate::limits::{COMMAND_BYTES_MAX, PENDING_NODE_MS};
 use crate::outcomes::request_of;
+use crate::usage::{self, MeterEnds};
 use protocol::agent::PendingNode;
 use protocol::canonical::{from_own_bytes, to_bytes};
 use protocol::error_code::{CIRCLE_NOT_FOUNDED, COMMAND_INVALID, TOKEN_SCOPE_MISSING};
@@ -187,6 +188,7 @@ fn is_anything_over(cluster: &Cluster, now: ClusterTime) -> bool {
     let proposal = cluster.open.values().any(|open| is_expired(open, now))
         || proposals::expired_drafts(cluster, now).next().is_some()
         || waiting::is_any_due(cluster, now)
+        || usage::is_day_over(cluster, now)
         || jobs::past_deadline(cluster, now).next().is_some();
     let model = registry::models_to_forget(cluster, now).next().is_some();
     model
@@ -226,6 +228,7 @@ fn tick(cluster: &mut Cluster, index: u64, clocks: &ClockReadings) -> Reply {
     cluster.pending.retain(|_, pending| !is_forgotten(pending, now));
     registry::forget_models(cluster);
     access::prune(cluster);
+    usage::settle(cluster, &MeterEnds::default());
     debug_assert!(!is_anything_over(cluster, now), "a tick leaves nothing due");
     Reply::Done
 }

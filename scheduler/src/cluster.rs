@@ -11,6 +11,7 @@ use crate::jobs::JobBook;
 use crate::limits::{CLOSED_PROPOSALS_MAX, SNAPSHOT_BYTES_MAX};
 use crate::outcomes::Outcomes;
 use crate::roll_out::{ReturnTarget, RollOut, RollOutPhase};
+use crate::usage::UsageBook;
 use human_chain::{AccessBook, ChainError, CircleState, FoundGrant, check_grant_stands};
 use protocol::access::GrantedAccess;
 use protocol::agent::PendingNode;
@@ -32,7 +33,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Domain separator of the state's digest.
-const CLUSTER_DOMAIN: &str = "quorate/cluster/v8";
+const CLUSTER_DOMAIN: &str = "quorate/cluster/v9";
 
 /// The replicated state of the whole cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -63,6 +64,8 @@ pub struct Cluster {
     pub(crate) outcomes: Outcomes,
     /// Jobs: submissions, attempts and slots of gangs.
     pub(crate) jobs: JobBook,
+    /// Metered usage: open meters, totals and the latest entries.
+    pub(crate) usage: UsageBook,
 }
 
 /// An access token that stands: a member granted it, and nothing has ended it.
@@ -391,6 +394,12 @@ impl Cluster {
     #[must_use]
     pub fn services(&self) -> &BTreeMap<ServiceName, Service> {
         &self.services
+    }
+
+    /// Returns the metered usage.
+    #[must_use]
+    pub fn usage(&self) -> &UsageBook {
+        &self.usage
     }
 
     /// Returns the registered models.

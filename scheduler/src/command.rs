@@ -239,7 +239,12 @@ pub enum Step {
         ends: Vec<RankEnd>,
     },
     /// A job's slot becomes free: its node no longer runs it.
-    ReleaseGang(JobSlotName),
+    ReleaseGang {
+        /// Slot under its last order.
+        slot: JobSlotName,
+        /// CPU time of its ranks, as the node reported it, in microseconds; 0 if it forgot the slot.
+        cpu_micros: u64,
+    },
     /// The roll-out of a service's approval ends.
     EndRollOut {
         /// Service whose roll-out ends.

@@ -12,6 +12,7 @@ use crate::jobs::JobBook;
 use crate::limits::AVOID_MS;
 use crate::returning::return_target;
 use crate::roll_out::RollOut;
+use crate::usage::{MeterEnds, MeterName, Spending};
 use protocol::error_code::PLAN_STALE;
 use protocol::governance::{NodeAdmission, NodeRole};
 use protocol::limits::LEASE_MS;
@@ -26,6 +27,8 @@ pub(crate) struct Draft<'a> {
     pub(crate) now: ClusterTime,
     pub(crate) services: BTreeMap<ServiceName, Service>,
     pub(crate) jobs: JobBook,
+    /// Ends of meters that are not the present, and what nodes reported about them.
+    pub(crate) meters: MeterEnds,
 }
 
 /// The effect of a step, for the audit log.
@@ -41,7 +44,13 @@ impl<'a> Draft<'a> {
     /// Creates a draft of this cluster at `now`.
     pub(crate) fn new(cluster: &'a Cluster, now: ClusterTime) -> Self {
         assert!(now >= cluster.now, "the cluster's time never goes back");
-        Self { cluster, now, services: cluster.services.clone(), jobs: cluster.jobs.clone() }
+        let (services, jobs) = (cluster.services.clone(), cluster.jobs.clone());
+        Self { cluster, now, services, jobs, meters: MeterEnds::default() }
+    }
+
+    /// Returns what is used and bespoken, with the orders of this draft.
+    pub(crate) fn spending(&self) -> Spending<'_> {
+        Spending { cluster: self.cluster, jobs: &self.jobs, now: self.now }
     }
 
     /// Executes one step.
@@ -60,7 +69,7 @@ impl<'a> Draft<'a> {
             Step::StartGang(gang) => self.start_gang(gang),
             Step::RunGang { id, attempt } => self.run_gang(*id, *attempt),
             Step::EndGang { id, attempt, cause, ends } => self.end_gang(*id, *attempt, cause, ends),
-            Step::ReleaseGang(name) => self.release_gang(name),
+            Step::ReleaseGang { slot, cpu_micros } => self.release_gang(slot, *cpu_micros),
             Step::EndRollOut { service, failed } => self.end_roll_out(service, failed.as_deref()),
         }
     }
@@ -69,7 +78,7 @@ impl<'a> Draft<'a> {
         if silent_ms < LEASE_MS {
             return Err(stale(format!("the lease of node {} may still hold", self.cluster.node_name(&node))));
         }
-        let (mut freed, mut kept) = (self.lapse_gangs(node), Vec::new());
+        let (mut freed, mut kept) = (self.lapse_gangs(node, silent_ms), Vec::new());
         for (name, service) in &mut self.services {
             let of_node = |slot: &Slot| slot.holding.as_ref().is_some_and(|held| held.order.node == node);
             let held: Vec<(SlotIndex, bool)> = service
@@ -81,6 +90,9 @@ impl<'a> Draft<'a> {
             for (index, runs_on) in held {
                 let Some(slot) = service.slots.get_mut(&index) else { continue };
                 if !runs_on {
+                    let until = autonomy_until(self.cluster, slot, self.now, silent_ms);
+                    let meter = MeterName { envelope: name.clone(), slot: index, fence: slot.fence };
+                    self.meters.end(meter, until, self.now);
                     keep_former(self.cluster, slot, self.now);
                     free(slot, self.now);
                     freed.push(format!("{name}/{index}"));
@@ -236,6 +248,11 @@ impl<'a> Draft<'a> {
         let slot = service.slots.entry(plan.slot).or_default();
         assert!(slot.fence < order.fence, "the fence of {subject} rises with each order");
         keep_former(self.cluster, slot, self.now);
+        if slot.holding.is_some() {
+            let until = autonomy_until(self.cluster, slot, self.now, 0);
+            let meter = MeterName { envelope: plan.service.clone(), slot: plan.slot, fence: slot.fence };
+            self.meters.end(meter, until, self.now);
+        }
         slot.fence = plan.fence;
         slot.since = self.now;
         if let Some(replaced) = slot.holding.take() {
@@ -261,6 +278,7 @@ impl<'a> Draft<'a> {
         self.check_approval(service, plan, admission)?;
         check_slot(service, plan, self.now)?;
         self.check_gpus(service, plan, admission)?;
+        self.spending().check_replica(service).map_err(stale)?;
         Ok(SlotOrder {
             circle,
             service: plan.service.clone(),
@@ -377,6 +395,16 @@ fn alone_until(cluster: &Cluster, slot: &Slot, now: ClusterTime) -> Option<Clust
     let silent_since = if holding.phase == HoldingPhase::Silent { slot.since } else { now };
     debug_assert!(silent_since <= now, "a slot changes in the order of time");
     Some(silent_since.plus(manifest.autonomy_ms()))
+}
+
+/// Returns the time until which a slot of a silent node is billed at most: its node ends it by then. Its
+/// silence is known from the time at which it was noticed, or by the leader's clock.
+fn autonomy_until(cluster: &Cluster, slot: &Slot, now: ClusterTime, silent_ms: u64) -> ClusterTime {
+    let Some(holding) = &slot.holding else { return now };
+    let noticed = ClusterTime(protocol::Millis(now.0.0.saturating_sub(silent_ms)));
+    let since = if holding.phase == HoldingPhase::Silent { slot.since } else { noticed };
+    let manifest = cluster.manifest_of(&holding.order.certificate);
+    since.plus(manifest.map_or(LEASE_MS, |manifest| manifest.autonomy_ms()))
 }
 
 /// Records the holder that loses a slot now, if its node may run the slot on.

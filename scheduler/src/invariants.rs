@@ -10,6 +10,7 @@ mod slots;
 mod succession;
 #[cfg(test)]
 mod tests;
+mod usage;
 
 use crate::cluster::Cluster;
 
@@ -54,6 +55,10 @@ pub enum Invariant {
     JobKept,
     /// An attempt holds every rank of its gang once, on admitted nodes and inside its envelope, or none.
     GangWhole,
+    /// Each held slot has one meter, under its last fence, and no other slot has one.
+    MeterPerSlot,
+    /// Entries of usage are numbered without gaps, and totals count each once.
+    UsageSums,
     /// Nothing was recorded after the cluster's time.
     RecordedInPast,
     /// The audit log is numbered without gaps up to its count.
@@ -90,7 +95,8 @@ impl Cluster {
         slots::check(self)?;
         indexes::check(self)?;
         jobs::check(self)?;
-        registry::check(self)
+        registry::check(self)?;
+        usage::check(self)
     }
 
     /// Checks every rule about a change: `next` follows from this state by any number of commands.

@@ -1,6 +1,7 @@
 //! Steps of a plan that concern jobs: gangs start whole, run, end, and give their slots back.
 
 use crate::allocation::{GPU_PERCENT_MAX, allocated_gpus, gpu_demand};
+use crate::clock::ClusterTime;
 use crate::cluster::Holding;
 use crate::command::{GangPlan, GangSlotPlan, Refusal};
 use crate::draft::{Draft, Effect, effect, stale};
@@ -63,6 +64,7 @@ impl Draft<'_> {
         if approved.manifest.valid_until.is_some_and(|until| until <= self.now.0) {
             return Err(stale("the approval of the job has ended"));
         }
+        self.spending().check_gang(&submission.job, &approved.manifest).map_err(stale)?;
         Ok((job, approved))
     }
 
@@ -138,7 +140,7 @@ impl Draft<'_> {
     }
 
     /// Frees a slot that its node no longer runs.
-    pub(crate) fn release_gang(&mut self, name: &JobSlotName) -> Result<Effect, Refusal> {
+    pub(crate) fn release_gang(&mut self, name: &JobSlotName, cpu_micros: u64) -> Result<Effect, Refusal> {
         let slot = self.jobs.slots.get_mut(&name.job).and_then(|slots| slots.get_mut(&name.slot));
         let slot = slot.filter(|slot| slot.fence == name.fence);
         let label = format!("{}/{}", name.job, name.slot);
@@ -147,13 +149,15 @@ impl Draft<'_> {
         let ends = slot.holding.as_ref().filter(|held| matches!(held.phase, JobHoldingPhase::Ending { .. }));
         let node = ends.map(|held| held.node).ok_or_else(missing)?;
         slot.holding = None;
+        self.meters.cpu_used_microseconds.insert(name.meter(), cpu_micros);
         debug_assert!(slot.fence == name.fence, "the next order has a higher fence");
         Ok(effect("release", label, format!("was on {}", self.cluster.node_name(&node))))
     }
 
     /// Frees the slots of a node whose lease has ended, and ends the attempts that ran there. Ranks that the
     /// node still runs are under a lower fence, and count for nothing.
-    pub(crate) fn lapse_gangs(&mut self, node: NodeId) -> Vec<String> {
+    pub(crate) fn lapse_gangs(&mut self, node: NodeId, silent_ms: u64) -> Vec<String> {
+        self.end_meters(node, silent_ms);
         let held = self.jobs.held().filter(|(_, held)| held.node == node);
         let lost: Vec<(JobSlotName, JobId, bool)> =
             held.map(|(name, held)| (name, held.id, held.phase == JobHoldingPhase::Active)).collect();
@@ -173,6 +177,16 @@ impl Draft<'_> {
         }
         debug_assert!(self.jobs.held().all(|(_, held)| held.node != node), "a lapse frees each slot");
         freed
+    }
+
+    /// Bills the slots of a silent node until their autonomy ended, at most.
+    fn end_meters(&mut self, node: NodeId, silent_ms: u64) {
+        let silent_since = ClusterTime(protocol::Millis(self.now.0.0.saturating_sub(silent_ms)));
+        for (name, held) in self.jobs.held().filter(|(_, held)| held.node == node) {
+            let manifest = self.cluster.job_manifest(&held.certificate);
+            let autonomy_ms = manifest.map_or(0, |manifest| manifest.autonomy_seconds.saturating_mul(1000));
+            self.meters.end(name.meter(), silent_since.plus(autonomy_ms), self.now);
+        }
     }
 
     /// Returns a job under its present attempt.

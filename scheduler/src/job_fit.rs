@@ -1,6 +1,6 @@
 //! Judgement of a submission by the nodes that there are: whether its gang can ever fit.
 
-use crate::plan::ranks_of_empty_nodes;
+use crate::plan::{has_meeting_node, ranks_of_empty_nodes};
 use crate::view::ClusterView;
 use protocol::error_code::JOB_NEVER_FITS;
 use protocol::manifest::{JobManifest, format_bytes};
@@ -24,9 +24,24 @@ pub fn check_fits(view: ClusterView, name: &ServiceName) -> Result<(), Refusal> 
 /// does, or this leader does not know every node.
 pub(crate) fn misfit_of(view: ClusterView, manifest: &JobManifest) -> Option<String> {
     let counts = ranks_of_empty_nodes(view, manifest)?;
+    let on_one_node = counts.first().copied().unwrap_or(0);
+    if on_one_node < manifest.ranks && !has_meeting_node(view.cluster) {
+        return Some(unreachable(manifest, on_one_node));
+    }
     let total: u32 =
         counts.iter().take(manifest.slots as usize).fold(0, |sum, count| sum.saturating_add(*count));
     (total < manifest.ranks).then(|| misfit(manifest, total, counts.len()))
+}
+
+/// Returns the text for a gang that needs several nodes, of which none listens.
+fn unreachable(manifest: &JobManifest, on_one_node: u32) -> String {
+    debug_assert!(on_one_node < manifest.ranks, "the gang needs several nodes");
+    format!(
+        "the gang of job {} never fits: of its {} ranks, at most {on_one_node} fit on one node, and ranks on \
+         several nodes cannot reach each other, since no admitted node has a storage address; smallest \
+         change: admit a node with the role `storage`",
+        manifest.name, manifest.ranks
+    )
 }
 
 /// Returns the text for a gang of which at most `total` ranks fit on these many workers.

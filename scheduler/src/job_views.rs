@@ -4,10 +4,15 @@ use crate::jobs::{Job, JobState};
 use crate::plan::plan;
 use crate::view::ClusterView;
 use human_chain::show_time;
+use protocol::api::Why;
+use protocol::display::counted;
 use protocol::job_api::{JobEndView, JobSlotView, JobView, JobWaitView};
 use protocol::job_report::JobSlotState;
-use protocol::{JobId, NodeId};
+use protocol::{JobId, NodeId, ServiceName};
 use std::collections::BTreeMap;
+
+/// Most jobs that one explanation lists.
+const JOBS_SHOWN: usize = 32;
 
 /// Returns every job that is not forgotten, the latest submission first.
 #[must_use]
@@ -31,6 +36,28 @@ pub fn job_view(view: ClusterView, id: JobId) -> Option<JobView> {
 fn waits(view: ClusterView) -> BTreeMap<JobId, JobWaitView> {
     let waiting = plan(view).waiting_jobs.into_iter();
     waiting.map(|one| (one.id, JobWaitView { reason: one.reason.into(), text: one.text })).collect()
+}
+
+/// Explains the jobs of an approved envelope that have not ended; none if no such envelope is in force.
+pub(crate) fn why_jobs(view: ClusterView, name: &ServiceName) -> Option<Why> {
+    view.cluster.circle_state()?.job(name)?;
+    let waits = waits(view);
+    let jobs = view.cluster.jobs().jobs().iter();
+    let of_name = jobs.filter(|(_, job)| job.submission().job == *name && !job.state.is_finished());
+    let of_name: Vec<JobView> =
+        of_name.map(|(id, job)| shown(view, *id, job, waits.get(id).cloned())).collect();
+    let waiting = of_name.iter().filter(|job| job.waits.is_some()).count() as u64;
+    let placed = of_name.len() as u64 - waiting;
+    let line = |job: &JobView| {
+        let text = job.waits.as_ref().map(|waits| format!(": waits ({}): {}", waits.reason, waits.text));
+        format!("job {} is {}{}", job.id.short(), job.state, text.unwrap_or_default())
+    };
+    Some(Why {
+        subject: name.to_string(),
+        answer: format!("{} of {name} placed, {} waiting", counted(placed, "job"), counted(waiting, "job")),
+        reasons: of_name.iter().take(JOBS_SHOWN).map(line).collect(),
+        remedy: None,
+    })
 }
 
 fn shown(view: ClusterView, id: JobId, job: &Job, waits: Option<JobWaitView>) -> JobView {

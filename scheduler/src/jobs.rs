@@ -7,6 +7,7 @@ use crate::clock::ClusterTime;
 use crate::limits::{
     JOB_BACKOFF_MS, JOB_BACKOFF_MS_MAX, JOB_ENDS_KEPT_MAX, JOB_LOST_NODES_MAX, JOBS_FINISHED_MAX,
 };
+use crate::usage::MeterName;
 use protocol::canonical::to_bytes;
 use protocol::job::{JobSubmission, SignedSubmission, SlotRanks, Submitter};
 use protocol::job_report::{RankEnd, RankOutcome};
@@ -234,6 +235,13 @@ pub struct JobSlotName {
     pub slot: SlotIndex,
     /// Fence of the order.
     pub fence: Fence,
+}
+
+impl JobSlotName {
+    /// Returns the name of the slot's meter.
+    pub(crate) fn meter(&self) -> MeterName {
+        MeterName { envelope: self.job.clone(), slot: self.slot, fence: self.fence }
+    }
 }
 
 /// Returns the digest under which a submission is found again by its submitter's key.

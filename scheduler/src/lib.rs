@@ -40,6 +40,7 @@ mod returning;
 mod roll_out;
 mod status;
 mod timekeeping;
+mod usage;
 mod view;
 mod views;
 mod why;
@@ -71,6 +72,7 @@ pub use observed::{EvictionInProgress, Liveness, Observed, ObservedNode};
 pub use plan::{Dropped, Plan, Reason, Waiting, WaitingJob, plan, refused_in_its_generation};
 pub use roll_out::{ReturnTarget, RollOut, RollOutPhase};
 pub use status::{LeaderView, status};
+pub use usage::{Rebill, RebillFault, RebillSum, UsageBook, price_versions};
 pub use view::ClusterView;
 pub use views::{
     limit_of, limits_not_enforced, node_views, proposal_view, proposal_views, proposals_after, service_view,

@@ -97,6 +97,12 @@ pub const JOB_LOST_NODES_MAX: u32 = 32;
 pub const JOB_ENDS_KEPT_MAX: usize = 8;
 /// Largest total of the submissions that one node reads about one gang: its own and those of its peers.
 pub const GANG_BYTES_MAX: u64 = protocol::limits::SYNC_BYTES_MAX as u64 / 8;
+/// Number of the latest entries of usage that the state keeps. A replica copies them into its journal after
+/// each command; one that joins later finds the entries of days of a small cluster in the snapshot.
+pub const USAGE_RECENT_MAX: usize = 4096;
+/// Most rows of usage totals: a year of days with dozens of envelopes and submitters. The rows of the oldest
+/// day go first.
+pub const USAGE_TOTALS_MAX: usize = 16_384;
 
 /// Distance from a majority's clocks beyond which a replica's clock is wrong, so that it may not lead. It is
 /// thirty times the error of a reading over a slow network. Clocks that any time service keeps are within it.

@@ -31,12 +31,13 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 pub(crate) use capacity::{
-    NodeCapacity, Unschedulable, capacities, capacities_beside, capacity_beside, model_bytes,
-    ranks_of_empty_nodes,
+    NodeCapacity, Unschedulable, capacities, capacities_beside, capacity_beside, has_meeting_node,
+    model_bytes, ranks_of_empty_nodes,
 };
 pub(crate) use fill::{
     Blocked, CandidatePlacement, best_placement, blocked_text, fits_without, service_obstacles,
 };
+pub(crate) use jobs::LIMIT;
 pub(crate) use preempt::waits_for_drains;
 pub(crate) use rebalance::{SpreadMove, moving, spread_move};
 pub(crate) use roll_out::{available_current, has_failed};
@@ -94,7 +95,8 @@ pub struct Waiting {
 pub struct WaitingJob {
     /// Job that waits.
     pub id: JobId,
-    /// Name of the reason, for programs: `reserved`, `behind`, `no_room`, `halted`, `approval`, `leader`.
+    /// Name of the reason, for programs: `reserved`, `behind`, `no_room`, `no_network`, `halted`, `approval`,
+    /// `limit`, `leader`.
     pub reason: &'static str,
     /// Reason, as a sentence.
     pub text: String,

@@ -223,6 +223,36 @@ mod tests {
         assert_eq!(starts(&turns), [1]);
     }
 
+    #[test]
+    fn gangs_that_end_together_give_their_space_together() {
+        let running = [
+            RunningGang { gang: 2, place: vec![2, 0], ends_at: 50 },
+            RunningGang { gang: 2, place: vec![0, 2], ends_at: 50 },
+        ];
+        let turns = schedule(&Places(vec![0, 0]), &running, &[gang(4, 10, 0, 5), gang(2, 10, 1, 5)], 10);
+        assert_eq!(turns, [GangTurn::Reserved { at: 50 }, GangTurn::Behind]);
+    }
+
+    #[test]
+    fn a_reservation_is_not_in_the_past_though_a_gang_is_overdue() {
+        let running = [RunningGang { gang: 2, place: vec![2], ends_at: 50 }];
+        let turns = schedule(&Places(vec![0]), &running, &[gang(2, 10, 0, 5)], 80);
+        assert_eq!(turns, [GangTurn::Reserved { at: 80 }]);
+        assert!(schedule(&Places(vec![0]), &running, &[], 80).is_empty(), "an empty queue has no turns");
+    }
+
+    /// The bound of one pass: of many narrow gangs behind a reservation, each could start.
+    #[test]
+    fn a_pass_considers_a_bounded_number_of_gangs_behind_the_reservation() {
+        let running = [RunningGang { gang: 1, place: vec![1, 0], ends_at: 50 }];
+        let narrow = (1..).take(BACKFILL_MAX + 3).map(|at| gang(1, 10, at, 5));
+        let waiting: Vec<WaitingGang<u32>> = std::iter::once(gang(1_001, 10, 0, 5)).chain(narrow).collect();
+        let turns = schedule(&Places(vec![0, 1_000]), &running, &waiting, 10);
+        assert_eq!(turns[0], GangTurn::Reserved { at: 50 });
+        assert_eq!(starts(&turns), (1..=BACKFILL_MAX).collect::<Vec<_>>());
+        assert!(turns[BACKFILL_MAX + 1..].iter().all(|turn| *turn == GangTurn::Behind));
+    }
+
     /// One history: gangs arrive, run for at most their declared time, and end.
     fn run(nodes: &[u32], mut arrivals: Vec<(u64, WaitingGang<u32>, u64)>) -> Result<(), TestCaseError> {
         let total: u32 = nodes.iter().sum();

@@ -6,7 +6,7 @@ use crate::clock::{ClusterTime, show_span};
 use crate::cluster::{DraftProposal, Service, ServicePhase};
 use crate::limits::CLOCK_BOUND_MS;
 use crate::observed::Liveness;
-use crate::plan::{Dropped, has_failed, plan};
+use crate::plan::{Dropped, LIMIT, WaitingJob, has_failed, plan};
 use crate::roll_out::RollOutPhase;
 use crate::view::ClusterView;
 use crate::views::{not_enforced_of, ready_replicas};
@@ -21,7 +21,7 @@ use protocol::limits::CLOCK_GRACE_MS;
 use protocol::manifest::Isolation;
 use protocol::model::Recipient;
 use protocol::{Epoch, ModelName, ProposalId, ReplicaId};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Most parties without a key that are named to people, each in a finding of its own.
 const RECIPIENTS_SHOWN: usize = 16;
@@ -54,9 +54,11 @@ pub fn status(view: ClusterView, leader: LeaderView) -> Status {
     findings.extend(clock_findings(view));
     findings.extend(node_findings(view));
     findings.extend(service_findings(view));
-    findings.extend(plan(view).dropped.iter().map(dropped_finding));
+    let next = plan(view);
+    findings.extend(next.dropped.iter().map(dropped_finding));
     let broken = findings.len();
     findings.extend(waiting_findings(view));
+    findings.extend(limit_findings(view, &next.waiting_jobs));
     findings.extend(lacking_findings(view));
     findings.extend(expiring::expiring_findings(view));
     let nodes = cluster.nodes().count() as u32;
@@ -232,6 +234,21 @@ fn roll_out_finding(view: ClusterView, service: &Service) -> Option<Finding> {
 fn dropped_finding(dropped: &Dropped) -> Finding {
     let message = format!("the planner left out a step for {}: {}", dropped.subject, dropped.refusal.message);
     finding(message, "report it with the output of: quorate status -o json".to_string())
+}
+
+/// Returns a finding for each job that waits at a limit of its envelope, once per envelope.
+fn limit_findings(view: ClusterView, waiting: &[WaitingJob]) -> Vec<Finding> {
+    let mut named = BTreeSet::new();
+    let mut findings = Vec::new();
+    for one in waiting.iter().filter(|one| one.reason == LIMIT) {
+        let Some(job) = view.cluster.jobs().jobs().get(&one.id) else { continue };
+        let name = &job.submission().job;
+        if named.insert(name.clone()) {
+            let message = format!("job {} of {name} waits for its envelope: {}", one.id.short(), one.text);
+            findings.push(finding(message, format!("quorate why {name}")));
+        }
+    }
+    findings
 }
 
 /// Returns findings that are no faults, but wait for an operator or a member.

@@ -6,6 +6,7 @@
 
 use crate::clock::{ClockDeviation, ClockReadings, ClusterTime, MajorityTime, show_span};
 use crate::cluster::{Cluster, HoldingPhase, ServicePhase};
+use crate::usage::price_versions;
 use protocol::ReplicaId;
 use protocol::limits::CLOCK_GRACE_MS;
 use std::collections::{BTreeMap, BTreeSet};
@@ -97,6 +98,8 @@ impl Cluster {
             open.decided_at.iter_mut().for_each(move_time);
         }
         self.jobs.move_times(moved);
+        let versions = price_versions(self);
+        self.usage.set_back(to, &versions);
         self.closed.iter_mut().for_each(|closed| move_time(&mut closed.closed_at));
         self.outcomes.set_back(to);
         self.audit.set_back(to);

@@ -2,6 +2,7 @@
 //! change that would help.
 
 use crate::cluster::{Cluster, Holding, HoldingPhase, Service, ServicePhase};
+use crate::job_views::why_jobs;
 use crate::limits::REBALANCE_CALM_MS;
 use crate::observed::{Liveness, Observed};
 use crate::plan::{
@@ -9,6 +10,7 @@ use crate::plan::{
     free_slot, has_failed, moving, running, service_obstacles, slot_label, spread_move, waits_for_drains,
 };
 use crate::roll_out::RollOutPhase;
+use crate::usage::Spending;
 use crate::view::ClusterView;
 use crate::views::{proposal_view, proposal_views, ready_replicas};
 use protocol::agent::SlotState;
@@ -20,7 +22,7 @@ use protocol::{NodeName, ProposalId, ServiceName, SlotIndex};
 /// The subject of an explanation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Question {
-    /// A service, such as `chat`.
+    /// A service, such as `chat`, or an approved job.
     Service(ServiceName),
     /// A slot, such as `chat/0`.
     Slot(ServiceName, SlotIndex),
@@ -66,7 +68,7 @@ pub fn why(view: ClusterView, question: &Question) -> Option<Why> {
     match question {
         Question::Service(name) => match view.cluster.services().get(name) {
             Some(service) => Some(why_service(view, service)),
-            None => why_prefix(view.cluster, name.as_str()),
+            None => why_jobs(view, name).or_else(|| why_prefix(view.cluster, name.as_str())),
         },
         Question::Slot(name, slot) => {
             let service = view.cluster.services().get(name)?;
@@ -205,6 +207,7 @@ pub(crate) fn stuck(view: ClusterView, service: &Service) -> Option<Blocked> {
     match next_replica(view, service) {
         Err(Blocked::NoNode(_) | Blocked::NoSlot) if !in_place && !surplus => Some(Blocked::Budget),
         Err(blocked @ (Blocked::NoModel | Blocked::NoNode(_))) => Some(blocked),
+        Err(blocked @ Blocked::Limit(_)) if !in_place => Some(blocked),
         _ => None,
     }
 }
@@ -386,6 +389,8 @@ fn next_replica(view: ClusterView, service: &Service) -> Result<NodeName, Blocke
     }
     let capacities = capacities(view, view.cluster.services());
     let best = best_placement(view, &capacities, service).map_err(Blocked::NoNode)?;
+    let spending = Spending { cluster: view.cluster, jobs: view.cluster.jobs(), now: view.cluster_time() };
+    spending.check_replica(service).map_err(Blocked::Limit)?;
     free_slot(service, view.cluster_time()).map(|_| best.name).ok_or(Blocked::NoSlot)
 }
 
@@ -414,6 +419,10 @@ fn explain(
             )),
         ),
         Blocked::NoSlot | Blocked::Later => (cause, Vec::new(), None),
+        Blocked::Limit(_) => {
+            let remedy = format!("deploy {} again with a higher spend limit", service.manifest.name);
+            (cause, Vec::new(), Some(remedy))
+        }
         Blocked::Budget => {
             let remedy = "make room for one more replica, or allow rollout.max_unavailable = 1 by a vote";
             (cause, Vec::new(), Some(remedy.to_string()))

@@ -20,7 +20,8 @@ mod tokenizers;
 mod worker;
 
 use crate::engine::chat::Conversation;
-use crate::engine::logits::{LogitRules, LogitState};
+use crate::engine::logits::{BarredTokens, LogitRules, LogitState};
+use crate::engine::reasoning::ReasoningStart;
 use crate::engine::{BLOCK_TOKENS, Engine, EngineError, Operation, TextFrontend};
 use counters::Counters;
 use kernels::sampling::Sampling;
@@ -34,6 +35,7 @@ use tokenizers::Tokenizers;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::oneshot;
 
+pub use crate::engine::stop::StopConditions;
 pub use counters::BatcherSnapshot;
 pub use generation::{AnswerToken, Event, Finish, FinishReason, TokenPiece};
 pub use rerank::{Reranking, Scores};
@@ -140,6 +142,8 @@ pub struct EncodedPrompt {
     tokens: Arc<[u32]>,
     /// Whether the text of an answer continues that of the prompt.
     continues: bool,
+    /// Where the answer begins, of a model that reasons.
+    reasoning: Option<ReasoningStart>,
 }
 
 impl EncodedPrompt {
@@ -193,10 +197,7 @@ pub struct GenerateRequest {
     /// Maximum tokens to generate; `None` uses the rest of the context, or of the KV cache where that is
     /// smaller.
     pub tokens_max: Option<usize>,
-    /// Strings before which the generation stops.
-    pub stops: Vec<String>,
-    /// Whether the model's end token does not end the generation.
-    pub ignores_end: bool,
+    pub stops: StopConditions,
     /// Alternatives to report with the log-probability of each token; `None` reports none of both.
     pub logprobs: Option<usize>,
     pub caller: Caller,
@@ -269,8 +270,7 @@ impl Drop for QueueSlot<'_> {
 
 /// Command to the engine's thread.
 enum BatcherCommand {
-    Generate(generation::QueuedGeneration),
-    /// Boxed, because it is larger than the others and rare.
+    Generate(Box<generation::QueuedGeneration>),
     Resume(Box<generation::ResumedGeneration>),
     Embed(embedding::EmbeddingTask),
 }
@@ -327,7 +327,7 @@ impl Batcher {
         let slot = self.begin_generation(&request)?;
         let (job, events) = self.prepare(request).await?;
         let prompt_tokens = job.prompt.len();
-        self.submit(slot, BatcherCommand::Generate(job))?;
+        self.submit(slot, BatcherCommand::Generate(Box::new(job)))?;
         Ok(Generation { prompt_tokens, events })
     }
 
@@ -362,7 +362,7 @@ impl Batcher {
     /// Checks what needs no tokens, and takes a slot in the queue.
     fn begin_generation(&self, request: &GenerateRequest) -> Result<QueueSlot<'_>, BatchError> {
         self.expect_operation(Operation::Generate)?;
-        if request.stops.len() > self.limits.stops_max {
+        if request.stops.strings.len() > self.limits.stops_max {
             return Err(refuse(format!("at most {} stop strings", self.limits.stops_max)));
         }
         let vocabulary = self.frontend.vocabulary();
@@ -371,7 +371,30 @@ impl Batcher {
                 format!("token {unknown} of `logit_bias` is not below the vocabulary of {vocabulary}");
             return Err(refuse(message));
         }
+        if let Some(unknown) = request.stops.tokens.iter().find(|token| **token as usize >= vocabulary) {
+            let message =
+                format!("token {unknown} of `stop_token_ids` is not below the vocabulary of {vocabulary}");
+            return Err(refuse(message));
+        }
+        if self.barred(&request.stops).tokens.len() >= vocabulary {
+            return Err(refuse("`min_tokens` with these `stop_token_ids` leaves no token".to_owned()));
+        }
         self.take_slot()
+    }
+
+    /// Returns the tokens that end no answer before its least length.
+    fn barred(&self, stops: &StopConditions) -> BarredTokens {
+        let count = stops.tokens_min;
+        if count == 0 {
+            return BarredTokens::default();
+        }
+        let end_tokens = if stops.ignores_end { &[] } else { self.frontend.end_tokens() };
+        let mut tokens = [end_tokens, &stops.tokens].concat();
+        // A configuration may name an end token that its vocabulary lacks.
+        tokens.retain(|token| (*token as usize) < self.frontend.vocabulary());
+        tokens.sort_unstable();
+        tokens.dedup();
+        BarredTokens { tokens, count }
     }
 
     /// Tokenizes a generation.
@@ -379,14 +402,16 @@ impl Batcher {
         &self,
         request: GenerateRequest,
     ) -> Result<(generation::QueuedGeneration, UnboundedReceiver<Event>), BatchError> {
-        let EncodedPrompt { tokens, continues } = self.encode_prompt(request.prompt).await?;
+        let EncodedPrompt { tokens, continues, reasoning } = self.encode_prompt(request.prompt).await?;
         let prompt = tokens.to_vec();
-        let logits = LogitState::new(request.rules, request.sampling.temperature, &prompt);
-        let options = generation::AnswerOptions {
-            continues_prompt: continues,
-            ignores_end: request.ignores_end,
-            logprobs: request.logprobs,
-        };
+        let logits = LogitState::new(
+            request.rules,
+            request.sampling.temperature,
+            &prompt,
+            self.barred(&request.stops),
+        );
+        let options =
+            generation::AnswerOptions { continues_prompt: continues, reasoning, logprobs: request.logprobs };
         let tokens_max = self.answer_tokens_max(prompt.len(), request.tokens_max)?;
         let (sender, events) = tokio::sync::mpsc::unbounded_channel();
         let job = generation::QueuedGeneration {
@@ -419,9 +444,25 @@ impl Batcher {
         self.encode_prompt(prompt).await
     }
 
+    /// Returns the text of tokens, with that of special tokens.
+    ///
+    /// # Errors
+    /// [`BatchError`]: the worker drains, or the tokens are invalid for this model.
+    pub async fn decode(&self, tokens: Vec<u32>) -> Result<String, BatchError> {
+        self.expect_operation(Operation::Generate)?;
+        let _slot = self.take_slot()?;
+        if tokens.is_empty() {
+            return Ok(String::new());
+        }
+        self.check_tokens(&tokens)?;
+        let bytes = size_of_val(tokens.as_slice());
+        self.tokenize(bytes, move |frontend, _| Ok(frontend.decode_whole(&tokens))).await
+    }
+
     async fn encode_prompt(&self, prompt: Prompt) -> Result<EncodedPrompt, BatchError> {
         // An answer to a chat begins afresh; a completion continues the text of its prompt.
         let continues = !matches!(prompt, Prompt::Chat(_));
+        let mut reasoning = None;
         let tokens = match prompt {
             Prompt::Encoded(prompt) => return Ok(prompt),
             Prompt::Tokens(tokens) => tokens,
@@ -430,11 +471,14 @@ impl Batcher {
             }
             Prompt::Chat(conversation) => {
                 let bytes = conversation.text_bytes();
-                self.tokenize(bytes, move |frontend, _| frontend.encode_chat(&conversation)).await?
+                let encode = self.tokenize(bytes, move |frontend, _| frontend.encode_chat(&conversation));
+                let prompt = encode.await?;
+                reasoning = prompt.reasoning;
+                prompt.tokens
             }
         };
         self.check_tokens(&tokens)?;
-        Ok(EncodedPrompt { tokens: tokens.into(), continues })
+        Ok(EncodedPrompt { tokens: tokens.into(), continues, reasoning })
     }
 
     /// Tokenizes and queues texts to embed.

@@ -18,9 +18,11 @@ pub mod logits;
 pub mod matryoshka;
 mod parameters;
 mod pooling;
+pub mod reasoning;
 pub mod sampler;
 pub mod simulated;
 pub mod special_tokens;
+pub mod stop;
 pub mod text;
 pub mod text_frontend;
 

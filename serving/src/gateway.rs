@@ -13,12 +13,14 @@ mod connection;
 mod control_socket;
 mod forward;
 mod hold;
+mod keep_alive;
 mod lifetime;
 mod pool;
 mod public;
 mod quota;
 mod stream;
 mod table;
+mod target;
 #[cfg(test)]
 mod tests;
 mod ticket;

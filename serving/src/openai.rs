@@ -7,13 +7,20 @@
 mod error;
 mod json;
 mod logprobs;
+mod openapi;
 mod request;
 mod rerank;
 mod response;
+mod schema;
 
 pub use error::{ApiError, printable, transport_refusal};
-pub use request::{Delivery, Embed, Encoding, Endpoint, Generate, InferenceRequest, Rerank, Tokenize};
+#[cfg(test)]
+pub(crate) use openapi::tests::{openapi_paths, routes_of};
+pub use openapi::{MODEL_PATH, MODELS_PATH, PATH as OPENAPI_PATH, openapi};
+pub use request::{
+    Delivery, Detokenize, Embed, Encoding, Endpoint, Generate, InferenceRequest, Rerank, Tokenize,
+};
 pub use rerank::rerank;
 pub use response::{
-    ChoicePiece, DONE_EVENT, Label, Usage, WholeChoice, embeddings, error_event, model, models, tokens,
+    ChoicePiece, DONE_EVENT, Label, Usage, WholeChoice, embeddings, error_event, model, models, text, tokens,
 };

@@ -7,6 +7,7 @@ use super::Environment;
 use super::access::{self, ProposeAccessArguments};
 use super::members::{self, ProposeMemberArguments, ProposePolicyArguments};
 use super::output::{print_json, table};
+use super::usage::{self, ProposePricesArguments};
 use super::words::WordsArguments;
 use crate::member_key::{MemberKey, MemberKeyFile};
 use crate::policy::{VETO_SECONDS, simple_policy};
@@ -82,6 +83,8 @@ Examples:
     ProposePolicy(ProposePolicyArguments),
     /// Propose other bounds within which single members grant access
     ProposeAccess(ProposeAccessArguments),
+    /// Propose other prices for GPUs, cores and memory
+    ProposePrices(ProposePricesArguments),
     /// Show members, policy, epoch and the head of the history
     #[command(after_help = "Example:\n  quorate circle show")]
     Show,
@@ -159,6 +162,7 @@ pub(crate) async fn run(command: CircleCommand, environment: &Environment) -> Re
         CircleCommand::ProposeMember(arguments) => members::propose_member(arguments, environment).await,
         CircleCommand::ProposePolicy(arguments) => members::propose_policy(arguments, environment).await,
         CircleCommand::ProposeAccess(arguments) => access::propose(arguments, environment).await,
+        CircleCommand::ProposePrices(arguments) => usage::propose(arguments, environment).await,
         CircleCommand::Show => show(environment).await,
         CircleCommand::History => {
             let session = Session::open(&environment.context()?).await?;

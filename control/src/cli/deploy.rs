@@ -109,7 +109,7 @@ fn dry_run_text(answer: &DryRun) -> String {
     text.push_str(&format!("{}\n", line(&answer.needs)));
     match answer.spend_micro_units_per_hour {
         Some(limit) => text.push_str(&format!(
-            "spend limit {}.{:06} per hour; not metered in this release\n",
+            "spend limit {}.{:06} per hour, at the prices that the circle voted\n",
             limit / 1_000_000,
             limit % 1_000_000
         )),

@@ -101,7 +101,7 @@ kind = "service"
 name = "{name}"
 task = "{task}"               # "embed", "generate" or "rerank"
 # egress = []                # network destinations; must be empty in this release
-# spend_micro_units_per_hour = 400000   # signed and shown; not metered in this release
+# spend_micro_units_per_hour = 400000   # a replica that would pass it waits; needs voted prices
 # valid_until = 2027-12-31T00:00:00Z
 # on_expiry = "hold"         # or "drain"
 # autonomy_seconds = 86400   # time for which a node keeps its replicas without hearing the control plane
@@ -155,7 +155,7 @@ name = "{name}"
 command = ["/usr/bin/python3", "train.py", "--steps={{steps}}"]
 # open = []                  # "artifact", "command": each submission names it, and must be signed
 ranks = 1                    # of a gang: all run, or none
-# ranks_per_slot = 1         # on one node, in one sandbox; in this release as many as `ranks`
+# ranks_per_slot = 1         # at most, on one node, in one sandbox
 # slots = 1                  # held by all gangs together: ranks at once = slots * ranks_per_slot
 run_seconds_max = 3600
 # grace_seconds = 30         # from the request to end until a rank is killed
@@ -197,7 +197,7 @@ memory = "4 GiB"
 # node_selector = {{ disk = "ssd" }}
 isolation = "same_uid"       # minimum isolation accepted: "full", "same_uid", "none"
 
-# [budget]                   # of all submissions together; signed and shown, not metered in this release
+# [budget]                   # of all submissions together; an attempt that could pass it waits
 # period_seconds = 86400
 # gpu_seconds = 360000
 # spend_micro_units = 1000000

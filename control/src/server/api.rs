@@ -13,6 +13,7 @@ mod jobs;
 mod models;
 mod services;
 mod status;
+mod usage;
 
 use super::Server;
 use super::extract::count_values;
@@ -72,6 +73,8 @@ pub(crate) fn router(server: Arc<Server>) -> Router {
         .route("/v1/access/revocations", signed(access::revoke))
         .route("/v1/events", get(status::events))
         .route("/v1/status", get(status::status))
+        .route("/v1/usage", get(usage::usage))
+        .route("/v1/usage/entries", get(usage::entries))
         .route("/v1/replica", get(status::replica))
         .route("/v1/console/links", post(console::create_link))
         .route("/v1/why/{*subject}", get(status::why))
@@ -177,6 +180,8 @@ fn no_subject(name: &str) -> Failure {
         status::status,
         status::replica,
         status::why,
+        usage::usage,
+        usage::entries,
         console::create_link
     ),
     components(schemas(Problem))

@@ -41,7 +41,40 @@ pub(crate) struct ServerMetrics {
     jobs: IntGaugeVec,
     halts_standing: IntGaugeVec,
     key_exchanges: IntGaugeVec,
+    usage: UsageMetrics,
     log: LogMetrics,
+}
+
+/// Gauges of metered usage, as of the last entry.
+struct UsageMetrics {
+    entries: IntGauge,
+    journalled: IntGauge,
+    open_meters: IntGauge,
+    spend: IntGauge,
+}
+
+impl UsageMetrics {
+    fn new(r: &Registry) -> Self {
+        Self {
+            entries: gauge(r, "quorate_usage_entries", "Entries of usage ever made."),
+            journalled: gauge(r, "quorate_usage_journal_entry", "Last entry in this replica's journal."),
+            open_meters: gauge(r, "quorate_usage_open_meters", "Slots that are metered now."),
+            spend: gauge(
+                r,
+                "quorate_usage_spend_micro_units",
+                "Sum of all entries less credits, in millionths of the circle's unit.",
+            ),
+        }
+    }
+
+    fn refresh(&self, cluster: &scheduler::Cluster, journalled: u64) {
+        let set = |gauge: &IntGauge, value: u64| gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+        let (charged, credited) = cluster.usage().sums();
+        set(&self.entries, cluster.usage().recorded());
+        set(&self.journalled, journalled);
+        set(&self.open_meters, cluster.usage().open_meters() as u64);
+        set(&self.spend, charged.spend_micro_units.saturating_sub(credited.spend_micro_units));
+    }
 }
 
 /// Counters of the consensus crate, exported unchanged.
@@ -208,6 +241,7 @@ impl ServerMetrics {
                 "API connections by key exchange group; `none` is plain HTTP on loopback.",
                 &["group"],
             ),
+            usage: UsageMetrics::new(&r),
             log: LogMetrics::new(&r),
             registry: r,
         }
@@ -271,6 +305,7 @@ impl Server {
         self.cluster(|cluster| {
             set(&metrics.nodes_admitted, cluster.nodes().count() as u64);
             set(&metrics.proposals_open, cluster.open_proposals().len() as u64);
+            metrics.usage.refresh(cluster, self.usage_journal.last());
             metrics.jobs.reset();
             for job in cluster.jobs().jobs().values() {
                 metrics.jobs.with_label_values(&[job.state.as_str()]).inc();

@@ -32,6 +32,10 @@ pub(super) enum PagedList {
     Models,
     /// Proposals, by id.
     Proposals,
+    /// Totals of usage, by day, name and submitter.
+    Usage,
+    /// Entries of usage, by number.
+    UsageEntries,
 }
 
 impl PagedList {
@@ -42,6 +46,8 @@ impl PagedList {
             Self::History => "history",
             Self::Models => "models",
             Self::Proposals => "proposals",
+            Self::Usage => "usage",
+            Self::UsageEntries => "usage-entries",
         }
     }
 

@@ -18,6 +18,7 @@ mod once;
 mod outcomes;
 mod pages;
 mod stops;
+mod usage;
 mod wraps;
 
 use std::time::Duration;

@@ -76,16 +76,28 @@ async fn propose_and_sign(demonstration: &Demonstration, name: &str, whole: bool
     for line in signed_text(&review).lines().take(lines) {
         println!("            {line}");
     }
+    if whole {
+        // One vote of the story goes through the pages; the others through the command line.
+        view = console::approve(demonstration, &view, MEMBERS[0]).await?;
+        say_signed(demonstration, 0);
+    }
+    sign(demonstration, view).await
+}
+
+fn say_signed(demonstration: &Demonstration, count: usize) {
+    demonstration.say(format!("signed by {} (Ed25519 and ML-DSA-65)  {} of 2", MEMBERS[count], count + 1));
+}
+
+/// Lets the members that have not voted sign until the proposal is decided.
+pub(super) async fn sign(demonstration: &Demonstration, mut view: PrintedProposal) -> Result<()> {
     for (count, member) in MEMBERS.iter().enumerate() {
         if !view.is_pending() {
             break;
         }
-        // One vote of the story goes through the pages; the others through the command line.
-        view = match (whole, count) {
-            (true, 0) => console::approve(demonstration, &view, member).await?,
-            _ => demonstration.approve(&view, member).await?,
-        };
-        demonstration.say(format!("signed by {member} (Ed25519 and ML-DSA-65)  {} of 2", count + 1));
+        if view.missing.iter().any(|missing| missing == member) {
+            view = demonstration.approve(&view, member).await?;
+            say_signed(demonstration, count);
+        }
     }
     if view.state != ProposalState::Approved {
         bail!("two votes did not carry the proposal: {:?}", view.state);

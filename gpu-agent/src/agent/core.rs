@@ -5,6 +5,7 @@
 //! grant that only verification creates.
 
 mod book;
+mod gang;
 mod halts;
 mod job_book;
 mod job_ends;
@@ -23,6 +24,7 @@ pub(crate) mod testing;
 mod tests;
 
 pub use book::{BookError, Held, OrderBook};
+pub use gang::{GangOrders, slot_address};
 pub use halts::{halt_on, halted_slots};
 pub use job_book::{HeldJob, JobOrderBook, JobSlotEnd, accepted_report, job_key};
 pub use job_ends::{job_end, lapsed};

@@ -1,5 +1,6 @@
 //! State shared by all tasks of an agent: the node's identity, its leases, and the circle's state.
 
+use super::gangs::Gangs;
 use super::jobs::lines::RankLines;
 use super::jobs::trees::ArtifactTrees;
 use super::lease::Lease;
@@ -43,6 +44,8 @@ pub(super) struct Node {
     pub(super) rank_lines: RankLines,
     /// Unpacked artifacts of jobs.
     pub(super) trees: ArtifactTrees,
+    /// Gangs whose ranks are on several nodes or in several slots.
+    pub(super) gangs: Arc<Gangs>,
     pub(super) lease: watch::Sender<Lease>,
     /// Length of a liveness lease, and of the longest lease accepted from control, in milliseconds.
     pub(super) lease_ms_max: u64,

@@ -1,5 +1,6 @@
 //! Metrics for Prometheus, as text, on a loopback listener.
 
+use super::gangs::GangCounters;
 use protocol::agent::{SlotReport, SlotState};
 use protocol::job_report::{JobSlotReport, JobSlotState};
 use std::collections::BTreeMap;
@@ -25,6 +26,8 @@ pub(super) struct Numbers {
     pub(super) job_slots: Vec<JobSlotReport>,
     /// Trees of artifacts that differed from their root.
     pub(super) trees_changed: u64,
+    /// Packets of the ranks of gangs.
+    pub(super) gangs: GangCounters,
     /// Root, segments verified, bytes.
     pub(super) models: Vec<(String, u64, u64)>,
     pub(super) gateway: Option<GatewayNumbers>,
@@ -131,7 +134,8 @@ fn node_families(numbers: &Numbers) -> Vec<Family<'static>> {
         help: "Halts that this node obeys, by what they stop",
         samples: numbers.halts_standing.iter().map(scope).collect(),
     };
-    let counts = counts.chain([halts]).chain(job_families(&numbers.job_slots));
+    let counts =
+        counts.chain([halts]).chain(job_families(&numbers.job_slots)).chain(gang_families(&numbers.gangs));
     counts.chain(model_families(&numbers.models)).chain(gateway).collect()
 }
 
@@ -164,6 +168,26 @@ fn job_families(slots: &[JobSlotReport]) -> [Family<'static>; 2] {
             samples: slots.iter().map(used).collect(),
         },
     ]
+}
+
+fn gang_families(gangs: &GangCounters) -> impl Iterator<Item = Family<'static>> + use<> {
+    let counts = families([
+        ("quorate_agent_gang_packets_total", "counter", "Packets between ranks", gangs.packets),
+        ("quorate_agent_gang_bytes_total", "counter", "Bytes of packets between ranks", gangs.bytes),
+        (
+            "quorate_agent_gang_links_refused_total",
+            "counter",
+            "Links of other nodes that were refused",
+            gangs.links_refused,
+        ),
+    ]);
+    let dropped = |(reason, count): (&&str, &u64)| (format!("{{reason=\"{reason}\"}}"), *count);
+    counts.chain([Family {
+        name: "quorate_agent_gang_packets_dropped_total",
+        kind: "counter",
+        help: "Packets of ranks that were dropped, by reason",
+        samples: gangs.dropped.iter().map(dropped).collect(),
+    }])
 }
 
 fn gateway_families(gateway: &GatewayNumbers) -> impl Iterator<Item = Family<'static>> + use<> {
@@ -309,6 +333,7 @@ mod tests {
             slots: vec![slot],
             job_slots: vec![job_slot],
             trees_changed: 1,
+            gangs: GangCounters { packets: 3, dropped: [("forged-source", 2)].into(), ..Default::default() },
             control_silent_ms: 1_500,
             halts_standing: [("circle", 2)].into(),
             models: vec![("00ff".into(), 1, 4096)],
@@ -333,6 +358,8 @@ mod tests {
             "quorate_agent_job_slot{job=\"train\",slot=\"1\",attempt=\"2\",state=\"running\"} 1",
             "quorate_agent_job_slot_cpu_microseconds{job=\"train\",slot=\"1\",attempt=\"2\"} 7",
             "quorate_agent_artifact_trees_changed_total 1",
+            "quorate_agent_gang_packets_total 3",
+            "quorate_agent_gang_packets_dropped_total{reason=\"forged-source\"} 2",
         ] {
             assert!(text.contains(expected), "{expected}");
         }

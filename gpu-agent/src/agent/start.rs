@@ -8,6 +8,7 @@ use super::control_client::AgentControlClient;
 use super::core::{OrderBook, SlotKey, TrustedTime, halt_on};
 use super::drain::Drain;
 use super::error::AgentError;
+use super::gangs::{Gangs, stream_handler};
 use super::gateway::{self, GatewayStatus, StopRequests};
 use super::halts::HaltFile;
 use super::jobs::lines::RankLines;
@@ -83,6 +84,7 @@ impl Prepared {
         let name = config.admission.name.clone();
         let stores = config.storage.as_ref().map_or_else(BTreeMap::new, |storage| storage.stores.clone());
         let context = storage::context(&config.identity, name, stores, circles);
+        let gangs = Gangs::new(config.identity.clone(), circle.subscribe());
         let node = Arc::new(Node {
             identity: config.identity,
             launcher: config.launcher,
@@ -94,6 +96,7 @@ impl Prepared {
             logs: LogQueue::default(),
             rank_lines: RankLines::default(),
             trees: ArtifactTrees::open(&directory)?,
+            gangs,
             lease: watch::Sender::new(Lease::resumed(heard_at)),
             lease_ms_max: config.lease_ms_max,
             circle,
@@ -247,7 +250,8 @@ impl Services {
         if let Some(config) = self.storage {
             let (identity, circle) = (node.identity.clone(), node.circle.subscribe());
             let clock = node.clock.clone();
-            tasks.spawn(storage::serve(config, storage_limits, identity, circle, clock, stop.clone()));
+            let (serving, gangs) = ((config, storage_limits), stream_handler(node.gangs.clone()));
+            tasks.spawn(storage::serve(serving, identity, circle, clock, gangs, stop.clone()));
         }
         if let Some(config) = self.gateway {
             let (program, directory) = (node.serve_program.clone(), directory.to_path_buf());

@@ -6,7 +6,7 @@ use super::error::AgentError;
 use host::Clock;
 use human_chain::CircleState;
 use model_store::{Context, ModelDecisions, NodeAddress, ShardService};
-use overlay::{CancellationToken, Identity, Limits, PeerPolicy};
+use overlay::{CancellationToken, Identity, Limits, PeerPolicy, StreamHandler};
 use protocol::governance::NodeRole;
 use protocol::manifest::ServiceManifest;
 use protocol::{ModelRoot, NodeId, NodeName};
@@ -16,21 +16,21 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
 
-/// Serves the stores until `shutdown`. Admission is checked on every request, so a node that the circle
-/// removes is rejected immediately.
+/// Serves the stores, and the links of gangs beside them, until `shutdown`. Admission is checked on every
+/// request, so a node that the circle removes is rejected immediately.
 pub(super) async fn serve(
-    config: StorageConfig,
-    limits: Limits,
+    (config, limits): (StorageConfig, Limits),
     identity: Identity,
     circle: watch::Receiver<Arc<CircleState>>,
     clock: Clock,
+    gangs: StreamHandler,
     shutdown: CancellationToken,
 ) -> Result<(), AgentError> {
     let decisions = CircleDecisions { circle: circle.clone(), clock };
     let service = ShardService::new(&config.stores, Arc::new(decisions))?;
     let admitted = move |key: &overlay::PublicKey| circle.borrow().node_by_id(NodeId(*key)).is_some();
     let policy = PeerPolicy::new(admitted);
-    overlay::serve(config.listener, &identity, policy, limits, service.router(), shutdown)
+    overlay::serve_with_streams(config.listener, &identity, policy, limits, service.router(), gangs, shutdown)
         .await
         .map_err(AgentError::Listener)
 }

@@ -11,7 +11,8 @@ use overlay::{CancellationToken, Limits, Peer, PeerPolicy};
 use protocol::agent::{
     ClockReading, Desired, EnrolRequest, EnrolResponse, NotLeader, SlotReport, SyncRequest, SyncResponse,
 };
-use protocol::{Millis, canonical};
+use protocol::{Millis, NodeId, canonical};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
@@ -31,10 +32,15 @@ pub struct ControlScript {
     pub silent: bool,
     pub lease_ms: u64,
     pub desired: Desired,
+    /// Desired state of single nodes, in place of the one above.
+    pub desired_of: BTreeMap<NodeId, Desired>,
     /// Bundles sent in place of the chain's own.
     pub forged: Vec<protocol::governance::Bundle>,
     pub enrolled: Vec<EnrolRequest>,
     pub last: Option<SyncRequest>,
+    /// Last request of each node.
+    pub last_of: BTreeMap<NodeId, SyncRequest>,
+    pub rank_lines: Vec<String>,
     pub lines: Vec<String>,
     /// Number of syncs that each replica was asked for.
     pub asked: Vec<u32>,
@@ -82,9 +88,12 @@ impl Control {
             silent: false,
             lease_ms: LONG_LEASE_MS,
             desired: Desired { assignments: vec![], routes: None, jobs: vec![] },
+            desired_of: BTreeMap::new(),
             forged: vec![],
             enrolled: vec![],
             last: None,
+            last_of: BTreeMap::new(),
+            rank_lines: vec![],
             lines: vec![],
             asked: vec![0; count],
             released: vec![],
@@ -159,7 +168,11 @@ async fn clock() -> Response {
     canonical::to_bytes(&ClockReading { now: now() }).into_response()
 }
 
-async fn sync(State(replica): State<TestReplica>, body: Bytes) -> Response {
+async fn sync(
+    State(replica): State<TestReplica>,
+    Extension(Peer(key)): Extension<Peer>,
+    body: Bytes,
+) -> Response {
     let request: SyncRequest = canonical::from_bytes(&body, body.len()).unwrap();
     if replica.script.lock().unwrap().silent {
         std::future::pending::<()>().await;
@@ -179,12 +192,14 @@ async fn sync(State(replica): State<TestReplica>, body: Bytes) -> Response {
         let released = request.slots.iter().filter(|s| s.state == protocol::agent::SlotState::Released);
         let released: Vec<_> = released.map(|s| (s.service.to_string(), s.slot.0, s.fence.count)).collect();
         script.released.extend(released);
+        script.rank_lines.extend(request.rank_lines.iter().map(|line| line.text.clone()));
+        script.last_of.insert(NodeId(key), request.clone());
         script.last = Some(request.clone());
     }
     let deadline = tokio::time::Instant::now() + Duration::from_millis(u64::from(request.wait_ms).min(100));
     loop {
         let news = replica.news.notified();
-        let answer = answer(&replica.script.lock().unwrap(), &request);
+        let answer = answer(&replica.script.lock().unwrap(), NodeId(key), &request);
         if answer.desired.is_some() || !answer.governance.is_empty() {
             return canonical::to_bytes(&answer).into_response();
         }
@@ -194,10 +209,11 @@ async fn sync(State(replica): State<TestReplica>, body: Bytes) -> Response {
     }
 }
 
-fn answer(script: &ControlScript, request: &SyncRequest) -> SyncResponse {
+fn answer(script: &ControlScript, node: NodeId, request: &SyncRequest) -> SyncResponse {
     let own = script.world.bundles.iter().skip(request.governance_length as usize).cloned();
     let governance = if script.forged.is_empty() { own.collect() } else { script.forged.clone() };
-    let desired = (script.desired.digest() != request.desired).then(|| script.desired.clone());
+    let wanted = script.desired_of.get(&node).unwrap_or(&script.desired);
+    let desired = (wanted.digest() != request.desired).then(|| wanted.clone());
     let history = script.world.served();
     SyncResponse { now: now(), lease_ms: script.lease_ms, history, governance, desired }
 }

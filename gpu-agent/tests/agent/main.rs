@@ -10,6 +10,7 @@ mod node;
 mod program;
 
 mod following;
+mod gangs;
 mod halts;
 mod services;
 mod serving;

@@ -76,7 +76,7 @@ pub fn node_id() -> NodeId {
     NodeId(Identity::from_seed(&NODE).public_key())
 }
 
-fn now() -> Millis {
+pub(crate) fn now() -> Millis {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
     Millis(u64::try_from(since.as_millis()).unwrap())
 }

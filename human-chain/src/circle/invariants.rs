@@ -7,15 +7,17 @@
 use super::passkeys::check_list;
 use super::{ApprovedService, CircleAccess, CircleState, FIRST_EPOCH, inputs};
 use crate::access::check_envelope;
+use crate::change::check_prices;
 use crate::change::{GRACE_SECONDS_MAX, MODEL_GRACE_SECONDS_MAX};
 use crate::subject::{
-    ACCESS_SUBJECT, CIRCLE_SUBJECT, HALTS_SUBJECT, access_value, circle_value, lifted_value, manifest_value,
-    member_subject, model_subject, model_value, node_subject, node_value, passkeys_subject, passkeys_value,
-    service_subject, suspension_value,
+    ACCESS_SUBJECT, CIRCLE_SUBJECT, HALTS_SUBJECT, PRICES_SUBJECT, access_value, circle_value, lifted_value,
+    manifest_value, member_subject, model_subject, model_value, node_subject, node_value, passkeys_subject,
+    passkeys_value, prices_value, service_subject, suspension_value,
 };
 use crate::{carries, describe, form};
 use protocol::governance::{Member, SubjectVersion};
 use protocol::manifest::Manifest;
+use protocol::usage::Prices;
 use protocol::{Digest, MemberId, limits};
 use std::collections::BTreeSet;
 
@@ -47,6 +49,7 @@ impl CircleState {
     /// - a model is forgotten once, and no service or job in force names a forgotten one;
     /// - a lifted halt is of this circle and known by its own id;
     /// - the name of a service's model, and of a job's input, stands for the root that it runs;
+    /// - prices are within their bounds, and 0 before the first vote;
     /// - versions add up to the number of certificates applied.
     ///
     /// # Errors
@@ -70,6 +73,7 @@ impl CircleState {
         form::check_members(&members, &self.policy).map_err(|error| error.to_string())?;
         form::check_control(&self.control).map_err(|error| error.to_string())?;
         self.check_access()?;
+        self.check_prices()?;
         for (id, member) in &self.members {
             require!(*id == member.id, "member `{}` is kept as `{id}`", member.id);
             require!(!self.former_members.contains(id), "former member `{id}` is a member");
@@ -107,6 +111,14 @@ impl CircleState {
         let version = self.subject(ACCESS_SUBJECT).version;
         require!(counted.len() as u64 <= version, "{} access envelopes count", counted.len());
         self.check_subject(ACCESS_SUBJECT.into(), version.max(1), Some(access_value(envelope)))
+    }
+
+    fn check_prices(&self) -> Result<(), String> {
+        check_prices(&self.prices).map_err(|error| error.to_string())?;
+        let version = self.prices().version;
+        require!(version > 0 || self.prices == Prices::default(), "prices without a vote");
+        let value = (version > 0).then(|| prices_value(&self.prices));
+        self.check_subject(PRICES_SUBJECT.into(), version, value)
     }
 
     fn check_nodes(&self) -> Result<(), String> {
@@ -286,12 +298,14 @@ impl CircleState {
         let nodes = self.nodes.entries().map(|(name, _)| node_subject(name));
         let models = self.forgotten.values().map(|forgotten| model_subject(&forgotten.model.name));
         let halts = (!self.lifted.is_empty()).then(|| HALTS_SUBJECT.to_string());
+        let prices = (self.prices().version > 0).then(|| PRICES_SUBJECT.to_string());
         let passkeys = self.passkeys.keys().map(passkeys_subject);
         let suspended = self.suspended.keys().map(member_subject);
         let in_force: BTreeSet<String> = services
             .chain(nodes)
             .chain(models)
             .chain(halts)
+            .chain(prices)
             .chain(passkeys)
             .chain(suspended)
             .chain([CIRCLE_SUBJECT.into(), ACCESS_SUBJECT.into()])

@@ -87,6 +87,11 @@ impl CircleState {
         debug_assert_eq!(bound, model.root, "a name stands for one root for ever");
     }
 
+    /// Returns the jobs that are approved, sorted by name.
+    pub fn jobs(&self) -> impl Iterator<Item = &ApprovedJob> {
+        self.jobs.values()
+    }
+
     /// Returns the approved job with this name.
     #[must_use]
     pub fn job(&self, name: &ServiceName) -> Option<&ApprovedJob> {

@@ -11,7 +11,7 @@ use crate::order::{check_count, placement_allows};
 use crate::subject::service_subject;
 use crate::{ApprovedJob, ChainError, CircleState};
 use protocol::governance::NodeRole;
-use protocol::job::{JobOrder, SignedJobOrder};
+use protocol::job::{JobOrder, SignedJobOrder, SlotRanks};
 use protocol::manifest::{JobManifest, Resources};
 use protocol::{Digest, Fence, JobId, Millis, NodeId, SlotIndex};
 use std::collections::BTreeSet;
@@ -34,6 +34,8 @@ pub struct JobGrant {
     pub fence: Fence,
     /// Node that holds the slot.
     pub node: NodeId,
+    /// Places of the ranks of the slot within the gang.
+    pub place: SlotRanks,
     /// Command of each rank of the slot, in order; resources are those of the manifest for each.
     pub ranks: Vec<RankCommand>,
     /// Host name of each rank of the slot, in order.
@@ -163,6 +165,7 @@ fn grant(state: &CircleState, order: &JobOrder, job: &ApprovedJob) -> Result<App
         slot: order.slot,
         fence: order.fence,
         node: order.node,
+        place: order.ranks,
         hosts: (0..order.ranks.count).map(|local| rank_host(order.ranks.first + local)).collect(),
         ranks,
         gpus: order.gpus.clone(),
@@ -172,7 +175,7 @@ fn grant(state: &CircleState, order: &JobOrder, job: &ApprovedJob) -> Result<App
     Ok(Approved::after_verification(grant, job.certificate, job.proposal, basis))
 }
 
-fn mismatch(order: &JobOrder, reason: &'static str) -> ChainError {
+pub(super) fn mismatch(order: &JobOrder, reason: &'static str) -> ChainError {
     let service = order.submission.submission.job.clone();
     ChainError::OrderMismatch { service, slot: order.slot, reason }
 }

@@ -1,8 +1,8 @@
 //! Difference between a proposal and the running state. It is shown beside the rendering and is not signed,
 //! since the state can change while members read.
 
-use super::access;
 use super::fields::{self, FieldTexts};
+use super::{access, prices};
 use crate::CircleState;
 use crate::subject::subject_of;
 use protocol::governance::{Change, Proposal};
@@ -29,6 +29,7 @@ pub fn render_difference(state: &CircleState, proposal: &Proposal) -> String {
             (running(state, change), fields::of_suspension(member, halts))
         }
         Change::SetAccess(envelope) => (running(state, change), access::fields(envelope)),
+        Change::SetPrices(asked) => (running(state, change), prices::compared(&state.prices().prices, asked)),
     };
     let mut text = String::new();
     let subject = state.subject(&subject_of(change));
@@ -77,6 +78,7 @@ fn running(state: &CircleState, change: &Change) -> FieldTexts {
             None => FieldTexts::new(),
         },
         Change::SetAccess(_) => access::fields(state.access()),
+        Change::SetPrices(_) => prices::fields(&state.prices().prices),
     }
 }
 

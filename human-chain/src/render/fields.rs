@@ -4,7 +4,9 @@
 //! until it is rendered here. Long keys are represented by their digest.
 
 use super::escape::{quoted, show_bytes, show_duration, show_time};
-use super::{RENDERER_VERSION, access as access_texts, halts as halt_texts, job as job_texts, passkey_words};
+use super::{
+    RENDERER_VERSION, access as access_texts, halts as halt_texts, job as job_texts, passkey_words, prices,
+};
 use crate::quorum::describe;
 use protocol::canonical::to_bytes;
 use protocol::display::counted;
@@ -93,6 +95,7 @@ pub(super) fn of_change(change: &Change) -> FieldTexts {
         Change::SuspendMember { member, halts } => of_suspension(member, halts),
         Change::SetPasskeys { member, passkeys } => of_passkeys(member, passkeys),
         Change::SetAccess(envelope) => access_texts::fields(envelope),
+        Change::SetPrices(asked) => prices::fields(asked),
     }
 }
 

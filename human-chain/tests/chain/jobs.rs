@@ -3,13 +3,13 @@
 
 use crate::samples::{full_job, open_job};
 use crate::support::{
-    HOUR, NOW, check, circle, deploy, enact, forget, key, name, retire, secret, signing_key, suspend,
+    HOUR, NOW, check, circle, deploy, enact, forget, key, name, node, retire, secret, signing_key, suspend,
     try_propose,
 };
 use ed25519_dalek::Signer;
-use human_chain::{CircleState, FENCE_LEAP_MAX, check_job_order, check_submission};
+use human_chain::{CircleState, FENCE_LEAP_MAX, check_gang, check_job_order, check_submission};
 use protocol::canonical::{from_bytes, to_bytes};
-use protocol::governance::Change;
+use protocol::governance::{Change, NodeRole};
 use protocol::job::{
     JOB_ORDER_DOMAIN, JobOrder, JobSubmission, SUBMISSION_DOMAIN, SignedJobOrder, SignedSubmission,
     SlotRanks, Submitter,
@@ -19,9 +19,9 @@ use protocol::limits::{CLOCK_GRACE_MS, SUBMISSION_SECONDS_MAX};
 use protocol::manifest::{ArtifactChoice, JobManifest, Manifest};
 use protocol::{ArtifactRoot, Digest, Fence, Millis, NodeId, Signature, SlotIndex};
 
-const BOTH: [&str; 2] = ["alice", "bob"];
+pub(crate) const BOTH: [&str; 2] = ["alice", "bob"];
 
-fn approve_job(state: &mut CircleState, job: JobManifest) {
+pub(crate) fn approve_job(state: &mut CircleState, job: JobManifest) {
     enact(state, Change::Deploy(Box::new(Manifest::Job(job))), &BOTH);
 }
 
@@ -32,7 +32,7 @@ fn approved(job: JobManifest) -> CircleState {
     state
 }
 
-fn n1() -> NodeId {
+pub(crate) fn n1() -> NodeId {
     NodeId(key("n1"))
 }
 
@@ -80,7 +80,7 @@ fn order(state: &CircleState) -> JobOrder {
     }
 }
 
-fn sign_order(order: JobOrder, who: &str) -> SignedJobOrder {
+pub(crate) fn sign_order(order: JobOrder, who: &str) -> SignedJobOrder {
     let signature = signing_key(who).sign(&signing_input(JOB_ORDER_DOMAIN, &to_bytes(&order)));
     SignedJobOrder { order, signer: key(who), signature: Signature(signature.to_bytes()) }
 }
@@ -356,4 +356,80 @@ fn a_name_stands_for_one_workload_at_a_time() {
     assert_eq!(state.job(&name("train")).map(|job| job.version), Some(6));
     let kept = CircleState::from_kept_bytes(&state.to_kept_bytes(), state.id());
     assert_eq!(kept.as_ref(), Ok(&state), "a kept state has its jobs");
+}
+
+/// Returns the orders of a whole gang of 8 ranks: the one of this node has the last two, `n3` has the others.
+pub(crate) fn gang_orders(state: &CircleState) -> Vec<JobOrder> {
+    let part = |slot: u32| JobOrder {
+        slot: SlotIndex(slot),
+        ranks: SlotRanks { first: 2 * slot, count: 2 },
+        gpus: (0..4).map(|gpu| format!("GPU-{slot}-{gpu}")).collect(),
+        node: if slot == 3 { n1() } else { NodeId(key("n3")) },
+        ..order(state)
+    };
+    (0..4).map(part).collect()
+}
+
+type AlterPeers = fn(&mut Vec<JobOrder>);
+
+/// Attacks of a hostile control on the way between ranks: each alters the peers of a sound gang.
+const PEERS: [(&str, AlterPeers); 14] = [
+    ("approved", |_| {}),
+    ("approved", |peers| peers.reverse()),
+    ("approved", |peers| peers[0].node = n1()),
+    ("approved", |peers| peers[0].fence = Fence::new(1, FENCE_LEAP_MAX + 9)),
+    ("order-mismatch: another submission or attempt", |peers| peers[1].attempt = 2),
+    ("order-mismatch: another submission or attempt", |peers| {
+        peers[1].submission.submission.idempotency = Digest::of(b"another submission of the same job");
+    }),
+    ("order-mismatch: do not have each rank once", |peers| drop(peers.pop())),
+    ("order-mismatch: do not have each rank once", |peers| peers[1].ranks.count = 1),
+    ("order-mismatch: do not have each rank once", |peers| peers[1].ranks.first = 3),
+    ("order-mismatch: do not have each rank once", |peers| peers[0].slot = SlotIndex(3)),
+    ("order-mismatch: another order of the gang has its ranks", |peers| {
+        let twice = JobOrder { slot: SlotIndex(5), ..peers[0].clone() };
+        peers.push(twice);
+    }),
+    ("order-mismatch: another order of the gang has its ranks", |peers| peers[0].ranks.first = 6),
+    ("order-mismatch: not admitted as a worker", |peers| peers[2].node = NodeId(key("n2"))),
+    ("node-not-admitted", |peers| peers[2].node = NodeId(key("n9"))),
+];
+
+#[test]
+fn a_gang_has_each_rank_once_on_nodes_that_the_envelope_allows() {
+    let mut state = circle();
+    enact(&mut state, Change::AdmitNode(Box::new(node("n3", &[NodeRole::Worker]))), &BOTH);
+    approve_job(&mut state, full_job());
+    let mut orders = gang_orders(&state);
+    let own = sign_order(orders.pop().expect("four"), "control");
+    let grant = check_job_order(&state, &own, n1(), None, NOW).expect("sound").into_inner();
+    let judge = |peers: Vec<JobOrder>, signer: &str| {
+        let sign = |mut order: JobOrder| {
+            // Some alterations change the number of ranks; each rank has two GPUs.
+            order.gpus.truncate(2 * order.ranks.count as usize);
+            sign_order(order, signer)
+        };
+        let signed: Vec<SignedJobOrder> = peers.into_iter().map(sign).collect();
+        check_gang(&state, &grant, &signed, NOW)
+    };
+    for (number, (expected, alter)) in PEERS.into_iter().enumerate() {
+        let mut peers = orders.clone();
+        alter(&mut peers);
+        check(&format!("peers {number}"), judge(peers, "control"), expected);
+    }
+    check("signed by no replica", judge(orders.clone(), "mallory"), "order-signature-invalid");
+    let members = judge(orders, "control").expect("sound");
+    assert_eq!((members.id, members.attempt), (grant.id, 1));
+    let slots = members.slots.iter().map(|slot| (slot.slot.0, slot.ranks.first, slot.node == n1()));
+    assert_eq!(slots.collect::<Vec<_>>(), [(0, 0, false), (1, 2, false), (2, 4, false), (3, 6, true)]);
+    assert_eq!(members.peers_of(n1()), [NodeId(key("n3"))].into());
+}
+
+#[test]
+fn a_gang_in_one_slot_has_no_peers() {
+    let state = approved(JobManifest { ranks: 2, ..full_job() });
+    let own = JobOrder { ranks: SlotRanks { first: 0, count: 2 }, ..order(&state) };
+    let grant = check_job_order(&state, &sign_order(own, "control"), n1(), None, NOW).expect("sound");
+    let members = check_gang(&state, grant.get(), &[], NOW).expect("whole");
+    assert!(members.slots.len() == 1 && members.peers_of(n1()).is_empty());
 }

@@ -2,6 +2,7 @@
 //! damage nor another circle passes for it.
 
 use crate::authenticator::{Authenticator, passkey_policy};
+use crate::samples::prices;
 use crate::support::{
     NOW, approve, check, circle, deploy, enact, forget, genesis, halt, member, name, node, policy, proposal,
     retire, set_members, signed, suspend,
@@ -27,6 +28,7 @@ fn rich() -> CircleState {
         Change::AdmitNode(Box::new(node("n4", &[NodeRole::Worker]))),
         retire("embed"),
         forget("spare", 60),
+        Change::SetPrices(prices()),
         lift(halts),
     ] {
         enact(&mut state, change, &BOTH);
@@ -105,9 +107,13 @@ fn a_damaged_or_foreign_state_is_refused() {
     check("another circle", CircleState::from_kept_bytes(&sound, other), "circle-mismatch");
     let mut later = sound[32..].to_vec();
     let version = later.len() - 1;
-    assert_eq!(later[version], 3, "the version is the last field");
-    later[version] = 4;
-    check("another format", read(&with_digest(&later), &state), "governance-invalid: of format 4");
+    assert_eq!(later[version], 4, "the version is the last field");
+    later[version] = 5;
+    check(
+        "another format",
+        read(&with_digest(&later), &state),
+        "governance-invalid: kept state of a circle: of format 5",
+    );
     // The digest finds damage and no attack: the caller vouches for the file.
     let mut renamed = sound[32..].to_vec();
     let at = renamed.windows(7).position(|part| part == b"harbour").expect("the circle's name");

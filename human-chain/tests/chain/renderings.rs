@@ -1,6 +1,6 @@
 //! Tests of renderings: golden texts, and distinct texts for distinct proposals.
 
-use crate::samples::{full_job, full_service, lift_all, open_job, proposals};
+use crate::samples::{full_job, full_service, lift_all, open_job, prices, proposals};
 use crate::support::{
     NOW, approve, circle, deploy, enact, forget, member, name, node, policy, proposal, retire, set_members,
     suspend,
@@ -10,6 +10,7 @@ use proptest::prelude::*;
 use protocol::access::AccessEnvelope;
 use protocol::governance::{Change, NodeRole, Proposal, RENDERING_DOMAIN};
 use protocol::manifest::{JobManifest, Manifest, OnFailure, ParameterRule, RollOutRules};
+use protocol::usage::Prices;
 use protocol::{Digest, Epoch, Millis};
 use serde_json::Value;
 use std::path::Path;
@@ -86,6 +87,21 @@ fn the_differences_of_a_job() {
     let text = show(&state, "job-wider", job(wider));
     let changed = |text: &str| text.lines().filter(|line| line.starts_with('~')).count();
     assert_eq!((changed(&same), changed(&text)), (0, 3), "{text}");
+}
+
+/// New prices are read beside the present ones: absolute, and as a difference.
+#[test]
+fn the_differences_of_prices() {
+    let mut state = circle();
+    let first = render_difference(&state, &proposal(&state, Change::SetPrices(prices())));
+    check_golden("difference-first-prices.txt", &first);
+    enact(&mut state, Change::SetPrices(prices()), &["alice", "bob", "carol"]);
+    assert_eq!((state.prices().version, state.prices().prices), (1, prices()));
+    let dearer = Prices { gpu_hour_micro_units: 3_000_000, memory_gib_hour_micro_units: 5_000, ..prices() };
+    let text = render_difference(&state, &proposal(&state, Change::SetPrices(dearer)));
+    check_golden("difference-prices.txt", &text);
+    assert!(text.contains("+500000 millionths, +20.0 %") && text.contains("-1 millionths"), "{text}");
+    assert!(!text.contains("core"), "what stays is left out: {text}");
 }
 
 /// The rules of a roll-out and the priority of a service are read line by line too.

@@ -11,6 +11,7 @@ use protocol::manifest::{
     Manifest, ModelChoice, OnExpiry, OnFailure, ParameterRule, Placement, ReplicaRange, Resources,
     RollOutRules, Runtime, ServiceManifest, SubmitKey, Task, TextCharacters,
 };
+use protocol::usage::Prices;
 use protocol::{ArtifactRoot, Digest, ModelRoot, Signature};
 use std::collections::BTreeMap;
 
@@ -67,12 +68,22 @@ pub(crate) fn proposals() -> Vec<(&'static str, Proposal)> {
         ),
         ("set-members-passkeys", plain(set_policy(), "circle", Some(b"old"))),
         ("suspend-member", plain(suspended, "member/bob", None)),
+        ("set-prices", plain(Change::SetPrices(prices()), "prices", Some(b"old"))),
         ("set-access", plain(Change::SetAccess(Box::new(envelope)), "access", Some(b"old"))),
         ("job", plain(Change::Deploy(Box::new(Manifest::Job(full_job()))), "service/train", None)),
         ("job-open", plain(Change::Deploy(Box::new(Manifest::Job(open_job()))), "service/train", None)),
         ("edge", plain(Change::Deploy(Box::new(Manifest::Edge(edge()))), "service/detector", None)),
         ("hostile-reason", hostile),
     ]
+}
+
+/// Returns prices that differ from one another.
+pub(crate) fn prices() -> Prices {
+    Prices {
+        gpu_hour_micro_units: 2_500_000,
+        cpu_hour_micro_units: 40_000,
+        memory_gib_hour_micro_units: 5_001,
+    }
 }
 
 /// Returns the lift of a halt of each scope.

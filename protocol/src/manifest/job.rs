@@ -58,8 +58,8 @@ pub struct JobSubmitters {
     pub signers: BTreeMap<TokenName, SubmitKey>,
 }
 
-/// Limits of what all submissions to a job use together in one period. Signed and shown; not metered in this
-/// release.
+/// Limits of what all submissions to a job use together in one period, by the reserved resources of their
+/// slots. An attempt that would pass one waits; one that has started runs on, for its run time at most.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct JobBudget {

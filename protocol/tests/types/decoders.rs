@@ -1,7 +1,7 @@
 //! Decoder against an oracle: the first decoder, which built a tree of values and wrote the value again.
 
 use crate::respelling::{DEVIATIONS, respell};
-use crate::{governed, stored, workloads};
+use crate::{governed, stored, usage, workloads};
 use ciborium::value::Value as Cbor;
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -87,6 +87,7 @@ agreements! {
     ballots: governed::signed_ballot();
     bundles: governed::bundle();
     desired_states: stored::desired();
+    gang_hellos: usage::hello();
     genesis_documents: governed::signed_genesis();
     halts: governed::signed_halt();
     comments: governed::signed_comment();
@@ -101,6 +102,7 @@ agreements! {
     sync_requests: stored::sync_request();
     sync_responses: stored::sync_response();
     tickets: workloads::signed_ticket();
+    usage_entries: usage::entry();
     messages_to_workers: stored::to_worker();
 }
 

@@ -2,7 +2,7 @@
 //! bytes are read as it.
 
 use crate::respelling::{DEVIATIONS, respell, spell};
-use crate::{governed, stored, workloads};
+use crate::{governed, stored, usage, workloads};
 use ciborium::value::Value as Cbor;
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -91,6 +91,8 @@ laws! {
     ballots: governed::signed_ballot();
     bundles: governed::bundle();
     enrolments: stored::enrol_response();
+    gang_answers: usage::answer();
+    gang_hellos: usage::hello();
     genesis_documents: governed::signed_genesis();
     halt_answers: stored::halts_answer();
     halt_books: stored::halt_book();
@@ -120,6 +122,9 @@ laws! {
     sync_requests: stored::sync_request();
     sync_responses: stored::sync_response();
     tickets: workloads::signed_ticket();
+    usage_entries: usage::entry();
+    usage_exports: usage::export_header();
+    usage_totals: usage::total();
     verdicts: stored::verdict();
     worker_manifests: stored::worker_manifest();
 }

@@ -14,6 +14,7 @@ use protocol::governance::{
 };
 use protocol::halt::{Halt, HaltScope, HaltSignature, SignedHalt};
 use protocol::passkey::P256Coordinate;
+use protocol::usage::Prices;
 use protocol::{MemberId, Passkey, PasskeyAssertion, PasskeyKey, PasskeyPolicy, ReplicaId};
 
 pub(crate) const CLASSES: [ActionClass; 3] =
@@ -137,6 +138,13 @@ pub(crate) fn change() -> BoxedStrategy<Change> {
         (name(), vec(passkey(), 0..3))
             .prop_map(|(member, passkeys)| Change::SetPasskeys { member, passkeys }),
         envelope().prop_map(|envelope| Change::SetAccess(Box::new(envelope))),
+        (any::<u64>(), any::<u64>(), any::<u64>()).prop_map(|(gpu, cpu, memory)| {
+            Change::SetPrices(Prices {
+                gpu_hour_micro_units: gpu,
+                cpu_hour_micro_units: cpu,
+                memory_gib_hour_micro_units: memory,
+            })
+        }),
     ]
     .boxed()
 }

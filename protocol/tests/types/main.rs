@@ -20,6 +20,7 @@ mod signing;
 mod sizes;
 mod stored;
 mod tables;
+mod usage;
 mod values;
 mod variants;
 mod wire;

@@ -9,8 +9,8 @@ use ciborium::value::Value as Cbor;
 use protocol::canonical::{CanonicalError, from_bytes, to_bytes};
 use protocol::limits::JSON_BYTES_PER_CANONICAL_BYTE;
 use protocol::{
-    Digest, access, agent, agent_state, api, artifact, comment, gateway, governance, halt, job, job_report,
-    keys, manifest, model, order, passkey, sandbox, worker,
+    Digest, access, agent, agent_state, api, artifact, comment, gang, gateway, governance, halt, job,
+    job_report, keys, manifest, model, order, passkey, sandbox, worker,
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value as Json;
@@ -68,6 +68,9 @@ kinds! {
     "RankLine" => job_report::RankLine,
     "ArtifactSource" => job_report::ArtifactSource,
     "JobAssignment" => job_report::JobAssignment,
+    "GangMeeting" => gang::GangMeeting,
+    "GangHello" => gang::GangHello,
+    "GangAnswer" => gang::GangAnswer,
     "SyncRequest" => agent::SyncRequest,
     "WorkerLine" => agent::WorkerLine,
     "Assignment" => agent::Assignment,

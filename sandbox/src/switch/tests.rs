@@ -3,8 +3,8 @@
 use super::*;
 use proptest::prelude::*;
 
-fn gang(job: &str, attempt: u64) -> GangId {
-    GangId { job: job.parse().expect("a name"), attempt }
+fn gang(submission: &str, attempt: u32) -> GangId {
+    GangId { job: JobId(protocol::Digest::of(submission.as_bytes())), attempt }
 }
 
 fn ip(text: &str) -> IpAddr {
@@ -51,12 +51,12 @@ fn switch() -> PacketSwitch {
     let mut switch = PacketSwitch::default();
     let (train, earlier, other) = (gang("train", 2), gang("train", 1), gang("other", 2));
     for (port, kind, gang, addresses) in [
-        (A, PortKind::Device, &train, ["10.77.0.1", "fd00::1"].as_slice()),
-        (B, PortKind::Device, &train, &["10.77.0.2", "fd00::2"]),
-        (LINK, PortKind::Link, &train, &["10.77.0.3", "10.77.0.4"]),
-        (LINK_TOO, PortKind::Link, &train, &["10.77.0.5"]),
-        (OTHER_JOB, PortKind::Device, &other, &["10.77.0.1", "10.77.0.9"]),
-        (EARLIER, PortKind::Device, &earlier, &["10.77.0.2", "10.77.0.8"]),
+        (A, PortKind::Device, train, ["10.77.0.1", "fd00::1"].as_slice()),
+        (B, PortKind::Device, train, &["10.77.0.2", "fd00::2"]),
+        (LINK, PortKind::Link, train, &["10.77.0.3", "10.77.0.4"]),
+        (LINK_TOO, PortKind::Link, train, &["10.77.0.5"]),
+        (OTHER_JOB, PortKind::Device, other, &["10.77.0.1", "10.77.0.9"]),
+        (EARLIER, PortKind::Device, earlier, &["10.77.0.2", "10.77.0.8"]),
     ] {
         let addresses: Vec<IpAddr> = addresses.iter().map(|text| ip(text)).collect();
         switch.attach(port, kind, gang, &addresses).expect("attach");
@@ -152,13 +152,13 @@ fn every_packet_is_counted_once() {
 fn a_gang_that_ends_is_reached_no_more_and_its_addresses_are_free() {
     let mut switch = switch();
     let (train, b) = (gang("train", 2), ip("10.77.0.2"));
-    let taken = switch.attach(SwitchPort(20), PortKind::Device, &train, &[b]);
+    let taken = switch.attach(SwitchPort(20), PortKind::Device, train, &[b]);
     assert_eq!(taken, Err(AttachRefusal::AddressTaken(b)));
-    assert_eq!(switch.attach(B, PortKind::Device, &train, &[b]), Err(AttachRefusal::PortTaken));
+    assert_eq!(switch.attach(B, PortKind::Device, train, &[b]), Err(AttachRefusal::PortTaken));
     switch.detach(B).expect("attached");
     let to_b = packet("10.77.0.1", "10.77.0.2");
     assert_eq!(switch.forward(A, &to_b), Err(PacketDrop::NoSuchRank));
-    switch.attach(SwitchPort(20), PortKind::Device, &train, &[b]).expect("the address is free");
+    switch.attach(SwitchPort(20), PortKind::Device, train, &[b]).expect("the address is free");
     assert_eq!(switch.forward(A, &to_b), Ok(SwitchPort(20)));
 }
 
@@ -167,14 +167,14 @@ fn a_port_has_some_addresses_and_not_too_many() {
     let mut switch = PacketSwitch::default();
     let many: Vec<IpAddr> = (0..=PORT_ADDRESSES_MAX as u32).map(|n| Ipv4Addr::from(n + 1).into()).collect();
     for addresses in [&[][..], &many] {
-        let refused = switch.attach(A, PortKind::Link, &gang("train", 1), addresses);
+        let refused = switch.attach(A, PortKind::Link, gang("train", 1), addresses);
         assert_eq!(refused, Err(AttachRefusal::AddressCount));
     }
-    switch.attach(A, PortKind::Link, &gang("train", 1), &many[1..]).expect("the most that a port may have");
+    switch.attach(A, PortKind::Link, gang("train", 1), &many[1..]).expect("the most that a port may have");
 }
 
-fn rank() -> impl Strategy<Value = (u8, u64, u8)> {
-    (0..2_u8, 0..2_u64, 1..6_u8)
+fn rank() -> impl Strategy<Value = (u8, u32, u8)> {
+    (0..2_u8, 0..2_u32, 1..6_u8)
 }
 
 proptest! {
@@ -191,7 +191,7 @@ proptest! {
         for (port, (name, attempt, last), link) in ports {
             let kind = if link { PortKind::Link } else { PortKind::Device };
             let gang = gang(job(name), attempt);
-            if switch.attach(SwitchPort(port), kind, &gang, &[address(last)]).is_ok() {
+            if switch.attach(SwitchPort(port), kind, gang, &[address(last)]).is_ok() {
                 members.insert(port, (gang, last, kind));
             }
             prop_assert!(switch.is_consistent());

@@ -4,6 +4,7 @@ use crate::cluster::{Cluster, ServicePhase};
 use crate::command::{Refusal, Reply, Step};
 use crate::draft::Draft;
 use crate::limits::PLAN_STEPS_MAX;
+use crate::usage;
 use protocol::Digest;
 use protocol::error_code::{COMMAND_INVALID, PLAN_STALE};
 use std::collections::BTreeSet;
@@ -27,8 +28,10 @@ pub(super) fn execute(
     let mut draft = Draft::new(cluster, cluster.now);
     let effects = steps.iter().map(|step| draft.execute(step)).collect::<Result<Vec<_>, _>>()?;
     debug_assert!(draft.services.keys().eq(cluster.services.keys()), "only the circle adds services");
+    let meters = std::mem::take(&mut draft.meters);
     (cluster.services, cluster.jobs) = (draft.services, draft.jobs);
     cluster.generation += 1;
+    usage::settle(cluster, &meters);
     settle(cluster);
     let mut orders = Vec::new();
     for effect in effects {

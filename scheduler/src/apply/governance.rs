@@ -7,6 +7,7 @@ use super::{comments, jobs, proposals, registry, waiting};
 use crate::cluster::{Circle, Cluster, HoldingPhase, OpenProposal, Service, ServicePhase};
 use crate::command::{Actor, Refusal, Reply};
 use crate::roll_out::{ReturnTarget, RollOut, RollOutPhase};
+use crate::usage::{self, MeterEnds};
 use human_chain::{CircleState, assemble, check_ballot, check_waited};
 use protocol::api::ProposalState;
 use protocol::display::counted;
@@ -118,6 +119,7 @@ pub(super) fn admit(cluster: &mut Cluster, index: u64, open: &OpenProposal) -> R
     put_in_force(cluster, &open.proposal.change, digest);
     revoke_from_departed(cluster, &touched);
     super::access::prune(cluster);
+    usage::settle(cluster, &MeterEnds::default());
     settle(cluster);
     Ok(digest)
 }
@@ -153,6 +155,7 @@ fn put_in_force(cluster: &mut Cluster, change: &Change, certificate: Digest) {
         Change::SetMembers { .. } => cluster.burned.clear(),
         Change::RemoveNode { .. }
         | Change::SetAccess(_)
+        | Change::SetPrices(_)
         | Change::ForgetModel { .. }
         | Change::Lift { .. }
         | Change::SuspendMember { .. }
@@ -251,5 +254,6 @@ pub(crate) fn summary(change: &Change) -> String {
         }
         Change::SuspendMember { member, .. } => format!("suspend member {member}"),
         Change::SetAccess(_) => "set the bounds of access".to_string(),
+        Change::SetPrices(_) => "set the prices".to_string(),
     }
 }

@@ -48,6 +48,7 @@ fn check_counts(before: &Cluster, next: &Cluster) -> InvariantResult {
         ("generation", before.generation, next.generation),
         ("audit events", before.audit.recorded(), next.audit.recorded()),
         ("outcomes", before.outcomes.recorded(), next.outcomes.recorded()),
+        ("entries of usage", before.usage.recorded(), next.usage.recorded()),
     ] {
         ensure(is >= was, CountsRise, || format!("{count}: {is} after {was}"))?;
     }

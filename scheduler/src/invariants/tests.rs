@@ -15,6 +15,7 @@ use crate::command::Actor;
 use crate::former::FormerHolder;
 use crate::jobs::{JobHolding, JobHoldingPhase, JobSlot};
 use crate::roll_out::{ReturnTarget, RollOutPhase};
+use crate::usage::{DayTotal, TotalName};
 use common::samples::running;
 use common::{comment_of, member, node_id, root, service_name};
 use protocol::api::ProposalState;
@@ -165,6 +166,17 @@ fn wrong_records() -> Table {
         }),
         (AuditNumbered, "an event is missing", |c| c.audit.miscount()),
         (OutcomeIndex, "one outcome too many", |c| c.outcomes.miscount()),
+        (MeterPerSlot, "a held slot without a meter", |c| drop(c.usage.meters.pop_first())),
+        (RecordedInPast, "a meter of the future", |c| {
+            let later = later(c);
+            c.usage.meters.values_mut().for_each(|meter| meter.since = later);
+        }),
+        (UsageSums, "an entry that was never made", |c| c.usage.recorded += 1),
+        (UsageSums, "a total of more entries", |c| {
+            let envelope = service_name("chat");
+            let name = TotalName { day: Millis(0), envelope, submitter: None };
+            c.usage.totals.insert(name, DayTotal { entries: 1000, ..DayTotal::default() });
+        }),
         (RecordedInPast, "the clock was set back", |c| c.now = ClusterTime::default()),
         (RecordedInPast, "a leader of the future", |c| {
             c.leadership.as_mut().unwrap().since = ClusterTime(Millis(u64::MAX));

@@ -17,7 +17,7 @@ use protocol::manifest::{Isolation, Resources, ServiceManifest, format_bytes};
 use protocol::{HaltId, NodeId, NodeName, ServiceName};
 use std::collections::{BTreeMap, BTreeSet};
 
-pub(crate) use ranks::ranks_of_empty_nodes;
+pub(crate) use ranks::{has_meeting_node, ranks_of_empty_nodes};
 
 /// A node and its remaining capacity.
 #[derive(Debug, Clone)]

@@ -137,6 +137,9 @@ impl Planner<'_> {
         let (until, cause) = match service.phase {
             ServicePhase::Retiring { until } => (until, "the service is being retired"),
             ServicePhase::Active if expired => (self.now().plus(DRAIN_MS), "its approval has expired"),
+            ServicePhase::Active if self.draft.spending().drains(&service.manifest) => {
+                (self.now().plus(DRAIN_MS), "the spend limit of this hour is spent")
+            }
             _ => return,
         };
         let (fresh, old) = running(service);

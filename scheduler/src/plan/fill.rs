@@ -5,6 +5,7 @@ use super::{NodeCapacity, Planner, Unschedulable, Waiting, capacities, free_slot
 use crate::cluster::{Holding, Service, ServicePhase};
 use crate::command::{OrderPlan, SlotName, Step};
 use crate::draft::next_fence;
+use crate::usage::Spending;
 use crate::view::ClusterView;
 use human_chain::describe_halt;
 use protocol::halt::Halt;
@@ -24,6 +25,8 @@ pub(crate) enum Blocked {
     NoModel,
     /// Every slot of the envelope is held; some still drain.
     NoSlot,
+    /// One more replica would pass the spend limit.
+    Limit(String),
     /// Planned work may take none of its replicas away, and none fits beside them.
     Budget,
     /// This plan has no space for the order, or left it out.
@@ -145,7 +148,9 @@ pub(crate) fn fits_without(
     }
     let capacities = capacities(view, &without);
     let service = &without[&holding.order.service];
+    let spending = Spending { cluster: view.cluster, jobs: view.cluster.jobs(), now: view.cluster_time() };
     view.cluster.models.contains_key(&service.manifest.model.root)
+        && spending.check_replica(service).is_ok()
         && free_slot(service, view.cluster_time()).is_some()
         && best_placement(view, &capacities, service).is_ok()
 }
@@ -229,6 +234,7 @@ impl Planner<'_> {
         why: &str,
     ) -> Result<(), Blocked> {
         let service = self.service(name);
+        self.draft.spending().check_replica(service).map_err(Blocked::Limit)?;
         let slot = free_slot(service, self.now()).ok_or(Blocked::NoSlot)?;
         let fence = next_fence(service, slot).ok_or(Blocked::NoSlot)?;
         debug_assert!(service.phase == ServicePhase::Active, "only an approved service is ordered");
@@ -296,6 +302,7 @@ pub(crate) fn blocked_text(blocked: &Blocked, service: &Service) -> String {
             format!("no model {} ({}) is registered", model.name, model.root.short())
         }
         Blocked::NoSlot => "every slot of its envelope is held; some have not been released yet".into(),
+        Blocked::Limit(text) => format!("its spend limit holds: {text}"),
         Blocked::Budget => {
             "planned work may take none of its replicas away, and none fits beside them".into()
         }

@@ -5,7 +5,7 @@
 
 use super::Planner;
 use super::WaitingJob;
-use super::capacity::NodeCapacity;
+use super::capacity::{NodeCapacity, has_meeting_node};
 use super::fill::best_placement;
 use crate::clock::ClusterTime;
 use crate::command::{GangPlan, GangSlotPlan, Step};
@@ -13,6 +13,7 @@ use crate::jobs::{EndCause, Job, JobHolding, JobHoldingPhase, JobSlotName, JobSt
 use crate::limits::{CAUSE_CHARACTERS_MAX, JOB_ENDS_KEPT_MAX, PLAN_STEPS_MAX, START_PATIENCE_MS};
 use crate::queue::{GangRoom, GangTurn, RunningGang, WaitingGang, schedule};
 use human_chain::show_time;
+use protocol::gang::GANG_LINKS_MAX;
 use protocol::job::SlotRanks;
 use protocol::job_report::{JobSlotReport, JobSlotState, RankEnd, RankOutcome};
 use protocol::limits::LEASE_MS;
@@ -23,6 +24,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// Most waiting jobs that one plan considers, in the order of the queue.
 const CONSIDERED_MAX: usize = 512;
+/// Name of the reason of a job that would pass a limit of its envelope.
+pub(crate) const LIMIT: &str = "limit";
 
 /// Gang with what its placement depends on.
 #[derive(Debug, Clone)]
@@ -50,6 +53,8 @@ struct Floor<'a> {
     nodes: Vec<NodeCapacity>,
     /// Free slots of each approved job.
     slots: BTreeMap<&'a ServiceName, BTreeSet<SlotIndex>>,
+    /// Whether ranks on two nodes can reach each other.
+    has_meeting_node: bool,
 }
 
 impl<'a> GangRoom for Floor<'a> {
@@ -77,7 +82,9 @@ impl<'a> GangRoom for Floor<'a> {
             next += count;
         }
         debug_assert!(next <= manifest.ranks && parts.len() <= next as usize, "each part holds a rank");
-        (next == manifest.ranks).then_some(parts)
+        // Each part but one is a link of every node of the gang.
+        let is_linked = parts.len() <= 1 || (self.has_meeting_node && parts.len() - 1 <= GANG_LINKS_MAX);
+        (next == manifest.ranks && is_linked).then_some(parts)
     }
 
     fn take(&mut self, gang: &GangNeed<'a>, place: &Vec<GangPart>) -> bool {
@@ -113,10 +120,11 @@ impl<'a> Planner<'a> {
     /// Frees the slots that nodes have ended. This precedes the placement of services: the room of an attempt
     /// that made way for a service is that service's.
     pub(super) fn release_gangs(&mut self) {
-        for (name, node) in self.ended_slots() {
+        for (slot, node) in self.ended_slots() {
+            let cpu_micros = self.reported_cpu(&slot, node);
             let text = format!("{} no longer runs it", self.view.cluster.node_name(&node));
-            let label = format!("{}/{}", name.job, name.slot);
-            self.take(Step::ReleaseGang(name), label, text);
+            let label = format!("{}/{}", slot.job, slot.slot);
+            self.take(Step::ReleaseGang { slot, cpu_micros }, label, text);
         }
     }
 
@@ -152,6 +160,12 @@ impl<'a> Planner<'a> {
         };
         let held = self.draft.jobs.held().filter(|(name, held)| ended(name, held));
         held.map(|(name, held)| (name, held.node)).collect()
+    }
+
+    /// Returns the CPU time in microseconds that a node reports for a slot; 0 if it does not report it.
+    fn reported_cpu(&self, name: &JobSlotName, node: NodeId) -> u64 {
+        let reports = self.view.observed.node(&node).into_iter().flat_map(|node| &node.jobs);
+        reports.filter(|report| is_of(report, name)).map(|report| report.cpu_micros).max().unwrap_or(0)
     }
 
     /// Returns the report of a slot by its node, if that is alive.
@@ -337,7 +351,11 @@ impl<'a> Planner<'a> {
                 }
             };
             weight += 1 + parts.len() + parts.iter().map(|part| part.gpus.len()).sum::<usize>() / 8;
-            if weight > PLAN_STEPS_MAX || !self.start(&entry.gang, parts) {
+            // An attempt of the same envelope may have started in this plan.
+            let spending = self.draft.spending();
+            if let Err(text) = spending.check_gang(entry.gang.name, entry.gang.manifest) {
+                self.plan.waiting_jobs.push(WaitingJob { id: entry.gang.id, reason: LIMIT, text });
+            } else if weight > PLAN_STEPS_MAX || !self.start(&entry.gang, parts) {
                 let text = "the next plan orders it".to_string();
                 self.plan.waiting_jobs.push(WaitingJob { id: entry.gang.id, reason: "behind", text });
             }
@@ -372,6 +390,11 @@ impl<'a> Planner<'a> {
             GangTurn::Reserved { at } => {
                 let by = show_time(Millis(*at));
                 ("reserved", format!("it is the first of the queue; its gang fits by {by} at the latest"))
+            }
+            GangTurn::NoRoom if !has_meeting_node(self.view.cluster) => {
+                let text = "no node that is alive has room for its whole gang, and none has a storage \
+                            address, by which the nodes of a gang reach each other";
+                ("no_network", text.into())
             }
             GangTurn::NoRoom => {
                 ("no_room", "the nodes that are alive have no room for its gang beside services".into())
@@ -430,6 +453,8 @@ impl<'a> Planner<'a> {
         if let Some(halt) = self.view.halt_of(&submission.job) {
             return Err(("halted", human_chain::describe_halt(halt)));
         }
+        let within = self.draft.spending().check_gang(&submission.job, &approved.manifest);
+        within.map_err(|text| (LIMIT, text))?;
         let halted = cluster.nodes().filter(|node| self.view.halt_on(&submission.job, node).is_some());
         let halted = halted.map(|node| node.id).collect();
         debug_assert!(approved.manifest.ranks > 0, "a gang has ranks");
@@ -462,7 +487,7 @@ impl<'a> Planner<'a> {
             };
             slots.entry(name).or_insert_with(|| (0..count).map(SlotIndex).filter(is_free).collect());
         }
-        Floor { nodes, slots }
+        Floor { nodes, slots, has_meeting_node: has_meeting_node(self.view.cluster) }
     }
 
     /// Returns the gangs that hold slots. Each slot that ends is a gang of its own, over after its grace.

@@ -511,11 +511,11 @@ fn a_forged_snapshot_is_refused() {
     let snapshot = world.cluster.to_snapshot();
     assert_eq!(Cluster::from_snapshot(&snapshot).unwrap(), world.cluster);
     // A forger edits a manifest that the circle signed: the reader verifies every certificate again.
-    let text = b"cpu_millicores";
+    let text = b"memory_bytes";
     let at = snapshot.windows(text.len()).position(|window| window == text).unwrap() + text.len();
     let mut forged = snapshot.clone();
-    assert_eq!(&forged[at..at + 3], &[0x19, 0x03, 0xe8], "1000, before it is altered");
-    forged[at + 2] = 0xe9;
+    assert_eq!(&forged[at..at + 5], &[0x1a, 8, 0, 0, 0], "128 MiB, before it is altered");
+    forged[at + 4] = 1;
     assert!(Cluster::from_snapshot(&forged).is_err());
     assert!(Cluster::from_snapshot(&snapshot[..snapshot.len() - 1]).is_err());
     assert!(Cluster::from_snapshot(&[]).is_err());

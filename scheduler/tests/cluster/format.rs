@@ -65,8 +65,8 @@ fn shape(value: &Cbor) -> BTreeSet<String> {
 }
 
 /// Paths of the maps whose keys are data.
-const HAS_FREE_KEYS: [&str; 6] =
-    [".services", ".labels", ".node_selector", ".signatures", ".ballots", ".wraps{}"];
+const HAS_FREE_KEYS: [&str; 7] =
+    [".services", ".labels", ".node_selector", ".signatures", ".ballots", ".wraps{}", ".usage.periods"];
 
 /// Replaces signatures, and digests that cover one, by as many equal bytes: ML-DSA draws randomness for each.
 /// The root of a history covers certificates, and so does the id of a proposal that names it.

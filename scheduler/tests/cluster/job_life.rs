@@ -2,7 +2,10 @@
 
 use crate::common::*;
 use crate::halts::halt;
-use crate::jobs::{approved, job, report, report_all, request, running_job, starts, state, submit};
+use crate::jobs::{
+    approved, job, linked_nodes, listening_node, report, report_all, request, running_job, starts, state,
+    submit,
+};
 use protocol::halt::HaltScope;
 use protocol::job_report::{JobSlotState, RankOutcome};
 use protocol::manifest::Manifest;
@@ -198,7 +201,7 @@ fn a_removed_node_ends_the_attempt_and_its_slot_lapses() {
 
 #[test]
 fn a_dry_run_of_a_job_says_who_signs_and_whether_it_ever_fits() {
-    let world = two_nodes();
+    let world = linked_nodes();
     let of = |change: protocol::governance::Change| {
         let protocol::governance::Change::Deploy(manifest) = change else { panic!("a manifest") };
         let manifest: Manifest = *manifest;
@@ -212,7 +215,7 @@ fn a_dry_run_of_a_job_says_who_signs_and_whether_it_ever_fits() {
 
 /// Returns two nodes with two GPUs each, and an approved job of two ranks with a whole GPU each.
 fn approved_on_gpus() -> World {
-    let mut nodes = [node("node-1", 4000, 8192), node("node-2", 4000, 8192)];
+    let mut nodes = [listening_node(), node("node-2", 4000, 4096)];
     nodes.iter_mut().for_each(|node| node.resources.gpus = gpus(2, 80, false));
     let mut world = World::new(&nodes);
     let change = job(2, 1000, "slots = 4");

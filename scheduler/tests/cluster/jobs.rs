@@ -1,7 +1,7 @@
 //! Jobs: submission, gangs that are placed whole, attempts and their ends.
 
 use crate::common::*;
-use protocol::governance::Change;
+use protocol::governance::{Change, NodeRole, StorageEndpoint};
 use protocol::job_report::{JobSlotReport, JobSlotState, RankEnd, RankOutcome};
 use protocol::limits::LEASE_MS;
 use protocol::manifest::Manifest;
@@ -38,10 +38,31 @@ pub(crate) fn submit(world: &mut World, key: &str) -> JobId {
     }
 }
 
+/// Returns node-1, with 4 cores and a storage address.
+pub(crate) fn listening_node() -> NodeSpec {
+    let mut listens = node("node-1", 4000, 4096);
+    listens.admission.roles.insert(NodeRole::Storage);
+    let stores = ["disk-0".parse().expect("a name")].into();
+    listens.admission.storage = Some(StorageEndpoint { address: "10.0.0.1:7443".into(), stores });
+    listens.admission = claimed_by("node-1", listens.admission);
+    listens
+}
+
+/// Returns two nodes of 4 cores each, of which one has a storage address.
+pub(crate) fn linked_nodes() -> World {
+    World::new(&[listening_node(), node("node-2", 4000, 4096)])
+}
+
+pub(crate) fn linked_nodes_with(job: Change) -> World {
+    let mut world = linked_nodes();
+    world.approve(job);
+    world
+}
+
 /// Returns two nodes of 4 cores each, with an approved job of two ranks that need both.
 pub(crate) fn approved(more: &str) -> World {
-    let mut world = two_nodes();
-    world.approve(job(2, 3000, more));
+    let mut world = linked_nodes_with(job(2, 3000, more));
+    world.share_model("minilm", 90 << 20);
     world
 }
 
@@ -49,27 +70,33 @@ pub(crate) fn state(world: &World, id: JobId) -> JobState {
     world.cluster.jobs().jobs()[&id].state
 }
 
+/// Returns the report of a slot in this state, with this end of its ranks.
+pub(crate) fn report_of(
+    part: NodeJobAssignment,
+    state: JobSlotState,
+    end: Option<RankOutcome>,
+) -> JobSlotReport {
+    let order = part.order;
+    let ranks = order.ranks.first..order.ranks.first + order.ranks.count;
+    JobSlotReport {
+        job: order.submission.submission.job.clone(),
+        id: order.submission.submission.id(),
+        attempt: order.attempt,
+        slot: order.slot,
+        fence: order.fence,
+        ranks: order.ranks,
+        state,
+        ends: ranks.filter_map(|rank| Some(RankEnd { rank, outcome: end? })).collect(),
+        refusal: None,
+        cpu_micros: 0,
+    }
+}
+
 /// Lets a node report each slot that it is to run in this state, with this end of its ranks.
 pub(crate) fn report(world: &mut World, name: &str, state: JobSlotState, end: Option<RankOutcome>) {
     let node = node_id(name);
-    let of = |part: NodeJobAssignment| {
-        let order = part.order;
-        let ranks = order.ranks.first..order.ranks.first + order.ranks.count;
-        JobSlotReport {
-            job: order.submission.submission.job.clone(),
-            id: order.submission.submission.id(),
-            attempt: order.attempt,
-            slot: order.slot,
-            fence: order.fence,
-            ranks: order.ranks,
-            state,
-            ends: ranks.filter_map(|rank| Some(RankEnd { rank, outcome: end? })).collect(),
-            refusal: None,
-            cpu_micros: 0,
-        }
-    };
-    let reports = desired_jobs(&world.cluster, node).into_iter().map(of).collect();
-    world.job_reports.insert(node, reports);
+    let parts = desired_jobs(&world.cluster, node).into_iter();
+    world.job_reports.insert(node, parts.map(|part| report_of(part, state, end)).collect());
     world.heartbeat(name);
 }
 
@@ -221,11 +248,33 @@ fn a_gang_waits_whole_beside_services_and_says_why() {
 
 #[test]
 fn a_gang_that_never_fits_is_refused_with_the_smallest_change() {
-    let mut world = two_nodes();
+    let mut world = linked_nodes();
     world.approve(job(3, 3000, ""));
     let refusal: Refusal = check_fits(world.view(), &service_name("train")).unwrap_err();
     assert_eq!(refusal.code.as_str(), "job-never-fits");
     assert!(refusal.message.contains("`ranks = 2`"), "{refusal}");
+}
+
+#[test]
+fn a_gang_on_nodes_that_cannot_meet_is_never_placed_and_says_why() {
+    let mut world = two_nodes();
+    world.approve(job(2, 3000, ""));
+    let refusal: Refusal = check_fits(world.view(), &service_name("train")).unwrap_err();
+    assert_eq!(refusal.code.as_str(), "job-never-fits");
+    assert!(refusal.message.contains("role `storage`"), "{refusal}");
+    // A submission that a follower took waits, and no part of it is ordered.
+    let id = submit(&mut world, "a");
+    assert!(world.execute().is_empty());
+    let waits = job_view(world.view(), id).unwrap().waits.unwrap();
+    assert_eq!(waits.reason, "no_network");
+    assert!(waits.text.contains("storage address"), "{}", waits.text);
+    // Positive controls: a gang on one node needs no link, and a storage node links two.
+    assert_eq!(check_fits(linked_nodes_with(job(2, 3000, "")).view(), &service_name("train")), Ok(()));
+    let mut world = two_nodes();
+    world.approve(job(1, 3000, ""));
+    assert_eq!(check_fits(world.view(), &service_name("train")), Ok(()));
+    submit(&mut world, "b");
+    assert!(!world.execute().is_empty());
 }
 
 #[test]

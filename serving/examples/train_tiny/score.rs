@@ -2,7 +2,7 @@
 
 use crate::lessons::{Lesson, Lessons};
 use kernels::sampling::Sampling;
-use serving::batcher::{Batcher, BatcherLimits, Caller, Event, GenerateRequest, Prompt};
+use serving::batcher::{Batcher, BatcherLimits, Caller, Event, GenerateRequest, Prompt, StopConditions};
 use serving::engine::chat::ChatMessage;
 use serving::engine::logits::LogitRules;
 use serving::engine::{EngineOptions, LoadedEngine};
@@ -55,9 +55,8 @@ fn ask(batcher: &Batcher, lessons: &[&Lesson], mistakes: &mut Vec<String>) -> an
             sampling: Sampling { temperature: 0.0, top_p: 1.0, seed: 0 },
             rules: LogitRules::default(),
             tokens_max: Some(64),
-            stops: Vec::new(),
+            stops: StopConditions::default(),
             caller: Caller::default(),
-            ignores_end: false,
             logprobs: None,
         };
         running.push(runtime.block_on(batcher.generate(request))?);
@@ -68,7 +67,7 @@ fn ask(batcher: &Batcher, lessons: &[&Lesson], mistakes: &mut Vec<String>) -> an
         while let Some(event) = generation.events.blocking_recv() {
             match event {
                 Event::Text(text) => answer.push_str(&text),
-                Event::Token(_) | Event::Drawn(_) => {}
+                Event::Token(_) | Event::Drawn(_) | Event::Reasoning(_) => {}
                 Event::Finished(_) => break,
                 Event::Failed(error) => return Err(error.into()),
             }

@@ -2,7 +2,9 @@
 
 use super::{BatchError, Caller};
 use crate::engine::logits::{LogitState, TokenLogprobs};
-use crate::engine::text::{Detokenizer, StopCheck, StopStrings};
+use crate::engine::reasoning::{ReasonedText, ReasoningParser, ReasoningStart};
+use crate::engine::stop::{StopCheck, StopConditions, StopStrings};
+use crate::engine::text::Detokenizer;
 use crate::engine::{Drawn, TextFrontend};
 use kernels::sampling::Sampling;
 use tokio::sync::mpsc::UnboundedSender;
@@ -49,6 +51,8 @@ pub enum Event {
     Drawn(u32),
     /// More text; never empty, always whole characters.
     Text(String),
+    /// More text of a model that reasons, with a part of its reasoning.
+    Reasoning(ReasonedText),
     /// End of the generation, with its token counts.
     Finished(Finish),
     /// End of the generation by an engine failure.
@@ -56,13 +60,15 @@ pub enum Event {
 }
 
 /// Outcome of a finished generation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Finish {
     /// Condition that ended it.
     pub reason: FinishReason,
     pub prompt_tokens: usize,
     /// Tokens generated, including an end token.
     pub generated_tokens: usize,
+    /// Sum of the log-probabilities of all tokens, the last included; 0 where they were not requested.
+    pub logprob_sum: f64,
 }
 
 /// Condition that ended a generation.
@@ -79,8 +85,8 @@ pub enum FinishReason {
 pub(super) struct AnswerOptions {
     /// Whether the text continues that of the prompt.
     pub(super) continues_prompt: bool,
-    /// Whether the model's end token does not end it.
-    pub(super) ignores_end: bool,
+    /// Where it begins, of a model that reasons.
+    pub(super) reasoning: Option<ReasoningStart>,
     /// Alternatives to report with the log-probability of each token; `None` reports none of both.
     pub(super) logprobs: Option<usize>,
 }
@@ -93,7 +99,7 @@ pub(super) struct QueuedGeneration {
     pub(super) logits: Option<LogitState>,
     pub(super) tokens_max: usize,
     pub(super) sampling: Sampling,
-    pub(super) stops: Vec<String>,
+    pub(super) stops: StopConditions,
     pub(super) caller: Caller,
     pub(super) sender: UnboundedSender<Event>,
 }
@@ -126,8 +132,12 @@ pub(super) struct GeneratedText {
     generated: usize,
     tokens_max: usize,
     detokenizer: Detokenizer,
-    ignores_end: bool,
+    conditions: StopConditions,
     stops: StopStrings,
+    /// Separates the reasoning, of a model that reasons.
+    reasoning: Option<ReasoningParser>,
+    /// Sum of the log-probabilities of all tokens, where they were requested.
+    logprob_sum: f64,
     /// Whether each token is reported by its id.
     reports_tokens: bool,
     /// Whether the caller has received the text already.
@@ -148,8 +158,10 @@ impl GeneratedText {
             generated: 0,
             tokens_max: job.tokens_max,
             detokenizer,
-            ignores_end: job.options.ignores_end,
-            stops: StopStrings::new(job.stops.clone()),
+            stops: StopStrings::new(job.stops.strings.clone(), job.stops.is_included),
+            conditions: job.stops.clone(),
+            reasoning: job.options.reasoning.map(ReasoningParser::new),
+            logprob_sum: 0.0,
             reports_tokens: false,
             is_replaying: false,
             sender: job.sender.clone(),
@@ -216,7 +228,11 @@ impl GeneratedText {
         if self.reports_tokens && !self.is_replaying {
             let _ = self.sender.send(Event::Drawn(token));
         }
-        if frontend.is_end(token) && !self.ignores_end {
+        self.logprob_sum += drawn.logprobs.as_ref().map_or(0.0, |found| f64::from(found.logprob));
+        let is_stop = self.conditions.tokens.contains(&token);
+        if (is_stop && !self.conditions.is_included)
+            || (frontend.is_end(token) && !self.conditions.ignores_end)
+        {
             let rest = self.detokenizer.finish(frontend);
             return self.end(&rest, FinishReason::Stop);
         }
@@ -224,18 +240,17 @@ impl GeneratedText {
             let _ = self.sender.send(Event::Token(AnswerToken::new(frontend, found)));
         }
         let mut text = self.detokenizer.push(frontend, token);
-        if self.generated >= self.tokens_max {
+        if is_stop || self.generated >= self.tokens_max {
             text.push_str(&self.detokenizer.finish(frontend));
-            return self.end(&text, FinishReason::Length);
+            return self.end(&text, if is_stop { FinishReason::Stop } else { FinishReason::Length });
         }
-        match self.stops.push(&text) {
+        match self.check_stops(text) {
             StopCheck::Text(text) => {
                 self.send_text(text);
                 false
             }
             StopCheck::Stopped(text) => {
-                self.send_text(text);
-                self.send_finish(FinishReason::Stop);
+                self.send_last(&text, FinishReason::Stop);
                 true
             }
         }
@@ -246,25 +261,54 @@ impl GeneratedText {
         let _ = self.sender.send(Event::Failed(error));
     }
 
+    /// Checks text for stop strings, of which none counts before the answer has its least length.
+    fn check_stops(&mut self, text: String) -> StopCheck {
+        if self.generated <= self.conditions.tokens_min {
+            return StopCheck::Text(text);
+        }
+        self.stops.push(&text)
+    }
+
     fn end(&mut self, text: &str, reason: FinishReason) -> bool {
-        let (text, reason) = match self.stops.push(text) {
+        let (text, reason) = match self.check_stops(text.to_owned()) {
             StopCheck::Text(text) => (text + &self.stops.finish(), reason),
             StopCheck::Stopped(text) => (text, FinishReason::Stop),
         };
-        self.send_text(text);
-        self.send_finish(reason);
+        self.send_last(&text, reason);
         true
     }
 
-    fn send_text(&self, text: String) {
-        if !text.is_empty() && !self.is_replaying {
-            let _ = self.sender.send(Event::Text(text));
-        }
+    fn send_text(&mut self, text: String) {
+        let text = match &mut self.reasoning {
+            Some(parser) => parser.push(&text),
+            None => ReasonedText { content: text, ..ReasonedText::default() },
+        };
+        self.send_reasoned(text);
     }
 
-    fn send_finish(&self, reason: FinishReason) {
+    /// Sends one event at most, so that a stream is cut before or after all that a token completes.
+    fn send_reasoned(&self, text: ReasonedText) {
+        if self.is_replaying {
+            return;
+        }
+        // The caller may have dropped the receiver; the event is then discarded.
+        let _ = match (text.reasoning.is_empty(), text.content.is_empty()) {
+            (true, true) => Ok(()),
+            (true, false) => self.sender.send(Event::Text(text.content)),
+            (false, _) => self.sender.send(Event::Reasoning(text)),
+        };
+    }
+
+    /// Sends the last text, with what was held back, and the end.
+    fn send_last(&mut self, text: &str, reason: FinishReason) {
+        let text = match &mut self.reasoning {
+            Some(parser) => parser.finish(text),
+            None => ReasonedText { content: text.to_owned(), ..ReasonedText::default() },
+        };
+        self.send_reasoned(text);
         assert!((1..=self.tokens_max).contains(&self.generated), "no more tokens than requested");
-        let finish = Finish { reason, prompt_tokens: self.prompt, generated_tokens: self.generated };
+        let (prompt_tokens, generated_tokens) = (self.prompt, self.generated);
+        let finish = Finish { reason, prompt_tokens, generated_tokens, logprob_sum: self.logprob_sum };
         let _ = self.sender.send(Event::Finished(finish));
     }
 }
@@ -276,7 +320,8 @@ mod tests {
 
     fn queued(prompt: usize, tokens_max: usize, sender: UnboundedSender<Event>) -> QueuedGeneration {
         let sampling = Sampling { temperature: 0.0, top_p: 1.0, seed: 0 };
-        let (options, stops, caller) = (AnswerOptions::default(), Vec::new(), Caller::default());
+        let (options, stops, caller) =
+            (AnswerOptions::default(), StopConditions::default(), Caller::default());
         let prompt = vec![1; prompt];
         QueuedGeneration { prompt, options, logits: None, tokens_max, sampling, stops, caller, sender }
     }
@@ -289,17 +334,24 @@ mod tests {
         let drawn = || Drawn { token: u32::from(b'x'), logprobs: None };
         assert!(!text.accept(&frontend, drawn()), "one of two");
         assert!(text.accept(&frontend, drawn()), "two of two");
-        let finish = Finish { reason: FinishReason::Length, prompt_tokens: 5, generated_tokens: 2 };
+        let finish =
+            Finish { reason: FinishReason::Length, prompt_tokens: 5, generated_tokens: 2, logprob_sum: 0.0 };
         for expected in [Event::Text("x".into()), Event::Text("x".into()), Event::Finished(finish)] {
             assert_eq!(events.try_recv(), Ok(expected));
         }
     }
 
     /// Returns the events of a generation of these tokens, of which the first `replayed` are repeated.
-    fn events_after(tokens: &[u32], stops: &[&str], replayed: usize) -> Vec<Event> {
+    fn events_after(
+        tokens: &[u32],
+        stops: &[&str],
+        reasoning: Option<ReasoningStart>,
+        replayed: usize,
+    ) -> Vec<Event> {
         let (sender, mut events) = unbounded_channel();
-        let mut job = queued(3, 16, sender);
-        job.stops = stops.iter().map(|stop| (*stop).to_owned()).collect();
+        let mut job = queued(3, tokens.len(), sender);
+        job.options.reasoning = reasoning;
+        job.stops.strings = stops.iter().map(|stop| (*stop).to_owned()).collect();
         let frontend = TextFrontend::bytes(64);
         let mut text = GeneratedText::new(&job).reporting_tokens();
         let mut has_ended = text.replay(&frontend, &tokens[..replayed]).expect("tokens of one answer");
@@ -318,14 +370,19 @@ mod tests {
     fn a_replay_leaves_the_rest_of_the_events_at_every_cut() {
         let tokens = |text: &str| -> Vec<u32> { text.bytes().map(u32::from).collect() };
         let end = 256;
-        for (tokens, stops) in [
-            ([tokens("ab\u{e9}\u{1f600}c"), vec![end]].concat(), vec![]),
-            (tokens("one STAR STOP"), vec!["STOP"]),
-            ([tokens("xy ST"), vec![end]].concat(), vec!["STOP"]),
-            (tokens("sixteen letters!"), vec!["!!"]),
-            (vec![end], vec![]),
+        let before = Some(ReasoningStart::Before);
+        for (tokens, stops, reasoning) in [
+            ([tokens("ab\u{e9}\u{1f600}c"), vec![end]].concat(), vec![], None),
+            (tokens("one STAR STOP"), vec!["STOP"], None),
+            ([tokens("xy ST"), vec![end]].concat(), vec!["STOP"], None),
+            (tokens("sixteen letters!"), vec!["!!"], None),
+            (vec![end], vec![], None),
+            ([tokens("<think>a\u{e9}</i></think>b<"), vec![end]].concat(), vec![], before),
+            ([tokens("<think>a</thin"), vec![end]].concat(), vec![], before),
+            (tokens("<think>a STOP"), vec!["STOP"], before),
+            (tokens("a</think>b"), vec![], Some(ReasoningStart::Within)),
         ] {
-            let whole = events_after(&tokens, &stops, 0);
+            let whole = events_after(&tokens, &stops, reasoning, 0);
             for cut in 0..=tokens.len() {
                 // The events after the report of the token before the cut, without that token's own text.
                 let after = |event: &Event| matches!(event, Event::Drawn(_));
@@ -334,10 +391,57 @@ mod tests {
                     let next = rest.iter().position(after).expect("each token is reported");
                     rest = &rest[next + 1..];
                 }
-                let is_own_text = cut > 0 && matches!(rest.first(), Some(Event::Text(_)));
+                let is_own_text =
+                    cut > 0 && matches!(rest.first(), Some(Event::Text(_) | Event::Reasoning(_)));
                 let expected = &rest[usize::from(is_own_text)..];
-                assert_eq!(events_after(&tokens, &stops, cut), expected, "{tokens:?} cut at {cut}");
+                assert_eq!(
+                    events_after(&tokens, &stops, reasoning, cut),
+                    expected,
+                    "{tokens:?} cut at {cut}"
+                );
             }
+        }
+    }
+
+    #[test]
+    fn stop_conditions_end_an_answer_as_requested() {
+        let tokens: Vec<u32> = "ab.c.d".bytes().map(u32::from).collect();
+        let dot = u32::from(b'.');
+        let strings = |tokens_min, is_included| StopConditions {
+            strings: vec![".".into()],
+            is_included,
+            tokens_min,
+            ..StopConditions::default()
+        };
+        let stops = |tokens_min, is_included| StopConditions {
+            tokens: vec![dot],
+            ..StopConditions { strings: Vec::new(), ..strings(tokens_min, is_included) }
+        };
+        for (conditions, text, generated) in [
+            (strings(0, false), "ab", 3),
+            (strings(0, true), "ab.", 3),
+            (strings(2, true), "ab.", 3),
+            (strings(3, false), "ab.c", 5),
+            (strings(3, true), "ab.c.", 5),
+            (stops(0, false), "ab", 3),
+            (stops(0, true), "ab.", 3),
+        ] {
+            let (sender, mut events) = unbounded_channel();
+            let mut job = queued(3, 16, sender);
+            job.stops = conditions.clone();
+            let (mut answer, frontend) = (GeneratedText::new(&job), TextFrontend::bytes(64));
+            let drawn = |token: &u32| Drawn { token: *token, logprobs: None };
+            let ended = tokens.iter().position(|token| answer.accept(&frontend, drawn(token)));
+            assert_eq!(ended, Some(generated - 1), "{conditions:?}");
+            let mut found = String::new();
+            while let Ok(event) = events.try_recv() {
+                match event {
+                    Event::Text(more) => found.push_str(&more),
+                    Event::Finished(finish) => assert_eq!(finish.reason, FinishReason::Stop),
+                    other => panic!("{other:?}"),
+                }
+            }
+            assert_eq!(found, text, "{conditions:?}");
         }
     }
 

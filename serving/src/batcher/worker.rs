@@ -116,7 +116,7 @@ impl Worker {
         match command {
             BatcherCommand::Generate(job) => {
                 let text = GeneratedText::new(&job);
-                self.queue_generation(ResumedGeneration { job, drawn: Vec::new(), text });
+                self.queue_generation(ResumedGeneration { job: *job, drawn: Vec::new(), text });
             }
             BatcherCommand::Resume(resumed) => self.queue_generation(*resumed),
             BatcherCommand::Embed(job) => self.embeddings.push_back(job),

@@ -10,6 +10,7 @@ mod provenance;
 mod source;
 
 use super::EngineError;
+use super::reasoning::ReasoningStart;
 use super::special_tokens::SpecialTokens;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, ErrorKind, Value};
@@ -71,6 +72,8 @@ pub struct ChatMessage {
     pub role: String,
     /// Text of the message; absent where an assistant only calls tools.
     pub content: Option<String>,
+    /// Reasoning of an assistant, which templates repeat where the model expects it.
+    pub reasoning_content: Option<String>,
     /// Name of the participant or of the tool.
     pub name: Option<String>,
     /// The call that a tool's message answers.
@@ -98,7 +101,8 @@ impl ChatMessage {
     }
 
     fn texts(&self) -> impl Iterator<Item = &str> {
-        let own = [&self.content, &self.name, &self.tool_call_id].into_iter().filter_map(Option::as_deref);
+        let own = [&self.content, &self.reasoning_content, &self.name, &self.tool_call_id];
+        let own = own.into_iter().filter_map(Option::as_deref);
         let calls = self.tool_calls.iter().flat_map(|call| {
             let mut texts = vec![call.id.as_str(), call.name.as_str()];
             collect_texts(&call.arguments, &mut texts);
@@ -127,6 +131,8 @@ pub struct RenderedPrompt {
     pub text: String,
     /// Bytes of it that came from messages, ascending. Empty where no message can hold a special token.
     pub untrusted: Vec<Range<usize>>,
+    /// Where the answer begins, of a model that reasons.
+    pub reasoning: Option<ReasoningStart>,
 }
 
 /// Form in which a template reads a message's text.
@@ -146,6 +152,7 @@ pub struct ChatTemplate {
     end: String,
     form: ContentForm,
     literals: Vec<String>,
+    source: String,
 }
 
 impl ChatTemplate {
@@ -165,7 +172,7 @@ impl ChatTemplate {
         });
         let literals = source::literals(&source);
         environment.add_template_owned("chat", source::without_generation(&source)).map_err(failed)?;
-        let template = Self { environment, begin, end, form: ContentForm::Text, literals };
+        let template = Self { environment, begin, end, form: ContentForm::Text, literals, source };
         Ok(Self { form: template.content_form(), ..template })
     }
 
@@ -202,13 +209,18 @@ impl ChatTemplate {
         self.check_arguments(conversation, special)?;
         if !conversation.texts().any(|text| special.may_be_in(text)) {
             let text = self.print(conversation, self.form, &Marker::none())?;
-            return Ok(RenderedPrompt { text, untrusted: Vec::new() });
+            return Ok(self.rendered(text, Vec::new()));
         }
         let marker = Marker::for_texts(conversation.texts(), &self.literals, special);
         let marker = marker.ok_or_else(|| refused("the messages use every private character".to_owned()))?;
         let marked = self.print(conversation, self.form, &marker)?;
         let (text, untrusted) = marker.read(&marked);
-        Ok(RenderedPrompt { text, untrusted })
+        Ok(self.rendered(text, untrusted))
+    }
+
+    fn rendered(&self, text: String, untrusted: Vec<Range<usize>>) -> RenderedPrompt {
+        let reasoning = ReasoningStart::of(&self.source, &text);
+        RenderedPrompt { text, untrusted, reasoning }
     }
 
     fn check_arguments(
@@ -272,6 +284,9 @@ fn message_value(message: &ChatMessage, form: ContentForm, marker: &Marker) -> V
         }
     };
     fields.insert("content", content);
+    if let Some(reasoning) = &message.reasoning_content {
+        fields.insert("reasoning_content", text(reasoning));
+    }
     if let Some(name) = &message.name {
         fields.insert("name", text(name));
     }

@@ -45,23 +45,35 @@ pub struct LogitState {
     temperature: f32,
     /// Occurrences of each token in the answer; 0 for one that occurs in the prompt alone.
     counts: BTreeMap<u32, u32>,
+    barred: BarredTokens,
+    /// Tokens of the answer so far.
+    drawn: usize,
+}
+
+/// Tokens that are not drawn at the beginning of an answer.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct BarredTokens {
+    pub tokens: Vec<u32>,
+    /// Number of the answer's first tokens that are none of them.
+    pub count: usize,
 }
 
 impl LogitState {
     /// Returns the state at the end of a prompt; `None` where the rules change no row.
     #[must_use]
-    pub fn new(rules: LogitRules, temperature: f32, prompt: &[u32]) -> Option<Self> {
-        if rules == LogitRules::default() {
+    pub fn new(rules: LogitRules, temperature: f32, prompt: &[u32], barred: BarredTokens) -> Option<Self> {
+        if rules == LogitRules::default() && barred.count == 0 {
             return None;
         }
         let is_counted = rules.repetition_penalty != 1.0;
         let counts =
             if is_counted { prompt.iter().map(|token| (*token, 0)).collect() } else { BTreeMap::new() };
-        Some(Self { rules, temperature, counts })
+        Some(Self { rules, temperature, counts, barred, drawn: 0 })
     }
 
     /// Records the next token of the answer.
     pub fn push(&mut self, token: u32) {
+        self.drawn += 1;
         *self.counts.entry(token).or_default() += 1;
     }
 
@@ -71,6 +83,9 @@ impl LogitState {
     /// If a token so far, or one with a bias, is not of the vocabulary.
     pub fn apply(&self, row: &mut [f32]) {
         let rules = &self.rules;
+        if self.drawn < self.barred.count {
+            self.barred.tokens.iter().for_each(|token| row[*token as usize] = f32::NEG_INFINITY);
+        }
         for (token, bias) in &rules.bias {
             row[*token as usize] += bias;
         }
@@ -180,11 +195,29 @@ mod tests {
 
     fn applied(rules: LogitRules, temperature: f32, prompt: &[u32], answer: &[u32], row: &[f32]) -> Vec<f32> {
         let mut row = row.to_vec();
-        if let Some(mut state) = LogitState::new(rules, temperature, prompt) {
+        if let Some(mut state) = LogitState::new(rules, temperature, prompt, BarredTokens::default()) {
             answer.iter().for_each(|token| state.push(*token));
             state.apply(&mut row);
         }
         row
+    }
+
+    #[test]
+    fn barred_tokens_are_not_drawn_until_the_answer_has_its_least_length() {
+        let barred = || BarredTokens { tokens: vec![1, 3], count: 2 };
+        let bias = BTreeMap::from([(3, 100.0)]);
+        for rules in
+            [LogitRules::default(), LogitRules { bias, repetition_penalty: 1.5, ..LogitRules::default() }]
+        {
+            let mut state = LogitState::new(rules, 1.0, &[3], barred()).expect("tokens are barred");
+            for (drawn, is_barred) in [true, true, false, false].into_iter().enumerate() {
+                let mut row = [0.5; 4];
+                state.apply(&mut row);
+                assert_eq!(row.map(|logit| logit == NO), [false, is_barred, false, is_barred], "{drawn}");
+                state.push(2);
+            }
+        }
+        assert_eq!(LogitState::new(LogitRules::default(), 1.0, &[3], BarredTokens::default()), None);
     }
 
     #[test]

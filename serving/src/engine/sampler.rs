@@ -4,6 +4,7 @@ use super::logits::logprobs;
 use super::{Draw, Drawn};
 use kernels::sampling::sample;
 use kernels::{ComputePool, Isa};
+use protocol::Digest;
 use std::sync::OnceLock;
 
 /// Logits below which one thread samples all rows: about 20 microseconds, the cost of waking another.
@@ -35,6 +36,16 @@ pub fn sample_rows(pool: &ComputePool, logits: &[f32], draws: &[(Draw<'_>, u64)]
     drawn.into_iter().map(|token| token.into_inner().expect("all tasks are done")).collect()
 }
 
+/// Returns the seed of one of several answers to a prompt: the first 8 bytes of the BLAKE3 digest of a tag,
+/// the request's seed and the answer's index. Without a digest, answer 1 of one seed would be answer 0 of the
+/// next. The index counts candidates, so an answer does not depend on their number.
+#[must_use]
+pub fn choice_seed(seed: u64, index: u64) -> u64 {
+    let bytes = [b"quorate choice 1".as_slice(), &seed.to_le_bytes(), &index.to_le_bytes()].concat();
+    let digest = Digest::of(&bytes).0;
+    u64::from_le_bytes(*digest.first_chunk().expect("a digest has 32 bytes"))
+}
+
 impl Draw<'_> {
     /// Draws the token for `position` from one row of logits, by the rules of the request; see [`sample`].
     #[must_use]
@@ -55,6 +66,26 @@ impl Draw<'_> {
 mod tests {
     use super::*;
     use kernels::sampling::{Sampling, uniform};
+
+    const GOLDEN: [u64; 4] = [
+        10_543_958_579_394_287_895,
+        7_804_361_919_361_940_550,
+        2_120_060_723_773_874_535,
+        9_975_014_045_077_066_458,
+    ];
+
+    /// A change of these numbers changes every seeded answer: it belongs in the changelog.
+    #[test]
+    fn seeds_of_choices_are_fixed_and_their_own() {
+        assert_eq!(
+            [(0, 0), (0, 1), (1, 0), (u64::MAX, 127)].map(|(seed, index)| choice_seed(seed, index)),
+            GOLDEN
+        );
+        let mut seeds = std::collections::BTreeSet::new();
+        for seed in (0..500).chain(u64::MAX - 500..=u64::MAX) {
+            (0..128).for_each(|index| assert!(seeds.insert(choice_seed(seed, index)), "{seed} {index}"));
+        }
+    }
 
     #[test]
     fn rows_are_sampled_alike_on_any_number_of_threads() {

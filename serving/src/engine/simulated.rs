@@ -77,6 +77,12 @@ impl SimulatedEngine {
         Self::new(TextFrontend::bytes(context_tokens_max).delayed(Delay(Box::new(delay))), tokens_total)
     }
 
+    /// Returns a decoder with this chat template.
+    #[cfg(test)]
+    pub(crate) fn with_template(context_tokens_max: usize, tokens_total: usize, source: &str) -> Self {
+        Self::new(TextFrontend::bytes(context_tokens_max).templated(source), tokens_total)
+    }
+
     fn new(frontend: TextFrontend, tokens_total: usize) -> Self {
         Self {
             frontend: Arc::new(frontend),

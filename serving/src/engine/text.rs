@@ -1,8 +1,6 @@
-//! Incremental detokenization: turns tokens into text that may be sent, in whole characters and never past a
-//! stop string.
+//! Incremental detokenization: turns tokens into text in whole characters.
 //!
-//! Text can lag behind tokens. A token may end inside a UTF-8 character. Text that could be the beginning of
-//! a stop string is held back until the match is decided.
+//! Text can lag behind tokens, because a token may end inside a UTF-8 character.
 
 use super::TextFrontend;
 
@@ -69,96 +67,9 @@ impl Detokenizer {
     }
 }
 
-/// Holds text back while it could be the beginning of a stop string.
-#[derive(Debug)]
-pub struct StopStrings {
-    stops: Vec<String>,
-    held: String,
-}
-
-/// Result of checking a chunk of text for stop strings.
-#[derive(Debug, PartialEq, Eq)]
-pub enum StopCheck {
-    /// Text to send; generation continues.
-    Text(String),
-    /// Text to send; a stop string followed it.
-    Stopped(String),
-}
-
-impl StopStrings {
-    /// Watches for these strings; empty ones are ignored.
-    #[must_use]
-    pub fn new(stops: Vec<String>) -> Self {
-        Self { stops: stops.into_iter().filter(|stop| !stop.is_empty()).collect(), held: String::new() }
-    }
-
-    /// Adds text; returns the part that is certainly before any stop string.
-    pub fn push(&mut self, text: &str) -> StopCheck {
-        self.held.push_str(text);
-        let found = self.stops.iter().filter_map(|stop| self.held.find(stop.as_str())).min();
-        if let Some(at) = found {
-            self.held.truncate(at);
-            return StopCheck::Stopped(std::mem::take(&mut self.held));
-        }
-        let keep = self.stops.iter().map(|stop| overlap(&self.held, stop)).max().unwrap_or(0);
-        let rest = self.held.split_off(self.held.len() - keep);
-        StopCheck::Text(std::mem::replace(&mut self.held, rest))
-    }
-
-    /// Returns the text held back, when generation ends for another reason.
-    pub fn finish(&mut self) -> String {
-        std::mem::take(&mut self.held)
-    }
-}
-
-/// Returns the number of bytes at the end of `text` that are a proper prefix of `stop`.
-fn overlap(text: &str, stop: &str) -> usize {
-    assert!(!stop.is_empty(), "an empty stop string is ignored earlier");
-    let longest = text.len().min(stop.len() - 1);
-    (1..=longest).rev().find(|length| text.as_bytes().ends_with(&stop.as_bytes()[..*length])).unwrap_or(0)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn feed(stops: &[&str], chunks: &[&str]) -> (String, bool) {
-        let mut watch = StopStrings::new(stops.iter().map(|stop| (*stop).to_owned()).collect());
-        let mut sent = String::new();
-        for chunk in chunks {
-            match watch.push(chunk) {
-                StopCheck::Text(text) => sent.push_str(&text),
-                StopCheck::Stopped(text) => return (sent + &text, true),
-            }
-        }
-        (sent + &watch.finish(), false)
-    }
-
-    #[test]
-    fn stop_strings_are_found_across_pieces_and_never_sent() {
-        let cases: &[(&[&str], &[&str], &str, bool)] = &[
-            (&[], &["a", "b"], "ab", false),
-            (&["STOP"], &["one ST", "OP two"], "one ", true),
-            (&["STOP"], &["one ST", "ART"], "one START", false),
-            (&["STOP"], &["one STO"], "one STO", false),
-            (&["b", "abc"], &["a", "bc"], "", true), // The match that begins first wins.
-            (&["\n\n"], &["line\n", "\nrest"], "line", true),
-            (&["é"], &["caf", "é!"], "caf", true),
-            (&["aab"], &["aaaab"], "aa", true),
-            (&["", "x"], &["yx"], "y", true),
-        ];
-        for (stops, chunks, sent, stopped) in cases {
-            assert_eq!(feed(stops, chunks), ((*sent).to_owned(), *stopped), "{stops:?} {chunks:?}");
-        }
-    }
-
-    #[test]
-    fn text_that_cannot_become_a_stop_string_is_sent_at_once() {
-        let mut watch = StopStrings::new(vec!["STOP".to_owned()]);
-        assert_eq!(watch.push("hello"), StopCheck::Text("hello".to_owned()));
-        assert_eq!(watch.push(" S"), StopCheck::Text(" ".to_owned()));
-        assert_eq!(watch.push("he"), StopCheck::Text("She".to_owned()));
-    }
 
     #[test]
     fn characters_are_never_cut() {

@@ -8,6 +8,7 @@
 use super::chat::{ChatTemplate, Conversation};
 use super::config::{self, EncoderOutput, ModelConfig, Shape};
 use super::matryoshka::Matryoshka;
+use super::reasoning::ReasoningStart;
 use super::special_tokens::SpecialTokens;
 use super::{EngineError, EngineOptions, Operation};
 use crate::weights::{ModelFiles, WeightsError};
@@ -26,6 +27,14 @@ const TOKENIZER_BYTES_PER_BYTE: usize = 320;
 const DROPPED_FACTOR: usize = 4;
 /// Length of text that is always tokenized, in bytes, regardless of the context.
 const TEXT_BYTES_MIN: usize = 64 * 1024;
+
+/// A conversation as a prompt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChatPrompt {
+    pub tokens: Vec<u32>,
+    /// Where the answer begins, of a model that reasons.
+    pub reasoning: Option<ReasoningStart>,
+}
 
 /// The text side of a model.
 #[derive(Debug)]
@@ -181,6 +190,13 @@ impl TextFrontend {
         Self { delay: Some(delay), ..self }
     }
 
+    /// Returns this frontend with another template.
+    #[cfg(test)]
+    pub(super) fn templated(self, source: &str) -> Self {
+        let template = ChatTemplate::new(source.to_owned(), String::new(), String::new());
+        Self { template: Some(template.expect("the test's template compiles")), ..self }
+    }
+
     /// Returns this frontend with another tokenizer and template.
     #[cfg(test)]
     pub(super) fn with(self, tokenizer: Tokenizer, template: Option<ChatTemplate>) -> Self {
@@ -222,6 +238,12 @@ impl TextFrontend {
     #[must_use]
     pub fn is_end(&self, token: u32) -> bool {
         self.end_tokens.contains(&token)
+    }
+
+    /// Returns the tokens that end a generation.
+    #[must_use]
+    pub fn end_tokens(&self) -> &[u32] {
+        &self.end_tokens
     }
 
     /// Returns the length of the longest text that is tokenized, in bytes.
@@ -291,7 +313,7 @@ impl TextFrontend {
     ///
     /// # Errors
     /// As [`Self::encode_checked`], and [`EngineError::ChatTemplate`].
-    pub fn encode_chat(&self, conversation: &Conversation) -> Result<Vec<u32>, EngineError> {
+    pub fn encode_chat(&self, conversation: &Conversation) -> Result<ChatPrompt, EngineError> {
         let template = self.template.as_ref().ok_or_else(|| EngineError::ChatTemplate {
             reason: "the model has no chat template; use /v1/completions".to_owned(),
         })?;
@@ -299,7 +321,7 @@ impl TextFrontend {
         let prompt = template.render(conversation, &self.special)?;
         let tokens = self.encode_marked(&prompt.text, &prompt.untrusted, false)?;
         self.check(tokens.len() + 1)?;
-        Ok(tokens)
+        Ok(ChatPrompt { tokens, reasoning: prompt.reasoning })
     }
 
     /// Decodes tokens to text without special tokens; invalid UTF-8 becomes replacement characters.
@@ -308,6 +330,12 @@ impl TextFrontend {
         // Decoding fails only if the decoder rejects its own tokens; the correct rendering of that is no
         // text.
         self.tokenizer.decode(tokens, true).unwrap_or_default()
+    }
+
+    /// Decodes tokens to text with special tokens; invalid UTF-8 becomes replacement characters.
+    #[must_use]
+    pub fn decode_whole(&self, tokens: &[u32]) -> String {
+        self.tokenizer.decode(tokens, false).unwrap_or_default()
     }
 
     /// Returns the bytes that a token adds to the text before it; the text of a special token.
@@ -523,7 +551,7 @@ mod tests {
             frontend.encode(&long, true),
             frontend.encode_checked(&long, true),
             frontend.encode_document(&long),
-            frontend.encode_chat(&chat),
+            frontend.encode_chat(&chat).map(|prompt| prompt.tokens),
         ] {
             let error = refused.expect_err("too long");
             assert_eq!(error.code().as_str(), "context-length-exceeded");
@@ -543,7 +571,7 @@ mod tests {
         assert_eq!(frontend.encode("<|end|>", true).expect("tokens"), [256]);
         assert_eq!(frontend.encode_document("a<|end|>").expect("tokens"), bytes("a<|end|>"));
         let chat = Conversation::from(vec![ChatMessage::new("user", "<|end|>")]);
-        let tokens = frontend.encode_chat(&chat).expect("tokens");
+        let tokens = frontend.encode_chat(&chat).expect("tokens").tokens;
         assert_eq!(tokens, bytes("user: <|end|>\nassistant: "));
     }
 

@@ -12,8 +12,8 @@
 
 use super::answer::{AnswerFrame, AttemptFailure, WorkerAnswer, count, send, worker_lost};
 use super::pool::{RequestPermit, Suspect};
-use super::public::{InferenceTarget, StreamKind, memory_full};
 use super::stream::{KeptRequest, StreamedAnswer, request};
+use super::target::{InferenceTarget, StreamKind, memory_full};
 use super::{ANSWER_BYTES_MAX, Gateway};
 use crate::memory::{Buffer, Charge, ChargedBody, REQUEST_BYTES_MIN};
 use crate::metrics::Observation;

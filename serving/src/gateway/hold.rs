@@ -3,8 +3,8 @@
 
 use super::Gateway;
 use super::pool::{RequestPermit, Suspect};
-use super::public::InferenceTarget;
 use super::table::Table;
+use super::target::InferenceTarget;
 use crate::openai::ApiError;
 use http::StatusCode;
 use protocol::Digest;

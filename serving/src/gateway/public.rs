@@ -2,11 +2,13 @@
 
 use super::Gateway;
 use super::forward::Admitted;
+use super::keep_alive::kept_alive;
+use super::quota::QuotaLeft;
 use super::table::{Table, may_call};
+use super::target::{InferenceTarget, StreamKind, memory_full};
 use crate::memory::REQUEST_BYTES_MIN;
 use crate::metrics::{self, Observation};
 use crate::openai::{self, ApiError, Endpoint, InferenceRequest};
-use crate::resumable::TOKENS_MAX;
 use crate::worker::{REQUEST_ID, json, no_such_method, no_such_path, request_id};
 use axum::Router;
 use axum::extract::rejection::PathRejection;
@@ -15,31 +17,24 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use http::{HeaderMap, StatusCode, header};
 use protocol::error_code as code;
-use protocol::gateway::{ApiKey, RoutedService};
+use protocol::gateway::ApiKey;
 use protocol::limits::INFERENCE_BODY_BYTES_MAX;
-use protocol::manifest::Task;
-use protocol::{ModelName, ServiceName};
 use std::collections::BTreeMap;
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use tokio::time::Instant;
 
 /// Builds the inference API.
 pub(super) fn router(gateway: Arc<Gateway>) -> Router {
-    Router::new()
-        .route("/v1/models", get(models))
-        .route("/v1/models/{name}", get(model))
-        .route(Endpoint::Chat.path(), post(|state, request| infer(state, Endpoint::Chat, request)))
-        .route(
-            Endpoint::Completions.path(),
-            post(|state, request| infer(state, Endpoint::Completions, request)),
-        )
-        .route(
-            Endpoint::Embeddings.path(),
-            post(|state, request| infer(state, Endpoint::Embeddings, request)),
-        )
-        .route(Endpoint::Rerank.path(), post(|state, request| infer(state, Endpoint::Rerank, request)))
-        .route(Endpoint::Tokenize.path(), post(|state, request| infer(state, Endpoint::Tokenize, request)))
+    let router = Router::new()
+        .route(openai::MODELS_PATH, get(models))
+        .route(openai::MODEL_PATH, get(model))
+        .route(openai::OPENAPI_PATH, get(|| async { json(openai::openapi(true)) }));
+    let route = |router: Router<Arc<Gateway>>, endpoint: Endpoint| {
+        router.route(endpoint.path(), post(move |state, request| infer(state, endpoint, request)))
+    };
+    Endpoint::ALL
+        .into_iter()
+        .fold(router, route)
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
         .with_state(gateway)
@@ -101,7 +96,8 @@ async fn infer(
 ) -> Response {
     let request_id = request_id();
     let observation = Observation::begin(gateway.metrics.clone(), endpoint, request_id.clone());
-    let mut response = match gateway.try_infer(endpoint, request, observation).await {
+    let mut quota = None;
+    let mut response = match gateway.try_infer(endpoint, request, observation, &mut quota).await {
         Ok(response) => response,
         Err((error, mut observation)) => {
             observation.end(error.status, error.code.as_str());
@@ -109,6 +105,9 @@ async fn infer(
         }
     };
     response.headers_mut().insert(REQUEST_ID, request_id);
+    if let Some(left) = quota {
+        left.write(response.headers_mut());
+    }
     response
 }
 
@@ -153,12 +152,16 @@ impl Gateway {
         endpoint: Endpoint,
         request: axum::extract::Request,
         mut observation: Observation,
+        quota: &mut Option<QuotaLeft>,
     ) -> Result<Response, (ApiError, Observation)> {
-        let admitted = match self.admit(endpoint, request, &mut observation).await {
+        let admitted = match self.admit(endpoint, request, &mut observation, quota).await {
             Ok(admitted) => admitted,
             Err(error) => return Err((error, observation)),
         };
-        self.forward(admitted, observation).await
+        let is_stream = admitted.wanted.delivery != StreamKind::Whole;
+        let gateway = self.clone();
+        let forwarding = async move { gateway.forward(admitted, observation).await };
+        if is_stream { kept_alive(forwarding).await } else { forwarding.await }
     }
 
     /// Makes every decision that precedes the choice of a worker: key, quota, body, validation.
@@ -167,123 +170,26 @@ impl Gateway {
         endpoint: Endpoint,
         request: axum::extract::Request,
         observation: &mut Observation,
+        quota: &mut Option<QuotaLeft>,
     ) -> Result<Admitted, ApiError> {
         let (head, body) = request.into_parts();
         let (table, key) = self.authenticate(&head.headers).await?;
         observation.key(&key.name);
-        self.quotas.take(&key, Instant::now()).map_err(|wait| {
-            let limit = key.requests_per_minute.unwrap_or(0);
+        *quota = self.quotas.take(&key, Instant::now());
+        if let Some(QuotaLeft { limit, taken: Err(wait), .. }) = *quota {
             let message = format!("rate limit of {limit} requests per minute reached for this API key");
             // Rounded up: a client that retries after this time is within its quota.
             let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
-            ApiError::new(StatusCode::TOO_MANY_REQUESTS, code::RATE_LIMIT_EXCEEDED, message)
-                .retry_after(seconds)
-        })?;
+            let error = ApiError::new(StatusCode::TOO_MANY_REQUESTS, code::RATE_LIMIT_EXCEEDED, message);
+            return Err(error.retry_after(seconds));
+        }
         let mut charge = self.memory.open(key.name.clone());
         charge.grow(REQUEST_BYTES_MIN).await.map_err(|_| memory_full())?;
         let limit = INFERENCE_BODY_BYTES_MAX;
         let body = crate::body::read(&head.headers, body, limit, &mut charge, memory_full).await?;
         let request = InferenceRequest::parse(endpoint, &body)?;
-        let services = services(endpoint, request.model(), key.services.as_ref(), &table)?;
-        let model = services[0].model.clone();
-        observation.model(model.as_str());
-        let (name, delivery) = (request.model().to_owned(), StreamKind::of(&request));
-        let wanted = InferenceTarget { endpoint, name, model, allowed: key.services, delivery };
+        let wanted = InferenceTarget::resolve(endpoint, &request, key.services, &table)?;
+        observation.model(wanted.model.as_str());
         Ok(Admitted { wanted, body, charge })
     }
-}
-
-/// Builds the rejection for a key that holds most of the memory and requests more, or whose request was
-/// evicted.
-pub(super) fn memory_full() -> ApiError {
-    let message = "this API key holds its share of the gateway's memory: send fewer large requests at \
-        once, and read their answers";
-    ApiError::new(StatusCode::TOO_MANY_REQUESTS, code::GATEWAY_MEMORY_FULL, message).retry_after(1)
-}
-
-/// Target of an admitted request.
-#[derive(Debug)]
-pub(super) struct InferenceTarget {
-    pub(super) endpoint: Endpoint,
-    /// The model or service, as the client named it.
-    name: String,
-    /// Model that the name resolved to on arrival.
-    pub(super) model: ModelName,
-    /// Services that the client's key may call; none = every service.
-    allowed: Option<BTreeSet<ServiceName>>,
-    pub(super) delivery: StreamKind,
-}
-
-/// Delivery of an answer, as the gateway forwards it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum StreamKind {
-    /// As one object: a lost worker's answer is asked for again.
-    Whole,
-    /// As events that end with their worker.
-    Bound,
-    /// As events of one choice, which another worker can continue; of this many tokens at most.
-    Resumable { tokens_max: usize },
-}
-
-impl StreamKind {
-    fn of(request: &InferenceRequest) -> Self {
-        match request {
-            InferenceRequest::Generate(generate) if request.is_stream() => {
-                let is_single = generate.prompts.len() == 1 && generate.choices == 1 && !generate.echo;
-                let tokens_max = generate.tokens_max.map_or(TOKENS_MAX, |most| most.clamp(1, TOKENS_MAX));
-                if is_single { Self::Resumable { tokens_max } } else { Self::Bound }
-            }
-            _ => Self::Whole,
-        }
-    }
-}
-
-impl InferenceTarget {
-    /// Returns the services that may answer the request by this table: at least one.
-    ///
-    /// # Errors
-    /// The model is no longer served.
-    pub(super) fn services<'t>(&self, table: &'t Table) -> Result<Vec<&'t RoutedService>, ApiError> {
-        services(self.endpoint, &self.name, self.allowed.as_ref(), table)
-    }
-}
-
-/// Returns the services that the client's name denotes and its key may call, all of the right task: at least
-/// one.
-fn services<'t>(
-    endpoint: Endpoint,
-    model: &str,
-    allowed: Option<&BTreeSet<ServiceName>>,
-    table: &'t Table,
-) -> Result<Vec<&'t RoutedService>, ApiError> {
-    let all = table.services(model);
-    if all.is_empty() {
-        return Err(ApiError::model_not_found(model));
-    }
-    let wanted = match endpoint {
-        Endpoint::Embeddings => Task::Embed,
-        Endpoint::Rerank => Task::Rerank,
-        Endpoint::Chat | Endpoint::Completions | Endpoint::Tokenize => Task::Generate,
-    };
-    let first = all[0].task;
-    let fit: Vec<&RoutedService> = all.into_iter().filter(|service| service.task == wanted).collect();
-    if fit.is_empty() {
-        let other = match first {
-            Task::Generate => "generates text: use /v1/chat/completions",
-            Task::Embed => "embeds text: use /v1/embeddings",
-            Task::Rerank => "scores documents: use /v1/rerank",
-        };
-        return Err(ApiError::field(
-            code::OPERATION_UNSUPPORTED,
-            "model",
-            format!("the model `{model}` {other}"),
-        ));
-    }
-    let is_open = |service: &&RoutedService| may_call(allowed, &service.service);
-    let open: Vec<&RoutedService> = fit.into_iter().filter(is_open).collect();
-    if open.is_empty() {
-        let message = format!("this API key may not call the model `{model}`");
-        return Err(ApiError::new(StatusCode::FORBIDDEN, code::API_KEY_NOT_FOR_SERVICE, message));
-    }
-    Ok(open)
 }

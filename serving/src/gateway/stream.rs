@@ -15,7 +15,7 @@
 
 use super::Gateway;
 use super::answer::{AnswerFrame, AttemptFailure, WorkerAnswer, count, send, worker_lost};
-use super::public::{InferenceTarget, StreamKind};
+use super::target::{InferenceTarget, StreamKind};
 use crate::memory::Charge;
 use crate::metrics::Observation;
 use crate::openai::{ApiError, error_event};

@@ -5,6 +5,7 @@
 //! A request's `user` field scripts its worker's behaviour (see [`Act`]).
 
 mod autonomy;
+mod keep_alive;
 mod memory;
 mod parsing;
 mod streams;

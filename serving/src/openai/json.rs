@@ -35,6 +35,13 @@ pub(super) fn parse(body: &[u8]) -> Result<ObjectFields, ApiError> {
     }
 }
 
+#[cfg(test)]
+thread_local! {
+    /// Paths of the fields that this thread's parsers have asked for.
+    pub(super) static TAKEN: std::cell::RefCell<std::collections::BTreeSet<String>> =
+        const { std::cell::RefCell::new(std::collections::BTreeSet::new()) };
+}
+
 /// The fields of one object that have not been taken yet. JSON's `null` counts as absent, as in OpenAI's API.
 #[derive(Debug)]
 pub(super) struct ObjectFields {
@@ -61,6 +68,8 @@ impl ObjectFields {
 
     /// Takes any value.
     pub(super) fn take(&mut self, name: &str) -> Option<Value> {
+        #[cfg(test)]
+        TAKEN.with_borrow_mut(|taken| taken.insert(self.path(name)));
         self.map.remove(name).filter(|value| !value.is_null())
     }
 

@@ -4,41 +4,51 @@ use crate::batcher::{AnswerToken, TokenPiece};
 use serde::{Serialize, Serializer};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use utoipa::ToSchema;
 
 /// Smallest log-probability that is written, as in OpenAI's API; JSON has no infinity.
 const LEAST: f32 = -9999.0;
 
-/// Log-probabilities of one choice, or of a piece of it.
-#[derive(Serialize)]
-#[serde(untagged)]
-pub(super) enum ChoiceLogprobs<'a> {
-    Chat {
-        content: Vec<ChatToken<'a>>,
-        refusal: Option<()>,
-    },
-    Text {
-        tokens: Vec<Cow<'a, str>>,
-        token_logprobs: Vec<Logprob>,
-        top_logprobs: Vec<BTreeMap<Cow<'a, str>, Logprob>>,
-        text_offset: Vec<usize>,
-    },
+/// Log-probabilities of an answer to a conversation, or of a piece of it.
+#[derive(Serialize, ToSchema)]
+pub(super) struct ChatLogprobs<'a> {
+    content: Vec<ChatToken<'a>>,
+    #[schema(value_type = Option<String>)]
+    refusal: Option<()>,
 }
 
-#[derive(Serialize)]
+/// Log-probabilities of a completion, or of a piece of it.
+#[derive(Serialize, ToSchema)]
+pub(super) struct TextLogprobs<'a> {
+    tokens: Vec<Cow<'a, str>>,
+    token_logprobs: Vec<Logprob>,
+    /// For each token, the most likely ones and the token itself.
+    #[schema(value_type = Vec<BTreeMap<String, f32>>)]
+    top_logprobs: Vec<BTreeMap<Cow<'a, str>, Logprob>>,
+    /// Character of the text at which each token begins.
+    text_offset: Vec<usize>,
+}
+
+/// A token, and the most likely ones in its place.
+#[derive(Serialize, ToSchema)]
 pub(super) struct ChatToken<'a> {
     #[serde(flatten)]
     token: Alternative<'a>,
     top_logprobs: Vec<Alternative<'a>>,
 }
 
-#[derive(Serialize)]
-struct Alternative<'a> {
+/// A token with its log-probability.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Alternative<'a> {
     token: Cow<'a, str>,
     logprob: Logprob,
+    #[schema(value_type = Vec<u32>)]
     bytes: &'a [u8],
 }
 
 /// A log-probability.
+#[derive(ToSchema)]
+#[schema(value_type = f32)]
 pub(super) struct Logprob(f32);
 
 impl Serialize for Logprob {
@@ -47,9 +57,9 @@ impl Serialize for Logprob {
     }
 }
 
-impl<'a> ChoiceLogprobs<'a> {
+impl<'a> ChatLogprobs<'a> {
     /// Writes the tokens of a chat.
-    pub(super) fn of_chat(tokens: &'a [AnswerToken]) -> Self {
+    pub(super) fn of(tokens: &'a [AnswerToken]) -> Self {
         let alternative = |piece: &'a TokenPiece, logprob: f32| Alternative {
             token: String::from_utf8_lossy(&piece.bytes),
             logprob: Logprob(logprob),
@@ -59,12 +69,14 @@ impl<'a> ChoiceLogprobs<'a> {
             token: alternative(&token.piece, token.logprob),
             top_logprobs: token.top.iter().map(|(piece, logprob)| alternative(piece, *logprob)).collect(),
         });
-        Self::Chat { content: content.collect(), refusal: None }
+        Self { content: content.collect(), refusal: None }
     }
+}
 
+impl<'a> TextLogprobs<'a> {
     /// Writes the tokens of a completion that begin at this character of its text. The alternatives hold the
     /// token itself, too.
-    pub(super) fn of_text(tokens: &'a [AnswerToken], offset: usize) -> Self {
+    pub(super) fn of(tokens: &'a [AnswerToken], offset: usize) -> Self {
         let mut next = offset;
         let text_offset = tokens.iter().map(|token| {
             let start = next;
@@ -77,7 +89,7 @@ impl<'a> ChoiceLogprobs<'a> {
             let top = token.top.iter().map(|(piece, logprob)| (written(piece), Logprob(*logprob)));
             top.chain(own).collect()
         });
-        Self::Text {
+        Self {
             tokens: tokens.iter().map(|token| written(&token.piece)).collect(),
             token_logprobs: tokens.iter().map(|token| Logprob(token.logprob)).collect(),
             top_logprobs: top_logprobs.collect(),
@@ -118,7 +130,7 @@ mod tests {
     #[test]
     fn a_chats_tokens_have_openais_shape() {
         let tokens = tokens();
-        let found = serde_json::to_value(ChoiceLogprobs::of_chat(&tokens[..2])).expect("JSON");
+        let found = serde_json::to_value(ChatLogprobs::of(&tokens[..2])).expect("JSON");
         let expected = json!({ "refusal": null, "content": [
             { "token": "a", "logprob": -0.5, "bytes": [97], "top_logprobs": [
                 { "token": "a", "logprob": -0.5, "bytes": [97] },
@@ -132,7 +144,7 @@ mod tests {
     #[test]
     fn a_completions_tokens_have_openais_shape() {
         let tokens = tokens();
-        let found = serde_json::to_value(ChoiceLogprobs::of_text(&tokens, 10)).expect("JSON");
+        let found = serde_json::to_value(TextLogprobs::of(&tokens, 10)).expect("JSON");
         let second = "bytes:\\xa9\\x21";
         let expected = json!({
             "tokens": ["a", "bytes:\\xc3", second],

@@ -6,11 +6,11 @@
 
 use super::error::{ApiError, printable};
 use super::json::{self, ObjectFields, invalid, wrong_type};
-use crate::batcher::{EmbedInput, Prompt};
+use crate::batcher::{EmbedInput, Prompt, StopConditions};
 use crate::engine::chat::Conversation;
 use crate::engine::logits::LogitRules;
 use message::messages;
-use options::{LOGPROBS_MAX, chat_logprobs, rules, template_arguments};
+use options::{LOGPROBS_MAX, chat_logprobs, rules, stop_conditions, template_arguments};
 use protocol::error_code as code;
 use serde_json::Value;
 
@@ -25,10 +25,6 @@ pub use rerank::Rerank;
 const MODEL_BYTES_MAX: usize = 256;
 /// Longest `user`, in bytes; accepted for compatibility and never used.
 const USER_BYTES_MAX: usize = 512;
-/// Maximum stop strings, as in OpenAI's API.
-const STOPS_MAX: usize = 4;
-/// Longest stop string, in bytes: text is held back while it could begin one.
-const STOP_BYTES_MAX: usize = 256;
 /// Maximum answers of one request: of all its prompts together. OpenAI's limit on `n`.
 const CHOICES_MAX: usize = 128;
 /// Maximum inputs of one embedding request, as in OpenAI's API, and documents of one request to rerank.
@@ -53,12 +49,14 @@ pub enum Endpoint {
     Rerank,
     /// `/tokenize`, as vLLM has it.
     Tokenize,
+    /// `/detokenize`, as vLLM has it.
+    Detokenize,
 }
 
 impl Endpoint {
     /// All endpoints.
-    pub const ALL: [Self; 5] =
-        [Self::Chat, Self::Completions, Self::Embeddings, Self::Rerank, Self::Tokenize];
+    pub const ALL: [Self; 6] =
+        [Self::Chat, Self::Completions, Self::Embeddings, Self::Rerank, Self::Tokenize, Self::Detokenize];
 
     /// Returns the path of the endpoint.
     #[must_use]
@@ -69,10 +67,11 @@ impl Endpoint {
             Self::Embeddings => "/v1/embeddings",
             Self::Rerank => "/v1/rerank",
             Self::Tokenize => "/tokenize",
+            Self::Detokenize => "/detokenize",
         }
     }
 
-    /// Returns OpenTelemetry's `gen_ai.operation.name`, which has none of its own for the last two.
+    /// Returns OpenTelemetry's `gen_ai.operation.name`, which has none of its own for the last three.
     #[must_use]
     pub fn operation(self) -> &'static str {
         match self {
@@ -81,6 +80,7 @@ impl Endpoint {
             Self::Embeddings => "embeddings",
             Self::Rerank => "rerank",
             Self::Tokenize => "tokenize",
+            Self::Detokenize => "detokenize",
         }
     }
 
@@ -92,6 +92,7 @@ impl Endpoint {
             Self::Completions | Self::Tokenize => "prompt",
             Self::Embeddings => "input",
             Self::Rerank => "documents",
+            Self::Detokenize => "tokens",
         }
     }
 }
@@ -107,6 +108,8 @@ pub enum InferenceRequest {
     Rerank(Rerank),
     /// A prompt to its tokens.
     Tokenize(Tokenize),
+    /// Tokens to their text.
+    Detokenize(Detokenize),
 }
 
 /// A chat completion or a completion.
@@ -118,10 +121,11 @@ pub struct Generate {
     pub prompts: Vec<Prompt>,
     /// Answers to each prompt.
     pub choices: usize,
+    /// Answers to generate for each prompt, of which those with the highest mean log-probability are sent; at
+    /// least `choices`.
+    pub candidates: usize,
     /// Whether the text of an answer begins with that of its prompt.
     pub echo: bool,
-    /// Whether the model's end token does not end an answer.
-    pub ignores_end: bool,
     /// Sampling temperature, 0 to 2; 1 when absent.
     pub temperature: f32,
     /// Nucleus sampling threshold, above 0 and at most 1; 1 when absent.
@@ -134,8 +138,7 @@ pub struct Generate {
     pub seed: Option<u64>,
     /// Maximum tokens to generate; `None` uses the rest of the context.
     pub tokens_max: Option<usize>,
-    /// Strings before which the generation stops.
-    pub stops: Vec<String>,
+    pub stops: StopConditions,
     /// Delivery of the answer.
     pub delivery: Delivery,
 }
@@ -176,6 +179,14 @@ pub struct Tokenize {
     pub with_texts: bool,
 }
 
+/// A request for the text of tokens.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Detokenize {
+    /// Name of the model.
+    pub model: String,
+    pub tokens: Vec<u32>,
+}
+
 /// Encoding of vectors in JSON.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Encoding {
@@ -198,6 +209,7 @@ impl InferenceRequest {
             Endpoint::Embeddings => parse_embedding(fields).map(Self::Embed),
             Endpoint::Rerank => rerank::parse(fields).map(Self::Rerank),
             Endpoint::Tokenize => parse_tokenize(fields).map(Self::Tokenize),
+            Endpoint::Detokenize => parse_detokenize(fields).map(Self::Detokenize),
         }
     }
 
@@ -209,6 +221,7 @@ impl InferenceRequest {
             Self::Embed(embed) => &embed.model,
             Self::Rerank(rerank) => &rerank.model,
             Self::Tokenize(tokenize) => &tokenize.model,
+            Self::Detokenize(detokenize) => &detokenize.model,
         }
     }
 
@@ -244,7 +257,8 @@ fn parse_chat(mut fields: ObjectFields) -> Result<Generate, ApiError> {
     fields.unsupported("metadata", is_empty)?;
     fields.unsupported("service_tier", |value| value == "auto" || value == "default")?;
     let conversation = Conversation { messages, arguments, ..Conversation::default() };
-    let kind = GenerateKind { prompts: vec![Prompt::Chat(conversation)], echo: false, logprobs };
+    let prompts = vec![Prompt::Chat(conversation)];
+    let kind = GenerateKind { prompts, echo: false, best_of: None, logprobs };
     generate(fields, model, kind, newer.or(older))
 }
 
@@ -257,14 +271,14 @@ fn parse_completion(mut fields: ObjectFields) -> Result<Generate, ApiError> {
     });
     let tokens_max = fields.count("max_tokens", TOKENS_MAX)?.unwrap_or(COMPLETION_TOKENS_DEFAULT);
     let echo = fields.flag("echo")?;
-    fields.unsupported("best_of", |value| value == 1)?;
+    let best_of = fields.count("best_of", CHOICES_MAX as u64)?.map(|count| count as usize);
     let logprobs = fields.whole("logprobs", 0, LOGPROBS_MAX)?.map(|count| count as usize);
     if echo && logprobs.is_some() {
         let message = "`logprobs` of a prompt that `echo` repeats are not served".to_owned();
         return Err(ApiError::field(code::UNSUPPORTED_PARAMETER, "logprobs", message));
     }
     fields.unsupported("suffix", |_| false)?;
-    let kind = GenerateKind { prompts: prompts.collect(), echo, logprobs };
+    let kind = GenerateKind { prompts: prompts.collect(), echo, best_of, logprobs };
     generate(fields, model, kind, Some(tokens_max))
 }
 
@@ -272,6 +286,7 @@ fn parse_completion(mut fields: ObjectFields) -> Result<Generate, ApiError> {
 struct GenerateKind {
     prompts: Vec<Prompt>,
     echo: bool,
+    best_of: Option<usize>,
     logprobs: Option<usize>,
 }
 
@@ -282,13 +297,24 @@ fn generate(
     kind: GenerateKind,
     tokens_max: Option<u64>,
 ) -> Result<Generate, ApiError> {
-    let GenerateKind { prompts, echo, logprobs } = kind;
+    let GenerateKind { prompts, echo, best_of, logprobs } = kind;
     assert!(!prompts.is_empty(), "a request has a prompt");
     let choices = fields.count("n", CHOICES_MAX as u64)?.unwrap_or(1) as usize;
-    if prompts.len() * choices > CHOICES_MAX {
+    let candidates = best_of.unwrap_or(choices);
+    if candidates < choices {
+        let problem = format!("is {candidates}, expected at least `n`, {choices}");
+        return Err(invalid("best_of".to_owned(), problem));
+    }
+    if prompts.len() * candidates > CHOICES_MAX {
         let problem =
-            format!("asks for {choices} answers to {} prompts, at most {CHOICES_MAX}", prompts.len());
-        return Err(invalid("n".to_owned(), problem));
+            format!("asks for {candidates} answers to {} prompts, at most {CHOICES_MAX}", prompts.len());
+        let field = if best_of.is_some() { "best_of" } else { "n" };
+        return Err(invalid(field.to_owned(), problem));
+    }
+    let delivery = delivery(&mut fields)?;
+    if candidates > choices && delivery != Delivery::Whole {
+        let problem = "above `n` cannot be streamed".to_owned();
+        return Err(invalid("best_of".to_owned(), problem));
     }
     let rules = rules(&mut fields)?;
     ignore_user(&mut fields)?;
@@ -298,16 +324,16 @@ fn generate(
         model,
         prompts,
         choices,
+        candidates,
         echo,
-        ignores_end: fields.flag("ignore_eos")?,
         temperature: fields.number("temperature", 0.0, 2.0)?.unwrap_or(1.0) as f32,
         top_p,
         logprobs,
         rules,
         seed: fields.integer("seed")?,
         tokens_max: tokens_max.map(|tokens| tokens as usize),
-        stops: stops(&mut fields)?,
-        delivery: delivery(&mut fields)?,
+        stops: stop_conditions(&mut fields, tokens_max)?,
+        delivery,
     };
     fields.finish()?;
     Ok(generate)
@@ -356,6 +382,17 @@ fn parse_tokenize(mut fields: ObjectFields) -> Result<Tokenize, ApiError> {
     Ok(Tokenize { model, prompt, with_texts })
 }
 
+/// Parses vLLM's request for the text of tokens.
+fn parse_detokenize(mut fields: ObjectFields) -> Result<Detokenize, ApiError> {
+    let model = model(&mut fields)?;
+    let tokens = match fields.require("tokens")? {
+        Value::Array(items) => tokens(&items, "tokens")?,
+        other => return Err(wrong_type("tokens".to_owned(), &other, "an array of tokens")),
+    };
+    fields.finish()?;
+    Ok(Detokenize { model, tokens })
+}
+
 fn model(fields: &mut ObjectFields) -> Result<String, ApiError> {
     let model = fields.text("model", MODEL_BYTES_MAX)?.filter(|model| !model.is_empty());
     model.ok_or_else(|| {
@@ -390,27 +427,6 @@ fn delivery(fields: &mut ObjectFields) -> Result<Delivery, ApiError> {
     options.unsupported("include_obfuscation", |value| value == false)?;
     options.finish()?;
     Ok(Delivery::Stream { include_usage })
-}
-
-fn stops(fields: &mut ObjectFields) -> Result<Vec<String>, ApiError> {
-    let path = || "stop".to_owned();
-    let texts = match fields.take("stop") {
-        None => return Ok(Vec::new()),
-        Some(Value::String(text)) => vec![Value::String(text)],
-        Some(Value::Array(texts)) => texts,
-        Some(other) => return Err(wrong_type(path(), &other, "a string or an array of strings")),
-    };
-    if texts.len() > STOPS_MAX {
-        return Err(invalid(path(), format!("has {} strings, at most {STOPS_MAX}", texts.len())));
-    }
-    let check = |(index, text): (usize, Value)| match text {
-        Value::String(text) if (1..=STOP_BYTES_MAX).contains(&text.len()) => Ok(text),
-        Value::String(_) => {
-            Err(invalid(format!("stop[{index}]"), format!("must have 1 to {STOP_BYTES_MAX} bytes")))
-        }
-        other => Err(wrong_type(format!("stop[{index}]"), &other, "a string")),
-    };
-    texts.into_iter().enumerate().map(check).collect()
 }
 
 /// Parses one or several inputs: a text, texts, tokens, or arrays of tokens.

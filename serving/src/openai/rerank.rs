@@ -3,25 +3,29 @@
 use super::response::{Usage, json};
 use bytes::Bytes;
 use serde::Serialize;
+use utoipa::ToSchema;
 
-#[derive(Serialize)]
-struct RerankAnswer<'a> {
+/// The documents, highest score first.
+#[derive(Serialize, ToSchema)]
+pub(super) struct RerankAnswer<'a> {
     id: &'a str,
     model: &'a str,
     usage: Usage,
     results: Vec<RerankResult<'a>>,
 }
 
-#[derive(Serialize)]
-struct RerankResult<'a> {
+/// The score of one document.
+#[derive(Serialize, ToSchema)]
+pub(super) struct RerankResult<'a> {
     index: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
     document: Option<RerankDocument<'a>>,
     relevance_score: f32,
 }
 
-#[derive(Serialize)]
-struct RerankDocument<'a> {
+/// A document of the request.
+#[derive(Serialize, ToSchema)]
+pub(super) struct RerankDocument<'a> {
     text: &'a str,
 }
 

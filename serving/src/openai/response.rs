@@ -1,13 +1,14 @@
 //! Response formats: OpenAI's objects and events. Their field names are stable for OpenAI's clients.
 
 use super::error::ApiError;
-use super::logprobs::ChoiceLogprobs;
+use super::logprobs::{ChatLogprobs, TextLogprobs};
 use super::request::{Encoding, Endpoint};
 use crate::batcher::{AnswerToken, FinishReason};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 /// Ends every complete stream of events.
 pub const DONE_EVENT: &[u8] = b"data: [DONE]\n\n";
@@ -26,7 +27,7 @@ pub struct Label {
 }
 
 /// Token counts of an answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Usage {
     pub prompt_tokens: usize,
     /// Tokens generated; absent for embeddings and scores.
@@ -51,54 +52,82 @@ impl Usage {
     }
 }
 
-#[derive(Serialize)]
-struct Answer<'a> {
+/// An answer of this model, or one event of it.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Answer<'a, C> {
     id: &'a str,
     object: &'static str,
+    /// Start of the answer, in seconds since the Unix epoch.
     created: u64,
     model: &'a str,
-    choices: Vec<CompletionChoice<'a>>,
-    /// Absent, `null` in the events before the one that reports it, or the counts.
+    choices: Vec<C>,
+    /// Token counts. In a stream with `include_usage`, `null` before the last event.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Usage>)]
     usage: Option<Option<Usage>>,
 }
 
-#[derive(Serialize)]
-struct CompletionChoice<'a> {
+/// One answer to a conversation.
+#[derive(Serialize, ToSchema)]
+pub(super) struct ChatChoice<'a> {
     index: usize,
-    #[serde(flatten)]
-    content: Content<'a>,
-    logprobs: Option<ChoiceLogprobs<'a>>,
+    message: AnswerMessage<'a>,
+    logprobs: Option<ChatLogprobs<'a>>,
+    /// `stop` or `length`.
     finish_reason: Option<&'static str>,
 }
 
-#[derive(Serialize)]
-#[serde(rename_all = "snake_case")]
-enum Content<'a> {
-    Message(Message<'a>),
-    Delta(Delta<'a>),
-    Text(&'a str),
+/// A piece of one answer to a conversation.
+#[derive(Serialize, ToSchema)]
+pub(super) struct ChunkChoice<'a> {
+    index: usize,
+    delta: Delta<'a>,
+    logprobs: Option<ChatLogprobs<'a>>,
+    /// `stop` or `length` in the choice's last event.
+    finish_reason: Option<&'static str>,
 }
 
-#[derive(Serialize)]
-struct Message<'a> {
+/// One answer to a prompt, or a piece of it.
+#[derive(Serialize, ToSchema)]
+pub(super) struct TextChoice<'a> {
+    index: usize,
+    text: &'a str,
+    logprobs: Option<TextLogprobs<'a>>,
+    /// `stop` or `length`; in a stream, in the choice's last event.
+    finish_reason: Option<&'static str>,
+}
+
+/// The model's message.
+#[derive(Serialize, ToSchema)]
+pub(super) struct AnswerMessage<'a> {
     role: &'static str,
-    content: &'a str,
+    /// `null` where an answer ended in its reasoning.
+    content: Option<&'a str>,
+    /// Reasoning of a model that reasons.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reasoning_content: Option<&'a str>,
+    #[schema(value_type = Option<String>)]
     refusal: Option<()>,
 }
 
-#[derive(Serialize)]
-struct Delta<'a> {
+/// Addition of an event to the model's message.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Delta<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     role: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     content: Option<&'a str>,
+    /// Reasoning of a model that reasons.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reasoning_content: Option<&'a str>,
 }
 
 /// One choice of a whole answer.
 #[derive(Debug, Clone)]
 pub struct WholeChoice {
     pub text: String,
+    /// Reasoning before the text; empty where there is none.
+    pub reasoning: String,
     pub reason: FinishReason,
     /// Tokens of the text, where their log-probabilities were requested.
     pub tokens: Option<Vec<AnswerToken>>,
@@ -108,6 +137,8 @@ pub struct WholeChoice {
 #[derive(Debug, Clone, Copy, Default)]
 pub struct ChoicePiece<'a> {
     pub text: &'a str,
+    /// Reasoning before the text.
+    pub reasoning: &'a str,
     /// Whether the event states the role: the first of a chat's choice.
     pub role: bool,
     /// Reason for which the choice ends; set in its last event.
@@ -124,6 +155,14 @@ fn reason_word(reason: FinishReason) -> &'static str {
     }
 }
 
+impl<'a> AnswerMessage<'a> {
+    fn new(reasoning: &'a str, content: &'a str) -> Self {
+        let reasoning_content = (!reasoning.is_empty()).then_some(reasoning);
+        let is_cut = content.is_empty() && reasoning_content.is_some();
+        Self { role: "assistant", content: (!is_cut).then_some(content), reasoning_content, refusal: None }
+    }
+}
+
 impl Label {
     fn object(&self, is_event: bool) -> &'static str {
         match (self.endpoint, is_event) {
@@ -133,7 +172,7 @@ impl Label {
         }
     }
 
-    fn answer<'a>(&'a self, is_event: bool, choices: Vec<CompletionChoice<'a>>) -> Answer<'a> {
+    fn answer<C>(&self, is_event: bool, choices: Vec<C>) -> Answer<'_, C> {
         let Self { id, created, model, .. } = self;
         Answer { id, object: self.object(is_event), created: *created, model, choices, usage: None }
     }
@@ -141,27 +180,27 @@ impl Label {
     /// Builds the whole answer as one object.
     #[must_use]
     pub fn whole(&self, choices: &[WholeChoice], usage: Usage) -> Bytes {
-        let choices = choices.iter().enumerate().map(|(index, choice)| {
-            let WholeChoice { text, reason, tokens } = choice;
-            let logprobs = tokens.as_ref().map(|tokens| self.logprobs(tokens, 0));
-            let content = match self.endpoint {
-                Endpoint::Chat => {
-                    Content::Message(Message { role: "assistant", content: text, refusal: None })
-                }
-                _ => Content::Text(text),
-            };
-            let finish_reason = Some(reason_word(*reason));
-            CompletionChoice { index, content, logprobs, finish_reason }
-        });
-        let choices = choices.collect();
-        json(&Answer { usage: Some(Some(usage)), ..self.answer(false, choices) })
-    }
-
-    /// Writes the log-probabilities of tokens that begin at this character of the answer.
-    fn logprobs<'a>(&self, tokens: &'a [AnswerToken], offset: usize) -> ChoiceLogprobs<'a> {
+        let usage = Some(Some(usage));
+        let choices = choices.iter().enumerate();
         match self.endpoint {
-            Endpoint::Chat => ChoiceLogprobs::of_chat(tokens),
-            _ => ChoiceLogprobs::of_text(tokens, offset),
+            Endpoint::Chat => {
+                let choices = choices.map(|(index, choice)| ChatChoice {
+                    index,
+                    message: AnswerMessage::new(&choice.reasoning, &choice.text),
+                    logprobs: choice.tokens.as_deref().map(ChatLogprobs::of),
+                    finish_reason: Some(reason_word(choice.reason)),
+                });
+                json(&Answer { usage, ..self.answer(false, choices.collect()) })
+            }
+            _ => {
+                let choices = choices.map(|(index, choice)| TextChoice {
+                    index,
+                    text: &choice.text,
+                    logprobs: choice.tokens.as_deref().map(|tokens| TextLogprobs::of(tokens, 0)),
+                    finish_reason: Some(reason_word(choice.reason)),
+                });
+                json(&Answer { usage, ..self.answer(false, choices.collect()) })
+            }
         }
     }
 
@@ -169,23 +208,31 @@ impl Label {
     /// events do when a last one will report it.
     #[must_use]
     pub fn event(&self, index: usize, piece: &ChoicePiece<'_>, usage_follows: bool) -> Bytes {
-        let ChoicePiece { text, role, reason, tokens } = *piece;
-        let content = match self.endpoint {
-            Endpoint::Chat => Content::Delta(Delta {
-                role: role.then_some("assistant"),
-                content: (role || !text.is_empty()).then_some(text),
-            }),
-            _ => Content::Text(text),
-        };
-        let logprobs = tokens.map(|(tokens, offset)| self.logprobs(tokens, offset));
-        let choice = CompletionChoice { index, content, logprobs, finish_reason: reason.map(reason_word) };
-        event(&Answer { usage: usage_follows.then_some(None), ..self.answer(true, vec![choice]) })
+        let ChoicePiece { text, reasoning, role, reason, tokens } = *piece;
+        let (usage, finish_reason) = (usage_follows.then_some(None), reason.map(reason_word));
+        match self.endpoint {
+            Endpoint::Chat => {
+                let delta = Delta {
+                    role: role.then_some("assistant"),
+                    content: (role || !text.is_empty()).then_some(text),
+                    reasoning_content: (!reasoning.is_empty()).then_some(reasoning),
+                };
+                let logprobs = tokens.map(|(tokens, _)| ChatLogprobs::of(tokens));
+                let choice = ChunkChoice { index, delta, logprobs, finish_reason };
+                event(&Answer { usage, ..self.answer(true, vec![choice]) })
+            }
+            _ => {
+                let logprobs = tokens.map(|(tokens, offset)| TextLogprobs::of(tokens, offset));
+                let choice = TextChoice { index, text, logprobs, finish_reason };
+                event(&Answer { usage, ..self.answer(true, vec![choice]) })
+            }
+        }
     }
 
     /// Builds the event that reports the token counts.
     #[must_use]
     pub fn usage_event(&self, usage: Usage) -> Bytes {
-        event(&Answer { usage: Some(Some(usage)), ..self.answer(true, Vec::new()) })
+        event(&Answer { usage: Some(Some(usage)), ..self.answer::<TextChoice<'_>>(true, Vec::new()) })
     }
 }
 
@@ -195,24 +242,27 @@ pub fn error_event(error: &ApiError) -> Bytes {
     Bytes::from(format!("data: {}\n\n", error.body()))
 }
 
-#[derive(Serialize)]
-struct EmbeddingList<'a> {
+/// The vectors of all inputs.
+#[derive(Serialize, ToSchema)]
+pub(super) struct EmbeddingList<'a> {
     object: &'static str,
     data: Vec<EmbeddingObject>,
     model: &'a str,
     usage: Usage,
 }
 
-#[derive(Serialize)]
-struct EmbeddingObject {
+/// The vector of one input.
+#[derive(Serialize, ToSchema)]
+pub(super) struct EmbeddingObject {
     object: &'static str,
     index: usize,
     embedding: EncodedVector,
 }
 
-#[derive(Serialize)]
+/// A vector as numbers, or as little-endian f32 in base64.
+#[derive(Serialize, ToSchema)]
 #[serde(untagged)]
-enum EncodedVector {
+pub(super) enum EncodedVector {
     Float(Vec<f32>),
     Base64(String),
 }
@@ -233,8 +283,9 @@ pub fn embeddings(model: &str, vectors: Vec<Vec<f32>>, encoding: Encoding, usage
     json(&EmbeddingList { object: "list", data, model, usage })
 }
 
-#[derive(Serialize)]
-struct TokenList<'a> {
+/// The tokens of a prompt.
+#[derive(Serialize, ToSchema)]
+pub(super) struct TokenList<'a> {
     count: usize,
     max_model_len: usize,
     tokens: &'a [u32],
@@ -247,14 +298,28 @@ pub fn tokens(tokens: &[u32], token_strs: Option<Vec<String>>, max_model_len: us
     json(&TokenList { count: tokens.len(), max_model_len, tokens, token_strs })
 }
 
-#[derive(Serialize)]
-struct ModelList<'a> {
+/// The text of tokens.
+#[derive(Serialize, ToSchema)]
+pub(super) struct DetokenizedText<'a> {
+    prompt: &'a str,
+}
+
+/// Builds the answer to `/detokenize`.
+#[must_use]
+pub fn text(prompt: &str) -> Bytes {
+    json(&DetokenizedText { prompt })
+}
+
+/// The models that the client may call.
+#[derive(Serialize, ToSchema)]
+pub(super) struct ModelList<'a> {
     object: &'static str,
     data: Vec<ModelObject<'a>>,
 }
 
-#[derive(Serialize)]
-struct ModelObject<'a> {
+/// A model.
+#[derive(Serialize, ToSchema)]
+pub(super) struct ModelObject<'a> {
     id: &'a str,
     object: &'static str,
     created: u64,
@@ -303,7 +368,7 @@ mod tests {
     }
 
     fn whole(text: &str, reason: FinishReason) -> WholeChoice {
-        WholeChoice { text: text.to_owned(), reason, tokens: None }
+        WholeChoice { text: text.to_owned(), reasoning: String::new(), reason, tokens: None }
     }
 
     fn check(bytes: &Bytes, expected: &str) {

@@ -7,12 +7,14 @@ use super::WorkerService;
 use super::resumed::{self, StreamBeginning};
 use super::service::now;
 use super::streaming::{StreamedChoice, Streaming};
-use crate::batcher::{BatchError, Caller, GenerateRequest, Priority, Prompt, Tenant};
+use crate::batcher::{BatchError, Caller, GenerateRequest, Priority, Prompt, StopConditions, Tenant};
 use crate::engine::logits::LogitRules;
 use crate::engine::matryoshka::shorten;
+use crate::engine::sampler::choice_seed;
 use crate::memory::{Charge, ChargedBody, REQUEST_BYTES_MIN};
 use crate::openai::{
-    self, ApiError, Delivery, Embed, Endpoint, Generate, InferenceRequest, Label, Rerank, Tokenize, Usage,
+    self, ApiError, Delivery, Detokenize, Embed, Endpoint, Generate, InferenceRequest, Label, Rerank,
+    Tokenize, Usage,
 };
 use crate::resumable::{StreamOrigin, TOKEN_BYTES};
 use axum::Router;
@@ -45,18 +47,12 @@ pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id"
 
 /// Builds the inference API of one worker.
 pub(super) fn router(service: Arc<WorkerService>) -> Router {
-    Router::new()
-        .route(Endpoint::Chat.path(), post(|state, request| answer(state, Endpoint::Chat, request)))
-        .route(
-            Endpoint::Completions.path(),
-            post(|state, request| answer(state, Endpoint::Completions, request)),
-        )
-        .route(
-            Endpoint::Embeddings.path(),
-            post(|state, request| answer(state, Endpoint::Embeddings, request)),
-        )
-        .route(Endpoint::Rerank.path(), post(|state, request| answer(state, Endpoint::Rerank, request)))
-        .route(Endpoint::Tokenize.path(), post(|state, request| answer(state, Endpoint::Tokenize, request)))
+    let route = |router: Router<Arc<WorkerService>>, endpoint: Endpoint| {
+        router.route(endpoint.path(), post(move |state, request| answer(state, endpoint, request)))
+    };
+    Endpoint::ALL
+        .into_iter()
+        .fold(Router::new(), route)
         .route_layer(from_fn_with_state(service.clone(), count_until_sent))
         .route("/worker/v1/load", get(load))
         .fallback(no_such_path)
@@ -116,6 +112,7 @@ async fn answer(
         InferenceRequest::Embed(embed) => answer_embed(&service, embed, charge).await,
         InferenceRequest::Rerank(rerank) => answer_rerank(&service, rerank, charge).await,
         InferenceRequest::Tokenize(tokenize) => answer_tokenize(&service, tokenize, charge).await,
+        InferenceRequest::Detokenize(detokenize) => answer_detokenize(&service, detokenize, charge).await,
         InferenceRequest::Generate(generate) => {
             let caller = caller(&service, &head.headers);
             beginning.check(&generate)?;
@@ -215,6 +212,20 @@ async fn answer_tokenize(
     Ok(response)
 }
 
+async fn answer_detokenize(
+    service: &WorkerService,
+    detokenize: Detokenize,
+    charge: Charge<()>,
+) -> Result<Response, ApiError> {
+    let refused = |error: BatchError| ApiError::from_batch(&error, Endpoint::Detokenize.input());
+    let count = detokenize.tokens.len();
+    let text = service.batcher()?.decode(detokenize.tokens).await.map_err(refused)?;
+    drop(charge);
+    let mut response = json(openai::text(&text));
+    response.headers_mut().insert(PROMPT_TOKENS, HeaderValue::from(count));
+    Ok(response)
+}
+
 async fn answer_generate(
     service: Arc<WorkerService>,
     endpoint: Endpoint,
@@ -234,8 +245,9 @@ async fn answer_generate(
     let seed = generate.seed.unwrap_or(number);
     let refused = |error: BatchError| ApiError::from_batch(&error, endpoint.input());
     let batcher = service.batcher()?;
-    check_bias(&generate.rules, batcher.frontend().vocabulary())?;
+    check_tokens((&generate.rules, &generate.stops), batcher.frontend().vocabulary())?;
     let (mut choices, mut prompt_tokens, mut echoed_bytes) = (Vec::new(), 0, 0);
+    let is_ranked = generate.candidates > generate.choices;
     for mut prompt in generate.prompts {
         if let Prompt::Chat(conversation) = &mut prompt {
             conversation.at = at;
@@ -248,25 +260,23 @@ async fn answer_generate(
         prompt_tokens += encoded.tokens().len();
         let echo = generate.echo.then(|| text.unwrap_or_else(|| batcher.frontend().decode(encoded.tokens())));
         let echo: Option<Arc<str>> = echo.map(Arc::from);
-        echoed_bytes += echo.as_ref().map_or(0, |text| text.len()) * generate.choices;
+        echoed_bytes += echo.as_ref().map_or(0, |text| text.len()) * generate.candidates;
         if echoed_bytes > INFERENCE_BODY_BYTES_MAX {
             let message = format!("`echo` repeats more than {INFERENCE_BODY_BYTES_MAX} bytes of prompts");
             return Err(ApiError::field(code::INVALID_VALUE, "echo", message));
         }
-        for index in 0..generate.choices {
+        for index in 0..generate.candidates {
             let request = GenerateRequest {
                 prompt: Prompt::Encoded(encoded.clone()),
                 sampling: Sampling {
                     temperature: generate.temperature,
                     top_p: generate.top_p,
-                    // Each choice draws numbers of its own; the first those of a request for one.
-                    seed: seed.wrapping_add(index as u64),
+                    seed: choice_seed(seed, index as u64),
                 },
                 rules: generate.rules.clone(),
                 tokens_max: generate.tokens_max,
                 stops: generate.stops.clone(),
-                ignores_end: generate.ignores_end,
-                logprobs: generate.logprobs,
+                logprobs: generate.logprobs.or(is_ranked.then_some(0)),
                 caller: caller.clone(),
             };
             let has_logprobs = generate.logprobs.is_some();
@@ -278,20 +288,26 @@ async fn answer_generate(
     let charge = generate.echo.then_some(charge);
     let streaming = Streaming::new(service, started, label, choices, prompt_tokens, charge);
     let mut response = match generate.delivery {
-        Delivery::Whole => streaming.whole().await?,
+        Delivery::Whole => streaming.whole((generate.candidates, generate.choices)).await?,
         Delivery::Stream { include_usage } => streaming.stream(include_usage, beginning.is_framed()),
     };
     response.headers_mut().insert(PROMPT_TOKENS, HeaderValue::from(prompt_tokens));
     Ok(response)
 }
 
-/// Checks that the model has each token whose logit a request changes.
-fn check_bias(rules: &LogitRules, vocabulary: usize) -> Result<(), ApiError> {
-    let Some(unknown) = rules.bias.keys().find(|token| **token as usize >= vocabulary) else {
-        return Ok(());
-    };
-    let message = format!("`logit_bias`: token {unknown} is not below the vocabulary of {vocabulary}");
-    Err(ApiError::field(code::INVALID_VALUE, "logit_bias", message))
+/// Checks that the model has each token that a request names.
+fn check_tokens((rules, stops): (&LogitRules, &StopConditions), vocabulary: usize) -> Result<(), ApiError> {
+    let named = [
+        ("logit_bias", rules.bias.keys().copied().collect::<Vec<u32>>()),
+        ("stop_token_ids", stops.tokens.clone()),
+    ];
+    for (field, tokens) in named {
+        if let Some(unknown) = tokens.iter().find(|token| **token as usize >= vocabulary) {
+            let message = format!("`{field}`: token {unknown} is not below the vocabulary of {vocabulary}");
+            return Err(ApiError::field(code::INVALID_VALUE, field, message));
+        }
+    }
+    Ok(())
 }
 
 /// Sets the headers of an event stream, so that no proxy buffers it.

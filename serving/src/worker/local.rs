@@ -69,17 +69,22 @@ pub async fn serve(
     service: Arc<WorkerService>,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    let router = Router::new()
-        .route("/v1/models", get(models))
-        .route("/v1/models/{name}", get(model))
-        .route("/metrics", get(worker_metrics))
-        .with_state(service.clone())
-        .merge(answer::router(service))
-        .layer(map_response(name_request));
+    let router = router(service);
     // The router bounds bodies itself, with an answer in OpenAI's format.
     let limits = Limits { request_bytes_max: usize::MAX >> 1, ..inherited::serving_limits() };
     people::serve_refusing(listener, None, limits, router, Arc::default(), REFUSALS, shutdown).await?;
     Ok(())
+}
+
+fn router(service: Arc<WorkerService>) -> Router {
+    Router::new()
+        .route(openai::MODELS_PATH, get(models))
+        .route(openai::MODEL_PATH, get(model))
+        .route(openai::OPENAPI_PATH, get(|| async { json(openai::openapi(false)) }))
+        .route("/metrics", get(worker_metrics))
+        .with_state(service.clone())
+        .merge(answer::router(service))
+        .layer(map_response(name_request))
 }
 
 /// Adds a request id, as a gateway does; OpenAI's clients show it.
@@ -118,4 +123,21 @@ async fn model(
 
 async fn worker_metrics(State(service): State<Arc<WorkerService>>) -> Response {
     metrics::text_response(metrics::worker_text(service.model().unwrap_or_default(), &service.metrics()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::openai::{openapi_paths, routes_of};
+
+    #[test]
+    fn every_route_of_a_worker_on_local_files_is_documented() {
+        let service = Arc::new(WorkerService::new(Some("m".to_owned())));
+        let mut routes = routes_of(&router(service));
+        // For gateways and for operators.
+        for path in ["/worker/v1/load", "/metrics", openai::OPENAPI_PATH] {
+            assert!(routes.remove(path), "{path}");
+        }
+        assert_eq!(routes, openapi_paths());
+    }
 }

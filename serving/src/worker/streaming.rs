@@ -8,6 +8,7 @@
 use super::WorkerService;
 use super::answer::{COMPLETION_TOKENS, PROMPT_TOKENS, event_stream, json};
 use crate::batcher::{AnswerToken, BatchError, Event, FinishReason};
+use crate::engine::reasoning::ReasonedText;
 use crate::memory::Charge;
 use crate::openai::{ApiError, ChoicePiece, DONE_EVENT, Endpoint, Label, Usage, WholeChoice, error_event};
 use crate::resumable::{RESUMABLE, StreamFrame};
@@ -150,26 +151,40 @@ impl Streaming {
         ApiError::from_batch(error, self.label.endpoint.input())
     }
 
-    pub(super) async fn whole(mut self) -> Result<Response, ApiError> {
+    /// Sends all choices as one object: of each prompt's `candidates`, the best `count`.
+    pub(super) async fn whole(mut self, (candidates, count): (usize, usize)) -> Result<Response, ApiError> {
         let echo = |choice: &StreamedChoice| choice.echo.as_deref().unwrap_or_default().to_owned();
         // The reason is replaced by that of each choice's end.
         let begin = |choice: &StreamedChoice| WholeChoice {
             text: echo(choice),
+            reasoning: String::new(),
             reason: FinishReason::Length,
             tokens: choice.tokens.clone(),
         };
+        let mut scores = vec![0.0; self.choices.len()];
         let mut answers: Vec<WholeChoice> = self.choices.iter().map(begin).collect();
         while !self.is_complete() {
             match self.next().await {
                 (index, Event::Text(more)) => answers[index].text.push_str(&more),
+                (index, Event::Reasoning(more)) => {
+                    answers[index].reasoning.push_str(&more.reasoning);
+                    answers[index].text.push_str(&more.content);
+                }
                 (index, Event::Token(token)) => {
-                    answers[index].tokens.get_or_insert_default().push(token);
+                    // Where candidates are ranked, tokens come unasked.
+                    if let Some(tokens) = &mut answers[index].tokens {
+                        tokens.push(token);
+                    }
                 }
                 (_, Event::Drawn(_)) => {}
                 (_, Event::Failed(error)) => return Err(self.failed(&error)),
-                (index, Event::Finished(finish)) => answers[index].reason = finish.reason,
+                (index, Event::Finished(finish)) => {
+                    answers[index].reason = finish.reason;
+                    scores[index] = finish.logprob_sum / finish.generated_tokens as f64;
+                }
             }
         }
+        let answers = best(answers, &scores, candidates, count);
         let mut response = json(self.label.whole(&answers, self.usage()));
         let generated = HeaderValue::from(self.progress.generated_tokens);
         response.headers_mut().insert(COMPLETION_TOKENS, generated);
@@ -224,6 +239,12 @@ impl Streaming {
                 bytes.extend_from_slice(&self.label.event(index, &piece, include_usage));
                 StreamState::Events(self)
             }
+            Event::Reasoning(ReasonedText { reasoning, content }) => {
+                let piece =
+                    ChoicePiece { text: &content, reasoning: &reasoning, tokens, ..ChoicePiece::default() };
+                bytes.extend_from_slice(&self.label.event(index, &piece, include_usage));
+                StreamState::Events(self)
+            }
             Event::Finished(finish) => {
                 // Tokens without a text of their own, as those of a stop string.
                 let tokens = tokens.filter(|(tokens, _)| !tokens.is_empty());
@@ -269,6 +290,23 @@ impl Streaming {
         trailers.insert(COMPLETION_TOKENS, HeaderValue::from(self.progress.generated_tokens));
         StreamState::Trailers(trailers)
     }
+}
+
+/// Returns, of each prompt's `candidates`, the `count` with the highest scores, best first; of equal scores
+/// the earlier one precedes. Where all are sent, they keep their order.
+fn best(answers: Vec<WholeChoice>, scores: &[f64], candidates: usize, count: usize) -> Vec<WholeChoice> {
+    debug_assert_eq!(answers.len(), scores.len(), "a score for each candidate");
+    if candidates == count {
+        return answers;
+    }
+    let mut kept = Vec::new();
+    let mut ranked: Vec<(f64, WholeChoice)> = scores.iter().copied().zip(answers).collect();
+    for of_prompt in ranked.chunks_mut(candidates) {
+        // The sort is stable.
+        of_prompt.sort_by(|a, b| b.0.total_cmp(&a.0));
+        kept.extend(of_prompt.iter().take(count).map(|(_, answer)| answer.clone()));
+    }
+    kept
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use kernels::sampling::Sampling;
 use safetensors::Dtype;
 use serving::batcher::{
     BatchError, Batcher, BatcherLimits, Caller, EmbedInput, Embeddings, Event, FinishReason, GenerateRequest,
-    Generation, Prompt, Tenant,
+    Generation, Prompt, StopConditions, Tenant,
 };
 use serving::engine::chat::ChatMessage;
 use serving::engine::logits::LogitRules;
@@ -20,7 +20,8 @@ fn start(engine: SimulatedEngine) -> Batcher {
 }
 
 fn request(prompt: &str, tokens_max: Option<usize>, stops: &[&str]) -> GenerateRequest {
-    let stops = stops.iter().map(|stop| (*stop).to_owned()).collect();
+    let strings = stops.iter().map(|stop| (*stop).to_owned()).collect();
+    let stops = StopConditions { strings, ..StopConditions::default() };
     let prompt = Prompt::Text(prompt.to_owned());
     GenerateRequest {
         prompt,
@@ -28,7 +29,6 @@ fn request(prompt: &str, tokens_max: Option<usize>, stops: &[&str]) -> GenerateR
         rules: LogitRules::default(),
         tokens_max,
         stops,
-        ignores_end: false,
         logprobs: None,
         caller: Caller::default(),
     }
@@ -42,6 +42,7 @@ fn collect(mut generation: Generation) -> (String, FinishReason, usize) {
             Event::Text(more) => text.push_str(&more),
             Event::Token(_) => unreachable!("no log-probabilities were requested"),
             Event::Drawn(_) => unreachable!("no tokens were requested"),
+            Event::Reasoning(_) => unreachable!("the template names no reasoning"),
             Event::Finished(finish) => return (text, finish.reason, finish.generated_tokens),
             Event::Failed(error) => unreachable!("{error}"),
         }

@@ -195,7 +195,8 @@ fn a_chat_template_in_its_own_file_takes_precedence() {
     let prompt = || {
         let engine = LoadedEngine::open(&files(directory.path()), &options(1)).expect("it loads");
         let frontend = engine.frontend();
-        let tokens = frontend.encode_chat(&vec![ChatMessage::new("user", "hi")].into()).expect("a prompt");
+        let tokens =
+            frontend.encode_chat(&vec![ChatMessage::new("user", "hi")].into()).expect("a prompt").tokens;
         frontend.decode(&tokens)
     };
     // The control: the template of tokenizer_config.json.

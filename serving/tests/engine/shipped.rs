@@ -2,7 +2,7 @@
 
 use crate::models::{block_on, open};
 use kernels::sampling::Sampling;
-use serving::batcher::{Batcher, BatcherLimits, Caller, Event, GenerateRequest, Prompt};
+use serving::batcher::{Batcher, BatcherLimits, Caller, Event, GenerateRequest, Prompt, StopConditions};
 use serving::engine::chat::ChatMessage;
 use serving::engine::logits::LogitRules;
 use std::path::PathBuf;
@@ -14,9 +14,8 @@ fn ask(batcher: &Batcher, question: &str) -> String {
         sampling: Sampling { temperature: 0.0, top_p: 1.0, seed: 0 },
         rules: LogitRules::default(),
         tokens_max: Some(60),
-        stops: Vec::new(),
+        stops: StopConditions::default(),
         caller: Caller::default(),
-        ignores_end: false,
         logprobs: None,
     };
     let mut events = block_on(batcher.generate(request)).expect("queued").events;

@@ -393,14 +393,17 @@ pub(crate) async fn whole(response: Response<Incoming>) -> (StatusCode, Bytes) {
     (status, response.into_body().collect().await.expect("a whole body").to_bytes())
 }
 
+/// Returns the events of a stream, as clients do: without the comments in its silences.
+pub(crate) fn events_of(stream: &str) -> impl Iterator<Item = &str> {
+    stream.split_terminator("\n\n").filter(|event| !event.starts_with(':'))
+}
+
 /// Reads the data of a stream's events.
 pub(crate) async fn events(response: Response<Incoming>) -> Vec<String> {
     let (status, body) = whole(response).await;
     assert_eq!(status, StatusCode::OK, "{}", String::from_utf8_lossy(&body));
     let text = String::from_utf8(body.to_vec()).expect("text");
-    text.split_terminator("\n\n")
-        .map(|event| event.strip_prefix("data: ").expect("an event").to_owned())
-        .collect()
+    events_of(&text).map(|event| event.strip_prefix("data: ").expect("an event").to_owned()).collect()
 }
 
 /// Builds a chat of one message.

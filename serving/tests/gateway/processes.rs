@@ -1,7 +1,7 @@
 //! Process tests of the real binary, started as users do: on local files, as a gateway, and under a sandbox's
 //! filter. The models have random weights.
 
-use crate::cluster::{Cluster, chat, eventually, renewed, signed_by, whole};
+use crate::cluster::{Cluster, chat, events_of, eventually, renewed, signed_by, whole};
 use crate::models::{bert_config, llama_config, write};
 use bytes::Bytes;
 use http::{Method, Request, StatusCode};
@@ -472,7 +472,7 @@ fn without_identity(stream: &[u8]) -> Vec<String> {
         }
         value.to_string()
     };
-    text.split_terminator("\n\n").map(event).collect()
+    events_of(text).map(event).collect()
 }
 
 /// One process of two is killed under forty streams. Each client gets the bytes of an undisturbed stream.

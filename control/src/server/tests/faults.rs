@@ -3,7 +3,7 @@
 use super::circle::{self, TOKEN};
 use crate::server::{
     ClusterMachine, Server, barrier, clocks, commands, comments, halts, leader, logs, metrics, peers,
-    unadmitted,
+    unadmitted, usage_journal,
 };
 use axum::body::Body;
 use axum::http::{Method, Request, StatusCode};
@@ -51,6 +51,11 @@ impl SimulatedServers {
             std::fs::create_dir(&own).unwrap();
             halts::HaltStore::open(&own, circle).unwrap()
         };
+        let journal = |id: u64| {
+            let own = directory.path().join(format!("{id}-usage"));
+            std::fs::create_dir(&own).unwrap();
+            Arc::new(usage_journal::UsageJournal::open(&own).unwrap())
+        };
         let server = |(id, clock): (u64, &Clock)| {
             let identity = circle::replica(id);
             Arc::new(Server {
@@ -72,6 +77,7 @@ impl SimulatedServers {
                 metrics: metrics::ServerMetrics::new(),
                 barrier: barrier::SharedBarrier::default(),
                 ending: CancellationToken::new(),
+                usage_journal: journal(id),
             })
         };
         let servers = (1..=count).zip(&clocks).map(server).collect();

@@ -59,8 +59,8 @@ impl AgentActor {
                 // The next agent accepts and prepares what is still wanted.
                 JobAction::Accept { .. } | JobAction::Prepare { .. } | JobAction::Start { .. }
                     if self.drains() => {}
-                JobAction::Accept { signed, grant } => {
-                    self.jobs.book.accept(&signed.order, *grant);
+                JobAction::Accept { signed, grant, gang } => {
+                    self.jobs.book.accept(&signed.order, *grant, *gang);
                     accepted.push(accepted_report(&signed.order));
                 }
                 JobAction::Close { key, refusal } => changed |= self.close_job(&key, refusal),
@@ -124,14 +124,14 @@ impl AgentActor {
     /// Starts the task of a slot whose order is held. Nothing starts without the proof in the book.
     fn prepare_job(&mut self, key: &SlotKey) {
         let Some(held) = self.jobs.book.held(key) else { return };
-        let Some(grant) = held.grant.clone() else { return };
+        let (Some(grant), Some(gang)) = (held.grant.clone(), held.gang.clone()) else { return };
         let fence = held.report.fence;
         let of_slot =
             |part: &&JobAssignment| job_key(&part.order.order) == *key && part.order.order.fence == fence;
         let assigned = self.state.desired.as_ref().and_then(|desired| desired.jobs.iter().find(of_slot));
         let source = assigned.and_then(|part| part.artifact.clone());
         let source = source.map(|source| ModelSource { record: source.record, wrap: source.wrap });
-        let handle = spawn(&mut self.jobs.tasks, self.node.clone(), grant, &held.report, source);
+        let handle = spawn(&mut self.jobs.tasks, self.node.clone(), (grant, gang), &held.report, source);
         self.jobs.slots.insert(key.clone(), handle);
     }
 

@@ -4,7 +4,7 @@
 //! slot starts only under the grant in memory. The file on disk grants nothing: a restarted agent reports a
 //! slot that had not ended as lost.
 
-use super::{BookError, SlotKey};
+use super::{BookError, GangOrders, SlotKey};
 use human_chain::{Approved, JobGrant};
 use protocol::agent_state::{JOB_BOOK_VERSION, JobBookRecord, SlotFence};
 use protocol::job::{JobOrder, SlotRanks};
@@ -20,6 +20,9 @@ pub struct HeldJob {
     pub report: JobSlotReport,
     /// Verified grant; none if an earlier agent accepted the order, so nothing starts under it.
     pub grant: Option<Arc<Approved<JobGrant>>>,
+    /// Verified orders of its gang; none where there is no grant. Later answers of control do not change
+    /// them.
+    pub gang: Option<Arc<GangOrders>>,
 }
 
 impl HeldJob {
@@ -111,13 +114,15 @@ impl JobOrderBook {
     /// # Panics
     /// If the grant does not belong to the order, or its fence is not above the last: verification rules out
     /// both.
-    pub fn accept(&mut self, order: &JobOrder, grant: Approved<JobGrant>) {
+    pub fn accept(&mut self, order: &JobOrder, grant: Approved<JobGrant>, gang: GangOrders) {
         let (key, fence) = (job_key(order), order.fence);
         let granted = grant.get();
         assert!(granted.manifest.name == key.service && granted.slot == key.slot && granted.fence == fence);
         assert!(self.last_fence(&key).is_none_or(|last| fence > last), "a fence never falls");
         self.fences.insert(key.clone(), fence);
-        let held = HeldJob { report: accepted_report(order), grant: Some(Arc::new(grant)) };
+        debug_assert_eq!((gang.members.id, gang.members.attempt), (granted.id, granted.attempt));
+        let (grant, gang) = (Some(Arc::new(grant)), Some(Arc::new(gang)));
+        let held = HeldJob { report: accepted_report(order), grant, gang };
         self.held.insert(key, held);
     }
 
@@ -203,7 +208,7 @@ impl JobOrderBook {
             if book.last_fence(&key) != Some(fence) {
                 return Err(BookError::Contradiction("a held slot's fence is not its highest"));
             }
-            book.held.insert(key.clone(), HeldJob { report, grant: None });
+            book.held.insert(key.clone(), HeldJob { report, grant: None, gang: None });
             book.end(&key, fence, JobSlotEnd::of_all(ranks, RankOutcome::Lost, None));
         }
         debug_assert_eq!(book.check_invariants(), Ok(()), "a record that was read");

@@ -8,8 +8,8 @@ use super::halts::halt_on;
 use super::job_book::{JobOrderBook, job_key};
 use super::job_room::HeldByJobs;
 use super::verifier::may_be_early;
-use super::{NodeFacts, Refusal, SlotKey};
-use human_chain::{Approved, CircleState, HaltBook, JobGrant, check_job_order};
+use super::{GangOrders, NodeFacts, Refusal, SlotKey};
+use human_chain::{Approved, CircleState, HaltBook, JobGrant, check_gang, check_job_order};
 use protocol::agent::NodeResources;
 use protocol::job::SignedJobOrder;
 use protocol::job_report::{JOB_REPORTS_MAX, JobAssignment};
@@ -50,6 +50,8 @@ pub enum JobAction {
         signed: Box<SignedJobOrder>,
         /// Proof that the order is granted.
         grant: Box<Approved<JobGrant>>,
+        /// Verified orders of the whole gang.
+        gang: Box<GangOrders>,
     },
     /// Fetch the artifact of the held order, and wait for the start.
     Prepare {
@@ -146,7 +148,7 @@ fn settle(
         if is_running {
             return Some(JobAction::End { key: key.clone(), reason: "another order takes its place".into() });
         }
-        return verify(input, key, signed, room);
+        return verify(input, key, assignment, room);
     };
     if held.is_ended() {
         return None;
@@ -166,12 +168,21 @@ fn settle(
 fn verify(
     input: &JobInput<'_>,
     key: &SlotKey,
-    signed: &SignedJobOrder,
+    assignment: &JobAssignment,
     room: &HeldByJobs,
 ) -> Option<JobAction> {
     debug_assert!(!input.running.contains_key(key), "nothing runs in the slot");
-    match grant_job(input, key, signed, room) {
-        Ok(grant) => Some(JobAction::Accept { signed: Box::new(signed.clone()), grant: Box::new(grant) }),
+    let signed = &assignment.order;
+    let granted = grant_job(input, key, signed, room).and_then(|grant| {
+        let members = check_gang(input.circle, grant.get(), &assignment.peers, input.now)?;
+        Ok((grant, GangOrders { members, own: signed.clone(), peers: assignment.peers.clone() }))
+    });
+    match granted {
+        Ok((grant, gang)) => Some(JobAction::Accept {
+            signed: Box::new(signed.clone()),
+            grant: Box::new(grant),
+            gang: Box::new(gang),
+        }),
         Err(refusal) if !input.chain_complete && may_be_early(&refusal) => None,
         Err(refusal) => Some(JobAction::Refuse { signed: Box::new(signed.clone()), refusal }),
     }

@@ -13,13 +13,14 @@ use protocol::governance::{
 use protocol::halt::{Halt, HaltScope, SignedHalt};
 use protocol::keys::EncryptionKey;
 use protocol::manifest::{
-    Isolation, Manifest, ModelChoice, OnExpiry, Placement, ReplicaRange, Resources, RollOutRules, Runtime,
-    ServiceManifest, Task,
+    ArtifactChoice, Isolation, JobManifest, JobSubmitters, Manifest, ModelChoice, OnExpiry, Placement,
+    ReplicaRange, Resources, RollOutRules, Runtime, ServiceManifest, Task,
 };
 use protocol::model::{ErasureCode, KeyWrap, ModelRecord, SignedWrap, StoredKind};
 use protocol::order::{ORDER_DOMAIN, SignedOrder, SlotOrder};
 use protocol::{
-    Digest, Fence, MemberId, Millis, ModelName, ModelRoot, NodeId, ReplicaId, Signature, SlotIndex, canonical,
+    ArtifactRoot, Digest, Fence, MemberId, Millis, ModelName, ModelRoot, NodeId, ReplicaId, Signature,
+    SlotIndex, canonical,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -244,6 +245,44 @@ pub(crate) fn service(name: &str, root: ModelRoot, max: u32) -> ServiceManifest 
         rollout: RollOutRules::default(),
         context_tokens_max: None,
         batch_sequences_max: 4,
+    }
+}
+
+/// Returns a job of two ranks in one slot, with small resource requests.
+pub(crate) fn job(name: &str) -> JobManifest {
+    JobManifest {
+        name: name.parse().unwrap(),
+        artifact: Some(ArtifactChoice {
+            name: "trainer".parse().unwrap(),
+            root: ArtifactRoot(Digest::of(b"tree")),
+        }),
+        command: Some(vec!["/bin/train".into()]),
+        environment: BTreeMap::new(),
+        parameters: BTreeMap::new(),
+        models: vec![],
+        datasets: vec![],
+        ranks: 2,
+        ranks_per_slot: 2,
+        slots: 4,
+        resources: Resources {
+            cpu_millicores: 500,
+            memory_bytes: 256 << 20,
+            gpu_count: 0,
+            gpu_share_percent: 0,
+            gpu_memory_bytes: 0,
+        },
+        gpu_models: vec![],
+        placement: Placement { regions: vec![], node_selector: BTreeMap::new(), isolation: Isolation::None },
+        egress: vec![],
+        priority: protocol::limits::PRIORITY_DEFAULT,
+        run_seconds_max: 3600,
+        grace_seconds: 10,
+        autonomy_seconds: 3600,
+        retries: 0,
+        checkpoints: 0,
+        budget: None,
+        submit: JobSubmitters { any_token: true, ..JobSubmitters::default() },
+        valid_until: None,
     }
 }
 

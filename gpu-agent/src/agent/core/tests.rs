@@ -6,7 +6,7 @@ mod halts;
 mod jobs;
 mod properties;
 
-use super::testing::{NOW, TestCircle, admission, desired, service};
+use super::testing::{NOW, TestCircle, admission, desired, job, service};
 use super::*;
 use human_chain::{HaltBook, MemberSecret};
 use overlay::Identity;

@@ -2,9 +2,10 @@
 //! ends them on command, at the time limit, or when the autonomy of the job is over.
 
 use super::lines::RankKey;
-use super::network::{SlotNetwork, network_of};
+use super::network::network_of;
 use super::output::read_rank;
-use crate::agent::core::{JobSlotEnd, Refusal, SlotKey, job_end, lapsed};
+use crate::agent::core::{GangOrders, JobSlotEnd, Refusal, SlotKey, job_end, lapsed};
+use crate::agent::gangs::GangMembership;
 use crate::agent::models::ModelSource;
 use crate::agent::node::Node;
 use crate::agent::slot::sandbox_name;
@@ -16,6 +17,7 @@ use protocol::manifest::Resources;
 use protocol::sandbox::{DiskArea, ProcessProfile, RankProgram, SandboxLimits, WritableAreas};
 use protocol::{Fence, error_code};
 use sandbox::{Ended, Running, StartProcess, etc_files};
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -95,11 +97,15 @@ pub(in crate::agent) struct JobSlotEnded {
     pub(in crate::agent) end: JobSlotEnd,
 }
 
+/// Artifact of a slot, and its membership in a gang of several slots.
+type PreparedSlot = (TreeInUse, Option<GangMembership>);
+
 struct JobTask {
     node: Arc<Node>,
     key: SlotKey,
     ranks: SlotRanks,
     grant: Arc<Approved<JobGrant>>,
+    gang: Arc<GangOrders>,
     source: Option<ModelSource>,
     command: watch::Receiver<JobSlotCommand>,
     status: Arc<Mutex<JobSlotStatus>>,
@@ -109,7 +115,7 @@ struct JobTask {
 pub(in crate::agent) fn spawn(
     tasks: &mut JoinSet<JobSlotEnded>,
     node: Arc<Node>,
-    grant: Arc<Approved<JobGrant>>,
+    (grant, gang): (Arc<Approved<JobGrant>>, Arc<GangOrders>),
     report: &JobSlotReport,
     source: Option<ModelSource>,
 ) -> JobSlotHandle {
@@ -120,7 +126,7 @@ pub(in crate::agent) fn spawn(
     let grace_ms = grant.get().manifest.grace_seconds.saturating_mul(1000);
     let key = SlotKey { service: report.job.clone(), slot: report.slot };
     let handle = JobSlotHandle { fence, grace_ms, status: status.clone(), command };
-    let task = JobTask { node, key, ranks, grant, source, command: receiver, status };
+    let task = JobTask { node, key, ranks, grant, gang, source, command: receiver, status };
     tasks.spawn(task.run());
     handle
 }
@@ -128,8 +134,8 @@ pub(in crate::agent) fn spawn(
 impl JobTask {
     async fn run(self) -> JobSlotEnded {
         let end = match self.ready().await {
-            Ok((tree, network)) => match self.launch(&tree, network).await {
-                Ok(running) => self.supervise(running).await,
+            Ok((tree, membership)) => match self.launch(&tree).await {
+                Ok(running) => self.supervise(running, membership.as_ref()).await,
                 Err(refusal) => self.unstarted(refusal),
             },
             Err(end) => end,
@@ -142,7 +148,7 @@ impl JobTask {
     }
 
     /// Prepares the slot and waits for its start. An error is the end of a slot that never started.
-    async fn ready(&self) -> Result<(TreeInUse, SlotNetwork), JobSlotEnd> {
+    async fn ready(&self) -> Result<PreparedSlot, JobSlotEnd> {
         let stopped = || JobSlotEnd::of_all(self.ranks, RankOutcome::Stopped, None);
         let prepared = tokio::select! {
             biased;
@@ -166,12 +172,16 @@ impl JobTask {
         }
     }
 
-    async fn prepare(&self) -> Result<(TreeInUse, SlotNetwork), Refusal> {
-        let network = network_of(self.grant.get())?;
-        let rank = self.first_rank()?;
-        let source = self.source.as_ref();
-        let tree = self.node.trees.get(&self.node.models, rank.artifact.root, source).await?;
-        Ok((tree, network))
+    /// Fetches the artifact and makes the links of the gang concurrently: a slot with both is ready.
+    async fn prepare(&self) -> Result<PreparedSlot, Refusal> {
+        let (rank, source) = (self.first_rank()?, self.source.as_ref());
+        let tree = self.node.trees.get(&self.node.models, rank.artifact.root, source);
+        if !self.gang.needs_network() {
+            return Ok((tree.await?, None));
+        }
+        let membership = self.node.gangs.join(&self.gang)?;
+        let (tree, ()) = tokio::try_join!(tree, membership.linked())?;
+        Ok((tree, Some(membership)))
     }
 
     /// Returns the command of the first rank: all ranks run the same artifact.
@@ -180,8 +190,9 @@ impl JobTask {
         first.ok_or_else(|| Refusal::new(error_code::ORDER_MISMATCH, "the slot has no rank"))
     }
 
-    async fn launch(&self, tree: &TreeInUse, network: SlotNetwork) -> Result<Arc<dyn Running>, Refusal> {
+    async fn launch(&self, tree: &TreeInUse) -> Result<Arc<dyn Running>, Refusal> {
         let (node, grant) = (&self.node, self.grant.get());
+        let network = network_of(&self.gang);
         let of_error = |error: &sandbox::SandboxError| Refusal::of(error.code(), error);
         let etc = etc_files(&network.hosts, Vec::new()).map_err(|error| of_error(&error))?;
         let start = &tree.index.start;
@@ -228,16 +239,19 @@ impl JobTask {
     }
 
     /// Runs the ranks to their end.
-    async fn supervise(&self, running: Arc<dyn Running>) -> JobSlotEnd {
+    async fn supervise(&self, running: Arc<dyn Running>, gang: Option<&GangMembership>) -> JobSlotEnd {
         let grant = self.grant.get();
         self.status().not_enforced = running.not_enforced().to_vec();
         self.enter(JobSlotState::Running);
-        let mut readers = JoinSet::new();
+        let (mut readers, mut links) = (JoinSet::new(), JoinSet::new());
         match running.clone().descriptors().await {
             Ok(descriptors) => {
                 for (rank, output) in (self.ranks.first..).zip(descriptors.ranks) {
                     let key = RankKey { id: grant.id, attempt: grant.attempt, rank };
                     read_rank(&mut readers, &self.node, key, output);
+                }
+                if let Some(gang) = gang {
+                    self.attach(&mut links, gang, descriptors.gang_device);
                 }
             }
             // Its init has ended or is about to; the wait below reports the end.
@@ -258,6 +272,19 @@ impl JobTask {
         }
         let exit = ended.map_or((None, false), |ended| (ended.exit, ended.out_of_memory));
         job_end(self.ranks, exit, cause, cpu_micros)
+    }
+
+    /// Moves the packets of the ranks while they run. Without its device the ranks of a slot reach no others,
+    /// and end by their own time limits or that of the job.
+    fn attach(&self, links: &mut JoinSet<()>, gang: &GangMembership, device: Option<OwnedFd>) {
+        let Some(device) = device else {
+            tracing::error!(slot = %self.key, "the sandbox has no gang device");
+            return;
+        };
+        match gang.attach(device) {
+            Ok(moves) => drop(links.spawn(moves)),
+            Err(error) => tracing::error!(slot = %self.key, %error, "the gang device cannot be read"),
+        }
     }
 
     /// Renews the lease, and ends the ranks for a cause, until they have ended. None if the end is not known.

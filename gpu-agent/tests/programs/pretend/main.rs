@@ -1,7 +1,10 @@
 //! A well-behaved worker and gateway, for the tests of the agent alone. No part of the product starts it.
 //!
 //! The worker sends its key and state, waits for its weights, prints their digest, and presents its tickets
-//! to each gateway without TLS. The gateway accepts tables and reports them on its public socket.
+//! to each gateway without TLS. The gateway accepts tables and reports them on its public socket. The rank is
+//! one of a gang of two.
+
+mod rank;
 
 use overlay::descriptors::{FrameError, blocking};
 use protocol::gateway::{RouteTable, TableAccepted};
@@ -35,6 +38,7 @@ fn main() {
         Some("sandbox-init") => std::process::exit(sandbox::init::main(arguments)),
         Some("worker") => run(),
         Some("gateway") => gateway(&arguments.collect::<Vec<_>>()),
+        Some("rank") => rank::run(),
         _ => Err(io::Error::other("used by the tests of gpu-agent")),
     };
     if let Err(error) = outcome {

@@ -267,6 +267,8 @@ fn damage_to_members_is_found() {
             s.access.counted.insert(Digest::of(b"another"));
         }),
         ("`access` has version 1 and value", |s| s.access.envelope.keys_max = 1),
+        ("prices without a vote", |s| s.prices.gpu_hour_micro_units = 1),
+        ("millionths per hour", |s| s.prices.cpu_hour_micro_units = u64::MAX),
     ]);
 }
 

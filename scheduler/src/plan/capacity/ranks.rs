@@ -2,6 +2,7 @@
 
 use super::{GpuCapacity, NodeCapacity};
 use crate::allocation::gpu_demand;
+use crate::cluster::Cluster;
 use crate::jobs::RankGpu;
 use crate::observed::Liveness;
 use crate::view::ClusterView;
@@ -26,6 +27,12 @@ pub(crate) fn ranks_of_empty_nodes(view: ClusterView, manifest: &JobManifest) ->
     counts.sort_unstable_by(|a, b| b.cmp(a));
     debug_assert!(counts.iter().all(|count| *count <= manifest.ranks_per_slot), "one slot on each node");
     Some(counts)
+}
+
+/// Returns whether any two nodes of a gang can reach each other: one of them has a storage address, at which
+/// its agent listens, or both dial a third node that has one.
+pub(crate) fn has_meeting_node(cluster: &Cluster) -> bool {
+    cluster.nodes().any(|node| node.storage.is_some())
 }
 
 impl NodeCapacity {

@@ -410,7 +410,7 @@ fn show_plan(plan: &Plan) -> String {
             Step::StartGang(_) => "start".into(),
             Step::RunGang { .. } => "run".into(),
             Step::EndGang { .. } => "end".into(),
-            Step::ReleaseGang(_) => "release".into(),
+            Step::ReleaseGang { .. } => "release".into(),
             Step::EndRollOut { .. } => "end the roll-out of".into(),
             Step::Order(order) if order.gpus.is_empty() => format!("order (fence {})", order.fence),
             Step::Order(order) => format!("order (fence {}, GPUs {:?})", order.fence, order.gpus),

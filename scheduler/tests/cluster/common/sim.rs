@@ -552,7 +552,7 @@ fn step_word(step: &Step) -> &'static str {
         Step::StartGang(_) => "start gang",
         Step::RunGang { .. } => "run gang",
         Step::EndGang { .. } => "end gang",
-        Step::ReleaseGang(_) => "release gang",
+        Step::ReleaseGang { .. } => "release gang",
         Step::EndRollOut { .. } => "end roll-out",
         Step::Order(order) if order.replaces.is_some() => "move",
         Step::Order(_) => "order",

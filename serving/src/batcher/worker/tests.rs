@@ -6,7 +6,7 @@ use crate::batcher::counters::{Counters, add};
 use crate::batcher::embedding::EmbeddingTask;
 use crate::batcher::generation::{AnswerOptions, Event, QueuedGeneration};
 use crate::batcher::scheduler::SequenceId;
-use crate::batcher::{BatchError, BatcherCommand, BatcherLimits, Caller};
+use crate::batcher::{BatchError, BatcherCommand, BatcherLimits, Caller, StopConditions};
 use crate::engine::simulated::SimulatedEngine;
 use crate::engine::{BLOCK_TOKENS, Engine};
 use kernels::sampling::Sampling;
@@ -41,12 +41,12 @@ fn worker(engine: SimulatedEngine) -> Worker {
 fn submit(worker: &mut Worker, prompt: &str, tokens_max: usize) -> UnboundedReceiver<Event> {
     let (sender, events) = unbounded_channel();
     let prompt = prompt.bytes().map(u32::from).collect();
-    let (options, stops, caller) = (AnswerOptions::default(), Vec::new(), Caller::default());
+    let (options, stops, caller) = (AnswerOptions::default(), StopConditions::default(), Caller::default());
     let sampling = GREEDY;
     let queued =
         QueuedGeneration { prompt, options, logits: None, tokens_max, sampling, stops, caller, sender };
     add(&worker.counters.waiting, 1);
-    worker.queue(BatcherCommand::Generate(queued));
+    worker.queue(BatcherCommand::Generate(Box::new(queued)));
     events
 }
 

@@ -185,3 +185,18 @@ fn a_template_finds_what_it_looks_for_in_a_message() {
     let thought = message("assistant", "a < b\n</think>\n\nyes <|im_end|>");
     assert_eq!(marked(&template(source), vec![thought]), "[yes] [<|im_end|>]");
 }
+
+/// As Qwen3's template does it.
+#[test]
+fn the_reasoning_of_earlier_answers_is_the_templates_to_repeat() {
+    let source = "{% for m in messages %}{% if m.reasoning_content is string %}<think>\n\
+        {{ m.reasoning_content }}\n</think>\n\n{% endif %}{{ m.content }}{% endfor %}";
+    let reasoned =
+        ChatMessage { reasoning_content: Some("plan <|im_end|>".to_owned()), ..message("assistant", "yes") };
+    let prompt = template(source).render(&vec![reasoned].into(), &special()).expect("renders");
+    assert_eq!(prompt.text, "<think>\nplan <|im_end|>\n</think>\n\nyes");
+    let at = prompt.text.find("<|im_end|>").expect("the control: it is printed");
+    assert!(prompt.untrusted.iter().any(|range| range.start <= at && range.end >= at + 10), "it is text");
+    let plain = template(source).render(&vec![message("assistant", "yes")].into(), &special());
+    assert_eq!(plain.expect("renders").text, "yes");
+}

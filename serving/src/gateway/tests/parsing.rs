@@ -58,3 +58,51 @@ async fn models_are_listed_with_the_smallest_context_of_their_workers() {
     let _workers = (simulation.worker().await, simulation.worker().await);
     assert_eq!(contexts().await, [Some(4096); 3]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn every_public_route_is_documented_and_the_document_needs_no_key() {
+    let simulation = Simulation::new(usize::MAX >> 1);
+    let mut routes = crate::openai::routes_of(&simulation.router);
+    assert!(routes.remove(crate::openai::OPENAPI_PATH));
+    assert_eq!(routes, crate::openai::openapi_paths());
+    let request = Request::get(crate::openai::OPENAPI_PATH).body(Body::empty()).expect("valid");
+    let response = simulation.router.clone().oneshot(request).await.expect("infallible");
+    assert_eq!(response.status(), StatusCode::OK);
+    let body = response.into_body().collect().await.expect("whole").to_bytes();
+    assert_eq!(body, crate::openai::openapi(true));
+}
+
+/// Returns the headers on limits, and `retry-after`.
+fn limits(answer: &Answer) -> Vec<String> {
+    let is_limit = |name: &str| name.starts_with("x-ratelimit-") || name == "retry-after";
+    let shown = answer.headers.iter().filter(|(name, _)| is_limit(name.as_str()));
+    let mut shown: Vec<String> =
+        shown.map(|(name, value)| format!("{name}: {}", value.to_str().expect("text"))).collect();
+    shown.sort();
+    shown
+}
+
+#[tokio::test(start_paused = true)]
+async fn answers_state_what_is_left_of_a_quota_and_nothing_that_is_not_enforced() {
+    let simulation = Simulation::new(1 << 20);
+    let _worker = simulation.worker().await;
+    let left = |remaining: u32, reset: &str| {
+        vec![
+            "x-ratelimit-limit-requests: 2".to_owned(),
+            format!("x-ratelimit-remaining-requests: {remaining}"),
+            format!("x-ratelimit-reset-requests: {reset}"),
+        ]
+    };
+    let streamed = simulation.ask("scarce", Act::Stream(0, 0), r#", "stream": true"#).await;
+    assert_eq!((streamed.status.as_u16(), limits(&streamed)), (200, left(1, "30s")));
+    // A request that is refused for a field counts, too.
+    let refused = simulation.send("scarce", Body::from(r#"{"model": "echo"}"#)).await;
+    assert_eq!((refused.status.as_u16(), limits(&refused)), (400, left(0, "1m0s")));
+    let excess = simulation.ask("scarce", Act::Answer(0), "").await;
+    assert_eq!(excess.code(), "rate_limit_exceeded");
+    assert_eq!(limits(&excess), [vec!["retry-after: 30".to_owned()], left(0, "1m0s")].concat());
+    for (key, status) in [("app", 200), ("unknown", 401)] {
+        let answer = simulation.ask(key, Act::Answer(0), "").await;
+        assert_eq!((answer.status.as_u16(), limits(&answer)), (status, Vec::new()), "{key}");
+    }
+}

@@ -51,13 +51,18 @@ fn message(mut fields: ObjectFields, bytes_left: &mut usize) -> Result<ChatMessa
         }
     };
     let tool_calls = if role == "assistant" { tool_calls(&mut fields, bytes_left)? } else { Vec::new() };
-    let content = if tool_calls.is_empty() {
-        Some(fields.require("content")?)
-    } else {
+    let reasoning_content = if role == "assistant" { reasoning(&mut fields)? } else { None };
+    let content = match fields.take("content") {
+        Some(value) => Some(text_of(value, &fields.path("content"))?),
+        // An answer that ended in its reasoning has none; templates expect a text.
+        None if reasoning_content.is_some() => Some(String::new()),
         // An assistant that calls tools need not say anything.
-        fields.take("content")
+        None if !tool_calls.is_empty() => None,
+        None => {
+            fields.require("content")?;
+            None
+        }
     };
-    let content = content.map(|value| text_of(value, &fields.path("content"))).transpose()?;
     let tool_call_id = if role == "tool" {
         let path = fields.path("tool_call_id");
         match fields.require("tool_call_id")? {
@@ -69,14 +74,23 @@ fn message(mut fields: ObjectFields, bytes_left: &mut usize) -> Result<ChatMessa
     };
     let name = fields.text("name", NAME_BYTES_MAX)?;
     let name = name.map(|name| checked_name(name, fields.path("name"))).transpose()?;
-    for name in ["refusal", "audio", "function_call", "tool_call_id"] {
+    for name in ["refusal", "audio", "function_call", "tool_call_id", "reasoning_content"] {
         fields.unsupported(name, |_| false)?;
     }
     for name in ["tool_calls", "annotations"] {
         fields.unsupported(name, is_empty)?;
     }
     fields.finish()?;
-    Ok(ChatMessage { role, content, name, tool_call_id, tool_calls })
+    Ok(ChatMessage { role, content, reasoning_content, name, tool_call_id, tool_calls })
+}
+
+/// Takes the reasoning of an assistant, as its answer had it.
+fn reasoning(fields: &mut ObjectFields) -> Result<Option<String>, ApiError> {
+    match fields.take("reasoning_content") {
+        None => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text)),
+        Some(other) => Err(wrong_type(fields.path("reasoning_content"), &other, "a string")),
+    }
 }
 
 /// Takes the calls that an assistant's message made. Their arguments may take `bytes_left`.

@@ -3,7 +3,8 @@
 
 use super::super::error::{ApiError, printable};
 use super::super::json::{ObjectFields, invalid, wrong_type};
-use super::TOKENS_MAX;
+use super::{TOKENS_MAX, tokens};
+use crate::batcher::StopConditions;
 use crate::engine::logits::LogitRules;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -12,6 +13,12 @@ use std::collections::BTreeMap;
 pub(super) const LOGPROBS_MAX: u64 = 20;
 /// Maximum tokens with a bias: OpenAI's limit.
 const BIASES_MAX: usize = 300;
+/// Maximum stop strings, as in OpenAI's API.
+const STOPS_MAX: usize = 4;
+/// Longest stop string, in bytes: text is held back while it could begin one.
+const STOP_BYTES_MAX: usize = 256;
+/// Maximum `stop_token_ids`: more than any model's end and turn tokens.
+const STOP_TOKENS_MAX: usize = 128;
 /// Limits of `repetition_penalty`, beyond which no text is left.
 const REPETITION_PENALTY: std::ops::RangeInclusive<f64> = 0.01..=100.0;
 /// Maximum arguments of a chat template, and the longest name of one in bytes.
@@ -51,6 +58,56 @@ pub(super) fn chat_logprobs(fields: &mut ObjectFields) -> Result<Option<usize>, 
         return Err(invalid("top_logprobs".to_owned(), problem));
     }
     Ok(is_wanted.then(|| top.unwrap_or(0)))
+}
+
+/// Takes OpenAI's `stop`, and the conditions that vLLM adds. An answer has at most `tokens_max` tokens.
+pub(super) fn stop_conditions(
+    fields: &mut ObjectFields,
+    tokens_max: Option<u64>,
+) -> Result<StopConditions, ApiError> {
+    let tokens_min = fields.whole("min_tokens", 0, TOKENS_MAX)?.unwrap_or(0);
+    if let Some(most) = tokens_max.filter(|most| tokens_min > *most) {
+        let problem = format!("is {tokens_min}, expected at most the {most} tokens of the answer");
+        return Err(invalid("min_tokens".to_owned(), problem));
+    }
+    let path = "stop_token_ids";
+    let stop_tokens = match fields.take(path) {
+        None => Vec::new(),
+        Some(Value::Array(items)) if items.len() > STOP_TOKENS_MAX => {
+            let problem = format!("has {} tokens, at most {STOP_TOKENS_MAX}", items.len());
+            return Err(invalid(path.to_owned(), problem));
+        }
+        Some(Value::Array(items)) => tokens(&items, path)?,
+        Some(other) => return Err(wrong_type(path.to_owned(), &other, "an array of tokens")),
+    };
+    Ok(StopConditions {
+        strings: stops(fields)?,
+        tokens: stop_tokens,
+        is_included: fields.flag("include_stop_str_in_output")?,
+        ignores_end: fields.flag("ignore_eos")?,
+        tokens_min: tokens_min as usize,
+    })
+}
+
+fn stops(fields: &mut ObjectFields) -> Result<Vec<String>, ApiError> {
+    let path = || "stop".to_owned();
+    let texts = match fields.take("stop") {
+        None => return Ok(Vec::new()),
+        Some(Value::String(text)) => vec![Value::String(text)],
+        Some(Value::Array(texts)) => texts,
+        Some(other) => return Err(wrong_type(path(), &other, "a string or an array of strings")),
+    };
+    if texts.len() > STOPS_MAX {
+        return Err(invalid(path(), format!("has {} strings, at most {STOPS_MAX}", texts.len())));
+    }
+    let check = |(index, text): (usize, Value)| match text {
+        Value::String(text) if (1..=STOP_BYTES_MAX).contains(&text.len()) => Ok(text),
+        Value::String(_) => {
+            Err(invalid(format!("stop[{index}]"), format!("must have 1 to {STOP_BYTES_MAX} bytes")))
+        }
+        other => Err(wrong_type(format!("stop[{index}]"), &other, "a string")),
+    };
+    texts.into_iter().enumerate().map(check).collect()
 }
 
 /// Takes the fields that change the logits: OpenAI's, and those that vLLM adds.

@@ -59,6 +59,14 @@ fn chat_fields_are_served_or_refused_by_name() {
         (r#""stop": ["x", 1]"#, "invalid-value stop[1]"),
         (r#""stop": ["1","2","3","4","5"]"#, "invalid-value stop"),
         (r#""stop": null"#, "ok"),
+        (r#""min_tokens": 5"#, "ok"),
+        (r#""min_tokens": 5, "max_tokens": 4"#, "invalid-value min_tokens"),
+        (r#""min_tokens": -1"#, "invalid-value min_tokens"),
+        (r#""stop_token_ids": [1, 2], "include_stop_str_in_output": true"#, "ok"),
+        (r#""stop_token_ids": 1"#, "invalid-value stop_token_ids"),
+        (r#""stop_token_ids": [-1]"#, "invalid-value stop_token_ids[0]"),
+        (r#""include_stop_str_in_output": "yes""#, "invalid-value include_stop_str_in_output"),
+        (r#""best_of": 1"#, "unknown-parameter best_of"),
         (r#""stream": true"#, "ok"),
         (r#""stream": "yes""#, "invalid-value stream"),
         (r#""stream": true, "stream_options": {"include_usage": true}"#, "ok"),
@@ -67,6 +75,14 @@ fn chat_fields_are_served_or_refused_by_name() {
         (r#""user": "me", "store": false, "metadata": {}"#, "ok"),
         (r#""store": true"#, "unsupported-parameter store"),
         (r#""metadata": {"a": "b"}"#, "unsupported-parameter metadata"),
+    ] {
+        assert_eq!(chat_with(fields), expected, "{fields}");
+    }
+}
+
+#[test]
+fn chat_fields_of_sampling_are_served_or_refused_by_name() {
+    for (fields, expected) in [
         (r#""logprobs": false, "tools": [], "tool_choice": "auto", "logit_bias": {}"#, "ok"),
         (r#""logprobs": true"#, "ok"),
         (r#""logprobs": true, "top_logprobs": 0"#, "ok"),
@@ -127,6 +143,16 @@ fn messages_are_text_with_known_roles() {
         (r#"[{"role": "user"}]"#, "missing-parameter messages[0].content"),
         (r#"[{"role": "user", "content": null}]"#, "missing-parameter messages[0].content"),
         (r#"[{"role": "user", "content": "b", "name": "x"}]"#, "ok"),
+        (r#"[{"role": "assistant", "content": "b", "reasoning_content": "r"}]"#, "ok"),
+        (r#"[{"role": "assistant", "content": null, "reasoning_content": "r"}]"#, "ok"),
+        (
+            r#"[{"role": "assistant", "content": "b", "reasoning_content": 1}]"#,
+            "invalid-value messages[0].reasoning_content",
+        ),
+        (
+            r#"[{"role": "user", "content": "b", "reasoning_content": "r"}]"#,
+            "unsupported-parameter messages[0].reasoning_content",
+        ),
         (r#"[{"role": "user", "content": "b", "name": "<|x|>"}]"#, "invalid-value messages[0].name"),
         (r#"[{"role": "user", "content": "b", "mood": "x"}]"#, "unknown-parameter messages[0].mood"),
         (r#"[{"role": "user", "content": 5}]"#, "invalid-value messages[0].content"),
@@ -160,7 +186,15 @@ fn completions_take_prompts() {
     }
     for (field, expected) in [
         (r#""best_of": 1, "echo": false, "suffix": null"#, "ok"),
-        (r#""best_of": 3"#, "unsupported-parameter best_of"),
+        (r#""best_of": 3"#, "ok"),
+        (r#""best_of": 3, "n": 2"#, "ok"),
+        (r#""best_of": 2, "n": 3"#, "invalid-value best_of"),
+        (r#""best_of": 0"#, "invalid-value best_of"),
+        (r#""best_of": 129"#, "invalid-value best_of"),
+        (r#""best_of": 3, "stream": true"#, "invalid-value best_of"),
+        (r#""best_of": 3, "n": 3, "stream": true"#, "ok"),
+        (r#""min_tokens": 17"#, "invalid-value min_tokens"),
+        (r#""min_tokens": 16"#, "ok"),
         (r#""echo": true"#, "ok"),
         (r#""logprobs": 0"#, "ok"),
         (r#""logprobs": 21"#, "invalid-value logprobs"),
@@ -204,10 +238,33 @@ fn defaults_are_openais() {
     assert_eq!(chat.delivery, Delivery::Whole);
     let [Prompt::Chat(conversation)] = &chat.prompts[..] else { panic!("a chat") };
     assert_eq!(conversation.messages[0].role, "system");
-    assert_eq!((chat.choices, chat.echo, chat.ignores_end), (1, false, false));
+    assert_eq!((chat.choices, chat.candidates, chat.echo), (1, 1, false));
+    assert_eq!(chat.stops, StopConditions::default());
     let completion = generated(Endpoint::Completions, r#"{"model": "m", "prompt": "x", "stream": true}"#);
     assert_eq!(completion.tokens_max, Some(16));
     assert_eq!(completion.delivery, Delivery::Stream { include_usage: false });
+}
+
+#[test]
+fn stop_tokens_are_limited() {
+    let with = |count: usize| format!(r#""stop_token_ids": [{}7]"#, "7,".repeat(count - 1));
+    assert_eq!(chat_with(&with(128)), "ok");
+    assert_eq!(chat_with(&with(129)), "invalid-value stop_token_ids");
+}
+
+#[test]
+fn tokens_are_turned_into_text() {
+    for (fields, expected) in [
+        (r#""tokens": [1, 2]"#, "ok"),
+        (r#""tokens": []"#, "ok"),
+        (r#""tokens": [1, -2]"#, "invalid-value tokens[1]"),
+        (r#""tokens": "a""#, "invalid-value tokens"),
+        (r#""prompt": "a""#, "missing-parameter tokens"),
+        (r#""tokens": [1], "user": "u""#, "unknown-parameter user"),
+    ] {
+        let body = format!(r#"{{"model": "m", {fields}}}"#);
+        assert_eq!(outcome(Endpoint::Detokenize, &body), expected, "{fields}");
+    }
 }
 
 #[test]

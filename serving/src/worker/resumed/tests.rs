@@ -100,6 +100,31 @@ async fn the_rest_of_a_stream_is_sent_at_every_cut() {
     }
 }
 
+/// The reasoning of a worker that was lost is known from the tokens alone.
+#[tokio::test]
+async fn reasoning_continues_at_every_cut() {
+    let template = "{% for m in messages %}{{ m.content }}\n{% endfor %}{# </think> #}";
+    let reasoning = || {
+        let service = Arc::new(WorkerService::new(None));
+        let engine = SimulatedEngine::with_template(400, 4000, template);
+        service.ready(Batcher::start(Box::new(engine), BatcherLimits::default()).expect("a thread"));
+        service
+    };
+    let mut request = chat("<think>n\u{e9} </i></think>\u{1f600} yes");
+    (request["model"], request["stream"]) = (json!("m"), json!(true));
+    for logprobs in [false, true] {
+        (request["logprobs"], request["temperature"]) = (json!(logprobs), json!(0));
+        let whole = frames(&reasoning(), Endpoint::Chat, &[], &request).await;
+        let text = whole.iter().flat_map(|frame| frame.data.to_vec()).collect::<Vec<u8>>();
+        assert!(String::from_utf8_lossy(&text).contains(r#""reasoning_content":"n""#));
+        for cut in 0..whole.len() {
+            let drawn = whole[..cut].iter().flat_map(|frame| frame.tokens.clone()).collect::<Vec<_>>();
+            let rest = frames(&reasoning(), Endpoint::Chat, &drawn, &request).await;
+            assert_eq!(rest, whole[cut..], "cut at {cut}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn an_answer_in_frames_is_the_ordinary_stream() {
     let mut request = chat("hello");

@@ -257,3 +257,195 @@ async fn a_query_that_repeats_for_too_many_documents_is_refused() {
     assert_eq!(status, 400);
     assert!(body.contains("more than 1048576 tokens") && body.contains(r#""param":"documents""#), "{body}");
 }
+
+#[tokio::test]
+async fn stop_conditions_are_those_of_the_request() {
+    // The engine repeats `ab|c`, 256 is the end token.
+    let request = json!({ "model": "m", "prompt": "ab|c", "max_tokens": 8, "temperature": 0 });
+    for (conditions, text, reason, tokens) in [
+        (json!({}), "ab|c", "stop", 5),
+        (json!({ "stop_token_ids": [124] }), "ab", "stop", 3),
+        (json!({ "stop_token_ids": [124], "include_stop_str_in_output": true }), "ab|", "stop", 3),
+        (json!({ "stop": "|" }), "ab", "stop", 3),
+        (json!({ "stop": "|", "include_stop_str_in_output": true }), "ab|", "stop", 3),
+        (json!({ "stop": "|", "min_tokens": 3 }), "ab|c", "stop", 5),
+        (json!({ "max_tokens": 4, "min_tokens": 4 }), "ab|c", "length", 4),
+    ] {
+        let mut request = request.clone();
+        for (name, value) in conditions.as_object().expect("an object") {
+            request[name] = value.clone();
+        }
+        let whole = answer(Endpoint::Completions, request.clone()).await;
+        let choice = &whole["choices"][0];
+        assert_eq!(
+            (&choice["text"], &choice["finish_reason"]),
+            (&json!(text), &json!(reason)),
+            "{conditions}"
+        );
+        assert_eq!(whole["usage"]["completion_tokens"], tokens, "{conditions}");
+        let streamed = events(Endpoint::Completions, request).await;
+        let pieces = streamed.iter().filter_map(|event| event["choices"][0]["text"].as_str());
+        assert_eq!(pieces.collect::<String>(), text, "{conditions}");
+    }
+    // Neither the end token nor the stop token is drawn before the least length.
+    for barred in [json!([]), json!([97])] {
+        let mut request = request.clone();
+        (request["min_tokens"], request["stop_token_ids"]) = (json!(8), barred.clone());
+        let whole = answer(Endpoint::Completions, request).await;
+        let choice = &whole["choices"][0];
+        assert_eq!(
+            (&choice["finish_reason"], &whole["usage"]["completion_tokens"]),
+            (&json!("length"), &json!(8))
+        );
+        let text = choice["text"].as_str().expect("a text");
+        assert_eq!(text.starts_with('a'), barred == json!([]), "{text}");
+    }
+    let (mut unknown, mut all) = (request.clone(), request);
+    unknown["stop_token_ids"] = json!([257]);
+    let (status, body) = send(SimulatedEngine::decoder(200, 4000), Endpoint::Completions, &unknown).await;
+    assert_eq!(status, 400);
+    assert!(body.contains(r#""param":"stop_token_ids""#), "{body}");
+    all["stop_token_ids"] = json!([256]);
+    assert_eq!(answer(Endpoint::Completions, all).await["choices"][0]["text"], "ab|c", "the control");
+}
+
+#[tokio::test]
+async fn the_best_of_several_candidates_are_sent() {
+    let request = json!({
+        "model": "m", "prompt": ["abc", "de"], "max_tokens": 4, "temperature": 2, "top_k": 2, "seed": 3,
+        "logit_bias": { "120": 19 }, "logprobs": 0,
+    });
+    let with = |n: usize, best_of: usize| {
+        let mut request = request.clone();
+        (request["n"], request["best_of"]) = (json!(n), json!(best_of));
+        answer(Endpoint::Completions, request)
+    };
+    let all = with(6, 6).await;
+    let best = with(2, 6).await;
+    assert_eq!(best["choices"].as_array().map(Vec::len), Some(4));
+    assert_eq!(best["usage"], all["usage"], "all candidates are generated");
+    for prompt in 0..2 {
+        // The sum of an answer that has no end token is that of its tokens; others lack their end token's.
+        let mean = |choice: &Value| {
+            let logprobs = choice["logprobs"]["token_logprobs"].as_array().expect("numbers");
+            let sum: f64 = logprobs.iter().filter_map(Value::as_f64).map(|one| f64::from(one as f32)).sum();
+            let is_ended = choice["finish_reason"] == "stop";
+            // The engine is as sure of the end as of each letter: `e^20` of 256 others.
+            let end = if is_ended { f64::from(-(1.0 + 256.0 * (-20.0_f64).exp()).ln() as f32) } else { 0.0 };
+            (sum + end) / (logprobs.len() + usize::from(is_ended)) as f64
+        };
+        let mut ranked: Vec<&Value> =
+            all["choices"].as_array().expect("choices")[6 * prompt..][..6].iter().collect();
+        ranked.sort_by(|a, b| mean(b).total_cmp(&mean(a)));
+        assert!(mean(ranked[0]) > mean(ranked[5]), "the candidates differ");
+        for (index, expected) in ranked[..2].iter().enumerate() {
+            let found = &best["choices"][2 * prompt + index];
+            // Sums of equal numbers in another order differ in the last bits.
+            assert!((mean(found) - mean(expected)).abs() < 1e-6, "{found} {expected}");
+            assert!(ranked.iter().any(|candidate| candidate["text"] == found["text"]), "{found}");
+            assert_eq!(found["index"], 2 * prompt + index);
+        }
+    }
+    // Candidates are ranked, and a client that asked for no such report gets none.
+    let mut silent = request;
+    (silent["best_of"], silent["logprobs"]) = (json!(6), Value::Null);
+    let silent = answer(Endpoint::Completions, silent).await;
+    assert_eq!(silent["choices"][0]["logprobs"], Value::Null);
+    assert_eq!(silent["choices"][0]["text"], best["choices"][0]["text"]);
+}
+
+#[tokio::test]
+async fn choice_one_of_a_seed_is_not_choice_zero_of_the_next() {
+    let texts = async |seed: u64, n: usize| -> Vec<String> {
+        let request = json!({
+            "model": "m", "prompt": "x", "max_tokens": 12, "temperature": 2, "ignore_eos": true,
+            "seed": seed, "n": n, "logit_bias": { "120": -100 },
+        });
+        let whole = answer(Endpoint::Completions, request).await;
+        let choices = whole["choices"].as_array().expect("choices");
+        choices.iter().map(|choice| choice["text"].as_str().expect("a text").to_owned()).collect()
+    };
+    let (seven, eight) = (texts(7, 3).await, texts(8, 3).await);
+    assert_eq!(texts(7, 1).await[..], seven[..1], "the first is that of a request for one");
+    let all: std::collections::BTreeSet<&String> = seven.iter().chain(&eight).collect();
+    assert_eq!(all.len(), 6, "{all:?}");
+}
+
+#[tokio::test]
+async fn tokens_are_turned_back_into_the_text_of_a_prompt() {
+    let text = "h\u{e9}<|end|>";
+    let tokens = answer(Endpoint::Tokenize, json!({ "model": "m", "prompt": text })).await;
+    let asked = json!({ "model": "m", "tokens": tokens["tokens"] });
+    assert_eq!(answer(Endpoint::Detokenize, asked).await, json!({ "prompt": text }));
+    let none = json!({ "model": "m", "tokens": [] });
+    assert_eq!(answer(Endpoint::Detokenize, none).await, json!({ "prompt": "" }));
+    for (tokens, code) in [(vec![257], "invalid_value"), (vec![97; 201], "context_length_exceeded")] {
+        let request = json!({ "model": "m", "tokens": tokens });
+        let (status, body) = send(SimulatedEngine::decoder(200, 4000), Endpoint::Detokenize, &request).await;
+        assert!(status == 400 && body.contains(code) && body.contains("tokens"), "{body}");
+    }
+}
+
+/// A template like Qwen3's: it closes the reasoning where the request turns it off.
+const REASONING: &str = "{% for m in messages %}{{ m.reasoning_content }}{{ m.content }}\n{% endfor %}\
+    {% if enable_thinking is defined and not enable_thinking %}<think>\n</think>{% endif %}";
+
+/// Asks an engine with this template for a repetition; returns the whole message, and the stream's deltas.
+async fn reasoned(template: &str, content: &str, more: Value) -> (Value, Vec<Value>) {
+    let mut request = json!({
+        "model": "m", "messages": [{ "role": "user", "content": content }], "temperature": 0,
+    });
+    for (name, value) in more.as_object().expect("an object") {
+        request[name] = value.clone();
+    }
+    let engine = || SimulatedEngine::with_template(200, 4000, template);
+    let (status, body) = send(engine(), Endpoint::Chat, &request).await;
+    assert_eq!(status, 200, "{body}");
+    let whole: Value = serde_json::from_str(&body).expect("JSON");
+    request["stream"] = json!(true);
+    let (status, body) = send(engine(), Endpoint::Chat, &request).await;
+    assert_eq!(status, 200, "{body}");
+    let events = body.split_terminator("\n\n").filter_map(|event| event.strip_prefix("data: {"));
+    let events = events.map(|event| serde_json::from_str::<Value>(&format!("{{{event}")).expect("JSON"));
+    let deltas = events.map(|event| event["choices"][0]["delta"].clone()).collect();
+    (whole["choices"][0]["message"].clone(), deltas)
+}
+
+#[tokio::test]
+async fn reasoning_has_a_field_of_its_own_whole_and_streamed() {
+    let off = json!({ "chat_template_kwargs": { "enable_thinking": false } });
+    for (template, content, more, reasoning, text) in [
+        (REASONING, "<think>plan</think>yes", json!({}), Some("plan"), Some("yes")),
+        (REASONING, "no tags", json!({}), None, Some("no tags")),
+        (REASONING, "<think>plan</think>yes", json!({ "max_tokens": 9 }), Some("pl"), None),
+        (REASONING, "<think>plan</think>yes", json!({ "stop": "lan" }), Some("p"), None),
+        (REASONING, "x", off, None, Some("</think>")),
+        // A model whose template does not name the tag has no reasoning.
+        (
+            "{{ messages[0].content }}\n",
+            "<think>plan</think>yes",
+            json!({}),
+            None,
+            Some("<think>plan</think>yes"),
+        ),
+    ] {
+        let (message, deltas) = reasoned(template, content, more.clone()).await;
+        let found = (message["reasoning_content"].as_str(), message["content"].as_str());
+        assert_eq!(found, (reasoning, text), "{content} {more}");
+        assert_eq!(message.get("reasoning_content").is_some(), reasoning.is_some());
+        let joined = |name: &str| deltas.iter().filter_map(|delta| delta[name].as_str()).collect::<String>();
+        let expected = (reasoning.unwrap_or_default(), text.unwrap_or_default());
+        assert_eq!((joined("reasoning_content").as_str(), joined("content").as_str()), expected, "{content}");
+        assert!(deltas.iter().all(|delta| !delta["reasoning_content"].as_str().is_some_and(str::is_empty)));
+    }
+    let (_, deltas) = reasoned(REASONING, "<think>ab</think>c", json!({})).await;
+    let shown: Vec<String> = deltas.iter().map(ToString::to_string).collect();
+    let expected = [
+        r#"{"content":"","role":"assistant"}"#,
+        r#"{"reasoning_content":"a"}"#,
+        r#"{"reasoning_content":"b"}"#,
+        r#"{"content":"c"}"#,
+        "{}",
+    ];
+    assert_eq!(shown, expected);
+}

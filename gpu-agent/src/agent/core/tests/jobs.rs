@@ -1,14 +1,14 @@
 //! Tests of the slots of jobs in the decision core: what is accepted, prepared, started, ended and refused.
 
 use super::*;
+use protocol::CircleId;
 use protocol::canonical::to_bytes;
 use protocol::halt::HaltScope;
 use protocol::job::{
     JOB_ORDER_DOMAIN, JobOrder, JobSubmission, SignedJobOrder, SignedSubmission, SlotRanks, Submitter,
 };
 use protocol::job_report::{JobAssignment, JobSlotState, RankOutcome};
-use protocol::manifest::{ArtifactChoice, JobManifest, JobSubmitters, Manifest, Placement, Resources};
-use protocol::{ArtifactRoot, CircleId};
+use protocol::manifest::{JobManifest, Manifest};
 
 /// A node that runs jobs.
 struct JobScene {
@@ -18,43 +18,6 @@ struct JobScene {
     free: NodeResources,
 }
 
-fn job() -> JobManifest {
-    JobManifest {
-        name: "train".parse().unwrap(),
-        artifact: Some(ArtifactChoice {
-            name: "trainer".parse().unwrap(),
-            root: ArtifactRoot(Digest::of(b"tree")),
-        }),
-        command: Some(vec!["/bin/train".into()]),
-        environment: BTreeMap::new(),
-        parameters: BTreeMap::new(),
-        models: vec![],
-        datasets: vec![],
-        ranks: 2,
-        ranks_per_slot: 2,
-        slots: 4,
-        resources: Resources {
-            cpu_millicores: 500,
-            memory_bytes: 256 << 20,
-            gpu_count: 0,
-            gpu_share_percent: 0,
-            gpu_memory_bytes: 0,
-        },
-        gpu_models: vec![],
-        placement: Placement { regions: vec![], node_selector: BTreeMap::new(), isolation: Isolation::None },
-        egress: vec![],
-        priority: limits::PRIORITY_DEFAULT,
-        run_seconds_max: 3600,
-        grace_seconds: 10,
-        autonomy_seconds: 3600,
-        retries: 0,
-        checkpoints: 0,
-        budget: None,
-        submit: JobSubmitters { any_token: true, ..JobSubmitters::default() },
-        valid_until: None,
-    }
-}
-
 fn slot(slot: u32) -> SlotKey {
     SlotKey { service: "train".parse().unwrap(), slot: SlotIndex(slot) }
 }
@@ -62,7 +25,7 @@ fn slot(slot: u32) -> SlotKey {
 impl JobScene {
     fn new(change: impl FnOnce(&mut JobManifest)) -> Self {
         let mut scene = Scene::new();
-        let mut manifest = job();
+        let mut manifest = job("train");
         change(&mut manifest);
         scene.world.decide(Change::Deploy(Box::new(Manifest::Job(manifest))));
         let free = scene.facts.resources.clone();
@@ -139,8 +102,8 @@ impl JobScene {
     /// Accepts what the core accepts.
     fn accept(&mut self, assigned: &[JobAssignment]) {
         for action in self.actions(assigned) {
-            if let JobAction::Accept { signed, grant } = action {
-                self.book.accept(&signed.order, *grant);
+            if let JobAction::Accept { signed, grant, gang } = action {
+                self.book.accept(&signed.order, *grant, *gang);
             }
         }
     }

@@ -1,0 +1,597 @@
+//! `quorate usage`: metered usage, its export, and its verification; `quorate circle propose-prices`.
+//!
+//! Verification bills every entry again from its interval, rate and price, adds up the distinct ones, and
+//! computes the chain over them. It compares all of this with what the cluster, or the export, claims.
+//! Online, the prices are those of the history that this machine verified.
+
+use super::Environment;
+use super::output::table;
+use super::proposals::{ProposerArguments, reason_or};
+use crate::client::ControlClient;
+use crate::print;
+use crate::session::Session;
+use anyhow::{Context as _, Result};
+use clap::{Args, Subcommand, ValueEnum};
+use human_chain::show_time;
+use protocol::api::Page;
+use protocol::display::counted;
+use protocol::governance::{Bundle, Change};
+use protocol::job::Submitter;
+use protocol::usage::{
+    PriceVersion, Prices, USAGE_FORMAT, UsageAmounts, UsageEntry, UsageExportHeader, UsagePage, UsageTotal,
+};
+use protocol::{Digest, Refusal, ServiceName, error_code};
+use scheduler::{Rebill, RebillFault};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufRead, BufReader, BufWriter, Write};
+use std::path::PathBuf;
+
+/// Longest line of an export in bytes: an entry has some six hundred.
+const LINE_BYTES_MAX: usize = 64 * 1024;
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum UsageCommand {
+    /// Show what was used and spent, with what runs now
+    Show(UsageShowArguments),
+    /// Bill every entry again, and compare entries, sums and chain with what is claimed
+    Verify(UsageVerifyArguments),
+    /// Export every entry as lines of JSON, with the prices, for `quorate usage verify` and other programs
+    Export(UsageExportArguments),
+}
+
+/// Grouping of totals.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum UsageGrouping {
+    /// The whole circle
+    Circle,
+    /// Each service and job
+    Name,
+    /// Each member, token and submit key
+    Submitter,
+    /// Each day, UTC
+    Day,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  quorate usage show
+  quorate usage show --by submitter --job train
+  quorate usage show --by day --member alice -o json")]
+pub(crate) struct UsageShowArguments {
+    /// Subject of each row
+    #[arg(long, value_enum, default_value = "name")]
+    by: UsageGrouping,
+    /// Only this job
+    #[arg(long, value_name = "NAME", conflicts_with = "service")]
+    job: Option<ServiceName>,
+    /// Only this service
+    #[arg(long, value_name = "NAME")]
+    service: Option<ServiceName>,
+    /// Only what this member, token or submit key submitted
+    #[arg(long, value_name = "NAME")]
+    member: Option<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  quorate usage verify                   what the cluster has, by the prices of the verified history
+  quorate usage verify usage.jsonl       an export, offline, by the prices that it names")]
+pub(crate) struct UsageVerifyArguments {
+    /// Export to verify [default: the cluster's entries]
+    file: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  quorate usage export --out usage.jsonl
+  quorate usage export | gzip > usage.jsonl.gz")]
+pub(crate) struct UsageExportArguments {
+    /// File to write [default: standard output]
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  quorate circle propose-prices --gpu-hour 2.5 --cpu-hour 0.04 --memory-gib-hour 0.005
+
+A price that is left out stays as it is. What was used before keeps its prices.")]
+pub(crate) struct ProposePricesArguments {
+    /// Price of a GPU for an hour, in units of the circle
+    #[arg(long, value_name = "UNITS", value_parser = parse_units)]
+    gpu_hour: Option<u64>,
+    /// Price of a core for an hour
+    #[arg(long, value_name = "UNITS", value_parser = parse_units)]
+    cpu_hour: Option<u64>,
+    /// Price of a GiB of memory for an hour
+    #[arg(long, value_name = "UNITS", value_parser = parse_units)]
+    memory_gib_hour: Option<u64>,
+    /// Reason shown to the voters
+    #[arg(long, default_value = "")]
+    reason: String,
+    #[command(flatten)]
+    proposer: ProposerArguments,
+}
+
+/// Reads a decimal number of units as millionths; more digits than a millionth has are refused.
+fn parse_units(text: &str) -> Result<u64, String> {
+    let refuse = || format!("`{text}` is no number of units such as 2.5, with at most six decimals");
+    let (whole, part) = text.split_once('.').unwrap_or((text, "0"));
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    if !digits(whole) || !digits(part) || part.len() > 6 {
+        return Err(refuse());
+    }
+    let millionths: u64 = format!("{part:0<6}").parse().map_err(|_| refuse())?;
+    let whole: u64 = whole.parse().map_err(|_| refuse())?;
+    whole.checked_mul(1_000_000).and_then(|units| units.checked_add(millionths)).ok_or_else(refuse)
+}
+
+/// Returns millionths as a decimal number of units.
+fn units(millionths: u64) -> String {
+    format!("{}.{:06}", millionths / 1_000_000, millionths % 1_000_000)
+}
+
+/// Returns millionths of a second as hours, rounded down to thousandths.
+fn hours(microseconds: u64) -> String {
+    let thousandths = microseconds / 3_600_000;
+    format!("{}.{:03}", thousandths / 1000, thousandths % 1000)
+}
+
+pub(crate) async fn run(command: UsageCommand, environment: &Environment) -> Result<()> {
+    match command {
+        UsageCommand::Show(arguments) => show(&arguments, environment).await,
+        UsageCommand::Verify(UsageVerifyArguments { file: Some(file) }) => {
+            let file = File::open(&file).with_context(|| format!("open `{}`", file.display()))?;
+            let outcome = verify_lines(BufReader::new(file))?;
+            environment.output().print(&outcome, verified_text);
+            Ok(())
+        }
+        UsageCommand::Verify(UsageVerifyArguments { file: None }) => verify_cluster(environment).await,
+        UsageCommand::Export(arguments) => export(&arguments, environment).await,
+    }
+}
+
+pub(crate) async fn propose(arguments: ProposePricesArguments, environment: &Environment) -> Result<()> {
+    let session = Session::open(&environment.context()?).await?;
+    let present = session.circle.prices().prices;
+    let prices = Prices {
+        gpu_hour_micro_units: arguments.gpu_hour.unwrap_or(present.gpu_hour_micro_units),
+        cpu_hour_micro_units: arguments.cpu_hour.unwrap_or(present.cpu_hour_micro_units),
+        memory_gib_hour_micro_units: arguments.memory_gib_hour.unwrap_or(present.memory_gib_hour_micro_units),
+    };
+    let reason = reason_or(arguments.reason, || "other prices".into());
+    arguments.proposer.propose(environment, &session, Change::SetPrices(prices), reason).await?;
+    Ok(())
+}
+
+/// Row of `quorate usage show`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+struct UsageRow {
+    /// Circle, service or job, submitter, or day.
+    subject: String,
+    entries: u64,
+    /// Entries less credits, and what is open.
+    amounts: UsageAmounts,
+    /// Of these, the amounts of intervals that are open.
+    open: UsageAmounts,
+}
+
+/// Returns whether a row is of this submitter, by its name or by its kind and name.
+fn is_by(total: &UsageTotal, member: &str) -> bool {
+    let text = total.submitter_text();
+    let name = match &total.submitter {
+        None => return false,
+        Some(Submitter::Token(name) | Submitter::Signer(name)) => name.to_string(),
+        Some(Submitter::Member(id)) => id.to_string(),
+    };
+    text == member || name == member
+}
+
+/// Groups totals into rows.
+fn rows(totals: &[UsageTotal], arguments: &UsageShowArguments) -> Vec<UsageRow> {
+    let name = arguments.job.as_ref().or(arguments.service.as_ref());
+    let mut rows: BTreeMap<String, UsageRow> = BTreeMap::new();
+    for total in totals {
+        let asked = name.is_none_or(|name| *name == total.envelope)
+            && arguments.member.as_ref().is_none_or(|member| is_by(total, member));
+        if !asked {
+            continue;
+        }
+        let subject = match arguments.by {
+            UsageGrouping::Circle => "circle".to_string(),
+            UsageGrouping::Name => total.envelope.to_string(),
+            UsageGrouping::Submitter => total.submitter_text(),
+            UsageGrouping::Day => show_time(total.day).chars().take(10).collect(),
+        };
+        let row = rows.entry(subject.clone()).or_insert_with(|| UsageRow {
+            subject,
+            entries: 0,
+            amounts: UsageAmounts::default(),
+            open: UsageAmounts::default(),
+        });
+        row.entries += total.entries;
+        row.amounts.add(&total.amounts);
+        row.amounts.add(&total.open);
+        row.open.add(&total.open);
+    }
+    rows.into_values().collect()
+}
+
+async fn show(arguments: &UsageShowArguments, environment: &Environment) -> Result<()> {
+    let client = environment.context()?.client()?;
+    let mut totals = Vec::new();
+    let mut next: Option<String> = None;
+    loop {
+        let page: UsagePage = client.page("/v1/usage", next.as_deref()).await?;
+        let advances = !page.items.is_empty();
+        totals.extend(page.items);
+        match page.next_page_token {
+            Some(token) if advances && next.as_ref() != Some(&token) => next = Some(token),
+            Some(_) => return Err(client.endless("/v1/usage").into()),
+            None => break,
+        }
+    }
+    environment.output().print(&rows(&totals, arguments), |rows| {
+        let row = |row: &UsageRow| {
+            let UsageRow { subject, entries, amounts, open } = row;
+            vec![
+                subject.clone(),
+                hours(amounts.gpu_microseconds),
+                hours(amounts.cpu_microseconds),
+                format!("{:.3}", amounts.memory_mib_seconds as f64 / (1024.0 * 3600.0)),
+                hours(amounts.cpu_used_microseconds),
+                units(amounts.spend_micro_units),
+                units(open.spend_micro_units),
+                entries.to_string(),
+            ]
+        };
+        let head =
+            ["of", "GPU hours", "core hours", "GiB hours", "CPU used", "spend", "of it open", "entries"];
+        table(&head, rows.iter().map(row).collect())
+    });
+    Ok(())
+}
+
+/// Returns the header of an export: what the cluster claims now.
+async fn header(client: &ControlClient) -> Result<UsageExportHeader> {
+    let page: UsagePage = client.get("/v1/usage?page_size=1").await?;
+    let missing = || Refusal::new(error_code::CIRCLE_NOT_FOUNDED, "the circle is not founded yet");
+    let UsagePage { circle, recorded, head, charged, credited, prices, .. } = page;
+    let circle = circle.ok_or_else(missing)?;
+    Ok(UsageExportHeader { format: USAGE_FORMAT.into(), circle, recorded, head, charged, credited, prices })
+}
+
+/// Hands on the entries up to a number, page by page.
+async fn each_entry(
+    client: &ControlClient,
+    recorded: u64,
+    mut take: impl FnMut(UsageEntry) -> Result<()>,
+) -> Result<()> {
+    let path = "/v1/usage/entries";
+    let mut next: Option<String> = None;
+    loop {
+        let page: Page<UsageEntry> = client.page(path, next.as_deref()).await?;
+        let advances = !page.items.is_empty();
+        for entry in page.items {
+            if entry.sequence > recorded {
+                return Ok(());
+            }
+            take(entry)?;
+        }
+        match page.next_page_token {
+            Some(token) if advances && next.as_ref() != Some(&token) => next = Some(token),
+            Some(_) => return Err(client.endless(path).into()),
+            None => return Ok(()),
+        }
+    }
+}
+
+async fn export(arguments: &UsageExportArguments, environment: &Environment) -> Result<()> {
+    let client = environment.context()?.client()?;
+    let header = header(&client).await?;
+    let Some(out) = &arguments.out else {
+        print::out(serde_json::to_string(&header)?);
+        return each_entry(&client, header.recorded, |entry| {
+            print::out(serde_json::to_string(&entry)?);
+            Ok(())
+        })
+        .await;
+    };
+    let file = File::create_new(out).with_context(|| format!("create `{}`", out.display()))?;
+    let mut file = BufWriter::new(file);
+    let mut written = 0_u64;
+    writeln!(file, "{}", serde_json::to_string(&header)?)?;
+    let line = |entry: UsageEntry| {
+        written += 1;
+        Ok(writeln!(file, "{}", serde_json::to_string(&entry)?)?)
+    };
+    each_entry(&client, header.recorded, line).await?;
+    file.into_inner().map_err(std::io::IntoInnerError::into_error)?.sync_all()?;
+    print::err(format!("{} in `{}`", counted(written, "line"), out.display()));
+    Ok(())
+}
+
+/// Outcome of a verification.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+struct VerifiedUsage {
+    entries: u64,
+    /// Number of lines that came twice, and count once.
+    duplicates: u64,
+    /// Entries that charge, less credits.
+    amounts: UsageAmounts,
+    head: Digest,
+    /// True if the prices are those of the verified history.
+    prices_verified: bool,
+}
+
+fn verified_text(verified: &VerifiedUsage) -> String {
+    let prices = match verified.prices_verified {
+        true => "prices of the verified history",
+        false => "prices as the export names them",
+    };
+    format!(
+        "ok: {} bill again as they say, by {prices}: {} units in all",
+        counted(verified.entries, "line"),
+        units(verified.amounts.spend_micro_units)
+    )
+}
+
+/// Run over the entries of an export.
+struct Verification<'a> {
+    header: &'a UsageExportHeader,
+    run: Rebill<'a>,
+    next: u64,
+    head: Digest,
+}
+
+fn refuse(fault: &RebillFault) -> Refusal {
+    let code = match fault {
+        RebillFault::Missing { .. } => error_code::USAGE_INCOMPLETE,
+        _ => error_code::USAGE_INVALID,
+    };
+    Refusal::new(code, fault.to_string())
+}
+
+impl<'a> Verification<'a> {
+    fn new(header: &'a UsageExportHeader) -> Result<Self, Refusal> {
+        let sorted = header.prices.is_sorted_by(|a, b| a.version < b.version);
+        if header.format != USAGE_FORMAT || !sorted {
+            let message =
+                format!("the format is `{}`; accepted: `{USAGE_FORMAT}`", header.format.escape_debug());
+            return Err(Refusal::new(error_code::USAGE_INVALID, message));
+        }
+        let run = Rebill::new(header.recorded, &header.prices).map_err(|fault| refuse(&fault))?;
+        Ok(Self { header, run, next: 1, head: Digest([0; 32]) })
+    }
+
+    fn add(&mut self, entry: &UsageEntry) -> Result<(), Refusal> {
+        self.run.add(entry).map_err(|fault| refuse(&fault))?;
+        if entry.sequence == self.next {
+            self.head = entry.head_after(&self.head);
+            self.next += 1;
+        }
+        Ok(())
+    }
+
+    fn finish(self, prices_verified: bool) -> Result<VerifiedUsage, Refusal> {
+        let sum = self.run.finish().map_err(|fault| refuse(&fault))?;
+        let differs = |what: &str| Refusal::new(error_code::USAGE_INVALID, format!("{what} differs"));
+        if (sum.charged, sum.credited) != (self.header.charged, self.header.credited) {
+            return Err(differs("the sum of the entries"));
+        }
+        if self.head != self.header.head {
+            return Err(differs("the head of the chain over the entries in their order"));
+        }
+        let mut amounts = sum.charged;
+        amounts.take(&sum.credited);
+        let (entries, duplicates, head) = (sum.entries, sum.duplicates, self.head);
+        Ok(VerifiedUsage { entries, duplicates, amounts, head, prices_verified })
+    }
+}
+
+/// Verifies an export.
+fn verify_lines(mut lines: impl BufRead) -> Result<VerifiedUsage> {
+    let mut number = 0_u64;
+    let mut line = Vec::new();
+    let invalid = |number: u64, reason: String| {
+        Refusal::new(error_code::USAGE_INVALID, format!("line {number}: {reason}"))
+    };
+    let mut read = |line: &mut Vec<u8>| -> Result<Option<u64>> {
+        line.clear();
+        number += 1;
+        let limit = LINE_BYTES_MAX as u64 + 1;
+        if std::io::Read::take(&mut lines, limit).read_until(b'\n', line)? == 0 {
+            return Ok(None);
+        }
+        if line.len() > LINE_BYTES_MAX {
+            return Err(invalid(number, format!("more than {LINE_BYTES_MAX} bytes")).into());
+        }
+        Ok(Some(number))
+    };
+    read(&mut line)?;
+    let header: UsageExportHeader =
+        serde_json::from_slice(&line).map_err(|error| invalid(1, error.to_string()))?;
+    let mut verification = Verification::new(&header)?;
+    while let Some(number) = read(&mut line)? {
+        let entry: UsageEntry =
+            serde_json::from_slice(&line).map_err(|error| invalid(number, error.to_string()))?;
+        verification.add(&entry)?;
+    }
+    Ok(verification.finish(false)?)
+}
+
+/// Returns the prices of each vote of a verified history.
+fn voted_prices<'a>(bundles: impl Iterator<Item = &'a Bundle>) -> Vec<PriceVersion> {
+    let voted = bundles.filter_map(|bundle| match &bundle.certificate.proposal.change {
+        Change::SetPrices(prices) => Some(*prices),
+        _ => None,
+    });
+    let all = std::iter::once(Prices::default()).chain(voted);
+    (0..).zip(all).map(|(version, prices)| PriceVersion { version, prices }).collect()
+}
+
+async fn verify_cluster(environment: &Environment) -> Result<()> {
+    let session = Session::open(&environment.context()?).await?;
+    let header = header(&session.client).await?;
+    let history = session.whole_history().await?;
+    let voted = voted_prices(history.bundles.iter());
+    if header.circle != session.circle.id() || !voted.starts_with(&header.prices) {
+        let message = "the cluster bills by prices that the circle did not vote";
+        return Err(Refusal::new(error_code::USAGE_INVALID, message).into());
+    }
+    let mut verification = Verification::new(&header)?;
+    each_entry(&session.client, header.recorded, |entry| Ok(verification.add(&entry)?)).await?;
+    let verified = verification.finish(true)?;
+    environment.output().print(&verified, verified_text);
+    Ok(())
+}
+
+#[allow(clippy::unwrap_used, reason = "a test may panic")]
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::usage_entry;
+    use protocol::{CircleId, Millis};
+
+    /// Returns an export of this many entries, as lines.
+    fn exported(count: u64) -> Vec<String> {
+        let entries: Vec<UsageEntry> = (1..=count).map(usage_entry).collect();
+        let head = entries.iter().fold(Digest([0; 32]), |head, entry| entry.head_after(&head));
+        let mut charged = UsageAmounts::default();
+        entries.iter().for_each(|entry| charged.add(&entry.amounts));
+        let header = UsageExportHeader {
+            format: USAGE_FORMAT.into(),
+            circle: CircleId(Digest([1; 32])),
+            recorded: count,
+            head,
+            charged,
+            credited: UsageAmounts::default(),
+            prices: vec![PriceVersion { version: 0, prices: Prices::default() }],
+        };
+        let line = |entry: &UsageEntry| serde_json::to_string(entry).unwrap();
+        let header = serde_json::to_string(&header).unwrap();
+        std::iter::once(header).chain(entries.iter().map(line)).collect()
+    }
+
+    fn verdict(lines: &[String]) -> Result<VerifiedUsage, String> {
+        verify_lines(lines.join("\n").as_bytes()).map_err(|error| match error.downcast_ref::<Refusal>() {
+            Some(refusal) => format!("{}: {}", refusal.code, refusal.message),
+            None => error.to_string(),
+        })
+    }
+
+    #[test]
+    fn a_sound_export_verifies_and_a_line_that_comes_twice_counts_once() {
+        let lines = exported(3);
+        let verified = verdict(&lines).unwrap();
+        assert_eq!((verified.entries, verified.duplicates), (3, 0));
+        assert_eq!(verified.amounts.cpu_microseconds, 3 * 60_000_000);
+        let twice: Vec<String> = lines.iter().chain(&lines[1..]).cloned().collect();
+        let again = verdict(&twice).unwrap();
+        assert_eq!((again.entries, again.duplicates, again.amounts), (3, 3, verified.amounts));
+        assert!(
+            verified_text(&verified).starts_with("ok: 3 lines bill again"),
+            "{}",
+            verified_text(&verified)
+        );
+    }
+
+    /// Attack: an export is altered, cut or mixed. The sound one is the control above.
+    #[test]
+    fn attack_an_altered_export_is_refused_with_a_code() {
+        let lines = exported(3);
+        let altered = |at: usize, from: &str, to: &str| {
+            let mut lines = lines.clone();
+            assert!(lines[at].contains(from), "{}", lines[at]);
+            lines[at] = lines[at].replacen(from, to, 1);
+            verdict(&lines).unwrap_err()
+        };
+        let spend = "\"spend_micro_units\":0";
+        assert!(altered(2, spend, "\"spend_micro_units\":1").starts_with("usage-invalid: entry 2 claims"));
+        assert!(altered(2, "\"cpu_millicores\":1000", "\"cpu_millicores\":1").starts_with("usage-invalid"));
+        let renamed = altered(2, "\"envelope\":\"mine\"", "\"envelope\":\"yours\"");
+        assert!(renamed.contains("the head of the chain"), "{renamed}");
+        assert!(altered(0, "quorate-usage/1", "quorate-usage/9").contains("accepted: `quorate-usage/1`"));
+        assert!(altered(0, "\"recorded\":3", "\"recorded\":4").starts_with("usage-incomplete: 1 entries"));
+        assert!(altered(0, spend, "\"spend_micro_units\":1").contains("the sum of the entries"));
+        assert!(altered(1, "{", "[").starts_with("usage-invalid: line 2"));
+        let cut: Vec<String> = lines[..3].to_vec();
+        assert!(verdict(&cut).unwrap_err().starts_with("usage-incomplete: 1 entries are missing"));
+        let mixed = [&lines[..1], &lines[2..4], &lines[1..2]].concat();
+        assert!(verdict(&mixed).unwrap_err().contains("the head of the chain"));
+        assert!(verdict(&[]).unwrap_err().starts_with("usage-invalid: line 1"));
+        let long = [lines[0].clone(), "x".repeat(LINE_BYTES_MAX + 1)];
+        assert!(verdict(&long).unwrap_err().contains("more than 65536 bytes"));
+    }
+
+    /// A client may fetch the rest of an incomplete export; an invalid one is beyond repair.
+    #[test]
+    fn a_gap_and_a_contradiction_have_different_codes() {
+        let lines = exported(3);
+        let code = |lines: &[String]| {
+            let error = verify_lines(lines.join("\n").as_bytes()).expect_err("no sound export");
+            error.downcast_ref::<Refusal>().map(|refusal| refusal.code)
+        };
+        let gap = [&lines[..2], &lines[3..]].concat();
+        assert_eq!(code(&gap), Some(error_code::USAGE_INCOMPLETE), "entry 2 is missing");
+        let beyond: Vec<String> = [&lines[..], &exported(4)[4..]].concat();
+        assert_eq!(code(&beyond), Some(error_code::USAGE_INVALID), "entry 4 is beyond those claimed");
+        let mut twice: UsageExportHeader = serde_json::from_str(&lines[0]).unwrap();
+        twice.prices.push(twice.prices[0]);
+        let twice = serde_json::to_string(&twice).unwrap();
+        assert_eq!(code(&[twice]), Some(error_code::USAGE_INVALID), "a version has two prices");
+    }
+
+    #[test]
+    fn units_are_read_and_written_to_the_millionth() {
+        for (text, expected) in
+            [("2.5", Some(2_500_000)), ("0.000001", Some(1)), ("7", Some(7_000_000)), ("0.04", Some(40_000))]
+        {
+            assert_eq!(parse_units(text).ok(), expected, "{text}");
+        }
+        for text in ["", ".5", "1.", "-1", "1e3", "0.0000001", "99999999999999999999", "1,5"] {
+            assert!(parse_units(text).is_err(), "{text}");
+        }
+        assert_eq!((units(2_500_001), hours(5_400_000_000)), ("2.500001".into(), "1.500".into()));
+    }
+
+    #[test]
+    fn totals_are_grouped_and_filtered() {
+        let total = |day: u64, name: &str, submitter: Option<Submitter>, spend| UsageTotal {
+            day: Millis(day * 86_400_000),
+            envelope: name.parse().unwrap(),
+            submitter,
+            entries: 1,
+            amounts: UsageAmounts { spend_micro_units: spend, ..UsageAmounts::default() },
+            open: UsageAmounts { spend_micro_units: 1, ..UsageAmounts::default() },
+        };
+        let alice = || Some(Submitter::Member("alice".parse().unwrap()));
+        let totals = [
+            total(1, "chat", None, 10),
+            total(1, "train", alice(), 20),
+            total(2, "train", Some(Submitter::Token("bob".parse().unwrap())), 40),
+        ];
+        let grouped = |by, job: Option<&str>, member: Option<&str>| {
+            let job = job.map(|job| job.parse().unwrap());
+            let arguments = UsageShowArguments { by, job, service: None, member: member.map(Into::into) };
+            let row =
+                |row: UsageRow| (row.subject, row.amounts.spend_micro_units, row.open.spend_micro_units);
+            rows(&totals, &arguments).into_iter().map(row).collect::<Vec<_>>()
+        };
+        let row = |subject: &str, spend, open| (subject.to_string(), spend, open);
+        assert_eq!(grouped(UsageGrouping::Circle, None, None), [row("circle", 73, 3)]);
+        assert_eq!(grouped(UsageGrouping::Name, None, None), [row("chat", 11, 1), row("train", 62, 2)]);
+        assert_eq!(
+            grouped(UsageGrouping::Submitter, Some("train"), None),
+            [row("member/alice", 21, 1), row("token/bob", 41, 1)]
+        );
+        assert_eq!(grouped(UsageGrouping::Day, None, Some("alice")), [row("1970-01-02", 21, 1)]);
+        assert_eq!(grouped(UsageGrouping::Name, None, Some("token/bob")), [row("train", 41, 1)]);
+    }
+}
