@@ -14,10 +14,18 @@ use tokio::time::Instant;
 
 /// Pause after an answer whose history is not the one that this node has verified.
 const HISTORY_REFUSED_PAUSE: Duration = Duration::from_secs(2);
-/// Pause after a round in which no replica answered.
-const SYNC_RETRY_PAUSE: Duration = Duration::from_millis(150);
+/// Shortest and longest pause after a round in which no replica answered.
+const SYNC_RETRY_PAUSES: (Duration, Duration) = (Duration::from_millis(150), Duration::from_secs(1));
 /// Pause between two requests to be admitted.
 const ENROL_INTERVAL: Duration = Duration::from_secs(2);
+
+/// The pause after a round in which no replica answered, as none has for `unanswered`. An election is over
+/// within moments and must not cost a lease; a thousand nodes that ask for longer must not keep the replicas
+/// from electing, nor a halt from passing.
+fn retry_pause(unanswered: Duration) -> Duration {
+    let (shortest, longest) = SYNC_RETRY_PAUSES;
+    (unanswered / 2).clamp(shortest, longest)
+}
 
 impl AgentActor {
     /// Processes the outcome of a request. Returns the delay before the next one.
@@ -55,7 +63,7 @@ impl AgentActor {
                 if since.elapsed() > Duration::from_millis(LEASE_MS) {
                     self.log_throttled("control", &format!("no control replica answers: {reasons}"));
                 }
-                SYNC_RETRY_PAUSE
+                retry_pause(since.elapsed())
             }
         }
     }
@@ -211,5 +219,23 @@ impl AgentActor {
                 self.log_throttled("admission", &format!("ask for admission: {reasons}"));
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pause_between_unanswered_rounds_grows_to_a_second_and_leaves_room_for_a_lease() {
+        let after = |unanswered_ms| retry_pause(Duration::from_millis(unanswered_ms)).as_millis();
+        assert_eq!([0, 300, 600, 1_000, 2_000, 600_000].map(after), [150, 150, 300, 500, 1_000, 1_000]);
+        // Rounds begin at these times after the first failure, when each fails at once.
+        let mut begun = vec![0];
+        while begun.last().is_some_and(|at| *at < u128::from(LEASE_MS)) {
+            let at = begun.last().copied().unwrap_or_default();
+            begun.push(at + after(u64::try_from(at).expect("milliseconds")));
+        }
+        assert_eq!(begun, [0, 150, 300, 450, 675, 1_012, 1_518, 2_277, 3_277]);
     }
 }
