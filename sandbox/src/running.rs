@@ -12,6 +12,7 @@ use super::wire::{self, FrameBuffer};
 use crate::launcher::Running;
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use protocol::BootTime;
@@ -293,7 +294,13 @@ impl Sandbox {
 
     fn wait_ms(&self, timeout_ms: u16) -> bool {
         let mut waits = [PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN)];
-        poll(&mut waits, PollTimeout::from(timeout_ms)).is_ok_and(|ready| ready > 0)
+        // The time limit begins anew after a signal: this process gets few.
+        loop {
+            match poll(&mut waits, PollTimeout::from(timeout_ms)) {
+                Err(Errno::EINTR) => {}
+                outcome => return outcome.is_ok_and(|ready| ready > 0),
+            }
+        }
     }
 
     fn ask(&self, request: &InitRequest) -> Result<InitReply, SandboxError> {
@@ -442,9 +449,12 @@ fn read_reply(stream: &mut UnixStream) -> io::Result<InitReply> {
         if let Some(frame) = frames.next(REPLY_BYTES_MAX)? {
             return canonical::from_bytes(&frame, REPLY_BYTES_MAX).map_err(io::Error::other);
         }
-        match stream.read(&mut bytes)? {
-            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-            length => frames.push(&bytes[..length]),
+        match stream.read(&mut bytes) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(length) => frames.push(&bytes[..length]),
+            // With a time limit on its socket, a read that a signal interrupts is not started again.
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
         }
     }
 }

@@ -2,6 +2,7 @@
 //! with its init are packets with descriptors, one per message. The init later answers with the
 //! length-prefixed frames of `overlay::descriptors`.
 
+use nix::errno::Errno;
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 use protocol::sandbox::LOCAL_RANKS_MAX;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -12,13 +13,26 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 const DESCRIPTORS_MAX: usize = 2 * LOCAL_RANKS_MAX + 1;
 const _: () = assert!(DESCRIPTORS_MAX >= 12, "a start passes twelve");
 
+/// Repeats a system call that a signal interrupted. With a time limit on its socket, `recvmsg` is not started
+/// again by the kernel, and ends so even after a stop and a continuation (signal(7)).
+fn uninterrupted<T>(mut call: impl FnMut() -> nix::Result<T>) -> nix::Result<T> {
+    loop {
+        match call() {
+            Err(Errno::EINTR) => {}
+            outcome => return outcome,
+        }
+    }
+}
+
 /// Sends one packet with copies of some descriptors.
 pub(crate) fn send(socket: BorrowedFd<'_>, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
     let numbers: Vec<RawFd> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
     let rights = [ControlMessage::ScmRights(&numbers)];
     let control = if numbers.is_empty() { &rights[..0] } else { &rights[..] };
-    let sent =
-        sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(bytes)], control, MsgFlags::MSG_NOSIGNAL, None)?;
+    let parts = [IoSlice::new(bytes)];
+    let sent = uninterrupted(|| {
+        sendmsg::<()>(socket.as_raw_fd(), &parts, control, MsgFlags::MSG_NOSIGNAL, None)
+    })?;
     if sent == bytes.len() {
         Ok(())
     } else {
@@ -30,16 +44,18 @@ pub(crate) fn send(socket: BorrowedFd<'_>, bytes: &[u8], descriptors: &[Borrowed
 pub(crate) fn receive(socket: BorrowedFd<'_>, limit: usize) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
     let mut bytes = vec![0; limit];
     let mut control = nix::cmsg_space!([RawFd; DESCRIPTORS_MAX]);
-    let mut buffers = [IoSliceMut::new(&mut bytes)];
-    let message =
-        recvmsg::<()>(socket.as_raw_fd(), &mut buffers, Some(&mut control), MsgFlags::MSG_CMSG_CLOEXEC)?;
-    let mut descriptors = Vec::new();
-    for control in message.cmsgs()? {
-        if let ControlMessageOwned::ScmRights(numbers) = control {
-            descriptors.extend(numbers.into_iter().map(super::system::own));
+    let (length, flags, descriptors) = uninterrupted(|| {
+        let mut buffers = [IoSliceMut::new(&mut bytes)];
+        let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+        let message = recvmsg::<()>(socket.as_raw_fd(), &mut buffers, Some(&mut control), flags)?;
+        let mut descriptors = Vec::new();
+        for control in message.cmsgs()? {
+            if let ControlMessageOwned::ScmRights(numbers) = control {
+                descriptors.extend(numbers.into_iter().map(super::system::own));
+            }
         }
-    }
-    let (length, flags) = (message.bytes, message.flags);
+        Ok((message.bytes, message.flags, descriptors))
+    })?;
     if flags.intersects(MsgFlags::MSG_CTRUNC | MsgFlags::MSG_TRUNC) {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "a packet is too long"));
     }
@@ -114,6 +130,31 @@ mod tests {
         let mut text = String::new();
         (&reader).read_to_string(&mut text).expect("read");
         assert_eq!(text, "through");
+    }
+
+    #[test]
+    fn a_packet_arrives_although_signals_interrupt_the_wait_for_it() {
+        use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+        use std::os::unix::thread::JoinHandleExt;
+        use std::sync::atomic::{AtomicU32, Ordering};
+        static INTERRUPTED: AtomicU32 = AtomicU32::new(0);
+        extern "C" fn count(_: libc::c_int) {
+            INTERRUPTED.fetch_add(1, Ordering::Relaxed);
+        }
+        let action = SigAction::new(SigHandler::Handler(count), SaFlags::empty(), SigSet::empty());
+        // SAFETY: the handler only adds to an atomic counter.
+        unsafe { sigaction(Signal::SIGUSR2, &action) }.expect("install the handler");
+        let (here, there) = pair();
+        let reader = std::thread::spawn(move || receive(there.as_fd(), 64));
+        while INTERRUPTED.load(Ordering::Relaxed) < 200 && !reader.is_finished() {
+            // SAFETY: the thread is joined below, so its handle is valid.
+            let sent = unsafe { libc::pthread_kill(reader.as_pthread_t(), libc::SIGUSR2) };
+            assert_eq!(sent, 0);
+            std::thread::yield_now();
+        }
+        send(here.as_fd(), b"spec", &[]).expect("send");
+        let (bytes, _) = reader.join().expect("the reader").expect("the packet");
+        assert_eq!(bytes, b"spec");
     }
 
     #[test]
