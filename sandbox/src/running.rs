@@ -294,7 +294,7 @@ impl Sandbox {
 
     fn wait_ms(&self, timeout_ms: u16) -> bool {
         let mut waits = [PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN)];
-        // The time limit begins anew after a signal: this process gets few.
+        // A signal begins the time limit again: this process gets few.
         loop {
             match poll(&mut waits, PollTimeout::from(timeout_ms)) {
                 Err(Errno::EINTR) => {}
