@@ -192,7 +192,9 @@ pub(crate) async fn run(command: ModelCommand, environment: &Environment) -> Res
     match command {
         ModelCommand::Import(arguments) => import(arguments, &context, environment).await,
         ModelCommand::List => {
-            let page = Page::whole(context.client()?.list::<ModelRecord>("/v1/models").await?);
+            let records = context.client()?.list::<ModelRecord>("/v1/models").await?;
+            let is_model = |record: &ModelRecord| record.kind == StoredKind::Model;
+            let page = Page::whole(records.into_iter().filter(is_model).collect());
             environment.output().print(&page, |page| models_table(&page.items));
             Ok(())
         }

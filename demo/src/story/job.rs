@@ -69,6 +69,7 @@ fn manifest(template: &str) -> Result<String> {
             r#"["/usr/bin/python3", "train.py", "--steps={steps}"]"#,
             r#"["/usr/local/bin/seq", "1", "{last}"]"#,
         ),
+        ("ranks = 1 ", "ranks = 2 "),
         ("# ranks_per_slot = 1 ", "ranks_per_slot = 2 "),
         ("steps = { integer", "last = { integer"),
         ("# any_token = true", "any_token = true"),

@@ -64,13 +64,15 @@ pub(super) async fn admit_again(demonstration: &Demonstration, node: &str) -> Re
     wait_until_alive(demonstration, node).await
 }
 
-/// Repairs every model; returns the number of shards that were rewritten.
+/// Repairs every model and artifact; returns the number of shards that were rewritten.
 pub(super) async fn rebuild_shards(demonstration: &Demonstration) -> Result<u64> {
-    let models: Page<ModelRecord> = demonstration.quorate.json(&["model", "list"]).await?;
-    let mut rebuilt = 0;
-    for record in models.items {
-        let report: Value = demonstration.quorate.json(&["model", "repair", record.name.as_str()]).await?;
-        rebuilt += report["shards_rewritten"].as_u64().unwrap_or_default();
+    let (quorate, mut rebuilt) = (&demonstration.quorate, 0);
+    for kind in ["model", "artifact"] {
+        let stored: Page<ModelRecord> = quorate.json(&[kind, "list"]).await?;
+        for record in stored.items {
+            let report: Value = quorate.json(&[kind, "repair", record.name.as_str()]).await?;
+            rebuilt += report["shards_rewritten"].as_u64().unwrap_or_default();
+        }
     }
     Ok(rebuilt)
 }
