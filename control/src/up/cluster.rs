@@ -15,6 +15,8 @@ use protocol::agent::PendingNode;
 use protocol::api::{NodeView, Page, Status};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 /// Timeout for the start of the cluster, until every node is alive.
@@ -185,13 +187,17 @@ impl LocalCluster {
     async fn wait_until_alive(&self) -> Result<()> {
         let client = self.context()?.client()?;
         let grant: SignedGrant = serde_json::from_slice(&std::fs::read(self.layout.token_grant())?)?;
-        let deadline = Instant::now() + START_LIMIT;
+        let (deadline, mut restarts) = (Instant::now() + START_LIMIT, RestartBook::new());
         loop {
             // A new circle has no token until its control plane has the first grant. The same grant again
             // changes nothing.
             let _ = client.post::<_, serde_json::Value>("/v1/access/grants", &grant).await;
-            if let Some(dead) = self.ended_daemon()? {
-                bail!("{dead}");
+            for (name, status) in self.ended_daemons()? {
+                // A killed daemon starts as it would later; one that exited says why in its log.
+                match status.signal() {
+                    Some(_) => self.restart_when_due(&name, status, &mut restarts)?,
+                    None => bail!("{name} ended: {status}"),
+                }
             }
             if let Ok(page) = client.get::<Page<NodeView>>("/v1/nodes").await
                 && !page.items.is_empty()
@@ -211,13 +217,14 @@ impl LocalCluster {
         }
     }
 
-    fn ended_daemon(&self) -> Result<Option<String>> {
+    fn ended_daemons(&self) -> Result<Vec<(String, ExitStatus)>> {
+        let mut ended = Vec::new();
         for daemon in self.daemons.borrow_mut().values_mut() {
             if let Some(status) = daemon.ended()? {
-                return Ok(Some(format!("{} ended: {status}", daemon.name())));
+                ended.push((daemon.name().to_string(), status));
             }
         }
-        Ok(None)
+        Ok(ended)
     }
 
     fn first_dead(&self) -> String {
@@ -287,20 +294,25 @@ impl LocalCluster {
     /// # Errors
     /// Returns an error if a daemon cannot be restarted.
     pub(super) async fn keep_alive(&self) -> Result<()> {
-        let mut restarts: BTreeMap<String, Restarts> = BTreeMap::new();
+        let mut restarts = RestartBook::new();
         loop {
             tokio::time::sleep(SUPERVISION_PAUSE).await;
-            for name in self.daemon_names() {
-                let ended =
-                    self.daemons.borrow_mut().get_mut(&name).map(Daemon::ended).transpose()?.flatten();
-                let Some(status) = ended else { continue };
-                let restarts = restarts.entry(name.clone()).or_default();
-                if restarts.is_due(Instant::now()) {
-                    print::out(format_args!("{name} ended ({status}); starting it again"));
-                    self.restart(&name)?;
-                }
+            for (name, status) in self.ended_daemons()? {
+                self.restart_when_due(&name, status, &mut restarts)?;
             }
         }
+    }
+
+    /// Restarts a daemon that ended with `status`, unless it did so a moment ago.
+    ///
+    /// # Errors
+    /// Returns an error if the process cannot start.
+    fn restart_when_due(&self, name: &str, status: ExitStatus, restarts: &mut RestartBook) -> Result<()> {
+        if restarts.entry(name.to_string()).or_default().is_due(Instant::now()) {
+            print::out(format_args!("{name} ended ({status}); starting it again"));
+            self.restart(name)?;
+        }
+        Ok(())
     }
 
     /// Restarts a daemon under its name.
@@ -338,6 +350,9 @@ impl LocalCluster {
         Ok(())
     }
 }
+
+/// Restarts of each daemon by its name.
+type RestartBook = BTreeMap<String, Restarts>;
 
 /// Time of a daemon's last restart, and the number of consecutive restarts.
 #[derive(Debug, Default)]
