@@ -124,6 +124,15 @@ impl Server {
         Ok(self.cluster(|cluster| read(ClusterView { cluster, observed, now, clocks })))
     }
 
+    /// Returns the lines of a job's ranks after a sequence number, oldest first; those of one rank if one is
+    /// named.
+    pub(super) fn job_lines(&self, id: JobId, rank: Option<u32>, after: u64) -> Result<JobLogPage, Failure> {
+        let term = self.lock_leadership().as_ref().map(|leadership| leadership.term.0);
+        let epoch = term.ok_or_else(|| unavailable("this replica has lost leadership"))?;
+        let mut logs = self.job_logs.lock().expect("no holder of this lock panics");
+        Ok(logs.page(epoch, id, rank, after, PAGE_MAX))
+    }
+
     async fn change(&self, caller: impl Into<TokenName>, key: Key, action: Action) -> ApiResult<Done> {
         let token = caller.into();
         let key = key.of(&token);

@@ -1,10 +1,10 @@
 //! Jobs: submission, state, logs, cancellation and retry.
 
-use super::{ApiResult, Done, PAGE_MAX};
+use super::{ApiResult, Done};
 use crate::server::auth::Submitter;
 use crate::server::extract::{LeaderRead, Submission};
 use crate::server::paging::json_number;
-use crate::server::problem::{Failure, accepted, effect_unknown, unavailable};
+use crate::server::problem::{Failure, accepted, effect_unknown};
 use axum::Json;
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
 use axum::extract::{Path, Query};
@@ -120,10 +120,7 @@ pub(super) async fn logs(
     if server.cluster(|cluster| !cluster.jobs().jobs().contains_key(&id)) {
         return Err(no_job(id));
     }
-    let term = server.lock_leadership().as_ref().map(|leadership| leadership.term.0);
-    let epoch = term.ok_or_else(|| unavailable("this replica has lost leadership"))?;
-    let mut logs = server.job_logs.lock().expect("no holder of this lock panics");
-    Ok(Json(logs.page(epoch, id, rank, after, PAGE_MAX)))
+    server.job_lines(id, rank, after).map(Json)
 }
 
 fn no_job(id: JobId) -> Failure {
