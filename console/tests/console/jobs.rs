@@ -106,7 +106,9 @@ async fn a_page_of_a_job_shows_its_latest_lines_and_no_more() {
     lab.world.state().job_lines.insert(one, many.collect());
     let page = get(&lab, &cookie, &format!("/console/jobs/{one}")).await.text;
     assert_eq!(page.matches("2.0 line ").count(), 500, "{page}");
-    assert!(page.contains("2.0 line 1201.") && page.contains("2.0 line 1700.") && !page.contains("line 1200."));
+    assert!(
+        page.contains("2.0 line 1201.") && page.contains("2.0 line 1700.") && !page.contains("line 1200.")
+    );
 }
 
 #[tokio::test]

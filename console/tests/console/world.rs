@@ -22,8 +22,8 @@ use protocol::manifest::Manifest;
 use protocol::model::{ErasureCode, ModelRecord, StoredKind};
 use protocol::passkey::{Passkey, PasskeyKey, PasskeyPolicy};
 use protocol::{
-    CommentId, Digest, Epoch, Fence, JobId, MemberId, Millis, NodeId, ProposalId, PublicKey, Refusal, ReplicaId,
-    Signature, SlotIndex,
+    CommentId, Digest, Epoch, Fence, JobId, MemberId, Millis, NodeId, ProposalId, PublicKey, Refusal,
+    ReplicaId, Signature, SlotIndex,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
