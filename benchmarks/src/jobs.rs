@@ -8,6 +8,7 @@
 mod link;
 mod ours;
 mod slurm;
+mod train;
 
 use crate::Options;
 use crate::report::{Bar, BenchmarkReport, ComparisonRow, quantile};
@@ -31,13 +32,15 @@ pub(crate) fn run(options: &Options) -> Result<BenchmarkReport> {
     let pick = |(whole, quick): (usize, usize)| if options.quick { quick } else { whole };
     let mut report = BenchmarkReport::new("jobs");
     runtime.block_on(async {
-        let cluster = JobCluster::start().await?;
+        let mut cluster = JobCluster::start().await?;
         let mut slurm = Slurm::start()?;
         report.notes.push(format!("{}; jobs at once on both sides: {AT_ONCE}", slurm.version()));
         first_lines(&cluster, &slurm, pick(FIRST_LINES), &mut report).await?;
         short_jobs(&cluster, &slurm, pick(ROUNDS), pick(SHORT_JOBS), &mut report).await?;
         slurm.stop();
-        link::measure(&cluster, pick(LINK_ROUNDS), &mut report).await
+        link::measure(&cluster, pick(LINK_ROUNDS), &mut report).await?;
+        // The last, since a node dies.
+        train::measure(&mut cluster, &mut report).await
     })?;
     report.notes.push(
         "ours: 3 replicas that flush each command, 3 nodes, TLS and signed orders, a sandbox for each rank; \

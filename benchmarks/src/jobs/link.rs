@@ -30,7 +30,7 @@ const BAR: f64 = 0.25;
 pub(super) async fn measure(cluster: &JobCluster, rounds: usize, report: &mut BenchmarkReport) -> Result<()> {
     install("iperf3", &["iperf3"])?;
     let program = std::env::current_exe()?.display().to_string();
-    cluster.build_artifact("link", &program)?;
+    cluster.build_artifact("link", &program, &[])?;
     for (name, ranks_per_slot) in [("link-one-node", 2), ("link-two-nodes", 1)] {
         let command = "['/usr/local/bin/benchmarks', 'jobs', '--part', 'link']";
         let envelope = JobEnvelope {
@@ -41,6 +41,8 @@ pub(super) async fn measure(cluster: &JobCluster, rounds: usize, report: &mut Be
             ranks_per_slot,
             slots: 2,
             cpu_millicores: 900,
+            memory: "64 MiB",
+            more: "",
         };
         cluster.approve(&envelope).await?;
         let (mut ours, mut theirs) = (Vec::new(), Vec::new());

@@ -2,10 +2,13 @@
 
 use super::AT_ONCE;
 use crate::cluster::nodes::{NodeProcess, prepare_worker};
+use crate::cluster::workers::processes_below;
 use crate::cluster::{ControlCluster, NODE, fresh_directory};
 use anyhow::{Context as _, Result, bail, ensure};
 use control::client::ControlClient;
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use protocol::api::{Page, Status};
 use protocol::job_api::{JobLogLine, JobLogPage, JobView, SubmitJobBody, SubmittedJob};
 use protocol::model::{ModelRecord, StoredKind};
@@ -15,8 +18,7 @@ use std::time::{Duration, Instant};
 
 /// Program of the small jobs: its lines are the numbers from 1 to its argument.
 pub(super) const PROGRAM: &str = "/usr/bin/seq";
-/// Placeholder of the small jobs' parameter, and its bounds in their manifest.
-const PARAMETER: &str = "{last}";
+/// Bounds of the small jobs' parameter.
 const BOUNDS: &str = "parameters.last = { integer = { least = 0, most = 1000 }, default = '1' }\n";
 /// Threshold and number of members.
 const CIRCLE: (u32, u32) = (2, 3);
@@ -38,7 +40,7 @@ const STATES_PAUSE: Duration = Duration::from_millis(50);
 pub(super) struct JobCluster {
     pub(super) control: ControlCluster,
     client: ControlClient,
-    _nodes: Vec<NodeProcess>,
+    nodes: Vec<NodeProcess>,
 }
 
 /// Envelope of a job of the benchmark.
@@ -51,6 +53,9 @@ pub(super) struct JobEnvelope<'a> {
     pub(super) ranks_per_slot: u32,
     pub(super) slots: u32,
     pub(super) cpu_millicores: u32,
+    pub(super) memory: &'a str,
+    /// More lines of the manifest.
+    pub(super) more: &'a str,
 }
 
 impl JobCluster {
@@ -66,9 +71,9 @@ impl JobCluster {
         let control = ControlCluster::found(directory, CIRCLE, admissions).await?;
         let started = (0..).zip(prepared).map(|(number, node)| node.start(&control, number));
         let nodes: Vec<NodeProcess> = started.collect::<Result<_>>()?;
-        let cluster = Self { client: control.client()?, control, _nodes: nodes };
+        let cluster = Self { client: control.client()?, control, nodes };
         cluster.wait_until_healthy().await?;
-        cluster.build_artifact("count", PROGRAM)?;
+        cluster.build_artifact("count", PROGRAM, &[])?;
         let small = JobEnvelope {
             name: "count",
             artifact: "count",
@@ -77,6 +82,8 @@ impl JobCluster {
             ranks_per_slot: 1,
             slots: AT_ONCE,
             cpu_millicores: 50,
+            memory: "64 MiB",
+            more: BOUNDS,
         };
         cluster.approve(&small).await?;
         Ok(cluster)
@@ -95,33 +102,37 @@ impl JobCluster {
     }
 
     /// Packs a program with its libraries, and stores it.
-    pub(super) fn build_artifact(&self, name: &str, program: &str) -> Result<()> {
+    pub(super) fn build_artifact(&self, name: &str, program: &str, more: &[&str]) -> Result<()> {
         let code = ["--data", "4", "--parity", "2", "--shards-per-domain", "2"];
         let words = ["artifact", "build", "--binary", program, "--name", name];
-        self.control.quorate(&[&words[..], &code].concat()).map(drop)
+        self.control.quorate(&[&words[..], &code, more].concat()).map(drop)
     }
 
     /// Lets the members approve a job that any token may submit.
     pub(super) async fn approve(&self, envelope: &JobEnvelope<'_>) -> Result<()> {
-        let JobEnvelope { name, artifact, command, ranks, ranks_per_slot, slots, cpu_millicores } = envelope;
+        let JobEnvelope { name, artifact, command, ranks, ranks_per_slot, slots, .. } = envelope;
+        let JobEnvelope { cpu_millicores, memory, more, .. } = envelope;
         let stored: Vec<ModelRecord> = self.client.list("/v1/models").await?;
         let record = stored.into_iter().find(|record| record.name.as_str() == *artifact);
         let StoredKind::Artifact { tree } = record.context("the artifact is stored")?.kind else {
             bail!("`{artifact}` is no artifact")
         };
-        let parameters = if command.contains(PARAMETER) { BOUNDS } else { "" };
         let manifest = format!(
             "kind = 'job'\nname = '{name}'\ncommand = {command}\nranks = {ranks}\n\
              ranks_per_slot = {ranks_per_slot}\nslots = {slots}\nrun_seconds_max = 600\n\
-             artifact = {{ name = '{artifact}', root = '{tree}' }}\n{parameters}\
+             artifact = {{ name = '{artifact}', root = '{tree}' }}\n{more}\
              submit = {{ any_token = true }}\n\
-             resources = {{ cpu_millicores = {cpu_millicores}, memory = '64 MiB' }}\n\
+             resources = {{ cpu_millicores = {cpu_millicores}, memory = '{memory}' }}\n\
              placement = {{ isolation = 'none' }}\n"
         );
         self.control.decide(&manifest, CIRCLE.0 as usize).await
     }
 
-    async fn submit(&self, job: &str, parameters: BTreeMap<ParameterName, String>) -> Result<JobId> {
+    pub(super) async fn submit(
+        &self,
+        job: &str,
+        parameters: BTreeMap<ParameterName, String>,
+    ) -> Result<JobId> {
         let job = job.parse().map_err(anyhow::Error::msg)?;
         let body = SubmitJobBody { job, parameters, priority: None, deadline_seconds: None };
         let submitted: SubmittedJob = self.client.post("/v1/jobs", &body).await?;
@@ -148,7 +159,7 @@ impl JobCluster {
         Ok(seconds)
     }
 
-    async fn lines(&self, id: JobId) -> Result<Vec<JobLogLine>> {
+    pub(super) async fn lines(&self, id: JobId) -> Result<Vec<JobLogLine>> {
         let page: JobLogPage = self.client.get(&format!("/v1/jobs/{id}/logs?after=0")).await?;
         Ok(page.items)
     }
@@ -164,7 +175,7 @@ impl JobCluster {
     }
 
     /// Waits until all these jobs have succeeded.
-    async fn ended(&self, ids: &BTreeSet<JobId>) -> Result<()> {
+    pub(super) async fn ended(&self, ids: &BTreeSet<JobId>) -> Result<()> {
         let began = Instant::now();
         loop {
             let page: Page<JobView> = self.client.get("/v1/jobs").await?;
@@ -179,6 +190,24 @@ impl JobCluster {
             ensure!(began.elapsed() < LIMIT, "{done} of {} jobs have ended", ids.len());
             tokio::time::sleep(STATES_PAUSE).await;
         }
+    }
+
+    pub(super) async fn job(&self, id: JobId) -> Result<JobView> {
+        Ok(self.client.get(&format!("/v1/jobs/{id}")).await?)
+    }
+
+    /// Kills a node whole: its agent, and every process below it.
+    pub(super) fn kill_node(&mut self, name: &str) -> Result<()> {
+        let place = self.nodes.iter().position(|node| node.name == name);
+        let node = self.nodes.swap_remove(place.with_context(|| format!("`{name}` is a node of ours"))?);
+        let below = processes_below(node.id())?;
+        // The guard kills the agent, and waits for its end.
+        drop(node);
+        for process in below {
+            // One that has ended already needs no signal.
+            let _ = kill(Pid::from_raw(i32::try_from(process)?), Signal::SIGKILL);
+        }
+        Ok(())
     }
 
     /// Runs a gang to its end, and returns the lines of its ranks.
