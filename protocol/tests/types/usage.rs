@@ -131,7 +131,7 @@ pub(crate) fn hello() -> BoxedStrategy<GangHello> {
 }
 
 pub(crate) fn answer() -> BoxedStrategy<GangAnswer> {
-    let refusal = text().prop_map(|message| Refusal::new(GANG_LINK_REFUSED, message));
+    let refusal = text().prop_map(|text| Refusal::new(GANG_LINK_REFUSED, format!("because {text}")));
     option::of(refusal).prop_map(|refusal| GangAnswer { refusal }).boxed()
 }
 
