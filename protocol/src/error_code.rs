@@ -94,6 +94,12 @@ codes! {
     JOB_UNSUCCESSFUL = "job-unsuccessful";
     /// The gang of a job fits on no set of the admitted nodes.
     JOB_NEVER_FITS = "job-never-fits";
+    /// A checkpoint or outputs come from a slot that its node does not hold under the fence in force.
+    JOB_DATA_FENCED = "job-data-fenced";
+    /// A statement about a checkpoint or outputs does not hold.
+    JOB_DATA_INVALID = "job-data-invalid";
+    /// A job has no such checkpoint, or no outputs.
+    JOB_DATA_MISSING = "job-data-missing";
 
     /// A certificate lacks the approvals that the policy asks for.
     QUORUM_NOT_REACHED = "quorum-not-reached";

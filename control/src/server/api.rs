@@ -63,6 +63,9 @@ pub(crate) fn router(server: Arc<Server>) -> Router {
         .route("/v1/jobs/{id}/logs", get(jobs::logs))
         .route("/v1/jobs/{id}/cancel", post(jobs::cancel))
         .route("/v1/jobs/{id}/retry", post(jobs::retry))
+        .route("/v1/jobs/{id}/data", get(jobs::data))
+        .route("/v1/jobs/{id}/data/mine", post(jobs::data_of_member))
+        .route("/v1/job-data", get(jobs::stored_data))
         .route("/v1/nodes", get(status::nodes))
         .route("/v1/pending-nodes", get(status::pending_nodes))
         .route("/v1/models", get(models::models).post(models::register_model))
@@ -175,6 +178,9 @@ fn no_subject(name: &str) -> Failure {
         jobs::logs,
         jobs::cancel,
         jobs::retry,
+        jobs::data,
+        jobs::data_of_member,
+        jobs::stored_data,
         status::nodes,
         status::pending_nodes,
         models::models,
