@@ -2,8 +2,9 @@
 //!
 //! A request's grammar is compiled once ([`compiler`]), after its prompt is known: the reasoning of a model
 //! that reasons precedes the answer and is free. Each choice has a state of its own ([`state`]), which says
-//! what the next token may be. What cannot be enforced is refused before a token is drawn ([`schema`]). What
-//! no grammar says of a schema is checked before the last token ([`check`]), unless the request is strict.
+//! what the next token may be. A schema that cannot be enforced is refused before a token is drawn
+//! ([`schema`]). Keywords that no grammar says are checked before the last token ([`check`]), unless the
+//! request is strict.
 //!
 //! A state is a function of the grammar and of the tokens so far, and its limits count work instead of time.
 //! A stream that continues on another worker is therefore held to the same grammar, at the same place.
@@ -60,7 +61,7 @@ pub struct CallRules {
     pub is_optional: bool,
 }
 
-/// What an answer must be: of the form that a request states, calls, or either of both.
+/// Form that an answer must have: the one that a request states, calls, or either of both.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AnswerGrammar {
     pub answer: Option<GrammarSource>,

@@ -24,7 +24,7 @@ pub struct ToolDefinition {
     pub is_strict: bool,
 }
 
-/// Which functions an answer calls.
+/// Functions that an answer calls.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ToolChoice {
     /// Those that the model chooses, if any.

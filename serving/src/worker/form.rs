@@ -40,7 +40,7 @@ impl AnswerForm {
         // A model that chooses freely is held to nothing, unless it must be valid either way.
         let is_free = *choice == ToolChoice::Auto && !tools.iter().any(|tool| tool.is_strict);
         let calls = (!is_free || answer.is_some()).then(|| call_rules(format, tools, choice, *is_parallel));
-        // What must call gives no other answer.
+        // An answer that must call has no other form.
         let answer = answer.filter(|_| *choice == ToolChoice::Auto);
         let grammar = (answer.is_some() || calls.is_some()).then_some(AnswerGrammar { answer, calls });
         let functions = tools.iter().map(|tool| tool.name.clone()).collect();

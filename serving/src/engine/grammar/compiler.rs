@@ -116,8 +116,8 @@ impl GrammarCompiler {
         Ok(Self { factory, vocabulary: environment, closing })
     }
 
-    /// Compiles the grammar of an answer that begins at `start` of its reasoning, if its model reasons. What
-    /// no grammar says of a schema is checked at the end, unless the request is strict.
+    /// Compiles the grammar of an answer that begins at `start` of its reasoning, if its model reasons.
+    /// Keywords that no grammar says are checked at the end, unless the request is strict.
     ///
     /// # Errors
     /// [`GrammarError`]: it cannot be enforced, or is too large.

@@ -13,7 +13,7 @@ use std::collections::BTreeSet;
 pub(super) enum Coverage {
     /// All of it.
     Whole,
-    /// What a grammar says; the rest is checked when the answer is whole.
+    /// The part that a grammar says; the rest is checked when the answer is whole.
     Part,
 }
 
@@ -52,7 +52,7 @@ const WITH_NAMES: [&str; 6] =
     ["properties", "patternProperties", "$defs", "definitions", "dependentSchemas", "dependencies"];
 /// Drafts in which nothing counts beside a reference.
 const REFERENCE_ALONE: [&str; 3] = ["draft-04", "draft-06", "draft-07"];
-/// What stays beside a reference in these: where references lead.
+/// Keywords that count beside a reference in these: they say where references lead.
 const BESIDE_REFERENCE: [&str; 5] = ["$ref", "definitions", "$defs", "$schema", "$id"];
 /// Rounds in which schemas that need one another are found to be finite: nested references of one schema.
 const ROUNDS_MAX: usize = 1_000;
@@ -153,7 +153,7 @@ fn subschemas(fields: &Map<String, Value>) -> Vec<(String, &Value)> {
 }
 
 /// Reports whether a schema may have an instance of finite length, as far as references, required properties
-/// and items tell.
+/// and items state.
 fn is_finite(root: &Value) -> bool {
     let mut finite: BTreeSet<String> = BTreeSet::new();
     let references = references(root);

@@ -9,7 +9,7 @@ use llguidance::Matcher;
 use llguidance::toktrie::SimpleVob;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Bits of a word of a mask.
+/// Bits of one of the words that a mask consists of.
 const WORD_BITS: usize = 32;
 
 /// The state of one answer.

@@ -130,7 +130,7 @@ impl Validator {
     pub(super) fn accepts(&self, value: &Value) -> bool {
         let steps = Cell::new(0);
         let is_valid = self.is_valid(&self.root, value, Walk { depth: 0, steps: &steps });
-        // What was not tried any more counts as false, which `not` turns around.
+        // A schema that was not tried any more counts as false, which `not` turns around.
         is_valid && steps.get() <= STEPS_MAX
     }
 

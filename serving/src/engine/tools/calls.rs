@@ -1,8 +1,8 @@
 //! Separates calls from other text of an answer, piece by piece.
 //!
-//! A call is reported once its function is known, and its arguments as they come. What looks like a call and
-//! is none, or calls a function that the request did not give, stays text. A piece may end anywhere; what
-//! could be the beginning of a call is held back.
+//! A call is reported once its function is known, and its arguments as they come. Text that looks like a call
+//! and is none, or names a function that the request did not give, stays text. A piece may end anywhere; the
+//! possible beginning of a call is held back.
 
 use super::reader::CallReader;
 use super::{CallFormat, CallStyle};

@@ -132,7 +132,7 @@ impl CallReader {
     /// Reads on within a value of this depth.
     fn within(&mut self, depth: usize, character: char) -> Place {
         let streams = self.is_arguments() && self.text.starts_with('{');
-        // A number or a word ends before what follows it.
+        // A number or a literal ends before the next character.
         if depth == 0 && !self.is_quoted && matches!(character, ',' | '}' | ' ' | '\n' | '\t' | '\r') {
             return match character {
                 ',' => Place::Field,

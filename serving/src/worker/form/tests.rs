@@ -208,7 +208,7 @@ async fn a_grammar_that_fails_in_an_answer_ends_it_by_name() {
     let (status, body) = send(calling(), Endpoint::Completions, &completion("abc", fields.clone())).await;
     let body: Value = serde_json::from_str(&body).expect("JSON");
     assert_eq!((status.as_u16(), &body["error"]["code"]), (500, &json!("grammar_failed")), "{body}");
-    // Its neighbours go on.
+    // Its neighbours continue.
     let service = calling();
     let other = completion("abc", json!({ "temperature": 0 }));
     let failing = completion("abc", fields);
