@@ -447,6 +447,12 @@ codes! {
     OPERATION_UNSUPPORTED = "operation-unsupported";
     /// The model's chat template is absent or rejects these messages.
     CHAT_TEMPLATE_FAILED = "chat-template-failed";
+    /// A schema or grammar asks for what cannot be enforced, contradicts itself, or is invalid.
+    GRAMMAR_UNSUPPORTED = "grammar-unsupported";
+    /// A schema or grammar is larger than what is compiled for a request.
+    GRAMMAR_TOO_LARGE = "grammar-too-large";
+    /// An answer could not be kept within its grammar.
+    GRAMMAR_FAILED = "grammar-failed";
     /// An API key may not call this service.
     API_KEY_NOT_FOR_SERVICE = "api-key-not-for-service";
     /// The API key is missing or unknown.
