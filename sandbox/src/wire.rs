@@ -30,9 +30,8 @@ pub(crate) fn send(socket: BorrowedFd<'_>, bytes: &[u8], descriptors: &[Borrowed
     let rights = [ControlMessage::ScmRights(&numbers)];
     let control = if numbers.is_empty() { &rights[..0] } else { &rights[..] };
     let parts = [IoSlice::new(bytes)];
-    let sent = uninterrupted(|| {
-        sendmsg::<()>(socket.as_raw_fd(), &parts, control, MsgFlags::MSG_NOSIGNAL, None)
-    })?;
+    let sent =
+        uninterrupted(|| sendmsg::<()>(socket.as_raw_fd(), &parts, control, MsgFlags::MSG_NOSIGNAL, None))?;
     if sent == bytes.len() {
         Ok(())
     } else {

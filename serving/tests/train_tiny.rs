@@ -65,7 +65,9 @@ fn outputs(place: &Path) -> Vec<Vec<u8>> {
 fn an_attempt_that_continues_from_a_checkpoint_leaves_the_bytes_of_an_undisturbed_one() {
     let place = tempfile::tempdir().expect("a directory");
     let [undisturbed, disturbed] = ["undisturbed", "disturbed"].map(|name| place.path().join(name));
-    [&undisturbed, &disturbed].map(|place| directories(place));
+    for place in [&undisturbed, &disturbed] {
+        directories(place);
+    }
     let printed = finish(start(&undisturbed));
     assert!(printed.contains("step 4/4") && !printed.contains("continues"), "{printed}");
 

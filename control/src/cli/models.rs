@@ -19,7 +19,7 @@ use protocol::api::Page;
 use protocol::display::counted;
 use protocol::governance::Change;
 use protocol::manifest::{ModelChoice, format_bytes};
-use protocol::model::{ErasureCode, ModelRecord};
+use protocol::model::{ErasureCode, ModelRecord, StoredKind};
 use protocol::{ArtifactRoot, ModelName, ModelRoot, Refusal, error_code};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
