@@ -12,7 +12,6 @@ use super::wire::{self, FrameBuffer};
 use crate::launcher::Running;
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use protocol::BootTime;
@@ -294,13 +293,8 @@ impl Sandbox {
 
     fn wait_ms(&self, timeout_ms: u16) -> bool {
         let mut waits = [PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN)];
-        // A signal begins the time limit again: this process gets few.
-        loop {
-            match poll(&mut waits, PollTimeout::from(timeout_ms)) {
-                Err(Errno::EINTR) => {}
-                outcome => return outcome.is_ok_and(|ready| ready > 0),
-            }
-        }
+        let ready = system::uninterrupted(|| poll(&mut waits, PollTimeout::from(timeout_ms)));
+        ready.is_ok_and(|ready| ready > 0)
     }
 
     fn ask(&self, request: &InitRequest) -> Result<InitReply, SandboxError> {

@@ -47,6 +47,18 @@ pub(crate) fn duplicate_to(source: BorrowedFd<'_>, target: RawFd, on_exec: i32) 
     Ok(())
 }
 
+/// Repeats a system call that a signal interrupted; its time limit begins again. The kernel starts neither
+/// `poll` again nor `recvmsg` on a socket with a time limit, which is interrupted even by a stop and a
+/// continuation (signal(7)).
+pub(crate) fn uninterrupted<T>(mut call: impl FnMut() -> nix::Result<T>) -> nix::Result<T> {
+    loop {
+        match call() {
+            Err(Errno::EINTR) => {}
+            outcome => return outcome,
+        }
+    }
+}
+
 /// Takes ownership of a descriptor number that the kernel has just returned to this process.
 pub(crate) fn own(descriptor: RawFd) -> OwnedFd {
     debug_assert!(descriptor >= 0);

@@ -2,7 +2,7 @@
 //! with its init are packets with descriptors, one per message. The init later answers with the
 //! length-prefixed frames of `overlay::descriptors`.
 
-use nix::errno::Errno;
+use super::system::uninterrupted;
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 use protocol::sandbox::LOCAL_RANKS_MAX;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -13,26 +13,14 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 const DESCRIPTORS_MAX: usize = 2 * LOCAL_RANKS_MAX + 1;
 const _: () = assert!(DESCRIPTORS_MAX >= 12, "a start passes twelve");
 
-/// Repeats a system call that a signal interrupted. With a time limit on its socket, `recvmsg` is not started
-/// again by the kernel, and ends so even after a stop and a continuation (signal(7)).
-fn uninterrupted<T>(mut call: impl FnMut() -> nix::Result<T>) -> nix::Result<T> {
-    loop {
-        match call() {
-            Err(Errno::EINTR) => {}
-            outcome => return outcome,
-        }
-    }
-}
-
 /// Sends one packet with copies of some descriptors.
 pub(crate) fn send(socket: BorrowedFd<'_>, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
     let numbers: Vec<RawFd> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
     let rights = [ControlMessage::ScmRights(&numbers)];
     let control = if numbers.is_empty() { &rights[..0] } else { &rights[..] };
     let parts = [IoSlice::new(bytes)];
-    let sent = uninterrupted(|| {
-        sendmsg::<()>(socket.as_raw_fd(), &parts, control, MsgFlags::MSG_NOSIGNAL, None)
-    })?;
+    let sent =
+        uninterrupted(|| sendmsg::<()>(socket.as_raw_fd(), &parts, control, MsgFlags::MSG_NOSIGNAL, None))?;
     if sent == bytes.len() {
         Ok(())
     } else {
