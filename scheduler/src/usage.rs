@@ -258,11 +258,10 @@ impl UsageBook {
         let day = period_start(now, DAY_MS);
         for (envelope, length_ms) in lengths {
             let start = period_start(now, *length_ms);
-            let names: Vec<MeterName> = self.meters_of(envelope).map(|(name, _)| name.clone()).collect();
             if day < start {
-                self.split_at(&names, day, ends);
+                self.split_at(Some(envelope), day, ends);
             }
-            self.split_at(&names, start, ends);
+            self.split_at(Some(envelope), start, ends);
             let known = self.periods.entry(envelope.clone()).or_default();
             if known.length_ms == *length_ms && known.start < start {
                 (known.earlier_start, known.earlier_used) = (known.start, known.used);
@@ -271,19 +270,28 @@ impl UsageBook {
             // Another length is of another approval; what was used counts on.
             (known.length_ms, known.start) = (*length_ms, start);
         }
-        let names: Vec<MeterName> = self.meters.keys().cloned().collect();
-        self.split_at(&names, day, ends);
+        self.split_at(None, day, ends);
         self.periods.retain(|envelope, _| lengths.contains_key(envelope));
     }
 
-    /// Splits the intervals that have begun before a boundary and do not end before it; their prices stay.
-    fn split_at(&mut self, names: &[MeterName], at: ClusterTime, ends: &BTreeMap<MeterName, ClusterTime>) {
-        for name in names {
+    /// Splits the intervals of an envelope, or of all, that have begun before a boundary and do not end
+    /// before it; their prices stay.
+    fn split_at(
+        &mut self,
+        envelope: Option<&ServiceName>,
+        at: ClusterTime,
+        ends: &BTreeMap<MeterName, ClusterTime>,
+    ) {
+        let crosses = |(name, meter): (&MeterName, &Meter)| {
             let goes_on = ends.get(name).is_none_or(|end| *end > at);
-            if let Some(meter) = self.meters.get(name).filter(|meter| goes_on && meter.since < at) {
-                let price = meter.price;
-                self.split(name, at, price);
-            }
+            (meter.since < at && goes_on).then(|| (name.clone(), meter.price))
+        };
+        let crossing: Vec<(MeterName, PriceVersion)> = match envelope {
+            Some(envelope) => self.meters_of(envelope).filter_map(crosses).collect(),
+            None => self.meters.iter().filter_map(crosses).collect(),
+        };
+        for (name, price) in crossing {
+            self.split(&name, at, price);
         }
     }
 
