@@ -101,7 +101,7 @@ pub(crate) struct UsageExportArguments {
 Example:
   quorate circle propose-prices --gpu-hour 2.5 --cpu-hour 0.04 --memory-gib-hour 0.005
 
-A price that is left out stays as it is. What was used before keeps its prices.")]
+A price that is left out stays as it is. Usage before the vote keeps its prices.")]
 pub(crate) struct ProposePricesArguments {
     /// Price of a GPU for an hour, in units of the circle
     #[arg(long, value_name = "UNITS", value_parser = parse_units)]

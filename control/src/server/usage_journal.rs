@@ -129,9 +129,8 @@ impl UsageJournal {
     /// Opens a segment at its end. The rest of a failed write behind it is cut off.
     fn open_segment(&self, first: u64, bytes: u64) -> io::Result<File> {
         let path = path_of(&self.directory, first);
-        let mut file = OpenOptions::new().create(true).append(true).open(&path)?;
+        let file = OpenOptions::new().create(true).append(true).open(&path)?;
         file.set_len(bytes)?;
-        file.flush()?;
         if bytes == 0 {
             files::sync_directory(&self.directory)?;
         }
