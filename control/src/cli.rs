@@ -9,12 +9,14 @@ mod comments;
 mod console;
 mod context;
 mod daemons;
+mod datasets;
 mod deploy;
 mod failure;
 mod halts;
 #[cfg(test)]
 mod hostile;
 mod inbox;
+mod job_data;
 mod job_runs;
 mod jobs;
 mod logs;
@@ -127,6 +129,9 @@ Example:
     /// Import, build, list and verify artifacts: root file systems of programs
     #[command(subcommand)]
     Artifact(artifacts::ArtifactCommand),
+    /// Import, list and verify datasets: directories of files that jobs read
+    #[command(subcommand)]
+    Dataset(datasets::DatasetCommand),
     /// Submit, list, follow, cancel and retry jobs; check what their manifests let them run
     #[command(subcommand)]
     Job(jobs::JobCommand),
@@ -240,6 +245,7 @@ async fn dispatch(command: TopLevelCommand, environment: &Environment) -> Result
         TopLevelCommand::Node(command) => nodes::run(command, environment).await,
         TopLevelCommand::Model(command) => models::run(command, environment).await,
         TopLevelCommand::Artifact(command) => artifacts::run(command, environment).await,
+        TopLevelCommand::Dataset(command) => datasets::run(command, environment).await,
         TopLevelCommand::Job(command) => jobs::run(command, environment).await,
         TopLevelCommand::New(command) => template::new(command, environment).await,
         TopLevelCommand::Deploy(arguments) => deploy::deploy(arguments, environment).await,

@@ -313,6 +313,14 @@ pub enum ChainError {
         /// Part that does not fit.
         reason: String,
     },
+    /// The statement about a checkpoint or outputs of a job does not hold.
+    #[error("data of job `{job}`: {reason}")]
+    JobDataInvalid {
+        /// Name of the job.
+        job: ServiceName,
+        /// Check that failed.
+        reason: &'static str,
+    },
     /// The approval of the job has ended.
     #[error("the approval of `{job}` ended at {}; it is {}", show_time(*.until), show_time(*.now))]
     EnvelopeExpired {
@@ -435,6 +443,7 @@ impl ChainError {
             Self::SubmissionUnsigned(_) => error_code::SUBMISSION_UNSIGNED,
             Self::SubmissionExpired { .. } => error_code::SUBMISSION_EXPIRED,
             Self::SubmissionMismatch { .. } => error_code::SUBMISSION_MISMATCH,
+            Self::JobDataInvalid { .. } => error_code::JOB_DATA_INVALID,
             Self::EnvelopeExpired { .. } => error_code::ENVELOPE_EXPIRED,
             Self::PasskeyInvalid(_) => error_code::PASSKEY_INVALID,
             Self::PasskeyOrigin(_) => error_code::PASSKEY_ORIGIN,

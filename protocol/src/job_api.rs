@@ -1,6 +1,6 @@
 //! Bodies of the control API about jobs.
 
-use crate::ids::{Fence, JobId, Millis, NodeName, ParameterName, ServiceName, SlotIndex};
+use crate::ids::{CheckpointName, Fence, JobId, Millis, NodeName, ParameterName, ServiceName, SlotIndex};
 use crate::job::{SlotRanks, Submitter};
 use crate::job_report::RankEnd;
 use serde::{Deserialize, Serialize};
@@ -30,6 +30,15 @@ pub struct SubmitJobBody {
 pub struct SubmittedJob {
     /// Id of the job.
     pub id: JobId,
+}
+
+/// Request to place a job into the queue again.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RetryJobBody {
+    /// Checkpoint with which the next attempt begins; later ones are forgotten. None = the newest.
+    #[serde(default)]
+    pub from: Option<CheckpointName>,
 }
 
 /// Reason for which a job waits.

@@ -13,13 +13,14 @@ use protocol::api::ProposalState;
 use protocol::comment::SignedComment;
 use protocol::governance::{NodeAdmission, Proposal, SignedBallot, SignedGenesis, SignedWithdrawal};
 use protocol::job::{SignedSubmission, SlotRanks};
+use protocol::job_data::RegisterJobData;
 use protocol::job_report::RankEnd;
 use protocol::manifest::Manifest;
 use protocol::model::{ModelRecord, SignedComplaint, SignedWrap};
 use protocol::order::SlotOrder;
 use protocol::{
-    CircleId, Digest, ErrorCode, Fence, JobId, MemberId, NodeId, ParameterName, ProposalId, ReplicaId,
-    ServiceName, SlotIndex, TokenName,
+    CheckpointName, CircleId, Digest, ErrorCode, Fence, JobId, MemberId, NodeId, ParameterName, ProposalId,
+    ReplicaId, ServiceName, SlotIndex, TokenName,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -153,7 +154,12 @@ pub enum Action {
     RetryJob {
         /// Job to retry.
         id: JobId,
+        /// Checkpoint to begin with; later ones are forgotten. None = the newest.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        from: Option<CheckpointName>,
     },
+    /// Keep a checkpoint or outputs of a job, by the statement of the node that made it.
+    RegisterJobData(Box<RegisterJobData>),
     /// Execute a plan.
     Execute {
         /// Generation for which the plan was made.

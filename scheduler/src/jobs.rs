@@ -4,6 +4,7 @@
 //! first, and fences remain.
 
 use crate::clock::ClusterTime;
+use crate::kept_data::KeptJobData;
 use crate::limits::{
     JOB_BACKOFF_MS, JOB_BACKOFF_MS_MAX, JOB_ENDS_KEPT_MAX, JOB_LOST_NODES_MAX, JOBS_FINISHED_MAX,
 };
@@ -52,6 +53,12 @@ pub struct Job {
     pub preemptions: u32,
     /// End of the last attempt that ended, or of the job before one began.
     pub last_end: Option<AttemptEnd>,
+    /// Checkpoints that are kept, oldest first; at most as many as the manifest says.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub checkpoints: Vec<KeptJobData>,
+    /// Outputs of the present attempt, or of one that succeeded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outputs: Option<Box<KeptJobData>>,
 }
 
 /// State of a job.
@@ -309,6 +316,8 @@ impl JobBook {
             lost_nodes: 0,
             preemptions: 0,
             last_end: None,
+            checkpoints: Vec::new(),
+            outputs: None,
         };
         self.jobs.insert(id, job);
     }
@@ -348,6 +357,7 @@ impl JobBook {
                 if retries.is_some() { JobState::Queued } else { JobState::Failed }
             }
         };
+        job.settle_outputs(&cause);
         job.last_end = Some(AttemptEnd { attempt: job.attempts, at: now, cause, ends });
         job.turn(next, now);
         let slots = self.slots.values_mut().flat_map(BTreeMap::values_mut);
@@ -407,6 +417,9 @@ impl JobBook {
             }
             if let Some(end) = &mut job.last_end {
                 end.at = moved(end.at);
+            }
+            for kept in job.checkpoints.iter_mut().chain(job.outputs.as_deref_mut()) {
+                kept.registered_at = moved(kept.registered_at);
             }
         }
     }

@@ -86,6 +86,12 @@ pub const JOBS_UNFINISHED_MAX: usize = 4096;
 pub const JOBS_FINISHED_MAX: usize = 1024;
 /// Largest total size of all kept submissions, in bytes; most have a few hundred.
 pub const JOBS_BYTES_MAX: u64 = 64 * 1024 * 1024;
+/// Shortest time between two checkpoints of a job in milliseconds: each is a log entry of up to half a
+/// megabyte, and a node that makes more asks again.
+pub const CHECKPOINT_INTERVAL_MS: u64 = 1_000;
+/// Largest total size of the statements about data of jobs with their wraps, in bytes: a thousand checkpoints
+/// in a circle with fifty recipients. Checkpoints of finished jobs make room.
+pub const JOB_DATA_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// Time from the first failure of a job to its next attempt; each further failure doubles it.
 pub const JOB_BACKOFF_MS: u64 = 5_000;
 /// Longest time from a failure of a job to its next attempt.
@@ -153,6 +159,11 @@ const _: () = {
     );
 };
 const _: () = assert!(JOBS_BYTES_MAX <= SNAPSHOT_BYTES_MAX as u64 / 16, "a snapshot holds submissions");
+const _: () = assert!(JOB_DATA_BYTES_MAX <= SNAPSHOT_BYTES_MAX as u64 / 16, "a snapshot holds data of jobs");
+const _: () = assert!(
+    protocol::job_data::JOB_DATA_BYTES_MAX + COMMAND_FRAME_BYTES_MAX <= COMMAND_BYTES_MAX,
+    "a registration fits into the log"
+);
 const _: () = assert!(JOB_BACKOFF_MS < JOB_BACKOFF_MS_MAX && JOB_ENDS_KEPT_MAX * 64 <= STEP_BYTES_MAX / 2);
 const _: () = assert!(REBALANCE_CALM_MS > DRAIN_MS + AVOID_MS, "a move is over before the next one begins");
 const _: () = assert!(PREEMPTIONS_MAX < PLAN_STEPS_MAX, "a plan has room for other steps");

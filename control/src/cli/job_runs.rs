@@ -11,9 +11,12 @@ use anyhow::Result;
 use clap::Args;
 use protocol::api::Page;
 use protocol::display::counted;
-use protocol::job_api::{JobLogLine, JobLogPage, JobSlotView, JobView, SubmitJobBody, SubmittedJob};
+use protocol::job_api::{
+    JobLogLine, JobLogPage, JobSlotView, JobView, RetryJobBody, SubmitJobBody, SubmittedJob,
+};
 use protocol::manifest::Manifest;
-use protocol::{JobId, ParameterName, Refusal, ServiceName, error_code};
+use protocol::{CheckpointName, JobId, ParameterName, Refusal, ServiceName, error_code};
+use serde::Serialize;
 use std::path::Path;
 
 /// States in which a job has ended.
@@ -59,7 +62,23 @@ pub(crate) struct JobLogsArguments {
 #[derive(Debug, Args)]
 pub(crate) struct JobIdArguments {
     /// Id of the job, or the beginning of it
+    pub(super) id: String,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  quorate job retry 3f9c
+  quorate job retry 3f9c --from step-000400
+
+The next attempt begins with the newest checkpoint. With --from it begins with an earlier one, and those
+after it are forgotten.")]
+pub(crate) struct JobRetryArguments {
+    /// Id of the job, or the beginning of it
     id: String,
+    /// Checkpoint to begin with
+    #[arg(long, value_name = "CHECKPOINT")]
+    from: Option<CheckpointName>,
 }
 
 pub(super) async fn submit(arguments: JobSubmitArguments, environment: &Environment) -> Result<()> {
@@ -132,18 +151,24 @@ pub(super) async fn logs(arguments: JobLogsArguments, environment: &Environment)
 }
 
 pub(super) async fn cancel(arguments: JobIdArguments, environment: &Environment) -> Result<()> {
-    order(arguments, "cancel", "cancelled", environment).await
-}
-
-pub(super) async fn retry(arguments: JobIdArguments, environment: &Environment) -> Result<()> {
-    order(arguments, "retry", "placed into the queue again", environment).await
-}
-
-async fn order(arguments: JobIdArguments, verb: &str, done: &str, environment: &Environment) -> Result<()> {
-    let client = environment.context()?.client()?;
-    let id = find(&client, &arguments.id).await?;
     let nothing = serde_json::Map::new();
-    let answer: serde_json::Value = client.post(&format!("/v1/jobs/{id}/{verb}"), &nothing).await?;
+    order(&arguments.id, ("cancel", "cancelled"), &nothing, environment).await
+}
+
+pub(super) async fn retry(arguments: JobRetryArguments, environment: &Environment) -> Result<()> {
+    let body = RetryJobBody { from: arguments.from };
+    order(&arguments.id, ("retry", "placed into the queue again"), &body, environment).await
+}
+
+async fn order(
+    id: &str,
+    (verb, done): (&str, &str),
+    body: &impl Serialize,
+    environment: &Environment,
+) -> Result<()> {
+    let client = environment.context()?.client()?;
+    let id = find(&client, id).await?;
+    let answer: serde_json::Value = client.post(&format!("/v1/jobs/{id}/{verb}"), body).await?;
     environment.output().print(&answer, |_| format!("job {} is {done}", id.short()));
     Ok(())
 }
@@ -174,7 +199,7 @@ fn verdict(view: &JobView) -> Result<(), Refusal> {
 }
 
 /// Returns the id of the one job whose id begins so.
-async fn find(client: &ControlClient, beginning: &str) -> Result<JobId> {
+pub(super) async fn find(client: &ControlClient, beginning: &str) -> Result<JobId> {
     if let Ok(id) = beginning.parse() {
         return Ok(id);
     }

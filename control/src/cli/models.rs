@@ -297,11 +297,7 @@ async fn sweep(arguments: SweepArguments, context: &Context, environment: &Envir
 /// Removes from this node's cache the trees of artifacts that are not registered, such as forgotten ones.
 async fn remove_unregistered_trees(session: &Session, directory: &Path) -> Result<()> {
     let records: Vec<ModelRecord> = session.client.list("/v1/models").await?;
-    let tree = |record: &ModelRecord| match record.kind {
-        StoredKind::Artifact { tree } => Some(tree),
-        StoredKind::Model => None,
-    };
-    let registered: BTreeSet<ArtifactRoot> = records.iter().filter_map(tree).collect();
+    let registered: BTreeSet<ArtifactRoot> = records.iter().filter_map(|record| record.kind.tree()).collect();
     let cache = node::artifact_cache(directory)?;
     let removed = cache.retain(&registered).map_err(|error| Refusal::of(error.code(), &error))?;
     if !removed.is_empty() {

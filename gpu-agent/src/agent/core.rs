@@ -5,6 +5,7 @@
 //! grant that only verification creates.
 
 mod book;
+mod data_places;
 mod gang;
 mod halts;
 mod job_book;
@@ -24,6 +25,7 @@ pub(crate) mod testing;
 mod tests;
 
 pub use book::{BookError, Held, OrderBook};
+pub use data_places::{DataPlaces, data_places};
 pub use gang::{GangOrders, slot_address};
 pub use halts::{halt_on, halted_slots};
 pub use job_book::{HeldJob, JobOrderBook, JobSlotEnd, accepted_report, job_key};

@@ -32,16 +32,16 @@ use tokio::net::TcpListener;
 const NODES: [u8; 3] = [21, 22, 23];
 const RANKS: usize = 2;
 
-fn identity(node: usize) -> Identity {
+pub(crate) fn identity(node: usize) -> Identity {
     Identity::from_seed(&[NODES[node]; 32])
 }
 
-fn node_id(node: usize) -> NodeId {
+pub(crate) fn node_id(node: usize) -> NodeId {
     NodeId(identity(node).public_key())
 }
 
 /// Packs the test program, with the libraries that it needs.
-fn pack(program: &Path, work: &Path) -> (PathBuf, ArtifactRoot) {
+pub(crate) fn pack(program: &Path, work: &Path) -> (PathBuf, ArtifactRoot) {
     fs::create_dir(work).unwrap();
     let mut builder = ArtifactBuilder::new(work, ArtifactLimits::default()).unwrap();
     let mut add = |path: &str, from: &Path| {
@@ -96,13 +96,13 @@ fn order(world: &TestCircle, node: usize) -> SignedJobOrder {
 }
 
 /// Directory of one node, and its keys.
-struct GangNode {
-    directory: PathBuf,
-    admission: NodeAdmission,
+pub(crate) struct GangNode {
+    pub(crate) directory: PathBuf,
+    pub(crate) admission: NodeAdmission,
 }
 
 impl GangNode {
-    fn new(directory: PathBuf, number: usize, address: Option<String>) -> Self {
+    pub(crate) fn new(directory: PathBuf, number: usize, address: Option<String>) -> Self {
         fs::create_dir(&directory).unwrap();
         fs::set_permissions(&directory, fs::Permissions::from_mode(0o755)).unwrap();
         let encryption = EncryptionSecret::create(&directory.join("encryption.key")).unwrap();
@@ -115,7 +115,7 @@ impl GangNode {
         Self { directory, admission: claimed_by(&identity(number), admission) }
     }
 
-    fn start(
+    pub(crate) fn start(
         &self,
         number: usize,
         control: &Control,
@@ -169,7 +169,14 @@ fn assign(control: &Control, start: bool) {
     control.say(|script| {
         for node in 0..RANKS {
             let (order, peer) = (order(&script.world, node), order(&script.world, 1 - node));
-            let job = JobAssignment { order, start, peers: vec![peer], artifact: None };
+            let job = JobAssignment {
+                order,
+                start,
+                peers: vec![peer],
+                artifact: None,
+                inputs: vec![],
+                checkpoint: None,
+            };
             let desired = Desired { assignments: vec![], routes: None, jobs: vec![job] };
             script.desired_of.insert(node_id(node), desired);
         }

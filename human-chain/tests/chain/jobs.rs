@@ -26,7 +26,7 @@ pub(crate) fn approve_job(state: &mut CircleState, job: JobManifest) {
 }
 
 /// Returns a circle with this job in force.
-fn approved(job: JobManifest) -> CircleState {
+pub(crate) fn approved(job: JobManifest) -> CircleState {
     let mut state = circle();
     approve_job(&mut state, job);
     state
@@ -64,7 +64,7 @@ fn signed_by(who: &str, submission: JobSubmission) -> SignedSubmission {
 }
 
 /// Returns a sound order for the last slot, with its last ranks.
-fn order(state: &CircleState) -> JobOrder {
+pub(crate) fn order(state: &CircleState) -> JobOrder {
     let submission = unsigned(submission(state));
     JobOrder {
         circle: state.id(),

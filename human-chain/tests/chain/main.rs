@@ -13,6 +13,7 @@ mod full_circle;
 mod genesis;
 mod halts;
 mod history;
+mod job_data;
 mod jobs;
 mod kept;
 mod known;

@@ -11,12 +11,13 @@ use crate::limits::{GANG_BYTES_MAX, JOBS_BYTES_MAX, JOBS_UNFINISHED_MAX};
 use human_chain::{ChainError, check_submission};
 use protocol::canonical::to_bytes;
 use protocol::error_code::{
-    COMMAND_INVALID, IDEMPOTENCY_KEY_REUSED, JOB_NEVER_FITS, JOB_NOT_ENDED, JOB_NOT_FOUND, LIMIT_REACHED,
+    COMMAND_INVALID, IDEMPOTENCY_KEY_REUSED, JOB_DATA_MISSING, JOB_NEVER_FITS, JOB_NOT_ENDED, JOB_NOT_FOUND,
+    LIMIT_REACHED,
 };
 use protocol::job::{JobSubmission, SignedSubmission, Submitter};
 use protocol::limits::SUBMISSION_SECONDS_MAX;
 use protocol::manifest::JobManifest;
-use protocol::{JobId, ServiceName};
+use protocol::{CheckpointName, JobId, ServiceName};
 
 /// Makes the submission that the holder of a token asks for. The same request under the same key is one job.
 pub(super) fn request(cluster: &mut Cluster, actor: &Actor, request: &JobRequest) -> Result<Reply, Refusal> {
@@ -158,8 +159,14 @@ pub(super) fn cancel(cluster: &mut Cluster, actor: &Actor, id: JobId) -> Result<
     Ok(Reply::Done)
 }
 
-/// Places a job that failed or was cancelled into the queue again, if its submission may still run.
-pub(super) fn retry(cluster: &mut Cluster, actor: &Actor, id: JobId) -> Result<Reply, Refusal> {
+/// Places a job that failed or was cancelled into the queue again, if its submission may still run. Its next
+/// attempt begins with the checkpoint `from`, or with the newest.
+pub(super) fn retry(
+    cluster: &mut Cluster,
+    actor: &Actor,
+    id: JobId,
+    from: Option<&CheckpointName>,
+) -> Result<Reply, Refusal> {
     let job = known(cluster, id)?;
     if !matches!(job.state, JobState::Failed | JobState::Cancelled) {
         let message = format!(
@@ -171,6 +178,11 @@ pub(super) fn retry(cluster: &mut Cluster, actor: &Actor, id: JobId) -> Result<R
     }
     check_submission(circle(cluster)?, &job.signed, cluster.now.0)?;
     check_places(cluster, 0)?;
+    let mut returned = |name| cluster.jobs.jobs.get_mut(&id).is_some_and(|job| job.return_to(name));
+    if let Some(name) = from.filter(|name| !returned(name)) {
+        let message = format!("job {} has no checkpoint `{name}`", id.short());
+        return Err(Refusal::new(JOB_DATA_MISSING, message));
+    }
     cluster.jobs.requeue(id, cluster.now);
     debug_assert!(cluster.jobs.gang(id).next().is_none(), "a job in the queue holds no slot");
     cluster.audit.record(cluster.now, &actor.to_string(), "retry-job", &subject(id), "");

@@ -210,8 +210,8 @@ fn a_failed_rank_ends_the_gang_and_a_retry_begins_again() {
     assert_eq!(state(&world, id), JobState::Failed);
     let end = world.cluster.jobs().jobs()[&id].last_end.clone().unwrap();
     assert_eq!(end.ends, [RankEnd { rank: 1, outcome: RankOutcome::Exited { code: 137 } }]);
-    world.must(Action::RetryJob { id });
-    assert_eq!(verdict(&world, Actor::Scheduler, Action::RetryJob { id }), "job-not-ended");
+    world.must(Action::RetryJob { id, from: None });
+    assert_eq!(verdict(&world, Actor::Scheduler, Action::RetryJob { id, from: None }), "job-not-ended");
     world.job_reports = BTreeMap::new();
     for _ in 0..3 {
         world.heartbeat_all();

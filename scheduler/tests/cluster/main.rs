@@ -14,6 +14,7 @@ mod format;
 mod former_holders;
 mod full_circle;
 mod halts;
+mod job_data;
 mod job_life;
 mod job_places;
 mod jobs;

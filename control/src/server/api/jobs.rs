@@ -1,20 +1,23 @@
-//! Jobs: submission, state, logs, cancellation and retry.
+//! Jobs: submission, state, logs, data, cancellation and retry.
 
-use super::{ApiResult, Done, PAGE_MAX};
+use super::{ApiResult, Done};
 use crate::server::auth::Submitter;
 use crate::server::extract::{LeaderRead, Submission};
-use crate::server::paging::json_number;
-use crate::server::problem::{Failure, accepted, effect_unknown, unavailable};
+use crate::server::paging::{PageParameters, PageRequest, PagedList, json_number};
+use crate::server::problem::{Failure, accepted, effect_unknown};
 use axum::Json;
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
 use axum::extract::{Path, Query};
 use host::random::random_bytes;
 use protocol::api::Page;
 use protocol::job::SignedSubmission;
-use protocol::job_api::{JobLogPage, JobView, SubmitJobBody, SubmittedJob};
-use protocol::{Digest, JobId, TokenName, error_code};
+use protocol::job_api::{JobLogPage, JobView, RetryJobBody, SubmitJobBody, SubmittedJob};
+use protocol::job_data::{JobDataView, MemberJobData};
+use protocol::model::{ModelRecord, SignedWrapRequest};
+use protocol::{Digest, JobId, ModelRoot, Refusal, TokenName, error_code};
 use scheduler::{Action, Actor, JobRequest, Reply};
 use serde::Deserialize;
+use std::ops::Bound;
 
 /// Runs an approved job with these parameters; no vote is needed. The same request under the same
 /// idempotency key is one job, for as long as the job is known.
@@ -84,15 +87,67 @@ pub(super) async fn cancel(
     server.change(caller, key, Action::CancelJob { id }).await
 }
 
-/// Places a job that failed or was cancelled into the queue again.
+/// Places a job that failed or was cancelled into the queue again. Its next attempt begins with the newest
+/// checkpoint, or with the one that the body names: later ones are forgotten then.
 #[utoipa::path(post, path = "/v1/jobs/{id}/retry", params(("id" = JobId, Path)),
-    responses((status = 200, body = Done)), tag = "jobs")]
+    request_body = Option<RetryJobBody>, responses((status = 200, body = Done)), tag = "jobs")]
 pub(super) async fn retry(
     Submission { caller, key, server }: Submission<Submitter>,
     id: Result<Path<JobId>, PathRejection>,
+    body: Result<Option<Json<RetryJobBody>>, JsonRejection>,
 ) -> ApiResult<Done> {
+    let (Path(id), body) = (id?, body?);
+    let from = body.and_then(|Json(RetryJobBody { from })| from);
+    server.change(caller, key, Action::RetryJob { id, from }).await
+}
+
+/// The checkpoints of a job, oldest first, and its outputs.
+#[utoipa::path(get, path = "/v1/jobs/{id}/data", params(("id" = JobId, Path)),
+    responses((status = 200, body = Page<JobDataView>)), tag = "jobs")]
+pub(super) async fn data(
+    LeaderRead { server, .. }: LeaderRead,
+    id: Result<Path<JobId>, PathRejection>,
+) -> ApiResult<Page<JobDataView>> {
     let Path(id) = id?;
-    server.change(caller, key, Action::RetryJob { id }).await
+    let items = server.cluster(|cluster| scheduler::job_data_views(cluster, id));
+    items.map(|items| Json(Page::whole(items))).ok_or_else(|| no_job(id))
+}
+
+/// The checkpoints and outputs of a job, with their keys for the member that asks.
+///
+/// The member's signature opens this, and no token does: a wrap leaves control only for its recipient.
+#[utoipa::path(post, path = "/v1/jobs/{id}/data/mine", params(("id" = JobId, Path)),
+    request_body = SignedWrapRequest, responses((status = 200, body = MemberJobData)), tag = "jobs")]
+pub(super) async fn data_of_member(
+    LeaderRead { server, .. }: LeaderRead,
+    id: Result<Path<JobId>, PathRejection>,
+    body: Result<Json<SignedWrapRequest>, JsonRejection>,
+) -> ApiResult<MemberJobData> {
+    let (Path(id), Json(signed)) = (id?, body?);
+    server.cluster(|cluster| {
+        let missing = || Failure::new(error_code::CIRCLE_NOT_FOUNDED, "the circle is not founded yet");
+        let state = cluster.circle_state().ok_or_else(missing)?;
+        human_chain::check_wrap_request(state, &signed).map_err(Refusal::from)?;
+        let data = scheduler::member_job_data(cluster, id, &signed.request.member);
+        data.map(Json).ok_or_else(|| no_job(id))
+    })
+}
+
+/// A page of the stored items of all data of jobs that is kept, by root. A collection of garbage keeps them.
+#[utoipa::path(get, path = "/v1/job-data", params(PageParameters),
+    responses((status = 200, body = Page<ModelRecord>)), tag = "jobs")]
+pub(super) async fn stored_data(
+    LeaderRead { server, .. }: LeaderRead,
+    query: Result<Query<PageParameters>, QueryRejection>,
+) -> ApiResult<Page<ModelRecord>> {
+    let page: PageRequest<ModelRoot> = PageRequest::of(PagedList::JobData, query)?;
+    let (items, next_page_token) = server.cluster(|cluster| {
+        let after = page.after.map_or(Bound::Unbounded, Bound::Excluded);
+        let stored = scheduler::stored_job_data(cluster);
+        let behind = stored.range((after, Bound::Unbounded));
+        page.take(behind.map(|(root, record)| (*root, record.clone())))
+    });
+    Ok(Json(Page { items, next_page_token }))
 }
 
 /// Query parameters of a page of a job's lines.
@@ -120,10 +175,7 @@ pub(super) async fn logs(
     if server.cluster(|cluster| !cluster.jobs().jobs().contains_key(&id)) {
         return Err(no_job(id));
     }
-    let term = server.lock_leadership().as_ref().map(|leadership| leadership.term.0);
-    let epoch = term.ok_or_else(|| unavailable("this replica has lost leadership"))?;
-    let mut logs = server.job_logs.lock().expect("no holder of this lock panics");
-    Ok(Json(logs.page(epoch, id, rank, after, PAGE_MAX)))
+    server.job_lines(id, rank, after).map(Json)
 }
 
 fn no_job(id: JobId) -> Failure {

@@ -66,7 +66,7 @@ impl JobScene {
         let signer = &self.scene.world.control[0];
         let signature = signer.sign(JOB_ORDER_DOMAIN, &to_bytes(&order));
         let order = SignedJobOrder { order, signer: signer.public_key(), signature };
-        JobAssignment { order, start, peers: vec![], artifact: None }
+        JobAssignment { order, start, peers: vec![], artifact: None, inputs: vec![], checkpoint: None }
     }
 
     fn actions(&self, assigned: &[JobAssignment]) -> Vec<JobAction> {
