@@ -92,6 +92,7 @@ Examples:
   quorate model forget old-minilm
   quorate model forget old-minilm --grace 0s --reason 'replaced by minilm-2'
   quorate artifact forget old-trainer
+  quorate dataset forget old-corpus
 
 The members vote, as on any sensitive change. Once approved, no service or job can name the item again,
 and its name is never given to another. After the grace period its key is deleted, which removes the item

@@ -21,7 +21,7 @@ use protocol::job_data::{JOB_DATA_DOMAIN, JobData, JobDataKind, JobDataSource, R
 use protocol::job_report::{ArtifactSource, JobAssignment, JobSlotReport, JobSlotState, RankOutcome};
 use protocol::manifest::{ArtifactChoice, Manifest, ModelChoice};
 use protocol::model::{ErasureCode, ModelRecord, Recipient, StoreReference, StoredKind};
-use protocol::{Digest, ErrorCode, Fence, JobId, Refusal, SlotIndex, error_code};
+use protocol::{ArtifactRoot, Digest, ErrorCode, Fence, JobId, Refusal, SlotIndex, error_code};
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -35,7 +35,10 @@ const NODES: usize = 3;
 struct DataWorld {
     directory: tempfile::TempDir,
     control: Control,
+    nodes: Vec<GangNode>,
     agents: Vec<Agent>,
+    program: PathBuf,
+    packed: (PathBuf, ArtifactRoot),
     /// Locations of models and datasets that control sends with each order.
     inputs: Vec<ArtifactSource>,
 }
@@ -87,7 +90,7 @@ impl DataWorld {
             node.start(number, &control, &program, &packed, Some(listener))
         };
         let agents = nodes.iter().zip(opened).enumerate().map(start).collect();
-        Self { directory, control, agents, inputs }
+        Self { directory, control, nodes, agents, program, packed, inputs }
     }
 
     /// Makes control assign the slot to a node alone.
@@ -214,7 +217,7 @@ async fn no_rank_begins_with_a_checkpoint_that_does_not_hold() {
     let world = DataWorld::new(&[]).await;
     world.run(0, 1, None).await;
     let sound = source_for(&world.registration(0).await, 1);
-    let tree = protocol::ArtifactRoot(Digest::of(b"another tree"));
+    let tree = ArtifactRoot(Digest::of(b"another tree"));
     let other_tree = |source: &mut JobDataSource| {
         source.signed.data.stored.kind = StoredKind::JobData { tree };
     };
@@ -257,6 +260,19 @@ async fn an_output_that_leads_out_fails_the_attempt_by_name() {
     assert_eq!(ended.ends[0].outcome, RankOutcome::Exited { code: 0 }, "its ranks succeeded");
     let refusal = ended.refusal.expect("its outputs are refused");
     assert_eq!(refusal.code, error_code::ARTIFACT_LINK_REFUSED, "{refusal}");
+    assert!(world.control.script().job_data.is_empty(), "nothing was registered");
+    world.stop().await;
+}
+
+/// The attack is two sparse files, each below the bound of its area: to read them would fill the node's disk.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn outputs_of_too_many_bytes_fail_the_attempt_by_name() {
+    let world = DataWorld::new(&["too-large"]).await;
+    world.run(0, 1, None).await;
+    let ended = world.until(0, 1, JobSlotState::Ended).await;
+    assert_eq!(ended.ends[0].outcome, RankOutcome::Exited { code: 0 }, "its ranks succeeded");
+    let refusal = ended.refusal.expect("its outputs are refused");
+    assert_eq!(refusal.code, error_code::ARTIFACT_TOO_LARGE, "{refusal}");
     assert!(world.control.script().job_data.is_empty(), "nothing was registered");
     world.stop().await;
 }
@@ -323,6 +339,37 @@ async fn an_agent_that_is_killed_in_mid_import_leaves_nothing_registered() {
     assert_eq!((kept.attempt, kept.node), (2, node_id(1)));
     assert_eq!(kept.stored.kind, lost.signed.data.stored.kind, "the same tree");
     assert_ne!(kept.stored.root, lost.signed.data.stored.root, "under a key of its own");
+    world.stop().await;
+}
+
+/// The crash: the agent is killed while a job runs, and started again. Its job has ended, no file of its
+/// areas is left, and nothing is registered a second time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_that_starts_again_has_no_areas_of_its_last_jobs() {
+    let mut world = DataWorld::new(&[]).await;
+    world.run(0, 1, None).await;
+    world.registration(0).await;
+    let areas = world.directory.path().join("node-0/agent/areas");
+    assert!(objects(&areas).iter().any(|path| path.ends_with("checkpoint/step-1/weights")), "it has files");
+    world.agents.remove(0).kill().await;
+    world.control.say(|script| {
+        script.last_of.remove(&node_id(0));
+        script.desired_of.remove(&node_id(0));
+    });
+    let again = world.nodes[0].start(0, &world.control, &world.program, &world.packed, None);
+    world.agents.push(again);
+    let is_back = |script: &crate::control::ControlScript| {
+        let report = script.last_of.get(&node_id(0))?;
+        report.jobs.iter().all(|job| job.state == JobSlotState::Ended).then_some(())
+    };
+    world.control.until("the agent is back", is_back).await;
+    assert_eq!(objects(&areas), [""; 0]);
+    assert_eq!(world.control.script().job_data.len(), 1);
+    // The other node resumes from what was registered before.
+    let kept = world.registration(0).await;
+    world.run(1, 2, Some(source_for(&kept, 1))).await;
+    let ended = world.until(1, 2, JobSlotState::Ended).await;
+    assert_eq!(ended.ends[0].outcome, RankOutcome::Exited { code: 0 });
     world.stop().await;
 }
 
@@ -431,7 +478,8 @@ async fn models_and_datasets_appear_read_only_under_their_names() {
     let lines = world.control.script().rank_lines.clone();
     assert_eq!(ended.refusal, None, "{lines:?}");
     assert_eq!(ended.ends[0].outcome, RankOutcome::Exited { code: 0 }, "{lines:?}");
-    assert_eq!(lines, ["read 700000 and 1200000 bytes", "inputs are read-only"]);
+    // A batch of lines is sent again if its answer is lost.
+    assert_eq!(lines[..2], ["read 700000 and 1200000 bytes", "inputs are read-only"]);
     // Attacks of a hostile control: it names other items than those that members approved, or none.
     let (dataset, model) = (world.inputs[0].clone(), world.inputs[1].clone());
     let elsewhere = ModelRecord { stores: vec![], ..model.record.clone() };

@@ -125,10 +125,13 @@ impl GangNode {
     ) -> Agent {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let (count, directory) = (COUNT.fetch_add(1, Ordering::Relaxed), self.directory.join("agent"));
-        fs::create_dir(&directory).unwrap();
+        let is_first = !directory.exists();
+        fs::create_dir_all(&directory).unwrap();
         fs::set_permissions(&directory, fs::Permissions::from_mode(0o700)).unwrap();
         let cache = ArtifactCache::open(&directory.join("artifacts"), 1 << 30).unwrap();
-        cache.insert(*root, &File::open(packed).unwrap()).unwrap();
+        if is_first {
+            cache.insert(*root, &File::open(packed).unwrap()).unwrap();
+        }
         let launcher = SandboxLauncher::new(LauncherConfig {
             program: program.to_path_buf(),
             arguments: vec!["sandbox-init".into()],

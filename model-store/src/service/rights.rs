@@ -190,4 +190,60 @@ mod tests {
             assert_eq!(found, expected, "{facts:?} by {} silent {silent}", peer.short());
         }
     }
+
+    /// Returns every combination of the facts of a sealed import.
+    fn all_sealed() -> Vec<ImportFacts> {
+        let mut all = Vec::new();
+        for bits in 0_u8..64 {
+            let bit = |at: u8| bits & (1 << at) != 0;
+            let seal = Seal {
+                root: root(1),
+                sealed_at: SEALED_AT,
+                is_named: bit(0),
+                is_forgotten: bit(1),
+                is_job_data: bit(2),
+            };
+            let writer = bit(3).then_some(WRITER);
+            all.push(ImportFacts { writer, seal: Some(seal), is_empty: bit(4), is_certain: bit(5) });
+        }
+        all
+    }
+
+    fn with_mark(facts: ImportFacts, is_job_data: bool) -> ImportFacts {
+        ImportFacts { seal: facts.seal.map(|seal| Seal { is_job_data, ..seal }), ..facts }
+    }
+
+    #[test]
+    fn the_mark_of_job_data_changes_removals_alone() {
+        for facts in all_sealed() {
+            let (data, model) = (with_mark(facts, true), with_mark(facts, false));
+            for peer in [WRITER, OTHER] {
+                assert_eq!(write_rule(&data, &peer), write_rule(&model, &peer), "{facts:?}");
+                for (to, is_named) in [(1, false), (1, true), (2, false), (2, true)] {
+                    let may = |facts| may_seal(&facts, root(to), is_named, &peer);
+                    assert_eq!(may(data), may(model), "{facts:?}");
+                }
+            }
+        }
+    }
+
+    /// Attacks of every peer at every time: a model that a service names goes by decision alone, marked or
+    /// not, and a peer that wrote nothing removes no shard of a job's data while a job may need it.
+    #[test]
+    fn no_mark_and_no_time_removes_what_is_in_use() {
+        let held = Duration::from_millis(JOB_DATA_HELD_MS);
+        for facts in all_sealed() {
+            let seal = facts.seal.expect("it is sealed");
+            for now in [SEALED_AT - held, SEALED_AT, SEALED_AT + held, SEALED_AT + 10 * held] {
+                for (peer, silent) in [(WRITER, false), (WRITER, true), (OTHER, false), (OTHER, true)] {
+                    let may = may_remove(&facts, &peer, now, silent);
+                    let is_in_use = seal.is_named
+                        || !seal.is_job_data && peer == OTHER
+                        || peer == OTHER && now <= SEALED_AT + held && !facts.is_empty;
+                    assert!(!may || seal.is_forgotten || !is_in_use, "{facts:?} at {now:?}");
+                    assert!(may || !seal.is_forgotten, "a decision removes all: {facts:?}");
+                }
+            }
+        }
+    }
 }

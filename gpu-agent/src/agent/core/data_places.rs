@@ -59,25 +59,58 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_node_that_did_not_take_a_shard_is_left_out() {
+    /// Returns a circle of so many storage nodes with two disks each, and a node without any.
+    fn circle(storing: u8) -> TestCircle {
         let node = |number: u8| {
-            let identity = Identity::from_seed(&[number; 32]);
-            let encryption = human_chain::MemberSecret::generate(&[number; 64]).public().encryption;
+            let identity = Identity::from_seed(&[number + 150; 32]);
+            let encryption = human_chain::MemberSecret::generate(&[number + 150; 64]).public().encryption;
             let mut node = admission(&format!("node-{number}"), &identity, encryption);
-            node.roles.insert(NodeRole::Storage);
-            let address = format!("127.0.0.1:{number}");
-            let stores = ["disk-0", "disk-1"].map(|name| name.parse().unwrap()).into();
-            node.storage = Some(StorageEndpoint { address, stores });
+            if number > 0 {
+                node.roles.insert(NodeRole::Storage);
+                let address = format!("127.0.0.1:{number}");
+                let stores = ["disk-0", "disk-1"].map(|name| name.parse().unwrap()).into();
+                node.storage = Some(StorageEndpoint { address, stores });
+            }
             crate::agent::core::testing::claimed_by(&identity, node)
         };
-        let world = TestCircle::new(vec![node(1), node(2), node(3)], &["127.0.0.1:9".into()], NOW);
+        TestCircle::new((0..=storing).map(node).collect(), &["127.0.0.1:9".into()], NOW)
+    }
+
+    fn failed(nodes: &[u8]) -> BTreeSet<String> {
+        nodes.iter().map(|node| format!("node-{node}")).collect()
+    }
+
+    #[test]
+    fn every_storage_node_is_a_place_and_no_other() {
+        for storing in 0..=7 {
+            let world = circle(storing);
+            let places = data_places(&world.state, &BTreeSet::new());
+            let count = usize::from(storing);
+            assert_eq!(places.stores.len(), 2 * count);
+            assert!(places.stores.iter().all(|store| store.failure_domain != "node-0"));
+            for store in &places.stores {
+                let expected = format!("node://{}/disk-", store.failure_domain);
+                assert!(store.url.starts_with(&expected), "{}", store.url);
+            }
+            assert!(count < 2 || places.erasure.shards() <= count, "{storing} nodes");
+            // A node without a store that failed makes no difference.
+            assert_eq!(data_places(&world.state, &failed(&[0])), places);
+        }
+    }
+
+    #[test]
+    fn a_node_that_did_not_take_a_shard_is_left_out() {
+        let world = circle(3);
         let all = data_places(&world.state, &BTreeSet::new());
         assert_eq!((all.stores.len(), all.erasure.shards()), (6, 3));
-        let rest = data_places(&world.state, &BTreeSet::from(["node-2".to_string()]));
+        let rest = data_places(&world.state, &failed(&[2]));
         let urls: Vec<&str> = rest.stores.iter().map(|store| store.url.as_str()).collect();
         let expected =
             ["node://node-1/disk-0", "node://node-1/disk-1", "node://node-3/disk-0", "node://node-3/disk-1"];
         assert_eq!((urls, rest.erasure.shards()), (expected.to_vec(), 2));
+        // Two nodes keep a shard each, and one node alone has no place for the second.
+        let two = data_places(&world.state, &failed(&[1, 2]));
+        assert_eq!((two.stores.len(), two.erasure.shards()), (2, 2));
+        assert_eq!(data_places(&world.state, &failed(&[1, 2, 3])).stores, []);
     }
 }

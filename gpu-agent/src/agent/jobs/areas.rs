@@ -165,6 +165,47 @@ mod tests {
         assert_eq!(fs::read_dir(directory.path().join("areas")).unwrap().count(), 0);
     }
 
+    /// The attack is a link to a directory of the machine: its files must outlive the slot, and keep their
+    /// modes.
+    #[test]
+    fn no_link_is_followed_when_areas_go() {
+        let directory = tempfile::tempdir().unwrap();
+        let host = directory.path().join("host");
+        fs::create_dir(&host).unwrap();
+        fs::write(host.join("file"), "x").unwrap();
+        fs::set_permissions(&host, Permissions::from_mode(0o755)).unwrap();
+        let all = JobAreas::new(directory.path());
+        all.clear().unwrap();
+        let areas = all.make("train.0.1.1").unwrap();
+        for at in [areas.checkpoint(), areas.outputs(), areas.fresh_work().unwrap()] {
+            std::os::unix::fs::symlink(&host, at.join("link")).unwrap();
+        }
+        open_up(&areas.path).unwrap();
+        assert_eq!(fs::metadata(&host).unwrap().permissions().mode() & 0o777, 0o755);
+        drop(areas);
+        all.clear().unwrap();
+        assert_eq!(fs::read_to_string(host.join("file")).unwrap(), "x");
+    }
+
+    #[test]
+    fn each_input_has_an_empty_directory_that_ranks_can_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let all = JobAreas::new(directory.path());
+        all.clear().unwrap();
+        let areas = all.make("train.0.1.1").unwrap();
+        let (map, to) = areas.input(0).unwrap();
+        let (other_map, other) = areas.input(1).unwrap();
+        assert!(map != other_map && to != other && !map.exists());
+        assert_eq!(fs::metadata(&to).unwrap().permissions().mode() & 0o777, 0o755);
+        assert_eq!(fs::read_dir(&to).unwrap().count(), 0);
+        assert_eq!(areas.input(0).unwrap_err().kind(), ErrorKind::AlreadyExists, "never two in one");
+        // Two slots share nothing.
+        let second = all.make("train.1.1.1").unwrap();
+        assert!(second.input(0).is_ok() && second.checkpoint() != areas.checkpoint());
+        drop(second);
+        assert!(to.is_dir(), "the end of one slot leaves the other's");
+    }
+
     /// The attack is a crash: without the removal, an attempt begins with files that were never registered.
     #[test]
     fn what_a_crash_left_is_gone_before_the_next_attempt() {

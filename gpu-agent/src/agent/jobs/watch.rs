@@ -85,6 +85,27 @@ mod tests {
         assert_eq!(watch.renames().unwrap(), Renames::default(), "each is reported once");
     }
 
+    /// The attack is a flood of renames, beyond what the kernel keeps: it is reported, and the watch is of
+    /// use afterwards.
+    #[test]
+    fn a_flood_of_renames_is_reported_as_incomplete() {
+        let directory = tempfile::tempdir().unwrap();
+        let watch = CheckpointWatch::new(directory.path()).unwrap();
+        let kept = fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap();
+        let kept: usize = kept.trim().parse().unwrap();
+        let [one, two] = ["one", "two"].map(|name| directory.path().join(name));
+        fs::create_dir(&one).unwrap();
+        for _ in 0..=kept / 2 {
+            fs::rename(&one, &two).unwrap();
+            fs::rename(&two, &one).unwrap();
+        }
+        let flood = watch.renames().unwrap();
+        assert!(flood.is_incomplete);
+        assert_eq!(flood.names, ["two", "one"]);
+        fs::rename(&one, &two).unwrap();
+        assert_eq!(watch.renames().unwrap(), Renames { names: vec!["two".into()], is_incomplete: false });
+    }
+
     #[test]
     fn a_directory_from_elsewhere_counts_too_and_a_name_once_in_a_look() {
         let directory = tempfile::tempdir().unwrap();

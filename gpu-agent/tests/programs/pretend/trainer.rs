@@ -11,11 +11,17 @@ const WEIGHTS_BYTES: usize = 1_500_001;
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// Runs the trainer: with `leads-out` it leaves a link to a file of the machine as its output, with `reads`
-/// it reads its inputs, and with `many` it leaves three checkpoints and names that are none.
+/// it reads its inputs, with `many` it leaves three checkpoints and names that are none, and with `too-large`
+/// outputs of more bytes than their area has.
 pub(crate) fn run(arguments: &[String]) -> io::Result<()> {
     let weights: Vec<u8> = (0..WEIGHTS_BYTES).map(|at| (at % 251) as u8).collect();
     if arguments.iter().any(|argument| argument == "leads-out") {
         return symlink("/etc/passwd", "/outputs/passwd");
+    }
+    if arguments.iter().any(|argument| argument == "too-large") {
+        // Each is below the bound of the area, which has a bound for all.
+        let sparse = |name: &str| fs::File::create(format!("/outputs/{name}"))?.set_len(100 << 20);
+        return sparse("one").and_then(|()| sparse("two"));
     }
     if arguments.iter().any(|argument| argument == "reads") {
         return read_inputs();

@@ -67,6 +67,9 @@ impl Fleet {
         let imported = imported.expect("imported");
         assert_eq!(imported.record.kind, StoredKind::JobData { tree: packed.root });
         assert_eq!(imported.record.architecture, "data");
+        // Reads are compared with the files of the sample model.
+        let copy = self.world.model().join(protocol::artifact::ARTIFACT_FILE);
+        std::fs::copy(&packed.path, copy).expect("copied");
         imported
     }
 
@@ -424,7 +427,8 @@ async fn data_of_a_job_goes_with_its_writer_and_once_no_job_can_need_it() {
 #[tokio::test]
 async fn a_collection_removes_data_of_jobs_that_is_not_registered_and_no_model() {
     let fleet = Fleet::new().await;
-    let (data, model) = (fleet.import_job_data(&fleet.importer).await, fleet.import().await);
+    let model = fleet.import().await;
+    let data = fleet.import_job_data(&fleet.importer).await;
     let refused = fleet.sweep(&fleet.hostile, &[]).await;
     assert_eq!((refused.removed.objects, refused.failures.len()), (0, 3), "{refused:?}");
     assert!(fleet.reads(&data).await && fleet.reads(&model).await);
