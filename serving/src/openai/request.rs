@@ -5,7 +5,7 @@
 //! Fields that clients send by default are accepted with a value that has no effect.
 
 use super::error::{ApiError, printable};
-use super::json::{self, ObjectFields, invalid, wrong_type};
+use super::json::{self, ObjectFields, invalid, is_empty, wrong_type};
 use crate::batcher::{EmbedInput, Prompt, StopConditions};
 use crate::engine::chat::Conversation;
 use crate::engine::logits::LogitRules;
@@ -425,10 +425,6 @@ fn ignore_user(fields: &mut ObjectFields) -> Result<(), ApiError> {
         fields.text(name, USER_BYTES_MAX)?;
     }
     Ok(())
-}
-
-fn is_empty(value: &Value) -> bool {
-    value.as_array().is_some_and(Vec::is_empty) || value.as_object().is_some_and(serde_json::Map::is_empty)
 }
 
 fn delivery(fields: &mut ObjectFields) -> Result<Delivery, ApiError> {

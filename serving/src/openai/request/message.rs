@@ -1,8 +1,7 @@
 //! Messages of a conversation: who may write what, field by field.
 
 use super::super::error::{ApiError, printable};
-use super::super::json::{ObjectFields, invalid, wrong_type};
-use super::is_empty;
+use super::super::json::{ObjectFields, invalid, is_empty, wrong_type};
 use crate::engine::chat::{ChatMessage, ToolCall};
 use serde_json::Value;
 
