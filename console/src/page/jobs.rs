@@ -81,7 +81,7 @@ fn badge(state: &str) -> Markup {
     html! { span class=(class) { (line(&state.replace('_', " "))) } }
 }
 
-/// Returns whether a job in this state never runs again by itself.
+/// Returns whether a job in this state never runs again unless a person retries it.
 pub(crate) fn has_ended(state: &str) -> bool {
     matches!(state, "succeeded" | "failed" | "cancelled")
 }

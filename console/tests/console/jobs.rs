@@ -184,7 +184,7 @@ async fn text_of_a_job_is_text_and_for_readers_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_page_of_a_running_job_adds_lines_by_itself() {
+async fn the_page_of_a_running_job_adds_lines_until_it_ends() {
     let mut desk = Desk::of_member(0).await;
     let one = give_jobs(&desk.lab.world);
     desk.go(&format!("/console/jobs/{one}"));
