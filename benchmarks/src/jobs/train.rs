@@ -1,5 +1,6 @@
-//! Training as a gang of two ranks on two nodes, and a node that dies in the middle: the attempt after it begins
-//! with the newest checkpoint, and its outputs are those of a run that nothing disturbed, byte for byte.
+//! Training as a gang of two ranks on two nodes, and a node that dies in the middle: the attempt after it
+//! begins with the newest checkpoint, and its outputs are those of a run that nothing disturbed, byte for
+//! byte.
 
 use super::ours::{JobCluster, JobEnvelope};
 use crate::report::{Bar, BenchmarkReport, ComparisonRow};
@@ -66,8 +67,8 @@ pub(super) async fn measure(cluster: &mut JobCluster, report: &mut BenchmarkRepo
 /// Files of outputs by their paths.
 type OutputFiles = BTreeMap<String, Vec<u8>>;
 
-/// Runs the job to its end; the node of this rank is killed after the first checkpoint. Returns the job and its
-/// outputs.
+/// Runs the job to its end; the node of this rank is killed after the first checkpoint. Returns the job and
+/// its outputs.
 async fn outcome(cluster: &mut JobCluster, victim: Option<u32>) -> Result<(JobView, OutputFiles)> {
     let id = cluster.submit("train", BTreeMap::new()).await?;
     if let Some(rank) = victim {

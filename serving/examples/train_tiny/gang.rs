@@ -1,5 +1,5 @@
-//! The gang of ranks that train together. Rank 0 adds the gradients of all in the order of the ranks, and sends
-//! the sums back, so that every rank has the same bits, and every run of as many ranks has them too.
+//! The gang of ranks that train together. Rank 0 adds the gradients of all in the order of the ranks, and
+//! sends the sums back, so that every rank has the same bits, and every run of as many ranks has them too.
 
 use anyhow::{Context as _, Result, ensure};
 use std::io::{Read as _, Write as _};

@@ -7,7 +7,8 @@
 //! the same machine.
 //!
 //! `train_tiny gang STEPS EVERY` is a rank of a job: all ranks train one model together, with a checkpoint
-//! after each EVERY steps. An attempt that was cut off and continued leaves the same bytes as one that was not.
+//! after each EVERY steps. An attempt that was cut off and continued leaves the same bytes as one that was
+//! not.
 
 mod card;
 mod checkpoint;

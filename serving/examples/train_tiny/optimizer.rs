@@ -1,5 +1,5 @@
-//! AdamW whose moments can be kept and restored: candle's own hides them. The arithmetic is candle's, operation
-//! by operation, so that both make the same bits (Loshchilov and Hutter, "Decoupled weight decay
+//! AdamW whose moments can be kept and restored: candle's own hides them. The arithmetic is candle's,
+//! operation by operation, so that both make the same bits (Loshchilov and Hutter, "Decoupled weight decay
 //! regularization", arXiv 1711.05101).
 
 use candle_core::{Result, Tensor, Var};
