@@ -37,6 +37,18 @@ pub(crate) enum Selection {
     ReleaseForGpu,
 }
 
+/// Packages of the demonstration, and the trainer of one of its jobs.
+const DEMONSTRATION: &[&str] = &[
+    "--package",
+    "control",
+    "--package",
+    "serving",
+    "--package",
+    "demo",
+    "--bins",
+    "--example",
+    "train_tiny",
+];
 /// Packages of a release, the benchmarks that measure it, and the program that they train with.
 const RELEASE: [&str; 10] = [
     "--release",
@@ -71,9 +83,7 @@ impl Selection {
     pub(crate) fn targets(self) -> &'static [&'static str] {
         match self {
             Self::Binaries => &["--package", "control", "--package", "serving", "--bins"],
-            Self::Demonstration => {
-                &["--package", "control", "--package", "serving", "--package", "demo", "--bins"]
-            }
+            Self::Demonstration => DEMONSTRATION,
             Self::Everything => &["--bins", "--tests", "--examples"],
             Self::Release => &RELEASE,
             Self::ReleaseForGpu => &RELEASE_FOR_GPU,
