@@ -23,7 +23,7 @@ use protocol::{
     ReplicaId, ServiceName, SlotIndex, TokenName,
 };
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The actor that requested a command. Tokens are checked again when the command is applied.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -332,6 +332,10 @@ pub struct JobRequest {
     pub priority: Option<u32>,
     /// Time in seconds after which no attempt begins; none = the longest allowed.
     pub deadline_seconds: Option<u64>,
+    /// Jobs and arrays that succeed before an attempt begins.
+    pub after: BTreeSet<JobId>,
+    /// Number of tasks of an array; none = one job.
+    pub array: Option<u32>,
 }
 
 /// The reply to an applied command.

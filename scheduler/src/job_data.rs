@@ -182,6 +182,8 @@ mod tests {
             submitter: Submitter::Token("ann".parse().expect("a name")),
             issued_at: Millis(1),
             deadline: Millis(1_000_000),
+            after: vec![],
+            array: None,
         };
         let signed =
             (0..jobs).map(|number| SignedSubmission { submission: submission(number), signature: None });

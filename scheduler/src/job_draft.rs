@@ -55,6 +55,9 @@ impl Draft<'_> {
         if !waits || job.attempts.checked_add(1) != Some(plan.attempt) {
             return Err(stale(format!("{} does not wait for this attempt", subject_of(plan.id))));
         }
+        if !job.awaits.is_empty() {
+            return Err(stale(format!("{} follows jobs that have not succeeded", subject_of(plan.id))));
+        }
         if submission.deadline <= self.now.0 {
             return Err(stale(format!("the deadline of {} has passed", subject_of(plan.id))));
         }

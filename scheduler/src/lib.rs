@@ -70,6 +70,7 @@ pub use job_fit::check_fits;
 pub use job_views::{job_view, job_views};
 pub use jobs::{
     AttemptEnd, EndCause, Job, JobBook, JobHolding, JobHoldingPhase, JobSlot, JobSlotName, JobState, RankGpu,
+    array_id,
 };
 pub use kept_data::KeptJobData;
 pub use observed::{EvictionInProgress, Liveness, Observed, ObservedNode};

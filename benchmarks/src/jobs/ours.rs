@@ -134,7 +134,8 @@ impl JobCluster {
         parameters: BTreeMap<ParameterName, String>,
     ) -> Result<JobId> {
         let job = job.parse().map_err(anyhow::Error::msg)?;
-        let body = SubmitJobBody { job, parameters, priority: None, deadline_seconds: None };
+        let (after, array) = (BTreeSet::new(), None);
+        let body = SubmitJobBody { job, parameters, priority: None, deadline_seconds: None, after, array };
         let submitted: SubmittedJob = self.client.post("/v1/jobs", &body).await?;
         Ok(submitted.id)
     }

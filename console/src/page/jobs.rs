@@ -121,6 +121,16 @@ fn facts(job: &JobView) -> Markup {
             @for (name, value) in &job.parameters { dt { (name) } dd { (foreign(value)) } }
             dt { "Priority" }
             dd { (job.priority) }
+            @if let Some(task) = &job.array {
+                dt { "Task" }
+                dd { (task.index) " of an array of " (task.count) }
+            }
+            @if !job.after.is_empty() {
+                dt { "Follows" }
+                dd {
+                    @for id in &job.after { a href=(format!("/console/jobs/{id}")) { (id.short()) } " " }
+                }
+            }
             dt { "Attempts" }
             dd {
                 (job.attempts) " (" (counted(job.failures, "failure")) ", "

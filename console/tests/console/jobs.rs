@@ -32,6 +32,8 @@ fn job(name: &str, state: &str) -> JobView {
         submitter: Submitter::Token("ci".parse().unwrap()),
         priority: 40,
         parameters: BTreeMap::from([("steps".parse().unwrap(), "1000".to_string())]),
+        after: vec![],
+        array: None,
         attempts: 2,
         failures: 0,
         lost_nodes: 1,

@@ -4,7 +4,8 @@
 //! that this machine verified, and every byte by the root that the statement names.
 
 use super::Environment;
-use super::job_runs::{JobIdArguments, find};
+use super::job_ids::find;
+use super::job_runs::JobIdArguments;
 use super::models::{Fetched, node_directory};
 use super::output::table;
 use super::sharing::member_key;

@@ -2,6 +2,7 @@
 
 use super::Environment;
 use super::deploy::read_manifest;
+use super::job_ids::{find, find_all, find_set};
 use super::output::table;
 use super::services::POLL_INTERVAL;
 use crate::client::ControlClient;
@@ -27,8 +28,11 @@ const ENDED: [&str; 3] = ["succeeded", "failed", "cancelled"];
 Examples:
   quorate job submit train --set steps=100
   quorate job submit train.toml --set steps=100 --follow
+  quorate job submit sweep --array 20
+  quorate job submit evaluate --after 3f9c
 
-Members approved the job; the submission sets parameters within their bounds, and needs no vote.")]
+An array is as many jobs as --array says; a rank finds the index of its task in JOB_ARRAY_INDEX. With --after
+a job waits until a job, or all tasks of an array, have succeeded. Members approved the job; the submission sets parameters within their bounds, and needs no vote.")]
 pub(crate) struct JobSubmitArguments {
     /// Name of the approved job, or the file of its manifest
     job: String,
@@ -41,8 +45,14 @@ pub(crate) struct JobSubmitArguments {
     /// Time after which no attempt begins
     #[arg(long, value_name = "DURATION")]
     deadline: Option<humantime::Duration>,
+    /// Job or array that succeeds first: its id, or the beginning of it; repeatable
+    #[arg(long, value_name = "ID")]
+    after: Vec<String>,
+    /// Run an array of this many tasks
+    #[arg(long, value_name = "TASKS")]
+    array: Option<u32>,
     /// Print the lines of the ranks until the job has ended
-    #[arg(short, long)]
+    #[arg(short, long, conflicts_with = "array")]
     follow: bool,
 }
 
@@ -57,6 +67,14 @@ pub(crate) struct JobLogsArguments {
     /// Print the lines of this rank only
     #[arg(long)]
     rank: Option<u32>,
+}
+
+/// Jobs of a command that several can be given to.
+#[derive(Debug, Args)]
+pub(crate) struct JobSetArguments {
+    /// Id of a job or an array, or the beginning of it; an array stands for all of its tasks
+    #[arg(value_name = "ID")]
+    set: String,
 }
 
 #[derive(Debug, Args)]
@@ -83,14 +101,17 @@ pub(crate) struct JobRetryArguments {
 
 pub(super) async fn submit(arguments: JobSubmitArguments, environment: &Environment) -> Result<()> {
     let client = environment.context()?.client()?;
+    let after = find_all(&client, &arguments.after).await?;
     let body = SubmitJobBody {
         job: name_of(&arguments.job)?,
         parameters: arguments.settings.into_iter().collect(),
         priority: arguments.priority,
         deadline_seconds: arguments.deadline.map(|deadline| deadline.as_secs()),
+        after,
+        array: arguments.array,
     };
     let submitted: SubmittedJob = client.post("/v1/jobs", &body).await?;
-    environment.output().print(&submitted, |submitted| submitted.id.to_string());
+    environment.output().print(&submitted, |submitted| submitted.array.unwrap_or(submitted.id).to_string());
     if !arguments.follow {
         return Ok(());
     }
@@ -129,14 +150,20 @@ pub(super) async fn show(arguments: JobIdArguments, environment: &Environment) -
     Ok(())
 }
 
-/// Waits until a job has ended; fails unless it succeeded.
-pub(super) async fn wait(arguments: JobIdArguments, environment: &Environment) -> Result<()> {
+/// Waits until jobs have ended; fails unless all of them succeeded.
+pub(super) async fn wait(arguments: JobSetArguments, environment: &Environment) -> Result<()> {
     let client = environment.context()?.client()?;
-    let id = find(&client, &arguments.id).await?;
-    while !is_ended(&view_of(&client, id).await?) {
-        tokio::time::sleep(POLL_INTERVAL).await;
+    let ids = find_set(&client, &arguments.set).await?;
+    for id in &ids {
+        while !is_ended(&view_of(&client, *id).await?) {
+            tokio::time::sleep(POLL_INTERVAL).await;
+        }
     }
-    ended(&client, id, environment).await
+    let mut outcome = Ok(());
+    for id in ids {
+        outcome = outcome.and(ended(&client, id, environment).await);
+    }
+    outcome
 }
 
 pub(super) async fn logs(arguments: JobLogsArguments, environment: &Environment) -> Result<()> {
@@ -150,24 +177,28 @@ pub(super) async fn logs(arguments: JobLogsArguments, environment: &Environment)
     Ok(())
 }
 
-pub(super) async fn cancel(arguments: JobIdArguments, environment: &Environment) -> Result<()> {
-    let nothing = serde_json::Map::new();
-    order(&arguments.id, ("cancel", "cancelled"), &nothing, environment).await
+pub(super) async fn cancel(arguments: JobSetArguments, environment: &Environment) -> Result<()> {
+    let client = environment.context()?.client()?;
+    for id in find_set(&client, &arguments.set).await? {
+        order(&client, id, ("cancel", "cancelled"), &serde_json::Map::new(), environment).await?;
+    }
+    Ok(())
 }
 
 pub(super) async fn retry(arguments: JobRetryArguments, environment: &Environment) -> Result<()> {
+    let client = environment.context()?.client()?;
+    let id = find(&client, &arguments.id).await?;
     let body = RetryJobBody { from: arguments.from };
-    order(&arguments.id, ("retry", "placed into the queue again"), &body, environment).await
+    order(&client, id, ("retry", "placed into the queue again"), &body, environment).await
 }
 
 async fn order(
-    id: &str,
+    client: &ControlClient,
+    id: JobId,
     (verb, done): (&str, &str),
     body: &impl Serialize,
     environment: &Environment,
 ) -> Result<()> {
-    let client = environment.context()?.client()?;
-    let id = find(&client, id).await?;
     let answer: serde_json::Value = client.post(&format!("/v1/jobs/{id}/{verb}"), body).await?;
     environment.output().print(&answer, |_| format!("job {} is {done}", id.short()));
     Ok(())
@@ -196,28 +227,6 @@ fn verdict(view: &JobView) -> Result<(), Refusal> {
     let cause = view.last_end.as_ref().map_or(&view.state, |end| &end.cause);
     let message = format!("job {} is {}: {}", view.id.short(), view.state, terminal::line(cause));
     Err(Refusal::new(error_code::JOB_UNSUCCESSFUL, message))
-}
-
-/// Returns the id of the one job whose id begins so.
-pub(super) async fn find(client: &ControlClient, beginning: &str) -> Result<JobId> {
-    if let Ok(id) = beginning.parse() {
-        return Ok(id);
-    }
-    let page: Page<JobView> = client.get("/v1/jobs").await?;
-    Ok(only(&page.items, beginning)?)
-}
-
-fn only(jobs: &[JobView], beginning: &str) -> Result<JobId, Refusal> {
-    let found: Vec<JobId> =
-        jobs.iter().map(|job| job.id).filter(|id| id.to_string().starts_with(beginning)).collect();
-    match found.as_slice() {
-        [id] => Ok(*id),
-        [] => Err(Refusal::new(error_code::JOB_NOT_FOUND, format!("no job begins with `{beginning}`"))),
-        several => {
-            let message = format!("{} begin with `{beginning}`", counted(several.len() as u64, "job"));
-            Err(Refusal::new(error_code::JOB_NOT_FOUND, message))
-        }
-    }
 }
 
 /// Prints the lines of a job until it has ended.
@@ -299,7 +308,7 @@ fn jobs_table(jobs: &[JobView]) -> String {
     let row = |job: &JobView| {
         vec![
             job.id.short(),
-            job.job.to_string(),
+            job_name(job),
             job.state.clone(),
             job.priority.to_string(),
             job.attempts.to_string(),
@@ -309,6 +318,12 @@ fn jobs_table(jobs: &[JobView]) -> String {
     };
     let header = ["id", "job", "state", "priority", "attempts", "submitted", "why"];
     table(&header, jobs.iter().map(row).collect())
+}
+
+/// Returns the name of a job, with its task of an array.
+fn job_name(job: &JobView) -> String {
+    let task = job.array.map(|task| format!("[{}/{}]", task.index, task.count));
+    format!("{}{}", job.job, task.unwrap_or_default())
 }
 
 /// Returns the reason for which a job waits, or that of its last end.
@@ -332,7 +347,7 @@ fn job_text(job: &JobView) -> String {
     let mut text = format!(
         "{} of {}: {}, attempt {} ({}, {}, {})\n",
         job.id,
-        job.job,
+        job_name(job),
         job.state,
         job.attempts,
         counted(job.failures.into(), "failure"),
@@ -341,6 +356,12 @@ fn job_text(job: &JobView) -> String {
     );
     for (name, value) in &job.parameters {
         text.push_str(&format!("  {name} = {}\n", terminal::line(value)));
+    }
+    if let Some(task) = &job.array {
+        text.push_str(&format!("  of array {}\n", task.array));
+    }
+    for id in &job.after {
+        text.push_str(&format!("  follows {id}\n"));
     }
     if let Some(waits) = &job.waits {
         text.push_str(&format!("waits ({}): {}\n", waits.reason, terminal::line(&waits.text)));
@@ -359,7 +380,7 @@ fn job_text(job: &JobView) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use protocol::job::{SlotRanks, Submitter};
     use protocol::job_api::{JobEndView, JobWaitView};
@@ -367,7 +388,7 @@ mod tests {
     use protocol::{Digest, Fence, Millis, SlotIndex};
     use std::collections::BTreeMap;
 
-    fn job(byte: u8, state: &str) -> JobView {
+    pub(in crate::cli) fn job(byte: u8, state: &str) -> JobView {
         JobView {
             id: JobId(Digest([byte; 32])),
             job: "train".parse().expect("a name"),
@@ -378,6 +399,8 @@ mod tests {
             submitter: Submitter::Token("ann".parse().expect("a name")),
             priority: 10,
             parameters: BTreeMap::from([("steps".parse().expect("a name"), "100".to_string())]),
+            after: vec![],
+            array: None,
             attempts: 1,
             failures: 0,
             lost_nodes: 1,
@@ -385,16 +408,6 @@ mod tests {
             waits: None,
             slots: vec![],
             last_end: None,
-        }
-    }
-
-    #[test]
-    fn a_job_is_found_by_the_beginning_of_its_id() {
-        let jobs = [job(0x11, "queued"), job(0x12, "running")];
-        assert_eq!(only(&jobs, "12"), Ok(jobs[1].id));
-        for beginning in ["1", "2"] {
-            let refused = only(&jobs, beginning).expect_err(beginning);
-            assert_eq!(refused.code, error_code::JOB_NOT_FOUND);
         }
     }
 

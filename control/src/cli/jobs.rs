@@ -27,14 +27,14 @@ pub(crate) enum JobCommand {
     /// Show one job, the slots of its gang, and why it waits
     #[command(after_help = "Example:\n  quorate job show 3f9c")]
     Show(job_runs::JobIdArguments),
-    /// Wait until a job has ended; fail unless it succeeded
+    /// Wait until a job, or an array, has ended; fail unless all of it succeeded
     #[command(after_help = "Example:\n  quorate job wait 3f9c")]
-    Wait(job_runs::JobIdArguments),
+    Wait(job_runs::JobSetArguments),
     /// Print the lines of a job's ranks
     Logs(job_runs::JobLogsArguments),
-    /// Cancel a job: its ranks are asked to end, and killed after their grace
+    /// Cancel a job, or an array: its ranks are asked to end, and killed after their grace
     #[command(after_help = "Example:\n  quorate job cancel 3f9c")]
-    Cancel(job_runs::JobIdArguments),
+    Cancel(job_runs::JobSetArguments),
     /// Place a job that failed or was cancelled into the queue again
     Retry(job_runs::JobRetryArguments),
     /// List the checkpoints of a job, the oldest first, and its outputs
@@ -140,6 +140,8 @@ fn submission(job: &JobManifest, arguments: JobCheckArguments) -> JobSubmission 
         submitter: Submitter::Token("check".parse().expect("`check` is a name")),
         issued_at: Millis(0),
         deadline: Millis(0),
+        after: vec![],
+        array: None,
     }
 }
 

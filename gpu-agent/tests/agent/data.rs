@@ -156,6 +156,8 @@ fn order(world: &TestCircle, node: usize, attempt: u32) -> SignedJobOrder {
         submitter: Submitter::Token("ci".parse().unwrap()),
         issued_at: world.now,
         deadline: world.now.plus(3_600_000),
+        after: vec![],
+        array: None,
     };
     let order = JobOrder {
         circle: world.state.id(),

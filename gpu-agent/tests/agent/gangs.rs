@@ -77,6 +77,8 @@ fn order(world: &TestCircle, node: usize) -> SignedJobOrder {
         submitter: Submitter::Token("ci".parse().unwrap()),
         issued_at: world.now,
         deadline: world.now.plus(3_600_000),
+        after: vec![],
+        array: None,
     };
     let order = JobOrder {
         circle: world.state.id(),

@@ -13,9 +13,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use utoipa::ToSchema;
 
 /// Environment variables that the node sets for each rank, as launchers of common frameworks do (PyTorch's
-/// `torchrun` documents them). No manifest may set them.
-pub const RANK_VARIABLES: [&str; 7] = [
+/// `torchrun` documents them); the two of an array for its tasks alone. No manifest may set them.
+pub const RANK_VARIABLES: [&str; 9] = [
     "CUDA_VISIBLE_DEVICES",
+    "JOB_ARRAY_COUNT",
+    "JOB_ARRAY_INDEX",
     "LOCAL_RANK",
     "LOCAL_WORLD_SIZE",
     "MASTER_ADDR",

@@ -1,6 +1,6 @@
 //! Bodies of the API about jobs: the JSON that clients read and write, and what is refused.
 
-use protocol::job::{SlotRanks, Submitter};
+use protocol::job::{ArrayTask, SlotRanks, Submitter};
 use protocol::job_api::{
     JobEndView, JobLogLine, JobLogPage, JobSlotView, JobView, JobWaitView, SubmitJobBody, SubmittedJob,
 };
@@ -37,6 +37,8 @@ fn view() -> JobView {
         submitter: Submitter::Token("ann".parse().expect("a name")),
         priority: 10,
         parameters: BTreeMap::from([("steps".parse().expect("a name"), "100".into())]),
+        after: vec![JobId(Digest([0xac; 32]))],
+        array: Some(ArrayTask { array: JobId(Digest([0xad; 32])), index: 3, count: 8 }),
         attempts: 2,
         failures: 1,
         lost_nodes: 0,

@@ -276,6 +276,7 @@ fn domains_are_stable_and_distinct() {
         order::ORDER_DOMAIN,
         order::TICKET_DOMAIN,
         job::SUBMISSION_DOMAIN,
+        job::ARRAY_TASK_DOMAIN,
         job::JOB_ORDER_DOMAIN,
         job_data::JOB_DATA_DOMAIN,
         job_data::JOB_DATA_WRAPS_DOMAIN,

@@ -3,7 +3,7 @@
 use super::Invariant::{GangWhole, JobKept, ListBounded, RecordedInPast};
 use super::{InvariantResult, ensure};
 use crate::cluster::Cluster;
-use crate::jobs::{Job, JobHolding, JobHoldingPhase, JobSlotName, key_of};
+use crate::jobs::{Job, JobHolding, JobHoldingPhase, JobSlotName, JobState, key_of};
 use crate::kept_data::KeptJobData;
 use crate::limits::{JOB_DATA_BYTES_MAX, JOB_ENDS_KEPT_MAX, JOBS_FINISHED_MAX, JOBS_UNFINISHED_MAX};
 use protocol::JobId;
@@ -35,6 +35,7 @@ fn check_job(cluster: &Cluster, id: JobId, job: &Job) -> InvariantResult {
     let ends = job.last_end.as_ref().map_or(0, |end| end.ends.len());
     ensure(ends <= JOB_ENDS_KEPT_MAX, ListBounded, subject)?;
     check_data(cluster, id, job)?;
+    check_after(cluster, id, job)?;
     // A gang is whole: an attempt holds every rank once, and a job without one holds none.
     let mut ranks: Vec<u32> = cluster
         .jobs
@@ -45,6 +46,19 @@ fn check_job(cluster: &Cluster, id: JobId, job: &Job) -> InvariantResult {
     let wanted = cluster.job_manifest(&submission.certificate).map_or(0, |manifest| manifest.ranks);
     let wanted = if job.state.is_placed() { wanted } else { 0 };
     ensure(ranks.into_iter().eq(0..wanted), GangWhole, subject)
+}
+
+/// Checks that a job awaits only jobs that its submission names, that are known and have not succeeded.
+fn check_after(cluster: &Cluster, id: JobId, job: &Job) -> InvariantResult {
+    let subject = || format!("jobs that job {} follows", id.short());
+    let jobs = &cluster.jobs.jobs;
+    let of_array = |awaited| jobs.get(awaited).and_then(|job| job.submission().array);
+    let is_named = |id: &JobId| job.submission().after.contains(id);
+    let named = job.state.is_finished()
+        || job.awaits.iter().all(|id| is_named(id) || of_array(id).is_some_and(|task| is_named(&task.array)));
+    let open = |awaited| jobs.get(awaited).is_some_and(|job| job.state != JobState::Succeeded);
+    let known = job.state.is_finished() || job.awaits.iter().all(open);
+    ensure(named && known && (job.awaits.is_empty() || !job.state.is_placed()), JobKept, subject)
 }
 
 /// Checks that only as many checkpoints are kept as members approved, each once and from a known attempt.

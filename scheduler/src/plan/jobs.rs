@@ -8,11 +8,13 @@ use super::WaitingJob;
 use super::capacity::{NodeCapacity, has_meeting_node};
 use super::fill::best_placement;
 use crate::clock::ClusterTime;
+use crate::cluster::Cluster;
 use crate::command::{GangPlan, GangSlotPlan, Step};
 use crate::jobs::{EndCause, Job, JobHolding, JobHoldingPhase, JobSlotName, JobState, RankGpu};
 use crate::limits::{CAUSE_CHARACTERS_MAX, JOB_ENDS_KEPT_MAX, PLAN_STEPS_MAX, START_PATIENCE_MS};
 use crate::queue::{GangRoom, GangTurn, RunningGang, WaitingGang, schedule};
 use human_chain::show_time;
+use protocol::display::counted;
 use protocol::gang::GANG_LINKS_MAX;
 use protocol::job::SlotRanks;
 use protocol::job_report::{JobSlotReport, JobSlotState, RankEnd, RankOutcome};
@@ -24,6 +26,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// Most waiting jobs that one plan considers, in the order of the queue.
 const CONSIDERED_MAX: usize = 512;
+/// Name of the reason of a job that follows another.
+const AFTER: &str = "after";
 /// Name of the reason of a job that would pass a limit of its envelope.
 pub(crate) const LIMIT: &str = "limit";
 
@@ -453,6 +457,9 @@ impl<'a> Planner<'a> {
         if let Some(halt) = self.view.halt_of(&submission.job) {
             return Err(("halted", human_chain::describe_halt(halt)));
         }
+        if let Some(text) = followed(cluster, self.draft.jobs.jobs().get(&id)) {
+            return Err((AFTER, text));
+        }
         let within = self.draft.spending().check_gang(&submission.job, &approved.manifest);
         within.map_err(|text| (LIMIT, text))?;
         let halted = cluster.nodes().filter(|node| self.view.halt_on(&submission.job, node).is_some());
@@ -517,6 +524,24 @@ impl<'a> Planner<'a> {
         debug_assert!(gangs.values().all(|gang| !gang.place.is_empty()), "a running gang holds slots");
         gangs.into_values().collect()
     }
+}
+
+/// Explains which job keeps another from its turn; none if all that it follows have succeeded.
+fn followed(cluster: &Cluster, job: Option<&Job>) -> Option<String> {
+    let awaits = &job?.awaits;
+    let first = awaits.first()?;
+    let state = cluster.jobs().jobs().get(first).map(|job| job.state)?;
+    let is = match state {
+        JobState::Failed => "has failed".to_string(),
+        JobState::Cancelled => "was cancelled".to_string(),
+        waits => format!("is {}", waits.as_str().replace('_', " ")),
+    };
+    let others = match awaits.len() - 1 {
+        0 => String::new(),
+        others => format!(", and {} more", counted(others as u64, "job")),
+    };
+    let remedy = if state.is_finished() { "; retry that job, or cancel this one" } else { "" };
+    Some(format!("it follows job {}, which {is}{others}{remedy}", first.short()))
 }
 
 /// Node, job and slot of a held slot.

@@ -7,7 +7,7 @@ use protocol::limits::LEASE_MS;
 use protocol::manifest::Manifest;
 use protocol::{Digest, Fence, JobId, Refusal};
 use scheduler::*;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Returns a job of this many ranks, one on each node, with this CPU each.
 pub(crate) fn job(ranks: u32, cpu_millicores: u64, more: &str) -> Change {
@@ -28,6 +28,8 @@ pub(crate) fn request(key: &str) -> JobRequest {
         parameters: BTreeMap::new(),
         priority: None,
         deadline_seconds: None,
+        after: BTreeSet::new(),
+        array: None,
     }
 }
 

@@ -16,6 +16,7 @@ mod full_circle;
 mod halts;
 mod job_data;
 mod job_life;
+mod job_order;
 mod job_places;
 mod jobs;
 mod leases;

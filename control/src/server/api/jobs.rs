@@ -10,7 +10,7 @@ use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
 use axum::extract::{Path, Query};
 use host::random::random_bytes;
 use protocol::api::Page;
-use protocol::job::SignedSubmission;
+use protocol::job::{self, SignedSubmission};
 use protocol::job_api::{JobLogPage, JobView, RetryJobBody, SubmitJobBody, SubmittedJob};
 use protocol::job_data::{JobDataView, MemberJobData};
 use protocol::model::{ModelRecord, SignedWrapRequest};
@@ -27,11 +27,12 @@ pub(super) async fn submit(
     submission: Submission<Submitter>,
     body: Result<Json<SubmitJobBody>, JsonRejection>,
 ) -> ApiResult<SubmittedJob> {
-    let Json(SubmitJobBody { job, parameters, priority, deadline_seconds }) = body?;
+    let Json(SubmitJobBody { job, parameters, priority, deadline_seconds, after, array }) = body?;
     submission.server.read_view(|view| scheduler::check_fits(view, &job))?.map_err(Failure::from)?;
     let idempotency = submission.key.digest().unwrap_or_else(|| Digest(random_bytes()));
-    let request = JobRequest { job, idempotency, parameters, priority, deadline_seconds };
-    send(submission, Action::RequestJob(Box::new(request))).await
+    let request = JobRequest { job, idempotency, parameters, priority, deadline_seconds, after, array };
+    let array = array.map(|_| idempotency);
+    send(submission, Action::RequestJob(Box::new(request)), array).await
 }
 
 /// Runs an approved job by a submission that a member or a submit key signed.
@@ -44,23 +45,45 @@ pub(super) async fn submit_signed(
     let Json(signed) = body?;
     let job = &signed.submission.job;
     submission.server.read_view(|view| scheduler::check_fits(view, job))?.map_err(Failure::from)?;
-    send(submission, Action::SubmitJob(Box::new(signed))).await
+    send(submission, Action::SubmitJob(Box::new(signed)), None).await
 }
 
-async fn send(submission: Submission<Submitter>, action: Action) -> ApiResult<SubmittedJob> {
+/// Sends a submission; `array` is the key of idempotency of one that makes an array.
+async fn send(
+    submission: Submission<Submitter>,
+    action: Action,
+    array: Option<Digest>,
+) -> ApiResult<SubmittedJob> {
     let Submission { caller, key, server } = submission;
     let token = TokenName::from(caller);
     let key = key.of(&token);
+    let of_token = |array| scheduler::array_id(&job::Submitter::Token(token.clone()), &array);
+    let array = array.map(of_token);
     match accepted(server.write(Actor::Token(token), action, key).await?)? {
-        Reply::JobSubmitted { job } => Ok(Json(SubmittedJob { id: job })),
+        Reply::JobSubmitted { job } => Ok(Json(SubmittedJob { id: job, array })),
         _ => Err(effect_unknown(String::from("its reply is of another kind"))),
     }
 }
 
-/// All jobs that are known, the latest submission first.
-#[utoipa::path(get, path = "/v1/jobs", responses((status = 200, body = Page<JobView>)), tag = "jobs")]
-pub(super) async fn jobs(LeaderRead { server, .. }: LeaderRead) -> ApiResult<Page<JobView>> {
-    let items = server.read_view(scheduler::job_views)?;
+/// Query parameters of the list of jobs.
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub(super) struct JobFilter {
+    /// Return only the tasks of this array.
+    array: Option<JobId>,
+}
+
+/// All jobs that are known, the latest submission first; tasks of an array by their index.
+#[utoipa::path(get, path = "/v1/jobs", params(JobFilter),
+    responses((status = 200, body = Page<JobView>)), tag = "jobs")]
+pub(super) async fn jobs(
+    LeaderRead { server, .. }: LeaderRead,
+    query: Result<Query<JobFilter>, QueryRejection>,
+) -> ApiResult<Page<JobView>> {
+    let Query(JobFilter { array }) = query?;
+    let mut items = server.read_view(scheduler::job_views)?;
+    items.retain(|job| array.is_none() || job.array.map(|task| task.array) == array);
     Ok(Json(Page::whole(items)))
 }
 

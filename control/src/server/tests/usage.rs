@@ -15,7 +15,7 @@ use scheduler::{
     Action, Actor, EndCause, GangPlan, GangSlotPlan, JobRequest, JobSlotName, Rebill, Reply, Step,
 };
 use serde::de::DeserializeOwned;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -72,6 +72,8 @@ async fn lab() -> (SimulatedServers, usize, JobId) {
         parameters: BTreeMap::new(),
         priority: None,
         deadline_seconds: None,
+        after: BTreeSet::new(),
+        array: None,
     };
     let tester = Actor::Token("tester".parse().unwrap());
     let reply = must(server, tester, Action::RequestJob(Box::new(request))).await;

@@ -48,6 +48,8 @@ impl JobScene {
             submitter: Submitter::Token("ci".parse().unwrap()),
             issued_at: NOW,
             deadline: NOW.plus(3_600_000),
+            after: vec![],
+            array: None,
         };
         JobOrder {
             circle: state.id(),
