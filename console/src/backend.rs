@@ -9,6 +9,7 @@ use protocol::comment::{Comment, SignedComment};
 use protocol::governance::{Ballot, Bundle, Certificate, Change, Proposal, SignedBallot};
 use protocol::halt::{Halt, SignedHalt};
 use protocol::job_api::{JobLogPage, JobView};
+use protocol::job_data::JobDataView;
 use protocol::manifest::Manifest;
 use protocol::model::ModelRecord;
 use protocol::{JobId, ModelRoot, ProposalId, Refusal, ReplicaId};
@@ -150,6 +151,9 @@ pub trait ConsoleBackend: Send + Sync + 'static {
 
     /// Returns lines of a job's ranks after a sequence number, oldest first, in pages of bounded size.
     fn job_lines(&self, id: JobId, after: u64) -> BackendAnswer<'_, JobLogPage>;
+
+    /// Returns the checkpoints of a job, the oldest first, and its outputs; nothing if control does not know it.
+    fn job_data(&self, id: JobId) -> BackendAnswer<'_, Vec<JobDataView>>;
 
     /// Returns the halts that replicas have. It needs neither a leader nor a quorum.
     fn halts(&self) -> BackendAnswer<'_, HaltReport>;

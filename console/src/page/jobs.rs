@@ -6,6 +6,8 @@ use protocol::JobId;
 use protocol::foreign_text::line;
 use protocol::job::Submitter;
 use protocol::job_api::{JobEndView, JobLogLine, JobSlotView, JobView};
+use protocol::job_data::JobDataView;
+use protocol::manifest::format_bytes;
 
 /// Number of jobs on one page.
 pub(crate) const JOBS_PER_PAGE: usize = 100;
@@ -87,7 +89,7 @@ pub(crate) fn has_ended(state: &str) -> bool {
 }
 
 /// Returns the page of one job.
-pub(crate) fn one(frame: &PageFrame, job: &JobView, lines: &ShownLines) -> Markup {
+pub(crate) fn one(frame: &PageFrame, job: &JobView, data: &[JobDataView], lines: &ShownLines) -> Markup {
     let id = job.id.short();
     let content = html! {
         p.kicker { a href="/console/jobs" { "Jobs" } }
@@ -97,6 +99,7 @@ pub(crate) fn one(frame: &PageFrame, job: &JobView, lines: &ShownLines) -> Marku
         (facts(job))
         @if !job.slots.is_empty() { (slots(&job.slots)) }
         @if let Some(end) = &job.last_end { (last_end(end)) }
+        @if !data.is_empty() { (kept_data(data, id.as_str())) }
         (written(job, lines))
         p.next {
             span.quiet { "next: " }
@@ -164,6 +167,30 @@ fn slots(slots: &[JobSlotView]) -> Markup {
                     }
                 }
             }
+        }
+    }
+}
+
+/// Returns the checkpoints and outputs that are kept.
+fn kept_data(data: &[JobDataView], id: &str) -> Markup {
+    html! {
+        section {
+            h2 { "Checkpoints and outputs" }
+            table.stack {
+                (table_head(&["Data", "Attempt", "Size", "Stored by", "Kept since"]))
+                tbody {
+                    @for kept in data {
+                        tr {
+                            th scope="row" { (foreign(&kept.kind.to_string())) }
+                            td data-label="Attempt" { (kept.attempt) }
+                            td data-label="Size" { (format_bytes(kept.bytes)) }
+                            td data-label="Stored by" { (foreign(&kept.node)) }
+                            td data-label="Kept since" { (time(kept.registered_at)) }
+                        }
+                    }
+                }
+            }
+            p.quiet { "Fetched and verified by " code { "quorate job outputs " (id) " --to DIR" } }
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The pages of the jobs, and the lines that the page of a running one reads.
 
-use super::{Console, Look, PageFailure, PageResult, SignedIn, html, invalid, is_silence};
+use super::{Console, PageFailure, PageResult, SignedIn, html, invalid, is_silence};
 use crate::page::jobs::{LINES_SHOWN, ShownLines, has_ended, written_line};
 use crate::page::{self, Section};
 use axum::Json;
@@ -44,12 +44,9 @@ pub(super) async fn one(
     let Path(id) = id.map_err(|rejection| invalid(&rejection.body_text()))?;
     let look = console.look(visitor).await?;
     let job = console.job(id).await?;
+    let data = console.backend.job_data(id).await?;
     let lines = console.latest_lines(id).await?;
-    Ok(html(page_of(&look, &job, &lines)))
-}
-
-fn page_of(look: &Look, job: &JobView, lines: &ShownLines) -> maud::Markup {
-    page::jobs::one(&look.frame(Section::Jobs), job, lines)
+    Ok(html(page::jobs::one(&look.frame(Section::Jobs), &job, &data, &lines)))
 }
 
 /// Query for the lines that follow.

@@ -7,8 +7,9 @@ use crate::world::{Lab, World};
 use axum::http::{Method, StatusCode};
 use protocol::job::{SlotRanks, Submitter};
 use protocol::job_api::{JobEndView, JobLogLine, JobSlotView, JobView, JobWaitView};
+use protocol::job_data::{JobDataKind, JobDataView};
 use protocol::job_report::{RankEnd, RankOutcome};
-use protocol::{Digest, Fence, JobId, Millis, SlotIndex};
+use protocol::{Digest, Fence, JobId, Millis, ModelRoot, SlotIndex};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
@@ -59,6 +60,19 @@ fn running() -> JobView {
     JobView { slots: vec![slot(0, 0), slot(1, 2)], last_end: Some(last_end), ..job("one", "running") }
 }
 
+fn kept(kind: JobDataKind) -> JobDataView {
+    JobDataView {
+        kind,
+        attempt: 2,
+        fence: Fence::new(1, 4),
+        node: "node-1".into(),
+        bytes: 3 << 20,
+        tree: None,
+        root: ModelRoot(Digest::of(b"stored")),
+        registered_at: Millis(1_790_000_120_000),
+    }
+}
+
 /// Gives the cluster three jobs; returns the one that runs.
 pub(crate) fn give_jobs(world: &World) -> JobId {
     let waits = JobWaitView { reason: "no_room".into(), text: "2 of 4 ranks have no room".into() };
@@ -80,9 +94,12 @@ async fn a_member_reads_jobs_and_the_ranks_of_one() {
     for expected in ["3 jobs.", "2 of 4 ranks have no room", &format!("/console/jobs/{one}"), "succeeded"] {
         assert!(list.contains(expected), "{expected}: {list}");
     }
+    lab.world.state().job_data.insert(one, vec![kept(JobDataKind::Checkpoint("step-4".parse().unwrap()))]);
     let page = get(&lab, &cookie, &format!("/console/jobs/{one}")).await.text;
     for expected in [
         "the access token ",
+        "checkpoint `step-4`",
+        "3 MiB",
         "2 (0 failures, 1 lost node, 0 preemptions)",
         "2 to 3",
         "12.3 s",

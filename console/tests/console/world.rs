@@ -17,6 +17,7 @@ use protocol::comment::{Comment, SignedComment};
 use protocol::governance::*;
 use protocol::halt::{Halt, HaltScope, SignedHalt};
 use protocol::job_api::{JobLogLine, JobLogPage, JobView};
+use protocol::job_data::JobDataView;
 use protocol::keys::{ByteString, EncryptionKey, signing_input};
 use protocol::manifest::Manifest;
 use protocol::model::{ErasureCode, ModelRecord, StoredKind};
@@ -52,6 +53,7 @@ pub(crate) struct WorldState {
     pub(crate) jobs: Vec<JobView>,
     pub(crate) job_lines: BTreeMap<JobId, Vec<JobLogLine>>,
     pub(crate) job_epoch: u64,
+    pub(crate) job_data: BTreeMap<JobId, Vec<JobDataView>>,
     /// True if no leader answers.
     pub(crate) no_leader: bool,
     /// True if control claims that every member approved everything.
@@ -223,6 +225,7 @@ impl World {
             jobs: vec![],
             job_lines: BTreeMap::new(),
             job_epoch: 1,
+            job_data: BTreeMap::new(),
             no_leader: false,
             claims_votes: false,
             revoked: false,
@@ -538,6 +541,10 @@ impl ConsoleBackend for World {
     fn job(&self, id: JobId) -> BackendAnswer<'_, Option<JobView>> {
         let state = self.state();
         if state.no_leader { silent() } else { ready(state.jobs.iter().find(|job| job.id == id).cloned()) }
+    }
+
+    fn job_data(&self, id: JobId) -> BackendAnswer<'_, Vec<JobDataView>> {
+        ready(self.state().job_data.get(&id).cloned().unwrap_or_default())
     }
 
     fn job_lines(&self, id: JobId, after: u64) -> BackendAnswer<'_, JobLogPage> {

@@ -28,6 +28,7 @@ use protocol::comment::{Comment, SignedComment};
 use protocol::governance::{Ballot, Bundle, Change, Proposal, SignedBallot};
 use protocol::halt::{Halt, SignedHalt};
 use protocol::job_api::{JobLogPage, JobView};
+use protocol::job_data::JobDataView;
 use protocol::model::ModelRecord;
 use protocol::{JobId, Millis, ProposalId, Refusal, error_code};
 use std::path::PathBuf;
@@ -387,6 +388,17 @@ impl ConsoleBackend for MemberBackend {
         Box::pin(async move {
             let path = format!("/v1/jobs/{id}/logs?after={after}");
             self.session().client.get(&path).await.map_err(refused)
+        })
+    }
+
+    fn job_data(&self, id: JobId) -> BackendAnswer<'_, Vec<JobDataView>> {
+        Box::pin(async move {
+            match self.session().client.get::<Page<JobDataView>>(&format!("/v1/jobs/{id}/data")).await {
+                Err(ClientError::Refused(problem)) if problem.code == error_code::JOB_NOT_FOUND.as_str() => {
+                    Ok(Vec::new())
+                }
+                page => page.map(|page| page.items).map_err(refused),
+            }
         })
     }
 

@@ -19,6 +19,7 @@ use protocol::comment::{Comment, SignedComment};
 use protocol::governance::{Ballot, Bundle, Change, Proposal, SignedBallot};
 use protocol::halt::{Halt, SignedHalt};
 use protocol::job_api::{JobLogPage, JobView};
+use protocol::job_data::JobDataView;
 use protocol::{ErrorCode, JobId, ProposalId, Refusal, error_code};
 use scheduler::{Action, Actor, LeaderView};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -216,6 +217,10 @@ impl ConsoleBackend for ReplicaBackend {
 
     fn job_lines(&self, id: JobId, after: u64) -> BackendAnswer<'_, JobLogPage> {
         answer(self.server.job_lines(id, None, after))
+    }
+
+    fn job_data(&self, id: JobId) -> BackendAnswer<'_, Vec<JobDataView>> {
+        ready(self.server.cluster(|cluster| scheduler::job_data_views(cluster, id)).unwrap_or_default())
     }
 
     fn halts(&self) -> BackendAnswer<'_, HaltReport> {
