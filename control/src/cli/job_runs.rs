@@ -4,7 +4,6 @@ use super::Environment;
 use super::deploy::read_manifest;
 use super::job_ids::{find, find_all, find_set};
 use super::output::table;
-use super::services::POLL_INTERVAL;
 use crate::client::ControlClient;
 use crate::print;
 use crate::terminal;
@@ -20,6 +19,9 @@ use protocol::{CheckpointName, JobId, ParameterName, Refusal, ServiceName, error
 use serde::Serialize;
 use std::path::Path;
 
+/// Longest wait of a request for the next line or state, in milliseconds: short enough to notice the end of
+/// a job that prints nothing.
+const POLL_WAIT_MS: u32 = 1_000;
 /// States in which a job has ended.
 const ENDED: [&str; 3] = ["succeeded", "failed", "cancelled"];
 
@@ -155,8 +157,10 @@ pub(super) async fn wait(arguments: JobSetArguments, environment: &Environment) 
     let client = environment.context()?.client()?;
     let ids = find_set(&client, &arguments.set).await?;
     for id in &ids {
-        while !is_ended(&view_of(&client, *id).await?) {
-            tokio::time::sleep(POLL_INTERVAL).await;
+        let mut view = view_of(&client, *id).await?;
+        while !is_ended(&view) {
+            let path = format!("/v1/jobs/{id}?state={}&wait_ms={POLL_WAIT_MS}", view.state);
+            view = client.get(&path).await?;
         }
     }
     let mut outcome = Ok(());
@@ -239,12 +243,10 @@ async fn follow(
     let mut reader = JobLogReader::new(id, rank);
     loop {
         let was_ended = is_ended(&view_of(client, id).await?);
+        reader.wait_ms = if was_ended { 0 } else { POLL_WAIT_MS };
         let printed = reader.print_page(client, environment).await?;
         if print::is_closed() || (was_ended && printed == 0) {
             return Ok(());
-        }
-        if printed == 0 {
-            tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
 }
@@ -256,11 +258,13 @@ struct JobLogReader {
     rank: Option<u32>,
     epoch: Option<u64>,
     after: u64,
+    /// Longest wait for a line, in milliseconds.
+    wait_ms: u32,
 }
 
 impl JobLogReader {
     fn new(id: JobId, rank: Option<u32>) -> Self {
-        Self { id, rank, epoch: None, after: 0 }
+        Self { id, rank, epoch: None, after: 0, wait_ms: 0 }
     }
 
     /// Prints the next page; returns its number of lines. After a change of leader the lines are read again
@@ -281,7 +285,7 @@ impl JobLogReader {
 
     fn path(&self) -> String {
         let rank = self.rank.map(|rank| format!("&rank={rank}")).unwrap_or_default();
-        format!("/v1/jobs/{}/logs?after={}{rank}", self.id, self.after)
+        format!("/v1/jobs/{}/logs?after={}&wait_ms={}{rank}", self.id, self.after, self.wait_ms)
     }
 
     /// Returns the lines of a page, or none if another leader answered than before: it numbers its lines from
@@ -468,7 +472,7 @@ pub(super) mod tests {
         let mut reader = JobLogReader::new(JobId(Digest([1; 32])), Some(2));
         assert!(reader.take(JobLogPage { epoch: 3, items: vec![] }).is_some());
         reader.after = 7;
-        assert!(reader.path().ends_with("/logs?after=7&rank=2"));
+        assert!(reader.path().ends_with("/logs?after=7&wait_ms=0&rank=2"));
         assert!(reader.take(JobLogPage { epoch: 4, items: vec![] }).is_none());
         assert_eq!(reader.after, 0);
     }

@@ -28,7 +28,7 @@ use protocol::agent::{
 use protocol::halt::HaltsRequest;
 use protocol::job::{JOB_ORDER_DOMAIN, JobOrder, SignedJobOrder};
 use protocol::job_data::{JOB_DATA_BYTES_MAX, JobDataAnswer, RegisterJobData};
-use protocol::job_report::JobAssignment;
+use protocol::job_report::{JobAssignment, RankLine};
 use protocol::limits::{HISTORY_PAGE_BYTES_MAX, LEASE_MS, NODES_MAX, SYNC_BYTES_MAX, SYNC_INTERVAL_IDLE_MS};
 use protocol::model::SignedComplaint;
 use protocol::order::{ORDER_DOMAIN, SignedOrder, SlotOrder};
@@ -251,10 +251,15 @@ impl Server {
         if !request.rank_lines.is_empty() {
             let lines =
                 self.cluster(|cluster| job_logs::of_holder(cluster.jobs(), node, &request.rank_lines));
-            let mut logs = self.job_logs.lock().expect("no holder of this lock panics");
-            logs.append(leadership.term.0, name, lines);
+            self.keep_rank_lines(leadership.term.0, name, lines);
         }
         Ok(true)
+    }
+
+    /// Keeps lines of jobs that a node sent to the leader of this term, and tells those that wait for them.
+    pub(super) fn keep_rank_lines(&self, epoch: u64, name: &NodeName, lines: Vec<RankLine>) {
+        self.job_logs.lock().expect("no holder of this lock panics").append(epoch, name, lines);
+        self.job_line_news.send_replace(());
     }
 
     /// Drops the wraps about which a node complains. A complaint that changes nothing, or does not hold, is

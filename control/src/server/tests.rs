@@ -14,6 +14,7 @@ mod drafts;
 mod faults;
 mod halts;
 mod hostile;
+mod jobs;
 mod once;
 mod outcomes;
 mod pages;

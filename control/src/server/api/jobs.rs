@@ -4,6 +4,7 @@ use super::{ApiResult, Done};
 use crate::server::auth::Submitter;
 use crate::server::extract::{LeaderRead, Submission};
 use crate::server::paging::{PageParameters, PageRequest, PagedList, json_number};
+use crate::server::polls::hold;
 use crate::server::problem::{Failure, accepted, effect_unknown};
 use axum::Json;
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
@@ -13,11 +14,13 @@ use protocol::api::Page;
 use protocol::job::{self, SignedSubmission};
 use protocol::job_api::{JobLogPage, JobView, RetryJobBody, SubmitJobBody, SubmittedJob};
 use protocol::job_data::{JobDataView, MemberJobData};
+use protocol::limits::POLL_WAIT_MS_MAX;
 use protocol::model::{ModelRecord, SignedWrapRequest};
 use protocol::{Digest, JobId, ModelRoot, Refusal, TokenName, error_code};
 use scheduler::{Action, Actor, JobRequest, Reply};
 use serde::Deserialize;
 use std::ops::Bound;
+use std::time::Duration;
 
 /// Runs an approved job with these parameters; no vote is needed. The same request under the same
 /// idempotency key is one job, for as long as the job is known.
@@ -87,16 +90,41 @@ pub(super) async fn jobs(
     Ok(Json(Page::whole(items)))
 }
 
+/// Query parameters of one job.
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub(super) struct JobPoll {
+    /// State that the client knows: the answer waits for another one.
+    state: Option<String>,
+    /// Longest wait in milliseconds; at most 25,000. 0 = no wait.
+    #[serde(default)]
+    wait_ms: u32,
+}
+
 /// One job with the slots of its present attempt, and the reason for which it waits.
-#[utoipa::path(get, path = "/v1/jobs/{id}", params(("id" = JobId, Path)),
+///
+/// With `state` and `wait_ms` this is a long poll: the answer comes once the job is in another state, or with
+/// the same one when the wait is over.
+#[utoipa::path(get, path = "/v1/jobs/{id}", params(("id" = JobId, Path), JobPoll),
     responses((status = 200, body = JobView)), tag = "jobs")]
 pub(super) async fn job(
     LeaderRead { server, .. }: LeaderRead,
     id: Result<Path<JobId>, PathRejection>,
+    query: Result<Query<JobPoll>, QueryRejection>,
 ) -> ApiResult<JobView> {
-    let Path(id) = id?;
-    let view = server.read_view(|view| scheduler::job_view(view, id))?;
-    view.map(Json).ok_or_else(|| no_job(id))
+    let (Path(id), Query(JobPoll { state, wait_ms })) = (id?, query?);
+    let known = |view: &JobView| Some(&view.state) == state.as_ref();
+    let view = hold(poll_wait(wait_ms), server.handle.watch_applied(), server.ending.cancelled(), || {
+        let view = server.read_view(|view| scheduler::job_view(view, id));
+        let is_news = !view.as_ref().is_ok_and(|view| view.as_ref().is_some_and(known));
+        (view, is_news)
+    });
+    view.await?.map(Json).ok_or_else(|| no_job(id))
+}
+
+fn poll_wait(wait_ms: u32) -> Duration {
+    Duration::from_millis(wait_ms.min(POLL_WAIT_MS_MAX).into())
 }
 
 /// Cancels a job; a job that has ended stays as it is.
@@ -183,9 +211,12 @@ pub(super) struct JobLinesAfter {
     after: u64,
     /// Return only lines of this rank.
     rank: Option<u32>,
+    /// Longest wait in milliseconds for the first such line; at most 25,000. 0 = no wait.
+    #[serde(default)]
+    wait_ms: u32,
 }
 
-/// The latest lines of a job's ranks.
+/// The latest lines of a job's ranks. With `wait_ms` this is a long poll.
 #[utoipa::path(get, path = "/v1/jobs/{id}/logs", params(("id" = JobId, Path), JobLinesAfter),
     responses((status = 200, body = JobLogPage)), tag = "jobs")]
 pub(super) async fn logs(
@@ -193,12 +224,18 @@ pub(super) async fn logs(
     id: Result<Path<JobId>, PathRejection>,
     query: Result<Query<JobLinesAfter>, QueryRejection>,
 ) -> ApiResult<JobLogPage> {
-    let (Path(id), Query(JobLinesAfter { after, rank })) = (id?, query?);
+    let (Path(id), Query(JobLinesAfter { after, rank, wait_ms })) = (id?, query?);
     let after = json_number(after)?;
     if server.cluster(|cluster| !cluster.jobs().jobs().contains_key(&id)) {
         return Err(no_job(id));
     }
-    server.job_lines(id, rank, after).map(Json)
+    let news = server.job_line_news.subscribe();
+    let page = hold(poll_wait(wait_ms), news, server.ending.cancelled(), || {
+        let page = server.job_lines(id, rank, after);
+        let is_news = !page.as_ref().is_ok_and(|page| page.items.is_empty());
+        (page, is_news)
+    });
+    page.await.map(Json)
 }
 
 fn no_job(id: JobId) -> Failure {
