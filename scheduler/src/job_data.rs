@@ -162,6 +162,7 @@ mod tests {
     use protocol::job_data::{JobData, JobDataKind, RegisterJobData, SignedJobData};
     use protocol::model::{ErasureCode, StoredKind};
     use protocol::{ArtifactRoot, CircleId, Digest, Fence, Millis, NodeId, PublicKey, Signature, SlotIndex};
+    use std::collections::BTreeSet;
 
     fn time(ms: u64) -> ClusterTime {
         ClusterTime(Millis(ms))
@@ -189,7 +190,7 @@ mod tests {
             (0..jobs).map(|number| SignedSubmission { submission: submission(number), signature: None });
         let ids = signed.map(|signed| {
             let id = signed.submission.id();
-            book.insert(id, signed, time(1));
+            book.insert(id, signed, BTreeSet::new(), time(1));
             book.advance(id, JobState::Starting, time(1));
             id
         });

@@ -30,7 +30,7 @@ fn ask(world: &mut World, request: JobRequest) -> JobId {
     }
 }
 
-fn refused(world: &World, request: JobRequest) -> String {
+fn refused(world: &World, request: JobRequest) -> &'static str {
     verdict(world, token("operator"), Action::RequestJob(Box::new(request)))
 }
 
@@ -105,7 +105,8 @@ fn a_job_whose_predecessor_failed_waits_for_its_retry_and_says_so() {
     let last = ask(&mut world, following("last", &[first]));
     run(&mut world, FAILURE);
     assert_eq!(state(&world, first), JobState::Failed);
-    assert!(world.execute().is_empty(), "nothing may start");
+    world.execute();
+    assert!(world.execute().is_empty() && state(&world, last) == JobState::Queued, "nothing may start");
     let (reason, text) = waits(&world, last);
     let expected =
         format!("it follows job {}, which has failed; retry that job, or cancel this one", first.short());
@@ -167,6 +168,7 @@ fn an_array_is_as_many_jobs_that_differ_in_their_index() {
     );
     assert_eq!(made[0].2, first);
     world.wait(5_000);
+    world.heartbeat_all();
     assert_eq!((ask(&mut world, array.clone()), tasks(&world)), (first, made), "the same request again");
     world.execute();
     let placed = world.cluster.jobs().jobs().values().filter(|job| job.state == JobState::Starting).count();
