@@ -14,6 +14,7 @@ mod drain;
 mod fill;
 mod jobs;
 mod preempt;
+mod projects;
 mod rebalance;
 mod roll_out;
 #[cfg(test)]
@@ -96,7 +97,7 @@ pub struct WaitingJob {
     /// Job that waits.
     pub id: JobId,
     /// Name of the reason, for programs: `reserved`, `behind`, `no_room`, `no_network`, `halted`, `approval`,
-    /// `limit`, `leader`.
+    /// `limit`, `project`, `quota`, `fair_share`, `reclaim`, `leader`.
     pub reason: &'static str,
     /// Reason, as a sentence.
     pub text: String,

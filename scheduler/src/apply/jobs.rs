@@ -8,6 +8,7 @@ use crate::cluster::Cluster;
 use crate::command::{Actor, JobRequest, Refusal, Reply};
 use crate::jobs::{EndCause, Job, JobHoldingPhase, JobState, key_of};
 use crate::limits::{GANG_BYTES_MAX, JOBS_BYTES_MAX, JOBS_UNFINISHED_MAX};
+use crate::project_fit::check_project;
 use human_chain::{ChainError, check_submission};
 use protocol::canonical::to_bytes;
 use protocol::error_code::{
@@ -96,6 +97,7 @@ fn keep(cluster: &mut Cluster, actor: &Actor, signed: &SignedSubmission) -> Resu
     let approved = check_submission(circle(cluster)?, signed, cluster.now.0)?;
     let bytes = to_bytes(signed).len() as u64;
     check_gang(&approved.manifest, bytes)?;
+    check_project(cluster, &approved.manifest)?;
     check_places(cluster, bytes)?;
     let (id, now) = (signed.submission.id(), cluster.now);
     cluster.jobs.insert(id, signed.clone(), now);

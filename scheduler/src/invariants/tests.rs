@@ -171,6 +171,10 @@ fn wrong_records() -> Table {
             let later = later(c);
             c.usage.meters.values_mut().for_each(|meter| meter.since = later);
         }),
+        (ShareFollowsJobs, "a row of no project", |c| {
+            let now = c.now;
+            c.shares.plant("ghost", now);
+        }),
         (UsageSums, "an entry that was never made", |c| c.usage.recorded += 1),
         (UsageSums, "a total of more entries", |c| {
             let envelope = service_name("chat");
