@@ -91,40 +91,37 @@ fn check_project(tree: &ProjectTree, project: &Project) -> Result<(), ChainError
     invalid(format!("`{name}` is deeper than {PROJECT_DEPTH_MAX} projects below the root"))
 }
 
-/// Checks that each amount is within its bound.
-fn check_amounts(of: &str, amounts: &ProjectQuota) -> Result<(), ChainError> {
-    let ProjectQuota { cpu_millicores, memory_bytes, gpus } = amounts;
-    for (what, amount, most) in [
+/// Returns the amounts of a quota, each with its unit and its bound.
+fn amounts(quota: &ProjectQuota) -> [(&'static str, u64, u64); 3] {
+    let ProjectQuota { cpu_millicores, memory_bytes, gpus } = quota;
+    [
         ("millicores", *cpu_millicores, PROJECT_MILLICORES_MAX),
         ("bytes of memory", *memory_bytes, PROJECT_MEMORY_BYTES_MAX),
         ("GPUs", u64::from(*gpus), u64::from(PROJECT_GPUS_MAX)),
-    ] {
-        if amount > most {
-            return invalid(format!("{of} is {amount} {what}; accepted: at most {most}"));
-        }
+    ]
+}
+
+/// Checks that each amount is within its bound.
+fn check_amounts(of: &str, quota: &ProjectQuota) -> Result<(), ChainError> {
+    match amounts(quota).into_iter().find(|(_, amount, most)| amount > most) {
+        Some((unit, amount, most)) => invalid(format!("{of} is {amount} {unit}; accepted: at most {most}")),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 /// Checks that the quotas of the projects that belong to one fit into its own, so that all can be kept.
 fn check_children(tree: &ProjectTree, parent: &Project) -> Result<(), ChainError> {
-    let children = || tree.projects.iter().filter(|child| child.parent.as_ref() == Some(&parent.name));
-    let sum = |amount: fn(&ProjectQuota) -> u64| {
-        children().fold(0_u64, |sum, child| sum.saturating_add(amount(&child.quota)))
-    };
-    let amounts: [(&str, fn(&ProjectQuota) -> u64); 3] = [
-        ("millicores", |quota| quota.cpu_millicores),
-        ("bytes of memory", |quota| quota.memory_bytes),
-        ("GPUs", |quota| u64::from(quota.gpus)),
-    ];
-    for (what, amount) in amounts {
-        let (sum, own) = (sum(amount), amount(&parent.quota));
-        if sum > own {
-            return invalid(format!(
-                "the projects of `{}` have {sum} {what} together, and its own quota is {own}",
-                parent.name
-            ));
-        }
+    let mut sums = [0_u64; 3];
+    for child in tree.projects.iter().filter(|child| child.parent.as_ref() == Some(&parent.name)) {
+        let parts = amounts(&child.quota).into_iter();
+        sums.iter_mut().zip(parts).for_each(|(sum, (_, amount, _))| *sum = sum.saturating_add(amount));
     }
-    Ok(())
+    let mut own = amounts(&parent.quota).into_iter().zip(sums);
+    match own.find(|((_, own, _), sum)| sum > own) {
+        Some(((unit, own, _), sum)) => invalid(format!(
+            "the projects of `{}` have {sum} {unit} together, and its own quota is {own}",
+            parent.name
+        )),
+        None => Ok(()),
+    }
 }

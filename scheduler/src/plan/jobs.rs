@@ -544,7 +544,7 @@ impl<'a> Planner<'a> {
                 place: Vec::new(),
                 charge: quotas.charge_of_held(manifest.project.as_ref(), &rate),
                 priority: job.submission().priority,
-                since: job.since.0.0,
+                since: held.issued_at.0,
                 ends_at,
                 grace_ms: active.then(|| manifest.grace_seconds.saturating_mul(1000)),
             });
