@@ -318,8 +318,8 @@ pub enum ChainError {
     ProjectsInvalid(String),
     /// The job belongs to a project that the circle did not vote.
     #[error(
-        "job `{job}` belongs to project `{project}`, which the circle did not vote; smallest change: vote the \
-         project, or leave `project` out of the manifest"
+        "job `{job}` belongs to project `{project}`, which the circle did not vote; smallest change: vote \
+         the project, or leave `project` out of the manifest"
     )]
     ProjectUnknown {
         /// Name of the job.

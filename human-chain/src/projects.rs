@@ -37,6 +37,7 @@ pub(crate) fn check_projects(tree: &ProjectTree) -> Result<(), ChainError> {
 
 /// Checks that the project of a job was voted.
 pub(crate) fn check_known(tree: &ProjectTree, job: &JobManifest) -> Result<(), ChainError> {
+    debug_assert!(tree.projects.is_sorted_by(|a, b| a.name < b.name), "projects in force are sorted");
     match &job.project {
         Some(project) if tree.project(project).is_none() => {
             Err(ChainError::ProjectUnknown { job: job.name.clone(), project: project.clone() })
@@ -51,6 +52,7 @@ fn invalid(reason: String) -> Result<(), ChainError> {
 }
 
 fn check_weight(of: &str, weight: u32) -> Result<(), ChainError> {
+    debug_assert!(!of.is_empty(), "a weight is of a project, or of its own jobs");
     if (1..=PROJECT_WEIGHT_MAX).contains(&weight) {
         return Ok(());
     }
@@ -77,6 +79,7 @@ fn check_project(tree: &ProjectTree, project: &Project) -> Result<(), ChainError
         }
         Some(_) | None => {}
     }
+    debug_assert!(tree.project(name).is_some(), "a sorted tree finds its own projects");
     let lineage: Vec<&Project> = tree.lineage(name).take(PROJECT_DEPTH_MAX + 1).collect();
     debug_assert!(!lineage.is_empty(), "a project is of its own lineage");
     if lineage.len() <= PROJECT_DEPTH_MAX && lineage.last().is_some_and(|top| top.parent.is_none()) {
@@ -103,6 +106,7 @@ fn amounts(quota: &ProjectQuota) -> [(&'static str, u64, u64); 3] {
 
 /// Checks that each amount is within its bound.
 fn check_amounts(of: &str, quota: &ProjectQuota) -> Result<(), ChainError> {
+    debug_assert!(!of.is_empty(), "a quota is of a project");
     match amounts(quota).into_iter().find(|(_, amount, most)| amount > most) {
         Some((unit, amount, most)) => invalid(format!("{of} is {amount} {unit}; accepted: at most {most}")),
         None => Ok(()),
@@ -116,6 +120,7 @@ fn check_children(tree: &ProjectTree, parent: &Project) -> Result<(), ChainError
         let parts = amounts(&child.quota).into_iter();
         sums.iter_mut().zip(parts).for_each(|(sum, (_, amount, _))| *sum = sum.saturating_add(amount));
     }
+    debug_assert!(sums.iter().all(|sum| *sum < u64::MAX), "checked amounts add up");
     let mut own = amounts(&parent.quota).into_iter().zip(sums);
     match own.find(|((_, own, _), sum)| sum > own) {
         Some(((unit, own, _), sum)) => invalid(format!(

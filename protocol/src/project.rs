@@ -4,7 +4,10 @@
 //! named [`ROOT_PROJECT`]: jobs without a project are its own, and it has no quota. A change replaces the
 //! whole tree.
 
-use crate::ids::ProjectName;
+mod parse;
+
+use crate::ids::{Millis, ProjectName};
+use crate::usage::UsageRate;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -69,6 +72,49 @@ pub struct ProjectTree {
     pub projects: Vec<Project>,
 }
 
+/// Project as it is now: what it may hold, holds and held.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ProjectView {
+    /// Name; that of the root stands for the jobs without a project.
+    pub name: ProjectName,
+    /// Project that it belongs to; none = the root.
+    pub parent: Option<ProjectName>,
+    /// Weight of its share beside its siblings.
+    pub weight: u32,
+    /// Nominal quota; none for the root, which has none.
+    pub quota: Option<ProjectQuota>,
+    /// Most that it holds beyond the quota; none = no limit.
+    pub borrow: Option<ProjectQuota>,
+    /// Amounts that its jobs hold now, with those of the projects that belong to it.
+    pub held: UsageRate,
+    /// Of these, the amounts beyond its quota.
+    pub borrowed: UsageRate,
+    /// Amounts that they held on average, by the half-life.
+    pub average: UsageRate,
+    /// Dominant share in millionths: of each resource, what is held and was held on average, as a part of
+    /// what all nodes offer; the largest of these. Turns go to the lowest one by weight.
+    pub share_millionths: u64,
+    /// Number of its jobs that run or start.
+    pub placed: u64,
+    /// Number of its jobs that wait.
+    pub waiting: u64,
+}
+
+/// Projects as they are now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ProjectList {
+    /// Cluster's time of the answer.
+    pub at: Millis,
+    /// Half-life of usage in seconds; 0 before projects are voted.
+    pub half_life_seconds: u64,
+    /// Amounts that all nodes offer.
+    pub offered: UsageRate,
+    /// The root, then the projects by name.
+    pub items: Vec<ProjectView>,
+}
+
 impl ProjectTree {
     /// Returns the project with this name.
     #[must_use]
@@ -111,6 +157,40 @@ mod tests {
         assert_eq!(lineage(&tree, "c"), ["c", "b", "a"]);
         assert_eq!(lineage(&tree, "a"), ["a"]);
         assert!(lineage(&tree, "d").is_empty(), "an unknown project has none");
+    }
+
+    #[test]
+    fn a_project_is_found_by_its_name_alone() {
+        let projects = vec![project("a", None), project("b", None), project("b.c", Some("b"))];
+        let tree = ProjectTree { projects, ..ProjectTree::default() };
+        let found = |text: &str| tree.project(&text.parse().expect("a name")).map(|one| one.name.to_string());
+        for known in ["a", "b", "b.c"] {
+            assert_eq!(found(known), Some(known.to_string()));
+        }
+        for unknown in ["0", "aa", "b.d", ROOT_PROJECT] {
+            assert_eq!(found(unknown), None, "{unknown}");
+        }
+        assert_eq!(ProjectTree::default().project(&"a".parse().expect("a name")), None);
+    }
+
+    #[test]
+    fn the_root_has_a_name_that_a_project_could_have() {
+        let root: ProjectName = ROOT_PROJECT.parse().expect("the root's name is a name");
+        assert_eq!(root.as_str(), ROOT_PROJECT);
+    }
+
+    /// The bounds keep each sum that is made of a tree within its type.
+    #[test]
+    fn the_bounds_leave_room_for_sums() {
+        let projects = PROJECTS_MAX as u64;
+        for most in [PROJECT_MILLICORES_MAX, PROJECT_MEMORY_BYTES_MAX, u64::from(PROJECT_GPUS_MAX) * 1000] {
+            assert!(most.checked_mul(2 * projects).is_some(), "quotas and limits of all projects");
+        }
+        let step_ms = HALF_LIFE_SECONDS_MAX * 1000 / 256;
+        for held in [PROJECT_MILLICORES_MAX, PROJECT_MEMORY_BYTES_MAX >> 20] {
+            assert!(held.checked_mul(step_ms).is_some(), "amounts of a step");
+        }
+        assert!(HALF_LIFE_SECONDS_MIN < HALF_LIFE_SECONDS_MAX && PROJECT_DEPTH_MAX < PROJECTS_MAX);
     }
 
     #[test]

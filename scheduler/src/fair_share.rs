@@ -12,6 +12,8 @@
 //! All numbers are integers, so that each replica comes to the same result.
 
 mod half_life;
+#[cfg(test)]
+mod tests;
 
 pub use half_life::ShareBook;
 pub(crate) use half_life::{held_by_project, settle};
@@ -41,11 +43,16 @@ pub(crate) fn amounts_of(rate: &UsageRate) -> Amounts {
     [rate.cpu_millicores, rate.memory_mib, rate.gpu_millis]
 }
 
-fn amounts_of_quota(quota: &ProjectQuota) -> Amounts {
+pub(crate) fn amounts_of_quota(quota: &ProjectQuota) -> Amounts {
     [quota.cpu_millicores, quota.memory_bytes / MIB, u64::from(quota.gpus).saturating_mul(1000)]
 }
 
-/// What a gang takes, and from which leaf of the tree.
+/// Returns amounts as a rate.
+pub(crate) fn rate_of([cpu_millicores, memory_mib, gpu_millis]: Amounts) -> UsageRate {
+    UsageRate { gpu_millis, cpu_millicores, memory_mib }
+}
+
+/// Amounts that a gang takes, and the leaf of the tree from which it takes them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct GangCharge {
     leaf: usize,
@@ -59,7 +66,7 @@ impl GangCharge {
     }
 }
 
-/// What the turn of a gang depends on.
+/// Facts on which the turn of a gang depends.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct TurnKey {
     pub(crate) charge: GangCharge,
@@ -81,17 +88,6 @@ pub(crate) struct QuotaShortfall {
     /// Amount of its quota and of what it may borrow.
     pub(crate) limit: u64,
     node: usize,
-}
-
-/// Returns a shortfall for tests of its texts.
-#[cfg(test)]
-pub(crate) fn planted_shortfall(
-    project: &str,
-    resource: usize,
-    (sum, nominal, limit): (u64, u64, u64),
-) -> QuotaShortfall {
-    let project = project.parse().expect("a name");
-    QuotaShortfall { project, resource, sum, nominal, limit, node: 1 }
 }
 
 impl QuotaShortfall {
@@ -164,6 +160,7 @@ impl QuotaTree {
     }
 
     fn add_children(&mut self, tree: &ProjectTree, parent: Option<&ProjectName>, at: usize) {
+        debug_assert!(self.nodes[at].children.is_empty(), "children are added once");
         for project in tree.projects.iter().filter(|project| project.parent.as_ref() == parent) {
             let nominal = amounts_of_quota(&project.quota);
             let mut limit = nominal;
@@ -189,6 +186,7 @@ impl QuotaTree {
             } else {
                 at
             };
+            debug_assert!(self.nodes[leaf].children.is_empty(), "a leaf has no children");
             self.leaves.insert(name, leaf);
         }
     }
@@ -220,6 +218,7 @@ impl QuotaTree {
     /// Returns the charge of a gang; none if the tree does not have its project.
     pub(crate) fn charge(&self, project: Option<&ProjectName>, rate: &UsageRate) -> Option<GangCharge> {
         let leaf = *self.leaves.get(&project.cloned())?;
+        debug_assert!(leaf != ROOT, "no gang is charged to the root itself");
         Some(GangCharge { leaf, amounts: amounts_of(rate) })
     }
 
@@ -231,6 +230,7 @@ impl QuotaTree {
 
     /// Counts what a gang takes.
     pub(crate) fn take(&mut self, charge: &GangCharge) {
+        debug_assert!(charge.leaf < self.nodes.len(), "a charge is of this tree");
         self.each_above(charge.leaf, |node| add(&mut node.held, &charge.amounts));
     }
 
@@ -304,6 +304,7 @@ impl QuotaTree {
     /// Returns whether a node passes its nominal quota with a gang.
     fn borrows_with(&self, at: usize, charge: &GangCharge) -> bool {
         let node = &self.nodes[at];
+        debug_assert!(at != ROOT, "the root has no quota");
         let beyond = |at: usize| {
             charge.amounts[at] > 0 && node.held[at].saturating_add(charge.amounts[at]) > node.nominal[at]
         };
@@ -345,6 +346,8 @@ impl QuotaTree {
                 }
             };
         }
+        let claims = best[ROOT].is_none_or(|(charge, ..)| self.has_claim(&charge));
+        debug_assert!(claims, "only a gang with a claim is chosen");
         best[ROOT].map(|(charge, ..)| charge.leaf)
     }
 
@@ -370,6 +373,7 @@ impl QuotaTree {
                 two = self.nodes[two].parent;
             }
         }
+        debug_assert_eq!(self.nodes[one].parent, self.nodes[two].parent, "both are siblings");
         (one != two && one != ROOT && two != ROOT).then_some((one, two))
     }
 
@@ -380,8 +384,22 @@ impl QuotaTree {
         })
     }
 
+    /// Returns what a project and those that belong to it hold, held on average, and their dominant share in
+    /// millionths; of the root, its own jobs alone.
+    pub(crate) fn holdings(&self, project: Option<&ProjectName>) -> Option<(Amounts, Amounts, u64)> {
+        let leaf = *self.leaves.get(&project.cloned())?;
+        let is_own_leaf =
+            project.is_some() && self.nodes[self.nodes[leaf].parent].project.as_ref() == project;
+        let at = if is_own_leaf { self.nodes[leaf].parent } else { leaf };
+        let node = &self.nodes[at];
+        debug_assert!(node.project.as_ref() == project, "the node of the project");
+        let share = self.dominant(at).saturating_mul(1_000_000) >> SHARE_BITS;
+        Some((node.held, node.mean.map(|mean| mean >> MEAN_BITS), u64::try_from(share).unwrap_or(u64::MAX)))
+    }
+
     /// Returns the dominant share of a node, divided by its weight, in units of 2^-[`SHARE_BITS`].
     fn share(&self, at: usize) -> u128 {
+        debug_assert!(self.nodes[at].weight > 0, "a voted weight is positive");
         self.dominant(at) / u128::from(self.nodes[at].weight)
     }
 
@@ -395,8 +413,8 @@ impl QuotaTree {
     }
 
     /// Returns the turns of gangs that wait: positions in `entries`, the first turn first, at most this many.
-    /// Each turn counts as held for those after it, unless the gang takes more than all nodes offer. Of one project, the higher priority comes first, then the
-    /// earlier submission.
+    /// Each turn counts as held for those after it, unless the gang takes more than all nodes offer. Of one
+    /// project, the higher priority comes first, then the earlier submission.
     pub(crate) fn turns(&self, entries: &[TurnKey], most: usize) -> Vec<usize> {
         let mut turns = TurnOrder::new(self.clone(), entries);
         let mut order = Vec::new();
@@ -421,6 +439,7 @@ impl QuotaTree {
         let share = self.share(other);
         let weight = self.dominant(own).checked_div(share.max(1))?.checked_add(1)?;
         let weight = u64::try_from(weight).ok()?;
+        debug_assert!(weight > 0, "a weight that precedes is positive");
         let decides = share > 0 && weight > node.weight && !is_own_leaf;
         decides.then(|| Some((node.project.clone()?, node.weight, weight)))?
     }
@@ -441,6 +460,8 @@ impl TurnOrder {
         for at in sorted {
             queues[entries[at].charge.leaf].push_back(at);
         }
+        let queued: usize = queues.iter().map(VecDeque::len).sum();
+        debug_assert_eq!(queued, entries.len(), "each gang is in the queue of its leaf");
         let next = vec![None; quotas.nodes.len()];
         let mut turns = Self { quotas, queues, next };
         // Children stand after their parents.

@@ -39,6 +39,7 @@ mod observed;
 mod outcomes;
 mod plan;
 mod project_fit;
+mod project_views;
 mod queue;
 mod returning;
 mod roll_out;
@@ -77,6 +78,7 @@ pub use jobs::{
 pub use kept_data::KeptJobData;
 pub use observed::{EvictionInProgress, Liveness, Observed, ObservedNode};
 pub use plan::{Dropped, Plan, Reason, Waiting, WaitingJob, plan, refused_in_its_generation};
+pub use project_views::project_list;
 pub use roll_out::{ReturnTarget, RollOut, RollOutPhase};
 pub use status::{LeaderView, status};
 pub use usage::{Rebill, RebillFault, RebillSum, UsageBook, price_versions};

@@ -70,8 +70,8 @@ pub const CAUSE_CHARACTERS_MAX: usize = 128;
 /// Most replicas that one plan drains for services of a higher priority; the next plan continues. Each costs
 /// a look at every node.
 pub const PREEMPTIONS_MAX: usize = 16;
-/// Most gangs that one plan preempts for gangs that reclaim the quota of their project: a wide gang needs all of
-/// its room at once.
+/// Most gangs that one plan preempts for those that reclaim the quota of their project: a wide gang needs all
+/// of its room at once.
 pub const GANGS_PREEMPTED_MAX: usize = 256;
 /// Time for which every slot of a service must be unchanged, and a node continuously alive, before a replica
 /// moves there for a better spread. It also bounds moves to one per service in this time. An unstable node

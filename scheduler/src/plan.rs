@@ -40,6 +40,7 @@ pub(crate) use fill::{
 };
 pub(crate) use jobs::LIMIT;
 pub(crate) use preempt::waits_for_drains;
+pub(crate) use projects::quotas_of;
 pub(crate) use rebalance::{SpreadMove, moving, spread_move};
 pub(crate) use roll_out::{available_current, has_failed};
 

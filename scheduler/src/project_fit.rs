@@ -109,6 +109,7 @@ pub(crate) fn over_quota(shortfall: &QuotaShortfall) -> String {
 fn change(shortfall: &QuotaShortfall) -> String {
     let QuotaShortfall { project, resource, sum, nominal, .. } = shortfall;
     let borrowed = sum.saturating_sub(*nominal);
+    debug_assert!(borrowed > 0, "a gang that is kept back would borrow");
     let setting = match resource {
         0 => format!("borrow.cpu_millicores = {borrowed}"),
         1 => format!("borrow.memory = \"{}\"", format_bytes(borrowed.saturating_mul(MIB))),
@@ -118,7 +119,8 @@ fn change(shortfall: &QuotaShortfall) -> String {
 }
 
 /// Returns an amount of a resource in its unit.
-pub(crate) fn shown(resource: usize, amount: u64) -> String {
+fn shown(resource: usize, amount: u64) -> String {
+    debug_assert!(resource < 3, "cores, memory or GPUs");
     match resource {
         0 => format!("{amount} millicores"),
         1 => format!("{} of memory", format_bytes(amount.saturating_mul(MIB))),
@@ -131,22 +133,36 @@ pub(crate) fn shown(resource: usize, amount: u64) -> String {
 mod tests {
     use super::*;
 
-    fn shortfall(resource: usize, sum: u64, nominal: u64, limit: u64) -> QuotaShortfall {
-        let quotas = crate::fair_share::planted_shortfall("vision", resource, (sum, nominal, limit));
-        assert_eq!((quotas.sum, quotas.limit), (sum, limit));
-        quotas
+    use protocol::project::{Project, ProjectQuota};
+
+    /// Returns the shortfall of a gang of these amounts, in a project with this quota that borrows this much.
+    fn shortfall(gang: UsageRate, quota: ProjectQuota, borrow: ProjectQuota) -> QuotaShortfall {
+        let name: protocol::ProjectName = "vision".parse().expect("a name");
+        let project = Project { name: name.clone(), parent: None, weight: 1, quota, borrow: Some(borrow) };
+        let tree = ProjectTree { half_life_seconds: 300, own_weight: 1, projects: vec![project] };
+        let quotas = QuotaTree::new(&tree, &UsageRate::default(), |_| [0; 3]);
+        let charge = quotas.charge(Some(&name), &gang).expect("a project of the tree");
+        quotas.shortfall(&charge).expect("it would pass the limit")
     }
 
     #[test]
     fn a_text_names_the_amounts_and_the_smallest_change() {
-        for (resource, sum, nominal, limit, expected) in [
-            (0, 1500, 500, 1000, "would hold 1500 millicores, and may hold 1000 millicores"),
-            (0, 1500, 500, 1000, "vote `borrow.cpu_millicores = 1000` for `vision`"),
-            (1, 2048, 1024, 1024, "vote `borrow.memory = \"1 GiB\"` for `vision`"),
-            (2, 4250, 0, 4000, "would hold 4.250 GPUs, and may hold 4 GPUs"),
-            (2, 4250, 0, 4000, "vote `borrow.gpus = 5` for `vision`"),
+        let rate =
+            |cpu_millicores, memory_mib, gpu_millis| UsageRate { gpu_millis, cpu_millicores, memory_mib };
+        let quota =
+            |cpu_millicores, gib: u64, gpus| ProjectQuota { cpu_millicores, memory_bytes: gib << 30, gpus };
+        let cores = shortfall(rate(1500, 0, 0), quota(500, 9, 9), quota(500, 0, 0));
+        let memory = shortfall(rate(0, 2048, 0), quota(9, 1, 9), quota(0, 0, 0));
+        let gpus = shortfall(rate(0, 0, 4250), quota(9, 9, 0), quota(0, 0, 4));
+        for (shortfall, expected) in [
+            (&cores, "would hold 1500 millicores, and may hold 1000 millicores: its quota of 500 millicores"),
+            (&cores, "vote `borrow.cpu_millicores = 1000` for `vision`"),
+            (&memory, "would hold 2 GiB of memory, and may hold 1 GiB of memory"),
+            (&memory, "vote `borrow.memory = \"1 GiB\"` for `vision`"),
+            (&gpus, "would hold 4.250 GPUs, and may hold 4 GPUs"),
+            (&gpus, "vote `borrow.gpus = 5` for `vision`"),
         ] {
-            let text = over_quota(&shortfall(resource, sum, nominal, limit));
+            let text = over_quota(shortfall);
             assert!(text.contains(expected), "{text}");
         }
     }

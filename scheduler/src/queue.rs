@@ -1,10 +1,10 @@
 //! Queue of gangs: the order in which they start, backfill behind a reservation, and reclaim.
 //!
-//! Gangs come in the order of their turns ([`QuotaTree::turns`]). The first for which there is no space gets a
-//! reservation: the earliest time at which it fits if every running gang takes all of its declared run time. A
-//! later gang starts before it only if that does not move the reservation. A wide gang is thus never starved
-//! by narrow ones, and each gang starts whole. A gang that would pass a limit of its project gets such a
-//! reservation too, of quota, behind which the gangs of that project alone stand back.
+//! Gangs come in the order of their turns ([`QuotaTree::turns`]). The first for which there is no space gets
+//! a reservation: the earliest time at which it fits if every running gang takes all of its declared run
+//! time. A later gang starts before it only if that does not move the reservation. A wide gang is thus never
+//! starved by narrow ones, and each gang starts whole. A gang that would pass a limit of its project gets
+//! such a reservation too, of quota, behind which the gangs of that project alone stand back.
 //!
 //! Gangs with a claim are decided before all others, those first from which no other could reclaim. They
 //! reclaim: gangs that borrow what they lack are preempted, those of the lowest priority first, then the
@@ -13,8 +13,6 @@
 //!
 //! Space is abstract here ([`GangRoom`]); the planner's is made of nodes and slots.
 
-#[cfg(test)]
-mod histories;
 mod reclaim;
 #[cfg(test)]
 mod tests;
@@ -197,6 +195,7 @@ impl<'a, R: GangRoom> Pass<'a, R> {
     fn decide(&mut self, at: usize, has_claim: bool) -> GangTurn<R::Place> {
         let waiting = self.waiting;
         let entry = &waiting[at];
+        debug_assert!(self.started.iter().all(|(other, _)| *other != at), "a gang is decided once");
         if let Some(shortfall) = self.quotas.permanent_shortfall(&entry.charge) {
             return GangTurn::Quota(shortfall);
         }
@@ -253,6 +252,7 @@ impl<'a, R: GangRoom> Pass<'a, R> {
         self.later_quotas.take(&entry.charge);
         let taken = self.free.take(&entry.gang, place);
         debug_assert!(taken, "a placement is of what is free");
+        debug_assert!(self.quotas.admits(&entry.charge), "no limit is passed");
         self.quotas.take(&entry.charge);
         self.holds
             .iter_mut()
@@ -280,6 +280,7 @@ impl<'a, R: GangRoom> Pass<'a, R> {
         });
         let mut ends: Vec<ToCome<'_, R>> = held.chain(fresh).collect();
         ends.sort_by_key(|(time, ..)| *time);
+        debug_assert!(ends.iter().all(|(time, ..)| *time >= now), "no end to come is in the past");
         match has_kept {
             true => (self.later.clone(), self.later_quotas.clone(), self.ended_by(), ends),
             false => (self.free.clone(), self.quotas.clone(), now, ends),

@@ -17,6 +17,7 @@ mod hostile;
 mod once;
 mod outcomes;
 mod pages;
+mod projects;
 mod stops;
 mod usage;
 mod wraps;

@@ -12,6 +12,7 @@ pub(super) fn sentence(tree: &ProjectTree) -> String {
                 jobs of a project that was dropped wait."
             .into();
     }
+    debug_assert!(!tree.projects.is_empty(), "the sentence of no project is another");
     format!(
         "Divide what the nodes offer among {}, by weight and by what each used, which counts half after {}: \
          a project gets its quota back from those that borrow it, whose gangs are then preempted, and jobs \
@@ -32,7 +33,7 @@ pub(super) fn fields(tree: &ProjectTree) -> FieldTexts {
         let parent = parent
             .as_ref()
             .map_or_else(|| format!("{ROOT_PROJECT}, the root"), |parent| quoted(parent.as_str()));
-        let unlimited = || "whatever others leave idle".to_string();
+        let unlimited = || "all that others leave idle".to_string();
         texts.push((format!("project {name}.belongs to"), parent));
         texts.push((format!("project {name}.weight"), weight.to_string()));
         texts.push((format!("project {name}.quota"), amounts(quota)));

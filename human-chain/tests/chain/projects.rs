@@ -35,10 +35,9 @@ fn tree_of(parents: &[(&str, Option<&str>)]) -> ProjectTree {
 
 type Edit = fn(&mut ProjectTree);
 
-/// Every rule of form, in a proposal and in a certificate that careless members signed.
-#[test]
-fn projects_are_a_tree_within_its_bounds() {
-    let cases: [(&str, Edit); 24] = [
+/// Rules about the tree as a whole, its weights and its order.
+fn wrong_lists() -> Vec<(&'static str, Edit)> {
+    vec![
         ("approved", |_| {}),
         ("approved", |tree| tree.projects.clear()),
         ("approved", |tree| tree.half_life_seconds = HALF_LIFE_SECONDS_MAX),
@@ -62,6 +61,12 @@ fn projects_are_a_tree_within_its_bounds() {
         ("projects-invalid: `research` comes after `vision`; accepted: sorted by name", |tree| {
             tree.projects.swap(1, 2);
         }),
+    ]
+}
+
+/// Rules about parents, depth and quotas.
+fn wrong_trees() -> Vec<(&'static str, Edit)> {
+    vec![
         ("projects-invalid: `default` is the root", |tree| tree.projects[0].name = name("default")),
         ("projects-invalid: `vision` names the root as its parent", |tree| {
             tree.projects[2].parent = Some(name("default"));
@@ -107,9 +112,14 @@ fn projects_are_a_tree_within_its_bounds() {
                 |at: usize| Project { name: name(&format!("p{at:03}")), ..tree.projects[0].clone() };
             tree.projects = (0..=PROJECTS_MAX).map(project).collect();
         }),
-    ];
+    ]
+}
+
+/// Every rule of form, in a proposal and in a certificate that careless members signed.
+#[test]
+fn projects_are_a_tree_within_its_bounds() {
     let state = circle();
-    for (expected, edit) in cases {
+    for (expected, edit) in wrong_lists().into_iter().chain(wrong_trees()) {
         let mut tree = projects();
         edit(&mut tree);
         check(expected, try_propose(&state, set(tree.clone())), expected);
@@ -133,6 +143,24 @@ fn attack_the_routine_quorum_sets_no_projects() {
     check("two", verify(&state, &approve(&asked, &["alice", "bob"]), NOW), "quorum-not-reached");
     check("all", verify(&state, &approve(&asked, &["alice", "bob", "carol"]), NOW), "approved");
     assert_eq!((state.has_projects(), state.projects()), (false, &ProjectTree::default()));
+}
+
+/// Two siblings whose quotas fit alone and not together, in each resource.
+#[test]
+fn the_quotas_of_siblings_fit_together_or_not_at_all() {
+    let state = circle();
+    for (cores, gibibytes, gpus, expected) in [
+        (48_000, 384, 12, "approved"),
+        (48_001, 384, 12, "projects-invalid: have 64001 millicores together, and its own quota is 64000"),
+        (48_000, 385, 12, "projects-invalid: bytes of memory together"),
+        (48_000, 384, 13, "projects-invalid: have 17 GPUs together, and its own quota is 16"),
+    ] {
+        let mut tree = projects();
+        let quota = ProjectQuota { cpu_millicores: cores, memory_bytes: gibibytes << 30, gpus };
+        let speech = Project { name: name("speech"), quota, ..tree.projects[2].clone() };
+        tree.projects.insert(2, speech);
+        check(expected, try_propose(&state, set(tree)), expected);
+    }
 }
 
 /// Attack: a vote that saw other projects than those in force, or one that comes again.
@@ -171,7 +199,9 @@ proptest! {
 
     /// Trees that differ in one amount are read differently.
     #[test]
-    fn different_projects_have_different_texts(at in 0..3_usize, field in 0..5_usize, amount in 1..1_u32 << 13) {
+    fn different_projects_have_different_texts(
+        at in 0..3_usize, field in 0..5_usize, amount in 1..1_u32 << 13,
+    ) {
         let state = circle();
         let shown = |amount: u32| {
             let mut tree = projects();

@@ -5,7 +5,7 @@
 //! weight. The result thus depends on what was held and when, and not on the commands that applied in
 //! between. A mean of an amount that stays approaches it, and one that ends halves with each half-life.
 //!
-//! Caveat: a vote on another half-life begins a step anew, and drops what the present one added up.
+//! Caveat: a vote on another half-life begins a new step, and drops what the present one added up.
 
 use super::{Amounts, MEAN_BITS, RESOURCES, add, amounts_of};
 use crate::clock::ClusterTime;
@@ -36,7 +36,7 @@ struct ShareRow {
     mean: Amounts,
 }
 
-/// What projects held on average, in the replicated state. Empty before projects are voted.
+/// Amounts that projects held on average, in the replicated state. Empty before projects are voted.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ShareBook {
@@ -86,7 +86,7 @@ pub(crate) fn settle(cluster: &mut Cluster) {
 }
 
 impl ShareBook {
-    /// Returns the book as it is at a later time, if projects go on to hold what they do.
+    /// Returns the book as it is at a later time, if projects keep what they hold.
     pub(crate) fn advanced(&self, now: ClusterTime) -> Self {
         let mut later = self.clone();
         later.advance(now);
@@ -123,9 +123,11 @@ impl ShareBook {
         let added = self.step_start.max(self.at).ms_until(now);
         self.rows.values_mut().for_each(|row| row.add(added));
         self.at = now;
+        debug_assert!(self.step_start <= now && now < self.step_start.plus(self.step_ms), "within a step");
     }
 
     pub(crate) fn set_step(&mut self, step_ms: u64, now: ClusterTime) {
+        debug_assert!(step_ms > 0, "a voted half-life has steps");
         if self.step_ms != step_ms {
             (self.step_ms, self.step_start, self.at) = (step_ms, now, now);
             self.rows.values_mut().for_each(|row| row.added = [0; RESOURCES]);
@@ -137,19 +139,14 @@ impl ShareBook {
         for (name, rate) in held {
             self.rows.entry(name.clone()).or_default().held = amounts_of(rate);
         }
+        debug_assert!(self.rows.len() == held.len(), "a row for each project");
     }
 
-    /// Moves the book to an earlier time. What was counted in between stays: it was held.
+    /// Moves the book to an earlier time. The amounts of the time in between stay: they were held.
     pub(crate) fn set_back(&mut self, to: ClusterTime) {
         self.at = self.at.min(to);
         self.step_start = self.step_start.min(to);
-    }
-
-    /// Plants a row that no project has, for tests of the invariants.
-    #[cfg(test)]
-    pub(crate) fn plant(&mut self, name: &str, at: ClusterTime) {
-        self.rows.insert(name.parse().expect("a name"), ShareRow::default());
-        self.at = at;
+        debug_assert!(self.step_start <= self.at && self.at <= to, "nothing is counted ahead");
     }
 }
 
@@ -160,6 +157,7 @@ impl ShareRow {
 
     /// Adds what is held until the end of a step, and moves the mean by the average of the step.
     fn end_step(&mut self, until_end_ms: u64, step_ms: u64) {
+        debug_assert!(until_end_ms <= step_ms, "the rest of a step");
         self.add(until_end_ms);
         let one = 1_u128 << 32;
         for (mean, added) in self.mean.iter_mut().zip(&mut self.added) {
@@ -265,7 +263,8 @@ mod tests {
             let (mut plain, mut looked, mut now) = (book(1), book(1), 0);
             for (length, amount) in changes {
                 let end = now + length;
-                let mut between: Vec<u64> = looks.iter().copied().filter(|at| (now..end).contains(at)).collect();
+                let within = looks.iter().copied().filter(|at| (now..end).contains(at));
+                let mut between: Vec<u64> = within.collect();
                 between.sort_unstable();
                 between.into_iter().for_each(|time| looked.advance(at(time)));
                 now = end;

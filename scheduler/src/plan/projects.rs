@@ -67,6 +67,7 @@ impl<'a> Planner<'a> {
         running: &[RunningGang<GangNeed<'a>, P>],
         preempted: &[usize],
     ) {
+        debug_assert!(preempted.len() <= GANGS_PREEMPTED_MAX, "as many as a plan preempts");
         for at in preempted {
             let id = running[*at].gang.id;
             let Some(attempt) = self.draft.jobs.jobs().get(&id).map(|job| job.attempts) else { continue };
@@ -112,6 +113,7 @@ pub(super) fn is_ahead<P>(turn: &GangTurn<P>) -> bool {
 
 fn fair_share_text(quotas: &QuotaTree, gang: &GangNeed<'_>, own: &GangCharge, first: &GangCharge) -> String {
     let project = gang.project_name();
+    debug_assert!(!project.is_empty(), "a gang without a project is of the root");
     let change = match quotas.weight_to_precede(own, first) {
         Some((name, weight, needed)) => {
             format!("smallest change: vote a weight of {needed} instead of {weight} for `{name}`, or wait")

@@ -63,6 +63,7 @@ impl<R: GangRoom> Pass<'_, R> {
                 self.later_quotas.give(&gang.charge);
                 let grace_ms = gang.grace_ms.unwrap_or(0);
                 self.ends[victim] = Some(self.state.now.saturating_add(grace_ms));
+                debug_assert!(!self.preempted.contains(&victim), "a gang is preempted once");
                 self.preempted.push(victim);
             }
             debug_assert!(freed > 0 && self.preempted.len() <= self.state.preempted_max, "as many as may be");
@@ -107,6 +108,7 @@ impl<R: GangRoom> Pass<'_, R> {
                 victims = others;
             }
         }
+        debug_assert!(self.fits_without(entry, &victims), "the gang fits without them");
         (victims.len() <= left).then_some(victims)
     }
 

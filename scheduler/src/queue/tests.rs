@@ -1,8 +1,11 @@
 //! Unit tests of the queue: turns of priority and time, reservations, backfill, quotas and reclaim.
 
-use super::histories::{Places, amounts, charge, running, tree};
+mod histories;
+mod table;
+
 use super::*;
 use crate::fair_share::TurnKey;
+use histories::{Places, amounts, charge, running, tree};
 use protocol::project::ProjectTree;
 use protocol::usage::UsageRate;
 

@@ -113,8 +113,8 @@ fn a_gang_that_its_project_never_holds_is_refused_at_once() {
     let mut world = world(&[("a", 2, Some(1)), ("b", 5, None)]);
     world.approve(job("wide", Some("a"), 4));
     let Reply::Refused { code, message } = ask(&mut world, "wide", "1", 5) else { panic!("it was taken") };
-    let expected = "the gang of job wide never fits: project `a` may hold 3000 millicores in all, and the gang \
-                    takes 4000 millicores; smallest change: vote `borrow.cpu_millicores = 2000` for `a`";
+    let expected = "the gang of job wide never fits: project `a` may hold 3000 millicores in all, and the \
+                    gang takes 4000 millicores; smallest change: vote `borrow.cpu_millicores = 2000` for `a`";
     assert_eq!((code.as_str(), message.as_str()), ("job-never-fits", expected));
     let Change::Deploy(manifest) = job("wide", Some("a"), 4) else { panic!("a manifest") };
     let tried = dry_run(world.view(), &manifest).expect("it can be proposed");
@@ -271,4 +271,30 @@ fn shares_are_replicated_and_kept_in_snapshots() {
     assert_eq!(world.cluster.check_invariants(), Ok(()));
     let read = Cluster::from_snapshot(&world.cluster.to_snapshot()).expect("a snapshot");
     assert_eq!((read.digest(), read.shares()), (world.cluster.digest(), world.cluster.shares()));
+}
+
+#[test]
+fn the_list_shows_what_each_project_holds_borrows_and_held() {
+    let mut world = world(&[("a", 2, None), ("b", 6, None)]);
+    world.approve(job("ours", Some("a"), 4));
+    world.approve(job("any", None, 1));
+    submit(&mut world, "ours", "1");
+    submit(&mut world, "ours", "2");
+    submit(&mut world, "any", "3");
+    world.execute();
+    turn(&mut world, JobSlotState::Ready, None);
+    turn(&mut world, JobSlotState::Running, None);
+    world.pass(500_000);
+    let list = project_list(world.view());
+    assert_eq!((list.half_life_seconds, list.offered.cpu_millicores), (3600, 8000));
+    let [root, a, b] = &list.items[..] else { panic!("{list:?}") };
+    assert_eq!([root, a, b].map(|row| row.name.as_str()), ["default", "a", "b"]);
+    assert_eq!((root.quota, a.quota.map(|quota| quota.cpu_millicores)), (None, Some(2000)));
+    let cores = |row: &protocol::project::ProjectView| {
+        (row.held.cpu_millicores, row.borrowed.cpu_millicores, row.placed, row.waiting)
+    };
+    assert_eq!((cores(a), cores(b)), ((4000, 2000, 1, 1), (0, 0, 0, 0)), "{list:?}");
+    assert_eq!(cores(root), (1000, 1000, 1, 0), "without a quota, all is borrowed");
+    assert!(a.average.cpu_millicores.abs_diff(367) <= 10, "500 s of a half-life of 3600 s: {a:?}");
+    assert!((500_000..600_000).contains(&a.share_millionths) && b.share_millionths == 0, "{list:?}");
 }

@@ -23,7 +23,7 @@ const JOB: &str = "kind = 'job'\nname = 'train'\nartifact = { name = 'trainer', 
     command = ['/bin/train']\nranks = 1\nranks_per_slot = 1\nslots = 1\nrun_seconds_max = 600\nretries = 99\n\
     submit = { any_token = true }\nresources = { cpu_millicores = 2000, memory = '1 GiB' }\n";
 
-async fn get<T: DeserializeOwned>(server: &Arc<Server>, path: &str) -> T {
+pub(super) async fn get<T: DeserializeOwned>(server: &Arc<Server>, path: &str) -> T {
     let (status, body) = ask::<()>(server, Method::GET, path, None).await;
     assert_eq!(status, StatusCode::OK, "{path}: {}", String::from_utf8_lossy(&body));
     serde_json::from_slice(&body).unwrap()
@@ -36,7 +36,7 @@ async fn must(server: &Arc<Server>, actor: Actor, action: Action) -> Reply {
 }
 
 /// Has the circle decide a change, by its only member's vote.
-async fn decide(server: &Arc<Server>, change: Change) {
+pub(super) async fn decide(server: &Arc<Server>, change: Change) {
     let now = wall_clock();
     let proposal = server.cluster(|cluster| {
         let nonce = Digest::of(&cluster.generation().to_le_bytes());
