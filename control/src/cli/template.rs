@@ -150,7 +150,7 @@ fn job_template(name: &ServiceName, record: &ModelRecord, tree: ArtifactRoot) ->
 # `quorate job check FILE` shows the command of each rank as a node derives it.
 kind = "job"
 name = "{name}"
-# project = "research"       # its quota and share; without it, what projects leave idle: `quorate project list`
+# project = "research"       # of whose quota and share it is, see `quorate project list`; default: of none
 # The program and its arguments. Its path is the one in the artifact, which `quorate artifact build` and
 # `import` print. {{steps}} stands for the parameter; a brace alone is written twice. No shell reads a value.
 command = ["/usr/bin/python3", "train.py", "--steps={{steps}}"]
