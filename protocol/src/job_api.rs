@@ -45,8 +45,8 @@ pub struct RetryJobBody {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct JobWaitView {
-    /// Name of the reason: `back_off`, `reserved`, `behind`, `no_room`, `no_network`, `halted`, `approval`
-    /// or `limit`.
+    /// Name of the reason: `back_off`, `reserved`, `behind`, `no_room`, `no_network`, `halted`, `approval`,
+    /// `limit`, `project`, `quota`, `fair_share`, `reclaim` or `leader`.
     pub reason: String,
     /// Explanation, as a sentence.
     pub text: String,

@@ -349,6 +349,10 @@ impl<'a> Planner<'a> {
 
     /// Places the gangs whose turn it is, each whole.
     pub(super) fn fill_jobs(&mut self) {
+        let waits = |job: &Job| !job.state.is_finished() && !job.state.is_placed();
+        if !self.view.cluster.jobs().jobs().values().any(waits) {
+            return;
+        }
         let quotas = self.quotas();
         let waiting = self.waiting_gangs(&quotas);
         if waiting.is_empty() {
