@@ -190,7 +190,7 @@ mod tests {
         for held in [PROJECT_MILLICORES_MAX, PROJECT_MEMORY_BYTES_MAX >> 20] {
             assert!(held.checked_mul(step_ms).is_some(), "amounts of a step");
         }
-        assert!(HALF_LIFE_SECONDS_MIN < HALF_LIFE_SECONDS_MAX && PROJECT_DEPTH_MAX < PROJECTS_MAX);
+        const { assert!(HALF_LIFE_SECONDS_MIN < HALF_LIFE_SECONDS_MAX && PROJECT_DEPTH_MAX < PROJECTS_MAX) };
     }
 
     #[test]
