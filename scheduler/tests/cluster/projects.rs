@@ -208,6 +208,31 @@ fn a_leader_that_does_not_know_every_node_reclaims_nothing() {
     assert_eq!(ended, 1, "the control: one of them borrows");
 }
 
+/// A service takes the room of borrowers before that of gangs within their quota, though these began later.
+#[test]
+fn a_service_ends_borrowers_first() {
+    for (project, expected) in [(Some("a"), [true, false]), (None, [false, true])] {
+        let mut world = world(&[("a", 4, None)]);
+        world.share_model("minilm", 90 << 20);
+        world.approve(job("early", None, 3));
+        world.approve(job("late", project, 3));
+        let early = submit(&mut world, "early", "1");
+        world.execute();
+        turn(&mut world, JobSlotState::Ready, None);
+        world.pass(1000);
+        let late = submit(&mut world, "late", "2");
+        world.execute();
+        turn(&mut world, JobSlotState::Ready, None);
+        turn(&mut world, JobSlotState::Running, None);
+        assert!([early, late].iter().all(|id| state(&world, *id) == JobState::Running));
+        world.approve(deploy(manifest("embed", 1, 1, 2000, 256)));
+        world.heartbeat_all();
+        world.execute();
+        let preempted = [early, late].map(|id| state(&world, id) == JobState::Queued);
+        assert_eq!(preempted, expected, "the later one is of {project:?}");
+    }
+}
+
 #[test]
 fn turns_go_to_the_project_that_used_least_and_the_reason_names_a_weight() {
     let mut world = world(&[("a", 0, None), ("b", 0, None)]);
