@@ -27,8 +27,8 @@ Examples:
   quorate project list
   quorate project list -o json
 
-The share is what a project holds and held on average, of the resource of which it takes most. Turns go to
-the lowest share by weight, of the projects that are beyond their quota.")]
+The average is by the voted half-life. The share is the sum of what a project holds and of its average, of
+the resource of which it takes most. Beyond quotas, turns go to the lowest share by weight.")]
 pub(crate) struct ProjectListArguments {}
 
 #[derive(Debug, Args)]
@@ -100,6 +100,7 @@ fn shown(list: &ProjectList) -> String {
             view.borrow.as_ref().map_or_else(unlimited, quota_text),
             rate_text(&view.held),
             rate_text(&view.borrowed),
+            rate_text(&view.average),
             format!("{}.{} %", share_millionths / 10_000, share_millionths / 1_000 % 10),
             placed.to_string(),
             waiting.to_string(),
@@ -113,6 +114,7 @@ fn shown(list: &ProjectList) -> String {
         "may borrow",
         "holds",
         "borrows",
+        "average",
         "share",
         "placed",
         "waiting",
@@ -158,7 +160,7 @@ mod tests {
             borrow: None,
             held: UsageRate { gpu_millis: 4250, cpu_millicores: 16_000, memory_mib: 131_072 },
             borrowed: UsageRate { gpu_millis: 250, cpu_millicores: 0, memory_mib: 0 },
-            average: UsageRate::default(),
+            average: UsageRate { gpu_millis: 0, cpu_millicores: 8000, memory_mib: 0 },
             share_millionths: 531_250,
             placed: 2,
             waiting: 7,
@@ -176,7 +178,7 @@ mod tests {
         let cells = |line: &str| -> Vec<String> {
             line.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).map(str::to_string).collect()
         };
-        let held = ["4.250 GPU 16 cores 128 GiB", "0.250 GPU", "53.1 %", "2", "7"];
+        let held = ["4.250 GPU 16 cores 128 GiB", "0.250 GPU", "8 cores", "53.1 %", "2", "7"];
         assert_eq!(cells(lines[1]), [&["default", "-", "3", "-", "-"][..], &held].concat(), "{text}");
         let research = ["research", "default", "3", "4 GPU 16 cores 128 GiB", "no limit"];
         assert_eq!(cells(lines[2]), [&research[..], &held].concat(), "{text}");
