@@ -26,6 +26,7 @@ mod models;
 mod nodes;
 mod output;
 mod passkeys;
+mod projects;
 mod proposals;
 mod services;
 mod sharing;
@@ -176,6 +177,9 @@ Exit status: 0 all is well, 1 something is wrong, 2 the quorum is lost or the st
     /// Issue, list and revoke access tokens of people
     #[command(subcommand)]
     Token(access::TokenCommand),
+    /// List projects: quotas, what each holds and borrows, and its share
+    #[command(subcommand)]
+    Project(projects::ProjectCommand),
     /// Show, export and verify metered usage: what services and jobs held, and what it cost
     #[command(subcommand)]
     Usage(usage::UsageCommand),
@@ -263,6 +267,7 @@ async fn dispatch(command: TopLevelCommand, environment: &Environment) -> Result
         TopLevelCommand::Context(command) => context::run(command, environment),
         TopLevelCommand::Token(command) => access::run_token(command, environment).await,
         TopLevelCommand::Key(command) => access::run_key(command, environment).await,
+        TopLevelCommand::Project(command) => projects::run(&command, environment).await,
         TopLevelCommand::Usage(command) => usage::run(command, environment).await,
         TopLevelCommand::Events(arguments) => status::events(arguments, environment).await,
     }?;

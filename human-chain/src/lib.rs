@@ -27,6 +27,7 @@ mod membership;
 mod memory;
 mod order;
 mod passkey;
+mod projects;
 mod propose;
 mod quorum;
 mod render;

@@ -94,6 +94,10 @@ codes! {
     JOB_UNSUCCESSFUL = "job-unsuccessful";
     /// The gang of a job fits on no set of the admitted nodes.
     JOB_NEVER_FITS = "job-never-fits";
+    /// A job belongs to a project that the circle did not vote.
+    PROJECT_UNKNOWN = "project-unknown";
+    /// The projects of a proposal are no tree, or a quota in it exceeds that of its parent.
+    PROJECTS_INVALID = "projects-invalid";
     /// A checkpoint or outputs come from a slot that its node does not hold under the fence in force.
     JOB_DATA_FENCED = "job-data-fenced";
     /// A statement about a checkpoint or outputs does not hold.

@@ -104,6 +104,10 @@ name!(
     ParameterName
 );
 name!(
+    /// Name of a project, to which jobs belong.
+    ProjectName
+);
+name!(
     /// Name of a checkpoint: that of the directory which a job renamed into `/checkpoint`.
     CheckpointName
 );

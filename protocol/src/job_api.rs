@@ -55,7 +55,7 @@ pub struct RetryJobBody {
 #[serde(deny_unknown_fields)]
 pub struct JobWaitView {
     /// Name of the reason: `back_off`, `after`, `reserved`, `behind`, `no_room`, `no_network`, `halted`,
-    /// `approval` or `limit`.
+    /// `approval`, `limit`, `project`, `quota`, `fair_share`, `reclaim` or `leader`.
     pub reason: String,
     /// Explanation, as a sentence.
     pub text: String,

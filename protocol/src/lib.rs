@@ -36,6 +36,7 @@ pub mod manifest;
 pub mod model;
 pub mod order;
 pub mod passkey;
+pub mod project;
 pub mod refusal;
 pub mod sandbox;
 pub mod usage;
@@ -48,8 +49,8 @@ pub use error_chain::error_chain;
 pub use error_code::ErrorCode;
 pub use ids::{
     ArtifactRoot, BootId, BootTime, CheckpointName, CircleId, CommentId, Epoch, Fence, GrantId, HaltId,
-    JobId, MemberId, Millis, ModelName, ModelRoot, NodeId, NodeName, ParameterName, ProposalId, ReplicaId,
-    ServiceName, SlotIndex, StoreName, TokenName,
+    JobId, MemberId, Millis, ModelName, ModelRoot, NodeId, NodeName, ParameterName, ProjectName, ProposalId,
+    ReplicaId, ServiceName, SlotIndex, StoreName, TokenName,
 };
 pub use keys::{EncryptionKey, HybridSignature, MemberKeys, PublicKey, Signature};
 pub use passkey::{Passkey, PasskeyAssertion, PasskeyKey, PasskeyPolicy, PasskeyRegistration};

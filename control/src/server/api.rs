@@ -11,6 +11,7 @@ mod deployments;
 mod halts;
 mod jobs;
 mod models;
+mod projects;
 mod services;
 mod status;
 mod usage;
@@ -77,6 +78,7 @@ pub(crate) fn router(server: Arc<Server>) -> Router {
         .route("/v1/access/revocations", signed(access::revoke))
         .route("/v1/events", get(status::events))
         .route("/v1/status", get(status::status))
+        .route("/v1/projects", get(projects::projects))
         .route("/v1/usage", get(usage::usage))
         .route("/v1/usage/entries", get(usage::entries))
         .route("/v1/replica", get(status::replica))
@@ -196,6 +198,7 @@ fn no_subject(name: &str) -> Failure {
         status::status,
         status::replica,
         status::why,
+        projects::projects,
         usage::usage,
         usage::entries,
         console::create_link

@@ -18,6 +18,7 @@ mod jobs;
 mod once;
 mod outcomes;
 mod pages;
+mod projects;
 mod stops;
 mod usage;
 mod wraps;

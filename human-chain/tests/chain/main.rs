@@ -26,6 +26,7 @@ mod passkey_ballots;
 mod passkey_halts;
 mod passkeys;
 mod prices;
+mod projects;
 mod proposers;
 mod recorded;
 mod renderings;

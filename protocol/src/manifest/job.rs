@@ -6,7 +6,7 @@
 
 use super::parameter::JobParameter;
 use super::{ModelChoice, Placement, Resources};
-use crate::ids::{ArtifactRoot, Millis, ModelName, ParameterName, ServiceName, TokenName};
+use crate::ids::{ArtifactRoot, Millis, ModelName, ParameterName, ProjectName, ServiceName, TokenName};
 use crate::keys::{ByteString, PublicKey};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -79,6 +79,8 @@ pub struct JobBudget {
 pub struct JobManifest {
     /// Name, unique in the circle.
     pub name: ServiceName,
+    /// Project whose quota and share its gangs use; none = the root, [`crate::project::ROOT_PROJECT`].
+    pub project: Option<ProjectName>,
     /// Artifact to run; none = open: each submission names one, and is signed.
     pub artifact: Option<ArtifactChoice>,
     /// Program and its arguments, in which `{steps}` stands for the parameter `steps`; none = open: each

@@ -127,17 +127,18 @@ fn job() -> BoxedStrategy<JobManifest> {
             spend_micro_units,
         },
     );
-    let envelope = (resources(), placement(), option::of(budget), submitters());
+    let envelope = (resources(), placement(), option::of(budget), submitters(), option::of(name()));
     (program, inputs, gang, times, envelope)
         .prop_map(|(program, inputs, gang, times, envelope)| {
             let (name, artifact, command, environment, parameters) = program;
             let (models, datasets, gpu_models, egress) = inputs;
             let (ranks, ranks_per_slot, slots, priority, retries, checkpoints) = gang;
             let (run_seconds_max, grace_seconds, autonomy_seconds, valid_until) = times;
-            let (resources, placement, budget, submit) = envelope;
+            let (resources, placement, budget, submit, project) = envelope;
             let parameters = parameters.into_iter().collect();
             JobManifest {
                 name,
+                project,
                 artifact,
                 command,
                 environment,

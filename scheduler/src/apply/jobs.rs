@@ -8,6 +8,7 @@ use crate::cluster::Cluster;
 use crate::command::{Actor, JobRequest, Refusal, Reply};
 use crate::jobs::{EndCause, Job, JobHoldingPhase, JobState, array_id, kept_bytes, key_of};
 use crate::limits::{GANG_BYTES_MAX, JOBS_BYTES_MAX, JOBS_UNFINISHED_MAX};
+use crate::project_fit::check_project;
 use human_chain::{ChainError, check_submission};
 use protocol::canonical::to_bytes;
 use protocol::error_code::{
@@ -140,6 +141,7 @@ fn keep(cluster: &mut Cluster, actor: &Actor, all: Vec<SignedSubmission>) -> Res
     for signed in &all {
         let approved = check_submission(circle(cluster)?, signed, now.0)?;
         check_gang(&approved.manifest, to_bytes(signed).len() as u64)?;
+        check_project(cluster, &approved.manifest)?;
     }
     // All submissions of one request follow the same jobs.
     let awaits = all.first().map_or(Ok(BTreeSet::new()), |signed| awaited(cluster, &signed.submission))?;

@@ -27,6 +27,7 @@ mod passkeys;
 mod placement;
 mod preconditions;
 mod priorities;
+mod projects;
 mod properties;
 mod proposals;
 mod questions;

@@ -36,7 +36,7 @@ pub(super) async fn must(server: &Arc<Server>, actor: Actor, action: Action) -> 
 }
 
 /// Has the circle decide a change, by its only member's vote.
-async fn decide(server: &Arc<Server>, change: Change) {
+pub(super) async fn decide(server: &Arc<Server>, change: Change) {
     let now = wall_clock();
     let proposal = server.cluster(|cluster| {
         let nonce = Digest::of(&cluster.generation().to_le_bytes());
