@@ -11,6 +11,7 @@ mod consensus;
 mod embeddings;
 mod first_token;
 mod human_chain;
+mod jobs;
 mod process;
 mod quickstart;
 mod report;
@@ -70,6 +71,11 @@ const BENCHMARKS: &[(&str, &str, BenchmarkFunction)] = &[
         "certificates beside tough's TUF metadata; sessions, decisions and halts beside their bars",
         human_chain::run,
     ),
+    (
+        "jobs",
+        "submission to first line, short jobs and the link of a gang, beside Slurm and iperf3",
+        jobs::run,
+    ),
     ("quickstart", "order accepted to last segment verified, beside candle's loaders", quickstart::run),
 ];
 
@@ -86,6 +92,7 @@ fn main() -> anyhow::Result<ExitCode> {
         return match name.as_str() {
             "consensus" => consensus::part(&part).map(|()| ExitCode::SUCCESS),
             "human-chain" => human_chain::part(&part).map(|()| ExitCode::SUCCESS),
+            "jobs" => jobs::part(&part).map(|()| ExitCode::SUCCESS),
             _ => bail!("`{name}` has no parts"),
         };
     }

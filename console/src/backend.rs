@@ -8,9 +8,11 @@ use protocol::api::{DryRun, NodeView, ProposalView, ServiceView, Status};
 use protocol::comment::{Comment, SignedComment};
 use protocol::governance::{Ballot, Bundle, Certificate, Change, Proposal, SignedBallot};
 use protocol::halt::{Halt, SignedHalt};
+use protocol::job_api::{JobLogPage, JobView};
+use protocol::job_data::JobDataView;
 use protocol::manifest::Manifest;
 use protocol::model::ModelRecord;
-use protocol::{ModelRoot, ProposalId, Refusal, ReplicaId};
+use protocol::{JobId, ModelRoot, ProposalId, Refusal, ReplicaId};
 use std::sync::Arc;
 
 /// Answer of a backend.
@@ -140,6 +142,18 @@ pub trait ConsoleBackend: Send + Sync + 'static {
 
     /// Returns the nodes that ask for admission.
     fn pending_nodes(&self) -> BackendAnswer<'_, Vec<PendingNode>>;
+
+    /// Returns the jobs that control knows, the latest submission first. Only a leader knows why one waits.
+    fn jobs(&self) -> BackendAnswer<'_, Vec<JobView>>;
+
+    /// Returns a job; none if control does not know it.
+    fn job(&self, id: JobId) -> BackendAnswer<'_, Option<JobView>>;
+
+    /// Returns lines of a job's ranks after a sequence number, oldest first, in pages of bounded size.
+    fn job_lines(&self, id: JobId, after: u64) -> BackendAnswer<'_, JobLogPage>;
+
+    /// Returns the checkpoints of a job, the oldest first, and its outputs; nothing if control does not know it.
+    fn job_data(&self, id: JobId) -> BackendAnswer<'_, Vec<JobDataView>>;
 
     /// Returns the halts that replicas have. It needs neither a leader nor a quorum.
     fn halts(&self) -> BackendAnswer<'_, HaltReport>;

@@ -7,6 +7,7 @@ pub(crate) mod evidence;
 pub(crate) mod halts;
 pub(crate) mod history;
 pub(crate) mod inbox;
+pub(crate) mod jobs;
 pub(crate) mod members;
 pub(crate) mod nodes;
 pub(crate) mod overview;
@@ -33,15 +34,17 @@ const VALUE_COLUMN: usize = 37;
 pub(crate) enum Section {
     Overview,
     Inbox,
+    Jobs,
     History,
     Members,
     Nodes,
     Halts,
 }
 
-const SECTIONS: [(Section, &str, &str); 6] = [
+const SECTIONS: [(Section, &str, &str); 7] = [
     (Section::Overview, "Overview", "/console"),
     (Section::Inbox, "Inbox", "/console/inbox"),
+    (Section::Jobs, "Jobs", "/console/jobs"),
     (Section::History, "History", "/console/history"),
     (Section::Members, "Members", "/console/members"),
     (Section::Nodes, "Nodes", "/console/nodes"),

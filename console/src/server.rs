@@ -5,6 +5,7 @@
 
 mod comment;
 mod halt;
+mod jobs;
 mod passkey;
 mod vote;
 
@@ -80,6 +81,9 @@ pub fn router(console: Arc<Console>) -> Router {
         .route("/console/halt", get(halt::form).post(halt::by_key))
         .route("/console/halt/compose", post(halt::compose))
         .route("/console/halt/passkey", post(halt::by_passkey))
+        .route("/console/jobs", get(jobs::list))
+        .route("/console/jobs/{id}", get(jobs::one))
+        .route("/console/jobs/{id}/lines", get(jobs::lines))
         .route("/console/passkeys", get(passkey::page))
         .route("/console/passkeys/challenge", post(passkey::challenge))
         .route("/console/passkeys/enter", post(passkey::enter))
@@ -162,9 +166,10 @@ fn status_of(code: ErrorCode) -> StatusCode {
         | error_code::CONSOLE_LINK_INVALID
         | error_code::CONSOLE_NO_KEY
         | error_code::TOKEN_SCOPE_MISSING => StatusCode::FORBIDDEN,
-        error_code::PROPOSAL_NOT_FOUND | error_code::QUESTION_NOT_FOUND | error_code::PATH_NOT_FOUND => {
-            StatusCode::NOT_FOUND
-        }
+        error_code::PROPOSAL_NOT_FOUND
+        | error_code::QUESTION_NOT_FOUND
+        | error_code::JOB_NOT_FOUND
+        | error_code::PATH_NOT_FOUND => StatusCode::NOT_FOUND,
         error_code::METHOD_NOT_ALLOWED => StatusCode::METHOD_NOT_ALLOWED,
         error_code::WORDS_MISMATCH
         | error_code::REQUEST_INVALID

@@ -1,4 +1,5 @@
-// Passkeys: the one thing that pages cannot do without a script. Nothing here makes markup of text.
+// Passkeys, which pages cannot use without a script, and the lines of a job that runs. Nothing here makes
+// markup of text.
 'use strict';
 
 const toHex = (buffer) =>
@@ -123,4 +124,48 @@ document.querySelectorAll('button[data-act]').forEach((button) => {
     const form = button.form;
     act(form, () => ACTIONS[button.dataset.act](form, button));
   });
+});
+
+// Pause between two requests for the lines of a job, and the most lines that its page keeps.
+const FOLLOW_MS = 2000;
+const LINES_KEPT = 2000;
+
+// Appends lines to a log. It stays at its end if that was in view.
+function append(log, lines) {
+  const atEnd = log.scrollTop + log.clientHeight >= log.scrollHeight - 4;
+  lines.forEach((text) => {
+    const line = document.createElement('span');
+    line.className = 'line';
+    line.textContent = `${text}\n`;
+    log.append(line);
+  });
+  while (log.childNodes.length > LINES_KEPT) log.firstChild.remove();
+  if (atEnd) log.scrollTop = log.scrollHeight;
+}
+
+// Reads the lines that follow, until the job has ended; then the page is read again.
+async function follow(log) {
+  const { after, epoch } = log.dataset;
+  try {
+    const answer = await fetch(`${log.dataset.follow}?after=${after}&epoch=${epoch}`);
+    if (answer.ok) {
+      const next = await answer.json();
+      if (String(next.epoch) !== epoch) log.replaceChildren();
+      append(log, next.lines);
+      log.dataset.after = next.after;
+      log.dataset.epoch = next.epoch;
+      if (next.ended) {
+        location.reload();
+        return;
+      }
+    }
+  } catch (error) {
+    // The replica may be gone for a moment.
+  }
+  setTimeout(() => follow(log), FOLLOW_MS);
+}
+
+document.querySelectorAll('pre[data-follow]').forEach((log) => {
+  log.scrollTop = log.scrollHeight;
+  follow(log);
 });

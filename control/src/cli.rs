@@ -9,12 +9,15 @@ mod comments;
 mod console;
 mod context;
 mod daemons;
+mod datasets;
 mod deploy;
 mod failure;
 mod halts;
 #[cfg(test)]
 mod hostile;
 mod inbox;
+mod job_data;
+mod job_ids;
 mod job_runs;
 mod jobs;
 mod logs;
@@ -23,6 +26,7 @@ mod models;
 mod nodes;
 mod output;
 mod passkeys;
+mod projects;
 mod proposals;
 mod services;
 mod sharing;
@@ -127,6 +131,9 @@ Example:
     /// Import, build, list and verify artifacts: root file systems of programs
     #[command(subcommand)]
     Artifact(artifacts::ArtifactCommand),
+    /// Import, list and verify datasets: directories of files that jobs read
+    #[command(subcommand)]
+    Dataset(datasets::DatasetCommand),
     /// Submit, list, follow, cancel and retry jobs; check what their manifests let them run
     #[command(subcommand)]
     Job(jobs::JobCommand),
@@ -170,6 +177,9 @@ Exit status: 0 all is well, 1 something is wrong, 2 the quorum is lost or the st
     /// Issue, list and revoke access tokens of people
     #[command(subcommand)]
     Token(access::TokenCommand),
+    /// List projects: quotas, what each holds and borrows, and its share
+    #[command(subcommand)]
+    Project(projects::ProjectCommand),
     /// Show, export and verify metered usage: what services and jobs held, and what it cost
     #[command(subcommand)]
     Usage(usage::UsageCommand),
@@ -240,6 +250,7 @@ async fn dispatch(command: TopLevelCommand, environment: &Environment) -> Result
         TopLevelCommand::Node(command) => nodes::run(command, environment).await,
         TopLevelCommand::Model(command) => models::run(command, environment).await,
         TopLevelCommand::Artifact(command) => artifacts::run(command, environment).await,
+        TopLevelCommand::Dataset(command) => datasets::run(command, environment).await,
         TopLevelCommand::Job(command) => jobs::run(command, environment).await,
         TopLevelCommand::New(command) => template::new(command, environment).await,
         TopLevelCommand::Deploy(arguments) => deploy::deploy(arguments, environment).await,
@@ -256,6 +267,7 @@ async fn dispatch(command: TopLevelCommand, environment: &Environment) -> Result
         TopLevelCommand::Context(command) => context::run(command, environment),
         TopLevelCommand::Token(command) => access::run_token(command, environment).await,
         TopLevelCommand::Key(command) => access::run_key(command, environment).await,
+        TopLevelCommand::Project(command) => projects::run(&command, environment).await,
         TopLevelCommand::Usage(command) => usage::run(command, environment).await,
         TopLevelCommand::Events(arguments) => status::events(arguments, environment).await,
     }?;

@@ -4,6 +4,7 @@
 //! the agent of the `gpu-agent` crate.
 
 mod health;
+mod job_data;
 mod models;
 mod register;
 mod sweep;

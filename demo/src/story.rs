@@ -15,6 +15,7 @@ mod outage;
 mod recovery;
 mod scan;
 mod service;
+mod train;
 mod wipe;
 
 use crate::Arguments;
@@ -106,6 +107,7 @@ pub(crate) async fn run(demonstration: &Demonstration, arguments: &Arguments) ->
     let api = demonstration.openai().await?;
     answer::first_answers(demonstration, &api, arguments.documents.as_deref()).await?;
     job::run_a_job(demonstration).await?;
+    train::train_through_a_death(demonstration, &api).await?;
     flip::flip_a_bit(demonstration).await?;
     orders::hand_over_bad_orders(demonstration).await?;
     outage::kill_control(demonstration, &api).await?;

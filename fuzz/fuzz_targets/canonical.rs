@@ -4,6 +4,7 @@
 use libfuzzer_sys::fuzz_target;
 use protocol::agent::{SyncRequest, SyncResponse};
 use protocol::canonical::{from_bytes, to_bytes};
+use protocol::gang::GangHello;
 use protocol::governance::Bundle;
 use protocol::model::ModelManifest;
 use protocol::order::SignedTicket;
@@ -20,5 +21,5 @@ macro_rules! check {
 }
 
 fuzz_target!(|bytes: &[u8]| {
-    check!(bytes, Bundle, SyncRequest, SyncResponse, ModelManifest, SignedTicket, WorkerManifest);
+    check!(bytes, Bundle, SyncRequest, SyncResponse, ModelManifest, SignedTicket, WorkerManifest, GangHello);
 });

@@ -39,6 +39,8 @@ fuzz_target!(|values: (String, String, String, String)| {
         submitter: Submitter::Token("fuzz".parse().expect("a name")),
         issued_at: Millis(0),
         deadline: Millis(0),
+        after: vec![],
+        array: None,
     };
     if let Ok(rank) = derive_rank(&JOB, &submission, SlotRanks { first: 0, count: 1 }, 0, &[]) {
         let expected = ["/bin/train".to_string(), format!("--a={a}"), b.clone(), format!("{c}{d}")];

@@ -1,7 +1,7 @@
 //! Changes: their admissibility in the circle's state.
 
 use crate::circle::{ApprovedService, CircleState, inputs};
-use crate::{ChainError, access, form, halt, membership};
+use crate::{ChainError, access, form, halt, membership, projects};
 use protocol::governance::{Change, Member, NodeAdmission};
 use protocol::limits;
 use protocol::manifest::{Manifest, ModelChoice};
@@ -45,6 +45,7 @@ pub(crate) fn check_change(state: &CircleState, change: &Change) -> Result<(), C
             access::check_envelope(envelope, &state.members().map(|member| &member.id).collect())
         }
         Change::SetPrices(prices) => check_prices(prices),
+        Change::SetProjects(tree) => projects::check_projects(tree),
     }
 }
 
@@ -62,6 +63,7 @@ fn check_deployment(state: &CircleState, manifest: &Manifest) -> Result<(), Chai
         }
         Manifest::Service(service) => check_model(state, &service.model),
         Manifest::Job(job) => {
+            projects::check_known(state.projects(), job)?;
             let twice = |model: &&ModelChoice| {
                 job.datasets.iter().any(|other| other.name == model.name && other.root != model.root)
             };

@@ -24,8 +24,9 @@ use crate::approved::Approved;
 use crate::history::{HistoryEntry, HistoryTree};
 use crate::member::former_key;
 use crate::subject::{
-    ACCESS_SUBJECT, CIRCLE_SUBJECT, HALTS_SUBJECT, PRICES_SUBJECT, access_value, circle_value, lifted_value,
-    member_subject, model_subject, model_value, node_subject, node_value, prices_value, suspension_value,
+    ACCESS_SUBJECT, CIRCLE_SUBJECT, HALTS_SUBJECT, PRICES_SUBJECT, PROJECTS_SUBJECT, access_value,
+    circle_value, lifted_value, member_subject, model_subject, model_value, node_subject, node_value,
+    prices_value, projects_value, suspension_value,
 };
 use crate::{ChainError, MemberSecret, form, signature_holds};
 use nodes::AdmittedNodes;
@@ -38,6 +39,7 @@ use protocol::governance::{
 };
 use protocol::halt::Halt;
 use protocol::manifest::{ModelChoice, ServiceManifest};
+use protocol::project::ProjectTree;
 use protocol::usage::{PriceVersion, Prices};
 use protocol::{
     CircleId, Digest, Epoch, HaltId, MemberId, Millis, ModelName, ModelRoot, NodeId, NodeName, ProposalId,
@@ -167,6 +169,8 @@ pub struct CircleState {
     access: CircleAccess,
     /// Prices in force; their version is that of their subject.
     prices: Prices,
+    /// Projects in force; there are none before the first vote.
+    projects: ProjectTree,
     nodes: AdmittedNodes,
     subjects: BTreeMap<String, (u64, Option<Digest>)>,
     services: BTreeMap<ServiceName, ApprovedService>,
@@ -243,6 +247,7 @@ impl CircleState {
                 counted: BTreeSet::from([id.0]),
             },
             prices: Prices::default(),
+            projects: ProjectTree::default(),
             nodes,
             subjects,
             services: BTreeMap::new(),
@@ -296,6 +301,10 @@ impl CircleState {
             Change::SetPrices(prices) => {
                 self.bump(PRICES_SUBJECT.to_string(), Some(prices_value(&prices)));
                 self.prices = prices;
+            }
+            Change::SetProjects(tree) => {
+                self.bump(PROJECTS_SUBJECT.to_string(), Some(projects_value(&tree)));
+                self.projects = *tree;
             }
         }
         self.history.append(HistoryEntry { proposal, certificate });
@@ -545,6 +554,18 @@ impl CircleState {
         PriceVersion { version, prices: self.prices }
     }
 
+    /// Returns the projects in force; none before the first vote.
+    #[must_use]
+    pub fn projects(&self) -> &ProjectTree {
+        &self.projects
+    }
+
+    /// Returns whether projects were voted, be it an empty tree.
+    #[must_use]
+    pub fn has_projects(&self) -> bool {
+        self.subjects.contains_key(PROJECTS_SUBJECT)
+    }
+
     /// Returns whether grants under the envelope of this certificate count, within the bounds in force.
     pub(crate) fn access_counts(&self, certificate: &Digest) -> bool {
         self.access.counted.contains(certificate)
@@ -698,6 +719,7 @@ mod tests {
                 counted: BTreeSet::new(),
             },
             prices: Prices::default(),
+            projects: ProjectTree::default(),
             nodes,
             subjects: BTreeMap::new(),
             services: BTreeMap::new(),

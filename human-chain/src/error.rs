@@ -8,7 +8,7 @@ use protocol::governance::ActionClass;
 use protocol::halt::HALTS_PER_MEMBER_MAX;
 use protocol::{
     CircleId, Digest, Epoch, Fence, GrantId, HaltId, MemberId, Millis, ModelName, ModelRoot, NodeId,
-    NodeName, ParameterName, Refusal, ServiceName, SlotIndex, TokenName,
+    NodeName, ParameterName, ProjectName, Refusal, ServiceName, SlotIndex, TokenName,
 };
 
 /// Reason for the rejection of a genesis, proposal, ballot, certificate, grant or order.
@@ -313,6 +313,28 @@ pub enum ChainError {
         /// Part that does not fit.
         reason: String,
     },
+    /// The projects are no tree, or a quota exceeds that of its parent; the text says where.
+    #[error("projects: {0}")]
+    ProjectsInvalid(String),
+    /// The job belongs to a project that the circle did not vote.
+    #[error(
+        "job `{job}` belongs to project `{project}`, which the circle did not vote; smallest change: vote \
+         the project, or leave `project` out of the manifest"
+    )]
+    ProjectUnknown {
+        /// Name of the job.
+        job: ServiceName,
+        /// Project that its manifest names.
+        project: ProjectName,
+    },
+    /// The statement about a checkpoint or outputs of a job does not hold.
+    #[error("data of job `{job}`: {reason}")]
+    JobDataInvalid {
+        /// Name of the job.
+        job: ServiceName,
+        /// Check that failed.
+        reason: &'static str,
+    },
     /// The approval of the job has ended.
     #[error("the approval of `{job}` ended at {}; it is {}", show_time(*.until), show_time(*.now))]
     EnvelopeExpired {
@@ -434,7 +456,10 @@ impl ChainError {
             Self::SubmitterRefused { .. } => error_code::SUBMITTER_REFUSED,
             Self::SubmissionUnsigned(_) => error_code::SUBMISSION_UNSIGNED,
             Self::SubmissionExpired { .. } => error_code::SUBMISSION_EXPIRED,
+            Self::ProjectsInvalid(_) => error_code::PROJECTS_INVALID,
+            Self::ProjectUnknown { .. } => error_code::PROJECT_UNKNOWN,
             Self::SubmissionMismatch { .. } => error_code::SUBMISSION_MISMATCH,
+            Self::JobDataInvalid { .. } => error_code::JOB_DATA_INVALID,
             Self::EnvelopeExpired { .. } => error_code::ENVELOPE_EXPIRED,
             Self::PasskeyInvalid(_) => error_code::PASSKEY_INVALID,
             Self::PasskeyOrigin(_) => error_code::PASSKEY_ORIGIN,

@@ -27,6 +27,7 @@ mod membership;
 mod memory;
 mod order;
 mod passkey;
+mod projects;
 mod propose;
 mod quorum;
 mod render;
@@ -64,8 +65,9 @@ pub use founding::{check_draft, merge_signatures, sign_as_founder, unsigned_foun
 pub use halt::{DeferredHalts, HaltBook, VerifiedHalt, check_halt, covers, halt_stands, lift, sign_halt};
 pub use history::HistoryEntry;
 pub use job::{
-    GangMembers, GangSlot, JobGrant, MASTER_PORT, RankCommand, RankInput, check_gang, check_job_order,
-    check_meeting, check_submission, derive_rank, rank_host,
+    GangMembers, GangSlot, JobGrant, MASTER_PORT, RankCommand, RankInput, check_checkpoint, check_gang,
+    check_job_data, check_job_order, check_meeting, check_submission, data_recipients, derive_rank,
+    rank_host,
 };
 pub use known::KnownVerdicts;
 pub use member::{MemberSecret, check_proven, prove_keys, signature_holds};

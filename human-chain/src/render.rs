@@ -18,6 +18,7 @@ mod genesis;
 mod halts;
 mod job;
 mod prices;
+mod projects;
 mod words;
 
 pub use difference::render_difference;
@@ -131,6 +132,7 @@ fn sentence(proposal: &Proposal) -> String {
         Change::SetPasskeys { member, passkeys } => passkeys_sentence(member, passkeys),
         Change::SetAccess(envelope) => access::sentence(envelope),
         Change::SetPrices(asked) => prices::sentence(asked),
+        Change::SetProjects(tree) => projects::sentence(tree),
     }
 }
 

@@ -4,6 +4,7 @@ use protocol::access::AccessEnvelope;
 use protocol::canonical::to_bytes;
 use protocol::governance::{ActionClass, Change, Member, NodeAdmission, Policy};
 use protocol::manifest::{Manifest, ModelChoice};
+use protocol::project::ProjectTree;
 use protocol::usage::Prices;
 use protocol::{Digest, HaltId, MemberId, ModelName, NodeName, Passkey, ServiceName};
 use std::collections::BTreeSet;
@@ -17,6 +18,8 @@ pub(crate) const HALTS_SUBJECT: &str = "halts";
 pub(crate) const ACCESS_SUBJECT: &str = "access";
 /// Subject name of the prices.
 pub(crate) const PRICES_SUBJECT: &str = "prices";
+/// Subject name of the tree of projects.
+pub(crate) const PROJECTS_SUBJECT: &str = "projects";
 /// Digest domain of a subject's approved value.
 const SUBJECT_DOMAIN: &str = "quorate/subject/v1";
 
@@ -32,13 +35,14 @@ pub fn class_of(change: &Change) -> ActionClass {
         | Change::ForgetModel { .. }
         | Change::SetAccess(_)
         | Change::SetPrices(_)
+        | Change::SetProjects(_)
         | Change::Lift { .. } => ActionClass::Sensitive,
         Change::SetPasskeys { .. } => ActionClass::Personal,
     }
 }
 
 /// Returns the subject of a change: `service/NAME`, `node/NAME`, `model/NAME`, `halts`, `passkeys/MEMBER`,
-/// `member/NAME`, `access`, `prices` or `circle`.
+/// `member/NAME`, `access`, `prices`, `projects` or `circle`.
 #[must_use]
 pub fn subject_of(change: &Change) -> String {
     match change {
@@ -53,6 +57,7 @@ pub fn subject_of(change: &Change) -> String {
         Change::SuspendMember { member, .. } => member_subject(member),
         Change::SetAccess(_) => ACCESS_SUBJECT.to_string(),
         Change::SetPrices(_) => PRICES_SUBJECT.to_string(),
+        Change::SetProjects(_) => PROJECTS_SUBJECT.to_string(),
     }
 }
 
@@ -89,6 +94,11 @@ pub(crate) fn access_value(envelope: &AccessEnvelope) -> Digest {
 /// Returns the value of the prices.
 pub(crate) fn prices_value(prices: &Prices) -> Digest {
     Digest::of_domain(SUBJECT_DOMAIN, &to_bytes(prices))
+}
+
+/// Returns the value of the tree of projects.
+pub(crate) fn projects_value(tree: &ProjectTree) -> Digest {
+    Digest::of_domain(SUBJECT_DOMAIN, &to_bytes(tree))
 }
 
 /// Returns the value of a forgotten model's subject.

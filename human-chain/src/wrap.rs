@@ -77,7 +77,8 @@ pub fn recipients_touched(state: &CircleState, change: &Change) -> BTreeSet<Reci
         | Change::Lift { .. }
         | Change::SetPasskeys { .. }
         | Change::SetAccess(_)
-        | Change::SetPrices(_) => BTreeSet::new(),
+        | Change::SetPrices(_)
+        | Change::SetProjects(_) => BTreeSet::new(),
     }
 }
 

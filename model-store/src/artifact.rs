@@ -6,12 +6,16 @@
 //!                     contents in a spool  '--> ArtifactCache: unpacked tree, checked before every start
 //! ```
 //!
+//! A dataset, a checkpoint and the outputs of a job are packed in the same form, without a start; links in
+//! them stay within the tree wherever it is unpacked.
+//!
 //! An image is flattened in memory: its layers change a tree of names, and the contents of files go into a
 //! spool. No path of an image is created on this machine, so none can lead anywhere. The packed file is a
 //! function of the tree alone (`protocol::artifact`). An image need not fit in memory; its names must.
 
 mod builder;
 mod cache;
+mod directory;
 mod error;
 mod image;
 mod layer;
@@ -22,10 +26,11 @@ mod unpack;
 
 pub use builder::{ArtifactBuilder, PackedArtifact};
 pub use cache::{ArtifactCache, CachedTree, TreeInUse};
+pub use directory::open_data;
 pub use error::ArtifactError;
 pub use image::ImageStart;
 pub(crate) use packed::{is_packed, read_index};
-pub use unpack::TreeFault;
+pub use unpack::{TreeFault, unpack_data};
 
 use protocol::artifact::{ARTIFACT_BYTES_MAX, ARTIFACT_ENTRIES_MAX};
 

@@ -22,6 +22,7 @@ use protocol::checkpoint::foreign_architecture;
 use protocol::limits::MODEL_MANIFEST_BYTES_MAX;
 use protocol::model::{
     ErasureCode, ModelFile, ModelManifest, ModelNonce, ModelRecord, SEGMENTS_PER_OBJECT_MAX, Segment,
+    StoredKind,
 };
 use protocol::{Digest, ModelName, ModelRoot};
 use std::path::Path;
@@ -51,6 +52,8 @@ pub struct ImportOptions {
     pub nonce: ModelNonce,
     /// Whether a model is stored that no built-in engine serves.
     pub is_foreign_allowed: bool,
+    /// Whether packed data is a job's checkpoint or outputs, and no dataset.
+    pub is_job_data: bool,
 }
 
 impl ImportOptions {
@@ -64,6 +67,7 @@ impl ImportOptions {
             segments_per_object: 16,
             nonce,
             is_foreign_allowed: false,
+            is_job_data: false,
         }
     }
 }
@@ -227,6 +231,10 @@ fn plan(
     key_commitment: Digest,
 ) -> Result<ImportPlan, ImportError> {
     let source = judge(source, options.is_foreign_allowed)?;
+    let kind = match source.kind {
+        StoredKind::Dataset { tree } if options.is_job_data => StoredKind::JobData { tree },
+        kind => kind,
+    };
     let too_large = |reason: String| ImportError::TooLarge { reason };
     if !(1..=SEGMENTS_PER_OBJECT_MAX).contains(&options.segments_per_object) {
         let reason = format!("{} segments per object, expected 1 to 60", options.segments_per_object);
@@ -255,7 +263,7 @@ fn plan(
     let manifest = ModelManifest {
         version: 1,
         name: options.name.clone(),
-        kind: source.kind,
+        kind,
         erasure: options.erasure,
         segments_per_object: options.segments_per_object,
         nonce: options.nonce,

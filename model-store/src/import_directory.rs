@@ -1,7 +1,8 @@
 //! Directory of one import in a served store: its shard objects, its writer, and its seal.
 //!
 //! Writer and seal are symbolic links whose targets are the key and the root in hexadecimal digits, and lead
-//! nowhere. A link is created whole or not at all, and by one of two rivals. Listings show files alone.
+//! nowhere. A link is created whole or not at all, and by one of two rivals. A third link marks data of a
+//! job, which may go without a decision of the circle. Listings show files alone.
 
 use crate::geometry::{is_leftover_name, is_object_name, model_prefix};
 use protocol::model::ModelNonce;
@@ -19,6 +20,20 @@ const WRITER: &str = "writer";
 const ROOT: &str = "root";
 /// Name of a link that is to replace [`ROOT`].
 const ROOT_NEXT: &str = "root-next";
+
+/// Name of the link that marks an import as data of a job. Its target is the root, as that of [`ROOT`] is.
+const JOB_DATA: &str = "job-data";
+
+/// Seal of an import as its directory records it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct RecordedSeal {
+    /// Root of the import's manifest.
+    pub(crate) root: ModelRoot,
+    /// Time of the seal.
+    pub(crate) sealed_at: SystemTime,
+    /// Whether the manifest is of data of a job.
+    pub(crate) is_job_data: bool,
+}
 
 /// Directory of one import. Every method blocks on the disk.
 #[derive(Debug, Clone)]
@@ -43,11 +58,37 @@ impl ImportDirectory {
         read(&self.path.join(WRITER))
     }
 
-    /// Returns the root of the import's manifest, and the time of the seal.
-    pub(crate) fn seal(&self) -> io::Result<Option<(ModelRoot, SystemTime)>> {
+    /// Returns the seal of the import; none before its manifest is stored.
+    pub(crate) fn seal(&self) -> io::Result<Option<RecordedSeal>> {
         let link = self.path.join(ROOT);
         let Some(root) = read(&link)? else { return Ok(None) };
-        Ok(Some((root, fs::symlink_metadata(&link)?.modified()?)))
+        let sealed_at = fs::symlink_metadata(&link)?.modified()?;
+        // A mark for another root is that of a manifest whose place this one took.
+        let is_job_data = read(&self.path.join(JOB_DATA))? == Some(root);
+        Ok(Some(RecordedSeal { root, sealed_at, is_job_data }))
+    }
+
+    /// Seals the import with the manifest of this root. The mark of data of a job precedes the seal, so that
+    /// no seal lacks it.
+    pub(crate) fn seal_with(&self, root: ModelRoot, is_job_data: bool) -> io::Result<()> {
+        if is_job_data {
+            self.mark_job_data(root)?;
+        }
+        self.bind(root)
+    }
+
+    /// Records that the manifest of this root is of data of a job.
+    fn mark_job_data(&self, root: ModelRoot) -> io::Result<()> {
+        fs::create_dir_all(&self.path)?;
+        let mark = self.path.join(JOB_DATA);
+        if read(&mark)? == Some(root) {
+            return Ok(());
+        }
+        match fs::remove_file(&mark) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+            _ => symlink(root.to_string(), &mark)?,
+        }
+        self.sync()
     }
 
     /// Records the writer of the import, unless there is one, and returns the recorded one.
@@ -63,8 +104,8 @@ impl ImportDirectory {
     }
 
     /// Records the root of the import's manifest. The same root keeps the time of its first seal.
-    pub(crate) fn bind(&self, root: ModelRoot) -> io::Result<()> {
-        if self.seal()?.is_some_and(|(bound, _)| bound == root) {
+    fn bind(&self, root: ModelRoot) -> io::Result<()> {
+        if self.seal()?.is_some_and(|seal| seal.root == root) {
             return Ok(());
         }
         fs::create_dir_all(&self.path)?;
@@ -107,7 +148,7 @@ impl ImportDirectory {
     /// Removes the directory with its links, unless anything else is in it. A failure leaves it there.
     pub(crate) fn remove_if_empty(&self) {
         let Ok(mut entries) = self.entries() else { return };
-        let links = [WRITER, ROOT, ROOT_NEXT].map(|link| self.path.join(link));
+        let links = [WRITER, ROOT, ROOT_NEXT, JOB_DATA].map(|link| self.path.join(link));
         // The first other entry ends the walk: a removal must not read a directory of thousands of objects.
         if entries.all(|entry| entry.is_ok_and(|(_, path)| links.contains(&path))) {
             for link in links {
@@ -184,7 +225,27 @@ mod tests {
         directory.bind(root(1)).expect("sealed");
         assert_eq!(directory.seal().expect("read"), Some(first));
         directory.bind(root(2)).expect("sealed");
-        assert_eq!(directory.seal().expect("read").map(|(root, _)| root), Some(root(2)));
+        assert_eq!(directory.seal().expect("read").map(|seal| seal.root), Some(root(2)));
+    }
+
+    /// The attack is a mark that outlives its manifest: a model that took its place would be removable.
+    #[test]
+    fn a_mark_of_job_data_is_of_one_root() {
+        let store = tempfile::tempdir().expect("a directory");
+        let directory = ImportDirectory::new(store.path(), NONCE);
+        let root = |byte| ModelRoot(Digest([byte; 32]));
+        let marked = || directory.seal().expect("read").map(|seal| (seal.root, seal.is_job_data));
+        directory.mark_job_data(root(1)).expect("marked");
+        assert_eq!(marked(), None, "a mark seals nothing");
+        directory.bind(root(1)).expect("sealed");
+        directory.mark_job_data(root(1)).expect("again");
+        assert_eq!(marked(), Some((root(1), true)));
+        directory.bind(root(2)).expect("sealed");
+        assert_eq!(marked(), Some((root(2), false)));
+        directory.mark_job_data(root(2)).expect("marked");
+        assert_eq!(marked(), Some((root(2), true)));
+        directory.remove_if_empty();
+        assert!(!directory.path.exists());
     }
 
     #[test]

@@ -49,7 +49,7 @@ mod wire;
 
 pub use artifact::{
     ArtifactBuilder, ArtifactCache, ArtifactError, ArtifactLimits, CachedTree, ImageStart, PackedArtifact,
-    TreeFault, TreeInUse,
+    TreeFault, TreeInUse, open_data, unpack_data,
 };
 pub use destination::{Destination, MapDestination, MemoryDestination};
 pub use error::{ImportError, KeyError, PlacementError, ReadError, StoreError, SweepError};

@@ -17,6 +17,7 @@ use crate::age::SWEEP_AGE_MIN;
 use crate::disk::Disk;
 use crate::error::StoreError;
 use crate::geometry::{Name, is_leftover_name, is_object_name};
+use crate::import_directory::ImportDirectory;
 use crate::store::{Listed, is_full, panicked, walk};
 use crate::wire::{ListPage, ListedObject, MEDIA_TYPE_PAGE, OBJECT_BYTES_MAX, is_store_name, limits};
 use axum::body::Body;
@@ -347,12 +348,20 @@ async fn remove(
                 .await?;
         }
         Name::Manifest(root) => {
+            let mut directory = None;
             if !inner.decisions.is_forgotten(root) {
                 let nonce = store.manifest(root).await?.manifest.nonce;
                 inner.check_removal(store, nonce, &peer, now).await?;
+                directory = Some(store.import(nonce));
             }
             let file = store.root.join(&object);
-            store.block(move || std::fs::remove_file(file)).await?;
+            let removing = store.block(move || {
+                std::fs::remove_file(file)?;
+                // The check may have made the directory again, after its last shard had gone.
+                directory.iter().for_each(ImportDirectory::remove_if_empty);
+                Ok(())
+            });
+            removing.await?;
         }
         Name::Leftover => {
             let file = store.root.join(&object);

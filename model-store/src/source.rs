@@ -114,6 +114,9 @@ fn unreadable(path: &Path, source: io::Error) -> ImportError {
     ImportError::Unreadable { path: path.into(), source }
 }
 
+/// Architecture of packed data, which runs on no processor.
+const DATA_ARCHITECTURE: &str = "data";
+
 /// Inspects a directory or a file without writing anything. Blocks on the disk.
 ///
 /// # Errors
@@ -165,8 +168,12 @@ fn inspect_artifact(path: &Path, metadata: &Metadata, file: &File) -> Result<Ins
     };
     let (index, _) = read_index(file).map_err(damaged)?;
     let files = vec![look(ARTIFACT_FILE.into(), path.into(), metadata)?];
-    let kind = StoredKind::Artifact { tree: index.root() };
-    let architecture = index.start.architecture;
+    let tree = index.root();
+    // An import of a job says so itself.
+    let (kind, architecture) = match index.start {
+        Some(start) => (StoredKind::Artifact { tree }, start.architecture),
+        None => (StoredKind::Dataset { tree }, DATA_ARCHITECTURE.into()),
+    };
     Ok(InspectedModel { notes: Vec::new(), files, kind, architecture, unserved: None })
 }
 

@@ -2,11 +2,14 @@
 //!
 //! An import whose manifest is stored is *sealed*: it is a model, registered or about to be. Its objects are
 //! removed only if the circle decided to forget it, which the caller takes from a verified history. The
-//! register is never a reason to remove anything: it only adds models whose objects are kept.
+//! register is no reason to remove a model: it only adds models whose objects are kept.
 //!
 //! An import without a manifest is incomplete. Two rules guarantee that a running one loses nothing. First,
 //! the stores are listed *before* the register is read: an import that is sealed and registered after that
 //! is kept. Second, the age of an import is that of its *youngest* object in any store.
+//!
+//! Data of a job is the exception: jobs make more than people vote on. A sealed import of this kind that the
+//! register does not name is removed once it is old. Each store judges whether this peer may.
 //!
 //! The second rule suffices because a running import writes at least every [`IMPORT_SILENCE_MAX`] or ends
 //! with an error. An import whose youngest object is older than [`SWEEP_AGE_MIN`] will therefore never be
@@ -23,7 +26,7 @@ use crate::read::fetch_manifest;
 use crate::store::{Listed, Store};
 use futures::future::join_all;
 use futures::stream::TryStreamExt;
-use protocol::model::ModelNonce;
+use protocol::model::{ModelNonce, StoredKind};
 use protocol::{ModelName, ModelRoot};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -187,7 +190,7 @@ enum Standing {
     Registered,
     Unregistered,
     Forgotten,
-    /// No manifest names the object: age decides.
+    /// No manifest names the object, or that of data of a job: age decides.
     Open,
 }
 
@@ -219,6 +222,8 @@ impl SweptModels {
             let holders: Vec<Store> = holders.map(|(_, store)| store.clone()).collect();
             match (fetch_manifest(root, &holders, pool).await, forgotten.contains(&root)) {
                 (Ok(manifest), true) => drop(of_forgotten.insert(manifest.nonce)),
+                // Its objects go by their age, as those of an import that was never completed.
+                (Ok(manifest), false) if matches!(manifest.kind, StoredKind::JobData { .. }) => {}
                 (Ok(manifest), false) => {
                     of_unregistered.insert(manifest.nonce);
                     models.unregistered.insert(root, manifest.name.clone());

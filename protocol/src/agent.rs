@@ -185,7 +185,7 @@ pub struct Desired {
 }
 
 /// Digest domain of a desired state.
-pub const DESIRED_DOMAIN: &str = "quorate/desired/v3";
+pub const DESIRED_DOMAIN: &str = "quorate/desired/v4";
 
 impl Desired {
     /// Digest of the canonical bytes, by which an agent reports the state that it already has.

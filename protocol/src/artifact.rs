@@ -58,14 +58,14 @@ pub struct ArtifactStart {
     pub architecture: String,
 }
 
-/// Index of an artifact.
+/// Index of a packed tree: of an artifact, or of data.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ArtifactIndex {
     /// Format version of the packed file: 1.
     pub version: u32,
-    /// Start of the program.
-    pub start: ArtifactStart,
+    /// Start of the program; none for data, which is unpacked below any directory and is no root of its own.
+    pub start: Option<ArtifactStart>,
     /// Entries, by the bytes of their paths. A directory precedes what is in it.
     pub entries: Vec<ArtifactEntry>,
 }
@@ -133,7 +133,7 @@ impl ArtifactIndex {
     /// Returns the first contradiction, as text for people.
     pub fn check(&self) -> Result<(), ArtifactIndexError> {
         require!(self.version == 1, "artifact version {} is not known", self.version);
-        self.start.check()?;
+        self.start.as_ref().map_or(Ok(()), ArtifactStart::check)?;
         let count = self.entries.len();
         require!((1..=ARTIFACT_ENTRIES_MAX).contains(&count), "{count} entries");
         let mut directories = BTreeSet::new();
@@ -153,7 +153,8 @@ impl ArtifactIndex {
                 }
                 EntryKind::File { length, .. } => bytes = bytes.saturating_add(*length),
                 EntryKind::Link { target } => {
-                    require!(link_flaw(path, target).is_none(), "link `{shown}` is not allowed");
+                    let flaw = if self.start.is_some() { link_flaw } else { data_link_flaw };
+                    require!(flaw(path, target).is_none(), "link `{shown}` is not allowed");
                 }
             }
             before = path;
@@ -257,6 +258,16 @@ pub fn link_flaw(path: &str, target: &str) -> Option<&'static str> {
     None
 }
 
+/// Returns the flaw of the link at `path` of a tree of data; none if the link stays within the tree, wherever
+/// that is unpacked. An absolute target would lead out of it.
+#[must_use]
+pub fn data_link_flaw(path: &str, target: &str) -> Option<&'static str> {
+    if target.starts_with('/') {
+        return Some("it is absolute, and data has no root of its own");
+    }
+    link_flaw(path, target)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -276,12 +287,12 @@ mod tests {
     fn sample() -> ArtifactIndex {
         ArtifactIndex {
             version: 1,
-            start: ArtifactStart {
+            start: Some(ArtifactStart {
                 command: vec!["/bin/run".into(), "-v".into()],
                 environment: BTreeMap::from([("PATH".into(), "/bin".into())]),
                 working_directory: "/".into(),
                 architecture: "amd64".into(),
-            },
+            }),
             entries: vec![
                 entry("bin", EntryKind::Directory),
                 entry("bin/run", file(7)),
@@ -292,6 +303,23 @@ mod tests {
     }
 
     type Flaw = fn(&mut ArtifactIndex);
+
+    fn start(index: &mut ArtifactIndex) -> &mut ArtifactStart {
+        index.start.as_mut().expect("an artifact has a start")
+    }
+
+    /// The attack is the output of a job with a link to a file of the machine on which a member unpacks it.
+    #[test]
+    fn data_has_no_start_and_no_absolute_link() {
+        let mut data = sample();
+        data.start = None;
+        let refused = data.check().expect_err("`bin/sh` is absolute").to_string();
+        assert!(refused.contains("`bin/sh`"), "{refused}");
+        data.entries[2].kind = link("run");
+        assert_eq!(data.check(), Ok(()));
+        assert_ne!(data.root(), sample().root());
+        assert!(data_link_flaw("a/b", "../../c").is_some(), "it leads out of the tree");
+    }
 
     #[test]
     fn an_index_is_refused_for_one_flaw() {
@@ -311,18 +339,18 @@ mod tests {
                 index.entries[1].kind = file(u64::MAX);
                 index.entries[2].kind = file(u64::MAX);
             }),
-            ("0 words", |index| index.start.command.clear()),
-            ("257 words", |index| index.start.command = vec!["a".into(); 257]),
-            ("a command of", |index| index.start.command = vec!["a".repeat(65_536)]),
-            ("holds a zero", |index| index.start.command[1] = "a\0b".into()),
-            ("is empty", |index| index.start.command[0].clear()),
-            ("has no name", |index| drop(index.start.environment.insert("A=B".into(), "c".into()))),
+            ("0 words", |index| start(index).command.clear()),
+            ("257 words", |index| start(index).command = vec!["a".into(); 257]),
+            ("a command of", |index| start(index).command = vec!["a".repeat(65_536)]),
+            ("holds a zero", |index| start(index).command[1] = "a\0b".into()),
+            ("is empty", |index| start(index).command[0].clear()),
+            ("has no name", |index| drop(start(index).environment.insert("A=B".into(), "c".into()))),
             ("environment of", |index| {
-                drop(index.start.environment.insert("A".into(), "c".repeat(65_536)));
+                drop(start(index).environment.insert("A".into(), "c".repeat(65_536)));
             }),
-            ("working directory", |index| index.start.working_directory = "srv".into()),
-            ("working directory", |index| index.start.working_directory = "/../srv".into()),
-            ("is not a name", |index| index.start.architecture = "a md".into()),
+            ("working directory", |index| start(index).working_directory = "srv".into()),
+            ("working directory", |index| start(index).working_directory = "/../srv".into()),
+            ("is not a name", |index| start(index).architecture = "a md".into()),
         ];
         for (expected, plant) in flaws {
             let mut index = sample();
@@ -336,9 +364,9 @@ mod tests {
     fn the_root_covers_every_field() {
         let root = sample().root();
         let changes: [Flaw; 6] = [
-            |index| index.start.command.push("x".into()),
-            |index| drop(index.start.environment.insert("A".into(), "b".into())),
-            |index| index.start.working_directory = "/bin".into(),
+            |index| start(index).command.push("x".into()),
+            |index| drop(start(index).environment.insert("A".into(), "b".into())),
+            |index| start(index).working_directory = "/bin".into(),
             |index| index.entries[1].kind = file(8),
             |index| index.entries[2].kind = link("run"),
             |index| drop(index.entries.pop()),

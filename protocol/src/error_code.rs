@@ -94,6 +94,16 @@ codes! {
     JOB_UNSUCCESSFUL = "job-unsuccessful";
     /// The gang of a job fits on no set of the admitted nodes.
     JOB_NEVER_FITS = "job-never-fits";
+    /// A job belongs to a project that the circle did not vote.
+    PROJECT_UNKNOWN = "project-unknown";
+    /// The projects of a proposal are no tree, or a quota in it exceeds that of its parent.
+    PROJECTS_INVALID = "projects-invalid";
+    /// A checkpoint or outputs come from a slot that its node does not hold under the fence in force.
+    JOB_DATA_FENCED = "job-data-fenced";
+    /// A statement about a checkpoint or outputs does not hold.
+    JOB_DATA_INVALID = "job-data-invalid";
+    /// A job has no such checkpoint, or no outputs.
+    JOB_DATA_MISSING = "job-data-missing";
 
     /// A certificate lacks the approvals that the policy asks for.
     QUORUM_NOT_REACHED = "quorum-not-reached";
@@ -441,6 +451,12 @@ codes! {
     OPERATION_UNSUPPORTED = "operation-unsupported";
     /// The model's chat template is absent or rejects these messages.
     CHAT_TEMPLATE_FAILED = "chat-template-failed";
+    /// A schema or grammar asks for what cannot be enforced, contradicts itself, or is invalid.
+    GRAMMAR_UNSUPPORTED = "grammar-unsupported";
+    /// A schema or grammar is larger than what is compiled for a request.
+    GRAMMAR_TOO_LARGE = "grammar-too-large";
+    /// An answer could not be kept within its grammar.
+    GRAMMAR_FAILED = "grammar-failed";
     /// An API key may not call this service.
     API_KEY_NOT_FOR_SERVICE = "api-key-not-for-service";
     /// The API key is missing or unknown.

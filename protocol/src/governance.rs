@@ -13,6 +13,7 @@ use crate::ids::{
 use crate::keys::{EncryptionKey, HybridSignature, MemberKeys, PublicKey, Signature};
 use crate::manifest::{Manifest, ModelChoice};
 use crate::passkey::{Passkey, PasskeyAssertion, PasskeyPolicy};
+use crate::project::ProjectTree;
 use crate::usage::Prices;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -80,8 +81,8 @@ pub struct ProvenMember {
 pub enum ActionClass {
     /// A2: deploy, retire, admit or remove a node.
     Routine,
-    /// A3: members and policy, the suspension of a member, the bounds of access, prices, the loss of a model,
-    /// and the lifting of halts.
+    /// A3: members and policy, the suspension of a member, the bounds of access, prices, projects, the loss
+    /// of a model, and the lifting of halts.
     Sensitive,
     /// A1: a member's own passkeys. The member decides alone; no policy has a quorum for this class.
     Personal,
@@ -326,6 +327,8 @@ pub enum Change {
     SetAccess(Box<AccessEnvelope>),
     /// Replaces the prices by which usage is billed from then on.
     SetPrices(Prices),
+    /// Replaces the tree of projects, by which jobs share what the nodes offer.
+    SetProjects(Box<ProjectTree>),
 }
 
 /// Subject of a proposal, in the version that the proposer saw. A proposal whose subject has changed since is
@@ -334,7 +337,7 @@ pub enum Change {
 #[serde(deny_unknown_fields)]
 pub struct SubjectVersion {
     /// Subject: `service/NAME`, `node/NAME`, `model/NAME`, `halts`, `passkeys/MEMBER`, `member/NAME`,
-    /// `access` or `circle`.
+    /// `access`, `prices`, `projects` or `circle`.
     pub subject: String,
     /// Number of approved changes to the subject, including genesis and its retirement or removal; 0 if it
     /// never existed.

@@ -103,6 +103,14 @@ name!(
     /// Name of a parameter of a job.
     ParameterName
 );
+name!(
+    /// Name of a project, to which jobs belong.
+    ProjectName
+);
+name!(
+    /// Name of a checkpoint: that of the directory which a job renamed into `/checkpoint`.
+    CheckpointName
+);
 
 /// Defines a newtype over an integer.
 macro_rules! number {

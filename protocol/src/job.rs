@@ -16,6 +16,8 @@ use utoipa::ToSchema;
 
 /// Signature domain of a submission's hybrid signature, and digest domain of its id.
 pub const SUBMISSION_DOMAIN: &str = "quorate/job-submission/v1";
+/// Digest domain of the key of idempotency of an array's task.
+pub const ARRAY_TASK_DOMAIN: &str = "quorate/job-array-task/v1";
 /// Signature domain of a job's order.
 pub const JOB_ORDER_DOMAIN: &str = "quorate/job-order/v1";
 
@@ -58,6 +60,31 @@ pub struct JobSubmission {
     pub issued_at: Millis,
     /// Time after which no attempt of it begins.
     pub deadline: Millis,
+    /// Jobs that succeed before an attempt of this one begins, ascending; the id of an array stands for all of
+    /// its tasks. An id is a digest over this list, so dependencies have no cycle.
+    pub after: Vec<JobId>,
+    /// Task of an array that the job is; none for a job of its own.
+    pub array: Option<ArrayTask>,
+}
+
+/// Task of an array: one of many jobs of the same submission, which differ in their index.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ArrayTask {
+    /// Id of the array: a digest of its submitter and key of idempotency.
+    pub array: JobId,
+    /// Index of the task, from 0.
+    pub index: u32,
+    /// Number of tasks of the array.
+    pub count: u32,
+}
+
+impl ArrayTask {
+    /// Returns the key of idempotency of this task.
+    #[must_use]
+    pub fn idempotency(&self) -> Digest {
+        Digest::of_domain(ARRAY_TASK_DOMAIN, &canonical::to_bytes(self))
+    }
 }
 
 impl JobSubmission {

@@ -1,10 +1,10 @@
 //! Bodies of the control API about jobs.
 
-use crate::ids::{Fence, JobId, Millis, NodeName, ParameterName, ServiceName, SlotIndex};
-use crate::job::{SlotRanks, Submitter};
+use crate::ids::{CheckpointName, Fence, JobId, Millis, NodeName, ParameterName, ServiceName, SlotIndex};
+use crate::job::{ArrayTask, SlotRanks, Submitter};
 use crate::job_report::RankEnd;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use utoipa::ToSchema;
 
 /// Request to run an approved job, by an access token of scope `submit`.
@@ -22,22 +22,40 @@ pub struct SubmitJobBody {
     /// Time in seconds after which no attempt begins; none = 31 days.
     #[serde(default)]
     pub deadline_seconds: Option<u64>,
+    /// Jobs that succeed before an attempt of this one begins; the id of an array stands for all of its tasks.
+    #[serde(default)]
+    pub after: BTreeSet<JobId>,
+    /// Number of tasks, for an array: as many jobs, whose ranks find their index in `JOB_ARRAY_INDEX`. None =
+    /// one job.
+    #[serde(default)]
+    pub array: Option<u32>,
 }
 
 /// Answer to a submission.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SubmittedJob {
-    /// Id of the job.
+    /// Id of the job; that of the first task for an array.
     pub id: JobId,
+    /// Array, if the request asked for one; `GET /v1/jobs?array=` lists its tasks.
+    pub array: Option<JobId>,
+}
+
+/// Request to place a job into the queue again.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RetryJobBody {
+    /// Checkpoint with which the next attempt begins; later ones are forgotten. None = the newest.
+    #[serde(default)]
+    pub from: Option<CheckpointName>,
 }
 
 /// Reason for which a job waits.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct JobWaitView {
-    /// Name of the reason: `back_off`, `reserved`, `behind`, `no_room`, `no_network`, `halted`, `approval`
-    /// or `limit`.
+    /// Name of the reason: `back_off`, `after`, `reserved`, `behind`, `no_room`, `no_network`, `halted`,
+    /// `approval`, `limit`, `project`, `quota`, `fair_share`, `reclaim` or `leader`.
     pub reason: String,
     /// Explanation, as a sentence.
     pub text: String,
@@ -97,6 +115,10 @@ pub struct JobView {
     pub priority: u32,
     /// Value of each parameter that the submission sets.
     pub parameters: BTreeMap<ParameterName, String>,
+    /// Jobs and arrays that succeed before an attempt begins.
+    pub after: Vec<JobId>,
+    /// Task of an array that it is.
+    pub array: Option<ArrayTask>,
     /// Number of attempts so far.
     pub attempts: u32,
     /// Number of attempts that failed.

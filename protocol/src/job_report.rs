@@ -5,6 +5,7 @@
 
 use crate::ids::{Fence, JobId, ServiceName, SlotIndex};
 use crate::job::{SignedJobOrder, SlotRanks};
+use crate::job_data::JobDataSource;
 use crate::model::{ModelRecord, SignedWrap};
 use crate::refusal::Refusal;
 use serde::{Deserialize, Serialize};
@@ -140,14 +141,14 @@ pub struct RankLine {
     pub dropped: u64,
 }
 
-/// Stored artifact of a job, as control knows it. It grants nothing: the node compares every byte with the
-/// root that the envelope or the submission names.
+/// Stored artifact, model or dataset of a job, as control knows it. It grants nothing: the node compares
+/// every byte with the root that the envelope or the submission names.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ArtifactSource {
-    /// Stores, size and erasure code of the packed file.
+    /// Stores, size and erasure code of the item.
     pub record: ModelRecord,
-    /// Key of the packed file, wrapped to this node alone.
+    /// Key of the item, wrapped to this node alone.
     pub wrap: Option<SignedWrap>,
 }
 
@@ -164,6 +165,10 @@ pub struct JobAssignment {
     pub peers: Vec<SignedJobOrder>,
     /// Location of the artifact; none if control does not know it. A node that has the tree needs none.
     pub artifact: Option<ArtifactSource>,
+    /// Location of each model and dataset that the ranks read, as far as control knows it.
+    pub inputs: Vec<ArtifactSource>,
+    /// Checkpoint with which the attempt begins; none without one, and once the ranks start.
+    pub checkpoint: Option<JobDataSource>,
 }
 
 #[cfg(test)]

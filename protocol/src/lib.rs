@@ -27,6 +27,7 @@ pub mod halt;
 pub mod ids;
 pub mod job;
 pub mod job_api;
+pub mod job_data;
 pub mod job_report;
 pub mod json;
 pub mod keys;
@@ -35,6 +36,7 @@ pub mod manifest;
 pub mod model;
 pub mod order;
 pub mod passkey;
+pub mod project;
 pub mod refusal;
 pub mod sandbox;
 pub mod usage;
@@ -46,9 +48,9 @@ pub use digest::Digest;
 pub use error_chain::error_chain;
 pub use error_code::ErrorCode;
 pub use ids::{
-    ArtifactRoot, BootId, BootTime, CircleId, CommentId, Epoch, Fence, GrantId, HaltId, JobId, MemberId,
-    Millis, ModelName, ModelRoot, NodeId, NodeName, ParameterName, ProposalId, ReplicaId, ServiceName,
-    SlotIndex, StoreName, TokenName,
+    ArtifactRoot, BootId, BootTime, CheckpointName, CircleId, CommentId, Epoch, Fence, GrantId, HaltId,
+    JobId, MemberId, Millis, ModelName, ModelRoot, NodeId, NodeName, ParameterName, ProjectName, ProposalId,
+    ReplicaId, ServiceName, SlotIndex, StoreName, TokenName,
 };
 pub use keys::{EncryptionKey, HybridSignature, MemberKeys, PublicKey, Signature};
 pub use passkey::{Passkey, PasskeyAssertion, PasskeyKey, PasskeyPolicy, PasskeyRegistration};

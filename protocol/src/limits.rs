@@ -138,6 +138,10 @@ pub const JOB_AUTONOMY_SECONDS_DEFAULT: u64 = 3600;
 /// Maximum number of parameters of a job, and of entries of each of its other lists: members read them before
 /// they vote.
 pub const JOB_LIST_MAX: usize = LABELS_MAX;
+/// Most jobs and arrays that a submission names to be followed.
+pub const JOB_AFTER_MAX: usize = 32;
+/// Most tasks of an array.
+pub const ARRAY_TASKS_MAX: u32 = 1000;
 /// Maximum number of submit keys of a job: each has 2 kB, and a team shares one.
 pub const SUBMIT_KEYS_MAX: usize = 8;
 /// Maximum length of a parameter's value in bytes: a long path, or a short configuration.

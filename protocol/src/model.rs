@@ -78,6 +78,16 @@ pub enum StoredKind {
         /// Root of the packed tree: equal for equal trees under every key and nonce.
         tree: ArtifactRoot,
     },
+    /// Dataset: a packed tree of files without a program, which a member imported.
+    Dataset {
+        /// Root of the packed tree.
+        tree: ArtifactRoot,
+    },
+    /// Checkpoint or outputs of a job: a packed tree of files, which the node that ran it imported.
+    JobData {
+        /// Root of the packed tree.
+        tree: ArtifactRoot,
+    },
 }
 
 impl StoredKind {
@@ -87,6 +97,17 @@ impl StoredKind {
         match self {
             Self::Model => "model",
             Self::Artifact { .. } => "artifact",
+            Self::Dataset { .. } => "dataset",
+            Self::JobData { .. } => "job-data",
+        }
+    }
+
+    /// Returns the root of the packed tree; none for a model, whose files are stored one by one.
+    #[must_use]
+    pub fn tree(&self) -> Option<ArtifactRoot> {
+        match self {
+            Self::Model => None,
+            Self::Artifact { tree } | Self::Dataset { tree } | Self::JobData { tree } => Some(*tree),
         }
     }
 }
@@ -203,8 +224,9 @@ impl ModelManifest {
             end = offset.checked_add(*length).filter(|end| *end <= i64::MAX as u64).unwrap_or(u64::MAX);
             require!(end != u64::MAX, "file `{path}` is too long");
         }
-        if let StoredKind::Artifact { .. } = self.kind {
-            require!(count == 1 && self.files[0].path == ARTIFACT_FILE, "an artifact is one packed file");
+        if self.kind.tree().is_some() {
+            let name = self.kind.name();
+            require!(count == 1 && self.files[0].path == ARTIFACT_FILE, "kind {name} is one packed file");
         }
         debug_assert_eq!(end, self.map_bytes(), "the last file ends the map");
         Ok(())
@@ -486,8 +508,11 @@ mod tests {
         type Edit = fn(&mut ModelManifest);
         let cases: &[(&str, Edit)] = &[
             ("version", |m| m.version = 2),
-            ("one packed file", |m| {
+            ("kind artifact is one packed file", |m| {
                 m.kind = StoredKind::Artifact { tree: ArtifactRoot(Digest::of(b"tree")) };
+            }),
+            ("kind job-data is one packed file", |m| {
+                m.kind = StoredKind::JobData { tree: ArtifactRoot(Digest::of(b"tree")) };
             }),
             ("0 data shards", |m| m.erasure.data = 0),
             ("33 parity shards", |m| m.erasure.parity = 33),

@@ -7,6 +7,7 @@ mod access;
 mod comments;
 mod execute;
 mod governance;
+mod job_data;
 mod jobs;
 mod known;
 mod proposals;
@@ -16,6 +17,7 @@ mod waiting;
 
 pub(crate) use comments::all as all_comments;
 pub(crate) use governance::summary;
+pub use job_data::refused_job_data;
 pub use registry::enrol_answer;
 pub(crate) use waiting::takes_effect_at;
 
@@ -107,7 +109,8 @@ fn carry_out(cluster: &mut Cluster, index: u64, command: &Command) -> Result<Rep
         Action::RequestJob(request) => jobs::request(cluster, actor, request),
         Action::SubmitJob(signed) => jobs::submit(cluster, actor, signed),
         Action::CancelJob { id } => jobs::cancel(cluster, actor, *id),
-        Action::RetryJob { id } => jobs::retry(cluster, actor, *id),
+        Action::RetryJob { id, from } => jobs::retry(cluster, actor, *id, from.as_ref()),
+        Action::RegisterJobData(request) => job_data::register(cluster, request),
         Action::Execute { parent_generation, steps } => execute::execute(cluster, *parent_generation, steps),
         Action::Enrol(admission) => registry::enrol(cluster, admission),
         Action::Tick => Ok(tick(cluster, index, &command.clocks)),
@@ -138,6 +141,8 @@ fn scope_of(action: &Action) -> Option<TokenScope> {
         | Action::RevokeAccess(_)
         | Action::Lead { .. }
         | Action::Found(_)
+        // The node that made the data signs, and holds no token.
+        | Action::RegisterJobData(_)
         | Action::Execute { .. }
         | Action::Enrol(_)
         | Action::Tick => None,

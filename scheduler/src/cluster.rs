@@ -6,6 +6,7 @@
 use crate::audit::Audit;
 use crate::clock::ClusterTime;
 use crate::command::{Actor, Refusal, SlotName};
+use crate::fair_share::ShareBook;
 use crate::former::FormerHolder;
 use crate::jobs::JobBook;
 use crate::limits::{CLOSED_PROPOSALS_MAX, SNAPSHOT_BYTES_MAX};
@@ -33,7 +34,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Domain separator of the state's digest.
-const CLUSTER_DOMAIN: &str = "quorate/cluster/v9";
+const CLUSTER_DOMAIN: &str = "quorate/cluster/v10";
 
 /// The replicated state of the whole cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -66,6 +67,8 @@ pub struct Cluster {
     pub(crate) jobs: JobBook,
     /// Metered usage: open meters, totals and the latest entries.
     pub(crate) usage: UsageBook,
+    /// Amounts that projects held on average.
+    pub(crate) shares: ShareBook,
 }
 
 /// An access token that stands: a member granted it, and nothing has ended it.
@@ -400,6 +403,12 @@ impl Cluster {
     #[must_use]
     pub fn usage(&self) -> &UsageBook {
         &self.usage
+    }
+
+    /// Returns the amounts that projects held on average.
+    #[must_use]
+    pub fn shares(&self) -> &ShareBook {
+        &self.shares
     }
 
     /// Returns the registered models.

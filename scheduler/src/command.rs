@@ -13,16 +13,17 @@ use protocol::api::ProposalState;
 use protocol::comment::SignedComment;
 use protocol::governance::{NodeAdmission, Proposal, SignedBallot, SignedGenesis, SignedWithdrawal};
 use protocol::job::{SignedSubmission, SlotRanks};
+use protocol::job_data::RegisterJobData;
 use protocol::job_report::RankEnd;
 use protocol::manifest::Manifest;
 use protocol::model::{ModelRecord, SignedComplaint, SignedWrap};
 use protocol::order::SlotOrder;
 use protocol::{
-    CircleId, Digest, ErrorCode, Fence, JobId, MemberId, NodeId, ParameterName, ProposalId, ReplicaId,
-    ServiceName, SlotIndex, TokenName,
+    CheckpointName, CircleId, Digest, ErrorCode, Fence, JobId, MemberId, NodeId, ParameterName, ProposalId,
+    ReplicaId, ServiceName, SlotIndex, TokenName,
 };
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The actor that requested a command. Tokens are checked again when the command is applied.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -153,7 +154,12 @@ pub enum Action {
     RetryJob {
         /// Job to retry.
         id: JobId,
+        /// Checkpoint to begin with; later ones are forgotten. None = the newest.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        from: Option<CheckpointName>,
     },
+    /// Keep a checkpoint or outputs of a job, by the statement of the node that made it.
+    RegisterJobData(Box<RegisterJobData>),
     /// Execute a plan.
     Execute {
         /// Generation for which the plan was made.
@@ -326,6 +332,10 @@ pub struct JobRequest {
     pub priority: Option<u32>,
     /// Time in seconds after which no attempt begins; none = the longest allowed.
     pub deadline_seconds: Option<u64>,
+    /// Jobs and arrays that succeed before an attempt begins.
+    pub after: BTreeSet<JobId>,
+    /// Number of tasks of an array; none = one job.
+    pub array: Option<u32>,
 }
 
 /// The reply to an applied command.

@@ -59,6 +59,8 @@ pub enum Invariant {
     MeterPerSlot,
     /// Entries of usage are numbered without gaps, and totals count each once.
     UsageSums,
+    /// Each project in force has a row of what its jobs hold, and no other has one.
+    ShareFollowsJobs,
     /// Nothing was recorded after the cluster's time.
     RecordedInPast,
     /// The audit log is numbered without gaps up to its count.

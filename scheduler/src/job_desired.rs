@@ -6,7 +6,9 @@ use crate::cluster::Cluster;
 use crate::jobs::{JobHoldingPhase, JobState};
 use protocol::NodeId;
 use protocol::job::JobOrder;
+use protocol::job_data::JobDataSource;
 use protocol::job_report::ArtifactSource;
+use protocol::manifest::ModelChoice;
 use protocol::model::{ModelRecord, StoredKind};
 
 /// One slot of a gang on a node: `protocol::job_report::JobAssignment` before its orders are signed.
@@ -20,6 +22,10 @@ pub struct NodeJobAssignment {
     pub peers: Vec<JobOrder>,
     /// Location of the artifact; none if no artifact of its root is imported.
     pub artifact: Option<ArtifactSource>,
+    /// Location of each model and dataset that the ranks read, as far as they are registered.
+    pub inputs: Vec<ArtifactSource>,
+    /// Checkpoint with which the attempt begins; none once its ranks run, which may leave others.
+    pub checkpoint: Option<JobDataSource>,
 }
 
 /// Returns the slots of gangs that a node is to run. A slot that is absent here must end. A node that is not
@@ -39,9 +45,25 @@ pub fn desired_jobs(cluster: &Cluster, node: NodeId) -> Vec<NodeJobAssignment> {
         debug_assert!(state.is_placed(), "an active slot is of an attempt under way");
         let order = cluster.job_order(&name, held)?;
         let artifact = artifact_source(cluster, &order, node);
-        Some(NodeJobAssignment { order, start: state == JobState::Running, peers, artifact })
+        let start = state == JobState::Running;
+        let checkpoint = if start { None } else { jobs.checkpoint_for(cluster, held) };
+        let inputs = input_sources(cluster, &order, node);
+        Some(NodeJobAssignment { order, start, peers, artifact, inputs, checkpoint })
     };
     mine.filter_map(assignment).collect()
+}
+
+/// Returns the location of each model and dataset that a job reads, with its key for the node.
+fn input_sources(cluster: &Cluster, order: &JobOrder, node: NodeId) -> Vec<ArtifactSource> {
+    let Some(manifest) = cluster.job_manifest(&order.certificate) else { return Vec::new() };
+    let inputs = manifest.models.iter().chain(&manifest.datasets);
+    let source = |choice: &ModelChoice| {
+        let record = cluster.models().get(&choice.root)?.clone();
+        Some(ArtifactSource { wrap: cluster.wrap_for(&record.root, node).cloned(), record })
+    };
+    let found: Vec<ArtifactSource> = inputs.filter_map(source).collect();
+    debug_assert!(found.len() <= manifest.models.len() + manifest.datasets.len(), "one for each at most");
+    found
 }
 
 /// Returns the location of the artifact of an order, with its key for the node. Of several imports of one

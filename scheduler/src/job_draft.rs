@@ -6,6 +6,7 @@ use crate::cluster::Holding;
 use crate::command::{GangPlan, GangSlotPlan, Refusal};
 use crate::draft::{Draft, Effect, effect, stale};
 use crate::jobs::{EndCause, Job, JobHolding, JobHoldingPhase, JobSlotName, JobState};
+use crate::project_fit::check_quota;
 use human_chain::{ApprovedJob, placement_allows};
 use protocol::governance::NodeRole;
 use protocol::job::SlotRanks;
@@ -55,6 +56,9 @@ impl Draft<'_> {
         if !waits || job.attempts.checked_add(1) != Some(plan.attempt) {
             return Err(stale(format!("{} does not wait for this attempt", subject_of(plan.id))));
         }
+        if !job.awaits.is_empty() {
+            return Err(stale(format!("{} follows jobs that have not succeeded", subject_of(plan.id))));
+        }
         if submission.deadline <= self.now.0 {
             return Err(stale(format!("the deadline of {} has passed", subject_of(plan.id))));
         }
@@ -65,6 +69,7 @@ impl Draft<'_> {
             return Err(stale("the approval of the job has ended"));
         }
         self.spending().check_gang(&submission.job, &approved.manifest).map_err(stale)?;
+        check_quota(self.cluster, &self.jobs, &approved.manifest)?;
         Ok((job, approved))
     }
 

@@ -1,6 +1,7 @@
 //! Judgement of a submission by the nodes that there are: whether its gang can ever fit.
 
 use crate::plan::{has_meeting_node, ranks_of_empty_nodes};
+use crate::project_fit::quota_misfit;
 use crate::view::ClusterView;
 use protocol::error_code::JOB_NEVER_FITS;
 use protocol::manifest::{JobManifest, format_bytes};
@@ -20,9 +21,12 @@ pub fn check_fits(view: ClusterView, name: &ServiceName) -> Result<(), Refusal> 
     }
 }
 
-/// Returns why the gang of a manifest never fits on the admitted nodes, with the smallest change; none if it
-/// does, or this leader does not know every node.
+/// Returns why the gang of a manifest never fits into its project or on the admitted nodes, with the smallest
+/// change; none if it does, or this leader does not know every node.
 pub(crate) fn misfit_of(view: ClusterView, manifest: &JobManifest) -> Option<String> {
+    if let Some(text) = quota_misfit(view.cluster, manifest) {
+        return Some(text);
+    }
     let counts = ranks_of_empty_nodes(view, manifest)?;
     let on_one_node = counts.first().copied().unwrap_or(0);
     if on_one_node < manifest.ranks && !has_meeting_node(view.cluster) {

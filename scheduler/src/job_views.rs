@@ -14,12 +14,13 @@ use std::collections::BTreeMap;
 /// Most jobs that one explanation lists.
 const JOBS_SHOWN: usize = 32;
 
-/// Returns every job that is not forgotten, the latest submission first.
+/// Returns every job that is not forgotten, the latest submission first; tasks of an array by their index.
 #[must_use]
 pub fn job_views(view: ClusterView) -> Vec<JobView> {
     let waits = waits(view);
     let mut jobs: Vec<(&JobId, &Job)> = view.cluster.jobs().jobs().iter().collect();
-    jobs.sort_by_key(|(id, job)| (std::cmp::Reverse(job.submitted_at), **id));
+    let index = |job: &Job| job.submission().array.map(|task| (task.array, task.index));
+    jobs.sort_by_key(|(id, job)| (std::cmp::Reverse(job.submitted_at), index(job), **id));
     debug_assert!(jobs.is_sorted_by_key(|(_, job)| std::cmp::Reverse(job.submitted_at)), "the latest first");
     jobs.into_iter().map(|(id, job)| shown(view, *id, job, waits.get(id).cloned())).collect()
 }
@@ -87,6 +88,8 @@ fn shown(view: ClusterView, id: JobId, job: &Job, waits: Option<JobWaitView>) ->
         submitter: submission.submitter.clone(),
         priority: submission.priority,
         parameters: submission.parameters.clone(),
+        after: submission.after.clone(),
+        array: submission.array,
         attempts: job.attempts,
         failures: job.failures,
         lost_nodes: job.lost_nodes,

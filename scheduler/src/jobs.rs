@@ -4,19 +4,23 @@
 //! first, and fences remain.
 
 use crate::clock::ClusterTime;
+use crate::kept_data::KeptJobData;
 use crate::limits::{
     JOB_BACKOFF_MS, JOB_BACKOFF_MS_MAX, JOB_ENDS_KEPT_MAX, JOB_LOST_NODES_MAX, JOBS_FINISHED_MAX,
 };
 use crate::usage::MeterName;
 use protocol::canonical::to_bytes;
-use protocol::job::{JobSubmission, SignedSubmission, SlotRanks, Submitter};
+use protocol::job::{ArrayTask, JobSubmission, SignedSubmission, SlotRanks, Submitter};
 use protocol::job_report::{RankEnd, RankOutcome};
 use protocol::{Digest, ErrorCode, Fence, JobId, Millis, NodeId, ServiceName, SlotIndex};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Digest domain of the key under which a submission is found again.
 const KEY_DOMAIN: &str = "quorate/job-key/v1";
+
+/// Digest domain of the id of an array.
+const ARRAY_DOMAIN: &str = "quorate/job-array/v1";
 
 /// All jobs that are not forgotten, and the slots of approved jobs.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -34,7 +38,7 @@ pub struct JobBook {
 pub struct Job {
     /// Submission, as nodes verify it.
     pub signed: SignedSubmission,
-    /// Size of the submission in bytes.
+    /// Size in bytes of the submission and of the jobs that it awaits at first.
     pub bytes: u64,
     /// Time at which it was accepted.
     pub submitted_at: ClusterTime,
@@ -52,6 +56,15 @@ pub struct Job {
     pub preemptions: u32,
     /// End of the last attempt that ended, or of the job before one began.
     pub last_end: Option<AttemptEnd>,
+    /// Jobs that it follows and that have not succeeded yet.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub awaits: BTreeSet<JobId>,
+    /// Checkpoints that are kept, oldest first; at most as many as the manifest says.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub checkpoints: Vec<KeptJobData>,
+    /// Outputs of the present attempt, or of one that succeeded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outputs: Option<Box<KeptJobData>>,
 }
 
 /// State of a job.
@@ -147,6 +160,8 @@ pub enum EndCause {
     Deadline,
     /// The approval was replaced or retired.
     Withdrawn,
+    /// A job that it follows was forgotten before it had succeeded.
+    Unfollowed(JobId),
     /// An operator cancelled the job; the actor is text.
     Cancelled(String),
 }
@@ -163,6 +178,9 @@ impl std::fmt::Display for EndCause {
             Self::Preempted(cause) => write!(f, "preempted: {cause}"),
             Self::Deadline => f.write_str("the deadline of the submission has passed"),
             Self::Withdrawn => f.write_str("the approval was replaced or retired"),
+            Self::Unfollowed(id) => {
+                write!(f, "job {}, which it follows, did not succeed and is forgotten", id.short())
+            }
             Self::Cancelled(actor) => write!(f, "cancelled by {actor}"),
         }
     }
@@ -249,6 +267,17 @@ pub(crate) fn key_of(submitter: &Submitter, idempotency: &Digest) -> Digest {
     Digest::of_domain(KEY_DOMAIN, &to_bytes(&(submitter, idempotency)))
 }
 
+/// Returns the id of the array that a submitter makes under a key of idempotency.
+#[must_use]
+pub fn array_id(submitter: &Submitter, idempotency: &Digest) -> JobId {
+    JobId(Digest::of_domain(ARRAY_DOMAIN, &to_bytes(&(submitter, idempotency))))
+}
+
+/// Returns the size of what is kept of a submission, in bytes.
+pub(crate) fn kept_bytes(signed: &SignedSubmission, awaits: &BTreeSet<JobId>) -> u64 {
+    (to_bytes(signed).len() + awaits.len() * Digest::LENGTH) as u64
+}
+
 /// Returns the time in milliseconds for which a job that has failed this often waits.
 pub(crate) fn backoff_ms(failures: u32) -> u64 {
     let doublings = failures.saturating_sub(1).min(16);
@@ -278,6 +307,14 @@ impl JobBook {
         &self.jobs
     }
 
+    /// Returns the tasks of an array that are not forgotten.
+    pub(crate) fn tasks(&self, array: JobId) -> impl Iterator<Item = (ArrayTask, JobId, &Job)> {
+        self.jobs.iter().filter_map(move |(id, job)| {
+            let task = job.submission().array.filter(|task| task.array == array)?;
+            Some((task, *id, job))
+        })
+    }
+
     /// Returns the slots that are held, in any phase.
     pub fn held(&self) -> impl Iterator<Item = (JobSlotName, &JobHolding)> {
         self.slots.iter().flat_map(|(name, slots)| {
@@ -294,13 +331,20 @@ impl JobBook {
     }
 
     /// Keeps a new submission.
-    pub(crate) fn insert(&mut self, id: JobId, signed: SignedSubmission, now: ClusterTime) {
+    pub(crate) fn insert(
+        &mut self,
+        id: JobId,
+        signed: SignedSubmission,
+        awaits: BTreeSet<JobId>,
+        now: ClusterTime,
+    ) {
         let key = key_of(&signed.submission.submitter, &signed.submission.idempotency);
         let before = self.keys.insert(key, id);
         debug_assert_eq!(before, None, "a key names one submission");
         let job = Job {
-            bytes: to_bytes(&signed).len() as u64,
+            bytes: kept_bytes(&signed, &awaits),
             signed,
+            awaits,
             submitted_at: now,
             state: JobState::Queued,
             since: now,
@@ -309,6 +353,8 @@ impl JobBook {
             lost_nodes: 0,
             preemptions: 0,
             last_end: None,
+            checkpoints: Vec::new(),
+            outputs: None,
         };
         self.jobs.insert(id, job);
     }
@@ -332,7 +378,9 @@ impl JobBook {
         let next = match &cause {
             EndCause::Succeeded => JobState::Succeeded,
             EndCause::Cancelled(_) => JobState::Cancelled,
-            EndCause::TimeLimit | EndCause::Deadline | EndCause::Withdrawn => JobState::Failed,
+            EndCause::TimeLimit | EndCause::Deadline | EndCause::Withdrawn | EndCause::Unfollowed(_) => {
+                JobState::Failed
+            }
             EndCause::RankFailed(_) | EndCause::Refused { .. } | EndCause::NotReady => {
                 job.failures = job.failures.saturating_add(1);
                 let left = retries.is_some_and(|retries| job.failures <= retries);
@@ -348,6 +396,7 @@ impl JobBook {
                 if retries.is_some() { JobState::Queued } else { JobState::Failed }
             }
         };
+        job.settle_outputs(&cause);
         job.last_end = Some(AttemptEnd { attempt: job.attempts, at: now, cause, ends });
         job.turn(next, now);
         let slots = self.slots.values_mut().flat_map(BTreeMap::values_mut);
@@ -356,7 +405,12 @@ impl JobBook {
                 holding.phase = JobHoldingPhase::Ending { generation };
             }
         }
-        self.forget_oldest();
+        if next == JobState::Succeeded {
+            for job in self.jobs.values_mut() {
+                job.awaits.remove(&id);
+            }
+        }
+        self.forget_oldest(now);
         debug_assert!(self.gang(id).next().is_none(), "an attempt that ended holds no slot");
     }
 
@@ -380,21 +434,34 @@ impl JobBook {
         job.turn(state, now);
     }
 
-    /// Forgets the oldest finished jobs beyond the limit.
-    fn forget_oldest(&mut self) {
-        let finished = || self.jobs.iter().filter(|(_, job)| job.state.is_finished());
-        let surplus = finished().count().saturating_sub(JOBS_FINISHED_MAX);
-        if surplus == 0 {
-            return;
-        }
-        let mut oldest: Vec<(ClusterTime, JobId)> = finished().map(|(id, job)| (job.since, *id)).collect();
-        oldest.sort_unstable();
-        for (_, id) in oldest.into_iter().take(surplus) {
-            if let Some(job) = self.jobs.remove(&id) {
-                self.keys.remove(&key_of(&job.submission().submitter, &job.submission().idempotency));
+    /// Forgets the oldest finished jobs beyond the limit. Those that follow one of them end.
+    fn forget_oldest(&mut self, now: ClusterTime) {
+        loop {
+            let finished = || self.jobs.iter().filter(|(_, job)| job.state.is_finished());
+            let surplus = finished().count().saturating_sub(JOBS_FINISHED_MAX);
+            if surplus == 0 {
+                break;
             }
+            let mut oldest: Vec<(ClusterTime, JobId)> =
+                finished().map(|(id, job)| (job.since, *id)).collect();
+            oldest.sort_unstable();
+            // A job that ends here is finished, and may be one too many in turn.
+            oldest.into_iter().take(surplus).for_each(|(_, id)| self.forget(id, now));
         }
         debug_assert_eq!(self.keys.len(), self.jobs.len(), "each job has its key");
+    }
+
+    /// Forgets a finished job, and ends the jobs that follow it if it did not succeed.
+    fn forget(&mut self, id: JobId, now: ClusterTime) {
+        let Some(job) = self.jobs.remove(&id) else { return };
+        self.keys.remove(&key_of(&job.submission().submitter, &job.submission().idempotency));
+        let follows = |job: &&mut Job| job.awaits.contains(&id) && !job.state.is_finished();
+        for follower in self.jobs.values_mut().filter(follows) {
+            debug_assert!(!follower.state.is_placed(), "no attempt begins before those it follows");
+            let (attempt, cause) = (follower.attempts, EndCause::Unfollowed(id));
+            follower.last_end = Some(AttemptEnd { attempt, at: now, cause, ends: Vec::new() });
+            follower.turn(JobState::Failed, now);
+        }
     }
 
     /// Moves every recorded time as `moved` says.
@@ -407,6 +474,9 @@ impl JobBook {
             }
             if let Some(end) = &mut job.last_end {
                 end.at = moved(end.at);
+            }
+            for kept in job.checkpoints.iter_mut().chain(job.outputs.as_deref_mut()) {
+                kept.registered_at = moved(kept.registered_at);
             }
         }
     }
@@ -432,6 +502,8 @@ mod tests {
             submitter: Submitter::Token("ann".parse().expect("a name")),
             issued_at: Millis(1),
             deadline: Millis(1_000_000),
+            after: vec![],
+            array: None,
         };
         SignedSubmission { submission, signature: None }
     }
@@ -439,7 +511,7 @@ mod tests {
     fn book() -> (JobBook, JobId) {
         let (mut book, signed) = (JobBook::default(), submission(0));
         let id = signed.submission.id();
-        book.insert(id, signed, ClusterTime(Millis(5)));
+        book.insert(id, signed, BTreeSet::new(), ClusterTime(Millis(5)));
         (book, id)
     }
 
@@ -487,7 +559,7 @@ mod tests {
         for number in 0..=JOBS_FINISHED_MAX as u64 {
             let signed = submission(number);
             let (id, now) = (signed.submission.id(), ClusterTime(Millis(number)));
-            book.insert(id, signed, now);
+            book.insert(id, signed, BTreeSet::new(), now);
             book.end(id, EndCause::Deadline, vec![], None, (now, 1));
         }
         assert_eq!((book.jobs.len(), book.keys.len()), (JOBS_FINISHED_MAX, JOBS_FINISHED_MAX));

@@ -22,19 +22,24 @@ mod command;
 mod desired;
 mod draft;
 mod dry_run;
+mod fair_share;
 mod former;
 mod history;
 mod invariants;
+mod job_data;
 mod job_desired;
 mod job_draft;
 mod job_fit;
 mod job_orders;
 mod job_views;
 mod jobs;
+mod kept_data;
 pub mod limits;
 mod observed;
 mod outcomes;
 mod plan;
+mod project_fit;
+mod project_views;
 mod queue;
 mod returning;
 mod roll_out;
@@ -46,7 +51,7 @@ mod views;
 mod why;
 mod wraps;
 
-pub use apply::{apply, apply_bytes, enrol_answer, tick_is_due};
+pub use apply::{apply, apply_bytes, enrol_answer, refused_job_data, tick_is_due};
 pub use audit::Audit;
 pub use clock::{ClockDeviation, ClockReadings, ClusterTime, LeaderTime, WallTime};
 pub use cluster::{
@@ -59,17 +64,22 @@ pub use command::{
 };
 pub use desired::{NodeAssignment, desired_for, route_table};
 pub use dry_run::dry_run;
+pub use fair_share::ShareBook;
 pub use former::FormerHolder;
 pub use history::history_page;
 pub use invariants::{Invariant, Violation};
+pub use job_data::{job_data_views, member_job_data, stored_job_data};
 pub use job_desired::{NodeJobAssignment, desired_jobs};
 pub use job_fit::check_fits;
 pub use job_views::{job_view, job_views};
 pub use jobs::{
     AttemptEnd, EndCause, Job, JobBook, JobHolding, JobHoldingPhase, JobSlot, JobSlotName, JobState, RankGpu,
+    array_id,
 };
+pub use kept_data::KeptJobData;
 pub use observed::{EvictionInProgress, Liveness, Observed, ObservedNode};
 pub use plan::{Dropped, Plan, Reason, Waiting, WaitingJob, plan, refused_in_its_generation};
+pub use project_views::project_list;
 pub use roll_out::{ReturnTarget, RollOut, RollOutPhase};
 pub use status::{LeaderView, status};
 pub use usage::{Rebill, RebillFault, RebillSum, UsageBook, price_versions};

@@ -70,6 +70,9 @@ pub const CAUSE_CHARACTERS_MAX: usize = 128;
 /// Most replicas that one plan drains for services of a higher priority; the next plan continues. Each costs
 /// a look at every node.
 pub const PREEMPTIONS_MAX: usize = 16;
+/// Most gangs that one plan preempts for those that reclaim the quota of their project: a wide gang needs all
+/// of its room at once.
+pub const GANGS_PREEMPTED_MAX: usize = 256;
 /// Time for which every slot of a service must be unchanged, and a node continuously alive, before a replica
 /// moves there for a better spread. It also bounds moves to one per service in this time. An unstable node
 /// thus costs at most one model load in two minutes, and nothing moves while the cluster settles.
@@ -86,6 +89,12 @@ pub const JOBS_UNFINISHED_MAX: usize = 4096;
 pub const JOBS_FINISHED_MAX: usize = 1024;
 /// Largest total size of all kept submissions, in bytes; most have a few hundred.
 pub const JOBS_BYTES_MAX: u64 = 64 * 1024 * 1024;
+/// Shortest time between two checkpoints of a job in milliseconds: each is a log entry of up to half a
+/// megabyte, and a node that makes more asks again.
+pub const CHECKPOINT_INTERVAL_MS: u64 = 1_000;
+/// Largest total size of the statements about data of jobs with their wraps, in bytes: a thousand checkpoints
+/// in a circle with fifty recipients. Checkpoints of finished jobs make room.
+pub const JOB_DATA_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// Time from the first failure of a job to its next attempt; each further failure doubles it.
 pub const JOB_BACKOFF_MS: u64 = 5_000;
 /// Longest time from a failure of a job to its next attempt.
@@ -153,9 +162,15 @@ const _: () = {
     );
 };
 const _: () = assert!(JOBS_BYTES_MAX <= SNAPSHOT_BYTES_MAX as u64 / 16, "a snapshot holds submissions");
+const _: () = assert!(JOB_DATA_BYTES_MAX <= SNAPSHOT_BYTES_MAX as u64 / 16, "a snapshot holds data of jobs");
+const _: () = assert!(
+    protocol::job_data::JOB_DATA_BYTES_MAX + COMMAND_FRAME_BYTES_MAX <= COMMAND_BYTES_MAX,
+    "a registration fits into the log"
+);
 const _: () = assert!(JOB_BACKOFF_MS < JOB_BACKOFF_MS_MAX && JOB_ENDS_KEPT_MAX * 64 <= STEP_BYTES_MAX / 2);
 const _: () = assert!(REBALANCE_CALM_MS > DRAIN_MS + AVOID_MS, "a move is over before the next one begins");
-const _: () = assert!(PREEMPTIONS_MAX < PLAN_STEPS_MAX, "a plan has room for other steps");
+const _: () =
+    assert!(PREEMPTIONS_MAX + GANGS_PREEMPTED_MAX < PLAN_STEPS_MAX, "a plan has room for other steps");
 const _: () = assert!(CAUSE_CHARACTERS_MAX * 4 <= STEP_BYTES_MAX / 2, "a step holds a cause and names");
 const _: () = assert!(REBALANCE_GAIN_MIN >= 2, "a move that gains nothing is undone by the next");
 const _: () = assert!(DRAIN_MS > protocol::limits::LEASE_MS, "a drain outlives a lost answer");

@@ -14,6 +14,7 @@ mod drain;
 mod fill;
 mod jobs;
 mod preempt;
+mod projects;
 mod rebalance;
 mod roll_out;
 #[cfg(test)]
@@ -39,6 +40,7 @@ pub(crate) use fill::{
 };
 pub(crate) use jobs::LIMIT;
 pub(crate) use preempt::waits_for_drains;
+pub(crate) use projects::quotas_of;
 pub(crate) use rebalance::{SpreadMove, moving, spread_move};
 pub(crate) use roll_out::{available_current, has_failed};
 
@@ -96,7 +98,7 @@ pub struct WaitingJob {
     /// Job that waits.
     pub id: JobId,
     /// Name of the reason, for programs: `reserved`, `behind`, `no_room`, `no_network`, `halted`, `approval`,
-    /// `limit`, `leader`.
+    /// `limit`, `project`, `quota`, `fair_share`, `reclaim`, `leader`.
     pub reason: &'static str,
     /// Reason, as a sentence.
     pub text: String,

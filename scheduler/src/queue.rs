@@ -1,13 +1,23 @@
-//! Queue of gangs: the order in which they start, and backfill behind a reservation.
+//! Queue of gangs: the order in which they start, backfill behind a reservation, and reclaim.
 //!
-//! Gangs are taken by priority, then by time of submission. The first that does not fit gets a reservation:
-//! the earliest time at which it fits if every running gang takes all of its declared run time. A later gang
-//! starts before it only if that does not move the reservation. A wide gang is thus never starved by narrow
-//! ones, and each gang starts whole.
+//! Gangs come in the order of their turns ([`QuotaTree::turns`]). The first for which there is no space gets
+//! a reservation: the earliest time at which it fits if every running gang takes all of its declared run
+//! time. A later gang starts before it only if that does not move the reservation. A wide gang is thus never
+//! starved by narrow ones, and each gang starts whole. A gang that would pass a limit of its project gets
+//! such a reservation too, of quota, behind which the gangs of that project alone stand back.
+//!
+//! Gangs with a claim are decided before all others, those first from which no other could reclaim. They
+//! reclaim: gangs that borrow what they lack are preempted, those of the lowest priority first, then the
+//! latest. The room that ends is kept for them, so that no other takes a part of it and the gang reclaims
+//! again. A gang behind another of its project has no claim: it would overtake that one.
 //!
 //! Space is abstract here ([`GangRoom`]); the planner's is made of nodes and slots.
 
-use std::cmp::Reverse;
+mod reclaim;
+#[cfg(test)]
+mod tests;
+
+use crate::fair_share::{GangCharge, QuotaShortfall, QuotaTree};
 
 /// Most gangs that are considered for backfill in one pass; the next pass begins at the head again.
 const BACKFILL_MAX: usize = 256;
@@ -34,14 +44,21 @@ pub(crate) trait GangRoom: Clone {
 pub(crate) struct RunningGang<G, P> {
     pub(crate) gang: G,
     pub(crate) place: P,
+    pub(crate) charge: GangCharge,
+    pub(crate) priority: u32,
+    /// Time of its start in milliseconds.
+    pub(crate) since: u64,
     /// Time at which its run time is over, in milliseconds.
     pub(crate) ends_at: u64,
+    /// Time in milliseconds from the request to end until it has ended; none if it ends already.
+    pub(crate) grace_ms: Option<u64>,
 }
 
 /// Gang that waits.
 #[derive(Debug, Clone)]
 pub(crate) struct WaitingGang<G> {
     pub(crate) gang: G,
+    pub(crate) charge: GangCharge,
     pub(crate) priority: u32,
     pub(crate) submitted_at: u64,
     /// Declared run time in milliseconds.
@@ -55,268 +72,271 @@ pub(crate) enum GangTurn<P> {
     Starts(P),
     /// It is the first that waits for space; it starts at this time in milliseconds at the latest.
     Reserved { at: u64 },
+    /// Gangs that borrow make room for it, or others end; the room is kept for it, and free by this time.
+    Reclaims { at: u64 },
     /// It would not fit if every running gang had ended: nodes are missing.
     NoRoom,
+    /// Its project holds what it may, or would with the gang before it.
+    Quota(QuotaShortfall),
     /// It waits behind the gang that has the reservation, or does not fit yet.
     Behind,
 }
 
-/// Decides which waiting gangs start now. The result has one decision for each waiting gang, in their order.
+/// Decisions of one pass.
+#[derive(Debug, Clone)]
+pub(crate) struct Schedule<P> {
+    /// One decision for each waiting gang, in their order.
+    pub(crate) turns: Vec<GangTurn<P>>,
+    /// Positions of the running gangs that are preempted.
+    pub(crate) preempted: Vec<usize>,
+}
+
+/// State in which the queue is decided.
+#[derive(Debug)]
+pub(crate) struct QueueState<'a, R: GangRoom> {
+    /// Free space.
+    pub(crate) room: &'a R,
+    /// Projects, with what running gangs hold.
+    pub(crate) quotas: &'a QuotaTree,
+    pub(crate) running: &'a [RunningGang<R::Gang, R::Place>],
+    pub(crate) now: u64,
+    /// Most gangs that may be preempted in this pass.
+    pub(crate) preempted_max: usize,
+}
+
+/// Decides which waiting gangs start now. They come in the order of their turns.
 pub(crate) fn schedule<R: GangRoom>(
-    room: &R,
-    running: &[RunningGang<R::Gang, R::Place>],
+    state: &QueueState<'_, R>,
     waiting: &[WaitingGang<R::Gang>],
-    now: u64,
-) -> Vec<GangTurn<R::Place>> {
-    let mut order: Vec<usize> = (0..waiting.len()).collect();
-    order.sort_by_key(|at| (Reverse(waiting[*at].priority), waiting[*at].submitted_at, *at));
+) -> Schedule<R::Place> {
+    let mut pass = Pass::new(state, waiting);
     let mut turns: Vec<GangTurn<R::Place>> = waiting.iter().map(|_| GangTurn::Behind).collect();
-    let mut free = room.clone();
-    let mut started: Vec<(usize, R::Place)> = Vec::new();
-    let mut reservation: Option<(u64, R)> = None;
+    let decided = pass.decide_claims(&mut turns);
     let mut considered = 0;
-    for at in order {
-        considered += usize::from(reservation.is_some());
+    for at in (0..waiting.len()).filter(|at| !decided.contains(at)) {
+        considered += usize::from(pass.reservation.is_some());
         if considered > BACKFILL_MAX {
             break;
         }
-        let entry = &waiting[at];
-        let ends_at = now.saturating_add(entry.run_ms);
-        let place = free.place(&entry.gang);
-        if let Some((time, future)) = &mut reservation {
-            let Some(place) = place else { continue };
-            // A gang that is over before the reserved time takes nothing of it.
-            if (ends_at <= *time || future.take(&entry.gang, &place)) && free.take(&entry.gang, &place) {
-                turns[at] = GangTurn::Starts(place);
-            }
-        } else if let Some(place) = place {
-            let taken = free.take(&entry.gang, &place);
-            debug_assert!(taken, "a placement is of what is free");
-            started.push((at, place.clone()));
-            turns[at] = GangTurn::Starts(place);
-        } else if let Some((time, future)) = reserve(&free, running, waiting, &started, entry, now) {
-            turns[at] = GangTurn::Reserved { at: time };
-            reservation = Some((time, future));
-        } else {
-            turns[at] = GangTurn::NoRoom;
-        }
+        turns[at] = pass.decide(at, false);
     }
     debug_assert_eq!(turns.len(), waiting.len(), "each gang has its decision");
-    turns
+    Schedule { turns, preempted: pass.preempted }
 }
 
-/// Returns the earliest time at which a gang fits, and the space that is left then beside it.
-fn reserve<R: GangRoom>(
-    free: &R,
-    running: &[RunningGang<R::Gang, R::Place>],
-    waiting: &[WaitingGang<R::Gang>],
-    started: &[(usize, R::Place)],
-    head: &WaitingGang<R::Gang>,
-    now: u64,
-) -> Option<(u64, R)> {
-    let held = running.iter().map(|gang| (gang.ends_at.max(now), &gang.gang, &gang.place));
-    let fresh = started.iter().map(|(at, place)| {
-        let entry = &waiting[*at];
-        (now.saturating_add(entry.run_ms), &entry.gang, place)
-    });
-    let mut ends: Vec<(u64, &R::Gang, &R::Place)> = held.chain(fresh).collect();
-    ends.sort_by_key(|(time, ..)| *time);
-    let mut future = free.clone();
-    for (at, (time, gang, place)) in ends.iter().enumerate() {
-        future.give(gang, place);
-        // Gangs that end at the same time give their space back together.
-        if ends.get(at + 1).is_some_and(|(next, ..)| next == time) {
-            continue;
-        }
-        if let Some(place) = future.place(&head.gang) {
-            let taken = future.take(&head.gang, &place);
-            debug_assert!(taken && *time >= now, "a reservation is of what is free, and not in the past");
-            return Some((*time, future));
-        }
-    }
-    None
+/// Reservation of space for the first gang that does not fit.
+struct Reservation<R> {
+    at: u64,
+    /// Space at that time, without that of the gang.
+    room: R,
+    /// Quotas at that time, with the gang.
+    quotas: QuotaTree,
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
+/// Reservation of quota for the first gang that a node of the tree keeps back.
+struct QuotaHold {
+    shortfall: QuotaShortfall,
+    at: u64,
+    /// Quotas at that time, with the gang.
+    quotas: QuotaTree,
+}
 
-    /// Nodes with free places each; a gang takes one place for each rank, on any nodes.
-    #[derive(Debug, Clone, PartialEq, Eq)]
-    struct Places(Vec<u32>);
+/// End of a gang to come: its time, the gang, its place and its charge.
+type ToCome<'a, R> = (u64, &'a <R as GangRoom>::Gang, &'a <R as GangRoom>::Place, &'a GangCharge);
 
-    impl GangRoom for Places {
-        type Gang = u32;
-        type Place = Vec<u32>;
+/// A pass over the queue under construction.
+struct Pass<'a, R: GangRoom> {
+    state: &'a QueueState<'a, R>,
+    waiting: &'a [WaitingGang<R::Gang>],
+    free: R,
+    quotas: QuotaTree,
+    /// Space and quotas once what ends has ended, without what is kept for gangs that reclaim.
+    later: R,
+    later_quotas: QuotaTree,
+    /// Times at which running gangs end that end already or are preempted.
+    ends: Vec<Option<u64>>,
+    /// Gangs for which room is kept, with the time by which it is free.
+    kept: Vec<(usize, R::Place, u64)>,
+    started: Vec<(usize, R::Place)>,
+    reservation: Option<Reservation<R>>,
+    holds: Vec<QuotaHold>,
+    preempted: Vec<usize>,
+    /// Number of gangs for which victims were sought.
+    searches: usize,
+}
 
-        fn place(&self, gang: &u32) -> Option<Vec<u32>> {
-            let mut left = *gang;
-            let place: Vec<u32> = self
-                .0
-                .iter()
-                .map(|free| {
-                    let here = left.min(*free);
-                    left -= here;
-                    here
-                })
-                .collect();
-            (left == 0).then_some(place)
+impl<'a, R: GangRoom> Pass<'a, R> {
+    fn new(state: &'a QueueState<'a, R>, waiting: &'a [WaitingGang<R::Gang>]) -> Self {
+        let (mut later, mut later_quotas) = (state.room.clone(), state.quotas.clone());
+        for gang in state.running.iter().filter(|gang| gang.grace_ms.is_none()) {
+            later.give(&gang.gang, &gang.place);
+            later_quotas.give(&gang.charge);
         }
+        let ends = |gang: &RunningGang<R::Gang, R::Place>| {
+            gang.grace_ms.is_none().then(|| gang.ends_at.max(state.now))
+        };
+        Self {
+            state,
+            waiting,
+            free: state.room.clone(),
+            quotas: state.quotas.clone(),
+            later,
+            later_quotas,
+            ends: state.running.iter().map(ends).collect(),
+            kept: Vec::new(),
+            started: Vec::new(),
+            reservation: None,
+            holds: Vec::new(),
+            preempted: Vec::new(),
+            searches: 0,
+        }
+    }
 
-        fn take(&mut self, _: &u32, place: &Vec<u32>) -> bool {
-            if self.0.iter().zip(place).any(|(free, taken)| free < taken) {
-                return false;
+    fn decide(&mut self, at: usize, has_claim: bool) -> GangTurn<R::Place> {
+        let waiting = self.waiting;
+        let entry = &waiting[at];
+        debug_assert!(self.started.iter().all(|(other, _)| *other != at), "a gang is decided once");
+        if let Some(shortfall) = self.quotas.permanent_shortfall(&entry.charge) {
+            return GangTurn::Quota(shortfall);
+        }
+        let shortfall = self.quotas.shortfall(&entry.charge);
+        let place = self.free.place(&entry.gang).filter(|_| shortfall.is_none());
+        if let Some(place) = place {
+            return match self.start(at, &place) {
+                Ok(()) => GangTurn::Starts(place),
+                Err(Some(shortfall)) => GangTurn::Quota(shortfall),
+                Err(None) => GangTurn::Behind,
+            };
+        }
+        if has_claim && let Some(at) = self.reclaim(at) {
+            return GangTurn::Reclaims { at };
+        }
+        if let Some(shortfall) = shortfall {
+            self.hold_quota(entry, &shortfall);
+            return GangTurn::Quota(shortfall);
+        }
+        if self.reservation.is_some() {
+            return GangTurn::Behind;
+        }
+        self.reservation = self.reserve(entry);
+        self.reservation.as_ref().map_or(GangTurn::NoRoom, |reserved| GangTurn::Reserved { at: reserved.at })
+    }
+
+    /// Starts a gang, unless it would delay one before it; the error is the shortfall of the project for
+    /// whose gang quota is held, if that is the reason.
+    fn start(&mut self, at: usize, place: &R::Place) -> Result<(), Option<QuotaShortfall>> {
+        let waiting = self.waiting;
+        let entry = &waiting[at];
+        let ends_at = self.state.now.saturating_add(entry.run_ms);
+        let delays = |hold: &&QuotaHold| ends_at > hold.at && !hold.quotas.admits(&entry.charge);
+        if let Some(hold) = self.holds.iter().find(delays) {
+            return Err(Some(hold.shortfall.clone()));
+        }
+        // A gang that is over before the reserved time takes nothing of it.
+        let reservation = self.reservation.as_mut().filter(|reserved| ends_at > reserved.at);
+        if let Some(reserved) = &reservation
+            && !reserved.quotas.admits(&entry.charge)
+        {
+            return Err(None);
+        }
+        if !self.later_quotas.admits(&entry.charge) || !self.later.take(&entry.gang, place) {
+            return Err(None);
+        }
+        if let Some(reserved) = reservation {
+            if !reserved.room.take(&entry.gang, place) {
+                self.later.give(&entry.gang, place);
+                return Err(None);
             }
-            self.0.iter_mut().zip(place).for_each(|(free, taken)| *free -= taken);
-            true
+            reserved.quotas.take(&entry.charge);
         }
-
-        fn give(&mut self, _: &u32, place: &Vec<u32>) {
-            self.0.iter_mut().zip(place).for_each(|(free, taken)| *free += taken);
-        }
-    }
-
-    fn gang(ranks: u32, priority: u32, submitted_at: u64, run_ms: u64) -> WaitingGang<u32> {
-        WaitingGang { gang: ranks, priority, submitted_at, run_ms }
-    }
-
-    fn starts(turns: &[GangTurn<Vec<u32>>]) -> Vec<usize> {
-        let started = turns.iter().enumerate().filter(|(_, turn)| matches!(turn, GangTurn::Starts(_)));
-        started.map(|(at, _)| at).collect()
-    }
-
-    #[test]
-    fn priority_comes_before_time_of_submission() {
-        let waiting = [gang(2, 10, 1, 5), gang(2, 20, 2, 5), gang(2, 10, 0, 5)];
-        let turns = schedule(&Places(vec![4]), &[], &waiting, 100);
-        assert_eq!(starts(&turns), [1, 2], "the highest priority, then the earlier");
-        assert_eq!(turns[0], GangTurn::Reserved { at: 105 });
-    }
-
-    /// The attack is a stream of narrow gangs: without the reservation, the wide one never finds the nodes
-    /// free.
-    #[test]
-    fn backfill_does_not_move_the_reservation() {
-        let running = [RunningGang { gang: 2, place: vec![2, 0], ends_at: 50 }];
-        let room = Places(vec![0, 2]);
-        let wide = gang(4, 10, 0, 100);
-        let turn = |narrow: WaitingGang<u32>| schedule(&room, &running, &[wide.clone(), narrow], 10);
-        let fits = turn(gang(2, 10, 1, 40));
-        assert_eq!(fits[0], GangTurn::Reserved { at: 50 });
-        assert_eq!(starts(&fits), [1], "it is over when the wide one starts");
-        assert_eq!(starts(&turn(gang(2, 10, 1, 41))), [0_usize; 0], "it would be in the way");
-    }
-
-    #[test]
-    fn a_gang_beside_the_reservation_may_run_on() {
-        let running = [RunningGang { gang: 2, place: vec![2, 0], ends_at: 50 }];
-        let waiting = [gang(3, 10, 0, 100), gang(1, 10, 1, 1_000)];
-        let turns = schedule(&Places(vec![0, 2]), &running, &waiting, 10);
-        assert_eq!(starts(&turns), [1]);
-    }
-
-    #[test]
-    fn a_gang_for_which_nodes_are_missing_holds_nothing_up() {
-        let turns = schedule(&Places(vec![2, 2]), &[], &[gang(5, 10, 0, 1), gang(4, 10, 1, 1)], 0);
-        assert_eq!(turns[0], GangTurn::NoRoom);
-        assert_eq!(starts(&turns), [1]);
-    }
-
-    #[test]
-    fn gangs_that_end_together_give_their_space_together() {
-        let running = [
-            RunningGang { gang: 2, place: vec![2, 0], ends_at: 50 },
-            RunningGang { gang: 2, place: vec![0, 2], ends_at: 50 },
-        ];
-        let turns = schedule(&Places(vec![0, 0]), &running, &[gang(4, 10, 0, 5), gang(2, 10, 1, 5)], 10);
-        assert_eq!(turns, [GangTurn::Reserved { at: 50 }, GangTurn::Behind]);
-    }
-
-    #[test]
-    fn a_reservation_is_not_in_the_past_though_a_gang_is_overdue() {
-        let running = [RunningGang { gang: 2, place: vec![2], ends_at: 50 }];
-        let turns = schedule(&Places(vec![0]), &running, &[gang(2, 10, 0, 5)], 80);
-        assert_eq!(turns, [GangTurn::Reserved { at: 80 }]);
-        assert!(schedule(&Places(vec![0]), &running, &[], 80).is_empty(), "an empty queue has no turns");
-    }
-
-    /// The bound of one pass: of many narrow gangs behind a reservation, each could start.
-    #[test]
-    fn a_pass_considers_a_bounded_number_of_gangs_behind_the_reservation() {
-        let running = [RunningGang { gang: 1, place: vec![1, 0], ends_at: 50 }];
-        let narrow = (1..).take(BACKFILL_MAX + 3).map(|at| gang(1, 10, at, 5));
-        let waiting: Vec<WaitingGang<u32>> = std::iter::once(gang(1_001, 10, 0, 5)).chain(narrow).collect();
-        let turns = schedule(&Places(vec![0, 1_000]), &running, &waiting, 10);
-        assert_eq!(turns[0], GangTurn::Reserved { at: 50 });
-        assert_eq!(starts(&turns), (1..=BACKFILL_MAX).collect::<Vec<_>>());
-        assert!(turns[BACKFILL_MAX + 1..].iter().all(|turn| *turn == GangTurn::Behind));
-    }
-
-    /// One history: gangs arrive, run for at most their declared time, and end.
-    fn run(nodes: &[u32], mut arrivals: Vec<(u64, WaitingGang<u32>, u64)>) -> Result<(), TestCaseError> {
-        let total: u32 = nodes.iter().sum();
-        arrivals.sort_by_key(|(at, ..)| *at);
-        let (mut free, mut now) = (Places(nodes.to_vec()), 0);
-        let mut waiting: Vec<(WaitingGang<u32>, u64)> = Vec::new();
-        let mut running: Vec<(RunningGang<u32, Vec<u32>>, u64)> = Vec::new();
-        let mut promised: Option<(u64, u64)> = None;
-        for _ in 0..1_000 {
-            while arrivals.first().is_some_and(|(at, ..)| *at <= now) {
-                let (at, gang, real) = arrivals.remove(0);
-                waiting.push((WaitingGang { submitted_at: at, ..gang }, real));
-            }
-            let (over, kept): (Vec<_>, Vec<_>) = running.into_iter().partition(|(_, ends)| *ends <= now);
-            over.iter().for_each(|(gang, _)| free.give(&gang.gang, &gang.place));
-            running = kept;
-            let entries: Vec<WaitingGang<u32>> = waiting.iter().map(|(gang, _)| gang.clone()).collect();
-            let held: Vec<RunningGang<u32, Vec<u32>>> =
-                running.iter().map(|(gang, _)| gang.clone()).collect();
-            let turns = schedule(&free, &held, &entries, now);
-            let mut left = Vec::new();
-            for ((entry, real), turn) in waiting.into_iter().zip(turns) {
-                match turn {
-                    GangTurn::Starts(place) => {
-                        prop_assert_eq!(place.iter().sum::<u32>(), entry.gang, "a gang starts whole");
-                        prop_assert!(free.take(&entry.gang, &place), "in what is free");
-                        let ends_at = now + entry.run_ms;
-                        running.push((RunningGang { gang: entry.gang, place, ends_at }, now + real));
-                        continue;
-                    }
-                    GangTurn::Reserved { at } => {
-                        let same = promised.filter(|(of, _)| *of == entry.submitted_at);
-                        prop_assert!(same.is_none_or(|(_, by)| at <= by), "a reservation moves forward only");
-                        promised = Some((entry.submitted_at, at));
-                    }
-                    GangTurn::NoRoom => prop_assert!(entry.gang > total, "what fits alone gets a turn"),
-                    GangTurn::Behind => {}
-                }
-                left.push((entry, real));
-            }
-            waiting = left;
-            let next_end = running.iter().map(|(_, ends)| *ends).min();
-            let next_arrival = arrivals.first().map(|(at, ..)| *at);
-            let Some(next) = next_end.into_iter().chain(next_arrival).min() else { break };
-            now = next.max(now + 1);
-        }
-        prop_assert!(waiting.iter().all(|(gang, _)| gang.gang > total), "no gang that fits is starved");
+        self.later_quotas.take(&entry.charge);
+        let taken = self.free.take(&entry.gang, place);
+        debug_assert!(taken, "a placement is of what is free");
+        debug_assert!(self.quotas.admits(&entry.charge), "no limit is passed");
+        self.quotas.take(&entry.charge);
+        self.holds
+            .iter_mut()
+            .filter(|hold| ends_at > hold.at)
+            .for_each(|hold| hold.quotas.take(&entry.charge));
+        self.started.push((at, place.clone()));
         Ok(())
     }
 
-    proptest! {
-        #![proptest_config(ProptestConfig { cases: 10_000, ..ProptestConfig::default() })]
-
-        #[test]
-        fn no_history_starts_part_of_a_gang_or_starves_one(
-            nodes in prop::collection::vec(1_u32..6, 1..5),
-            gangs in prop::collection::vec((1_u32..9, 1_u64..30, 0_u64..30), 1..25),
-        ) {
-            let arrivals = gangs.iter().enumerate().map(|(at, (ranks, declared, early))| {
-                // One arrival at a time, so that the time of submission names the gang.
-                let real = declared.saturating_sub(*early).max(1);
-                (at as u64, gang(*ranks, 10, 0, *declared), real)
-            });
-            run(&nodes, arrivals.collect())?;
+    /// Returns the state from which reservations are made: space and quotas at a time, and the ends to come
+    /// after it, the first first. Gangs that are over by now end now. While room is kept for gangs that
+    /// reclaim, the state is that in which they have it.
+    fn forecast(&self) -> (R, QuotaTree, u64, Vec<ToCome<'_, R>>) {
+        let (now, has_kept) = (self.state.now, !self.kept.is_empty());
+        let running = self.state.running.iter().zip(&self.ends);
+        let held = running.filter(|(_, end)| end.is_none() || !has_kept).map(|(gang, end)| {
+            let ends_at = end.unwrap_or(gang.ends_at).max(now);
+            (ends_at, &gang.gang, &gang.place, &gang.charge)
+        });
+        let begun = self.started.iter().map(|(at, place)| (at, place, now));
+        let kept = self.kept.iter().map(|(at, place, from)| (at, place, *from));
+        let fresh = begun.chain(kept).map(|(at, place, from)| {
+            let entry = &self.waiting[*at];
+            (from.saturating_add(entry.run_ms), &entry.gang, place, &entry.charge)
+        });
+        let mut ends: Vec<ToCome<'_, R>> = held.chain(fresh).collect();
+        ends.sort_by_key(|(time, ..)| *time);
+        debug_assert!(ends.iter().all(|(time, ..)| *time >= now), "no end to come is in the past");
+        match has_kept {
+            true => (self.later.clone(), self.later_quotas.clone(), self.ended_by(), ends),
+            false => (self.free.clone(), self.quotas.clone(), now, ends),
         }
+    }
+
+    /// Returns the time by which what ends has ended.
+    fn ended_by(&self) -> u64 {
+        self.ends.iter().flatten().copied().max().unwrap_or(self.state.now)
+    }
+
+    /// Returns the earliest time at which a gang fits, with the space that is left then beside it.
+    fn reserve(&self, head: &WaitingGang<R::Gang>) -> Option<Reservation<R>> {
+        let (mut room, mut quotas, earliest, ends) = self.forecast();
+        let reserved = |room: &mut R, quotas: &mut QuotaTree, at: u64| {
+            let place = room.place(&head.gang)?;
+            let taken = room.take(&head.gang, &place);
+            debug_assert!(taken, "a reservation is of what is free");
+            quotas.take(&head.charge);
+            Some(Reservation { at, room: room.clone(), quotas: quotas.clone() })
+        };
+        if let Some(reservation) = reserved(&mut room, &mut quotas, earliest) {
+            return Some(reservation);
+        }
+        for (at, (time, gang, place, charge)) in ends.iter().enumerate() {
+            room.give(gang, place);
+            quotas.give(charge);
+            // Gangs that end at the same time give their space back together.
+            if ends.get(at + 1).is_some_and(|(next, ..)| next == time) {
+                continue;
+            }
+            let at = (*time).max(earliest);
+            if let Some(reservation) = reserved(&mut room, &mut quotas, at) {
+                return Some(reservation);
+            }
+        }
+        None
+    }
+
+    /// Holds quota for a gang, until running gangs of the project have ended. The first gang that a project
+    /// keeps back is the one for which quota is held there.
+    fn hold_quota(&mut self, head: &WaitingGang<R::Gang>, shortfall: &QuotaShortfall) {
+        if self.holds.iter().any(|hold| hold.shortfall.is_of_same_node(shortfall)) {
+            return;
+        }
+        let (_, mut quotas, earliest, ends) = self.forecast();
+        let mut ends = ends.into_iter();
+        let mut at = quotas.admits(&head.charge).then_some(earliest);
+        while at.is_none() {
+            let Some((time, _, _, charge)) = ends.next() else { return };
+            quotas.give(charge);
+            at = quotas.admits(&head.charge).then_some(time.max(earliest));
+        }
+        let Some(at) = at else { return };
+        quotas.take(&head.charge);
+        debug_assert!(at >= self.state.now, "quota is not held in the past");
+        self.holds.push(QuotaHold { shortfall: shortfall.clone(), at, quotas });
     }
 }

@@ -100,6 +100,7 @@ impl Cluster {
         self.jobs.move_times(moved);
         let versions = price_versions(self);
         self.usage.set_back(to, &versions);
+        self.shares.set_back(to);
         self.closed.iter_mut().for_each(|closed| move_time(&mut closed.closed_at));
         self.outcomes.set_back(to);
         self.audit.set_back(to);

@@ -13,6 +13,7 @@ mod blocks;
 mod counters;
 mod embedding;
 mod generation;
+mod masks;
 mod pace;
 mod rerank;
 mod scheduler;
@@ -20,8 +21,10 @@ mod tokenizers;
 mod worker;
 
 use crate::engine::chat::Conversation;
+use crate::engine::grammar::{AnswerGrammar, CompiledGrammar, GrammarError};
 use crate::engine::logits::{BarredTokens, LogitRules, LogitState};
 use crate::engine::reasoning::ReasoningStart;
+use crate::engine::tools::CallParser;
 use crate::engine::{BLOCK_TOKENS, Engine, EngineError, Operation, TextFrontend};
 use counters::Counters;
 use kernels::sampling::Sampling;
@@ -118,6 +121,10 @@ impl BatchError {
         Self::Refused { code: error.code(), message: protocol::error_chain(error) }
     }
 
+    fn unsupported(error: &GrammarError) -> Self {
+        Self::Refused { code: error.code(), message: error.to_string() }
+    }
+
     fn failed(error: &EngineError) -> Self {
         Self::Failed { code: error.code(), message: protocol::error_chain(error) }
     }
@@ -200,6 +207,10 @@ pub struct GenerateRequest {
     pub stops: StopConditions,
     /// Alternatives to report with the log-probability of each token; `None` reports none of both.
     pub logprobs: Option<usize>,
+    /// Grammar that the answer must follow; see [`Batcher::compile`].
+    pub grammar: Option<CompiledGrammar>,
+    /// Functions that the answer may call, by name; empty where its text is passed on as it is.
+    pub functions: Arc<[String]>,
     pub caller: Caller,
 }
 
@@ -346,8 +357,12 @@ impl Batcher {
         let frontend = self.frontend.clone();
         let bytes = size_of_val(drawn.as_slice());
         let replay = move |_: &dyn Fn() -> bool| -> Result<_, generation::ReplayError> {
-            let mut text = generation::GeneratedText::new(&job).reporting_tokens();
+            let mut job = job;
+            let mut text = generation::GeneratedText::new(&mut job).reporting_tokens();
             let has_ended = text.replay(&frontend, &drawn)?;
+            if let Some(logits) = &mut job.logits {
+                logits.replay(&drawn).map_err(generation::ReplayError::OutsideGrammar)?;
+            }
             Ok((generation::ResumedGeneration { job, drawn, text }, has_ended))
         };
         let replayed = self.tokenizers.run(bytes, replay).await.ok_or_else(stopped)?;
@@ -409,9 +424,15 @@ impl Batcher {
             request.sampling.temperature,
             &prompt,
             self.barred(&request.stops),
+            request.grammar.as_ref().map(CompiledGrammar::begin),
         );
-        let options =
-            generation::AnswerOptions { continues_prompt: continues, reasoning, logprobs: request.logprobs };
+        let calls = if request.functions.is_empty() { None } else { self.frontend.call_format() };
+        let options = generation::AnswerOptions {
+            continues_prompt: continues,
+            reasoning,
+            logprobs: request.logprobs,
+            calls: calls.map(|format| CallParser::new(format, request.functions)),
+        };
         let tokens_max = self.answer_tokens_max(prompt.len(), request.tokens_max)?;
         let (sender, events) = tokio::sync::mpsc::unbounded_channel();
         let job = generation::QueuedGeneration {
@@ -457,6 +478,23 @@ impl Batcher {
         self.check_tokens(&tokens)?;
         let bytes = size_of_val(tokens.as_slice());
         self.tokenize(bytes, move |frontend, _| Ok(frontend.decode_whole(&tokens))).await
+    }
+
+    /// Compiles the grammar of an answer to this prompt, which counts as a waiting request until it is done.
+    ///
+    /// # Errors
+    /// [`BatchError`]: the queue is full, the worker drains, or the grammar cannot be enforced.
+    pub async fn compile(
+        &self,
+        grammar: AnswerGrammar,
+        prompt: &EncodedPrompt,
+    ) -> Result<CompiledGrammar, BatchError> {
+        self.expect_operation(Operation::Generate)?;
+        let _slot = self.take_slot()?;
+        let (frontend, start) = (self.frontend.clone(), prompt.reasoning);
+        let compile = move |_: &dyn Fn() -> bool| frontend.grammars()?.compile(&grammar, start);
+        let compiled = self.tokenizers.compile(compile).await.ok_or_else(stopped)?;
+        compiled.map_err(|error| BatchError::unsupported(&error))
     }
 
     async fn encode_prompt(&self, prompt: Prompt) -> Result<EncodedPrompt, BatchError> {

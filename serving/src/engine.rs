@@ -14,6 +14,7 @@ pub mod decoder;
 #[cfg(feature = "candle")]
 pub mod device;
 pub mod encoder;
+pub mod grammar;
 pub mod logits;
 pub mod matryoshka;
 mod parameters;
@@ -25,6 +26,7 @@ pub mod special_tokens;
 pub mod stop;
 pub mod text;
 pub mod text_frontend;
+pub mod tools;
 
 use crate::weights::{ModelFiles, Weights, WeightsError};
 use kernels::ComputePool;

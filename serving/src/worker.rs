@@ -6,6 +6,7 @@
 
 mod agent;
 mod answer;
+mod form;
 pub mod inherited;
 pub mod local;
 mod outstanding;

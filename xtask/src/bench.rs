@@ -7,6 +7,9 @@ use crate::process;
 /// it; its arguments pass through.
 pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
     let name = arguments.first().map_or("--list", String::as_str);
+    if name == "structured" {
+        return structured();
+    }
     if matches!(name, "quickstart" | "embeddings") {
         crate::minilm::directory()?;
     }
@@ -18,6 +21,12 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
         given => given.iter().map(String::as_str).collect(),
     };
     process::run(&mut process::command(&program, &arguments))
+}
+
+/// Holds real JSON schemas to their instances, token by token; `QUORATE_DATA` names the data's directory.
+fn structured() -> Result<(), String> {
+    let example = ["run", "--release", "--package", "serving", "--example", "structured"];
+    process::run(&mut process::command("cargo", &example))
 }
 
 /// Trains the shipped language model again.

@@ -37,13 +37,37 @@ pub(crate) enum Selection {
     ReleaseForGpu,
 }
 
-/// Packages of a release, and the benchmarks that measure it.
-const RELEASE: [&str; 8] =
-    ["--release", "--bins", "--package", "control", "--package", "serving", "--package", "benchmarks"];
-/// The same, with the kernels of a GPU.
-const RELEASE_FOR_GPU: [&str; 10] = [
+/// Packages of the demonstration, and the trainer of one of its jobs.
+const DEMONSTRATION: &[&str] = &[
+    "--package",
+    "control",
+    "--package",
+    "serving",
+    "--package",
+    "demo",
+    "--bins",
+    "--example",
+    "train_tiny",
+];
+/// Packages of a release, the benchmarks that measure it, and the program that they train with.
+const RELEASE: [&str; 10] = [
     "--release",
     "--bins",
+    "--example",
+    "train_tiny",
+    "--package",
+    "control",
+    "--package",
+    "serving",
+    "--package",
+    "benchmarks",
+];
+/// The same, with the kernels of a GPU.
+const RELEASE_FOR_GPU: [&str; 12] = [
+    "--release",
+    "--bins",
+    "--example",
+    "train_tiny",
     "--package",
     "control",
     "--package",
@@ -59,10 +83,8 @@ impl Selection {
     pub(crate) fn targets(self) -> &'static [&'static str] {
         match self {
             Self::Binaries => &["--package", "control", "--package", "serving", "--bins"],
-            Self::Demonstration => {
-                &["--package", "control", "--package", "serving", "--package", "demo", "--bins"]
-            }
-            Self::Everything => &["--bins", "--tests"],
+            Self::Demonstration => DEMONSTRATION,
+            Self::Everything => &["--bins", "--tests", "--examples"],
             Self::Release => &RELEASE,
             Self::ReleaseForGpu => &RELEASE_FOR_GPU,
         }

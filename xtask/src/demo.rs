@@ -25,10 +25,11 @@ What will happen
   4  import two models, encrypted and erasure-coded 4+2 over six stores
   5  propose both deployments; two members sign; every node checks the signatures itself
   6  answer an embedding request and a streamed chat completion through the OpenAI API
-  7  flip a bit in a shard; hand a node altered, replayed and unsigned orders
-  8  kill a node while requests run
-  9  check the circle's certificates offline, scan the nodes' ports
- 10  wipe a node's disk, vote it in again, see it serve again
+  7  run a job within what was approved; train a model on two nodes, kill one, resume, vote the outcome in
+  8  flip a bit in a shard; hand a node altered, replayed and unsigned orders
+  9  kill a node while requests run
+ 10  check the circle's certificates offline, scan the nodes' ports
+ 11  wipe a node's disk, vote it in again, see it serve again
 ";
 
 /// Builds, then executes the demonstration in this process.

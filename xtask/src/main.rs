@@ -33,7 +33,8 @@ Developer commands of Quorate.
   cargo xtask tidy        check the rules of the codebase (also part of `test`); --report prints its figures,
                           --tighten moves the ratchets to them
   cargo xtask bench NAME [--quick] [--check]
-                          measure one area beside its peers; `--list` names them
+                          measure one area beside its peers; `--list` names them, and `structured` holds the
+                          real schemas in QUORATE_DATA to their instances
   cargo xtask train-tiny  train the small language model that the repository ships
   cargo xtask minilm      fetch all-MiniLM-L6-v2 into target/models, checked by digest
 ";

@@ -42,8 +42,7 @@ impl ControlCluster {
     /// of its slots are ready.
     pub(crate) async fn deploy(&self, service: &TinyService<'_>, voters: usize) -> Result<()> {
         let TinyService { name, region, replicas, cpu_millicores } = service;
-        let session = Session::open(&self.context).await?;
-        let models: Vec<ModelRecord> = session.client.list("/v1/models").await?;
+        let models: Vec<ModelRecord> = self.client()?.list("/v1/models").await?;
         let root = models.first().context("the model was imported")?.root;
         let manifest = format!(
             "kind = 'service'\nname = '{name}'\ntask = 'generate'\n\
@@ -52,11 +51,7 @@ impl ControlCluster {
              resources = {{ cpu_millicores = {cpu_millicores}, memory = '128 MiB' }}\n\
              placement = {{ regions = ['{region}'], isolation = 'none' }}\n"
         );
-        let change = Change::Deploy(Box::new(Manifest::from_toml(&manifest)?));
-        let proposal = session.propose(change, "benchmark".into(), LIFETIME_MS).await?.view.proposal;
-        for member in &self.members[..voters] {
-            session.vote(&proposal, member, Choice::Approve, String::new()).await?;
-        }
+        self.decide(&manifest, voters).await?;
         let began = Instant::now();
         loop {
             let slots = self.slots(name).await.unwrap_or_default();
@@ -68,6 +63,17 @@ impl ControlCluster {
             ensure!(began.elapsed() < READY_LIMIT, "{ready} of {replicas} slots are ready: {slots:?}");
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
+    }
+
+    /// Has the first members decide on a manifest, as many as the rule needs.
+    pub(crate) async fn decide(&self, manifest: &str, voters: usize) -> Result<()> {
+        let session = Session::open(&self.context).await?;
+        let change = Change::Deploy(Box::new(Manifest::from_toml(manifest)?));
+        let proposal = session.propose(change, "benchmark".into(), LIFETIME_MS).await?.view.proposal;
+        for member in &self.members[..voters] {
+            session.vote(&proposal, member, Choice::Approve, String::new()).await?;
+        }
+        Ok(())
     }
 
     /// Returns the slots of a service, as control has them.

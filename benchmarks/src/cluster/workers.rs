@@ -7,7 +7,13 @@ const WORKER: &str = "worker";
 
 /// Returns the processes of the workers below this agent.
 pub(crate) fn workers_of(agent: u32) -> Result<Vec<u32>> {
-    Ok(processes()?.into_iter().filter(|pid| is_worker_of(*pid, agent)).collect())
+    let is_worker = |pid: &u32| stat(*pid).is_some_and(|stat| stat.name == WORKER);
+    Ok(processes_below(agent)?.into_iter().filter(is_worker).collect())
+}
+
+/// Returns all processes below this one.
+pub(crate) fn processes_below(parent: u32) -> Result<Vec<u32>> {
+    Ok(processes()?.into_iter().filter(|pid| is_below(*pid, parent)).collect())
 }
 
 fn processes() -> Result<Vec<u32>> {
@@ -36,15 +42,13 @@ pub(crate) fn lives(pid: u32) -> bool {
     stat(pid).is_some_and(|stat| !matches!(stat.state, 'Z' | 'X'))
 }
 
-/// Returns whether a process is a worker below this agent.
-fn is_worker_of(pid: u32, agent: u32) -> bool {
-    let Some(mut at) = stat(pid).filter(|stat| stat.name == WORKER) else { return false };
-    while at.parent > 1 {
-        if at.parent == agent {
+fn is_below(pid: u32, parent: u32) -> bool {
+    let mut at = stat(pid);
+    while let Some(stat_of) = at.filter(|stat| stat.parent > 1) {
+        if stat_of.parent == parent {
             return true;
         }
-        let Some(next) = stat(at.parent) else { return false };
-        at = next;
+        at = stat(stat_of.parent);
     }
     false
 }
@@ -59,7 +63,10 @@ mod tests {
         let mut child = std::process::Command::new("sleep").arg("60").spawn().expect("started");
         let pid = child.id();
         assert!(lives(pid) && stat(pid).expect("it runs").parent == std::process::id());
-        assert!(!is_worker_of(pid, std::process::id()), "it is no worker");
+        let own = std::process::id();
+        let below = |parent: u32| processes_below(parent).expect("/proc");
+        assert!(below(own).contains(&pid) && !below(pid).contains(&own));
+        assert_eq!(workers_of(own).expect("/proc"), Vec::<u32>::new(), "it is no worker");
         child.kill().expect("killed");
         let deadline = Instant::now() + Duration::from_secs(60);
         while lives(pid) {

@@ -174,6 +174,7 @@ pub(crate) fn touched(circle: &CircleState, change: &Change, services: &[Service
         }
         Change::SetAccess(_) => vec!["every access token and inference key".into()],
         Change::SetPrices(_) => vec!["the spend of every service and job".into()],
+        Change::SetProjects(_) => vec!["which job starts next, and which makes room".into()],
         Change::Lift { halts } => {
             let lifted = |service: &&ServiceView| halts.iter().any(|halt| may_cover(halt, service, circle));
             services.iter().filter(lifted).map(|view| format!("service {}", view.name)).collect()

@@ -2,6 +2,7 @@
 
 use crate::attacks::HOSTILE;
 use crate::cdp::{Browser, LOOKS};
+use crate::jobs;
 use crate::world::{Lab, words};
 use axum::Router;
 use axum::response::Html;
@@ -81,6 +82,8 @@ fn pages(lab: &Lab) -> Vec<(String, &'static str)> {
         ("/console/halts".into(), "halts"),
         ("/console/halt?scope=service:minilm".into(), "halt"),
     ];
+    let job = jobs::give_jobs(&lab.world);
+    all.extend([("/console/jobs".into(), "jobs"), (format!("/console/jobs/{job}"), "job")]);
     all.push(("/console/enter?code=0123abcd".into(), "sign-in"));
     all
 }

@@ -18,6 +18,13 @@ const FLAGS: &str = "--headless=new --no-sandbox --disable-dev-shm-usage --disab
                      --disable-extensions --disable-background-networking --disable-component-update \
                      --no-pings";
 
+/// Errors of an evaluation whose page was left before it had its value.
+const LEFT: [&str; 3] = [
+    "Inspected target navigated or closed",
+    "Execution context was destroyed.",
+    "Cannot find default execution context",
+];
+
 /// Widths and themes in which pages are looked at. The layout depends on the width alone and the colours on
 /// the theme alone, so these two show all there is to see.
 pub(crate) const LOOKS: [(u32, &str); 2] = [(360, "dark"), (1280, "light")];
@@ -38,6 +45,11 @@ pub(crate) struct Browser {
 pub(crate) fn target() -> PathBuf {
     let program = std::env::current_exe().unwrap();
     program.ancestors().nth(3).unwrap().to_path_buf()
+}
+
+/// Returns the parameters with which an expression is evaluated, after the promise that it may be.
+fn evaluation(expression: &str) -> Value {
+    json!({"expression": expression, "awaitPromise": true, "returnByValue": true, "userGesture": true})
 }
 
 impl Browser {
@@ -73,12 +85,18 @@ impl Browser {
 
     /// Calls a method and returns its result. Events that arrive before it are kept.
     pub(crate) fn call(&mut self, method: &str, parameters: &Value) -> Value {
+        let answer = self.answer(method, parameters);
+        assert!(answer["error"].is_null(), "{method}: {}", answer["error"]);
+        answer["result"].clone()
+    }
+
+    /// Calls a method and returns its answer, which may be an error.
+    fn answer(&mut self, method: &str, parameters: &Value) -> Value {
         let id = self.send(method, parameters);
         loop {
             let answer = self.read();
             if answer["id"] == id {
-                assert!(answer["error"].is_null(), "{method}: {}", answer["error"]);
-                return answer["result"].clone();
+                return answer;
             }
             self.events.push(answer);
         }
@@ -165,20 +183,28 @@ impl Browser {
 
     /// Returns the value of an expression, after the promise that it may be.
     pub(crate) fn eval(&mut self, expression: &str) -> Value {
-        let parameters = json!({
-            "expression": expression, "awaitPromise": true, "returnByValue": true, "userGesture": true,
-        });
-        let result = self.call("Runtime.evaluate", &parameters);
+        let result = self.call("Runtime.evaluate", &evaluation(expression));
         assert!(result["exceptionDetails"].is_null(), "{expression}: {}", result["exceptionDetails"]);
         result["result"]["value"].clone()
     }
 
-    /// Waits until an expression holds on the page.
+    /// Waits until an expression holds on the page, or on the next one if a script leaves it.
     pub(crate) fn until(&mut self, expression: &str) {
-        self.eval(&format!(
+        let wait = format!(
             "new Promise((done) => {{ \
              const look = () => ({expression}) ? done(true) : setTimeout(look, 10); look(); }})"
-        ));
+        );
+        loop {
+            let answer = self.answer("Runtime.evaluate", &evaluation(&wait));
+            let error = answer["error"]["message"].as_str();
+            if error.is_some_and(|error| LEFT.contains(&error)) {
+                continue;
+            }
+            assert!(error.is_none(), "{expression}: {error:?}");
+            let thrown = &answer["result"]["exceptionDetails"];
+            assert!(thrown.is_null(), "{expression}: {thrown}");
+            return;
+        }
     }
 
     /// Returns the text of the page.

@@ -6,6 +6,7 @@ mod attacks;
 mod browser;
 mod cdp;
 mod halts;
+mod jobs;
 mod passkeys;
 mod questions;
 mod routes;

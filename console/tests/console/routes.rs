@@ -62,9 +62,10 @@ pub(crate) async fn vote(lab: &Lab, cookie: &str, id: ProposalId, words: &str, c
     ask(lab, Method::POST, &format!("/console/proposals/{id}/vote"), &own, &body).await
 }
 
-pub(crate) const PAGES: [&str; 8] = [
+pub(crate) const PAGES: [&str; 9] = [
     "/console",
     "/console/inbox",
+    "/console/jobs",
     "/console/history",
     "/console/history/1",
     "/console/members",

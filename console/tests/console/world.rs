@@ -16,13 +16,15 @@ use protocol::api::{
 use protocol::comment::{Comment, SignedComment};
 use protocol::governance::*;
 use protocol::halt::{Halt, HaltScope, SignedHalt};
+use protocol::job_api::{JobLogLine, JobLogPage, JobView};
+use protocol::job_data::JobDataView;
 use protocol::keys::{ByteString, EncryptionKey, signing_input};
 use protocol::manifest::Manifest;
 use protocol::model::{ErasureCode, ModelRecord, StoredKind};
 use protocol::passkey::{Passkey, PasskeyKey, PasskeyPolicy};
 use protocol::{
-    CommentId, Digest, Epoch, Fence, MemberId, Millis, NodeId, ProposalId, PublicKey, Refusal, ReplicaId,
-    Signature, SlotIndex,
+    CommentId, Digest, Epoch, Fence, JobId, MemberId, Millis, NodeId, ProposalId, PublicKey, Refusal,
+    ReplicaId, Signature, SlotIndex,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
@@ -47,6 +49,11 @@ pub(crate) struct WorldState {
     pub(crate) delivered: Vec<SignedBallot>,
     /// Halts that were delivered and taken.
     pub(crate) halts: Vec<SignedHalt>,
+    /// Jobs that control knows, with the lines of their ranks.
+    pub(crate) jobs: Vec<JobView>,
+    pub(crate) job_lines: BTreeMap<JobId, Vec<JobLogLine>>,
+    pub(crate) job_epoch: u64,
+    pub(crate) job_data: BTreeMap<JobId, Vec<JobDataView>>,
     /// True if no leader answers.
     pub(crate) no_leader: bool,
     /// True if control claims that every member approved everything.
@@ -56,6 +63,9 @@ pub(crate) struct WorldState {
     /// Number of times that the circle was asked for as it is now.
     pub(crate) barriers: usize,
 }
+
+/// Number of a job's lines in one answer.
+const LINES_PER_PAGE: usize = 300;
 
 /// Names of the members.
 pub(crate) const MEMBERS: [&str; 3] = ["alice", "bob", "carol"];
@@ -212,6 +222,10 @@ impl World {
             pending,
             delivered: vec![],
             halts: vec![],
+            jobs: vec![],
+            job_lines: BTreeMap::new(),
+            job_epoch: 1,
+            job_data: BTreeMap::new(),
             no_leader: false,
             claims_votes: false,
             revoked: false,
@@ -426,6 +440,11 @@ fn ready<'a, T: Send + 'a>(value: T) -> BackendAnswer<'a, T> {
     Box::pin(std::future::ready(Ok(value)))
 }
 
+fn silent<'a, T: Send + 'a>() -> BackendAnswer<'a, T> {
+    let refusal = Refusal::new(protocol::error_code::NO_LEADER, "no leader answers");
+    Box::pin(std::future::ready(Err(refusal)))
+}
+
 impl ConsoleBackend for World {
     fn source(&self) -> PageSource {
         self.source.clone()
@@ -444,8 +463,7 @@ impl ConsoleBackend for World {
     fn open_proposals(&self) -> BackendAnswer<'_, Vec<ProposalView>> {
         let state = self.state();
         if state.no_leader {
-            let refusal = Refusal::new(protocol::error_code::NO_LEADER, "no leader answers");
-            return Box::pin(std::future::ready(Err(refusal)));
+            return silent();
         }
         ready(state.open.values().map(|view| state.shown(view)).collect())
     }
@@ -513,6 +531,26 @@ impl ConsoleBackend for World {
 
     fn pending_nodes(&self) -> BackendAnswer<'_, Vec<PendingNode>> {
         ready(self.state().pending.clone())
+    }
+
+    fn jobs(&self) -> BackendAnswer<'_, Vec<JobView>> {
+        let state = self.state();
+        if state.no_leader { silent() } else { ready(state.jobs.clone()) }
+    }
+
+    fn job(&self, id: JobId) -> BackendAnswer<'_, Option<JobView>> {
+        let state = self.state();
+        if state.no_leader { silent() } else { ready(state.jobs.iter().find(|job| job.id == id).cloned()) }
+    }
+
+    fn job_data(&self, id: JobId) -> BackendAnswer<'_, Vec<JobDataView>> {
+        ready(self.state().job_data.get(&id).cloned().unwrap_or_default())
+    }
+
+    fn job_lines(&self, id: JobId, after: u64) -> BackendAnswer<'_, JobLogPage> {
+        let state = self.state();
+        let lines = state.job_lines.get(&id).into_iter().flatten().filter(|line| line.sequence > after);
+        ready(JobLogPage { epoch: state.job_epoch, items: lines.take(LINES_PER_PAGE).cloned().collect() })
     }
 
     fn halts(&self) -> BackendAnswer<'_, HaltReport> {

@@ -27,6 +27,11 @@ fn code_of(error: &anyhow::Error) -> ErrorCode {
     error.downcast_ref::<Refusal>().unwrap_or_else(|| panic!("{error:#}")).code
 }
 
+/// Returns the start of a packed program.
+fn started(packed: &PackedArtifact) -> &ArtifactStart {
+    packed.index.start.as_ref().expect("an artifact has a start")
+}
+
 #[test]
 fn a_program_is_packed_with_the_libraries_that_its_headers_name() {
     let program = std::env::current_exe().expect("this test is a program");
@@ -38,7 +43,7 @@ fn a_program_is_packed_with_the_libraries_that_its_headers_name() {
         let is_file = is_there.is_some_and(|at| matches!(at.kind, EntryKind::File { executable: true, .. }));
         assert!(is_file || path.starts_with("etc/"), "{path}");
     }
-    assert!(packed.index.start.command[0].starts_with("/usr/local/bin/"));
+    assert!(started(&packed).command[0].starts_with("/usr/local/bin/"));
     let again = built(&[], nowhere, |files| files.add_program(&program)).expect("built");
     assert_eq!(again.root, packed.root);
     // A file that is no program is refused as an entry point.
@@ -83,8 +88,8 @@ fn python_is_packed_with_its_library_wheels_and_the_users_files() {
     let is_left_out =
         |path: &&&str| ["big.bin", "x.py", "os.pyc", "y.py"].iter().any(|name| path.ends_with(name));
     assert_eq!(paths.iter().find(is_left_out), None);
-    assert_eq!(packed.index.start.command, ["/usr/bin/python3.11"]);
-    assert_eq!(packed.index.start.environment["PYTHONPATH"], "/opt/packages");
+    assert_eq!(started(&packed).command, ["/usr/bin/python3.11"]);
+    assert_eq!(started(&packed).environment["PYTHONPATH"], "/opt/packages");
     // Without its standard library, or under another name, it is no interpreter.
     fs::rename(at("usr/bin/python3.11"), at("usr/bin/ruby")).expect("renamed");
     fs::remove_file(at("usr/bin/python3")).expect("removed");

@@ -316,12 +316,12 @@ fn is_artifact(record: &ModelRecord) -> bool {
 }
 
 fn packed_text(packed: &PackedArtifact) -> String {
-    let start = &packed.index.start;
+    let size = format_bytes(packed.index.file_bytes());
+    let packed_size = format!("packed {} entries, {size}", packed.index.entries.len());
+    let Some(start) = &packed.index.start else { return packed_size };
     let variables = start.environment.len();
     format!(
-        "packed {} entries, {}; starts `{}` in `{}` with {variables} environment variables",
-        packed.index.entries.len(),
-        format_bytes(packed.index.file_bytes()),
+        "{packed_size}; starts `{}` in `{}` with {variables} environment variables",
         crate::terminal::line(&start.command.join(" ")),
         crate::terminal::line(&start.working_directory),
     )
@@ -329,10 +329,7 @@ fn packed_text(packed: &PackedArtifact) -> String {
 
 fn artifacts_table(artifacts: &[ModelRecord]) -> String {
     let row = |record: &ModelRecord| {
-        let tree = match record.kind {
-            StoredKind::Artifact { tree } => tree.to_string(),
-            StoredKind::Model => String::new(),
-        };
+        let tree = record.kind.tree().map_or_else(String::new, |tree| tree.to_string());
         vec![
             record.name.to_string(),
             record.kind.name().to_string(),

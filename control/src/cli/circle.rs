@@ -7,6 +7,7 @@ use super::Environment;
 use super::access::{self, ProposeAccessArguments};
 use super::members::{self, ProposeMemberArguments, ProposePolicyArguments};
 use super::output::{print_json, table};
+use super::projects::{self, ProposeProjectsArguments};
 use super::usage::{self, ProposePricesArguments};
 use super::words::WordsArguments;
 use crate::member_key::{MemberKey, MemberKeyFile};
@@ -85,6 +86,8 @@ Examples:
     ProposeAccess(ProposeAccessArguments),
     /// Propose other prices for GPUs, cores and memory
     ProposePrices(ProposePricesArguments),
+    /// Propose another tree of projects, by which jobs share what the nodes offer
+    ProposeProjects(ProposeProjectsArguments),
     /// Show members, policy, epoch and the head of the history
     #[command(after_help = "Example:\n  quorate circle show")]
     Show,
@@ -163,6 +166,7 @@ pub(crate) async fn run(command: CircleCommand, environment: &Environment) -> Re
         CircleCommand::ProposePolicy(arguments) => members::propose_policy(arguments, environment).await,
         CircleCommand::ProposeAccess(arguments) => access::propose(arguments, environment).await,
         CircleCommand::ProposePrices(arguments) => usage::propose(arguments, environment).await,
+        CircleCommand::ProposeProjects(arguments) => projects::propose(arguments, environment).await,
         CircleCommand::Show => show(environment).await,
         CircleCommand::History => {
             let session = Session::open(&environment.context()?).await?;

@@ -27,8 +27,10 @@ use protocol::api::{
 use protocol::comment::{Comment, SignedComment};
 use protocol::governance::{Ballot, Bundle, Change, Proposal, SignedBallot};
 use protocol::halt::{Halt, SignedHalt};
+use protocol::job_api::{JobLogPage, JobView};
+use protocol::job_data::JobDataView;
 use protocol::model::ModelRecord;
-use protocol::{Millis, ProposalId, Refusal, error_code};
+use protocol::{JobId, Millis, ProposalId, Refusal, error_code};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -360,6 +362,43 @@ impl ConsoleBackend for MemberBackend {
             let page: Page<PendingNode> =
                 self.session().client.get("/v1/pending-nodes").await.map_err(refused)?;
             Ok(page.items)
+        })
+    }
+
+    fn jobs(&self) -> BackendAnswer<'_, Vec<JobView>> {
+        Box::pin(async {
+            let session = self.session();
+            let listed = async { session.client.get::<Page<JobView>>("/v1/jobs").await.map_err(refused) };
+            Ok(self.ask(listed).await?.items)
+        })
+    }
+
+    fn job(&self, id: JobId) -> BackendAnswer<'_, Option<JobView>> {
+        Box::pin(async move {
+            match self.session().client.get(&format!("/v1/jobs/{id}")).await {
+                Err(ClientError::Refused(problem)) if problem.code == error_code::JOB_NOT_FOUND.as_str() => {
+                    Ok(None)
+                }
+                view => view.map(Some).map_err(refused),
+            }
+        })
+    }
+
+    fn job_lines(&self, id: JobId, after: u64) -> BackendAnswer<'_, JobLogPage> {
+        Box::pin(async move {
+            let path = format!("/v1/jobs/{id}/logs?after={after}");
+            self.session().client.get(&path).await.map_err(refused)
+        })
+    }
+
+    fn job_data(&self, id: JobId) -> BackendAnswer<'_, Vec<JobDataView>> {
+        Box::pin(async move {
+            match self.session().client.get::<Page<JobDataView>>(&format!("/v1/jobs/{id}/data")).await {
+                Err(ClientError::Refused(problem)) if problem.code == error_code::JOB_NOT_FOUND.as_str() => {
+                    Ok(Vec::new())
+                }
+                page => page.map(|page| page.items).map_err(refused),
+            }
         })
     }
 

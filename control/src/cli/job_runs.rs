@@ -2,8 +2,8 @@
 
 use super::Environment;
 use super::deploy::read_manifest;
+use super::job_ids::{find, find_all, find_set};
 use super::output::table;
-use super::services::POLL_INTERVAL;
 use crate::client::ControlClient;
 use crate::print;
 use crate::terminal;
@@ -11,11 +11,17 @@ use anyhow::Result;
 use clap::Args;
 use protocol::api::Page;
 use protocol::display::counted;
-use protocol::job_api::{JobLogLine, JobLogPage, JobSlotView, JobView, SubmitJobBody, SubmittedJob};
+use protocol::job_api::{
+    JobLogLine, JobLogPage, JobSlotView, JobView, RetryJobBody, SubmitJobBody, SubmittedJob,
+};
 use protocol::manifest::Manifest;
-use protocol::{JobId, ParameterName, Refusal, ServiceName, error_code};
+use protocol::{CheckpointName, JobId, ParameterName, Refusal, ServiceName, error_code};
+use serde::Serialize;
 use std::path::Path;
 
+/// Longest wait of a request for the next line or state, in milliseconds: short enough to notice the end of
+/// a job that prints nothing.
+const POLL_WAIT_MS: u32 = 1_000;
 /// States in which a job has ended.
 const ENDED: [&str; 3] = ["succeeded", "failed", "cancelled"];
 
@@ -24,8 +30,11 @@ const ENDED: [&str; 3] = ["succeeded", "failed", "cancelled"];
 Examples:
   quorate job submit train --set steps=100
   quorate job submit train.toml --set steps=100 --follow
+  quorate job submit sweep --array 20
+  quorate job submit evaluate --after 3f9c
 
-Members approved the job; the submission sets parameters within their bounds, and needs no vote.")]
+An array is as many jobs as --array says; a rank finds the index of its task in JOB_ARRAY_INDEX. With --after
+a job waits until a job, or all tasks of an array, have succeeded. Members approved the job; the submission sets parameters within their bounds, and needs no vote.")]
 pub(crate) struct JobSubmitArguments {
     /// Name of the approved job, or the file of its manifest
     job: String,
@@ -38,8 +47,14 @@ pub(crate) struct JobSubmitArguments {
     /// Time after which no attempt begins
     #[arg(long, value_name = "DURATION")]
     deadline: Option<humantime::Duration>,
+    /// Job or array that succeeds first: its id, or the beginning of it; repeatable
+    #[arg(long, value_name = "ID")]
+    after: Vec<String>,
+    /// Run an array of this many tasks
+    #[arg(long, value_name = "TASKS")]
+    array: Option<u32>,
     /// Print the lines of the ranks until the job has ended
-    #[arg(short, long)]
+    #[arg(short, long, conflicts_with = "array")]
     follow: bool,
 }
 
@@ -56,22 +71,49 @@ pub(crate) struct JobLogsArguments {
     rank: Option<u32>,
 }
 
+/// Jobs of a command that several can be given to.
+#[derive(Debug, Args)]
+pub(crate) struct JobSetArguments {
+    /// Id of a job or an array, or the beginning of it; an array stands for all of its tasks
+    #[arg(value_name = "ID")]
+    set: String,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct JobIdArguments {
     /// Id of the job, or the beginning of it
+    pub(super) id: String,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  quorate job retry 3f9c
+  quorate job retry 3f9c --from step-000400
+
+The next attempt begins with the newest checkpoint. With --from it begins with an earlier one, and those
+after it are forgotten.")]
+pub(crate) struct JobRetryArguments {
+    /// Id of the job, or the beginning of it
     id: String,
+    /// Checkpoint to begin with
+    #[arg(long, value_name = "CHECKPOINT")]
+    from: Option<CheckpointName>,
 }
 
 pub(super) async fn submit(arguments: JobSubmitArguments, environment: &Environment) -> Result<()> {
     let client = environment.context()?.client()?;
+    let after = find_all(&client, &arguments.after).await?;
     let body = SubmitJobBody {
         job: name_of(&arguments.job)?,
         parameters: arguments.settings.into_iter().collect(),
         priority: arguments.priority,
         deadline_seconds: arguments.deadline.map(|deadline| deadline.as_secs()),
+        after,
+        array: arguments.array,
     };
     let submitted: SubmittedJob = client.post("/v1/jobs", &body).await?;
-    environment.output().print(&submitted, |submitted| submitted.id.to_string());
+    environment.output().print(&submitted, |submitted| submitted.array.unwrap_or(submitted.id).to_string());
     if !arguments.follow {
         return Ok(());
     }
@@ -110,14 +152,22 @@ pub(super) async fn show(arguments: JobIdArguments, environment: &Environment) -
     Ok(())
 }
 
-/// Waits until a job has ended; fails unless it succeeded.
-pub(super) async fn wait(arguments: JobIdArguments, environment: &Environment) -> Result<()> {
+/// Waits until jobs have ended; fails unless all of them succeeded.
+pub(super) async fn wait(arguments: JobSetArguments, environment: &Environment) -> Result<()> {
     let client = environment.context()?.client()?;
-    let id = find(&client, &arguments.id).await?;
-    while !is_ended(&view_of(&client, id).await?) {
-        tokio::time::sleep(POLL_INTERVAL).await;
+    let ids = find_set(&client, &arguments.set).await?;
+    for id in &ids {
+        let mut view = view_of(&client, *id).await?;
+        while !is_ended(&view) {
+            let path = format!("/v1/jobs/{id}?state={}&wait_ms={POLL_WAIT_MS}", view.state);
+            view = client.get(&path).await?;
+        }
     }
-    ended(&client, id, environment).await
+    let mut outcome = Ok(());
+    for id in ids {
+        outcome = outcome.and(ended(&client, id, environment).await);
+    }
+    outcome
 }
 
 pub(super) async fn logs(arguments: JobLogsArguments, environment: &Environment) -> Result<()> {
@@ -131,19 +181,29 @@ pub(super) async fn logs(arguments: JobLogsArguments, environment: &Environment)
     Ok(())
 }
 
-pub(super) async fn cancel(arguments: JobIdArguments, environment: &Environment) -> Result<()> {
-    order(arguments, "cancel", "cancelled", environment).await
+pub(super) async fn cancel(arguments: JobSetArguments, environment: &Environment) -> Result<()> {
+    let client = environment.context()?.client()?;
+    for id in find_set(&client, &arguments.set).await? {
+        order(&client, id, ("cancel", "cancelled"), &serde_json::Map::new(), environment).await?;
+    }
+    Ok(())
 }
 
-pub(super) async fn retry(arguments: JobIdArguments, environment: &Environment) -> Result<()> {
-    order(arguments, "retry", "placed into the queue again", environment).await
-}
-
-async fn order(arguments: JobIdArguments, verb: &str, done: &str, environment: &Environment) -> Result<()> {
+pub(super) async fn retry(arguments: JobRetryArguments, environment: &Environment) -> Result<()> {
     let client = environment.context()?.client()?;
     let id = find(&client, &arguments.id).await?;
-    let nothing = serde_json::Map::new();
-    let answer: serde_json::Value = client.post(&format!("/v1/jobs/{id}/{verb}"), &nothing).await?;
+    let body = RetryJobBody { from: arguments.from };
+    order(&client, id, ("retry", "placed into the queue again"), &body, environment).await
+}
+
+async fn order(
+    client: &ControlClient,
+    id: JobId,
+    (verb, done): (&str, &str),
+    body: &impl Serialize,
+    environment: &Environment,
+) -> Result<()> {
+    let answer: serde_json::Value = client.post(&format!("/v1/jobs/{id}/{verb}"), body).await?;
     environment.output().print(&answer, |_| format!("job {} is {done}", id.short()));
     Ok(())
 }
@@ -173,28 +233,6 @@ fn verdict(view: &JobView) -> Result<(), Refusal> {
     Err(Refusal::new(error_code::JOB_UNSUCCESSFUL, message))
 }
 
-/// Returns the id of the one job whose id begins so.
-async fn find(client: &ControlClient, beginning: &str) -> Result<JobId> {
-    if let Ok(id) = beginning.parse() {
-        return Ok(id);
-    }
-    let page: Page<JobView> = client.get("/v1/jobs").await?;
-    Ok(only(&page.items, beginning)?)
-}
-
-fn only(jobs: &[JobView], beginning: &str) -> Result<JobId, Refusal> {
-    let found: Vec<JobId> =
-        jobs.iter().map(|job| job.id).filter(|id| id.to_string().starts_with(beginning)).collect();
-    match found.as_slice() {
-        [id] => Ok(*id),
-        [] => Err(Refusal::new(error_code::JOB_NOT_FOUND, format!("no job begins with `{beginning}`"))),
-        several => {
-            let message = format!("{} begin with `{beginning}`", counted(several.len() as u64, "job"));
-            Err(Refusal::new(error_code::JOB_NOT_FOUND, message))
-        }
-    }
-}
-
 /// Prints the lines of a job until it has ended.
 async fn follow(
     client: &ControlClient,
@@ -205,12 +243,10 @@ async fn follow(
     let mut reader = JobLogReader::new(id, rank);
     loop {
         let was_ended = is_ended(&view_of(client, id).await?);
+        reader.wait_ms = if was_ended { 0 } else { POLL_WAIT_MS };
         let printed = reader.print_page(client, environment).await?;
         if print::is_closed() || (was_ended && printed == 0) {
             return Ok(());
-        }
-        if printed == 0 {
-            tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
 }
@@ -222,11 +258,13 @@ struct JobLogReader {
     rank: Option<u32>,
     epoch: Option<u64>,
     after: u64,
+    /// Longest wait for a line, in milliseconds.
+    wait_ms: u32,
 }
 
 impl JobLogReader {
     fn new(id: JobId, rank: Option<u32>) -> Self {
-        Self { id, rank, epoch: None, after: 0 }
+        Self { id, rank, epoch: None, after: 0, wait_ms: 0 }
     }
 
     /// Prints the next page; returns its number of lines. After a change of leader the lines are read again
@@ -247,7 +285,7 @@ impl JobLogReader {
 
     fn path(&self) -> String {
         let rank = self.rank.map(|rank| format!("&rank={rank}")).unwrap_or_default();
-        format!("/v1/jobs/{}/logs?after={}{rank}", self.id, self.after)
+        format!("/v1/jobs/{}/logs?after={}&wait_ms={}{rank}", self.id, self.after, self.wait_ms)
     }
 
     /// Returns the lines of a page, or none if another leader answered than before: it numbers its lines from
@@ -274,7 +312,7 @@ fn jobs_table(jobs: &[JobView]) -> String {
     let row = |job: &JobView| {
         vec![
             job.id.short(),
-            job.job.to_string(),
+            job_name(job),
             job.state.clone(),
             job.priority.to_string(),
             job.attempts.to_string(),
@@ -284,6 +322,12 @@ fn jobs_table(jobs: &[JobView]) -> String {
     };
     let header = ["id", "job", "state", "priority", "attempts", "submitted", "why"];
     table(&header, jobs.iter().map(row).collect())
+}
+
+/// Returns the name of a job, with its task of an array.
+fn job_name(job: &JobView) -> String {
+    let task = job.array.map(|task| format!("[{}/{}]", task.index, task.count));
+    format!("{}{}", job.job, task.unwrap_or_default())
 }
 
 /// Returns the reason for which a job waits, or that of its last end.
@@ -307,7 +351,7 @@ fn job_text(job: &JobView) -> String {
     let mut text = format!(
         "{} of {}: {}, attempt {} ({}, {}, {})\n",
         job.id,
-        job.job,
+        job_name(job),
         job.state,
         job.attempts,
         counted(job.failures.into(), "failure"),
@@ -316,6 +360,12 @@ fn job_text(job: &JobView) -> String {
     );
     for (name, value) in &job.parameters {
         text.push_str(&format!("  {name} = {}\n", terminal::line(value)));
+    }
+    if let Some(task) = &job.array {
+        text.push_str(&format!("  of array {}\n", task.array));
+    }
+    for id in &job.after {
+        text.push_str(&format!("  follows {id}\n"));
     }
     if let Some(waits) = &job.waits {
         text.push_str(&format!("waits ({}): {}\n", waits.reason, terminal::line(&waits.text)));
@@ -334,7 +384,7 @@ fn job_text(job: &JobView) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use protocol::job::{SlotRanks, Submitter};
     use protocol::job_api::{JobEndView, JobWaitView};
@@ -342,7 +392,7 @@ mod tests {
     use protocol::{Digest, Fence, Millis, SlotIndex};
     use std::collections::BTreeMap;
 
-    fn job(byte: u8, state: &str) -> JobView {
+    pub(in crate::cli) fn job(byte: u8, state: &str) -> JobView {
         JobView {
             id: JobId(Digest([byte; 32])),
             job: "train".parse().expect("a name"),
@@ -353,6 +403,8 @@ mod tests {
             submitter: Submitter::Token("ann".parse().expect("a name")),
             priority: 10,
             parameters: BTreeMap::from([("steps".parse().expect("a name"), "100".to_string())]),
+            after: vec![],
+            array: None,
             attempts: 1,
             failures: 0,
             lost_nodes: 1,
@@ -360,16 +412,6 @@ mod tests {
             waits: None,
             slots: vec![],
             last_end: None,
-        }
-    }
-
-    #[test]
-    fn a_job_is_found_by_the_beginning_of_its_id() {
-        let jobs = [job(0x11, "queued"), job(0x12, "running")];
-        assert_eq!(only(&jobs, "12"), Ok(jobs[1].id));
-        for beginning in ["1", "2"] {
-            let refused = only(&jobs, beginning).expect_err(beginning);
-            assert_eq!(refused.code, error_code::JOB_NOT_FOUND);
         }
     }
 
@@ -430,7 +472,7 @@ mod tests {
         let mut reader = JobLogReader::new(JobId(Digest([1; 32])), Some(2));
         assert!(reader.take(JobLogPage { epoch: 3, items: vec![] }).is_some());
         reader.after = 7;
-        assert!(reader.path().ends_with("/logs?after=7&rank=2"));
+        assert!(reader.path().ends_with("/logs?after=7&wait_ms=0&rank=2"));
         assert!(reader.take(JobLogPage { epoch: 4, items: vec![] }).is_none());
         assert_eq!(reader.after, 0);
     }

@@ -2,7 +2,7 @@
 
 use super::Environment;
 use super::deploy::read_manifest;
-use super::job_runs;
+use super::{job_data, job_runs};
 use crate::print;
 use anyhow::Result;
 use clap::{Args, Subcommand};
@@ -27,17 +27,21 @@ pub(crate) enum JobCommand {
     /// Show one job, the slots of its gang, and why it waits
     #[command(after_help = "Example:\n  quorate job show 3f9c")]
     Show(job_runs::JobIdArguments),
-    /// Wait until a job has ended; fail unless it succeeded
+    /// Wait until a job, or an array, has ended; fail unless all of it succeeded
     #[command(after_help = "Example:\n  quorate job wait 3f9c")]
-    Wait(job_runs::JobIdArguments),
+    Wait(job_runs::JobSetArguments),
     /// Print the lines of a job's ranks
     Logs(job_runs::JobLogsArguments),
-    /// Cancel a job: its ranks are asked to end, and killed after their grace
+    /// Cancel a job, or an array: its ranks are asked to end, and killed after their grace
     #[command(after_help = "Example:\n  quorate job cancel 3f9c")]
-    Cancel(job_runs::JobIdArguments),
+    Cancel(job_runs::JobSetArguments),
     /// Place a job that failed or was cancelled into the queue again
-    #[command(after_help = "Example:\n  quorate job retry 3f9c")]
-    Retry(job_runs::JobIdArguments),
+    Retry(job_runs::JobRetryArguments),
+    /// List the checkpoints of a job, the oldest first, and its outputs
+    #[command(after_help = "Example:\n  quorate job checkpoints 3f9c")]
+    Checkpoints(job_runs::JobIdArguments),
+    /// Fetch, verify and unpack the outputs of a job that succeeded
+    Outputs(job_data::JobOutputsArguments),
 }
 
 #[derive(Debug, Args)]
@@ -102,6 +106,8 @@ pub(crate) async fn run(command: JobCommand, environment: &Environment) -> Resul
         JobCommand::Logs(arguments) => job_runs::logs(arguments, environment).await,
         JobCommand::Cancel(arguments) => job_runs::cancel(arguments, environment).await,
         JobCommand::Retry(arguments) => job_runs::retry(arguments, environment).await,
+        JobCommand::Checkpoints(arguments) => job_data::list(arguments, environment).await,
+        JobCommand::Outputs(arguments) => job_data::outputs(arguments, environment).await,
     }
 }
 
@@ -134,6 +140,8 @@ fn submission(job: &JobManifest, arguments: JobCheckArguments) -> JobSubmission 
         submitter: Submitter::Token("check".parse().expect("`check` is a name")),
         issued_at: Millis(0),
         deadline: Millis(0),
+        after: vec![],
+        array: None,
     }
 }
 

@@ -92,6 +92,7 @@ Examples:
   quorate model forget old-minilm
   quorate model forget old-minilm --grace 0s --reason 'replaced by minilm-2'
   quorate artifact forget old-trainer
+  quorate dataset forget old-corpus
 
 The members vote, as on any sensitive change. Once approved, no service or job can name the item again,
 and its name is never given to another. After the grace period its key is deleted, which removes the item
@@ -297,11 +298,7 @@ async fn sweep(arguments: SweepArguments, context: &Context, environment: &Envir
 /// Removes from this node's cache the trees of artifacts that are not registered, such as forgotten ones.
 async fn remove_unregistered_trees(session: &Session, directory: &Path) -> Result<()> {
     let records: Vec<ModelRecord> = session.client.list("/v1/models").await?;
-    let tree = |record: &ModelRecord| match record.kind {
-        StoredKind::Artifact { tree } => Some(tree),
-        StoredKind::Model => None,
-    };
-    let registered: BTreeSet<ArtifactRoot> = records.iter().filter_map(tree).collect();
+    let registered: BTreeSet<ArtifactRoot> = records.iter().filter_map(|record| record.kind.tree()).collect();
     let cache = node::artifact_cache(directory)?;
     let removed = cache.retain(&registered).map_err(|error| Refusal::of(error.code(), &error))?;
     if !removed.is_empty() {

@@ -150,8 +150,9 @@ fn job_template(name: &ServiceName, record: &ModelRecord, tree: ArtifactRoot) ->
 # `quorate job check FILE` shows the command of each rank as a node derives it.
 kind = "job"
 name = "{name}"
-# The program, an absolute path in the artifact, and its arguments. {{steps}} stands for the parameter; a
-# brace alone is written twice. No shell reads a value.
+# project = "research"       # of whose quota and share it is, see `quorate project list`; default: of none
+# The program and its arguments. Its path is the one in the artifact, which `quorate artifact build` and
+# `import` print. {{steps}} stands for the parameter; a brace alone is written twice. No shell reads a value.
 command = ["/usr/bin/python3", "train.py", "--steps={{steps}}"]
 # open = []                  # "artifact", "command": each submission names it, and must be signed
 ranks = 1                    # of a gang: all run, or none
@@ -232,6 +233,10 @@ mod tests {
             shown += 1;
         }
         assert_eq!(shown, 12);
+        let Manifest::Job(of_project) = read(&text.replace("# project = ", "project = ")) else {
+            panic!("a job")
+        };
+        assert_eq!(of_project.project.as_ref().map(|project| project.as_str()), Some("research"));
     }
 
     #[test]

@@ -17,7 +17,7 @@ use protocol::api::Page;
 use protocol::artifact::ARTIFACT_BYTES_MAX;
 use protocol::governance::NodeAdmission;
 use protocol::manifest::format_bytes;
-use protocol::model::{ErasureCode, ModelRecord, StoreReference, StoredKind};
+use protocol::model::{ErasureCode, ModelRecord, StoreReference};
 use protocol::{ModelName, NodeName, Refusal};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -80,7 +80,7 @@ impl ImportSummary {
             record.root,
             human_chain::words_of(&record.root.0).join(" "),
         );
-        if let StoredKind::Artifact { tree } = record.kind {
+        if let Some(tree) = record.kind.tree() {
             text.push_str(&format!("\ntree {tree}"));
         }
         for note in &self.notes {

@@ -1,7 +1,8 @@
 //! Garbage collection of stores through a node (`quorate model sweep`).
 //!
 //! An object is removed if the circle decided to forget its model, or if its import was never completed and
-//! is old. Control's word removes nothing.
+//! is old. Control's word removes no model. Checkpoints and outputs of jobs are control's to keep: those that
+//! it does not list are removed once they are old, from the node that wrote them.
 
 use super::models::ModelAccess;
 use crate::client::ClientError;
@@ -114,8 +115,9 @@ impl ModelAccess {
         // before the request.
         let register = || async {
             let models: Vec<ModelRecord> = session.client.list("/v1/models").await?;
+            let job_data: Vec<ModelRecord> = session.client.list("/v1/job-data").await?;
             let opened = |record: ModelRecord| (record.root, self.open_all(&record.stores));
-            Ok::<_, ClientError>(models.into_iter().map(opened).collect())
+            Ok::<_, ClientError>(models.into_iter().chain(job_data).map(opened).collect())
         };
         bar.set_style(style());
         let progress = |at: SweepProgress| {

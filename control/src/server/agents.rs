@@ -27,11 +27,12 @@ use protocol::agent::{
 };
 use protocol::halt::HaltsRequest;
 use protocol::job::{JOB_ORDER_DOMAIN, JobOrder, SignedJobOrder};
-use protocol::job_report::JobAssignment;
+use protocol::job_data::{JOB_DATA_BYTES_MAX, JobDataAnswer, RegisterJobData};
+use protocol::job_report::{JobAssignment, RankLine};
 use protocol::limits::{HISTORY_PAGE_BYTES_MAX, LEASE_MS, NODES_MAX, SYNC_BYTES_MAX, SYNC_INTERVAL_IDLE_MS};
 use protocol::model::SignedComplaint;
 use protocol::order::{ORDER_DOMAIN, SignedOrder, SlotOrder};
-use protocol::{NodeId, NodeName, canonical, error_code};
+use protocol::{NodeId, NodeName, Refusal, canonical, error_code};
 use scheduler::limits::PENDING_BYTES_MAX;
 use scheduler::{Action, Actor, ClockReadings, Cluster, ClusterView, LeaderTime, Reply, enrol_answer};
 use serde::Serialize;
@@ -56,6 +57,9 @@ const ACCESS: &str = "/agent/v1/access";
 /// Maximum size of such a request in bytes.
 const ACCESS_REQUEST_BYTES_MAX: usize = 64;
 
+/// Path on which admitted nodes ask the leader to keep checkpoints and outputs of jobs.
+const JOB_DATA: &str = "/agent/v1/job-data";
+
 /// Path on which admitted nodes ask each replica for its clock.
 const CLOCK: &str = "/agent/v1/clock";
 
@@ -73,12 +77,14 @@ pub(crate) fn limits() -> Limits {
 pub(crate) fn router(server: Arc<Server>) -> Router {
     let enrol = post(enrol).layer(DefaultBodyLimit::max(ENROL_BYTES_MAX));
     let halts = post(halts_after).layer(DefaultBodyLimit::max(halts::REQUEST_BYTES_MAX));
+    let job_data = post(keep_job_data).layer(DefaultBodyLimit::max(JOB_DATA_BYTES_MAX));
     let access = post(access_after).layer(DefaultBodyLimit::max(ACCESS_REQUEST_BYTES_MAX));
     Router::new()
         .route(SYNC, post(sync))
         .route(ACCESS, access)
         .route(ENROL, enrol)
         .route(CLOCK, post(clock))
+        .route(JOB_DATA, job_data)
         .route(halts::PATH, halts)
         .with_state(server)
 }
@@ -165,6 +171,38 @@ async fn access_after(
     Ok(cbor(StatusCode::OK, &answer))
 }
 
+/// Keeps a checkpoint or outputs of a job, by the statement of the node that made it. A statement that
+/// the state machine would refuse is not written to the log.
+async fn keep_job_data(
+    State(server): State<Arc<Server>>,
+    Extension(Peer(key)): Extension<Peer>,
+    body: Bytes,
+) -> Result<Response, Failure> {
+    if !server.is_admitted(NodeId(key)) {
+        return Ok(not_admitted(&server));
+    }
+    let request: RegisterJobData = canonical::from_bytes(&body, JOB_DATA_BYTES_MAX)
+        .map_err(|error| Failure::new(error_code::REQUEST_INVALID, error.to_string()))?;
+    if request.signed.data.node != NodeId(key) {
+        let message = "the statement is of another node than that of the connection";
+        return Err(Failure::new(error_code::REQUEST_INVALID, message));
+    }
+    if server.lock_leadership().is_none() {
+        return Ok(not_leader(&server));
+    }
+    server.shared_read_barrier().await?;
+    let clocks = server.clocks.readings();
+    let refused = server.cluster(|cluster| scheduler::refused_job_data(cluster, &request, &clocks));
+    let refusal = match refused {
+        Some(refusal) => Some(refusal),
+        None => match server.command(Actor::Scheduler, Action::RegisterJobData(Box::new(request))).await? {
+            Reply::Refused { code, message } => Some(Refusal::new(code, message)),
+            _ => None,
+        },
+    };
+    Ok(cbor(StatusCode::OK, &JobDataAnswer { refusal }))
+}
+
 async fn sync(
     State(server): State<Arc<Server>>,
     Extension(Peer(key)): Extension<Peer>,
@@ -213,10 +251,15 @@ impl Server {
         if !request.rank_lines.is_empty() {
             let lines =
                 self.cluster(|cluster| job_logs::of_holder(cluster.jobs(), node, &request.rank_lines));
-            let mut logs = self.job_logs.lock().expect("no holder of this lock panics");
-            logs.append(leadership.term.0, name, lines);
+            self.keep_rank_lines(leadership.term.0, name, lines);
         }
         Ok(true)
+    }
+
+    /// Keeps lines of jobs that a node sent to the leader of this term, and tells those that wait for them.
+    pub(super) fn keep_rank_lines(&self, epoch: u64, name: &NodeName, lines: Vec<RankLine>) {
+        self.job_logs.lock().expect("no holder of this lock panics").append(epoch, name, lines);
+        self.job_line_news.send_replace(());
     }
 
     /// Drops the wraps about which a node complains. A complaint that changes nothing, or does not hold, is
@@ -298,6 +341,8 @@ impl Server {
             start: part.start,
             peers: part.peers.into_iter().map(|order| self.sign_job(order)).collect(),
             artifact: part.artifact,
+            inputs: part.inputs,
+            checkpoint: part.checkpoint,
         });
         Desired { assignments, routes, jobs: jobs.collect() }
     }

@@ -11,6 +11,7 @@ mod deployments;
 mod halts;
 mod jobs;
 mod models;
+mod projects;
 mod services;
 mod status;
 mod usage;
@@ -26,7 +27,8 @@ use axum::routing::{MethodRouter, get, post, put};
 use axum::{Json, Router};
 use host::wall_clock;
 use protocol::api::Problem;
-use protocol::{TokenName, error_code};
+use protocol::job_api::JobLogPage;
+use protocol::{JobId, TokenName, error_code};
 use scheduler::{Action, Actor, ClusterView, LeaderTime};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -63,6 +65,9 @@ pub(crate) fn router(server: Arc<Server>) -> Router {
         .route("/v1/jobs/{id}/logs", get(jobs::logs))
         .route("/v1/jobs/{id}/cancel", post(jobs::cancel))
         .route("/v1/jobs/{id}/retry", post(jobs::retry))
+        .route("/v1/jobs/{id}/data", get(jobs::data))
+        .route("/v1/jobs/{id}/data/mine", post(jobs::data_of_member))
+        .route("/v1/job-data", get(jobs::stored_data))
         .route("/v1/nodes", get(status::nodes))
         .route("/v1/pending-nodes", get(status::pending_nodes))
         .route("/v1/models", get(models::models).post(models::register_model))
@@ -73,6 +78,7 @@ pub(crate) fn router(server: Arc<Server>) -> Router {
         .route("/v1/access/revocations", signed(access::revoke))
         .route("/v1/events", get(status::events))
         .route("/v1/status", get(status::status))
+        .route("/v1/projects", get(projects::projects))
         .route("/v1/usage", get(usage::usage))
         .route("/v1/usage/entries", get(usage::entries))
         .route("/v1/replica", get(status::replica))
@@ -124,6 +130,15 @@ impl Server {
         Ok(self.cluster(|cluster| read(ClusterView { cluster, observed, now, clocks })))
     }
 
+    /// Returns the lines of a job's ranks after a sequence number, oldest first; those of one rank if one is
+    /// named.
+    pub(super) fn job_lines(&self, id: JobId, rank: Option<u32>, after: u64) -> Result<JobLogPage, Failure> {
+        let term = self.lock_leadership().as_ref().map(|leadership| leadership.term.0);
+        let epoch = term.ok_or_else(|| unavailable("this replica has lost leadership"))?;
+        let mut logs = self.job_logs.lock().expect("no holder of this lock panics");
+        Ok(logs.page(epoch, id, rank, after, PAGE_MAX))
+    }
+
     async fn change(&self, caller: impl Into<TokenName>, key: Key, action: Action) -> ApiResult<Done> {
         let token = caller.into();
         let key = key.of(&token);
@@ -166,6 +181,9 @@ fn no_subject(name: &str) -> Failure {
         jobs::logs,
         jobs::cancel,
         jobs::retry,
+        jobs::data,
+        jobs::data_of_member,
+        jobs::stored_data,
         status::nodes,
         status::pending_nodes,
         models::models,
@@ -180,6 +198,7 @@ fn no_subject(name: &str) -> Failure {
         status::status,
         status::replica,
         status::why,
+        projects::projects,
         usage::usage,
         usage::entries,
         console::create_link

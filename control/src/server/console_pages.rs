@@ -18,7 +18,9 @@ use protocol::api::ProposalView;
 use protocol::comment::{Comment, SignedComment};
 use protocol::governance::{Ballot, Bundle, Change, Proposal, SignedBallot};
 use protocol::halt::{Halt, SignedHalt};
-use protocol::{ErrorCode, ProposalId, Refusal, error_code};
+use protocol::job_api::{JobLogPage, JobView};
+use protocol::job_data::JobDataView;
+use protocol::{ErrorCode, JobId, ProposalId, Refusal, error_code};
 use scheduler::{Action, Actor, LeaderView};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -134,6 +136,10 @@ fn ready<'a, T: Send + 'a>(value: T) -> BackendAnswer<'a, T> {
     Box::pin(std::future::ready(Ok(value)))
 }
 
+fn answer<'a, T: Send + 'a>(read: Result<T, Failure>) -> BackendAnswer<'a, T> {
+    Box::pin(std::future::ready(read.map_err(|failure| refusal_of(&failure))))
+}
+
 impl ConsoleBackend for ReplicaBackend {
     fn source(&self) -> PageSource {
         PageSource::Replica(self.server.id)
@@ -199,6 +205,22 @@ impl ConsoleBackend for ReplicaBackend {
 
     fn pending_nodes(&self) -> BackendAnswer<'_, Vec<PendingNode>> {
         ready(self.server.cluster(|cluster| cluster.pending_nodes().values().cloned().collect()))
+    }
+
+    fn jobs(&self) -> BackendAnswer<'_, Vec<JobView>> {
+        answer(self.server.read_view(scheduler::job_views))
+    }
+
+    fn job(&self, id: JobId) -> BackendAnswer<'_, Option<JobView>> {
+        answer(self.server.read_view(|view| scheduler::job_view(view, id)))
+    }
+
+    fn job_lines(&self, id: JobId, after: u64) -> BackendAnswer<'_, JobLogPage> {
+        answer(self.server.job_lines(id, None, after))
+    }
+
+    fn job_data(&self, id: JobId) -> BackendAnswer<'_, Vec<JobDataView>> {
+        ready(self.server.cluster(|cluster| scheduler::job_data_views(cluster, id)).unwrap_or_default())
     }
 
     fn halts(&self) -> BackendAnswer<'_, HaltReport> {

@@ -28,6 +28,8 @@ pub(super) enum PagedList {
     Halts,
     /// Decisions of the circle, by their number.
     History,
+    /// Stored data of jobs, by root.
+    JobData,
     /// Models, by root.
     Models,
     /// Proposals, by id.
@@ -44,6 +46,7 @@ impl PagedList {
             Self::Grants => "grants",
             Self::Halts => "halts",
             Self::History => "history",
+            Self::JobData => "job-data",
             Self::Models => "models",
             Self::Proposals => "proposals",
             Self::Usage => "usage",

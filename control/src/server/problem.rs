@@ -81,6 +81,7 @@ fn status_of(code: ErrorCode) -> StatusCode {
         | error_code::QUESTION_NOT_FOUND
         | error_code::SERVICE_NOT_FOUND
         | error_code::JOB_NOT_FOUND
+        | error_code::JOB_DATA_MISSING
         | error_code::MODEL_NOT_FOUND
         | error_code::GRANT_NOT_FOUND
         | error_code::PATH_NOT_FOUND => StatusCode::NOT_FOUND,

@@ -294,6 +294,7 @@ async fn answer(State(stub): State<Arc<Mutex<Stub>>>, method: Method, uri: Uri, 
                 (StatusCode::TOO_MANY_REQUESTS, json(&problem)).into_response()
             }
         },
+        (true, ["job-data"]) => json(&Page::<ModelRecord>::whole(vec![])),
         (false, ["dry-run"]) => json(&stub.dry_run),
         (true, ["pending-nodes"]) => json(&Page::whole(stub.pending.clone())),
         (true, ["services", _, "logs"]) => json(&stub.logs),

@@ -13,6 +13,7 @@ use protocol::canonical;
 use protocol::error_code;
 use protocol::governance::ControlReplica;
 use protocol::halt::{HALT_BYTES_MAX, HALTS_PAGE_MAX, HaltsAnswer, HaltsRequest};
+use protocol::job_data::{JOB_DATA_ANSWER_BYTES_MAX, JobDataAnswer, RegisterJobData};
 use protocol::limits::{
     GENESIS_BYTES_MAX, LEASE_MS, SYNC_BYTES_MAX, SYNC_INTERVAL_IDLE_MS, SYNC_INTERVAL_MS,
 };
@@ -155,6 +156,12 @@ impl AgentControlClient {
     pub(super) async fn enrol(&self, request: &EnrolRequest) -> RequestOutcome<EnrolResponse> {
         let body = canonical::to_bytes(request).into();
         self.ask("/agent/v1/enrol", body, GENESIS_BYTES_MAX + 64, REQUEST_LIMIT).await
+    }
+
+    /// Requests that control keep a checkpoint or outputs of a job.
+    pub(super) async fn register_job_data(&self, request: &RegisterJobData) -> RequestOutcome<JobDataAnswer> {
+        let body = canonical::to_bytes(request).into();
+        self.ask("/agent/v1/job-data", body, JOB_DATA_ANSWER_BYTES_MAX, REQUEST_LIMIT).await
     }
 
     /// Returns the number of control replicas.

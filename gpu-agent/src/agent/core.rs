@@ -5,6 +5,8 @@
 //! grant that only verification creates.
 
 mod book;
+mod data_places;
+mod fences;
 mod gang;
 mod halts;
 mod job_book;
@@ -23,7 +25,9 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
-pub use book::{BookError, Held, OrderBook};
+pub use book::{Held, OrderBook};
+pub use data_places::{DataPlaces, data_places};
+pub use fences::BookError;
 pub use gang::{GangOrders, slot_address};
 pub use halts::{halt_on, halted_slots};
 pub use job_book::{HeldJob, JobOrderBook, JobSlotEnd, accepted_report, job_key};

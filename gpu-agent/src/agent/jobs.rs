@@ -1,21 +1,26 @@
-//! Slots of jobs on this node: their artifact, sandbox, output and end.
+//! Slots of jobs on this node: their artifact, checkpoint, sandbox, output, data and end.
 //!
 //! ```text
-//! order verified, on disk --> artifact checked --> ready --> start of control --> ranks --> ends --> report
+//! order verified, on disk --> artifact and checkpoint checked --> ready --> start of control --> ranks
+//!                                                   report <-- outputs stored <-- ends <--'
 //! ```
 //!
 //! Nothing of a job outlives its agent: the liveness lease ends its sandbox, and the next agent reports it as
 //! lost.
 
+pub(super) mod areas;
+mod data;
 mod file;
+mod inputs;
 pub(super) mod lines;
 mod network;
 mod output;
 mod slot;
 pub(super) mod trees;
+mod watch;
 
 pub(super) use file::JobFile;
-pub(super) use slot::{JobSlotCommand, JobSlotEnded, JobSlotHandle, spawn};
+pub(super) use slot::{JobSlotCommand, JobSlotEnded, JobSlotHandle, SlotSources, spawn};
 
 use super::core::{JobOrderBook, SlotKey};
 use protocol::job_report::JobSlotReport;

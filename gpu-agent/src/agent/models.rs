@@ -23,9 +23,13 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
+mod data;
+mod files;
 mod packed;
 #[cfg(test)]
 mod tests;
+
+pub(super) use data::StoredData;
 
 /// Pause before a failed fill resumes with the missing segments; it doubles up to the maximum. It is far
 /// below the minute after which a worker that waits for a segment gives up.
@@ -313,7 +317,11 @@ fn check_size(manifest: &ModelManifest, record: &ModelRecord) -> Result<(), Refu
 }
 
 fn open_stores(context: &Context, source: &ModelSource) -> Vec<Store> {
-    source.record.stores.iter().map(|reference| Store::open_or_closed(reference, context)).collect()
+    open_stores_of(context, &source.record)
+}
+
+fn open_stores_of(context: &Context, record: &ModelRecord) -> Vec<Store> {
+    record.stores.iter().map(|reference| Store::open_or_closed(reference, context)).collect()
 }
 
 fn read_refusal(error: &ReadError) -> Refusal {

@@ -1,6 +1,8 @@
 //! State shared by all tasks of an agent: the node's identity, its leases, and the circle's state.
 
+use super::control_client::AgentControlClient;
 use super::gangs::Gangs;
+use super::jobs::areas::JobAreas;
 use super::jobs::lines::RankLines;
 use super::jobs::trees::ArtifactTrees;
 use super::lease::Lease;
@@ -44,6 +46,9 @@ pub(super) struct Node {
     pub(super) rank_lines: RankLines,
     /// Unpacked artifacts of jobs.
     pub(super) trees: ArtifactTrees,
+    /// Directories behind the writable areas of jobs.
+    pub(super) areas: JobAreas,
+    pub(super) control: Arc<AgentControlClient>,
     /// Gangs whose ranks are on several nodes or in several slots.
     pub(super) gangs: Arc<Gangs>,
     pub(super) lease: watch::Sender<Lease>,

@@ -11,6 +11,7 @@ use super::error::AgentError;
 use super::gangs::{Gangs, stream_handler};
 use super::gateway::{self, GatewayStatus, StopRequests};
 use super::halts::HaltFile;
+use super::jobs::areas::JobAreas;
 use super::jobs::lines::RankLines;
 use super::jobs::trees::ArtifactTrees;
 use super::jobs::{JobFile, JobSlots};
@@ -80,6 +81,7 @@ impl Prepared {
         let (last_answer, predecessor) = LastAnswerFile::open(path, config.circle, id, &clock);
         let heard_at = predecessor.as_ref().map(|answer| answer.heard_at);
         let control = AgentControlClient::new(config.control, &config.identity, replicas, clock.clone())?;
+        let (control, drain) = (Arc::new(control), Drain::new(config.drain, config.gateway.is_some()));
         let (circle, circles) = watch::channel(chain.shared_state());
         let name = config.admission.name.clone();
         let stores = config.storage.as_ref().map_or_else(BTreeMap::new, |storage| storage.stores.clone());
@@ -96,6 +98,8 @@ impl Prepared {
             logs: LogQueue::default(),
             rank_lines: RankLines::default(),
             trees: ArtifactTrees::open(&directory)?,
+            areas: JobAreas::new(&directory),
+            control: control.clone(),
             gangs,
             lease: watch::Sender::new(Lease::resumed(heard_at)),
             lease_ms_max: config.lease_ms_max,
@@ -104,12 +108,11 @@ impl Prepared {
         });
         let halted = |key: &SlotKey| halt_on(halts.book(), chain.state(), id, &key.service).is_some();
         let adopted = find_sandboxes(&node, &book, halted).await?;
-        let drain = Drain::new(config.drain, config.gateway.is_some());
+        node.areas.clear().map_err(AgentError::during("clear the areas of jobs in", &directory))?;
         let services = Services::new(config.storage, config.gateway, config.metrics);
-        let time = TrustedTime::new(control.replica_count());
         let mut actor = AgentActor {
-            time,
-            control: Arc::new(control),
+            time: TrustedTime::new(control.replica_count()),
+            control,
             chain,
             orders,
             book,

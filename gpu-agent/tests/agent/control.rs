@@ -11,7 +11,8 @@ use overlay::{CancellationToken, Limits, Peer, PeerPolicy};
 use protocol::agent::{
     ClockReading, Desired, EnrolRequest, EnrolResponse, NotLeader, SlotReport, SyncRequest, SyncResponse,
 };
-use protocol::{Millis, NodeId, canonical};
+use protocol::job_data::{JobDataAnswer, RegisterJobData};
+use protocol::{Millis, NodeId, Refusal, canonical};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -41,6 +42,10 @@ pub struct ControlScript {
     /// Last request of each node.
     pub last_of: BTreeMap<NodeId, SyncRequest>,
     pub rank_lines: Vec<String>,
+    /// Data of jobs that nodes asked to keep.
+    pub job_data: Vec<RegisterJobData>,
+    /// Refusal of every registration; none = each is kept.
+    pub data_refusal: Option<Refusal>,
     pub lines: Vec<String>,
     /// Number of syncs that each replica was asked for.
     pub asked: Vec<u32>,
@@ -94,6 +99,8 @@ impl Control {
             last: None,
             last_of: BTreeMap::new(),
             rank_lines: vec![],
+            job_data: vec![],
+            data_refusal: None,
             lines: vec![],
             asked: vec![0; count],
             released: vec![],
@@ -104,6 +111,7 @@ impl Control {
             let router = Router::new()
                 .route("/agent/v1/sync", post(sync))
                 .route("/agent/v1/enrol", post(enrol))
+                .route("/agent/v1/job-data", post(keep_job_data))
                 .route("/agent/v1/clock", post(clock))
                 .with_state(replica);
             let (identity, shutdown) = (identities[index].clone(), shutdown.clone());
@@ -161,6 +169,21 @@ async fn enrol(
     let mut script = replica.script.lock().unwrap();
     script.enrolled.push(request);
     let answer = EnrolResponse { admitted: script.admitted, genesis: script.world.genesis.clone() };
+    canonical::to_bytes(&answer).into_response()
+}
+
+async fn keep_job_data(
+    State(replica): State<TestReplica>,
+    Extension(Peer(key)): Extension<Peer>,
+    body: Bytes,
+) -> Response {
+    let request: RegisterJobData = canonical::from_bytes(&body, body.len()).unwrap();
+    assert_eq!(request.signed.data.node.0, key);
+    let mut script = replica.script.lock().unwrap();
+    human_chain::check_job_data(&script.world.state, &request.signed).unwrap();
+    assert_eq!(request.wraps_flaw(), None);
+    script.job_data.push(request);
+    let answer = JobDataAnswer { refusal: script.data_refusal.clone() };
     canonical::to_bytes(&answer).into_response()
 }
 

@@ -32,16 +32,16 @@ use tokio::net::TcpListener;
 const NODES: [u8; 3] = [21, 22, 23];
 const RANKS: usize = 2;
 
-fn identity(node: usize) -> Identity {
+pub(crate) fn identity(node: usize) -> Identity {
     Identity::from_seed(&[NODES[node]; 32])
 }
 
-fn node_id(node: usize) -> NodeId {
+pub(crate) fn node_id(node: usize) -> NodeId {
     NodeId(identity(node).public_key())
 }
 
 /// Packs the test program, with the libraries that it needs.
-fn pack(program: &Path, work: &Path) -> (PathBuf, ArtifactRoot) {
+pub(crate) fn pack(program: &Path, work: &Path) -> (PathBuf, ArtifactRoot) {
     fs::create_dir(work).unwrap();
     let mut builder = ArtifactBuilder::new(work, ArtifactLimits::default()).unwrap();
     let mut add = |path: &str, from: &Path| {
@@ -77,6 +77,8 @@ fn order(world: &TestCircle, node: usize) -> SignedJobOrder {
         submitter: Submitter::Token("ci".parse().unwrap()),
         issued_at: world.now,
         deadline: world.now.plus(3_600_000),
+        after: vec![],
+        array: None,
     };
     let order = JobOrder {
         circle: world.state.id(),
@@ -96,13 +98,13 @@ fn order(world: &TestCircle, node: usize) -> SignedJobOrder {
 }
 
 /// Directory of one node, and its keys.
-struct GangNode {
-    directory: PathBuf,
-    admission: NodeAdmission,
+pub(crate) struct GangNode {
+    pub(crate) directory: PathBuf,
+    pub(crate) admission: NodeAdmission,
 }
 
 impl GangNode {
-    fn new(directory: PathBuf, number: usize, address: Option<String>) -> Self {
+    pub(crate) fn new(directory: PathBuf, number: usize, address: Option<String>) -> Self {
         fs::create_dir(&directory).unwrap();
         fs::set_permissions(&directory, fs::Permissions::from_mode(0o755)).unwrap();
         let encryption = EncryptionSecret::create(&directory.join("encryption.key")).unwrap();
@@ -115,7 +117,7 @@ impl GangNode {
         Self { directory, admission: claimed_by(&identity(number), admission) }
     }
 
-    fn start(
+    pub(crate) fn start(
         &self,
         number: usize,
         control: &Control,
@@ -125,10 +127,13 @@ impl GangNode {
     ) -> Agent {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let (count, directory) = (COUNT.fetch_add(1, Ordering::Relaxed), self.directory.join("agent"));
-        fs::create_dir(&directory).unwrap();
+        let is_first = !directory.exists();
+        fs::create_dir_all(&directory).unwrap();
         fs::set_permissions(&directory, fs::Permissions::from_mode(0o700)).unwrap();
         let cache = ArtifactCache::open(&directory.join("artifacts"), 1 << 30).unwrap();
-        cache.insert(*root, &File::open(packed).unwrap()).unwrap();
+        if is_first {
+            cache.insert(*root, &File::open(packed).unwrap()).unwrap();
+        }
         let launcher = SandboxLauncher::new(LauncherConfig {
             program: program.to_path_buf(),
             arguments: vec!["sandbox-init".into()],
@@ -169,7 +174,14 @@ fn assign(control: &Control, start: bool) {
     control.say(|script| {
         for node in 0..RANKS {
             let (order, peer) = (order(&script.world, node), order(&script.world, 1 - node));
-            let job = JobAssignment { order, start, peers: vec![peer], artifact: None };
+            let job = JobAssignment {
+                order,
+                start,
+                peers: vec![peer],
+                artifact: None,
+                inputs: vec![],
+                checkpoint: None,
+            };
             let desired = Desired { assignments: vec![], routes: None, jobs: vec![job] };
             script.desired_of.insert(node_id(node), desired);
         }

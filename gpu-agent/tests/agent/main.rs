@@ -6,6 +6,7 @@
 #[allow(dead_code)]
 mod circle;
 mod control;
+mod data;
 mod node;
 mod program;
 

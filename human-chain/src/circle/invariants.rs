@@ -9,14 +9,17 @@ use super::{ApprovedService, CircleAccess, CircleState, FIRST_EPOCH, inputs};
 use crate::access::check_envelope;
 use crate::change::check_prices;
 use crate::change::{GRACE_SECONDS_MAX, MODEL_GRACE_SECONDS_MAX};
+use crate::projects::check_projects;
 use crate::subject::{
-    ACCESS_SUBJECT, CIRCLE_SUBJECT, HALTS_SUBJECT, PRICES_SUBJECT, access_value, circle_value, lifted_value,
-    manifest_value, member_subject, model_subject, model_value, node_subject, node_value, passkeys_subject,
-    passkeys_value, prices_value, service_subject, suspension_value,
+    ACCESS_SUBJECT, CIRCLE_SUBJECT, HALTS_SUBJECT, PRICES_SUBJECT, PROJECTS_SUBJECT, access_value,
+    circle_value, lifted_value, manifest_value, member_subject, model_subject, model_value, node_subject,
+    node_value, passkeys_subject, passkeys_value, prices_value, projects_value, service_subject,
+    suspension_value,
 };
 use crate::{carries, describe, form};
 use protocol::governance::{Member, SubjectVersion};
 use protocol::manifest::Manifest;
+use protocol::project::ProjectTree;
 use protocol::usage::Prices;
 use protocol::{Digest, MemberId, limits};
 use std::collections::BTreeSet;
@@ -50,6 +53,7 @@ impl CircleState {
     /// - a lifted halt is of this circle and known by its own id;
     /// - the name of a service's model, and of a job's input, stands for the root that it runs;
     /// - prices are within their bounds, and 0 before the first vote;
+    /// - projects are a tree within its bounds, and none before the first vote;
     /// - versions add up to the number of certificates applied.
     ///
     /// # Errors
@@ -74,6 +78,7 @@ impl CircleState {
         form::check_control(&self.control).map_err(|error| error.to_string())?;
         self.check_access()?;
         self.check_prices()?;
+        self.check_projects()?;
         for (id, member) in &self.members {
             require!(*id == member.id, "member `{}` is kept as `{id}`", member.id);
             require!(!self.former_members.contains(id), "former member `{id}` is a member");
@@ -119,6 +124,17 @@ impl CircleState {
         require!(version > 0 || self.prices == Prices::default(), "prices without a vote");
         let value = (version > 0).then(|| prices_value(&self.prices));
         self.check_subject(PRICES_SUBJECT.into(), version, value)
+    }
+
+    /// A job in force may belong to a project that a later vote dropped: its gangs wait.
+    fn check_projects(&self) -> Result<(), String> {
+        let version = self.subject(PROJECTS_SUBJECT).version;
+        require!(version > 0 || self.projects == ProjectTree::default(), "projects without a vote");
+        if version > 0 {
+            check_projects(&self.projects).map_err(|error| error.to_string())?;
+        }
+        let value = (version > 0).then(|| projects_value(&self.projects));
+        self.check_subject(PROJECTS_SUBJECT.into(), version, value)
     }
 
     fn check_nodes(&self) -> Result<(), String> {
@@ -299,6 +315,7 @@ impl CircleState {
         let models = self.forgotten.values().map(|forgotten| model_subject(&forgotten.model.name));
         let halts = (!self.lifted.is_empty()).then(|| HALTS_SUBJECT.to_string());
         let prices = (self.prices().version > 0).then(|| PRICES_SUBJECT.to_string());
+        let projects = self.has_projects().then(|| PROJECTS_SUBJECT.to_string());
         let passkeys = self.passkeys.keys().map(passkeys_subject);
         let suspended = self.suspended.keys().map(member_subject);
         let in_force: BTreeSet<String> = services
@@ -306,6 +323,7 @@ impl CircleState {
             .chain(models)
             .chain(halts)
             .chain(prices)
+            .chain(projects)
             .chain(passkeys)
             .chain(suspended)
             .chain([CIRCLE_SUBJECT.into(), ACCESS_SUBJECT.into()])

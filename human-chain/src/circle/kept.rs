@@ -15,6 +15,7 @@ use crate::ChainError;
 use crate::history::HistoryTree;
 use protocol::canonical::{from_own_bytes, to_bytes};
 use protocol::governance::{ControlReplica, Member, Policy};
+use protocol::project::ProjectTree;
 use protocol::usage::Prices;
 use protocol::{CircleId, Digest, Epoch, HaltId, MemberId, ModelName, ModelRoot, ServiceName};
 use serde::{Deserialize, Serialize};
@@ -24,7 +25,7 @@ use std::collections::{BTreeMap, BTreeSet};
 const DOMAIN: &str = "quorate/kept-circle/v1";
 /// Format of the record that this release writes and reads. A change of the rules by which certificates are
 /// judged changes it too: a state that was verified by the old rules is verified again.
-const VERSION: u32 = 4;
+const VERSION: u32 = 5;
 /// Name of the value in errors.
 const WHAT: &str = "kept state of a circle";
 /// Largest kept state in bytes: a full circle of 10,000 nodes takes about 25 million.
@@ -48,6 +49,7 @@ struct CircleFields {
     control: Vec<ControlReplica>,
     access: CircleAccess,
     prices: Prices,
+    projects: ProjectTree,
     nodes: AdmittedNodes,
     subjects: BTreeMap<String, (u64, Option<Digest>)>,
     services: BTreeMap<ServiceName, ApprovedService>,

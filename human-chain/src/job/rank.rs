@@ -2,7 +2,7 @@
 
 use crate::ChainError;
 use protocol::artifact::ARTIFACT_WORDS_BYTES_MAX;
-use protocol::job::{JobSubmission, SlotRanks};
+use protocol::job::{ArrayTask, JobSubmission, SlotRanks};
 use protocol::manifest::{
     ArtifactChoice, JobManifest, JobParameter, ModelChoice, check_command_words, expand_argument,
 };
@@ -79,6 +79,12 @@ pub fn derive_rank(
         ("RANK".into(), rank.to_string()),
         ("WORLD_SIZE".into(), job.ranks.to_string()),
     ]);
+    if let Some(ArrayTask { index, count, .. }) = submission.array {
+        environment.extend([
+            ("JOB_ARRAY_COUNT".to_string(), count.to_string()),
+            ("JOB_ARRAY_INDEX".into(), index.to_string()),
+        ]);
+    }
     let input = |place: &'static str| {
         move |choice: &ModelChoice| RankInput { path: format!("/{place}/{}", choice.name), root: choice.root }
     };

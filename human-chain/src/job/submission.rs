@@ -5,8 +5,10 @@ use crate::member::both_hold;
 use crate::{ApprovedJob, ChainError, CircleState, signature_holds};
 use protocol::Millis;
 use protocol::canonical::to_bytes;
-use protocol::job::{JobSubmission, SUBMISSION_DOMAIN, SignedSubmission, SlotRanks, Submitter};
-use protocol::limits::{CLOCK_GRACE_MS, SUBMISSION_BYTES_MAX, SUBMISSION_SECONDS_MAX};
+use protocol::job::{ArrayTask, JobSubmission, SUBMISSION_DOMAIN, SignedSubmission, SlotRanks, Submitter};
+use protocol::limits::{
+    ARRAY_TASKS_MAX, CLOCK_GRACE_MS, JOB_AFTER_MAX, SUBMISSION_BYTES_MAX, SUBMISSION_SECONDS_MAX,
+};
 use protocol::manifest::JobManifest;
 
 /// Verifies a submission against the circle's state. Control does so when it takes one, and each node again
@@ -17,7 +19,9 @@ use protocol::manifest::JobManifest;
 ///
 /// # Errors
 /// Returns the first check that fails, in this order: size; circle and certificate in force; end of the
-/// approval; deadline; priority; submitter and its signature; parameters, artifact and command.
+/// approval; deadline; priority; dependencies and array; submitter and its signature; parameters, artifact
+/// and command. A node cannot tell whether the jobs that this one follows have succeeded: control orders it
+/// after them.
 pub fn check_submission<'a>(
     state: &'a CircleState,
     signed: &SignedSubmission,
@@ -36,11 +40,32 @@ pub fn check_submission<'a>(
         let (asked, most) = (submission.priority, manifest.priority);
         return Err(mismatch(manifest, &format!("it asks for priority {asked}; accepted: 0 to {most}")));
     }
+    check_places(manifest, submission)?;
     check_submitter(state, manifest, signed)?;
     // The place of a rank changes no parameter: what holds for the first rank holds for all.
     derive_rank(manifest, submission, SlotRanks { first: 0, count: 1 }, 0, &[])?;
     debug_assert_eq!(submission.certificate, job.certificate, "the submission is to what is in force");
     Ok(job)
+}
+
+/// Checks that the list of jobs that it follows and its task of an array are written in one way, and bounded.
+fn check_places(manifest: &JobManifest, named: &JobSubmission) -> Result<(), ChainError> {
+    if named.after.len() > JOB_AFTER_MAX {
+        let reason = format!("it follows {} jobs; accepted: at most {JOB_AFTER_MAX}", named.after.len());
+        return Err(mismatch(manifest, &reason));
+    }
+    if !named.after.is_sorted_by(|one, next| one < next) {
+        return Err(mismatch(manifest, "the jobs that it follows are not listed once each, ascending"));
+    }
+    let Some(ArrayTask { index, count, .. }) = named.array else { return Ok(()) };
+    if !(1..=ARRAY_TASKS_MAX).contains(&count) {
+        let reason = format!("its array has {count} tasks; accepted: 1 to {ARRAY_TASKS_MAX}");
+        return Err(mismatch(manifest, &reason));
+    }
+    if index >= count {
+        return Err(mismatch(manifest, &format!("it is task {index} of an array of {count}, from 0")));
+    }
+    Ok(())
 }
 
 fn approved_job<'a>(state: &'a CircleState, named: &JobSubmission) -> Result<&'a ApprovedJob, ChainError> {

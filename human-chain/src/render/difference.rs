@@ -2,7 +2,7 @@
 //! since the state can change while members read.
 
 use super::fields::{self, FieldTexts};
-use super::{access, prices};
+use super::{access, prices, projects};
 use crate::CircleState;
 use crate::subject::subject_of;
 use protocol::governance::{Change, Proposal};
@@ -30,6 +30,7 @@ pub fn render_difference(state: &CircleState, proposal: &Proposal) -> String {
         }
         Change::SetAccess(envelope) => (running(state, change), access::fields(envelope)),
         Change::SetPrices(asked) => (running(state, change), prices::compared(&state.prices().prices, asked)),
+        Change::SetProjects(tree) => (running(state, change), projects::fields(tree)),
     };
     let mut text = String::new();
     let subject = state.subject(&subject_of(change));
@@ -79,6 +80,8 @@ fn running(state: &CircleState, change: &Change) -> FieldTexts {
         },
         Change::SetAccess(_) => access::fields(state.access()),
         Change::SetPrices(_) => prices::fields(&state.prices().prices),
+        Change::SetProjects(_) if !state.has_projects() => FieldTexts::new(),
+        Change::SetProjects(_) => projects::fields(state.projects()),
     }
 }
 

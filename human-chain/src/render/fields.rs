@@ -6,6 +6,7 @@
 use super::escape::{quoted, show_bytes, show_duration, show_time};
 use super::{
     RENDERER_VERSION, access as access_texts, halts as halt_texts, job as job_texts, passkey_words, prices,
+    projects,
 };
 use crate::quorum::describe;
 use protocol::canonical::to_bytes;
@@ -96,6 +97,7 @@ pub(super) fn of_change(change: &Change) -> FieldTexts {
         Change::SetPasskeys { member, passkeys } => of_passkeys(member, passkeys),
         Change::SetAccess(envelope) => access_texts::fields(envelope),
         Change::SetPrices(asked) => prices::fields(asked),
+        Change::SetProjects(tree) => projects::fields(tree),
     }
 }
 

@@ -9,6 +9,7 @@ use protocol::manifest::{
     ArtifactChoice, JobBudget, JobManifest, JobParameter, JobSubmitters, ParameterRule, SubmitKey,
     TextCharacters,
 };
+use protocol::project::ROOT_PROJECT;
 
 /// Text for a part that each submission names. Quoted texts cannot look like it.
 const OPEN: &str = "open: each submission names it, signed by a member or a submit key";
@@ -66,6 +67,7 @@ fn submitters(submit: &JobSubmitters) -> String {
 pub(super) fn fields(job: &JobManifest) -> FieldTexts {
     let JobManifest {
         name,
+        project,
         artifact,
         command,
         environment,
@@ -90,6 +92,9 @@ pub(super) fn fields(job: &JobManifest) -> FieldTexts {
         valid_until,
     } = job;
     let mut texts = vec![("job.name".to_string(), name.to_string())];
+    let root = || format!("{ROOT_PROJECT}, the root");
+    texts
+        .push(("job.project".into(), project.as_ref().map_or_else(root, |project| quoted(project.as_str()))));
     push_artifact(&mut texts, artifact.as_ref());
     let command = command.as_ref().map_or_else(|| OPEN.to_string(), |command| fields::list(command));
     texts.push(("job.command".into(), command));
@@ -120,7 +125,7 @@ pub(super) fn fields(job: &JobManifest) -> FieldTexts {
     push_budget(&mut texts, budget.as_ref());
     push_submitters(&mut texts, submit);
     debug_assert!(
-        texts.len() >= 20 + parameters.len() + models.len() + datasets.len(),
+        texts.len() >= 21 + parameters.len() + models.len() + datasets.len(),
         "each field is shown"
     );
     let until = fields::optional(valid_until.as_ref(), |time: &Millis| show_time(*time));

@@ -11,13 +11,13 @@ use human_chain::{CircleState, FENCE_LEAP_MAX, check_gang, check_job_order, chec
 use protocol::canonical::{from_bytes, to_bytes};
 use protocol::governance::{Change, NodeRole};
 use protocol::job::{
-    JOB_ORDER_DOMAIN, JobOrder, JobSubmission, SUBMISSION_DOMAIN, SignedJobOrder, SignedSubmission,
-    SlotRanks, Submitter,
+    ArrayTask, JOB_ORDER_DOMAIN, JobOrder, JobSubmission, SUBMISSION_DOMAIN, SignedJobOrder,
+    SignedSubmission, SlotRanks, Submitter,
 };
 use protocol::keys::signing_input;
-use protocol::limits::{CLOCK_GRACE_MS, SUBMISSION_SECONDS_MAX};
+use protocol::limits::{CLOCK_GRACE_MS, JOB_AFTER_MAX, SUBMISSION_SECONDS_MAX};
 use protocol::manifest::{ArtifactChoice, JobManifest, Manifest};
-use protocol::{ArtifactRoot, Digest, Fence, Millis, NodeId, Signature, SlotIndex};
+use protocol::{ArtifactRoot, Digest, Fence, JobId, Millis, NodeId, Signature, SlotIndex};
 
 pub(crate) const BOTH: [&str; 2] = ["alice", "bob"];
 
@@ -26,7 +26,7 @@ pub(crate) fn approve_job(state: &mut CircleState, job: JobManifest) {
 }
 
 /// Returns a circle with this job in force.
-fn approved(job: JobManifest) -> CircleState {
+pub(crate) fn approved(job: JobManifest) -> CircleState {
     let mut state = circle();
     approve_job(&mut state, job);
     state
@@ -51,6 +51,8 @@ fn submission(state: &CircleState) -> JobSubmission {
         submitter: Submitter::Token(name("ci")),
         issued_at: NOW,
         deadline: NOW.plus(HOUR),
+        after: vec![],
+        array: None,
     }
 }
 
@@ -64,7 +66,7 @@ fn signed_by(who: &str, submission: JobSubmission) -> SignedSubmission {
 }
 
 /// Returns a sound order for the last slot, with its last ranks.
-fn order(state: &CircleState) -> JobOrder {
+pub(crate) fn order(state: &CircleState) -> JobOrder {
     let submission = unsigned(submission(state));
     JobOrder {
         circle: state.id(),
@@ -311,6 +313,31 @@ fn approvals_and_submissions_end() {
     let month = SUBMISSION_SECONDS_MAX * 1000;
     submitted(&state, None, "approved", |s| s.deadline = NOW.plus(month));
     submitted(&state, None, "submission-mismatch: its deadline", |s| s.deadline = NOW.plus(month + 1));
+}
+
+#[test]
+fn dependencies_and_tasks_of_arrays_are_written_in_one_way() {
+    let state = approved(full_job());
+    let ids = |numbers: &[u8]| numbers.iter().map(|number| JobId(Digest([*number; 32]))).collect::<Vec<_>>();
+    let after = |list: Vec<JobId>| move |s: &mut JobSubmission| s.after = list;
+    submitted(&state, None, "approved", after(ids(&[1, 2, 9])));
+    for list in [&[2, 1][..], &[1, 1]] {
+        submitted(&state, None, "submission-mismatch: once each, ascending", after(ids(list)));
+    }
+    let many: Vec<u8> = (0..=JOB_AFTER_MAX as u8).collect();
+    submitted(&state, None, "approved", after(ids(&many[1..])));
+    submitted(&state, None, "submission-mismatch: accepted: at most 32", after(ids(&many)));
+    let task = |index, count| {
+        move |s: &mut JobSubmission| {
+            s.array = Some(ArrayTask { array: JobId(Digest([7; 32])), index, count });
+        }
+    };
+    submitted(&state, None, "approved", task(0, 1));
+    submitted(&state, None, "approved", task(999, 1000));
+    for (index, count) in [(0, 0), (0, 1001)] {
+        submitted(&state, None, "submission-mismatch: accepted: 1 to 1000", task(index, count));
+    }
+    submitted(&state, None, "submission-mismatch: task 5 of an array of 5", task(5, 5));
 }
 
 /// A node with a slow clock starts nothing that control ordered after the deadline.

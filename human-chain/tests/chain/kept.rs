@@ -2,7 +2,7 @@
 //! damage nor another circle passes for it.
 
 use crate::authenticator::{Authenticator, passkey_policy};
-use crate::samples::prices;
+use crate::samples::{prices, projects};
 use crate::support::{
     NOW, approve, check, circle, deploy, enact, forget, genesis, halt, member, name, node, policy, proposal,
     retire, set_members, signed, suspend,
@@ -29,6 +29,7 @@ fn rich() -> CircleState {
         retire("embed"),
         forget("spare", 60),
         Change::SetPrices(prices()),
+        Change::SetProjects(Box::new(projects())),
         lift(halts),
     ] {
         enact(&mut state, change, &BOTH);
@@ -107,12 +108,12 @@ fn a_damaged_or_foreign_state_is_refused() {
     check("another circle", CircleState::from_kept_bytes(&sound, other), "circle-mismatch");
     let mut later = sound[32..].to_vec();
     let version = later.len() - 1;
-    assert_eq!(later[version], 4, "the version is the last field");
-    later[version] = 5;
+    assert_eq!(later[version], 5, "the version is the last field");
+    later[version] = 6;
     check(
         "another format",
         read(&with_digest(&later), &state),
-        "governance-invalid: kept state of a circle: of format 5",
+        "governance-invalid: kept state of a circle: of format 6",
     );
     // The digest finds damage and no attack: the caller vouches for the file.
     let mut renamed = sound[32..].to_vec();

@@ -1,6 +1,6 @@
 //! Tests of renderings: golden texts, and distinct texts for distinct proposals.
 
-use crate::samples::{full_job, full_service, lift_all, open_job, prices, proposals};
+use crate::samples::{full_job, full_service, lift_all, open_job, prices, projects, proposals};
 use crate::support::{
     NOW, approve, circle, deploy, enact, forget, member, name, node, policy, proposal, retire, set_members,
     suspend,
@@ -10,6 +10,7 @@ use proptest::prelude::*;
 use protocol::access::AccessEnvelope;
 use protocol::governance::{Change, NodeRole, Proposal, RENDERING_DOMAIN};
 use protocol::manifest::{JobManifest, Manifest, OnFailure, ParameterRule, RollOutRules};
+use protocol::project::ProjectTree;
 use protocol::usage::Prices;
 use protocol::{Digest, Epoch, Millis};
 use serde_json::Value;
@@ -102,6 +103,24 @@ fn the_differences_of_prices() {
     check_golden("difference-prices.txt", &text);
     assert!(text.contains("+500000 millionths, +20.0 %") && text.contains("-1 millionths"), "{text}");
     assert!(!text.contains("core"), "what stays is left out: {text}");
+}
+
+/// A member reads which project gains or loses, and by how much.
+#[test]
+fn the_differences_of_projects() {
+    let mut state = circle();
+    let set = |tree: ProjectTree| Change::SetProjects(Box::new(tree));
+    let first = render_difference(&state, &proposal(&state, set(projects())));
+    check_golden("difference-first-projects.txt", &first);
+    enact(&mut state, set(projects()), &["alice", "bob", "carol"]);
+    let mut tree = projects();
+    tree.projects.remove(0);
+    tree.projects[1].weight = 4;
+    tree.projects[1].borrow = None;
+    let text = render_difference(&state, &proposal(&state, set(tree)));
+    check_golden("difference-projects.txt", &text);
+    assert!(text.contains("~ project vision.weight: 2 -> 4"), "{text}");
+    assert!(text.contains("- project operations.weight") && !text.contains("research"), "{text}");
 }
 
 /// The rules of a roll-out and the priority of a service are read line by line too.

@@ -11,6 +11,7 @@ use protocol::manifest::{
     Manifest, ModelChoice, OnExpiry, OnFailure, ParameterRule, Placement, ReplicaRange, Resources,
     RollOutRules, Runtime, ServiceManifest, SubmitKey, Task, TextCharacters,
 };
+use protocol::project::{Project, ProjectQuota, ProjectTree};
 use protocol::usage::Prices;
 use protocol::{ArtifactRoot, Digest, ModelRoot, Signature};
 use std::collections::BTreeMap;
@@ -21,6 +22,7 @@ pub(crate) fn proposals() -> Vec<(&'static str, Proposal)> {
     let all = [NodeRole::Worker, NodeRole::Storage, NodeRole::Gateway];
     let mut readmitted = node("n1", &all);
     readmitted.labels = BTreeMap::from([("gpu".into(), "h200".into()), ("row \"7\"".into(), "ö".into())]);
+    let of_vision = JobManifest { project: Some(name("vision")), ..full_job() };
     let members = ["alice", "bob", "carol", "dave", "erin"].map(member).to_vec();
     let mut rules =
         policy("3 of (alice, bob, carol, dave, erin)", "2 of (2 of (alice, bob, carol), 2 of (dave, erin))");
@@ -69,8 +71,10 @@ pub(crate) fn proposals() -> Vec<(&'static str, Proposal)> {
         ("set-members-passkeys", plain(set_policy(), "circle", Some(b"old"))),
         ("suspend-member", plain(suspended, "member/bob", None)),
         ("set-prices", plain(Change::SetPrices(prices()), "prices", Some(b"old"))),
+        ("set-projects", plain(Change::SetProjects(Box::new(projects())), "projects", Some(b"old"))),
         ("set-access", plain(Change::SetAccess(Box::new(envelope)), "access", Some(b"old"))),
         ("job", plain(Change::Deploy(Box::new(Manifest::Job(full_job()))), "service/train", None)),
+        ("job-of-project", plain(Change::Deploy(Box::new(Manifest::Job(of_vision))), "service/train", None)),
         ("job-open", plain(Change::Deploy(Box::new(Manifest::Job(open_job()))), "service/train", None)),
         ("edge", plain(Change::Deploy(Box::new(Manifest::Edge(edge()))), "service/detector", None)),
         ("hostile-reason", hostile),
@@ -83,6 +87,31 @@ pub(crate) fn prices() -> Prices {
         gpu_hour_micro_units: 2_500_000,
         cpu_hour_micro_units: 40_000,
         memory_gib_hour_micro_units: 5_001,
+    }
+}
+
+/// Returns projects of both depths, with and without a limit of what they borrow.
+pub(crate) fn projects() -> ProjectTree {
+    let quota = |cpu_millicores, memory_gib: u64, gpus| ProjectQuota {
+        cpu_millicores,
+        memory_bytes: memory_gib << 30,
+        gpus,
+    };
+    let project = |own: &str, parent: Option<&str>, weight, quota, borrow| Project {
+        name: name(own),
+        parent: parent.map(name),
+        weight,
+        quota,
+        borrow,
+    };
+    ProjectTree {
+        half_life_seconds: 7 * 86_400,
+        own_weight: 1,
+        projects: vec![
+            project("operations", None, 1, quota(0, 0, 0), None),
+            project("research", None, 3, quota(64_000, 512, 16), Some(quota(32_000, 256, 8))),
+            project("vision", Some("research"), 2, quota(16_000, 128, 4), Some(quota(0, 0, 12))),
+        ],
     }
 }
 
@@ -187,7 +216,7 @@ pub(crate) fn full_service() -> ServiceManifest {
     }
 }
 
-/// Returns a job with every optional field set.
+/// Returns a job with every optional field set but its project, which a tree would have to name.
 pub(crate) fn full_job() -> JobManifest {
     let parameter = |rule, default: Option<&str>| JobParameter { rule, default: default.map(str::to_string) };
     let characters = TextCharacters::Path;
@@ -206,6 +235,7 @@ pub(crate) fn full_job() -> JobManifest {
     let budget = JobBudget { period_seconds: 86_400, gpu_seconds: Some(7200), spend_micro_units: Some(5) };
     JobManifest {
         name: name("train"),
+        project: None,
         artifact: Some(ArtifactChoice { name: name("trainer"), root: ArtifactRoot(Digest::of(b"tree")) }),
         command: Some(command.map(str::to_string).to_vec()),
         environment: BTreeMap::from([("XLA_FLAGS".into(), "--xla \"1\"".into())]),

@@ -161,6 +161,25 @@ impl ArtifactBuilder {
             let reason = format!("the tree has no executable file for the entry point `{program}`");
             return Err(ArtifactError::EntryPoint { reason });
         }
+        self.finish(Some(start))
+    }
+
+    /// Returns whether the tree has no entry.
+    pub(super) fn is_empty(&self) -> bool {
+        self.tree.is_empty()
+    }
+
+    /// Refuses a file of this length before any byte of it is copied, if the tree has no room for it.
+    pub(super) fn check_room(&self, path: &str, length: u64) -> Result<(), ArtifactError> {
+        if self.spool.end.saturating_add(length) > self.limits.bytes {
+            let reason = format!("more than {} bytes, at `{}`", self.limits.bytes, path.escape_debug());
+            return Err(ArtifactError::TooLarge { reason });
+        }
+        Ok(())
+    }
+
+    /// Packs the tree as it is.
+    pub(super) fn finish(self, start: Option<ArtifactStart>) -> Result<PackedArtifact, ArtifactError> {
         let (entries, sources): (Vec<_>, Vec<_>) = self.tree.into_entries().unzip();
         let index = ArtifactIndex { version: 1, start, entries };
         index.check().map_err(|error| ArtifactError::Invalid { reason: error.to_string() })?;

@@ -57,6 +57,11 @@ impl FileTree {
         Self { entries: BTreeMap::new(), bytes: 0, layer: 0, cleared: BTreeSet::new(), limits }
     }
 
+    /// Returns whether nothing was added.
+    pub(super) fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
     /// Begins a layer above all earlier ones.
     pub(super) fn begin_layer(&mut self) {
         self.layer += 1;

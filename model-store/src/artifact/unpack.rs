@@ -61,6 +61,19 @@ pub(crate) fn unpack(packed: &File, root: ArtifactRoot, to: &Path) -> Result<Art
     Ok(index)
 }
 
+/// Unpacks a packed file of data into `to`, which must not exist.
+///
+/// # Errors
+/// [`ArtifactError::Invalid`] if the file is not the data of this root, or is a program, whose links may be
+/// absolute: nothing is written then; [`ArtifactError::Unreadable`].
+pub fn unpack_data(packed: &File, root: ArtifactRoot, to: &Path) -> Result<(), ArtifactError> {
+    let (index, _) = read_index(packed)?;
+    if index.start.is_some() {
+        return Err(ArtifactError::Invalid { reason: "it is a program, and data was expected".into() });
+    }
+    unpack(packed, root, to).map(drop)
+}
+
 fn make_directory(path: &Path) -> Result<(), ArtifactError> {
     DirBuilder::new().mode(EXECUTABLE).create(path).map_err(unreadable(path))?;
     // The mask of this process may have removed bits.

@@ -3,10 +3,14 @@
 //! An import belongs to its writer until its manifest is stored, which *seals* it. A sealed import only takes
 //! bytes that its manifest names, from any writing node. It is released against a decision of the circle to
 //! forget its model. Its writer may remove it for a short time, while it may not be registered yet.
+//!
+//! Data of a job is its writer's for as long as it is there, because jobs make more than people vote on. Once
+//! no job can need it any more, any writing node may remove it: its writer may be gone.
 
 use crate::age::IMPORT_SILENCE_MAX;
+use protocol::job_data::JOB_DATA_HELD_MS;
 use protocol::{ModelRoot, PublicKey};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 /// Decisions of the circle that a store obeys, from the node's own verified history, and the node's clock.
 pub trait ModelDecisions: Send + Sync + 'static {
@@ -27,6 +31,7 @@ pub(super) struct Seal {
     pub(super) sealed_at: SystemTime,
     pub(super) is_named: bool,
     pub(super) is_forgotten: bool,
+    pub(super) is_job_data: bool,
 }
 
 /// Facts about one import in one store.
@@ -75,6 +80,10 @@ pub(super) fn may_seal(facts: &ImportFacts, root: ModelRoot, is_named: bool, pee
 pub(super) fn may_remove(facts: &ImportFacts, peer: &PublicKey, now: SystemTime, is_silent: bool) -> bool {
     let is_own = facts.writer == Some(*peer);
     match facts.seal {
+        Some(seal) if seal.is_job_data && !seal.is_named => {
+            // Without a shard, the manifest is what is left of a removal.
+            seal.is_forgotten || is_own || is_over(seal.sealed_at, now) || facts.is_empty
+        }
         Some(seal) => seal.is_forgotten || is_own && !seal.is_named && is_recent(seal.sealed_at, now),
         None => is_own || facts.is_certain && is_silent,
     }
@@ -84,6 +93,11 @@ pub(super) fn may_remove(facts: &ImportFacts, peer: &PublicKey, now: SystemTime,
 /// [`IMPORT_SILENCE_MAX`] it is registered, or will never be. A time in the future proves nothing.
 fn is_recent(sealed_at: SystemTime, now: SystemTime) -> bool {
     now.duration_since(sealed_at).is_ok_and(|age| age <= IMPORT_SILENCE_MAX)
+}
+
+/// Returns whether data of a job that was sealed then is needed by no job any more.
+fn is_over(sealed_at: SystemTime, now: SystemTime) -> bool {
+    now.duration_since(sealed_at).is_ok_and(|age| age > Duration::from_millis(JOB_DATA_HELD_MS))
 }
 
 #[cfg(test)]
@@ -105,8 +119,13 @@ mod tests {
     }
 
     fn sealed(is_named: bool, is_forgotten: bool) -> ImportFacts {
-        let seal = Seal { root: root(1), sealed_at: SEALED_AT, is_named, is_forgotten };
+        let seal = Seal { root: root(1), sealed_at: SEALED_AT, is_named, is_forgotten, is_job_data: false };
         ImportFacts { writer: Some(WRITER), seal: Some(seal), is_empty: false, is_certain: true }
+    }
+
+    fn job_data(is_named: bool) -> ImportFacts {
+        let facts = sealed(is_named, false);
+        ImportFacts { seal: facts.seal.map(|seal| Seal { is_job_data: true, ..seal }), ..facts }
     }
 
     #[test]
@@ -157,9 +176,74 @@ mod tests {
             (sealed(false, false), OTHER, later(0), true, false),
             (sealed(false, false), OTHER, later(100_000), true, false),
             (sealed(false, true), OTHER, later(0), false, true),
+            (job_data(false), WRITER, later(0), false, true),
+            (job_data(false), WRITER, later(1_000), false, true),
+            (job_data(false), OTHER, later(0), true, false),
+            (job_data(false), OTHER, later(62 * 24 * 60), true, false),
+            (job_data(false), OTHER, later(62 * 24 * 60 + 1), false, true),
+            (job_data(false), OTHER, SEALED_AT - Duration::from_secs(1), true, false),
+            (job_data(true), WRITER, later(1_000), false, false),
+            (ImportFacts { is_empty: true, ..job_data(false) }, OTHER, later(0), false, true),
+            (ImportFacts { is_empty: true, ..sealed(false, false) }, OTHER, later(0), false, false),
         ] {
             let found = may_remove(&facts, &peer, now, silent);
             assert_eq!(found, expected, "{facts:?} by {} silent {silent}", peer.short());
+        }
+    }
+
+    /// Returns every combination of the facts of a sealed import.
+    fn all_sealed() -> Vec<ImportFacts> {
+        let mut all = Vec::new();
+        for bits in 0_u8..64 {
+            let bit = |at: u8| bits & (1 << at) != 0;
+            let seal = Seal {
+                root: root(1),
+                sealed_at: SEALED_AT,
+                is_named: bit(0),
+                is_forgotten: bit(1),
+                is_job_data: bit(2),
+            };
+            let writer = bit(3).then_some(WRITER);
+            all.push(ImportFacts { writer, seal: Some(seal), is_empty: bit(4), is_certain: bit(5) });
+        }
+        all
+    }
+
+    fn with_mark(facts: ImportFacts, is_job_data: bool) -> ImportFacts {
+        ImportFacts { seal: facts.seal.map(|seal| Seal { is_job_data, ..seal }), ..facts }
+    }
+
+    #[test]
+    fn the_mark_of_job_data_changes_removals_alone() {
+        for facts in all_sealed() {
+            let (data, model) = (with_mark(facts, true), with_mark(facts, false));
+            for peer in [WRITER, OTHER] {
+                assert_eq!(write_rule(&data, &peer), write_rule(&model, &peer), "{facts:?}");
+                for (to, is_named) in [(1, false), (1, true), (2, false), (2, true)] {
+                    let may = |facts| may_seal(&facts, root(to), is_named, &peer);
+                    assert_eq!(may(data), may(model), "{facts:?}");
+                }
+            }
+        }
+    }
+
+    /// Attacks of every peer at every time: a model that a service names goes by decision alone, marked or
+    /// not, and a peer that wrote nothing removes no shard of a job's data while a job may need it.
+    #[test]
+    fn no_mark_and_no_time_removes_what_is_in_use() {
+        let held = Duration::from_millis(JOB_DATA_HELD_MS);
+        for facts in all_sealed() {
+            let seal = facts.seal.expect("it is sealed");
+            for now in [SEALED_AT - held, SEALED_AT, SEALED_AT + held, SEALED_AT + 10 * held] {
+                for (peer, silent) in [(WRITER, false), (WRITER, true), (OTHER, false), (OTHER, true)] {
+                    let may = may_remove(&facts, &peer, now, silent);
+                    let is_in_use = seal.is_named
+                        || !seal.is_job_data && peer == OTHER
+                        || peer == OTHER && now <= SEALED_AT + held && !facts.is_empty;
+                    assert!(!may || seal.is_forgotten || !is_in_use, "{facts:?} at {now:?}");
+                    assert!(may || !seal.is_forgotten, "a decision removes all: {facts:?}");
+                }
+            }
         }
     }
 }

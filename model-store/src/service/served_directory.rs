@@ -4,14 +4,14 @@ use super::ShardServiceError;
 use super::rights::{ImportFacts, ModelDecisions, Seal};
 use crate::disk::Disk;
 use crate::geometry::{Geometry, MANIFESTS, Name, manifest_path};
-use crate::import_directory::ImportDirectory;
+use crate::import_directory::{ImportDirectory, RecordedSeal};
 use crate::read::parse_manifest;
 use crate::store::{panicked, walk};
 use futures::TryStreamExt;
 use object_store::ObjectStore;
 use protocol::ModelRoot;
 use protocol::limits::MODEL_MANIFEST_BYTES_MAX;
-use protocol::model::{ModelManifest, ModelNonce};
+use protocol::model::{ModelManifest, ModelNonce, StoredKind};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, ErrorKind};
 use std::path::PathBuf;
@@ -32,8 +32,8 @@ pub(super) struct ServedDirectory {
     /// Imports that were found silent and have not been written since: an object of each is removed without
     /// a look at all the others.
     silent: Mutex<BTreeSet<ModelNonce>>,
-    /// Imports of the manifests that were read.
-    nonces: Mutex<BTreeMap<ModelRoot, ModelNonce>>,
+    /// Imports of the manifests that were read, and whether they are of data of jobs.
+    nonces: Mutex<BTreeMap<ModelRoot, (ModelNonce, bool)>>,
     /// The manifest that was read last.
     opened: tokio::sync::Mutex<Option<(ModelRoot, Arc<StoredManifest>)>>,
     finishing: Vec<tokio::sync::Mutex<()>>,
@@ -126,8 +126,8 @@ impl ServedDirectory {
         let (found, is_certain) = self.find_manifest(nonce).await?;
         let directory = self.import(nonce);
         let reading = self.block(move || {
-            if let Some(root) = found {
-                directory.bind(root)?;
+            if let Some((root, is_job_data)) = found {
+                directory.seal_with(root, is_job_data)?;
             }
             let (seal, is_empty) = (directory.seal()?, directory.is_empty()?);
             Ok((directory.writer()?, seal, is_empty))
@@ -137,17 +137,21 @@ impl ServedDirectory {
         Ok(ImportFacts { writer, seal, is_empty: is_empty && writer.is_none(), is_certain })
     }
 
-    /// Returns the root of a stored manifest that names this import, and whether all manifests could be read.
-    async fn find_manifest(&self, nonce: ModelNonce) -> Result<(Option<ModelRoot>, bool), ShardServiceError> {
+    /// Returns the root of a stored manifest that names this import, with whether it is of data of a job, and
+    /// whether all manifests could be read.
+    async fn find_manifest(
+        &self,
+        nonce: ModelNonce,
+    ) -> Result<(Option<(ModelRoot, bool)>, bool), ShardServiceError> {
         let mut complete = true;
         let mut listing = walk(&self.root, MANIFESTS, &self.disk);
         while let Some(listed) = listing.try_next().await? {
             let Some(Name::Manifest(root)) = Name::of(&listed.name) else { continue };
             let known = held(&self.nonces).get(&root).copied();
-            let of = match known {
-                Some(of) => of,
+            let (of, is_job_data) = match known {
+                Some(known) => known,
                 None => match self.manifest(root).await {
-                    Ok(stored) => stored.manifest.nonce,
+                    Ok(stored) => (stored.manifest.nonce, is_job_data(&stored.manifest)),
                     Err(ShardServiceError(_, code, reason)) => {
                         tracing::warn!(%root, %code, reason, "a stored manifest cannot be read");
                         complete = false;
@@ -156,7 +160,7 @@ impl ServedDirectory {
                 },
             };
             if of == nonce {
-                return Ok((Some(root), complete));
+                return Ok((Some((root, is_job_data)), complete));
             }
         }
         Ok((None, complete))
@@ -180,7 +184,7 @@ impl ServedDirectory {
             check_manifest(root, &bytes).map_err(invalid)
         });
         let manifest = reading.await?;
-        held(&self.nonces).insert(root, manifest.nonce);
+        held(&self.nonces).insert(root, (manifest.nonce, is_job_data(&manifest)));
         let stored = Arc::new(StoredManifest { geometry: Geometry::new(&manifest), manifest });
         *opened = Some((root, stored.clone()));
         Ok(stored)
@@ -217,8 +221,15 @@ impl ServedDirectory {
 }
 
 /// Returns a seal with the circle's decisions about its model.
-fn sealed((root, sealed_at): (ModelRoot, SystemTime), decisions: &dyn ModelDecisions) -> Seal {
-    Seal { root, sealed_at, is_named: decisions.is_named(root), is_forgotten: decisions.is_forgotten(root) }
+fn sealed(seal: RecordedSeal, decisions: &dyn ModelDecisions) -> Seal {
+    let RecordedSeal { root, sealed_at, is_job_data } = seal;
+    let (is_named, is_forgotten) = (decisions.is_named(root), decisions.is_forgotten(root));
+    Seal { root, sealed_at, is_named, is_forgotten, is_job_data }
+}
+
+/// Returns whether a manifest is of data of a job.
+pub(super) fn is_job_data(manifest: &ModelManifest) -> bool {
+    matches!(manifest.kind, StoredKind::JobData { .. })
 }
 
 /// Decodes a manifest and checks that it is the one of this root.

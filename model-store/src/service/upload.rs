@@ -2,7 +2,7 @@
 //! names. A torn upload leaves nothing.
 
 use super::rights::{self, WriteRule};
-use super::served_directory::{ServedDirectory, check_manifest};
+use super::served_directory::{ServedDirectory, check_manifest, is_job_data};
 use super::{Inner, ShardServiceError, refuse};
 use crate::geometry::shard_place;
 use crate::store::{clear, panicked};
@@ -181,11 +181,13 @@ impl Inner {
         let _permit = self.writes.acquire().await.expect("the semaphore is never closed");
         let bytes = incoming.collect().await?;
         let copy = bytes.clone();
-        let checking = tokio::task::spawn_blocking(move || check_manifest(root, &copy).map(|it| it.nonce));
-        let nonce = checking.await.unwrap_or_else(|_| Err("the check of the manifest failed".into()));
+        let checking = tokio::task::spawn_blocking(move || {
+            check_manifest(root, &copy).map(|manifest| (manifest.nonce, is_job_data(&manifest)))
+        });
+        let checked = checking.await.unwrap_or_else(|_| Err("the check of the manifest failed".into()));
         let invalid =
             |reason| ShardServiceError(StatusCode::BAD_REQUEST, code::MODEL_MANIFEST_INVALID, reason);
-        let nonce = nonce.map_err(invalid)?;
+        let (nonce, is_job_data) = checked.map_err(invalid)?;
         if self.decisions.is_forgotten(root) {
             let text = "the circle decided to forget the model".into();
             return Err(ShardServiceError(StatusCode::FORBIDDEN, code::MODEL_FORGOTTEN, text));
@@ -198,7 +200,7 @@ impl Inner {
         let objects = store.objects.clone();
         store.run(async move { objects.put(&path, bytes.into()).await }).await?;
         let directory = store.import(nonce);
-        store.block(move || directory.bind(root)).await?;
+        store.block(move || directory.seal_with(root, is_job_data)).await?;
         store.is_written(nonce);
         Ok(())
     }

@@ -6,16 +6,18 @@
 
 use super::parameter::JobParameter;
 use super::{ModelChoice, Placement, Resources};
-use crate::ids::{ArtifactRoot, Millis, ModelName, ParameterName, ServiceName, TokenName};
+use crate::ids::{ArtifactRoot, Millis, ModelName, ParameterName, ProjectName, ServiceName, TokenName};
 use crate::keys::{ByteString, PublicKey};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use utoipa::ToSchema;
 
 /// Environment variables that the node sets for each rank, as launchers of common frameworks do (PyTorch's
-/// `torchrun` documents them). No manifest may set them.
-pub const RANK_VARIABLES: [&str; 7] = [
+/// `torchrun` documents them); the two of an array for its tasks alone. No manifest may set them.
+pub const RANK_VARIABLES: [&str; 9] = [
     "CUDA_VISIBLE_DEVICES",
+    "JOB_ARRAY_COUNT",
+    "JOB_ARRAY_INDEX",
     "LOCAL_RANK",
     "LOCAL_WORLD_SIZE",
     "MASTER_ADDR",
@@ -77,6 +79,8 @@ pub struct JobBudget {
 pub struct JobManifest {
     /// Name, unique in the circle.
     pub name: ServiceName,
+    /// Project whose quota and share its gangs use; none = the root, [`crate::project::ROOT_PROJECT`].
+    pub project: Option<ProjectName>,
     /// Artifact to run; none = open: each submission names one, and is signed.
     pub artifact: Option<ArtifactChoice>,
     /// Program and its arguments, in which `{steps}` stands for the parameter `steps`; none = open: each

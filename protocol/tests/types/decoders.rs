@@ -88,6 +88,7 @@ agreements! {
     bundles: governed::bundle();
     desired_states: stored::desired();
     gang_hellos: usage::hello();
+    registrations_of_job_data: stored::register_job_data();
     genesis_documents: governed::signed_genesis();
     halts: governed::signed_halt();
     comments: governed::signed_comment();

@@ -14,6 +14,7 @@ use protocol::governance::{
 };
 use protocol::halt::{Halt, HaltScope, HaltSignature, SignedHalt};
 use protocol::passkey::P256Coordinate;
+use protocol::project::{Project, ProjectQuota, ProjectTree};
 use protocol::usage::Prices;
 use protocol::{MemberId, Passkey, PasskeyAssertion, PasskeyKey, PasskeyPolicy, ReplicaId};
 
@@ -123,6 +124,24 @@ fn assertion() -> BoxedStrategy<PasskeyAssertion> {
         .boxed()
 }
 
+fn project_quota() -> BoxedStrategy<ProjectQuota> {
+    (number(), number(), number32())
+        .prop_map(|(cpu_millicores, memory_bytes, gpus)| ProjectQuota { cpu_millicores, memory_bytes, gpus })
+        .boxed()
+}
+
+fn projects() -> BoxedStrategy<ProjectTree> {
+    let project = (name(), option::of(name()), number32(), project_quota(), option::of(project_quota()))
+        .prop_map(|(name, parent, weight, quota, borrow)| Project { name, parent, weight, quota, borrow });
+    (number(), number32(), vec(project, 0..3))
+        .prop_map(|(half_life_seconds, own_weight, projects)| ProjectTree {
+            half_life_seconds,
+            own_weight,
+            projects,
+        })
+        .boxed()
+}
+
 pub(crate) fn change() -> BoxedStrategy<Change> {
     prop_oneof![
         manifest().prop_map(|manifest| Change::Deploy(Box::new(manifest))),
@@ -138,6 +157,7 @@ pub(crate) fn change() -> BoxedStrategy<Change> {
         (name(), vec(passkey(), 0..3))
             .prop_map(|(member, passkeys)| Change::SetPasskeys { member, passkeys }),
         envelope().prop_map(|envelope| Change::SetAccess(Box::new(envelope))),
+        projects().prop_map(|tree| Change::SetProjects(Box::new(tree))),
         (any::<u64>(), any::<u64>(), any::<u64>()).prop_map(|(gpu, cpu, memory)| {
             Change::SetPrices(Prices {
                 gpu_hour_micro_units: gpu,

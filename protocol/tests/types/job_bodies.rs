@@ -1,6 +1,6 @@
 //! Bodies of the API about jobs: the JSON that clients read and write, and what is refused.
 
-use protocol::job::{SlotRanks, Submitter};
+use protocol::job::{ArrayTask, SlotRanks, Submitter};
 use protocol::job_api::{
     JobEndView, JobLogLine, JobLogPage, JobSlotView, JobView, JobWaitView, SubmitJobBody, SubmittedJob,
 };
@@ -37,6 +37,8 @@ fn view() -> JobView {
         submitter: Submitter::Token("ann".parse().expect("a name")),
         priority: 10,
         parameters: BTreeMap::from([("steps".parse().expect("a name"), "100".into())]),
+        after: vec![JobId(Digest([0xac; 32]))],
+        array: Some(ArrayTask { array: JobId(Digest([0xad; 32])), index: 3, count: 8 }),
         attempts: 2,
         failures: 1,
         lost_nodes: 0,
@@ -64,7 +66,7 @@ fn bodies_of_jobs_accept_no_further_field() {
     check_strict(&whole.slots[0]);
     check_strict(whole.waits.as_ref().expect("it waits"));
     check_strict(whole.last_end.as_ref().expect("an end"));
-    check_strict(&SubmittedJob { id: whole.id });
+    check_strict(&SubmittedJob { id: whole.id, array: Some(whole.id) });
     let (node, text) = ("node-1".parse().expect("a name"), "step 1".to_string());
     let line = JobLogLine { sequence: 1, attempt: 2, rank: 3, node, dropped: 4, text };
     check_strict(&line);

@@ -89,18 +89,20 @@ fn sound() -> impl Strategy<Value = JobManifest> {
     let artifact = (crate::values::name(), root())
         .prop_map(|(name, root)| ArtifactChoice { name, root: ArtifactRoot(root) });
     let parameters = btree_map(crate::values::name(), parameter(), 0..4);
-    let program = (crate::values::name(), option::of(artifact), option::of(parameters));
+    let named = (crate::values::name(), option::of(crate::values::name()));
+    let program = (named, option::of(artifact), option::of(parameters));
     let inputs = (models(), models(), btree_map("[A-Z]{1,4}_X", "[ -~é]{0,8}", 0..3));
     let gang = (1..=1024_u32, 1..=16_u32, 0..100_u32, 0..=100_u32, 0..=64_u32, 0..=100_u32);
     let times = (1..=2_678_400_u64, 0..=3600_u64, 3..=2_678_400_u64, option::of(0..253_402_300_800_u64));
     let budget = (1..=31_622_400_u64, 0..=i64::MAX as u64, option::of(0..=i64::MAX as u64));
     let envelope = (resources(), vec("[ -~é]{0,8}", 0..3), option::of(budget), submitters());
     (program, inputs, gang, times, envelope).prop_map(|(program, inputs, gang, times, envelope)| {
-        let ((name, artifact, parameters), (models, datasets, environment)) = (program, inputs);
+        let (((name, project), artifact, parameters), (models, datasets, environment)) = (program, inputs);
         let (ranks, ranks_per_slot, more, priority, checkpoints, retries) = gang;
         let (resources, gpu_models, budget, submit) = envelope;
         JobManifest {
             name,
+            project,
             artifact,
             command: parameters.as_ref().map(command),
             environment,
@@ -204,6 +206,9 @@ fn tables(job: &JobManifest) -> String {
 /// Writes a job as TOML, with its defaults.
 fn to_toml(job: &JobManifest) -> String {
     let mut out = format!("kind = \"job\"\nname = \"{}\"\n", job.name);
+    if let Some(project) = &job.project {
+        writeln!(out, "project = \"{project}\"").unwrap();
+    }
     let open = [("artifact", job.artifact.is_none()), ("command", job.command.is_none())];
     let open: Vec<String> = open.iter().filter(|(_, open)| *open).map(|(part, _)| part.to_string()).collect();
     writeln!(out, "open = {}", listed(&open)).unwrap();

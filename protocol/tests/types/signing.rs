@@ -1,11 +1,12 @@
 //! Properties of signatures: one key, one domain and one value each.
 
-use crate::workloads;
+use crate::{stored, workloads};
 use ed25519_dalek::{Signer, SigningKey};
 use proptest::prelude::*;
 use proptest::sample::Index;
 use protocol::canonical::{from_bytes, to_bytes};
 use protocol::job::{JOB_ORDER_DOMAIN, SignedJobOrder};
+use protocol::job_data::{JOB_DATA_DOMAIN, JobData, SignedJobData};
 use protocol::keys::signing_input;
 use protocol::order::{ORDER_DOMAIN, SignedOrder, SignedTicket, SlotOrder, TICKET_DOMAIN, Ticket};
 use protocol::{NodeId, PublicKey, Signature};
@@ -63,6 +64,25 @@ proptest! {
         // The same bytes signed as an order of a service are no order of a job.
         let foreign = sign(&secret, ORDER_DOMAIN, &to_bytes(&signed.order));
         let forged = SignedJobOrder { signature: foreign, ..signed };
+        prop_assert!(!forged.signature_holds());
+    }
+
+    #[test]
+    fn a_statement_about_data_of_a_job_holds_as_it_was_signed(
+        data in stored::job_data(), seed: [u8; 32], bit: Index, other in stored::job_data(),
+    ) {
+        let secret = SigningKey::from_bytes(&seed);
+        let of = |data: JobData| JobData { node: NodeId(public(&secret)), ..data };
+        let (data, other) = (of(data), of(other));
+        let signature = sign(&secret, JOB_DATA_DOMAIN, &to_bytes(&data));
+        let signed = SignedJobData { data, signature };
+        prop_assert!(signed.signature_holds());
+        let altered = from_bytes::<SignedJobData>(&flipped(to_bytes(&signed), bit), 1 << 16);
+        prop_assert!(!altered.is_ok_and(|altered| altered.signature_holds()));
+        let moved = SignedJobData { data: other.clone(), ..signed.clone() };
+        prop_assert_eq!(moved.signature_holds(), other == signed.data);
+        let foreign = sign(&secret, JOB_ORDER_DOMAIN, &to_bytes(&signed.data));
+        let forged = SignedJobData { signature: foreign, ..signed };
         prop_assert!(!forged.signature_holds());
     }
 

@@ -73,6 +73,8 @@ fn the_largest_submission_fits() {
         submitter: Submitter::Member(longest()),
         issued_at: Millis(u64::MAX),
         deadline: Millis(u64::MAX),
+        after: vec![],
+        array: None,
     };
     check_command_words(submission.command.as_ref().unwrap()).unwrap();
     let bytes = to_bytes(&SignedSubmission { submission, signature: Some(signature()) }).len();

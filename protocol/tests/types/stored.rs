@@ -15,6 +15,7 @@ use protocol::artifact::{ArtifactEntry, ArtifactIndex, ArtifactStart, EntryKind}
 use protocol::error_code;
 use protocol::halt::{HaltBookRecord, HaltCursor, HaltsAnswer, HaltsRequest};
 use protocol::job::SlotRanks;
+use protocol::job_data::{JobData, JobDataKind, JobDataSource, RegisterJobData, SignedJobData};
 use protocol::job_report::{
     ArtifactSource, JobAssignment, JobSlotReport, JobSlotState, RankEnd, RankLine, RankOutcome,
 };
@@ -32,7 +33,7 @@ use protocol::worker::{
     FromWorker, InitReply, InitRequest, SegmentRange, ToWorker, WorkerLoad, WorkerManifest, WorkerMetrics,
     WorkerState,
 };
-use protocol::{ArtifactRoot, ErrorCode, JobId, Refusal};
+use protocol::{ArtifactRoot, CircleId, ErrorCode, JobId, Refusal};
 
 pub(crate) const SLOT_STATES: [SlotState; 7] = [
     SlotState::Loading,
@@ -162,9 +163,60 @@ fn job_report() -> BoxedStrategy<JobSlotReport> {
 fn job_assignment() -> BoxedStrategy<JobAssignment> {
     let source =
         (record(), option::of(signed_wrap())).prop_map(|(record, wrap)| ArtifactSource { record, wrap });
-    let of = |(order, start, peers, artifact)| JobAssignment { order, start, peers, artifact };
+    let of = |(order, start, peers, artifact, (inputs, checkpoint))| JobAssignment {
+        order,
+        start,
+        peers,
+        artifact,
+        inputs,
+        checkpoint,
+    };
     let peers = vec(signed_job_order(), 0..2);
-    (signed_job_order(), any::<bool>(), peers, option::of(source)).prop_map(of).boxed()
+    let data = (vec(source.clone(), 0..2), option::of(job_data_source()));
+    (signed_job_order(), any::<bool>(), peers, option::of(source), data).prop_map(of).boxed()
+}
+
+/// Returns a statement about data of a job with any values, sound or not.
+pub(crate) fn job_data() -> BoxedStrategy<JobData> {
+    let kind = prop_oneof![name().prop_map(JobDataKind::Checkpoint), Just(JobDataKind::Outputs)];
+    let ranks = (number32(), number32()).prop_map(|(first, count)| SlotRanks { first, count });
+    let place = (name(), digest(), number32(), slot(), fence(), ranks);
+    let item = (kind, record(), digest(), digest());
+    (number32(), digest(), node_id(), place, item)
+        .prop_map(|(version, circle, node, (job, id, attempt, slot, fence, ranks), item)| {
+            let (kind, stored, key_commitment, wraps) = item;
+            let (circle, id) = (CircleId(circle), JobId(id));
+            JobData {
+                version,
+                circle,
+                node,
+                job,
+                id,
+                attempt,
+                slot,
+                fence,
+                ranks,
+                kind,
+                stored,
+                key_commitment,
+                wraps,
+            }
+        })
+        .boxed()
+}
+
+fn signed_job_data() -> BoxedStrategy<SignedJobData> {
+    (job_data(), signature()).prop_map(|(data, signature)| SignedJobData { data, signature }).boxed()
+}
+
+fn job_data_source() -> BoxedStrategy<JobDataSource> {
+    let wrap = option::of(signed_wrap()).prop_map(|signed| signed.map(|signed| signed.wrap));
+    (signed_job_data(), wrap).prop_map(|(signed, wrap)| JobDataSource { signed, wrap }).boxed()
+}
+
+pub(crate) fn register_job_data() -> BoxedStrategy<RegisterJobData> {
+    let wraps = vec(signed_wrap().prop_map(|signed| signed.wrap), 0..3);
+    (signed_job_data(), wraps).prop_map(|(signed, wraps)| RegisterJobData { signed, wraps }).boxed()
 }
 
 pub(crate) fn sync_request() -> BoxedStrategy<SyncRequest> {
@@ -301,7 +353,9 @@ fn erasure() -> BoxedStrategy<ErasureCode> {
 fn stored_kind() -> BoxedStrategy<StoredKind> {
     prop_oneof![
         Just(StoredKind::Model),
-        digest().prop_map(|tree| StoredKind::Artifact { tree: ArtifactRoot(tree) })
+        digest().prop_map(|tree| StoredKind::Artifact { tree: ArtifactRoot(tree) }),
+        digest().prop_map(|tree| StoredKind::Dataset { tree: ArtifactRoot(tree) }),
+        digest().prop_map(|tree| StoredKind::JobData { tree: ArtifactRoot(tree) }),
     ]
     .boxed()
 }
@@ -331,7 +385,7 @@ pub(crate) fn artifact_index() -> BoxedStrategy<ArtifactIndex> {
             architecture,
         },
     );
-    (number32(), start, vec(entry, 0..4))
+    (number32(), option::of(start), vec(entry, 0..4))
         .prop_map(|(version, start, entries)| ArtifactIndex { version, start, entries })
         .boxed()
 }

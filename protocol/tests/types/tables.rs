@@ -257,7 +257,7 @@ fn limits_are_stable() {
 /// A domain names a purpose: a signature for one must be invalid for any other.
 #[test]
 fn domains_are_stable_and_distinct() {
-    use protocol::{agent, agent_state, comment, governance, halt, job, model, order, passkey};
+    use protocol::{agent, agent_state, comment, governance, halt, job, job_data, model, order, passkey};
     let mut domains = vec![
         passkey::PASSKEY_BALLOT_DOMAIN,
         passkey::PASSKEY_HALT_DOMAIN,
@@ -276,7 +276,10 @@ fn domains_are_stable_and_distinct() {
         order::ORDER_DOMAIN,
         order::TICKET_DOMAIN,
         job::SUBMISSION_DOMAIN,
+        job::ARRAY_TASK_DOMAIN,
         job::JOB_ORDER_DOMAIN,
+        job_data::JOB_DATA_DOMAIN,
+        job_data::JOB_DATA_WRAPS_DOMAIN,
         model::MODEL_DOMAIN,
         agent::DESIRED_DOMAIN,
         agent_state::ORDER_BOOK_DOMAIN,

@@ -10,7 +10,7 @@ use protocol::canonical::{CanonicalError, from_bytes, to_bytes};
 use protocol::limits::JSON_BYTES_PER_CANONICAL_BYTE;
 use protocol::{
     Digest, access, agent, agent_state, api, artifact, comment, gang, gateway, governance, halt, job,
-    job_report, keys, manifest, model, order, passkey, sandbox, worker,
+    job_data, job_report, keys, manifest, model, order, passkey, sandbox, worker,
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value as Json;
@@ -67,6 +67,14 @@ kinds! {
     "JobSlotReport" => job_report::JobSlotReport,
     "RankLine" => job_report::RankLine,
     "ArtifactSource" => job_report::ArtifactSource,
+    "JobDataKind" => job_data::JobDataKind,
+    "JobData" => job_data::JobData,
+    "SignedJobData" => job_data::SignedJobData,
+    "RegisterJobData" => job_data::RegisterJobData,
+    "JobDataAnswer" => job_data::JobDataAnswer,
+    "JobDataSource" => job_data::JobDataSource,
+    "JobDataView" => job_data::JobDataView,
+    "MemberJobData" => job_data::MemberJobData,
     "JobAssignment" => job_report::JobAssignment,
     "GangMeeting" => gang::GangMeeting,
     "GangHello" => gang::GangHello,

@@ -5,7 +5,9 @@ use proptest::collection::{btree_map, btree_set, vec};
 use proptest::option;
 use proptest::prelude::*;
 use protocol::gateway::{ApiKey, Route, RouteTable, RoutedService};
-use protocol::job::{JobOrder, JobSubmission, SignedJobOrder, SignedSubmission, SlotRanks, Submitter};
+use protocol::job::{
+    ArrayTask, JobOrder, JobSubmission, SignedJobOrder, SignedSubmission, SlotRanks, Submitter,
+};
 use protocol::keys::ByteString;
 use protocol::manifest::{
     ArtifactChoice, EdgeManifest, Isolation, JobBudget, JobManifest, JobParameter, JobSubmitters, Manifest,
@@ -13,7 +15,7 @@ use protocol::manifest::{
     Runtime, ServiceManifest, SubmitKey, Task, TextCharacters,
 };
 use protocol::order::{SignedOrder, SignedTicket, SlotOrder, Ticket};
-use protocol::{ArtifactRoot, ParameterName};
+use protocol::{ArtifactRoot, JobId, ParameterName};
 
 pub(crate) const TASKS: [Task; 3] = [Task::Embed, Task::Generate, Task::Rerank];
 pub(crate) const RUNTIMES: [Runtime; 2] = [Runtime::Candle, Runtime::Process];
@@ -125,17 +127,18 @@ fn job() -> BoxedStrategy<JobManifest> {
             spend_micro_units,
         },
     );
-    let envelope = (resources(), placement(), option::of(budget), submitters());
+    let envelope = (resources(), placement(), option::of(budget), submitters(), option::of(name()));
     (program, inputs, gang, times, envelope)
         .prop_map(|(program, inputs, gang, times, envelope)| {
             let (name, artifact, command, environment, parameters) = program;
             let (models, datasets, gpu_models, egress) = inputs;
             let (ranks, ranks_per_slot, slots, priority, retries, checkpoints) = gang;
             let (run_seconds_max, grace_seconds, autonomy_seconds, valid_until) = times;
-            let (resources, placement, budget, submit) = envelope;
+            let (resources, placement, budget, submit, project) = envelope;
             let parameters = parameters.into_iter().collect();
             JobManifest {
                 name,
+                project,
                 artifact,
                 command,
                 environment,
@@ -211,8 +214,11 @@ fn submission() -> BoxedStrategy<JobSubmission> {
         (name(), digest()).prop_map(|(name, root)| ArtifactChoice { name, root: ArtifactRoot(root) });
     let subject = (circle(), name(), digest(), digest());
     let choice = (btree_map(name(), text(), 0..3), option::of(artifact), option::of(texts()), number32());
-    (subject, choice, submitter, millis(), millis())
-        .prop_map(|(subject, choice, submitter, issued_at, deadline)| {
+    let task = (digest(), number32(), number32());
+    let task = task.prop_map(|(array, index, count)| ArrayTask { array: JobId(array), index, count });
+    let place = (vec(digest().prop_map(JobId), 0..3), option::of(task));
+    (subject, choice, submitter, place, millis(), millis())
+        .prop_map(|(subject, choice, submitter, (after, array), issued_at, deadline)| {
             let (circle, job, certificate, idempotency) = subject;
             let (parameters, artifact, command, priority) = choice;
             JobSubmission {
@@ -227,6 +233,8 @@ fn submission() -> BoxedStrategy<JobSubmission> {
                 submitter,
                 issued_at,
                 deadline,
+                after,
+                array,
             }
         })
         .boxed()

@@ -27,7 +27,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, chown};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, lchown};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -489,7 +489,7 @@ fn prepare_areas(launch: Launch<'_>, identity: SandboxIdentity) -> Result<Vec<St
         let Some(directory) = area.directory.as_ref().map(Path::new) else { continue };
         let give = || -> io::Result<()> {
             if let Some(pair) = UserIdPair::of(identity) {
-                chown(directory, Some(pair.worker()), Some(pair.worker()))?;
+                give_all(directory, pair.worker())?;
             }
             fs::set_permissions(directory, fs::Permissions::from_mode(0o700))
         };
@@ -506,6 +506,21 @@ fn prepare_areas(launch: Launch<'_>, identity: SandboxIdentity) -> Result<Vec<St
         }
     }
     Ok(labels)
+}
+
+/// Gives a directory with everything in it to a user, so that ranks may replace what was placed there. No
+/// link is followed.
+fn give_all(directory: &Path, user: u32) -> io::Result<()> {
+    lchown(directory, Some(user), Some(user))?;
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            give_all(&entry.path(), user)?;
+        } else {
+            lchown(entry.path(), Some(user), Some(user))?;
+        }
+    }
+    Ok(())
 }
 
 /// The order is that of `init::receive_spec`, then of the descriptor numbers in `protocol::worker`. Ranks get

@@ -156,6 +156,7 @@ fn put_in_force(cluster: &mut Cluster, change: &Change, certificate: Digest) {
         Change::RemoveNode { .. }
         | Change::SetAccess(_)
         | Change::SetPrices(_)
+        | Change::SetProjects(_)
         | Change::ForgetModel { .. }
         | Change::Lift { .. }
         | Change::SuspendMember { .. }
@@ -255,5 +256,8 @@ pub(crate) fn summary(change: &Change) -> String {
         Change::SuspendMember { member, .. } => format!("suspend member {member}"),
         Change::SetAccess(_) => "set the bounds of access".to_string(),
         Change::SetPrices(_) => "set the prices".to_string(),
+        Change::SetProjects(tree) => {
+            format!("set {}", counted(tree.projects.len() as u64, "project"))
+        }
     }
 }

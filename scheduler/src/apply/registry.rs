@@ -23,7 +23,7 @@ use protocol::governance::{Change, NodeAdmission};
 use protocol::keys::EncryptionKey;
 use protocol::limits::{LABELS_MAX, NAME_BYTES_MAX};
 use protocol::manifest::ModelChoice;
-use protocol::model::{ModelRecord, Recipient, SignedComplaint, SignedWrap};
+use protocol::model::{KeyWrap, ModelRecord, Recipient, SignedComplaint, SignedWrap};
 use protocol::{ModelRoot, NodeId, ServiceName};
 use std::collections::BTreeMap;
 
@@ -41,7 +41,7 @@ pub(super) fn register_model(
     wraps: &[SignedWrap],
 ) -> Result<Reply, Refusal> {
     let known = is_registered(cluster, record)?;
-    check_record(record)?;
+    check_stores(record)?;
     if wraps.iter().any(|signed| signed.wrap.root != record.root) {
         return Err(Refusal::new(COMMAND_INVALID, "a wrap is of another model's key"));
     }
@@ -99,7 +99,8 @@ fn is_registered(cluster: &Cluster, record: &ModelRecord) -> Result<bool, Refusa
     Ok(false)
 }
 
-fn check_record(record: &ModelRecord) -> Result<(), Refusal> {
+/// Checks the stores of an item against its erasure code, and the lengths of its texts.
+pub(super) fn check_stores(record: &ModelRecord) -> Result<(), Refusal> {
     let invalid = |message: String| Err(Refusal::new(COMMAND_INVALID, message));
     if record.stores.is_empty() || record.stores.len() != record.erasure.shards() {
         let (stores, shards) = (record.stores.len(), record.erasure.shards());
@@ -187,16 +188,7 @@ fn check_wraps(cluster: &Cluster, wraps: &[SignedWrap]) -> Result<(), Refusal> {
     let mut fresh = 0;
     for signed in wraps {
         let wrap = &signed.wrap;
-        if wrap.encapsulated.0.len() != ML_KEM_768_CIPHERTEXT_LENGTH
-            || wrap.sealed.0.len() != SEALED_KEY_LENGTH
-        {
-            let (encapsulated, sealed) = (wrap.encapsulated.0.len(), wrap.sealed.0.len());
-            let message = format!(
-                "a wrap of {encapsulated} and {sealed} bytes; \
-                 accepted: {ML_KEM_768_CIPHERTEXT_LENGTH} and {SEALED_KEY_LENGTH}"
-            );
-            return Err(Refusal::new(COMMAND_INVALID, message));
-        }
+        check_wrap_lengths(wrap)?;
         recipient_key(state, &wrap.recipient)?;
         let held = cluster.wrap_of(&wrap.root, &wrap.recipient);
         let twin = seen.insert((wrap.root, &wrap.recipient), signed);
@@ -215,6 +207,19 @@ fn check_wraps(cluster: &Cluster, wraps: &[SignedWrap]) -> Result<(), Refusal> {
         return Err(Refusal::new(LIMIT_REACHED, message));
     }
     wraps.iter().try_for_each(|signed| Ok(check_wrap(state, signed)?))
+}
+
+/// Checks the lengths of a wrap's ciphertexts.
+pub(super) fn check_wrap_lengths(wrap: &KeyWrap) -> Result<(), Refusal> {
+    let (encapsulated, sealed) = (wrap.encapsulated.0.len(), wrap.sealed.0.len());
+    if (encapsulated, sealed) == (ML_KEM_768_CIPHERTEXT_LENGTH, SEALED_KEY_LENGTH) {
+        return Ok(());
+    }
+    let message = format!(
+        "a wrap of {encapsulated} and {sealed} bytes; \
+         accepted: {ML_KEM_768_CIPHERTEXT_LENGTH} and {SEALED_KEY_LENGTH}"
+    );
+    Err(Refusal::new(COMMAND_INVALID, message))
 }
 
 /// Keeps the new wraps and returns their number.
@@ -308,6 +313,7 @@ pub(super) fn drop_useless_wraps(cluster: &mut Cluster, touched: &TouchedKeys) {
             wraps.remove(*recipient);
         }
     }
+    cluster.jobs.drop_data_wraps(|recipient| useless.contains(&recipient));
 }
 
 pub(super) fn scale(

@@ -3,9 +3,11 @@
 use super::Invariant::{GangWhole, JobKept, ListBounded, RecordedInPast};
 use super::{InvariantResult, ensure};
 use crate::cluster::Cluster;
-use crate::jobs::{Job, JobHolding, JobHoldingPhase, JobSlotName, key_of};
-use crate::limits::{JOB_ENDS_KEPT_MAX, JOBS_FINISHED_MAX, JOBS_UNFINISHED_MAX};
+use crate::jobs::{Job, JobHolding, JobHoldingPhase, JobSlotName, JobState, key_of};
+use crate::kept_data::KeptJobData;
+use crate::limits::{JOB_DATA_BYTES_MAX, JOB_ENDS_KEPT_MAX, JOBS_FINISHED_MAX, JOBS_UNFINISHED_MAX};
 use protocol::JobId;
+use std::collections::BTreeSet;
 
 pub(super) fn check(cluster: &Cluster) -> InvariantResult {
     let jobs = &cluster.jobs.jobs;
@@ -13,6 +15,7 @@ pub(super) fn check(cluster: &Cluster) -> InvariantResult {
     let bounded = finished <= JOBS_FINISHED_MAX && jobs.len() - finished <= JOBS_UNFINISHED_MAX;
     ensure(bounded, ListBounded, || format!("{} jobs, {finished} of them finished", jobs.len()))?;
     ensure(cluster.jobs.keys.len() == jobs.len(), JobKept, || "each job has one key".to_string())?;
+    ensure(cluster.jobs.data_bytes() <= JOB_DATA_BYTES_MAX, ListBounded, || "data of jobs".to_string())?;
     for (id, job) in jobs {
         check_job(cluster, *id, job)?;
     }
@@ -31,6 +34,8 @@ fn check_job(cluster: &Cluster, id: JobId, job: &Job) -> InvariantResult {
     ensure(job.submitted_at <= job.since && job.since <= cluster.now, RecordedInPast, subject)?;
     let ends = job.last_end.as_ref().map_or(0, |end| end.ends.len());
     ensure(ends <= JOB_ENDS_KEPT_MAX, ListBounded, subject)?;
+    check_data(cluster, id, job)?;
+    check_after(cluster, id, job)?;
     // A gang is whole: an attempt holds every rank once, and a job without one holds none.
     let mut ranks: Vec<u32> = cluster
         .jobs
@@ -41,6 +46,36 @@ fn check_job(cluster: &Cluster, id: JobId, job: &Job) -> InvariantResult {
     let wanted = cluster.job_manifest(&submission.certificate).map_or(0, |manifest| manifest.ranks);
     let wanted = if job.state.is_placed() { wanted } else { 0 };
     ensure(ranks.into_iter().eq(0..wanted), GangWhole, subject)
+}
+
+/// Checks that a job awaits only jobs that its submission names, that are known and have not succeeded.
+fn check_after(cluster: &Cluster, id: JobId, job: &Job) -> InvariantResult {
+    let subject = || format!("jobs that job {} follows", id.short());
+    let jobs = &cluster.jobs.jobs;
+    let of_array = |awaited| jobs.get(awaited).and_then(|job| job.submission().array);
+    let is_named = |id: &JobId| job.submission().after.contains(id);
+    let named = job.state.is_finished()
+        || job.awaits.iter().all(|id| is_named(id) || of_array(id).is_some_and(|task| is_named(&task.array)));
+    let open = |awaited| jobs.get(awaited).is_some_and(|job| job.state != JobState::Succeeded);
+    let known = job.state.is_finished() || job.awaits.iter().all(open);
+    ensure(named && known && (job.awaits.is_empty() || !job.state.is_placed()), JobKept, subject)
+}
+
+/// Checks that only as many checkpoints are kept as members approved, each once and from a known attempt.
+fn check_data(cluster: &Cluster, id: JobId, job: &Job) -> InvariantResult {
+    let subject = || format!("data of job {}", id.short());
+    let manifest = cluster.job_manifest(&job.submission().certificate);
+    let count = manifest.map_or(0, |manifest| manifest.checkpoints as usize);
+    ensure(job.checkpoints.len() <= count, ListBounded, subject)?;
+    let names: BTreeSet<_> = job.checkpoints.iter().map(KeptJobData::name).collect();
+    let apart = names.len() == job.checkpoints.len() && !names.contains(&None);
+    ensure(apart && job.outputs.iter().all(|kept| kept.name().is_none()), JobKept, subject)?;
+    let known = job.data().all(|kept| {
+        let data = &kept.signed.data;
+        data.id == id && (1..=job.attempts).contains(&data.attempt)
+    });
+    ensure(known, JobKept, subject)?;
+    ensure(job.data().all(|kept| kept.registered_at <= cluster.now), RecordedInPast, subject)
 }
 
 fn check_holding(cluster: &Cluster, name: &JobSlotName, held: &JobHolding) -> InvariantResult {

@@ -21,6 +21,7 @@ use common::{comment_of, member, node_id, root, service_name};
 use protocol::api::ProposalState;
 use protocol::job::SlotRanks;
 use protocol::model::Recipient;
+use protocol::usage::UsageRate;
 use protocol::{CircleId, Digest, Fence, JobId, Millis, ProposalId, SlotIndex};
 use std::collections::BTreeSet;
 
@@ -170,6 +171,10 @@ fn wrong_records() -> Table {
         (RecordedInPast, "a meter of the future", |c| {
             let later = later(c);
             c.usage.meters.values_mut().for_each(|meter| meter.since = later);
+        }),
+        (ShareFollowsJobs, "a row of no project", |c| {
+            let ghost = ("ghost".parse().unwrap(), UsageRate::default());
+            c.shares.follow(&[ghost].into());
         }),
         (UsageSums, "an entry that was never made", |c| c.usage.recorded += 1),
         (UsageSums, "a total of more entries", |c| {

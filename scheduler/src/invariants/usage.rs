@@ -1,8 +1,9 @@
-//! Rules about metered usage.
+//! Rules about metered usage, and about what projects hold.
 
-use super::Invariant::{ListBounded, MeterPerSlot, RecordedInPast, UsageSums};
+use super::Invariant::{ListBounded, MeterPerSlot, RecordedInPast, ShareFollowsJobs, UsageSums};
 use super::{InvariantResult, ensure};
 use crate::cluster::Cluster;
+use crate::fair_share::held_by_project;
 use crate::limits::{USAGE_RECENT_MAX, USAGE_TOTALS_MAX};
 use crate::usage::MeterName;
 use std::collections::BTreeSet;
@@ -24,6 +25,8 @@ pub(super) fn check(cluster: &Cluster) -> InvariantResult {
     }
     let lists = usage.recent.len() <= USAGE_RECENT_MAX && usage.totals.len() <= USAGE_TOTALS_MAX;
     ensure(lists, ListBounded, || "usage".to_string())?;
+    let follows = cluster.shares.follows(&held_by_project(cluster, &cluster.jobs), cluster.now);
+    ensure(follows, ShareFollowsJobs, || "shares of projects".to_string())?;
     let first = (usage.recorded + 1).checked_sub(usage.recent.len() as u64);
     let is_full = usage.recent.len() as u64 == usage.recorded.min(USAGE_RECENT_MAX as u64);
     let numbered = first

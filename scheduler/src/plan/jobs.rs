@@ -7,34 +7,50 @@ use super::Planner;
 use super::WaitingJob;
 use super::capacity::{NodeCapacity, has_meeting_node};
 use super::fill::best_placement;
+use super::projects::{self, PROJECT, QUOTA, RECLAIM, is_ahead, key_of_turn};
 use crate::clock::ClusterTime;
+use crate::cluster::Cluster;
 use crate::command::{GangPlan, GangSlotPlan, Step};
+use crate::fair_share::QuotaTree;
 use crate::jobs::{EndCause, Job, JobHolding, JobHoldingPhase, JobSlotName, JobState, RankGpu};
 use crate::limits::{CAUSE_CHARACTERS_MAX, JOB_ENDS_KEPT_MAX, PLAN_STEPS_MAX, START_PATIENCE_MS};
-use crate::queue::{GangRoom, GangTurn, RunningGang, WaitingGang, schedule};
+use crate::project_fit::{over_quota, unknown_project};
+use crate::queue::{GangRoom, GangTurn, QueueState, RunningGang, Schedule, WaitingGang, schedule};
 use human_chain::show_time;
+use protocol::display::counted;
 use protocol::gang::GANG_LINKS_MAX;
 use protocol::job::SlotRanks;
 use protocol::job_report::{JobSlotReport, JobSlotState, RankEnd, RankOutcome};
 use protocol::limits::LEASE_MS;
 use protocol::manifest::JobManifest;
+use protocol::project::ROOT_PROJECT;
+use protocol::usage::UsageRate;
 use protocol::{JobId, Millis, NodeId, ServiceName, SlotIndex};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Most waiting jobs that one plan considers, in the order of the queue.
 const CONSIDERED_MAX: usize = 512;
+/// Name of the reason of a job that follows another.
+const AFTER: &str = "after";
 /// Name of the reason of a job that would pass a limit of its envelope.
 pub(crate) const LIMIT: &str = "limit";
 
 /// Gang with what its placement depends on.
 #[derive(Debug, Clone)]
-struct GangNeed<'a> {
-    id: JobId,
+pub(super) struct GangNeed<'a> {
+    pub(super) id: JobId,
     name: &'a ServiceName,
     manifest: &'a JobManifest,
     /// Nodes on which a halt covers the job.
     halted: BTreeSet<NodeId>,
+}
+
+impl GangNeed<'_> {
+    /// Returns the name of its project, or that of the root.
+    pub(super) fn project_name(&self) -> &str {
+        self.manifest.project.as_ref().map_or(ROOT_PROJECT, |project| project.as_str())
+    }
 }
 
 /// Part of a gang on one node.
@@ -293,7 +309,9 @@ impl<'a> Planner<'a> {
             .iter()
             .filter(|(_, job)| job.state.is_placed() && job.submission().priority < priority);
         let mut below: Vec<(&JobId, &Job)> = below.collect();
-        below.sort_by_key(|(id, job)| (job.submission().priority, Reverse(job.since), **id));
+        let quotas = self.quotas();
+        let keeps = |id: &JobId| !projects::borrows(&quotas, self.view, jobs, *id);
+        below.sort_by_key(|(id, job)| (keeps(id), job.submission().priority, Reverse(job.since), **id));
         for (at, (id, _)) in below.iter().enumerate() {
             jobs.gang(**id).for_each(|(_, held)| self.give_back(&mut nodes, held));
             let Ok(best) = best_placement(self.view, &nodes, service) else { continue };
@@ -335,18 +353,28 @@ impl<'a> Planner<'a> {
 
     /// Places the gangs whose turn it is, each whole.
     pub(super) fn fill_jobs(&mut self) {
-        let waiting = self.waiting_gangs();
+        let waits = |job: &Job| !job.state.is_finished() && !job.state.is_placed();
+        if !self.view.cluster.jobs().jobs().values().any(waits) {
+            return;
+        }
+        let quotas = self.quotas();
+        let waiting = self.waiting_gangs(&quotas);
         if waiting.is_empty() {
             return;
         }
-        let now = self.now().0.0;
-        let turns = schedule(&self.floor(), &self.running_gangs(), &waiting, now);
-        let mut weight = self.plan.steps.len();
+        let (floor, running, now) = (self.floor(), self.running_gangs(&quotas), self.now().0.0);
+        let preempted_max = self.preempted_max();
+        let state = QueueState { room: &floor, quotas: &quotas, running: &running, now, preempted_max };
+        let Schedule { turns, preempted } = schedule(&state, &waiting);
+        self.preempt_borrowers(&running, &preempted);
+        let (mut weight, mut ahead) = (self.plan.steps.len(), Vec::new());
         for (entry, turn) in waiting.into_iter().zip(turns) {
+            ahead.extend(is_ahead(&turn).then(|| key_of_turn(&entry)));
             let parts = match turn {
                 GangTurn::Starts(parts) => parts,
+                GangTurn::Behind if self.waits_for_share(&quotas, &entry, &ahead) => continue,
                 waits => {
-                    self.wait_for(entry.gang.id, &waits);
+                    self.wait_for(&entry.gang, &waits);
                     continue;
                 }
             };
@@ -385,7 +413,7 @@ impl<'a> Planner<'a> {
         self.take(Step::StartGang(plan), format!("job/{}", gang.id.short()), text)
     }
 
-    fn wait_for(&mut self, id: JobId, turn: &GangTurn<Vec<GangPart>>) {
+    fn wait_for(&mut self, gang: &GangNeed<'a>, turn: &GangTurn<Vec<GangPart>>) {
         let (reason, text) = match turn {
             GangTurn::Reserved { at } => {
                 let by = show_time(Millis(*at));
@@ -399,14 +427,16 @@ impl<'a> Planner<'a> {
             GangTurn::NoRoom => {
                 ("no_room", "the nodes that are alive have no room for its gang beside services".into())
             }
+            GangTurn::Reclaims { at } => (RECLAIM, projects::reclaim_text(gang, &show_time(Millis(*at)))),
+            GangTurn::Quota(shortfall) => (QUOTA, over_quota(shortfall)),
             GangTurn::Behind => ("behind", "it waits behind others; its gang would delay the first".into()),
             GangTurn::Starts(_) => return,
         };
-        self.plan.waiting_jobs.push(WaitingJob { id, reason, text });
+        self.plan.waiting_jobs.push(WaitingJob { id: gang.id, reason, text });
     }
 
     /// Returns the gangs that may start, in the order of the queue. Those that may not get their reason.
-    fn waiting_gangs(&mut self) -> Vec<WaitingGang<GangNeed<'a>>> {
+    fn waiting_gangs(&mut self, quotas: &QuotaTree) -> Vec<WaitingGang<GangNeed<'a>>> {
         let (cluster, now) = (self.view.cluster, self.now());
         let mut waiting = Vec::new();
         for (id, job) in cluster.jobs().jobs() {
@@ -419,8 +449,15 @@ impl<'a> Planner<'a> {
             if !due || job.submission().deadline <= now.0 {
                 continue;
             }
-            match self.need(*id, job, now) {
-                Ok(gang) => waiting.push(WaitingGang {
+            let charged = |gang: GangNeed<'a>| {
+                let rate = UsageRate::of(&gang.manifest.resources, gang.manifest.ranks);
+                let unknown = || (PROJECT, unknown_project(gang.manifest).unwrap_or_default());
+                let charge = quotas.charge(gang.manifest.project.as_ref(), &rate).ok_or_else(unknown)?;
+                Ok((gang, charge))
+            };
+            match self.need(*id, job, now).and_then(charged) {
+                Ok((gang, charge)) => waiting.push(WaitingGang {
+                    charge,
                     priority: job.submission().priority,
                     submitted_at: job.submitted_at.0.0,
                     run_ms: gang.manifest.run_seconds_max.saturating_mul(1000),
@@ -431,10 +468,7 @@ impl<'a> Planner<'a> {
                 }
             }
         }
-        waiting.sort_by_key(|entry| (Reverse(entry.priority), entry.submitted_at));
-        waiting.truncate(CONSIDERED_MAX);
-        debug_assert!(waiting.is_sorted_by_key(|entry| Reverse(entry.priority)), "in the order of the queue");
-        waiting
+        Self::by_turns(quotas, waiting, CONSIDERED_MAX)
     }
 
     /// Returns what a job needs, or the reason for which it may not start at all now.
@@ -452,6 +486,9 @@ impl<'a> Planner<'a> {
         let Some(approved) = approved else { return Err(("approval", "its approval has ended".into())) };
         if let Some(halt) = self.view.halt_of(&submission.job) {
             return Err(("halted", human_chain::describe_halt(halt)));
+        }
+        if let Some(text) = followed(cluster, self.draft.jobs.jobs().get(&id)) {
+            return Err((AFTER, text));
         }
         let within = self.draft.spending().check_gang(&submission.job, &approved.manifest);
         within.map_err(|text| (LIMIT, text))?;
@@ -491,7 +528,7 @@ impl<'a> Planner<'a> {
     }
 
     /// Returns the gangs that hold slots. Each slot that ends is a gang of its own, over after its grace.
-    fn running_gangs(&self) -> Vec<RunningGang<GangNeed<'a>, Vec<GangPart>>> {
+    fn running_gangs(&self, quotas: &QuotaTree) -> Vec<RunningGang<GangNeed<'a>, Vec<GangPart>>> {
         let (cluster, now) = (self.view.cluster, self.now().0.0);
         let mut gangs: BTreeMap<(JobId, bool, u32), RunningGang<GangNeed<'a>, Vec<GangPart>>> =
             BTreeMap::new();
@@ -510,13 +547,41 @@ impl<'a> Planner<'a> {
             let key = (held.id, active, if active { 0 } else { name.slot.0 });
             let gang =
                 || GangNeed { id: held.id, name: &job.submission().job, manifest, halted: BTreeSet::new() };
+            let count = if active { manifest.ranks } else { held.ranks.count };
+            let rate = UsageRate::of(&manifest.resources, count);
             let entry = gangs.entry(key);
-            let known = entry.or_insert_with(|| RunningGang { gang: gang(), place: Vec::new(), ends_at });
+            let known = entry.or_insert_with(|| RunningGang {
+                gang: gang(),
+                place: Vec::new(),
+                charge: quotas.charge_of_held(manifest.project.as_ref(), &rate),
+                priority: job.submission().priority,
+                since: held.issued_at.0,
+                ends_at,
+                grace_ms: active.then(|| manifest.grace_seconds.saturating_mul(1000)),
+            });
             known.place.push(part);
         }
         debug_assert!(gangs.values().all(|gang| !gang.place.is_empty()), "a running gang holds slots");
         gangs.into_values().collect()
     }
+}
+
+/// Explains which job keeps another from its turn; none if all that it follows have succeeded.
+fn followed(cluster: &Cluster, job: Option<&Job>) -> Option<String> {
+    let awaits = &job?.awaits;
+    let first = awaits.first()?;
+    let state = cluster.jobs().jobs().get(first).map(|job| job.state)?;
+    let is = match state {
+        JobState::Failed => "has failed".to_string(),
+        JobState::Cancelled => "was cancelled".to_string(),
+        waits => format!("is {}", waits.as_str().replace('_', " ")),
+    };
+    let others = match awaits.len() - 1 {
+        0 => String::new(),
+        others => format!(", and {} more", counted(others as u64, "job")),
+    };
+    let remedy = if state.is_finished() { "; retry that job, or cancel this one" } else { "" };
+    Some(format!("it follows job {}, which {is}{others}{remedy}", first.short()))
 }
 
 /// Node, job and slot of a held slot.

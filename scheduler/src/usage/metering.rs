@@ -3,6 +3,7 @@
 use super::{DAY_MS, HOUR_MS, Meter, MeterName, period_start};
 use crate::clock::ClusterTime;
 use crate::cluster::Cluster;
+use crate::fair_share;
 use protocol::ServiceName;
 use protocol::governance::Change;
 use protocol::job::Submitter;
@@ -71,6 +72,7 @@ pub(crate) fn settle(cluster: &mut Cluster, ends: &MeterEnds) {
         }
     }
     debug_assert!(usage.meters.values().all(|meter| meter.since <= now), "nothing is metered ahead");
+    fair_share::settle(cluster);
 }
 
 /// Returns a fresh meter for each held slot.

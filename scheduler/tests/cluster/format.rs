@@ -233,6 +233,7 @@ fn the_samples_hold_every_kind_of_action_actor_step_and_phase() {
         | Action::SubmitJob(_)
         | Action::CancelJob { .. }
         | Action::RetryJob { .. }
+        | Action::RegisterJobData(_)
         | Action::Execute { .. }
         | Action::Enrol(_)
         | Action::Tick) = &command.action;

@@ -7,7 +7,7 @@ use protocol::limits::LEASE_MS;
 use protocol::manifest::Manifest;
 use protocol::{Digest, Fence, JobId, Refusal};
 use scheduler::*;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Returns a job of this many ranks, one on each node, with this CPU each.
 pub(crate) fn job(ranks: u32, cpu_millicores: u64, more: &str) -> Change {
@@ -28,6 +28,8 @@ pub(crate) fn request(key: &str) -> JobRequest {
         parameters: BTreeMap::new(),
         priority: None,
         deadline_seconds: None,
+        after: BTreeSet::new(),
+        array: None,
     }
 }
 
@@ -210,8 +212,8 @@ fn a_failed_rank_ends_the_gang_and_a_retry_begins_again() {
     assert_eq!(state(&world, id), JobState::Failed);
     let end = world.cluster.jobs().jobs()[&id].last_end.clone().unwrap();
     assert_eq!(end.ends, [RankEnd { rank: 1, outcome: RankOutcome::Exited { code: 137 } }]);
-    world.must(Action::RetryJob { id });
-    assert_eq!(verdict(&world, Actor::Scheduler, Action::RetryJob { id }), "job-not-ended");
+    world.must(Action::RetryJob { id, from: None });
+    assert_eq!(verdict(&world, Actor::Scheduler, Action::RetryJob { id, from: None }), "job-not-ended");
     world.job_reports = BTreeMap::new();
     for _ in 0..3 {
         world.heartbeat_all();

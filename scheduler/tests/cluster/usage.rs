@@ -14,7 +14,7 @@ use protocol::manifest::{Manifest, OnExpiry, ServiceManifest};
 use protocol::usage::{Prices, UsageAmounts, UsageEntry, bill};
 use protocol::{Digest, JobId, Millis, ServiceName, SlotIndex};
 use scheduler::*;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A thousandth of a unit for a core-second: 3.6 units an hour.
 pub(crate) const CORE_HOUR: u64 = 3_600_000;
@@ -59,6 +59,8 @@ pub(crate) fn submit(world: &mut World, key: &str) -> JobId {
         parameters: BTreeMap::new(),
         priority: None,
         deadline_seconds: None,
+        after: BTreeSet::new(),
+        array: None,
     };
     match world.apply(token("operator"), Action::RequestJob(Box::new(request))) {
         Reply::JobSubmitted { job } => job,

@@ -5,9 +5,16 @@
 //! narrow enough for a model of this size to be good at, and a reader can check every answer independently.
 //! Training uses one thread, so every sum has one order. The same seed gives the same file, bit for bit, on
 //! the same machine.
+//!
+//! `train_tiny gang STEPS EVERY` is a rank of a job: all ranks train one model together, with a checkpoint
+//! after each EVERY steps. An attempt that was cut off and continued leaves the same bytes as one that was
+//! not.
 
 mod card;
+mod checkpoint;
+mod gang;
 mod lessons;
+mod optimizer;
 mod score;
 mod text;
 mod training;
@@ -17,6 +24,7 @@ use serving::engine::config::{
 };
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use training::JobPlaces;
 
 /// Seed of all random numbers.
 const SEED: u64 = 20_261_121;
@@ -54,13 +62,36 @@ fn shape() -> DecoderShape {
     }
 }
 
+/// Directories of a rank that outlive it, within its sandbox: of checkpoints, and of outputs.
+const PLACES: [&str; 2] = ["/checkpoint", "/outputs"];
+
 fn main() -> anyhow::Result<()> {
-    let mut arguments = std::env::args().skip(1);
-    let directory = PathBuf::from(arguments.next().unwrap_or_else(|| "models/tiny".to_owned()));
-    let steps = arguments.next().map_or(Ok(training::STEPS), |steps| steps.parse())?;
     if std::env::var("RAYON_NUM_THREADS").as_deref() != Ok("1") {
-        return run_on_one_thread(&directory, steps);
+        return run_on_one_thread();
     }
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["gang", steps, every] => train_as_rank(steps.parse()?, every.parse()?, PLACES),
+        ["gang", steps, every, checkpoints, outputs] => {
+            train_as_rank(steps.parse()?, every.parse()?, [checkpoints, outputs])
+        }
+        ["gang", ..] => anyhow::bail!("usage: train_tiny gang STEPS EVERY [CHECKPOINTS OUTPUTS]"),
+        [] => train_alone("models/tiny".into(), training::STEPS),
+        [directory] => train_alone(directory.into(), training::STEPS),
+        [directory, steps, ..] => train_alone(directory.into(), steps.parse()?),
+    }
+}
+
+fn train_as_rank(steps: usize, every: usize, places: [&str; 2]) -> anyhow::Result<()> {
+    anyhow::ensure!(every > 0, "a checkpoint after each 0 steps");
+    let lessons = lessons::lessons(SEED);
+    let tokenizer = text::train_tokenizer(&lessons)?;
+    let [checkpoints, outputs] = places.map(Path::new);
+    let places = JobPlaces { checkpoints, outputs };
+    training::train_in_gang(&tokenizer, &lessons, (steps, every), &places)
+}
+
+fn train_alone(directory: PathBuf, steps: usize) -> anyhow::Result<()> {
     let lessons = lessons::lessons(SEED);
     println!(
         "{} sums and {} facts to learn; {} sums and {} wordings held out",
@@ -78,10 +109,9 @@ fn main() -> anyhow::Result<()> {
 }
 
 /// Restarts this program with one thread, before any library has started others.
-fn run_on_one_thread(directory: &Path, steps: usize) -> anyhow::Result<()> {
+fn run_on_one_thread() -> anyhow::Result<()> {
     let status = Command::new(std::env::current_exe()?)
-        .arg(directory)
-        .arg(steps.to_string())
+        .args(std::env::args().skip(1))
         .env("RAYON_NUM_THREADS", "1")
         .env("CANDLE_NUM_THREADS", "1")
         // Keep freed tensors: returning their pages and faulting them in again is a third of the time.

@@ -58,6 +58,8 @@ fn ask(batcher: &Batcher, lessons: &[&Lesson], mistakes: &mut Vec<String>) -> an
             stops: StopConditions::default(),
             caller: Caller::default(),
             logprobs: None,
+            grammar: None,
+            functions: [].into(),
         };
         running.push(runtime.block_on(batcher.generate(request))?);
     }
@@ -67,7 +69,7 @@ fn ask(batcher: &Batcher, lessons: &[&Lesson], mistakes: &mut Vec<String>) -> an
         while let Some(event) = generation.events.blocking_recv() {
             match event {
                 Event::Text(text) => answer.push_str(&text),
-                Event::Token(_) | Event::Drawn(_) | Event::Reasoning(_) => {}
+                Event::Token(_) | Event::Drawn(_) | Event::Reasoning(_) | Event::Calls(..) => {}
                 Event::Finished(_) => break,
                 Event::Failed(error) => return Err(error.into()),
             }

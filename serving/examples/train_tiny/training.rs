@@ -1,10 +1,12 @@
-//! Gradient descent with candle's AdamW over conversations of drawn lessons.
+//! Gradient descent over conversations of drawn lessons, by one process or by the ranks of a gang.
 
+use crate::checkpoint::{self, Place};
+use crate::gang::Gang;
 use crate::lessons::{Lessons, draw};
-use crate::text::{ASSISTANT, END, USER};
+use crate::optimizer::AdamW;
+use crate::text::{ASSISTANT, END, USER, write_files};
 use crate::{SEED, shape};
 use candle_core::{D, DType, Device, Tensor, Var};
-use candle_nn::{AdamW, Optimizer, ParamsAdamW};
 use kernels::sampling::uniform;
 use serving::engine::device::NamedTensors;
 use serving::engine::device::llama::{Llama, parameters};
@@ -33,47 +35,150 @@ pub(crate) struct Outcome {
     pub seconds: f64,
 }
 
-/// Trains the model and writes `model.safetensors`.
+/// A run: the model, and all that its next step depends on.
+pub(crate) struct TrainingRun<'a> {
+    tokenizer: &'a Tokenizer,
+    lessons: &'a Lessons,
+    steps: usize,
+    model: Llama,
+    pub(crate) variables: Vec<(String, Var)>,
+    pub(crate) optimizer: AdamW,
+    pub(crate) place: Place,
+}
+
+impl<'a> TrainingRun<'a> {
+    /// Returns a run of this many steps, before the first.
+    pub(crate) fn new(tokenizer: &'a Tokenizer, lessons: &'a Lessons, steps: usize) -> anyhow::Result<Self> {
+        let variables = initial_variables(&Device::Cpu)?;
+        let tensors: NamedTensors =
+            variables.iter().map(|(name, variable)| (name.clone(), variable.as_tensor().clone())).collect();
+        let model = Llama::new(&shape(), tensors, LENGTH, &Device::Cpu)?;
+        let optimizer = AdamW::new(&variables)?;
+        Ok(Self {
+            tokenizer,
+            lessons,
+            steps,
+            model,
+            variables,
+            optimizer,
+            place: Place { step: 0, drawn: 0 },
+        })
+    }
+
+    pub(crate) fn is_done(&self) -> bool {
+        self.place.step >= self.steps
+    }
+
+    /// Takes a step together with the other ranks; returns the mean loss over the tokens of all.
+    pub(crate) fn step(&mut self, gang: &mut Gang) -> anyhow::Result<f32> {
+        let batch: Vec<Conversation> = (0..BATCH)
+            .map(|_| Conversation::new(self.tokenizer, self.lessons, &mut self.place.drawn))
+            .collect::<Result<_, _>>()?;
+        let own = &batch[gang.share(BATCH)];
+        let learned = |batch: &[Conversation]| batch.iter().map(|item| item.learned.len()).sum::<usize>();
+        let mut loss = loss(&self.model, own, &Device::Cpu)?;
+        if !gang.is_alone() {
+            loss = (loss * (learned(own) as f64 / learned(&batch) as f64))?;
+        }
+        let found = loss.backward()?;
+        let gradient = |(name, variable): &(String, Var)| {
+            let found = found.get(variable.as_tensor()).cloned();
+            found.ok_or_else(|| anyhow::anyhow!("`{name}` has no gradient"))
+        };
+        let mut gradients = self.variables.iter().map(gradient).collect::<anyhow::Result<Vec<Tensor>>>()?;
+        let mut mean = loss.to_scalar::<f32>()?;
+        if !gang.is_alone() {
+            (mean, gradients) = summed(gang, mean, &gradients)?;
+        }
+        let rate = learning_rate(self.place.step, self.steps);
+        self.optimizer.step(&self.variables, &gradients, rate)?;
+        self.place.step += 1;
+        Ok(mean)
+    }
+}
+
+/// Returns the sums of the loss and the gradients of all ranks.
+fn summed(gang: &mut Gang, loss: f32, gradients: &[Tensor]) -> anyhow::Result<(f32, Vec<Tensor>)> {
+    let mut values = vec![loss];
+    for gradient in gradients {
+        values.extend(gradient.flatten_all()?.to_vec1::<f32>()?);
+    }
+    gang.sum(&mut values)?;
+    let mut rest = &values[1..];
+    let mut sums = Vec::with_capacity(gradients.len());
+    for gradient in gradients {
+        let (own, others) = rest.split_at(gradient.elem_count());
+        sums.push(Tensor::from_slice(own, gradient.dims(), &Device::Cpu)?);
+        rest = others;
+    }
+    Ok((values[0], sums))
+}
+
+/// Trains the model alone and writes `model.safetensors`.
 pub(crate) fn train(
     directory: &Path,
     tokenizer: &Tokenizer,
     lessons: &Lessons,
     steps: usize,
 ) -> anyhow::Result<Outcome> {
-    let (device, started) = (Device::Cpu, Instant::now());
-    let variables = initial_variables(&device)?;
-    let tensors: NamedTensors =
-        variables.iter().map(|(name, variable)| (name.clone(), variable.as_tensor().clone())).collect();
-    let model = Llama::new(&shape(), tensors, LENGTH, &device)?;
-    let settings = ParamsAdamW { lr: RATE, beta1: 0.9, beta2: 0.98, eps: 1e-8, weight_decay: 0.02 };
-    let mut optimizer =
-        AdamW::new(variables.iter().map(|(_, variable)| variable.clone()).collect(), settings)?;
+    let started = Instant::now();
+    let mut run = TrainingRun::new(tokenizer, lessons, steps)?;
     let mut losses = Vec::with_capacity(steps);
-    let mut number = 0;
-    for step in 0..steps {
-        optimizer.set_learning_rate(learning_rate(step, steps));
-        let batch: Vec<Conversation> = (0..BATCH)
-            .map(|_| Conversation::new(tokenizer, lessons, &mut number))
-            .collect::<Result<_, _>>()?;
-        let loss = loss(&model, &batch, &device)?;
-        optimizer.backward_step(&loss)?;
-        losses.push(loss.to_scalar::<f32>()?);
+    while !run.is_done() {
+        let step = run.place.step;
+        losses.push(run.step(&mut Gang::alone())?);
         if step % 20 == 0 || step + 1 == steps {
             let recent = &losses[losses.len().saturating_sub(20)..];
             let mean = recent.iter().sum::<f32>() / recent.len() as f32;
             println!("step {step}/{steps}  loss {mean:.4}  {:.0} s", started.elapsed().as_secs_f64());
         }
     }
-    save(directory, &variables)?;
+    save(directory, &run.variables)?;
     let mean = |losses: &[f32]| losses.iter().sum::<f32>() / losses.len().max(1) as f32;
     Ok(Outcome {
         steps,
-        parameters: variables.iter().map(|(_, variable)| variable.elem_count()).sum(),
+        parameters: run.variables.iter().map(|(_, variable)| variable.elem_count()).sum(),
         tokens: steps * BATCH * LENGTH,
         first_loss: losses.first().copied().unwrap_or_default(),
         last_loss: mean(&losses[steps.saturating_sub(20)..]),
         seconds: started.elapsed().as_secs_f64(),
     })
+}
+
+/// Trains the model together with the other ranks of a job. A checkpoint is written after each `every` steps,
+/// and the newest one is where a later attempt begins; rank 0 leaves the model as outputs.
+pub(crate) fn train_in_gang(
+    tokenizer: &Tokenizer,
+    lessons: &Lessons,
+    (steps, every): (usize, usize),
+    places: &JobPlaces,
+) -> anyhow::Result<()> {
+    let mut gang = Gang::from_environment()?;
+    let mut run = TrainingRun::new(tokenizer, lessons, steps)?;
+    if let Some(place) = checkpoint::read_newest(places.checkpoints, &run.variables, &mut run.optimizer)? {
+        println!("continues after step {}", place.step);
+        run.place = place;
+    }
+    while !run.is_done() {
+        let loss = run.step(&mut gang)?;
+        let step = run.place.step;
+        println!("step {step}/{steps}  loss {loss:.6}");
+        if gang.rank == 0 && step % every == 0 && !run.is_done() {
+            let path = checkpoint::write(places.checkpoints, run.place, &run.variables, &run.optimizer)?;
+            println!("checkpoint {}", path.display());
+        }
+    }
+    if gang.rank == 0 {
+        write_files(places.outputs, tokenizer, &shape())?;
+        save(places.outputs, &run.variables)?;
+    }
+    Ok(())
+}
+
+/// Directories of a job that outlive its ranks.
+pub(crate) struct JobPlaces<'a> {
+    pub(crate) checkpoints: &'a Path,
+    pub(crate) outputs: &'a Path,
 }
 
 fn learning_rate(step: usize, steps: usize) -> f64 {

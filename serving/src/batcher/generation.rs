@@ -5,6 +5,7 @@ use crate::engine::logits::{LogitState, TokenLogprobs};
 use crate::engine::reasoning::{ReasonedText, ReasoningParser, ReasoningStart};
 use crate::engine::stop::{StopCheck, StopConditions, StopStrings};
 use crate::engine::text::Detokenizer;
+use crate::engine::tools::{CallDelta, CallParser};
 use crate::engine::{Drawn, TextFrontend};
 use kernels::sampling::Sampling;
 use tokio::sync::mpsc::UnboundedSender;
@@ -53,6 +54,8 @@ pub enum Event {
     Text(String),
     /// More text of a model that reasons, with a part of its reasoning.
     Reasoning(ReasonedText),
+    /// Parts of calls, after more text that may be empty.
+    Calls(ReasonedText, Vec<CallDelta>),
     /// End of the generation, with its token counts.
     Finished(Finish),
     /// End of the generation by an engine failure.
@@ -76,12 +79,14 @@ pub struct Finish {
 pub enum FinishReason {
     /// The model's end token, or a stop string.
     Stop,
+    /// As [`Self::Stop`], of an answer that calls functions.
+    ToolCalls,
     /// The requested number of tokens.
     Length,
 }
 
-/// Where the text of an answer begins and ends.
-#[derive(Debug, Clone, Copy, Default)]
+/// Where the text of an answer begins and ends, and what it is.
+#[derive(Debug, Default)]
 pub(super) struct AnswerOptions {
     /// Whether the text continues that of the prompt.
     pub(super) continues_prompt: bool,
@@ -89,6 +94,8 @@ pub(super) struct AnswerOptions {
     pub(super) reasoning: Option<ReasoningStart>,
     /// Alternatives to report with the log-probability of each token; `None` reports none of both.
     pub(super) logprobs: Option<usize>,
+    /// Parser of calls, of a request with functions.
+    pub(super) calls: Option<CallParser>,
 }
 
 /// A queued generation.
@@ -122,6 +129,9 @@ pub(super) enum ReplayError {
     /// Tokens follow the one that ended the answer.
     #[error("{0} drawn tokens follow the end of the answer")]
     Beyond(usize),
+    /// The grammar of the answer does not allow them.
+    #[error("the drawn tokens are not of the answer's grammar: {0}")]
+    OutsideGrammar(String),
 }
 
 /// The text of a generation that waits or runs. Its tokens are with the scheduler.
@@ -136,6 +146,8 @@ pub(super) struct GeneratedText {
     stops: StopStrings,
     /// Separates the reasoning, of a model that reasons.
     reasoning: Option<ReasoningParser>,
+    /// Separates calls from the content, of a request with functions.
+    calls: Option<CallParser>,
     /// Sum of the log-probabilities of all tokens, where they were requested.
     logprob_sum: f64,
     /// Whether each token is reported by its id.
@@ -146,7 +158,8 @@ pub(super) struct GeneratedText {
 }
 
 impl GeneratedText {
-    pub(super) fn new(job: &QueuedGeneration) -> Self {
+    /// Begins the text of a generation, whose parser of calls it takes.
+    pub(super) fn new(job: &mut QueuedGeneration) -> Self {
         assert!(!job.prompt.is_empty() && job.tokens_max > 0, "checked when the request was queued");
         let detokenizer = if job.options.continues_prompt {
             Detokenizer::after(&job.prompt)
@@ -161,6 +174,7 @@ impl GeneratedText {
             stops: StopStrings::new(job.stops.strings.clone(), job.stops.is_included),
             conditions: job.stops.clone(),
             reasoning: job.options.reasoning.map(ReasoningParser::new),
+            calls: job.options.calls.take(),
             logprob_sum: 0.0,
             reports_tokens: false,
             is_replaying: false,
@@ -239,14 +253,22 @@ impl GeneratedText {
         if let Some(found) = drawn.logprobs {
             let _ = self.sender.send(Event::Token(AnswerToken::new(frontend, found)));
         }
-        let mut text = self.detokenizer.push(frontend, token);
+        let begins_calls = self.calls.as_ref().is_some_and(|calls| calls.trigger() == Some(token));
+        let mut text = match begins_calls {
+            // It adds no text, and what follows it is no continuation.
+            true => self.detokenizer.finish(frontend),
+            false => self.detokenizer.push(frontend, token),
+        };
         if is_stop || self.generated >= self.tokens_max {
             text.push_str(&self.detokenizer.finish(frontend));
             return self.end(&text, if is_stop { FinishReason::Stop } else { FinishReason::Length });
         }
         match self.check_stops(text) {
-            StopCheck::Text(text) => {
-                self.send_text(text);
+            StopCheck::Text(mut text) => {
+                if begins_calls {
+                    text.push_str(&self.stops.finish());
+                }
+                self.send_text(&text, begins_calls);
                 false
             }
             StopCheck::Stopped(text) => {
@@ -278,21 +300,36 @@ impl GeneratedText {
         true
     }
 
-    fn send_text(&mut self, text: String) {
-        let text = match &mut self.reasoning {
-            Some(parser) => parser.push(&text),
-            None => ReasonedText { content: text, ..ReasonedText::default() },
+    /// Sends text; `begins_calls` where the special token of calls follows it.
+    fn send_text(&mut self, text: &str, begins_calls: bool) {
+        let (mut text, calls) = self.separate(text, false);
+        if begins_calls && let Some(parser) = &mut self.calls {
+            text.content.push_str(&parser.begin_calls());
+        }
+        self.send_separated(text, calls);
+    }
+
+    /// Separates reasoning, content and calls.
+    fn separate(&mut self, text: &str, is_last: bool) -> (ReasonedText, Vec<CallDelta>) {
+        let mut text = match &mut self.reasoning {
+            Some(parser) if is_last => parser.finish(text),
+            Some(parser) => parser.push(text),
+            None => ReasonedText { content: text.to_owned(), ..ReasonedText::default() },
         };
-        self.send_reasoned(text);
+        let Some(parser) = &mut self.calls else { return (text, Vec::new()) };
+        let found = if is_last { parser.finish(&text.content) } else { parser.push(&text.content) };
+        text.content = found.content;
+        (text, found.calls)
     }
 
     /// Sends one event at most, so that a stream is cut before or after all that a token completes.
-    fn send_reasoned(&self, text: ReasonedText) {
+    fn send_separated(&self, text: ReasonedText, calls: Vec<CallDelta>) {
         if self.is_replaying {
             return;
         }
         // The caller may have dropped the receiver; the event is then discarded.
         let _ = match (text.reasoning.is_empty(), text.content.is_empty()) {
+            _ if !calls.is_empty() => self.sender.send(Event::Calls(text, calls)),
             (true, true) => Ok(()),
             (true, false) => self.sender.send(Event::Text(text.content)),
             (false, _) => self.sender.send(Event::Reasoning(text)),
@@ -301,12 +338,14 @@ impl GeneratedText {
 
     /// Sends the last text, with what was held back, and the end.
     fn send_last(&mut self, text: &str, reason: FinishReason) {
-        let text = match &mut self.reasoning {
-            Some(parser) => parser.finish(text),
-            None => ReasonedText { content: text.to_owned(), ..ReasonedText::default() },
-        };
-        self.send_reasoned(text);
+        let (text, calls) = self.separate(text, true);
+        self.send_separated(text, calls);
         assert!((1..=self.tokens_max).contains(&self.generated), "no more tokens than requested");
+        let has_called = self.calls.as_ref().is_some_and(CallParser::has_called);
+        let reason = match reason {
+            FinishReason::Stop if has_called => FinishReason::ToolCalls,
+            other => other,
+        };
         let (prompt_tokens, generated_tokens) = (self.prompt, self.generated);
         let finish = Finish { reason, prompt_tokens, generated_tokens, logprob_sum: self.logprob_sum };
         let _ = self.sender.send(Event::Finished(finish));
@@ -329,7 +368,7 @@ mod tests {
     #[test]
     fn an_answer_without_an_end_token_has_all_tokens_requested() {
         let (sender, mut events) = unbounded_channel();
-        let mut text = GeneratedText::new(&queued(5, 2, sender));
+        let mut text = GeneratedText::new(&mut queued(5, 2, sender));
         let frontend = TextFrontend::bytes(64);
         let drawn = || Drawn { token: u32::from(b'x'), logprobs: None };
         assert!(!text.accept(&frontend, drawn()), "one of two");
@@ -353,7 +392,7 @@ mod tests {
         job.options.reasoning = reasoning;
         job.stops.strings = stops.iter().map(|stop| (*stop).to_owned()).collect();
         let frontend = TextFrontend::bytes(64);
-        let mut text = GeneratedText::new(&job).reporting_tokens();
+        let mut text = GeneratedText::new(&mut job).reporting_tokens();
         let mut has_ended = text.replay(&frontend, &tokens[..replayed]).expect("tokens of one answer");
         for token in &tokens[replayed..] {
             assert!(!has_ended, "the end comes with the last token");
@@ -429,7 +468,7 @@ mod tests {
             let (sender, mut events) = unbounded_channel();
             let mut job = queued(3, 16, sender);
             job.stops = conditions.clone();
-            let (mut answer, frontend) = (GeneratedText::new(&job), TextFrontend::bytes(64));
+            let (mut answer, frontend) = (GeneratedText::new(&mut job), TextFrontend::bytes(64));
             let drawn = |token: &u32| Drawn { token: *token, logprobs: None };
             let ended = tokens.iter().position(|token| answer.accept(&frontend, drawn(token)));
             assert_eq!(ended, Some(generated - 1), "{conditions:?}");
@@ -451,7 +490,7 @@ mod tests {
         let frontend = TextFrontend::bytes(64);
         let replay = |drawn: &[u32]| {
             let (sender, _events) = unbounded_channel();
-            GeneratedText::new(&queued(3, 4, sender)).replay(&frontend, drawn)
+            GeneratedText::new(&mut queued(3, 4, sender)).replay(&frontend, drawn)
         };
         assert_eq!(replay(&[97, 98]), Ok(false), "the control");
         assert_eq!(replay(&[97, 98, 99, 100]), Ok(true), "the control: as many as requested");
@@ -463,7 +502,7 @@ mod tests {
     #[test]
     fn a_planted_violation_of_a_generation_is_reported() {
         let (sender, _events) = unbounded_channel();
-        let mut text = GeneratedText::new(&queued(5, 3, sender));
+        let mut text = GeneratedText::new(&mut queued(5, 3, sender));
         assert_eq!(text.check_invariants(), Ok(()));
         text.generated = 3;
         let found = text.check_invariants().expect_err("it continues");

@@ -44,7 +44,7 @@ pub(super) struct SequenceRequest {
     /// Tokens of its answer that another worker drew.
     pub(super) drawn: Vec<u32>,
     pub(super) sampling: Sampling,
-    /// Rules that change its logits, if any.
+    /// Rules that change its logits, if any, after the tokens drawn.
     pub(super) rules: Option<LogitState>,
     /// Alternatives to report with the log-probability of each token, if any.
     pub(super) logprobs: Option<usize>,
@@ -163,10 +163,7 @@ impl Scheduler {
         assert!(!request.prompt.is_empty(), "checked when the request was queued");
         let length = request.prompt.len() + request.drawn.len();
         assert!(blocks_of(length + 1) <= self.pool.total(), "checked when it was queued");
-        let SequenceRequest { prompt, drawn, sampling, mut rules, logprobs, priority, tenant } = request;
-        if let Some(rules) = &mut rules {
-            drawn.iter().for_each(|token| rules.push(*token));
-        }
+        let SequenceRequest { prompt, drawn, sampling, rules, logprobs, priority, tenant } = request;
         let (prompt, tokens) = (prompt.len(), [prompt, drawn].concat());
         assert!(self.waiting.iter().chain(&self.running).all(|other| other.id < id), "numbered by arrival");
         self.waiting.push(Sequence {
@@ -206,6 +203,11 @@ impl Scheduler {
     /// Returns the ids of the running requests.
     pub(super) fn running_ids(&self) -> Vec<SequenceId> {
         self.running.iter().map(|sequence| sequence.id).collect()
+    }
+
+    /// Returns the reason for which the grammar of a running sequence lets no token follow, if there is one.
+    pub(super) fn grammar_failure(&self, id: SequenceId) -> Option<String> {
+        self.find(id).rules.as_ref()?.grammar()?.failure()
     }
 
     /// Returns the number of requests that have run, and of those that have not.

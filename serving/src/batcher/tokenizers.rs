@@ -1,5 +1,7 @@
 //! Tokenization on two dedicated threads: one for short texts, one for long ones.
 //!
+//! Grammars are compiled on a third one, so that no text waits for them.
+//!
 //! A tokenizer takes about a second per megabyte of text and hundreds of bytes of memory per byte. It
 //! therefore runs neither on the threads that answer requests, tickets and polls, nor twice in parallel for
 //! long texts. A short text never waits for a long one.
@@ -13,11 +15,15 @@ use tokio::sync::oneshot;
 /// Longest text of the first thread, in bytes: 16 thousand tokens of English, some tens of milliseconds.
 pub(super) const SHORT_BYTES_MAX: usize = 64 * 1024;
 
-/// The two threads. They end when this is dropped. Their queues are bounded by the limit on waiting requests.
+/// Stack of the thread for grammars: schemas are read by recursion, to the depth that JSON may have.
+const GRAMMAR_STACK_BYTES: usize = 16 * 1024 * 1024;
+
+/// The threads. They end when this is dropped. Their queues are bounded by the limit on waiting requests.
 #[derive(Debug)]
 pub(super) struct Tokenizers {
     short: Sender<TokenizerTask>,
     long: Sender<TokenizerTask>,
+    grammars: Sender<TokenizerTask>,
 }
 
 type TokenizerTask = Box<dyn FnOnce() + Send>;
@@ -25,7 +31,11 @@ type TokenizerTask = Box<dyn FnOnce() + Send>;
 impl Tokenizers {
     /// Starts the threads.
     pub(super) fn start() -> io::Result<Self> {
-        Ok(Self { short: start("tokenize-short")?, long: start("tokenize-long")? })
+        Ok(Self {
+            short: start("tokenize-short", None)?,
+            long: start("tokenize-long", None)?,
+            grammars: start("compile-grammar", Some(GRAMMAR_STACK_BYTES))?,
+        })
     }
 
     /// Runs `work` over texts of this many bytes in total; `None` when the thread is gone. `work` receives a
@@ -35,26 +45,42 @@ impl Tokenizers {
         bytes: usize,
         work: impl FnOnce(&dyn Fn() -> bool) -> T + Send + 'static,
     ) -> Option<T> {
-        let (reply, done) = oneshot::channel();
-        let job = move || {
-            if !reply.is_closed() {
-                let outcome = work(&|| reply.is_closed());
-                // The caller may have dropped the receiver; the tokens are then discarded.
-                let _ = reply.send(outcome);
-            }
-        };
-        let thread = if bytes <= SHORT_BYTES_MAX { &self.short } else { &self.long };
-        thread.send(Box::new(job)).ok()?;
-        done.await.ok()
+        run_on(if bytes <= SHORT_BYTES_MAX { &self.short } else { &self.long }, work).await
+    }
+
+    /// Compiles a grammar as [`Self::run`] tokenizes a text.
+    pub(super) async fn compile<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&dyn Fn() -> bool) -> T + Send + 'static,
+    ) -> Option<T> {
+        run_on(&self.grammars, work).await
     }
 }
 
-fn start(name: &str) -> io::Result<Sender<TokenizerTask>> {
+async fn run_on<T: Send + 'static>(
+    thread: &Sender<TokenizerTask>,
+    work: impl FnOnce(&dyn Fn() -> bool) -> T + Send + 'static,
+) -> Option<T> {
+    let (reply, done) = oneshot::channel();
+    let job = move || {
+        if !reply.is_closed() {
+            let outcome = work(&|| reply.is_closed());
+            // The caller may have dropped the receiver; the tokens are then discarded.
+            let _ = reply.send(outcome);
+        }
+    };
+    thread.send(Box::new(job)).ok()?;
+    done.await.ok()
+}
+
+fn start(name: &str, stack_bytes: Option<usize>) -> io::Result<Sender<TokenizerTask>> {
     assert!(name.len() <= 15, "Linux cuts the name of a thread after 15 bytes");
     let (sender, jobs): (Sender<TokenizerTask>, Receiver<TokenizerTask>) = channel();
-    std::thread::Builder::new()
-        .name(name.to_owned())
-        .spawn(move || jobs.into_iter().for_each(|job| job()))?;
+    let mut thread = std::thread::Builder::new().name(name.to_owned());
+    if let Some(bytes) = stack_bytes {
+        thread = thread.stack_size(bytes);
+    }
+    thread.spawn(move || jobs.into_iter().for_each(|job| job()))?;
     Ok(sender)
 }
 

@@ -8,6 +8,7 @@ mod tests;
 use super::counters::{Counters, add, leave};
 use super::embedding::EmbeddingTask;
 use super::generation::{GeneratedText, QueuedGeneration, ResumedGeneration};
+use super::masks::MaskThread;
 use super::scheduler::{ScheduleLimits, Scheduler, SequenceId, SequenceRequest, StepPlan};
 use super::{BatchError, BatcherCommand, BatcherLimits, Caller};
 use crate::engine::{Drawn, Engine, EngineError, Operation, SequenceChunk, TokenPair};
@@ -37,6 +38,7 @@ pub(super) struct Worker {
     counters: Arc<Counters>,
     commands: Receiver<BatcherCommand>,
     scheduler: Scheduler,
+    masks: MaskThread,
     /// Texts of all generations that the scheduler has.
     texts: BTreeMap<SequenceId, GeneratedText>,
     requests_total: u64,
@@ -62,6 +64,7 @@ impl Worker {
             clock,
             counters,
             commands,
+            masks: MaskThread::default(),
             texts: BTreeMap::new(),
             requests_total: 0,
             embeddings: VecDeque::new(),
@@ -114,8 +117,8 @@ impl Worker {
 
     fn queue(&mut self, command: BatcherCommand) {
         match command {
-            BatcherCommand::Generate(job) => {
-                let text = GeneratedText::new(&job);
+            BatcherCommand::Generate(mut job) => {
+                let text = GeneratedText::new(&mut job);
                 self.queue_generation(ResumedGeneration { job: *job, drawn: Vec::new(), text });
             }
             BatcherCommand::Resume(resumed) => self.queue_generation(*resumed),
@@ -167,6 +170,8 @@ impl Worker {
         self.count_plan(&plan);
         let chunks: Vec<SequenceChunk<'_>> =
             plan.chunks.iter().map(|chunk| self.scheduler.chunk(chunk)).collect();
+        let drawn = chunks.iter().filter_map(|chunk| chunk.draw?.rules?.grammar());
+        self.masks.prepare(drawn);
         let begun = (self.clock)();
         let outcome = self.engine.step(&chunks);
         let elapsed = (self.clock)().saturating_sub(begun);
@@ -197,7 +202,7 @@ impl Worker {
         for (id, drawn) in drawing.into_iter().zip(drawn) {
             let text = self.texts.get_mut(&id).expect("each generation has a text");
             let Some(drawn) = drawn else {
-                text.fail(not_a_number());
+                text.fail(self.scheduler.grammar_failure(id).map_or_else(not_a_number, outside_grammar));
                 add(&self.counters.failed_total, 1);
                 self.remove(id);
                 continue;
@@ -291,6 +296,14 @@ impl Worker {
             !self.embeddings.iter().any(EmbeddingTask::is_complete),
             "they end in order of arrival"
         );
+    }
+}
+
+/// Builds the failure of a request whose grammar lets no token follow.
+fn outside_grammar(reason: String) -> BatchError {
+    BatchError::Failed {
+        code: code::GRAMMAR_FAILED,
+        message: format!("the answer left its grammar: {reason}"),
     }
 }
 

@@ -12,6 +12,7 @@ mod source;
 use super::EngineError;
 use super::reasoning::ReasoningStart;
 use super::special_tokens::SpecialTokens;
+use super::tools::ToolDefinition;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, ErrorKind, Value};
 use protocol::Millis;
@@ -40,6 +41,8 @@ const RESERVED: [&str; 8] = [
 pub struct Conversation {
     /// Messages, oldest first.
     pub messages: Vec<ChatMessage>,
+    /// Functions that the model may call.
+    pub tools: Vec<ToolDefinition>,
     /// Further variables of the template (`enable_thinking`), as the request gives them.
     pub arguments: serde_json::Map<String, serde_json::Value>,
     /// Wall-clock time of the request, for templates that state the date. UTC.
@@ -61,7 +64,7 @@ impl Conversation {
 
     /// Iterates over all texts that a template may print.
     fn texts(&self) -> impl Iterator<Item = &str> {
-        self.messages.iter().flat_map(ChatMessage::texts)
+        self.messages.iter().flat_map(ChatMessage::texts).chain(self.tools.iter().flat_map(tool_texts))
     }
 }
 
@@ -110,6 +113,13 @@ impl ChatMessage {
         });
         own.chain(calls)
     }
+}
+
+fn tool_texts(tool: &ToolDefinition) -> Vec<&str> {
+    let mut texts = vec![tool.name.as_str()];
+    texts.extend(tool.description.as_deref());
+    collect_texts(&tool.parameters, &mut texts);
+    texts
 }
 
 fn collect_texts<'a>(value: &'a serde_json::Value, texts: &mut Vec<&'a str>) {
@@ -188,7 +198,8 @@ impl ChatTemplate {
     fn content_form(&self) -> ContentForm {
         let prints = |form| {
             let probe = Conversation::from(vec![ChatMessage::new("user", PROBE)]);
-            self.print(&probe, form, &Marker::none()).is_ok_and(|prompt| prompt.contains(PROBE))
+            self.print(&probe, form, (&Marker::none(), &SpecialTokens::default()))
+                .is_ok_and(|prompt| prompt.contains(PROBE))
         };
         if !prints(ContentForm::Text) && prints(ContentForm::Parts) {
             return ContentForm::Parts;
@@ -208,14 +219,20 @@ impl ChatTemplate {
     ) -> Result<RenderedPrompt, EngineError> {
         self.check_arguments(conversation, special)?;
         if !conversation.texts().any(|text| special.may_be_in(text)) {
-            let text = self.print(conversation, self.form, &Marker::none())?;
+            let text = self.print(conversation, self.form, (&Marker::none(), special))?;
             return Ok(self.rendered(text, Vec::new()));
         }
         let marker = Marker::for_texts(conversation.texts(), &self.literals, special);
         let marker = marker.ok_or_else(|| refused("the messages use every private character".to_owned()))?;
-        let marked = self.print(conversation, self.form, &marker)?;
+        let marked = self.print(conversation, self.form, (&marker, special))?;
         let (text, untrusted) = marker.read(&marked);
         Ok(self.rendered(text, untrusted))
+    }
+
+    /// Returns the template's text.
+    #[must_use]
+    pub fn source(&self) -> &str {
+        &self.source
     }
 
     fn rendered(&self, text: String, untrusted: Vec<Range<usize>>) -> RenderedPrompt {
@@ -245,7 +262,7 @@ impl ChatTemplate {
         &self,
         conversation: &Conversation,
         form: ContentForm,
-        marker: &Marker,
+        (marker, special): (&Marker, &SpecialTokens),
     ) -> Result<String, EngineError> {
         let at = conversation.at;
         let mut variables: BTreeMap<&str, Value> = BTreeMap::new();
@@ -254,7 +271,9 @@ impl ChatTemplate {
         }
         let messages = conversation.messages.iter().map(|message| message_value(message, form, marker));
         variables.insert("messages", messages.collect());
-        variables.insert("tools", Value::from(()));
+        let tools = conversation.tools.iter().map(|tool| tool_value(tool, marker, special));
+        let is_without = conversation.tools.is_empty();
+        variables.insert("tools", if is_without { Value::from(()) } else { tools.collect() });
         variables.insert("documents", Value::from(()));
         variables.insert("bos_token", Value::from(self.begin.as_str()));
         variables.insert("eos_token", Value::from(self.end.as_str()));
@@ -308,8 +327,22 @@ fn message_value(message: &ChatMessage, form: ContentForm, marker: &Marker) -> V
     Value::from_pairs(fields)
 }
 
+/// Returns a function as templates expect it. They look for words of schemas (`properties`), so a text stays
+/// unmarked there unless a special token could begin or end in it.
+fn tool_value(tool: &ToolDefinition, marker: &Marker, special: &SpecialTokens) -> Value {
+    let mark = |text: &str| if special.may_be_in(text) { marker.mark(text) } else { text.to_owned() };
+    let mut function = vec![("name", Value::from(mark(&tool.name)))];
+    function.extend(tool.description.as_ref().map(|text| ("description", Value::from(mark(text)))));
+    function.push(("parameters", json_value_by(&tool.parameters, &mark)));
+    Value::from_pairs([("type", Value::from("function")), ("function", Value::from_pairs(function))])
+}
+
 /// Converts JSON into a value of templates; texts and names are marked.
 fn json_value(value: &serde_json::Value, marker: &Marker) -> Value {
+    json_value_by(value, &|text| marker.mark(text))
+}
+
+fn json_value_by(value: &serde_json::Value, mark: &dyn Fn(&str) -> String) -> Value {
     match value {
         serde_json::Value::Null => Value::from(()),
         serde_json::Value::Bool(flag) => Value::from(*flag),
@@ -318,10 +351,10 @@ fn json_value(value: &serde_json::Value, marker: &Marker) -> Value {
             (None, Some(number)) => Value::from(number),
             (None, None) => Value::from(number.as_f64().unwrap_or_default()),
         },
-        serde_json::Value::String(text) => Value::from(marker.mark(text)),
-        serde_json::Value::Array(items) => items.iter().map(|item| json_value(item, marker)).collect(),
+        serde_json::Value::String(text) => Value::from(mark(text)),
+        serde_json::Value::Array(items) => items.iter().map(|item| json_value_by(item, mark)).collect(),
         serde_json::Value::Object(fields) => {
-            Value::from_pairs(fields.iter().map(|(name, item)| (marker.mark(name), json_value(item, marker))))
+            Value::from_pairs(fields.iter().map(|(name, item)| (mark(name), json_value_by(item, mark))))
         }
     }
 }

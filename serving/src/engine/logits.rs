@@ -1,11 +1,13 @@
 //! Rules of a request that change a row of logits before a token is drawn from it: biases, penalties, `top_k`
 //! and `min_p`, in vLLM's order.
 //!
-//! The rules are a function of the row and of the tokens so far, so a continued or replayed stream draws the
-//! same tokens.
+//! A grammar forbids tokens first, so that the rules choose among those that it allows. The rules are a
+//! function of the row and of the tokens so far, so a continued or replayed stream draws the same tokens.
 
+use super::grammar::GrammarState;
 use kernels::math::exp;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// Rules of one request. The default changes no row.
 #[derive(Debug, Clone, PartialEq)]
@@ -48,33 +50,60 @@ pub struct LogitState {
     barred: BarredTokens,
     /// Tokens of the answer so far.
     drawn: usize,
+    /// State of the answer in its grammar, if it has one.
+    grammar: Option<Arc<GrammarState>>,
 }
 
 /// Tokens that are not drawn at the beginning of an answer.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct BarredTokens {
+    /// Sorted.
     pub tokens: Vec<u32>,
     /// Number of the answer's first tokens that are none of them.
     pub count: usize,
 }
 
 impl LogitState {
-    /// Returns the state at the end of a prompt; `None` where the rules change no row.
+    /// Returns the state at the end of a prompt; `None` where nothing changes a row.
     #[must_use]
-    pub fn new(rules: LogitRules, temperature: f32, prompt: &[u32], barred: BarredTokens) -> Option<Self> {
-        if rules == LogitRules::default() && barred.count == 0 {
+    pub fn new(
+        rules: LogitRules,
+        temperature: f32,
+        prompt: &[u32],
+        barred: BarredTokens,
+        grammar: Option<GrammarState>,
+    ) -> Option<Self> {
+        if rules == LogitRules::default() && barred.count == 0 && grammar.is_none() {
             return None;
         }
         let is_counted = rules.repetition_penalty != 1.0;
         let counts =
             if is_counted { prompt.iter().map(|token| (*token, 0)).collect() } else { BTreeMap::new() };
-        Some(Self { rules, temperature, counts, barred, drawn: 0 })
+        Some(Self { rules, temperature, counts, barred, drawn: 0, grammar: grammar.map(Arc::new) })
     }
 
     /// Records the next token of the answer.
     pub fn push(&mut self, token: u32) {
         self.drawn += 1;
         *self.counts.entry(token).or_default() += 1;
+        if let Some(grammar) = &self.grammar {
+            grammar.push(token);
+        }
+    }
+
+    /// Records tokens that another worker drew.
+    ///
+    /// # Errors
+    /// The grammar does not allow one of them.
+    pub fn replay(&mut self, tokens: &[u32]) -> Result<(), String> {
+        tokens.iter().for_each(|token| self.push(*token));
+        self.grammar.as_ref().and_then(|grammar| grammar.failure()).map_or(Ok(()), Err)
+    }
+
+    /// Returns the state in the grammar, whose mask may be computed beside the forward pass.
+    #[must_use]
+    pub fn grammar(&self) -> Option<&Arc<GrammarState>> {
+        self.grammar.as_ref()
     }
 
     /// Changes one row, as wide as the vocabulary. A token that may not be drawn gets minus infinity.
@@ -83,7 +112,10 @@ impl LogitState {
     /// If a token so far, or one with a bias, is not of the vocabulary.
     pub fn apply(&self, row: &mut [f32]) {
         let rules = &self.rules;
-        if self.drawn < self.barred.count {
+        if let Some(grammar) = &self.grammar {
+            grammar.apply(row);
+        }
+        if self.drawn < self.barred.count && self.leaves_a_token(row) {
             self.barred.tokens.iter().for_each(|token| row[*token as usize] = f32::NEG_INFINITY);
         }
         for (token, bias) in &rules.bias {
@@ -105,6 +137,14 @@ impl LogitState {
             self.apply_min_p(row);
             self.apply_top_k(row);
         }
+    }
+
+    /// Reports whether a token is left beside the barred ones. The end of a grammar counts more than a least
+    /// length: nothing may follow a complete answer.
+    fn leaves_a_token(&self, row: &[f32]) -> bool {
+        let is_barred = |token: u32| self.barred.tokens.binary_search(&token).is_ok();
+        let is_left = |(token, logit): (u32, &f32)| *logit > f32::NEG_INFINITY && !is_barred(token);
+        self.grammar.is_none() || (0..).zip(row).any(is_left)
     }
 
     fn apply_min_p(&self, row: &mut [f32]) {
@@ -195,7 +235,7 @@ mod tests {
 
     fn applied(rules: LogitRules, temperature: f32, prompt: &[u32], answer: &[u32], row: &[f32]) -> Vec<f32> {
         let mut row = row.to_vec();
-        if let Some(mut state) = LogitState::new(rules, temperature, prompt, BarredTokens::default()) {
+        if let Some(mut state) = LogitState::new(rules, temperature, prompt, BarredTokens::default(), None) {
             answer.iter().for_each(|token| state.push(*token));
             state.apply(&mut row);
         }
@@ -209,7 +249,7 @@ mod tests {
         for rules in
             [LogitRules::default(), LogitRules { bias, repetition_penalty: 1.5, ..LogitRules::default() }]
         {
-            let mut state = LogitState::new(rules, 1.0, &[3], barred()).expect("tokens are barred");
+            let mut state = LogitState::new(rules, 1.0, &[3], barred(), None).expect("tokens are barred");
             for (drawn, is_barred) in [true, true, false, false].into_iter().enumerate() {
                 let mut row = [0.5; 4];
                 state.apply(&mut row);
@@ -217,7 +257,7 @@ mod tests {
                 state.push(2);
             }
         }
-        assert_eq!(LogitState::new(LogitRules::default(), 1.0, &[3], BarredTokens::default()), None);
+        assert_eq!(LogitState::new(LogitRules::default(), 1.0, &[3], BarredTokens::default(), None), None);
     }
 
     #[test]

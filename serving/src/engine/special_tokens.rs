@@ -19,7 +19,7 @@ use tokenizers::{
 type Piece = (NormalizedString, Option<Vec<Token>>);
 
 /// The tokens that a tokenizer finds before its model runs: special ones and other added ones.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct SpecialTokens {
     /// Found in the text as it is.
     raw: Patterns,

@@ -221,8 +221,8 @@ mod tests {
             ("{\"error\":\n\n1}", "data: {\"error\":1}\n\n"),
             (
                 "no JSON",
-                "data: {\"error\":{\"code\":\"engine_failed\",\"message\":\"the worker's refusal is \
-                not in the API's format\",\"param\":null,\"type\":\"server_error\"}}\n\n",
+                "data: {\"error\":{\"message\":\"the worker's refusal is not in the API's format\",\
+                \"type\":\"server_error\",\"param\":null,\"code\":\"engine_failed\"}}\n\n",
             ),
         ] {
             let Ok(response) = kept_alive(refused(16, body)).await else { panic!("headers") };

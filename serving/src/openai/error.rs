@@ -160,8 +160,8 @@ mod tests {
     fn the_body_has_openais_shape() {
         let error = ApiError::field(code::CONTEXT_LENGTH_EXCEEDED, "messages", "too long");
         let expected = concat!(
-            r#"{"error":{"code":"context_length_exceeded","message":"too long","#,
-            r#""param":"messages","type":"invalid_request_error"}}"#,
+            r#"{"error":{"message":"too long","type":"invalid_request_error","#,
+            r#""param":"messages","code":"context_length_exceeded"}}"#,
         );
         assert_eq!(error.body().to_string(), expected);
     }

@@ -179,6 +179,11 @@ pub(super) fn wrong_type(path: String, found: &Value, expected: &str) -> ApiErro
     invalid(path, format!("is {}, expected {expected}", kind(found)))
 }
 
+/// Reports whether a value is an array or an object without content.
+pub(super) fn is_empty(value: &Value) -> bool {
+    value.as_array().is_some_and(Vec::is_empty) || value.as_object().is_some_and(Map::is_empty)
+}
+
 fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",

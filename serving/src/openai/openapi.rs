@@ -59,6 +59,26 @@ struct InferenceDocument;
             "temperature": 0.7, "top_p": 0.9, "seed": 7, "max_completion_tokens": 64, "stop": "\n",
             "chat_template_kwargs": { "enable_thinking": false },
         }))),
+        ("schema" = (value = json!({
+            "model": "qwen3", "messages": [{ "role": "user", "content": "Name a prime." }],
+            "response_format": { "type": "json_schema", "json_schema": {
+                "name": "prime", "strict": true, "schema": {
+                    "type": "object", "properties": { "prime": { "type": "integer" } },
+                    "required": ["prime"], "additionalProperties": false,
+                },
+            } },
+        }))),
+        ("tools" = (value = json!({
+            "model": "qwen3", "messages": [{ "role": "user", "content": "Is it windy in Oslo?" }],
+            "tools": [{ "type": "function", "function": {
+                "name": "wind", "description": "Wind at a place, in knots.", "parameters": {
+                    "type": "object", "properties": { "place": { "type": "string" } },
+                    "required": ["place"],
+                },
+            } }],
+            "tool_choice": { "type": "function", "function": { "name": "wind" } },
+            "parallel_tool_calls": false,
+        }))),
     )),
     responses((status = 200, description = "The answer, or its events until `[DONE]`.", content(
         (Answer<'static, ChatChoice<'static>> = "application/json"),
@@ -75,6 +95,9 @@ fn chat() {}
             "model": "tiny", "prompt": ["One", [84, 119, 111]], "n": 2, "echo": true, "top_k": 40,
             "logit_bias": { "50": -100 }, "stop": ["\n", "."],
             "stop_token_ids": [2], "include_stop_str_in_output": true, "min_tokens": 2, "best_of": 4,
+        }))),
+        ("choice" = (value = json!({
+            "model": "tiny", "prompt": "Is 7 a prime? ", "structured_outputs": { "choice": ["yes", "no"] },
         }))),
     )),
     responses((status = 200, description = "The answers, or their events until `[DONE]`.", content(

@@ -5,7 +5,7 @@
 //! Fields that clients send by default are accepted with a value that has no effect.
 
 use super::error::{ApiError, printable};
-use super::json::{self, ObjectFields, invalid, wrong_type};
+use super::json::{self, ObjectFields, invalid, is_empty, wrong_type};
 use crate::batcher::{EmbedInput, Prompt, StopConditions};
 use crate::engine::chat::Conversation;
 use crate::engine::logits::LogitRules;
@@ -13,12 +13,18 @@ use message::messages;
 use options::{LOGPROBS_MAX, chat_logprobs, rules, stop_conditions, template_arguments};
 use protocol::error_code as code;
 use serde_json::Value;
+use structured::structured;
+use tools::{tool_request, tools};
 
 mod message;
 mod options;
 mod rerank;
+mod structured;
+mod tools;
 
 pub use rerank::Rerank;
+pub use structured::RequestedGrammar;
+pub use tools::ToolRequest;
 
 /// Longest model name, in bytes: valid names have at most 63; a longer one is not found, but repeated in the
 /// error.
@@ -139,6 +145,10 @@ pub struct Generate {
     /// Maximum tokens to generate; `None` uses the rest of the context.
     pub tokens_max: Option<usize>,
     pub stops: StopConditions,
+    /// Grammar that the answer must follow, apart from calls.
+    pub grammar: Option<RequestedGrammar>,
+    /// Functions that the answer may call.
+    pub tools: Option<ToolRequest>,
     /// Delivery of the answer.
     pub delivery: Delivery,
 }
@@ -243,12 +253,9 @@ fn parse_chat(mut fields: ObjectFields) -> Result<Generate, ApiError> {
         return Err(ApiError::field(code::INVALID_VALUE, "max_tokens", message));
     }
     let logprobs = chat_logprobs(&mut fields)?;
-    fields.unsupported("tools", is_empty)?;
-    fields.unsupported("tool_choice", |value| value == "none" || value == "auto")?;
+    let tools = tool_request(&mut fields)?;
     fields.unsupported("functions", is_empty)?;
     fields.unsupported("function_call", |value| value == "none" || value == "auto")?;
-    fields.unsupported("parallel_tool_calls", Value::is_boolean)?;
-    fields.unsupported("response_format", |value| value == &serde_json::json!({ "type": "text" }))?;
     fields.unsupported("modalities", |value| value == &serde_json::json!(["text"]))?;
     for name in ["audio", "prediction", "reasoning_effort", "web_search_options", "verbosity"] {
         fields.unsupported(name, |_| false)?;
@@ -256,9 +263,12 @@ fn parse_chat(mut fields: ObjectFields) -> Result<Generate, ApiError> {
     fields.unsupported("store", |value| value == false)?;
     fields.unsupported("metadata", is_empty)?;
     fields.unsupported("service_tier", |value| value == "auto" || value == "default")?;
-    let conversation = Conversation { messages, arguments, ..Conversation::default() };
+    let grammar = structured(&mut fields, true)?;
+    // The template does not show functions that may not be called.
+    let shown = tools.as_ref().map(|request| request.tools.clone()).unwrap_or_default();
+    let conversation = Conversation { messages, tools: shown, arguments, ..Conversation::default() };
     let prompts = vec![Prompt::Chat(conversation)];
-    let kind = GenerateKind { prompts, echo: false, best_of: None, logprobs };
+    let kind = GenerateKind { prompts, echo: false, best_of: None, logprobs, grammar, tools };
     generate(fields, model, kind, newer.or(older))
 }
 
@@ -278,7 +288,8 @@ fn parse_completion(mut fields: ObjectFields) -> Result<Generate, ApiError> {
         return Err(ApiError::field(code::UNSUPPORTED_PARAMETER, "logprobs", message));
     }
     fields.unsupported("suffix", |_| false)?;
-    let kind = GenerateKind { prompts: prompts.collect(), echo, best_of, logprobs };
+    let (prompts, grammar) = (prompts.collect(), structured(&mut fields, false)?);
+    let kind = GenerateKind { prompts, echo, best_of, logprobs, grammar, tools: None };
     generate(fields, model, kind, Some(tokens_max))
 }
 
@@ -288,6 +299,8 @@ struct GenerateKind {
     echo: bool,
     best_of: Option<usize>,
     logprobs: Option<usize>,
+    grammar: Option<RequestedGrammar>,
+    tools: Option<ToolRequest>,
 }
 
 /// Parses the fields that both kinds of completion share.
@@ -297,7 +310,7 @@ fn generate(
     kind: GenerateKind,
     tokens_max: Option<u64>,
 ) -> Result<Generate, ApiError> {
-    let GenerateKind { prompts, echo, best_of, logprobs } = kind;
+    let GenerateKind { prompts, echo, best_of, logprobs, grammar, tools } = kind;
     assert!(!prompts.is_empty(), "a request has a prompt");
     let choices = fields.count("n", CHOICES_MAX as u64)?.unwrap_or(1) as usize;
     let candidates = best_of.unwrap_or(choices);
@@ -333,9 +346,15 @@ fn generate(
         seed: fields.integer("seed")?,
         tokens_max: tokens_max.map(|tokens| tokens as usize),
         stops: stop_conditions(&mut fields, tokens_max)?,
+        grammar,
+        tools,
         delivery,
     };
     fields.finish()?;
+    if generate.stops.ignores_end && (generate.grammar.is_some() || generate.tools.is_some()) {
+        let message = "`ignore_eos` beside a grammar or `tools` is not served: their end is the answer's";
+        return Err(ApiError::field(code::UNSUPPORTED_PARAMETER, "ignore_eos", message));
+    }
     Ok(generate)
 }
 
@@ -366,8 +385,8 @@ fn parse_tokenize(mut fields: ObjectFields) -> Result<Tokenize, ApiError> {
             fields.unsupported("add_generation_prompt", |value| value == true)?;
             fields.unsupported("continue_final_message", |value| value == false)?;
             fields.unsupported("add_special_tokens", |value| value == false)?;
-            fields.unsupported("tools", is_empty)?;
-            Prompt::Chat(Conversation { messages, arguments, ..Conversation::default() })
+            let tools = tools(&mut fields)?;
+            Prompt::Chat(Conversation { messages, tools, arguments, ..Conversation::default() })
         }
         None => {
             fields.unsupported("add_special_tokens", |value| value == true)?;
@@ -406,10 +425,6 @@ fn ignore_user(fields: &mut ObjectFields) -> Result<(), ApiError> {
         fields.text(name, USER_BYTES_MAX)?;
     }
     Ok(())
-}
-
-fn is_empty(value: &Value) -> bool {
-    value.as_array().is_some_and(Vec::is_empty) || value.as_object().is_some_and(serde_json::Map::is_empty)
 }
 
 fn delivery(fields: &mut ObjectFields) -> Result<Delivery, ApiError> {

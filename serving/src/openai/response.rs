@@ -1,9 +1,11 @@
 //! Response formats: OpenAI's objects and events. Their field names are stable for OpenAI's clients.
 
+use super::calls::{AnsweredCall, CallChunk};
 use super::error::ApiError;
 use super::logprobs::{ChatLogprobs, TextLogprobs};
 use super::request::{Encoding, Endpoint};
 use crate::batcher::{AnswerToken, FinishReason};
+use crate::engine::tools::CallDelta;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
@@ -73,7 +75,7 @@ pub(super) struct ChatChoice<'a> {
     index: usize,
     message: AnswerMessage<'a>,
     logprobs: Option<ChatLogprobs<'a>>,
-    /// `stop` or `length`.
+    /// `stop`, `tool_calls` or `length`.
     finish_reason: Option<&'static str>,
 }
 
@@ -83,7 +85,7 @@ pub(super) struct ChunkChoice<'a> {
     index: usize,
     delta: Delta<'a>,
     logprobs: Option<ChatLogprobs<'a>>,
-    /// `stop` or `length` in the choice's last event.
+    /// `stop`, `tool_calls` or `length` in the choice's last event.
     finish_reason: Option<&'static str>,
 }
 
@@ -101,11 +103,15 @@ pub(super) struct TextChoice<'a> {
 #[derive(Serialize, ToSchema)]
 pub(super) struct AnswerMessage<'a> {
     role: &'static str,
-    /// `null` where an answer ended in its reasoning.
+    /// `null` where an answer ended in its reasoning, or has calls alone.
     content: Option<&'a str>,
     /// Reasoning of a model that reasons.
     #[serde(skip_serializing_if = "Option::is_none")]
     reasoning_content: Option<&'a str>,
+    /// Calls of functions.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(required = false)]
+    tool_calls: Vec<AnsweredCall<'a>>,
     #[schema(value_type = Option<String>)]
     refusal: Option<()>,
 }
@@ -120,6 +126,10 @@ pub(super) struct Delta<'a> {
     /// Reasoning of a model that reasons.
     #[serde(skip_serializing_if = "Option::is_none")]
     reasoning_content: Option<&'a str>,
+    /// Parts of calls: the first of each has its id and name.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(required = false)]
+    tool_calls: Vec<CallChunk<'a>>,
 }
 
 /// One choice of a whole answer.
@@ -131,6 +141,16 @@ pub struct WholeChoice {
     pub reason: FinishReason,
     /// Tokens of the text, where their log-probabilities were requested.
     pub tokens: Option<Vec<AnswerToken>>,
+    /// Calls of functions.
+    pub calls: Vec<WholeCall>,
+}
+
+/// One call of a whole answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WholeCall {
+    pub name: String,
+    /// Text of a JSON object.
+    pub arguments: String,
 }
 
 /// A piece of one choice, for an event.
@@ -139,6 +159,8 @@ pub struct ChoicePiece<'a> {
     pub text: &'a str,
     /// Reasoning before the text.
     pub reasoning: &'a str,
+    /// Parts of calls after the text.
+    pub calls: &'a [CallDelta],
     /// Whether the event states the role: the first of a chat's choice.
     pub role: bool,
     /// Reason for which the choice ends; set in its last event.
@@ -151,15 +173,22 @@ pub struct ChoicePiece<'a> {
 fn reason_word(reason: FinishReason) -> &'static str {
     match reason {
         FinishReason::Stop => "stop",
+        FinishReason::ToolCalls => "tool_calls",
         FinishReason::Length => "length",
     }
 }
 
 impl<'a> AnswerMessage<'a> {
-    fn new(reasoning: &'a str, content: &'a str) -> Self {
-        let reasoning_content = (!reasoning.is_empty()).then_some(reasoning);
-        let is_cut = content.is_empty() && reasoning_content.is_some();
-        Self { role: "assistant", content: (!is_cut).then_some(content), reasoning_content, refusal: None }
+    /// Writes a choice of the answer with this id.
+    fn new(answer: &str, index: usize, choice: &'a WholeChoice) -> Self {
+        let content = choice.text.as_str();
+        let reasoning_content = (!choice.reasoning.is_empty()).then_some(choice.reasoning.as_str());
+        let is_without = content.is_empty() && (reasoning_content.is_some() || !choice.calls.is_empty());
+        let content = (!is_without).then_some(content);
+        let calls = choice.calls.iter().enumerate();
+        let tool_calls =
+            calls.map(|(number, call)| AnsweredCall::new(answer, (index, number), call)).collect();
+        Self { role: "assistant", content, reasoning_content, tool_calls, refusal: None }
     }
 }
 
@@ -186,7 +215,7 @@ impl Label {
             Endpoint::Chat => {
                 let choices = choices.map(|(index, choice)| ChatChoice {
                     index,
-                    message: AnswerMessage::new(&choice.reasoning, &choice.text),
+                    message: AnswerMessage::new(&self.id, index, choice),
                     logprobs: choice.tokens.as_deref().map(ChatLogprobs::of),
                     finish_reason: Some(reason_word(choice.reason)),
                 });
@@ -208,7 +237,7 @@ impl Label {
     /// events do when a last one will report it.
     #[must_use]
     pub fn event(&self, index: usize, piece: &ChoicePiece<'_>, usage_follows: bool) -> Bytes {
-        let ChoicePiece { text, reasoning, role, reason, tokens } = *piece;
+        let ChoicePiece { text, reasoning, calls, role, reason, tokens } = *piece;
         let (usage, finish_reason) = (usage_follows.then_some(None), reason.map(reason_word));
         match self.endpoint {
             Endpoint::Chat => {
@@ -216,6 +245,7 @@ impl Label {
                     role: role.then_some("assistant"),
                     content: (role || !text.is_empty()).then_some(text),
                     reasoning_content: (!reasoning.is_empty()).then_some(reasoning),
+                    tool_calls: calls.iter().map(|call| CallChunk::new(&self.id, index, call)).collect(),
                 };
                 let logprobs = tokens.map(|(tokens, _)| ChatLogprobs::of(tokens));
                 let choice = ChunkChoice { index, delta, logprobs, finish_reason };
@@ -368,7 +398,8 @@ mod tests {
     }
 
     fn whole(text: &str, reason: FinishReason) -> WholeChoice {
-        WholeChoice { text: text.to_owned(), reasoning: String::new(), reason, tokens: None }
+        let (text, reasoning) = (text.to_owned(), String::new());
+        WholeChoice { text, reasoning, reason, tokens: None, calls: Vec::new() }
     }
 
     fn check(bytes: &Bytes, expected: &str) {

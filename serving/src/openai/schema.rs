@@ -27,21 +27,20 @@ pub(super) struct ChatRequest {
     /// Alternatives to report with each token; needs `logprobs`.
     #[schema(minimum = 0, maximum = 20)]
     top_logprobs: Option<u64>,
-    /// Not served: only an empty array is accepted.
-    #[schema(max_items = 0)]
-    tools: Option<Vec<Value>>,
-    /// `none` or `auto`, which have no effect.
-    tool_choice: Option<String>,
+    /// Functions that the model may call.
+    #[schema(max_items = 128)]
+    tools: Option<Vec<ToolInput>>,
+    /// `auto` when absent.
+    tool_choice: Option<ToolChoiceInput>,
     /// Not served: only an empty array is accepted.
     #[schema(max_items = 0)]
     functions: Option<Vec<Value>>,
     /// `none` or `auto`, which have no effect.
     function_call: Option<String>,
-    /// No effect.
+    /// Whether an answer may call several functions; true when absent. Held to where calls have a grammar.
     parallel_tool_calls: Option<bool>,
-    /// Not served: only `{"type": "text"}` is accepted.
-    #[schema(example = json!({ "type": "text" }))]
-    response_format: Option<BTreeMap<String, String>>,
+    /// Form of the answer.
+    response_format: Option<ResponseFormatInput>,
     /// Not served: only `["text"]` is accepted.
     #[schema(example = json!(["text"]))]
     modalities: Option<Vec<String>>,
@@ -120,6 +119,8 @@ pub(super) struct GenerationOptions {
     logit_bias: Option<BTreeMap<String, f64>>,
     /// Whether the model's end token does not end an answer, as in vLLM.
     ignore_eos: Option<bool>,
+    /// Grammar that the answer follows, as in vLLM.
+    structured_outputs: Option<StructuredOptions>,
     #[schema(max_length = 512)]
     user: Option<String>,
     #[schema(max_length = 512)]
@@ -135,6 +136,89 @@ pub(super) struct StreamOptions {
     include_usage: Option<bool>,
     /// `false`: events are not padded.
     include_obfuscation: Option<bool>,
+}
+
+/// Grammar of an answer; one of these fields.
+#[derive(Serialize, ToSchema)]
+pub(super) struct StructuredOptions {
+    /// JSON schema, or its text.
+    json: Option<Value>,
+    /// `true`: any JSON object.
+    json_object: Option<bool>,
+    /// Expression that the whole text matches, in the syntax of Rust's `regex`.
+    #[schema(min_length = 1, max_length = 131_072)]
+    regex: Option<String>,
+    /// Grammar in Lark's notation.
+    #[schema(min_length = 1, max_length = 131_072)]
+    grammar: Option<String>,
+    /// Texts of which the answer is one.
+    #[schema(min_items = 1, max_items = 1024)]
+    choice: Option<Vec<String>>,
+}
+
+/// Form of the answer to a conversation.
+#[derive(Serialize, ToSchema)]
+pub(super) struct ResponseFormatInput {
+    /// `text`, `json_object` or `json_schema`.
+    r#type: String,
+    /// Schema, for `json_schema`.
+    json_schema: Option<NamedSchemaInput>,
+}
+
+/// A named schema.
+#[derive(Serialize, ToSchema)]
+pub(super) struct NamedSchemaInput {
+    #[schema(min_length = 1, max_length = 64)]
+    name: String,
+    #[schema(max_length = 4096)]
+    description: Option<String>,
+    /// JSON schema; any object when absent.
+    schema: Option<Value>,
+    /// Whether a schema is refused of which a part can only be checked when the answer is whole.
+    strict: Option<bool>,
+}
+
+/// A function that the model may call.
+#[derive(Serialize, ToSchema)]
+pub(super) struct ToolInput {
+    /// `function`.
+    r#type: Option<String>,
+    function: FunctionInput,
+}
+
+/// Definition of a function.
+#[derive(Serialize, ToSchema)]
+pub(super) struct FunctionInput {
+    #[schema(min_length = 1, max_length = 64)]
+    name: String,
+    #[schema(max_length = 16_384)]
+    description: Option<String>,
+    /// JSON schema of the arguments.
+    parameters: Option<BTreeMap<String, Value>>,
+    /// Whether arguments are held to the schema also where the model need not call.
+    strict: Option<bool>,
+}
+
+/// `none`, `auto` or `required`, or the function to call.
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+pub(super) enum ToolChoiceInput {
+    Word(String),
+    Named(NamedToolInput),
+}
+
+/// The function to call.
+#[derive(Serialize, ToSchema)]
+pub(super) struct NamedToolInput {
+    /// `function`.
+    r#type: Option<String>,
+    function: FunctionNameInput,
+}
+
+/// Name of a function.
+#[derive(Serialize, ToSchema)]
+pub(super) struct FunctionNameInput {
+    name: String,
 }
 
 /// One string or several.
@@ -307,9 +391,9 @@ pub(super) struct TokenizeChatRequest {
     continue_final_message: Option<bool>,
     /// `false`: the template has all special tokens.
     add_special_tokens: Option<bool>,
-    /// Not served: only an empty array is accepted.
-    #[schema(max_items = 0)]
-    tools: Option<Vec<Value>>,
+    /// Functions that the prompt shows.
+    #[schema(max_items = 128)]
+    tools: Option<Vec<ToolInput>>,
     /// Whether the answer has the text of each token.
     return_token_strs: Option<bool>,
 }

@@ -4,6 +4,7 @@
 //! a stream, in trailers of these names.
 
 use super::WorkerService;
+use super::form::AnswerForm;
 use super::resumed::{self, StreamBeginning};
 use super::service::now;
 use super::streaming::{StreamedChoice, Streaming};
@@ -235,18 +236,14 @@ async fn answer_generate(
 ) -> Result<Response, ApiError> {
     let started = Instant::now();
     let StreamOrigin { number, at } = beginning.origin();
-    let prefix = if endpoint == Endpoint::Chat { "chatcmpl" } else { "cmpl" };
-    let label = Label {
-        id: format!("{prefix}-{number:016x}"),
-        created: at.0 / 1000,
-        model: generate.model,
-        endpoint,
-    };
+    let label = label(endpoint, generate.model, beginning.origin());
     let seed = generate.seed.unwrap_or(number);
     let refused = |error: BatchError| ApiError::from_batch(&error, endpoint.input());
     let batcher = service.batcher()?;
     check_tokens((&generate.rules, &generate.stops), batcher.frontend().vocabulary())?;
+    let form = AnswerForm::of(generate.grammar.as_ref(), generate.tools.as_ref(), batcher.frontend())?;
     let (mut choices, mut prompt_tokens, mut echoed_bytes) = (Vec::new(), 0, 0);
+    let mut grammar = None;
     let is_ranked = generate.candidates > generate.choices;
     for mut prompt in generate.prompts {
         if let Prompt::Chat(conversation) = &mut prompt {
@@ -257,6 +254,10 @@ async fn answer_generate(
             _ => None,
         };
         let encoded = batcher.encode(prompt).await.map_err(refused)?;
+        // Several prompts are texts, so none begins in another place of its reasoning.
+        if grammar.is_none() {
+            grammar = form.compiled(batcher, &encoded).await?;
+        }
         prompt_tokens += encoded.tokens().len();
         let echo = generate.echo.then(|| text.unwrap_or_else(|| batcher.frontend().decode(encoded.tokens())));
         let echo: Option<Arc<str>> = echo.map(Arc::from);
@@ -277,6 +278,8 @@ async fn answer_generate(
                 tokens_max: generate.tokens_max,
                 stops: generate.stops.clone(),
                 logprobs: generate.logprobs.or(is_ranked.then_some(0)),
+                grammar: grammar.clone(),
+                functions: form.functions(),
                 caller: caller.clone(),
             };
             let has_logprobs = generate.logprobs.is_some();
@@ -293,6 +296,11 @@ async fn answer_generate(
     };
     response.headers_mut().insert(PROMPT_TOKENS, HeaderValue::from(prompt_tokens));
     Ok(response)
+}
+
+fn label(endpoint: Endpoint, model: String, origin: StreamOrigin) -> Label {
+    let prefix = if endpoint == Endpoint::Chat { "chatcmpl" } else { "cmpl" };
+    Label { id: format!("{prefix}-{:016x}", origin.number), created: origin.at.0 / 1000, model, endpoint }
 }
 
 /// Checks that the model has each token that a request names.

@@ -9,8 +9,11 @@ use super::WorkerService;
 use super::answer::{COMPLETION_TOKENS, PROMPT_TOKENS, event_stream, json};
 use crate::batcher::{AnswerToken, BatchError, Event, FinishReason};
 use crate::engine::reasoning::ReasonedText;
+use crate::engine::tools::CallDelta;
 use crate::memory::Charge;
-use crate::openai::{ApiError, ChoicePiece, DONE_EVENT, Endpoint, Label, Usage, WholeChoice, error_event};
+use crate::openai::{
+    ApiError, ChoicePiece, DONE_EVENT, Endpoint, Label, Usage, WholeCall, WholeChoice, error_event,
+};
 use crate::resumable::{RESUMABLE, StreamFrame};
 use axum::body::Body;
 use axum::response::Response;
@@ -160,6 +163,7 @@ impl Streaming {
             reasoning: String::new(),
             reason: FinishReason::Length,
             tokens: choice.tokens.clone(),
+            calls: Vec::new(),
         };
         let mut scores = vec![0.0; self.choices.len()];
         let mut answers: Vec<WholeChoice> = self.choices.iter().map(begin).collect();
@@ -169,6 +173,11 @@ impl Streaming {
                 (index, Event::Reasoning(more)) => {
                     answers[index].reasoning.push_str(&more.reasoning);
                     answers[index].text.push_str(&more.content);
+                }
+                (index, Event::Calls(more, calls)) => {
+                    answers[index].reasoning.push_str(&more.reasoning);
+                    answers[index].text.push_str(&more.content);
+                    join_calls(&mut answers[index].calls, calls);
                 }
                 (index, Event::Token(token)) => {
                     // Where candidates are ranked, tokens come unasked.
@@ -245,6 +254,12 @@ impl Streaming {
                 bytes.extend_from_slice(&self.label.event(index, &piece, include_usage));
                 StreamState::Events(self)
             }
+            Event::Calls(ReasonedText { reasoning, content }, calls) => {
+                let (text, reasoning, calls) = (content.as_str(), reasoning.as_str(), calls.as_slice());
+                let piece = ChoicePiece { text, reasoning, calls, tokens, ..ChoicePiece::default() };
+                bytes.extend_from_slice(&self.label.event(index, &piece, include_usage));
+                StreamState::Events(self)
+            }
             Event::Finished(finish) => {
                 // Tokens without a text of their own, as those of a stop string.
                 let tokens = tokens.filter(|(tokens, _)| !tokens.is_empty());
@@ -289,6 +304,17 @@ impl Streaming {
         trailers.insert(PROMPT_TOKENS, HeaderValue::from(self.prompt_tokens));
         trailers.insert(COMPLETION_TOKENS, HeaderValue::from(self.progress.generated_tokens));
         StreamState::Trailers(trailers)
+    }
+}
+
+/// Adds parts of calls to those that are known so far.
+fn join_calls(known: &mut Vec<WholeCall>, parts: Vec<CallDelta>) {
+    for CallDelta { index, name, arguments } in parts {
+        if let Some(name) = name {
+            debug_assert_eq!(index, known.len(), "calls are numbered in order");
+            known.push(WholeCall { name, arguments: String::new() });
+        }
+        known[index].arguments.push_str(&arguments);
     }
 }
 

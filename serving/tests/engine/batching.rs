@@ -30,6 +30,8 @@ fn request(prompt: &str, tokens_max: Option<usize>, stops: &[&str]) -> GenerateR
         tokens_max,
         stops,
         logprobs: None,
+        grammar: None,
+        functions: [].into(),
         caller: Caller::default(),
     }
 }
@@ -43,6 +45,7 @@ fn collect(mut generation: Generation) -> (String, FinishReason, usize) {
             Event::Token(_) => unreachable!("no log-probabilities were requested"),
             Event::Drawn(_) => unreachable!("no tokens were requested"),
             Event::Reasoning(_) => unreachable!("the template names no reasoning"),
+            Event::Calls(..) => unreachable!("there is no function to call"),
             Event::Finished(finish) => return (text, finish.reason, finish.generated_tokens),
             Event::Failed(error) => unreachable!("{error}"),
         }

@@ -4,7 +4,8 @@ use crate::models::{bert_config, files, llama_config, options, write};
 use kernels::sampling::Sampling;
 use safetensors::Dtype;
 use serde_json::{Value, json};
-use serving::engine::chat::ChatMessage;
+use serving::engine::chat::{ChatMessage, Conversation};
+use serving::engine::tools::{CallStyle, ToolDefinition};
 use serving::engine::{BlockId, Draw, Engine, EngineError, LoadedEngine, SequenceChunk};
 use std::path::Path;
 
@@ -209,4 +210,26 @@ fn a_chat_template_in_its_own_file_takes_precedence() {
     let (code, text) = told(&failure(directory.path()));
     assert_eq!(code, "model-config-invalid");
     assert!(text.contains("chat_template.jinja"), "{text}");
+}
+
+#[test]
+fn a_template_of_its_own_prints_conversations_with_functions() {
+    let directory = write(&llama_config(), Dtype::F32);
+    let named = |name: &str, template: &str| json!({ "name": name, "template": template });
+    let templates =
+        [named("default", "plain"), named("tool_use", "{{ tools[0].function.name }} <tool_call>")];
+    let config = json!({ "chat_template": templates }).to_string();
+    std::fs::write(directory.path().join("tokenizer_config.json"), config).expect("written");
+    let engine = LoadedEngine::open(&files(directory.path()), &options(1)).expect("it loads");
+    let frontend = engine.frontend();
+    let prompt = |tools: Vec<ToolDefinition>| {
+        let messages = vec![ChatMessage::new("user", "hi")];
+        let conversation = Conversation { messages, tools, ..Conversation::default() };
+        frontend.decode(&frontend.encode_chat(&conversation).expect("a prompt").tokens)
+    };
+    assert_eq!(prompt(Vec::new()), "plain");
+    let parameters = json!({ "type": "object" });
+    let tool = ToolDefinition { name: "wind".to_owned(), description: None, parameters, is_strict: false };
+    assert_eq!(prompt(vec![tool]), "wind <tool_call>");
+    assert!(frontend.call_format().is_some_and(|format| format.style == CallStyle::Tagged));
 }

@@ -17,6 +17,8 @@ fn ask(batcher: &Batcher, question: &str) -> String {
         stops: StopConditions::default(),
         caller: Caller::default(),
         logprobs: None,
+        grammar: None,
+        functions: [].into(),
     };
     let mut events = block_on(batcher.generate(request)).expect("queued").events;
     let mut answer = String::new();

@@ -265,7 +265,7 @@ async fn bad_requests_are_distinguished() {
         (CHAT, chat("hi", r#", "typical_p": 4"#), (400, "unknown_parameter", "typical_p")),
         (CHAT, chat("hi", r#", "n": 200"#), (400, "invalid_value", "n")),
         (CHAT, chat("hi", r#", "logprobs": 2"#), (400, "invalid_value", "logprobs")),
-        (CHAT, chat("hi", r#", "tools": [{}]"#), (400, "unsupported_parameter", "tools")),
+        (CHAT, chat("hi", r#", "tools": [{}]"#), (400, "missing_parameter", "tools[0].function")),
         (CHAT, "{".to_owned(), (400, "request_invalid", "")),
         (CHAT, chat("hi", "").replace("echo", "nobody"), (404, "model_not_found", "model")),
         (CHAT, chat("hi", "").replace("echo", "counter"), (400, "operation_unsupported", "model")),

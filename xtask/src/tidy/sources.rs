@@ -109,15 +109,22 @@ impl TextFile {
     /// module, except declarations of such modules in files of their own.
     pub(crate) fn product_lines(&self) -> impl Iterator<Item = (usize, &str)> {
         let lines: Vec<&str> = self.text.lines().collect();
-        let module = |at: usize, mark: char| {
-            let next = lines.get(at + 1).map(|line| line.trim()).unwrap_or_default();
-            lines[at].trim() == "#[cfg(test)]" && next.starts_with("mod ") && next.contains(mark)
+        // The line of the module that a mark declares. Other attributes may stand between.
+        let declared = |at: usize| {
+            let next = lines[at + 1..].iter().position(|line| !line.trim_start().starts_with("#["))?;
+            let is_module = lines[at].trim() == "#[cfg(test)]" && lines[at + 1 + next].contains("mod ");
+            is_module.then_some(at + 1 + next)
         };
-        let end = (0..lines.len()).find(|at| module(*at, '{')).unwrap_or(lines.len());
-        // Before `end` no test module has a brace, so each remaining declaration ends with a semicolon.
-        let declares = |at: usize| module(at, ';') || at > 0 && module(at - 1, ';');
-        let kept: Vec<usize> = (0..end).filter(|at| !declares(*at)).collect();
-        kept.into_iter().map(move |at| (at + 1, lines[at]))
+        let (mut kept, mut at) = (Vec::new(), 0);
+        while at < lines.len() {
+            match declared(at) {
+                Some(module) if lines[module].contains('{') => break,
+                Some(module) => at = module,
+                None => kept.push((at + 1, lines[at])),
+            }
+            at += 1;
+        }
+        kept.into_iter()
     }
 }
 
@@ -164,5 +171,14 @@ mod tests {
         let file = TextFile::of("a/src/lib.rs", text);
         let lines: Vec<usize> = file.product_lines().map(|(number, _)| number).collect();
         assert_eq!(lines, [1, 4]);
+    }
+
+    #[test]
+    fn other_attributes_may_stand_between_the_mark_and_the_module() {
+        let text = "fn f() {}\n#[cfg(test)]\n#[allow(lint)]\nmod far;\n#[cfg(test)]\nfn g() {}\n\
+                    #[cfg(test)]\n#[allow(lint)]\npub(super) mod tests {\n    fn t() {}\n}\n";
+        let file = TextFile::of("a/src/lib.rs", text);
+        let lines: Vec<usize> = file.product_lines().map(|(number, _)| number).collect();
+        assert_eq!(lines, [1, 5, 6]);
     }
 }

@@ -1,20 +1,26 @@
-//! Jobs: submission, state, logs, cancellation and retry.
+//! Jobs: submission, state, logs, data, cancellation and retry.
 
-use super::{ApiResult, Done, PAGE_MAX};
+use super::{ApiResult, Done};
 use crate::server::auth::Submitter;
 use crate::server::extract::{LeaderRead, Submission};
-use crate::server::paging::json_number;
-use crate::server::problem::{Failure, accepted, effect_unknown, unavailable};
+use crate::server::paging::{PageParameters, PageRequest, PagedList, json_number};
+use crate::server::polls::hold;
+use crate::server::problem::{Failure, accepted, effect_unknown};
 use axum::Json;
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
 use axum::extract::{Path, Query};
 use host::random::random_bytes;
 use protocol::api::Page;
-use protocol::job::SignedSubmission;
-use protocol::job_api::{JobLogPage, JobView, SubmitJobBody, SubmittedJob};
-use protocol::{Digest, JobId, TokenName, error_code};
+use protocol::job::{self, SignedSubmission};
+use protocol::job_api::{JobLogPage, JobView, RetryJobBody, SubmitJobBody, SubmittedJob};
+use protocol::job_data::{JobDataView, MemberJobData};
+use protocol::limits::POLL_WAIT_MS_MAX;
+use protocol::model::{ModelRecord, SignedWrapRequest};
+use protocol::{Digest, JobId, ModelRoot, Refusal, TokenName, error_code};
 use scheduler::{Action, Actor, JobRequest, Reply};
 use serde::Deserialize;
+use std::ops::Bound;
+use std::time::Duration;
 
 /// Runs an approved job with these parameters; no vote is needed. The same request under the same
 /// idempotency key is one job, for as long as the job is known.
@@ -24,11 +30,12 @@ pub(super) async fn submit(
     submission: Submission<Submitter>,
     body: Result<Json<SubmitJobBody>, JsonRejection>,
 ) -> ApiResult<SubmittedJob> {
-    let Json(SubmitJobBody { job, parameters, priority, deadline_seconds }) = body?;
+    let Json(SubmitJobBody { job, parameters, priority, deadline_seconds, after, array }) = body?;
     submission.server.read_view(|view| scheduler::check_fits(view, &job))?.map_err(Failure::from)?;
     let idempotency = submission.key.digest().unwrap_or_else(|| Digest(random_bytes()));
-    let request = JobRequest { job, idempotency, parameters, priority, deadline_seconds };
-    send(submission, Action::RequestJob(Box::new(request))).await
+    let request = JobRequest { job, idempotency, parameters, priority, deadline_seconds, after, array };
+    let array = array.map(|_| idempotency);
+    send(submission, Action::RequestJob(Box::new(request)), array).await
 }
 
 /// Runs an approved job by a submission that a member or a submit key signed.
@@ -41,36 +48,83 @@ pub(super) async fn submit_signed(
     let Json(signed) = body?;
     let job = &signed.submission.job;
     submission.server.read_view(|view| scheduler::check_fits(view, job))?.map_err(Failure::from)?;
-    send(submission, Action::SubmitJob(Box::new(signed))).await
+    send(submission, Action::SubmitJob(Box::new(signed)), None).await
 }
 
-async fn send(submission: Submission<Submitter>, action: Action) -> ApiResult<SubmittedJob> {
+/// Sends a submission; `array` is the key of idempotency of one that makes an array.
+async fn send(
+    submission: Submission<Submitter>,
+    action: Action,
+    array: Option<Digest>,
+) -> ApiResult<SubmittedJob> {
     let Submission { caller, key, server } = submission;
     let token = TokenName::from(caller);
     let key = key.of(&token);
+    let of_token = |array| scheduler::array_id(&job::Submitter::Token(token.clone()), &array);
+    let array = array.map(of_token);
     match accepted(server.write(Actor::Token(token), action, key).await?)? {
-        Reply::JobSubmitted { job } => Ok(Json(SubmittedJob { id: job })),
+        Reply::JobSubmitted { job } => Ok(Json(SubmittedJob { id: job, array })),
         _ => Err(effect_unknown(String::from("its reply is of another kind"))),
     }
 }
 
-/// All jobs that are known, the latest submission first.
-#[utoipa::path(get, path = "/v1/jobs", responses((status = 200, body = Page<JobView>)), tag = "jobs")]
-pub(super) async fn jobs(LeaderRead { server, .. }: LeaderRead) -> ApiResult<Page<JobView>> {
-    let items = server.read_view(scheduler::job_views)?;
+/// Query parameters of the list of jobs.
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub(super) struct JobFilter {
+    /// Return only the tasks of this array.
+    array: Option<JobId>,
+}
+
+/// All jobs that are known, the latest submission first; tasks of an array by their index.
+#[utoipa::path(get, path = "/v1/jobs", params(JobFilter),
+    responses((status = 200, body = Page<JobView>)), tag = "jobs")]
+pub(super) async fn jobs(
+    LeaderRead { server, .. }: LeaderRead,
+    query: Result<Query<JobFilter>, QueryRejection>,
+) -> ApiResult<Page<JobView>> {
+    let Query(JobFilter { array }) = query?;
+    let mut items = server.read_view(scheduler::job_views)?;
+    items.retain(|job| array.is_none() || job.array.map(|task| task.array) == array);
     Ok(Json(Page::whole(items)))
 }
 
+/// Query parameters of one job.
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub(super) struct JobPoll {
+    /// State that the client knows: the answer waits for another one.
+    state: Option<String>,
+    /// Longest wait in milliseconds; at most 25,000. 0 = no wait.
+    #[serde(default)]
+    wait_ms: u32,
+}
+
 /// One job with the slots of its present attempt, and the reason for which it waits.
-#[utoipa::path(get, path = "/v1/jobs/{id}", params(("id" = JobId, Path)),
+///
+/// With `state` and `wait_ms` this is a long poll: the answer comes once the job is in another state, or with
+/// the same one when the wait is over.
+#[utoipa::path(get, path = "/v1/jobs/{id}", params(("id" = JobId, Path), JobPoll),
     responses((status = 200, body = JobView)), tag = "jobs")]
 pub(super) async fn job(
     LeaderRead { server, .. }: LeaderRead,
     id: Result<Path<JobId>, PathRejection>,
+    query: Result<Query<JobPoll>, QueryRejection>,
 ) -> ApiResult<JobView> {
-    let Path(id) = id?;
-    let view = server.read_view(|view| scheduler::job_view(view, id))?;
-    view.map(Json).ok_or_else(|| no_job(id))
+    let (Path(id), Query(JobPoll { state, wait_ms })) = (id?, query?);
+    let known = |view: &JobView| Some(&view.state) == state.as_ref();
+    let view = hold(poll_wait(wait_ms), server.handle.watch_applied(), server.ending.cancelled(), || {
+        let view = server.read_view(|view| scheduler::job_view(view, id));
+        let is_news = !view.as_ref().is_ok_and(|view| view.as_ref().is_some_and(known));
+        (view, is_news)
+    });
+    view.await?.map(Json).ok_or_else(|| no_job(id))
+}
+
+fn poll_wait(wait_ms: u32) -> Duration {
+    Duration::from_millis(wait_ms.min(POLL_WAIT_MS_MAX).into())
 }
 
 /// Cancels a job; a job that has ended stays as it is.
@@ -84,15 +138,67 @@ pub(super) async fn cancel(
     server.change(caller, key, Action::CancelJob { id }).await
 }
 
-/// Places a job that failed or was cancelled into the queue again.
+/// Places a job that failed or was cancelled into the queue again. Its next attempt begins with the newest
+/// checkpoint, or with the one that the body names: later ones are forgotten then.
 #[utoipa::path(post, path = "/v1/jobs/{id}/retry", params(("id" = JobId, Path)),
-    responses((status = 200, body = Done)), tag = "jobs")]
+    request_body = Option<RetryJobBody>, responses((status = 200, body = Done)), tag = "jobs")]
 pub(super) async fn retry(
     Submission { caller, key, server }: Submission<Submitter>,
     id: Result<Path<JobId>, PathRejection>,
+    body: Result<Option<Json<RetryJobBody>>, JsonRejection>,
 ) -> ApiResult<Done> {
+    let (Path(id), body) = (id?, body?);
+    let from = body.and_then(|Json(RetryJobBody { from })| from);
+    server.change(caller, key, Action::RetryJob { id, from }).await
+}
+
+/// The checkpoints of a job, oldest first, and its outputs.
+#[utoipa::path(get, path = "/v1/jobs/{id}/data", params(("id" = JobId, Path)),
+    responses((status = 200, body = Page<JobDataView>)), tag = "jobs")]
+pub(super) async fn data(
+    LeaderRead { server, .. }: LeaderRead,
+    id: Result<Path<JobId>, PathRejection>,
+) -> ApiResult<Page<JobDataView>> {
     let Path(id) = id?;
-    server.change(caller, key, Action::RetryJob { id }).await
+    let items = server.cluster(|cluster| scheduler::job_data_views(cluster, id));
+    items.map(|items| Json(Page::whole(items))).ok_or_else(|| no_job(id))
+}
+
+/// The checkpoints and outputs of a job, with their keys for the member that asks.
+///
+/// The member's signature opens this, and no token does: a wrap leaves control only for its recipient.
+#[utoipa::path(post, path = "/v1/jobs/{id}/data/mine", params(("id" = JobId, Path)),
+    request_body = SignedWrapRequest, responses((status = 200, body = MemberJobData)), tag = "jobs")]
+pub(super) async fn data_of_member(
+    LeaderRead { server, .. }: LeaderRead,
+    id: Result<Path<JobId>, PathRejection>,
+    body: Result<Json<SignedWrapRequest>, JsonRejection>,
+) -> ApiResult<MemberJobData> {
+    let (Path(id), Json(signed)) = (id?, body?);
+    server.cluster(|cluster| {
+        let missing = || Failure::new(error_code::CIRCLE_NOT_FOUNDED, "the circle is not founded yet");
+        let state = cluster.circle_state().ok_or_else(missing)?;
+        human_chain::check_wrap_request(state, &signed).map_err(Refusal::from)?;
+        let data = scheduler::member_job_data(cluster, id, &signed.request.member);
+        data.map(Json).ok_or_else(|| no_job(id))
+    })
+}
+
+/// A page of the stored items of all data of jobs that is kept, by root. A collection of garbage keeps them.
+#[utoipa::path(get, path = "/v1/job-data", params(PageParameters),
+    responses((status = 200, body = Page<ModelRecord>)), tag = "jobs")]
+pub(super) async fn stored_data(
+    LeaderRead { server, .. }: LeaderRead,
+    query: Result<Query<PageParameters>, QueryRejection>,
+) -> ApiResult<Page<ModelRecord>> {
+    let page: PageRequest<ModelRoot> = PageRequest::of(PagedList::JobData, query)?;
+    let (items, next_page_token) = server.cluster(|cluster| {
+        let after = page.after.map_or(Bound::Unbounded, Bound::Excluded);
+        let stored = scheduler::stored_job_data(cluster);
+        let behind = stored.range((after, Bound::Unbounded));
+        page.take(behind.map(|(root, record)| (*root, record.clone())))
+    });
+    Ok(Json(Page { items, next_page_token }))
 }
 
 /// Query parameters of a page of a job's lines.
@@ -105,9 +211,12 @@ pub(super) struct JobLinesAfter {
     after: u64,
     /// Return only lines of this rank.
     rank: Option<u32>,
+    /// Longest wait in milliseconds for the first such line; at most 25,000. 0 = no wait.
+    #[serde(default)]
+    wait_ms: u32,
 }
 
-/// The latest lines of a job's ranks.
+/// The latest lines of a job's ranks. With `wait_ms` this is a long poll.
 #[utoipa::path(get, path = "/v1/jobs/{id}/logs", params(("id" = JobId, Path), JobLinesAfter),
     responses((status = 200, body = JobLogPage)), tag = "jobs")]
 pub(super) async fn logs(
@@ -115,15 +224,18 @@ pub(super) async fn logs(
     id: Result<Path<JobId>, PathRejection>,
     query: Result<Query<JobLinesAfter>, QueryRejection>,
 ) -> ApiResult<JobLogPage> {
-    let (Path(id), Query(JobLinesAfter { after, rank })) = (id?, query?);
+    let (Path(id), Query(JobLinesAfter { after, rank, wait_ms })) = (id?, query?);
     let after = json_number(after)?;
     if server.cluster(|cluster| !cluster.jobs().jobs().contains_key(&id)) {
         return Err(no_job(id));
     }
-    let term = server.lock_leadership().as_ref().map(|leadership| leadership.term.0);
-    let epoch = term.ok_or_else(|| unavailable("this replica has lost leadership"))?;
-    let mut logs = server.job_logs.lock().expect("no holder of this lock panics");
-    Ok(Json(logs.page(epoch, id, rank, after, PAGE_MAX)))
+    let news = server.job_line_news.subscribe();
+    let page = hold(poll_wait(wait_ms), news, server.ending.cancelled(), || {
+        let page = server.job_lines(id, rank, after);
+        let is_news = !page.as_ref().is_ok_and(|page| page.items.is_empty());
+        (page, is_news)
+    });
+    page.await.map(Json)
 }
 
 fn no_job(id: JobId) -> Failure {

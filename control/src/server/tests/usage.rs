@@ -15,7 +15,7 @@ use scheduler::{
     Action, Actor, EndCause, GangPlan, GangSlotPlan, JobRequest, JobSlotName, Rebill, Reply, Step,
 };
 use serde::de::DeserializeOwned;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,20 +23,20 @@ const JOB: &str = "kind = 'job'\nname = 'train'\nartifact = { name = 'trainer', 
     command = ['/bin/train']\nranks = 1\nranks_per_slot = 1\nslots = 1\nrun_seconds_max = 600\nretries = 99\n\
     submit = { any_token = true }\nresources = { cpu_millicores = 2000, memory = '1 GiB' }\n";
 
-async fn get<T: DeserializeOwned>(server: &Arc<Server>, path: &str) -> T {
+pub(super) async fn get<T: DeserializeOwned>(server: &Arc<Server>, path: &str) -> T {
     let (status, body) = ask::<()>(server, Method::GET, path, None).await;
     assert_eq!(status, StatusCode::OK, "{path}: {}", String::from_utf8_lossy(&body));
     serde_json::from_slice(&body).unwrap()
 }
 
-async fn must(server: &Arc<Server>, actor: Actor, action: Action) -> Reply {
+pub(super) async fn must(server: &Arc<Server>, actor: Actor, action: Action) -> Reply {
     let reply = server.command(actor, action).await.unwrap();
     assert!(!matches!(reply, Reply::Refused { .. }), "{reply:?}");
     reply
 }
 
 /// Has the circle decide a change, by its only member's vote.
-async fn decide(server: &Arc<Server>, change: Change) {
+pub(super) async fn decide(server: &Arc<Server>, change: Change) {
     let now = wall_clock();
     let proposal = server.cluster(|cluster| {
         let nonce = Digest::of(&cluster.generation().to_le_bytes());
@@ -56,7 +56,7 @@ async fn execute(server: &Arc<Server>, steps: Vec<Step>) {
 }
 
 /// Returns a leader with a node, a price of 3.6 units for a core's hour, and a job.
-async fn lab() -> (SimulatedServers, usize, JobId) {
+pub(super) async fn lab() -> (SimulatedServers, usize, JobId) {
     let world = SimulatedServers::start(1);
     let leads = world.lead().await;
     let server = &world.servers[leads];
@@ -72,6 +72,8 @@ async fn lab() -> (SimulatedServers, usize, JobId) {
         parameters: BTreeMap::new(),
         priority: None,
         deadline_seconds: None,
+        after: BTreeSet::new(),
+        array: None,
     };
     let tester = Actor::Token("tester".parse().unwrap());
     let reply = must(server, tester, Action::RequestJob(Box::new(request))).await;

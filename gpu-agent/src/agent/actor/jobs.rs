@@ -5,12 +5,12 @@ use super::super::core::{
     GrantedResources, HeldByJobs, JobAction, JobInput, JobSlotEnd, NodeFacts, SlotKey, accepted_report,
     halted_slots, job_key, reconcile_jobs,
 };
-use super::super::jobs::{JobSlotCommand, JobSlotEnded, spawn};
+use super::super::jobs::{JobSlotCommand, JobSlotEnded, SlotSources, spawn};
 use super::super::models::ModelSource;
 use super::AgentActor;
 use protocol::agent::NodeResources;
 use protocol::error_code;
-use protocol::job_report::{JOB_REPORTS_MAX, JobAssignment, JobSlotReport, JobSlotState};
+use protocol::job_report::{ArtifactSource, JOB_REPORTS_MAX, JobAssignment, JobSlotReport, JobSlotState};
 use protocol::{Fence, Refusal};
 use std::collections::{BTreeMap, BTreeSet};
 use tokio::task::JoinError;
@@ -129,9 +129,16 @@ impl AgentActor {
         let of_slot =
             |part: &&JobAssignment| job_key(&part.order.order) == *key && part.order.order.fence == fence;
         let assigned = self.state.desired.as_ref().and_then(|desired| desired.jobs.iter().find(of_slot));
-        let source = assigned.and_then(|part| part.artifact.clone());
-        let source = source.map(|source| ModelSource { record: source.record, wrap: source.wrap });
-        let handle = spawn(&mut self.jobs.tasks, self.node.clone(), (grant, gang), &held.report, source);
+        let location = |source: &ArtifactSource| {
+            let ArtifactSource { record, wrap } = source.clone();
+            ModelSource { record, wrap }
+        };
+        let sources = SlotSources {
+            artifact: assigned.and_then(|part| part.artifact.as_ref()).map(location),
+            inputs: assigned.into_iter().flat_map(|part| &part.inputs).map(location).collect(),
+            checkpoint: assigned.and_then(|part| part.checkpoint.clone()),
+        };
+        let handle = spawn(&mut self.jobs.tasks, self.node.clone(), (grant, gang), &held.report, sources);
         self.jobs.slots.insert(key.clone(), handle);
     }
 

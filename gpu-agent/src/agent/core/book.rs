@@ -1,15 +1,15 @@
 //! The order book: the orders that this node accepted, and the highest fence of every slot it ever held.
 //!
-//! A fence never decreases, even long after its order was released: this makes a replayed order recognisable.
 //! The book in memory holds the proof beside each order. The disk holds only the order. Reading it verifies
 //! it again: against the present state if its approval is still in force, and otherwise against the chain at
 //! the time of acceptance.
 
 use super::SlotKey;
+use super::fences::{BookError, BookHead, Fences};
 use human_chain::{
     Approved, ApprovedService, ChainError, CircleState, SlotGrant, check_order, verify_replay,
 };
-use protocol::agent_state::{HeldOrder, ORDER_BOOK_VERSION, OrderBookRecord, SlotFence};
+use protocol::agent_state::{HeldOrder, ORDER_BOOK_VERSION, OrderBookRecord};
 use protocol::governance::{Bundle, SignedGenesis};
 use protocol::order::SignedOrder;
 use protocol::{CircleId, Fence, Millis, NodeId};
@@ -26,24 +26,10 @@ pub struct Held {
     pub grant: Arc<Approved<SlotGrant>>,
 }
 
-/// Reason why a record is not this node's order book.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum BookError {
-    /// The version is not the one that this release reads.
-    #[error("has form {0}; this release reads {ORDER_BOOK_VERSION}")]
-    Version(u32),
-    /// The record belongs to another circle or another node.
-    #[error("belongs to another {0}")]
-    Foreign(&'static str),
-    /// The record contains something that this release never writes.
-    #[error("contradicts itself: {0}")]
-    Contradiction(&'static str),
-}
-
 /// Orders and fences of one node.
 #[derive(Debug, Clone, Default)]
 pub struct OrderBook {
-    fences: BTreeMap<SlotKey, Fence>,
+    fences: Fences,
     held: BTreeMap<SlotKey, Held>,
 }
 
@@ -51,7 +37,7 @@ impl OrderBook {
     /// Returns the highest fence ever accepted for a slot.
     #[must_use]
     pub fn last_fence(&self, key: &SlotKey) -> Option<Fence> {
-        self.fences.get(key).copied()
+        self.fences.highest(key)
     }
 
     /// Returns the order held for a slot.
@@ -86,8 +72,7 @@ impl OrderBook {
         let (key, fence) = (SlotKey::of(&signed.order), signed.order.fence);
         let granted = grant.get();
         assert!(granted.service.name == key.service && granted.slot == key.slot && granted.fence == fence);
-        assert!(self.last_fence(&key).is_none_or(|last| fence > last), "a fence never falls");
-        self.fences.insert(key.clone(), fence);
+        self.fences.raise(key.clone(), fence);
         let order = HeldOrder { signed, governance_length, accepted_at, released: false };
         self.held.insert(key, Held { order, grant: Arc::new(grant) });
     }
@@ -117,10 +102,7 @@ impl OrderBook {
             if of_order != *key {
                 return Err(format!("the order for {of_order} is held for {key}"));
             }
-            if self.last_fence(key) != Some(order.fence) {
-                let last = self.last_fence(key).map_or("none".into(), |fence| fence.to_string());
-                return Err(format!("{key} is held at fence {}, its highest is {last}", order.fence));
-            }
+            self.fences.check_held(key, order.fence)?;
             if (&grant.service.name, grant.slot, grant.fence) != (&key.service, key.slot, order.fence) {
                 return Err(format!("{key} at fence {} is held under the grant of another", order.fence));
             }
@@ -133,27 +115,17 @@ impl OrderBook {
     /// # Errors
     /// The text of the first violated invariant.
     pub fn check_follows(&self, before: &Self) -> Result<(), String> {
-        let fell =
-            before.fences.iter().find(|(key, fence)| self.last_fence(key).is_none_or(|now| now < **fence));
-        match fell {
-            Some((key, fence)) => Err(format!("the fence of {key} fell below {fence}")),
-            None => Ok(()),
-        }
+        self.fences.check_follows(&before.fences)
     }
 
     /// Returns the record to persist.
     #[must_use]
     pub fn to_record(&self, circle: CircleId, node: NodeId) -> OrderBookRecord {
-        let fence = |(key, fence): (&SlotKey, &Fence)| SlotFence {
-            service: key.service.clone(),
-            slot: key.slot,
-            fence: *fence,
-        };
         OrderBookRecord {
             version: ORDER_BOOK_VERSION,
             circle,
             node,
-            fences: self.fences.iter().map(fence).collect(),
+            fences: self.fences.to_list(),
             held: self.held.values().map(|held| held.order.clone()).collect(),
         }
     }
@@ -171,21 +143,9 @@ impl OrderBook {
         bundles: impl IntoIterator<Item = impl Borrow<Bundle>>,
         node: NodeId,
     ) -> Result<(Self, Vec<(SlotKey, ChainError)>), BookError> {
-        if record.version != ORDER_BOOK_VERSION {
-            return Err(BookError::Version(record.version));
-        }
-        if record.circle != state.id() {
-            return Err(BookError::Foreign("circle"));
-        }
-        if record.node != node {
-            return Err(BookError::Foreign("node"));
-        }
-        let mut book = Self::default();
-        for SlotFence { service, slot, fence } in record.fences {
-            if book.fences.insert(SlotKey { service, slot }, fence).is_some() {
-                return Err(BookError::Contradiction("a slot has two fences"));
-            }
-        }
+        let head = BookHead { version: record.version, circle: record.circle, node: record.node };
+        head.check(BookHead { version: ORDER_BOOK_VERSION, circle: state.id(), node })?;
+        let mut book = Self { fences: Fences::from_list(record.fences)?, held: BTreeMap::new() };
         for order in &record.held {
             let key = SlotKey::of(&order.signed.order);
             if book.last_fence(&key) != Some(order.signed.order.fence) {
@@ -274,12 +234,14 @@ fn verify_again(
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use super::super::fences::tests::planted;
     use super::super::testing::{NOW, TestCircle, admission, service};
     use super::*;
     use human_chain::MemberSecret;
     use overlay::Identity;
     use protocol::order::SlotOrder;
     use protocol::{Digest, ModelRoot, SlotIndex};
+    use std::mem::take;
 
     fn key(slot: u32) -> SlotKey {
         SlotKey { service: "chat".parse().unwrap(), slot: SlotIndex(slot) }
@@ -308,15 +270,11 @@ mod tests {
         assert_eq!(book().check_invariants(), Ok(()));
         let plants: [(Plant, &str); 4] = [
             (
-                |book| {
-                    book.fences.insert(key(0), Fence::new(1, 6));
-                },
+                |book| book.fences = planted(take(&mut book.fences), &key(0), Some(Fence::new(1, 6))),
                 "chat/0 is held at fence 1.5, its highest is 1.6",
             ),
             (
-                |book| {
-                    book.fences.remove(&key(0));
-                },
+                |book| book.fences = planted(take(&mut book.fences), &key(0), None),
                 "chat/0 is held at fence 1.5, its highest is none",
             ),
             (
@@ -378,9 +336,7 @@ mod tests {
         let mut after = before.clone();
         after.forget(&key(0));
         assert_eq!(after.check_follows(&before), Ok(()), "a forgotten order leaves its fence");
-        after.fences.insert(key(0), Fence::new(1, 4));
-        assert_eq!(after.check_follows(&before), Err("the fence of chat/0 fell below 1.5".into()));
-        after.fences.remove(&key(0));
+        after.fences = planted(after.fences, &key(0), None);
         assert_eq!(after.check_follows(&before), Err("the fence of chat/0 fell below 1.5".into()));
     }
 }

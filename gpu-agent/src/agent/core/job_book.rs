@@ -4,9 +4,10 @@
 //! slot starts only under the grant in memory. The file on disk grants nothing: a restarted agent reports a
 //! slot that had not ended as lost.
 
-use super::{BookError, GangOrders, SlotKey};
+use super::fences::{BookError, BookHead, Fences};
+use super::{GangOrders, SlotKey};
 use human_chain::{Approved, JobGrant};
-use protocol::agent_state::{JOB_BOOK_VERSION, JobBookRecord, SlotFence};
+use protocol::agent_state::{JOB_BOOK_VERSION, JobBookRecord};
 use protocol::job::{JobOrder, SlotRanks};
 use protocol::job_report::{JobSlotReport, JobSlotState, RankEnd, RankOutcome};
 use protocol::{CircleId, Fence, NodeId, Refusal};
@@ -81,7 +82,7 @@ pub fn accepted_report(order: &JobOrder) -> JobSlotReport {
 /// Slots of jobs of one node, and their fences.
 #[derive(Debug, Clone, Default)]
 pub struct JobOrderBook {
-    fences: BTreeMap<SlotKey, Fence>,
+    fences: Fences,
     held: BTreeMap<SlotKey, HeldJob>,
 }
 
@@ -89,7 +90,7 @@ impl JobOrderBook {
     /// Returns the highest fence ever accepted for a slot.
     #[must_use]
     pub fn last_fence(&self, key: &SlotKey) -> Option<Fence> {
-        self.fences.get(key).copied()
+        self.fences.highest(key)
     }
 
     /// Returns what is held for a slot.
@@ -118,8 +119,7 @@ impl JobOrderBook {
         let (key, fence) = (job_key(order), order.fence);
         let granted = grant.get();
         assert!(granted.manifest.name == key.service && granted.slot == key.slot && granted.fence == fence);
-        assert!(self.last_fence(&key).is_none_or(|last| fence > last), "a fence never falls");
-        self.fences.insert(key.clone(), fence);
+        self.fences.raise(key.clone(), fence);
         debug_assert_eq!((gang.members.id, gang.members.attempt), (granted.id, granted.attempt));
         let (grant, gang) = (Some(Arc::new(grant)), Some(Arc::new(gang)));
         let held = HeldJob { report: accepted_report(order), grant, gang };
@@ -157,9 +157,7 @@ impl JobOrderBook {
             if (&report.job, report.slot) != (&key.service, key.slot) {
                 return Err(format!("the slot {}/{} is held as {key}", report.job, report.slot));
             }
-            if self.last_fence(key) != Some(report.fence) {
-                return Err(format!("{key} is held at fence {}, which is not its highest", report.fence));
-            }
+            self.fences.check_held(key, report.fence)?;
         }
         Ok(())
     }
@@ -167,16 +165,11 @@ impl JobOrderBook {
     /// Returns the record to persist.
     #[must_use]
     pub fn to_record(&self, circle: CircleId, node: NodeId) -> JobBookRecord {
-        let fence = |(key, fence): (&SlotKey, &Fence)| SlotFence {
-            service: key.service.clone(),
-            slot: key.slot,
-            fence: *fence,
-        };
         JobBookRecord {
             version: JOB_BOOK_VERSION,
             circle,
             node,
-            fences: self.fences.iter().map(fence).collect(),
+            fences: self.fences.to_list(),
             held: self.held.values().map(|held| held.report.clone()).collect(),
         }
     }
@@ -187,21 +180,9 @@ impl JobOrderBook {
     /// # Errors
     /// [`BookError`]: the whole record must be discarded.
     pub fn from_record(record: JobBookRecord, circle: CircleId, node: NodeId) -> Result<Self, BookError> {
-        if record.version != JOB_BOOK_VERSION {
-            return Err(BookError::Version(record.version));
-        }
-        if record.circle != circle {
-            return Err(BookError::Foreign("circle"));
-        }
-        if record.node != node {
-            return Err(BookError::Foreign("node"));
-        }
-        let mut book = Self::default();
-        for SlotFence { service, slot, fence } in record.fences {
-            if book.fences.insert(SlotKey { service, slot }, fence).is_some() {
-                return Err(BookError::Contradiction("a slot has two fences"));
-            }
-        }
+        let head = BookHead { version: record.version, circle: record.circle, node: record.node };
+        head.check(BookHead { version: JOB_BOOK_VERSION, circle, node })?;
+        let mut book = Self { fences: Fences::from_list(record.fences)?, held: BTreeMap::new() };
         for report in record.held {
             let key = SlotKey { service: report.job.clone(), slot: report.slot };
             let (fence, ranks) = (report.fence, report.ranks);

@@ -209,16 +209,9 @@ fn grant_job(
 /// Checks the requirements of the envelope that only the node can evaluate.
 fn check_node(facts: &NodeFacts, grant: &JobGrant) -> Result<(), Refusal> {
     let manifest = &grant.manifest;
-    let unbuilt = |what: &str| {
-        let message = format!("job `{}` {what}, which this release does not run", manifest.name);
-        Err(Refusal::new(error_code::KIND_NOT_BUILT, message))
-    };
     if !manifest.egress.is_empty() {
         let message = format!("job `{}` asks for egress, which is not built yet", manifest.name);
         return Err(Refusal::new(error_code::EGRESS_NOT_BUILT, message));
-    }
-    if !manifest.models.is_empty() || !manifest.datasets.is_empty() {
-        return unbuilt("reads models or datasets");
     }
     let (asked, given) = (manifest.placement.isolation, facts.isolation);
     if given < asked {

@@ -252,6 +252,7 @@ pub(crate) fn service(name: &str, root: ModelRoot, max: u32) -> ServiceManifest 
 pub(crate) fn job(name: &str) -> JobManifest {
     JobManifest {
         name: name.parse().unwrap(),
+        project: None,
         artifact: Some(ArtifactChoice {
             name: "trainer".parse().unwrap(),
             root: ArtifactRoot(Digest::of(b"tree")),

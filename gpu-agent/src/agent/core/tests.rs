@@ -11,6 +11,7 @@ use super::*;
 use human_chain::{HaltBook, MemberSecret};
 use overlay::Identity;
 use protocol::agent::{Assignment, Desired, Gpu, NodeResources};
+use protocol::agent_state::ORDER_BOOK_VERSION;
 use protocol::governance::{BallotSignature, Bundle, Change};
 use protocol::manifest::{Isolation, OnExpiry, ServiceManifest};
 use protocol::order::SignedOrder;
@@ -760,7 +761,8 @@ fn the_book_comes_back_from_disk_with_proofs_and_fences() {
     assert!(matches!(read(wrong, scene.facts.id).unwrap_err(), BookError::Contradiction(_)));
     let mut wrong = record.clone();
     wrong.version = 99;
-    assert_eq!(read(wrong, scene.facts.id).unwrap_err(), BookError::Version(99));
+    let error = BookError::Version { found: 99, read: ORDER_BOOK_VERSION };
+    assert_eq!(read(wrong, scene.facts.id).unwrap_err(), error);
 }
 
 #[test]

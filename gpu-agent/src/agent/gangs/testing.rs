@@ -75,6 +75,8 @@ impl Attempt {
             submitter: Submitter::Token("ci".parse().unwrap()),
             issued_at: NOW,
             deadline: NOW.plus(3_600_000),
+            after: vec![],
+            array: None,
         };
         let template = JobOrder {
             circle: world.state.id(),

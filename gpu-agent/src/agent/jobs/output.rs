@@ -20,9 +20,15 @@ const READ_BYTES: usize = 16 * 1024;
 /// Minimum cost of a read, so that single bytes are no cheaper way to keep an agent busy.
 const READ_BYTES_MIN: u32 = 512;
 
-/// Starts to read both streams of a rank. A reader ends when every writer of its stream is gone.
-pub(super) fn read_rank(readers: &mut JoinSet<()>, node: &Arc<Node>, key: RankKey, output: RankOutput) {
-    let sequence = Arc::new(AtomicU64::new(0));
+/// Starts to read both streams of a rank, whose lines are numbered by `sequence`. A reader ends when every
+/// writer of its stream is gone.
+pub(super) fn read_rank(
+    readers: &mut JoinSet<()>,
+    node: &Arc<Node>,
+    key: RankKey,
+    sequence: &Arc<AtomicU64>,
+    output: RankOutput,
+) {
     for stream in [output.output, output.error] {
         readers.spawn(read_stream(node.clone(), key, sequence.clone(), stream));
     }

@@ -1,9 +1,14 @@
-//! Task of one slot of a job: it checks the artifact, waits for the start of the gang, runs the ranks, and
-//! ends them on command, at the time limit, or when the autonomy of the job is over.
+//! Task of one slot of a job: it checks the artifact and the checkpoint, waits for the start of the gang,
+//! runs the ranks, and ends them on command, at the time limit, or when the autonomy of the job is over. The
+//! slot of rank 0 keeps what the job leaves.
 
+use super::areas::SlotAreas;
+use super::data::{SlotData, restore};
+use super::inputs::{SlotInputs, place_inputs};
 use super::lines::RankKey;
 use super::network::network_of;
 use super::output::read_rank;
+use super::watch::CheckpointWatch;
 use crate::agent::core::{GangOrders, JobSlotEnd, Refusal, SlotKey, job_end, lapsed};
 use crate::agent::gangs::GangMembership;
 use crate::agent::models::ModelSource;
@@ -11,17 +16,22 @@ use crate::agent::node::Node;
 use crate::agent::slot::sandbox_name;
 use human_chain::{Approved, JobGrant, RankCommand, rank_host};
 use model_store::TreeInUse;
+use overlay::CancellationToken;
 use protocol::job::SlotRanks;
+use protocol::job_data::JobDataSource;
 use protocol::job_report::{JobSlotReport, JobSlotState, RankOutcome};
 use protocol::manifest::Resources;
+use protocol::model::StoredKind;
 use protocol::sandbox::{DiskArea, ProcessProfile, RankProgram, SandboxLimits, WritableAreas};
 use protocol::{Fence, error_code};
 use sandbox::{Ended, Running, StartProcess, etc_files};
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 
 /// Processes and threads of each rank: interpreters of machine learning start one thread per core and
@@ -33,6 +43,9 @@ const OPEN_FILES_MAX: u32 = 4096;
 const AREA_BYTES_MIN: u64 = 4096;
 /// Longest wait for the rest of the output once every rank has ended.
 const OUTPUT_WAIT: Duration = Duration::from_secs(2);
+/// Longest time for which a slot whose ranks have ended stores and registers what they left. Control ends an
+/// attempt whose outputs take longer than its run time.
+const KEEP_LIMIT: Duration = Duration::from_secs(3600);
 /// Pause before the removal of a sandbox is tried again.
 const REMOVE_AGAIN: Duration = Duration::from_secs(1);
 
@@ -97,8 +110,21 @@ pub(in crate::agent) struct JobSlotEnded {
     pub(in crate::agent) end: JobSlotEnd,
 }
 
-/// Artifact of a slot, and its membership in a gang of several slots.
-type PreparedSlot = (TreeInUse, Option<GangMembership>);
+/// Needs of a slot before its ranks start.
+struct PreparedSlot {
+    tree: TreeInUse,
+    /// Membership in a gang of several slots.
+    membership: Option<GangMembership>,
+    inputs: SlotInputs,
+    areas: Arc<SlotAreas>,
+}
+
+/// State that a running slot keeps of its ranks.
+struct KeptSlot {
+    running: Arc<dyn Running>,
+    /// Watch on `/checkpoint`; none if this slot keeps no checkpoints.
+    watch: Option<CheckpointWatch>,
+}
 
 struct JobTask {
     node: Arc<Node>,
@@ -106,18 +132,28 @@ struct JobTask {
     ranks: SlotRanks,
     grant: Arc<Approved<JobGrant>>,
     gang: Arc<GangOrders>,
-    source: Option<ModelSource>,
+    sources: SlotSources,
     command: watch::Receiver<JobSlotCommand>,
     status: Arc<Mutex<JobSlotStatus>>,
 }
 
-/// Starts a slot's task. `report` is the slot as accepted, `source` the location of its artifact.
+/// Locations of what a slot needs, as control names them.
+#[derive(Debug, Default)]
+pub(in crate::agent) struct SlotSources {
+    pub(in crate::agent) artifact: Option<ModelSource>,
+    /// Models and datasets that the ranks read.
+    pub(in crate::agent) inputs: Vec<ModelSource>,
+    /// Checkpoint with which the attempt begins.
+    pub(in crate::agent) checkpoint: Option<JobDataSource>,
+}
+
+/// Starts a slot's task. `report` is the slot as accepted.
 pub(in crate::agent) fn spawn(
     tasks: &mut JoinSet<JobSlotEnded>,
     node: Arc<Node>,
     (grant, gang): (Arc<Approved<JobGrant>>, Arc<GangOrders>),
     report: &JobSlotReport,
-    source: Option<ModelSource>,
+    sources: SlotSources,
 ) -> JobSlotHandle {
     let (command, receiver) = watch::channel(JobSlotCommand::Prepare);
     let status = JobSlotStatus { state: JobSlotState::Preparing, cpu_micros: 0, not_enforced: vec![] };
@@ -126,7 +162,7 @@ pub(in crate::agent) fn spawn(
     let grace_ms = grant.get().manifest.grace_seconds.saturating_mul(1000);
     let key = SlotKey { service: report.job.clone(), slot: report.slot };
     let handle = JobSlotHandle { fence, grace_ms, status: status.clone(), command };
-    let task = JobTask { node, key, ranks, grant, gang, source, command: receiver, status };
+    let task = JobTask { node, key, ranks, grant, gang, sources, command: receiver, status };
     tasks.spawn(task.run());
     handle
 }
@@ -134,8 +170,8 @@ pub(in crate::agent) fn spawn(
 impl JobTask {
     async fn run(self) -> JobSlotEnded {
         let end = match self.ready().await {
-            Ok((tree, membership)) => match self.launch(&tree).await {
-                Ok(running) => self.supervise(running, membership.as_ref()).await,
+            Ok(prepared) => match self.launch(&prepared).await {
+                Ok(kept) => self.supervise(kept, &prepared).await,
                 Err(refusal) => self.unstarted(refusal),
             },
             Err(end) => end,
@@ -172,16 +208,41 @@ impl JobTask {
         }
     }
 
-    /// Fetches the artifact and makes the links of the gang concurrently: a slot with both is ready.
+    /// Fetches the artifact, the inputs and the checkpoint, and makes the links of the gang, concurrently: a
+    /// slot with all of them is ready.
     async fn prepare(&self) -> Result<PreparedSlot, Refusal> {
-        let (rank, source) = (self.first_rank()?, self.source.as_ref());
-        let tree = self.node.trees.get(&self.node.models, rank.artifact.root, source);
+        let (rank, source) = (self.first_rank()?, self.sources.artifact.as_ref());
+        let areas = self.node.areas.make(&sandbox_name(&self.key, self.grant.get().fence));
+        let areas = Arc::new(areas.map_err(|error| {
+            let message = format!("make the areas of the slot: {error}");
+            Refusal::new(error_code::ARTIFACT_UNREADABLE, message)
+        })?);
+        let artifact = StoredKind::Artifact { tree: rank.artifact.root };
+        let tree = self.node.trees.get(&self.node.models, artifact, source);
+        let inputs = place_inputs(&self.node, &areas, &rank.inputs, &self.sources.inputs);
+        let restored = self.restore(&areas);
         if !self.gang.needs_network() {
-            return Ok((tree.await?, None));
+            let (tree, inputs, ()) = tokio::try_join!(tree, inputs, restored)?;
+            return Ok(PreparedSlot { tree, membership: None, inputs, areas: areas.clone() });
         }
         let membership = self.node.gangs.join(&self.gang)?;
-        let (tree, ()) = tokio::try_join!(tree, membership.linked())?;
-        Ok((tree, Some(membership)))
+        let (tree, inputs, (), ()) = tokio::try_join!(tree, inputs, restored, membership.linked())?;
+        Ok(PreparedSlot { tree, membership: Some(membership), inputs, areas: areas.clone() })
+    }
+
+    /// Places the checkpoint with which the attempt begins.
+    async fn restore(&self, areas: &Arc<SlotAreas>) -> Result<(), Refusal> {
+        let grant = self.grant.get();
+        let Some(source) = self.sources.checkpoint.as_ref().filter(|_| grant.manifest.checkpoints > 0) else {
+            return Ok(());
+        };
+        restore(&self.node, grant, areas, area_bytes(&grant.manifest.resources, self.ranks.count), source)
+            .await
+    }
+
+    /// Returns whether the slot keeps what the job leaves: that of rank 0 does.
+    fn keeps_data(&self) -> bool {
+        self.ranks.first == 0
     }
 
     /// Returns the command of the first rank: all ranks run the same artifact.
@@ -190,12 +251,15 @@ impl JobTask {
         first.ok_or_else(|| Refusal::new(error_code::ORDER_MISMATCH, "the slot has no rank"))
     }
 
-    async fn launch(&self, tree: &TreeInUse) -> Result<Arc<dyn Running>, Refusal> {
-        let (node, grant) = (&self.node, self.grant.get());
+    async fn launch(&self, prepared: &PreparedSlot) -> Result<KeptSlot, Refusal> {
+        let (node, grant, tree) = (&self.node, self.grant.get(), &prepared.tree);
         let network = network_of(&self.gang);
         let of_error = |error: &sandbox::SandboxError| Refusal::of(error.code(), error);
         let etc = etc_files(&network.hosts, Vec::new()).map_err(|error| of_error(&error))?;
-        let start = &tree.index.start;
+        let Some(start) = &tree.index.start else {
+            let message = "what the job names as its artifact is data, and no program";
+            return Err(Refusal::new(error_code::MODEL_KIND_WRONG, message));
+        };
         let program = |rank: &RankCommand| {
             let mut environment = start.environment.clone();
             environment.extend(rank.environment.clone());
@@ -206,8 +270,8 @@ impl JobTask {
             host_name: rank_host(self.ranks.first),
             working_directory: start.working_directory.clone(),
             ranks: grant.ranks.iter().map(program).collect(),
-            inputs: Vec::new(),
-            areas: areas(&grant.manifest.resources, self.ranks.count),
+            inputs: prepared.inputs.mounts.clone(),
+            areas: self.writable(&prepared.areas),
             etc,
             network: network.device,
         };
@@ -218,8 +282,31 @@ impl JobTask {
             devices: self.devices()?,
             lease_until: node.lease.borrow().until_job(&grant.manifest),
         };
+        // Before the first rank can rename anything.
+        let keeps = self.keeps_data() && grant.manifest.checkpoints > 0;
+        let watch = keeps.then(|| CheckpointWatch::new(&prepared.areas.checkpoint())).transpose();
+        let watch = watch.map_err(|error| {
+            let message = format!("watch /checkpoint: {error}");
+            Refusal::new(error_code::ARTIFACT_UNREADABLE, message)
+        })?;
         let started = node.launcher.clone().start_process(start).await;
-        started.map_err(|error| of_error(&error))
+        let running = started.map_err(|error| of_error(&error))?;
+        Ok(KeptSlot { running, watch })
+    }
+
+    /// Returns the writable areas of the slot. Those whose content is kept, or was placed before, are on
+    /// disk; the others are in memory, and end with the sandbox.
+    fn writable(&self, slot: &SlotAreas) -> WritableAreas {
+        let manifest = &self.grant.get().manifest;
+        let mut areas = areas(&manifest.resources, self.ranks.count);
+        let shown = |path: PathBuf| path.display().to_string();
+        if manifest.checkpoints > 0 {
+            areas.checkpoint.directory = Some(shown(slot.checkpoint()));
+        }
+        if self.keeps_data() {
+            areas.outputs.directory = Some(shown(slot.outputs()));
+        }
+        areas
     }
 
     /// Returns the device nodes of the slot's GPUs. A GPU that is gone or does not answer is an error.
@@ -238,27 +325,18 @@ impl JobTask {
         Ok(node.device.nodes(&indices))
     }
 
-    /// Runs the ranks to their end.
-    async fn supervise(&self, running: Arc<dyn Running>, gang: Option<&GangMembership>) -> JobSlotEnd {
-        let grant = self.grant.get();
+    /// Runs the ranks to their end, and keeps what they leave.
+    async fn supervise(&self, slot: KeptSlot, prepared: &PreparedSlot) -> JobSlotEnd {
+        let KeptSlot { running, watch } = slot;
         self.status().not_enforced = running.not_enforced().to_vec();
         self.enter(JobSlotState::Running);
         let (mut readers, mut links) = (JoinSet::new(), JoinSet::new());
-        match running.clone().descriptors().await {
-            Ok(descriptors) => {
-                for (rank, output) in (self.ranks.first..).zip(descriptors.ranks) {
-                    let key = RankKey { id: grant.id, attempt: grant.attempt, rank };
-                    read_rank(&mut readers, &self.node, key, output);
-                }
-                if let Some(gang) = gang {
-                    self.attach(&mut links, gang, descriptors.gang_device);
-                }
-            }
-            // Its init has ended or is about to; the wait below reports the end.
-            Err(error) => tracing::warn!(slot = %self.key, %error, "the output of the ranks is lost"),
-        }
+        let first_lines = Arc::new(AtomicU64::new(0));
+        self.read(&running, &mut readers, &mut links, (prepared.membership.as_ref(), &first_lines)).await;
+        let (keeping, over) = self.keep(prepared, watch, first_lines);
         let mut cause = None;
         let ended = self.follow(&running, &mut cause).await;
+        over.cancel();
         let all = async { while readers.join_next().await.is_some() {} };
         if tokio::time::timeout(OUTPUT_WAIT, all).await.is_err() {
             tracing::warn!(slot = %self.key, "the rest of the output of the ranks is not read");
@@ -271,7 +349,80 @@ impl JobTask {
             tokio::time::sleep(REMOVE_AGAIN).await;
         }
         let exit = ended.map_or((None, false), |ended| (ended.exit, ended.out_of_memory));
-        job_end(self.ranks, exit, cause, cpu_micros)
+        let end = job_end(self.ranks, exit, cause, cpu_micros);
+        self.finish(keeping, end).await
+    }
+
+    /// Starts to read the output of the ranks, and to move the packets of their gang.
+    async fn read(
+        &self,
+        running: &Arc<dyn Running>,
+        readers: &mut JoinSet<()>,
+        links: &mut JoinSet<()>,
+        (gang, first_lines): (Option<&GangMembership>, &Arc<AtomicU64>),
+    ) {
+        let grant = self.grant.get();
+        match running.clone().descriptors().await {
+            Ok(descriptors) => {
+                for (rank, output) in (self.ranks.first..).zip(descriptors.ranks) {
+                    let key = RankKey { id: grant.id, attempt: grant.attempt, rank };
+                    let is_first = rank == self.ranks.first;
+                    let lines = if is_first { first_lines.clone() } else { Arc::default() };
+                    read_rank(readers, &self.node, key, &lines, output);
+                }
+                if let Some(gang) = gang {
+                    self.attach(links, gang, descriptors.gang_device);
+                }
+            }
+            // Its init has ended or is about to; the wait for its end reports that.
+            Err(error) => tracing::warn!(slot = %self.key, %error, "the output of the ranks is lost"),
+        }
+    }
+
+    /// Starts to keep what the ranks leave. The token reports that they have ended.
+    fn keep(
+        &self,
+        prepared: &PreparedSlot,
+        watch: Option<CheckpointWatch>,
+        lines: Arc<AtomicU64>,
+    ) -> (Option<KeepingTask>, CancellationToken) {
+        let over = CancellationToken::new();
+        if !self.keeps_data() {
+            return (None, over);
+        }
+        let bytes_max = area_bytes(&self.grant.get().manifest.resources, self.ranks.count);
+        let (node, grant, areas) = (self.node.clone(), self.grant.clone(), prepared.areas.clone());
+        let data = SlotData::new(node, grant, areas, bytes_max, lines);
+        (Some(KeepingTask(tokio::spawn(data.follow(watch, over.clone())))), over)
+    }
+
+    /// Waits for the last checkpoints, and keeps the outputs of ranks that have all succeeded. A halt ends
+    /// it, and so does its limit.
+    async fn finish(&self, keeping: Option<KeepingTask>, end: JobSlotEnd) -> JobSlotEnd {
+        let Some(mut keeping) = keeping else { return end };
+        let succeeded = end.refusal.is_none() && end.ends.iter().all(|end| end.outcome.is_success());
+        let finishing = async {
+            let data = (&mut keeping.0).await.map_err(|error| {
+                Refusal::new(error_code::ARTIFACT_UNREADABLE, format!("keep what the job left: {error}"))
+            })?;
+            if succeeded { data.keep_outputs().await } else { Ok(()) }
+        };
+        let refusal = tokio::select! {
+            biased;
+            () = killed(self.command.clone()) => return end,
+            finished = tokio::time::timeout(KEEP_LIMIT, finishing) => match finished {
+                Ok(finished) => finished.err(),
+                Err(_) => {
+                    let message = "what the job left could not be stored and registered within an hour";
+                    Some(Refusal::new(error_code::STORE_UNREACHABLE, message))
+                }
+            },
+        };
+        match refusal.filter(|_| succeeded) {
+            // Without its outputs, the attempt is no success.
+            Some(refusal) => JobSlotEnd { refusal: Some(refusal), ..end },
+            None => end,
+        }
     }
 
     /// Moves the packets of the ranks while they run. Without its device the ranks of a slot reach no others,
@@ -352,6 +503,15 @@ impl JobTask {
     }
 }
 
+/// Task that keeps what the ranks leave; it ends with its slot.
+struct KeepingTask(JoinHandle<SlotData>);
+
+impl Drop for KeepingTask {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
 /// Waits for a command beyond the preparation, and returns whether it is to start.
 async fn started(mut command: watch::Receiver<JobSlotCommand>) -> bool {
     let commanded = command.wait_for(|command| *command > JobSlotCommand::Prepare).await;
@@ -381,10 +541,15 @@ fn limits(each: &Resources, ranks: u32) -> SandboxLimits {
     }
 }
 
-/// Returns the writable areas of a slot. All are in memory, which counts as that of the ranks, so a program
-/// that fills them reaches its memory limit, and nothing of them outlives the attempt.
+/// Returns the bound of each writable area of a slot in bytes.
+fn area_bytes(each: &Resources, ranks: u32) -> u64 {
+    (each.memory_bytes.saturating_mul(u64::from(ranks)) / 2).max(AREA_BYTES_MIN)
+}
+
+/// Returns the writable areas of a slot, all of them in memory, which counts as that of the ranks: a program
+/// that fills them reaches its memory limit.
 fn areas(each: &Resources, ranks: u32) -> WritableAreas {
-    let half = (each.memory_bytes.saturating_mul(u64::from(ranks)) / 2).max(AREA_BYTES_MIN);
+    let half = area_bytes(each, ranks);
     let area = || DiskArea { bytes_max: half, directory: None };
     WritableAreas {
         tmp_bytes: half,

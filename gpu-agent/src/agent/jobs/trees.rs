@@ -5,6 +5,7 @@ use crate::agent::models::{ModelSource, Models};
 use host::files::private_directory;
 use model_store::{ArtifactCache, ArtifactError, CachedTree, TreeInUse};
 use protocol::artifact::ARTIFACT_BYTES_MAX;
+use protocol::model::StoredKind;
 use protocol::{ArtifactRoot, error_code};
 use std::fs::{self, File};
 use std::io;
@@ -46,27 +47,31 @@ impl ArtifactTrees {
         self.changed.load(Ordering::Relaxed)
     }
 
-    /// Returns the tree of this root, every byte of which was compared just now. A tree that is missing or
-    /// changed is fetched again.
+    /// Returns the tree of this artifact or dataset, every byte of which was compared just now. A tree that
+    /// is missing or changed is fetched again.
     ///
     /// # Errors
     /// If the tree is not there and control names no location of it, or the fetched one is not of this root.
     pub(super) async fn get(
         &self,
         models: &Models,
-        root: ArtifactRoot,
+        kind: StoredKind,
         source: Option<&ModelSource>,
     ) -> Result<TreeInUse, Refusal> {
+        let root = kind.tree().ok_or_else(|| {
+            let message = format!("an item of kind {} has no tree", kind.name());
+            Refusal::new(error_code::MODEL_KIND_WRONG, message)
+        })?;
         let _one = self.fetching.lock().await;
         if let Some(tree) = self.lookup(root).await? {
             return Ok(tree);
         }
         let source = source.ok_or_else(|| {
-            let message = format!("control names no location of artifact {root}");
+            let message = format!("control names no location of {} {root}", kind.name());
             Refusal::new(error_code::MODEL_NOT_FOUND, message)
         })?;
         let path = self.packed.join(root.to_string());
-        let outcome = self.fetch(models, root, source, &path).await;
+        let outcome = self.fetch(models, (kind, root), source, &path).await;
         if let Err(error) = fs::remove_file(&path) {
             tracing::debug!(path = %path.display(), %error, "remove a packed artifact");
         }
@@ -80,7 +85,7 @@ impl ArtifactTrees {
     async fn fetch(
         &self,
         models: &Models,
-        root: ArtifactRoot,
+        (kind, root): (StoredKind, ArtifactRoot),
         source: &ModelSource,
         path: &Path,
     ) -> Result<(), Refusal> {
@@ -90,7 +95,7 @@ impl ArtifactTrees {
         };
         let opened = File::options().read(true).write(true).create(true).truncate(true).open(path);
         let file = opened.map_err(unwritable)?;
-        models.fetch_packed(root, source, &file).await?;
+        models.fetch_packed(kind, source, &file).await?;
         let cache = self.cache.clone();
         blocking(move || cache.insert(root, &file)).await
     }

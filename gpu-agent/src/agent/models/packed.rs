@@ -4,21 +4,21 @@ use super::{ModelSource, Models, check_size, read_refusal};
 use crate::agent::core::Refusal;
 use model_store::{MapDestination, fetch_manifest};
 use protocol::artifact::ARTIFACT_FILE;
+use protocol::error_code;
 use protocol::model::StoredKind;
-use protocol::{ArtifactRoot, error_code};
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
 impl Models {
-    /// Reads the packed artifact of this tree into an empty file. The record of it is untrusted: the cache
-    /// compares every byte with the tree's root.
+    /// Reads the packed item of this kind, with its tree, into an empty file. The record of it is untrusted:
+    /// the cache compares every byte with the tree's root.
     ///
     /// # Errors
-    /// If no store has it, the key is missing or wrong, or the stored item is no artifact of this tree.
+    /// If no store has it, the key is missing or wrong, or the stored item is of another kind or tree.
     pub(in crate::agent) async fn fetch_packed(
         &self,
-        tree: ArtifactRoot,
+        kind: StoredKind,
         source: &ModelSource,
         to: &File,
     ) -> Result<(), Refusal> {
@@ -27,8 +27,8 @@ impl Models {
         let manifest = fetch_manifest(root, &self.open_stores(source), &self.pool).await;
         let manifest = manifest.map_err(|error| read_refusal(&error))?;
         check_size(&manifest, &source.record)?;
-        if manifest.kind != (StoredKind::Artifact { tree }) {
-            let message = format!("`{}` is not the artifact {tree} that the job names", manifest.name);
+        if manifest.kind != kind {
+            let message = format!("`{}` is not the {} that the job names", manifest.name, kind.name());
             return Err(Refusal::new(error_code::MODEL_KIND_WRONG, message));
         }
         let invalid = || {

@@ -2,9 +2,10 @@
 //!
 //! The worker sends its key and state, waits for its weights, prints their digest, and presents its tickets
 //! to each gateway without TLS. The gateway accepts tables and reports them on its public socket. The rank is
-//! one of a gang of two.
+//! one of a gang of two. The trainer leaves checkpoints and outputs.
 
 mod rank;
+mod trainer;
 
 use overlay::descriptors::{FrameError, blocking};
 use protocol::gateway::{RouteTable, TableAccepted};
@@ -39,6 +40,7 @@ fn main() {
         Some("worker") => run(),
         Some("gateway") => gateway(&arguments.collect::<Vec<_>>()),
         Some("rank") => rank::run(),
+        Some("trainer") => trainer::run(&arguments.collect::<Vec<_>>()),
         _ => Err(io::Error::other("used by the tests of gpu-agent")),
     };
     if let Err(error) = outcome {

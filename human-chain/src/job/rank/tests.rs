@@ -4,7 +4,7 @@ use super::*;
 use proptest::prelude::*;
 use protocol::job::Submitter;
 use protocol::manifest::Manifest;
-use protocol::{CircleId, Digest, Millis};
+use protocol::{CircleId, Digest, JobId, Millis};
 
 const JOB: &str = "kind = 'job'\nname = 'train'\nartifact = { name = 'trainer', root = 'ROOT' }\n\
     command = ['/bin/train', '--steps={steps}', '{text}', 'fixed']\nranks = 4\nranks_per_slot = 2\n\
@@ -37,6 +37,8 @@ fn submission(parameters: &[(&str, &str)]) -> JobSubmission {
         submitter: Submitter::Token("ci".parse().expect("a name")),
         issued_at: Millis(0),
         deadline: Millis(1),
+        after: vec![],
+        array: None,
     }
 }
 
@@ -64,6 +66,20 @@ fn a_rank_is_given_its_place_its_parameters_and_its_inputs() {
     let paths: Vec<&str> = rank.inputs.iter().map(|input| input.path.as_str()).collect();
     assert_eq!(paths, ["/models/base", "/datasets/corpus"]);
     assert_eq!(Some(rank.artifact), job().artifact);
+}
+
+#[test]
+fn a_task_of_an_array_finds_its_index_and_a_job_of_its_own_none() {
+    let array = JobId(Digest([7; 32]));
+    let variables = |array: Option<ArrayTask>| {
+        let submission = JobSubmission { array, ..submission(&[("text", "x")]) };
+        let rank = derive_rank(&job(), &submission, SECOND, 3, &[]).expect("a sound submission");
+        let of_array = rank.environment.into_iter().filter(|(name, _)| name.starts_with("JOB_ARRAY"));
+        of_array.map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>()
+    };
+    let task = ArrayTask { array, index: 3, count: 8 };
+    assert_eq!(variables(Some(task)), ["JOB_ARRAY_COUNT=8", "JOB_ARRAY_INDEX=3"]);
+    assert_eq!(variables(None), [""; 0]);
 }
 
 #[test]

@@ -5,6 +5,7 @@ use super::*;
 use crate::testing::flip;
 use crate::{Imported, SweepOptions, SweepReport};
 use protocol::ModelRoot;
+use protocol::model::StoredKind;
 use std::collections::BTreeSet;
 
 /// Three nodes with one store each, and the peers that they admit.
@@ -47,6 +48,29 @@ impl Fleet {
             open_store(&StoreReference { url, failure_domain: format!("n{number}") }, &context)
         };
         (0..self.nodes.len()).map(|number| store(number).expect("a store")).collect()
+    }
+
+    /// Imports a packed checkpoint as this peer.
+    async fn import_job_data(&self, peer: &Identity) -> Imported {
+        let directory = self.world.directory.path();
+        let (data, work) = (directory.join("data"), directory.join("work"));
+        std::fs::create_dir(&data).expect("created");
+        std::fs::create_dir(&work).expect("created");
+        std::fs::write(data.join("weights"), vec![7; 3_000_000]).expect("written");
+        let mut builder =
+            crate::ArtifactBuilder::new(&work, crate::ArtifactLimits::default()).expect("built");
+        builder.add_data(&std::fs::File::open(&data).expect("open"), &data).expect("added");
+        let packed = builder.pack_data().expect("packed").expect("not empty");
+        let options = crate::ImportOptions { is_job_data: true, ..self.world.options(2, 1, 5) };
+        let (stores, key, pool) = (self.stores(peer), &self.world.key, &self.world.pool);
+        let imported = crate::import(&packed.path, options, &stores, key, pool, |_| ()).await;
+        let imported = imported.expect("imported");
+        assert_eq!(imported.record.kind, StoredKind::JobData { tree: packed.root });
+        assert_eq!(imported.record.architecture, "data");
+        // Reads are compared with the files of the sample model.
+        let copy = self.world.model().join(protocol::artifact::ARTIFACT_FILE);
+        std::fs::copy(&packed.path, copy).expect("copied");
+        imported
     }
 
     async fn import(&self) -> Imported {
@@ -376,4 +400,40 @@ async fn a_forgotten_model_takes_no_manifest_any_more() {
     assert_eq!(fleet.put(&fleet.importer, 0, &manifest, bytes.clone()).await, "taken");
     fleet.decisions.forget(imported.record.root);
     assert_eq!(fleet.put(&fleet.importer, 0, &manifest, bytes).await, "store-refused");
+}
+
+/// The attack is a stolen node that removes what other nodes' jobs stored; their own node may. The control is
+/// the same request by the writer, and that of any node once no job can need the data.
+#[tokio::test]
+async fn data_of_a_job_goes_with_its_writer_and_once_no_job_can_need_it() {
+    let fleet = Fleet::new().await;
+    let imported = fleet.import_job_data(&fleet.importer).await;
+    for patience in [Duration::ZERO, Duration::from_secs(24 * 3600)] {
+        fleet.decisions.wait(patience);
+        assert_eq!(fleet.delete_all(&fleet.hostile).await, BTreeSet::from(["store-object-held"]));
+        assert!(fleet.reads(&imported).await);
+    }
+    crate::let_go(&imported, &fleet.stores(&fleet.importer)).await;
+    assert!(fleet.objects().is_empty(), "a day later its writer lets it go");
+
+    let fleet = Fleet::new().await;
+    fleet.import_job_data(&fleet.importer).await;
+    fleet.decisions.wait(Duration::from_millis(protocol::job_data::JOB_DATA_HELD_MS + 3_600_000));
+    let report = fleet.sweep(&fleet.hostile, &[]).await;
+    assert!(fleet.objects().is_empty() && report.failures.is_empty(), "{report:?}");
+}
+
+/// A checkpoint that control keeps no more is garbage; a model that control leaves out never is.
+#[tokio::test]
+async fn a_collection_removes_data_of_jobs_that_is_not_registered_and_no_model() {
+    let fleet = Fleet::new().await;
+    let model = fleet.import().await;
+    let data = fleet.import_job_data(&fleet.importer).await;
+    let refused = fleet.sweep(&fleet.hostile, &[]).await;
+    assert_eq!((refused.removed.objects, refused.failures.len()), (0, 3), "{refused:?}");
+    assert!(fleet.reads(&data).await && fleet.reads(&model).await);
+    let report = fleet.sweep(&fleet.importer, &[]).await;
+    assert_eq!((report.removed, report.failures.len()), (report.garbage, 0), "{report:?}");
+    assert_eq!(report.unregistered.len(), 1, "the model");
+    assert!(!fleet.reads(&data).await && fleet.reads(&model).await);
 }

@@ -1,7 +1,7 @@
 //! Raw form of a job's manifest, as TOML has it.
 
 use super::{Fault, RawModel, RawPlacement, RawResources, check_egress, check_time, fault};
-use crate::ids::{ArtifactRoot, ModelName, ParameterName, ServiceName, TokenName};
+use crate::ids::{ArtifactRoot, ModelName, ParameterName, ProjectName, ServiceName, TokenName};
 use crate::limits;
 use crate::manifest::bounds::join;
 use crate::manifest::{
@@ -103,6 +103,7 @@ pub(super) struct RawJob {
     #[serde(rename = "kind")]
     _kind: String,
     name: ServiceName,
+    project: Option<ProjectName>,
     open: Option<Vec<OpenPart>>,
     artifact: Option<RawArtifact>,
     command: Option<Vec<String>>,
@@ -158,6 +159,7 @@ impl RawJob {
         };
         Ok(Manifest::Job(JobManifest {
             name: self.name,
+            project: self.project,
             artifact,
             command: self.command,
             environment: self.environment,

@@ -10,6 +10,7 @@ use human_chain::placement_allows;
 use protocol::NodeId;
 use protocol::governance::NodeRole;
 use protocol::manifest::{JobManifest, Resources};
+use protocol::usage::UsageRate;
 
 /// Returns the number of ranks of a job that each admitted node holds in one slot while nothing else runs
 /// there, the largest first; none while this leader does not know every worker.
@@ -42,6 +43,16 @@ impl NodeCapacity {
         provides
             && self.admission.roles.contains(&NodeRole::Worker)
             && placement_allows(&manifest.placement, &self.admission)
+    }
+
+    /// Returns what the node offers, without GPUs that are not healthy.
+    pub(crate) fn offers(&self) -> UsageRate {
+        let healthy = self.gpus.iter().filter(|gpu| gpu.healthy).count() as u64;
+        UsageRate {
+            gpu_millis: healthy * 1000,
+            cpu_millicores: self.cpu_offered,
+            memory_mib: self.memory_offered / (1024 * 1024),
+        }
     }
 
     /// Returns whether its lease certainly holds.

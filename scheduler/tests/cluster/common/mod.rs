@@ -16,6 +16,7 @@ use protocol::access::{
 use protocol::agent::{Gpu, NodeResources, SlotReport, SlotState, SyncRequest};
 use protocol::comment::{Comment, SignedComment};
 use protocol::governance::*;
+use protocol::job_data::{JOB_DATA_DOMAIN, JobData, SignedJobData};
 use protocol::job_report::JobSlotReport;
 use protocol::keys::{ByteString, EncryptionKey};
 use protocol::manifest::Isolation;
@@ -115,6 +116,13 @@ pub(crate) fn complaint(name: &str, complaint: WrapComplaint) -> SignedComplaint
     let bytes = protocol::canonical::to_bytes(&complaint);
     let signature = machine(name).sign(WRAP_COMPLAINT_DOMAIN, &bytes).ed25519;
     SignedComplaint { complaint, signature: RecipientSignature::Node(signature) }
+}
+
+/// Returns a node's statement about data of a job.
+pub(crate) fn job_data_of(name: &str, data: JobData) -> SignedJobData {
+    let bytes = protocol::canonical::to_bytes(&data);
+    let signature = machine(name).sign(JOB_DATA_DOMAIN, &bytes).ed25519;
+    SignedJobData { data, signature }
 }
 
 /// A node as a test describes it.

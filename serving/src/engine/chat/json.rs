@@ -13,11 +13,11 @@ const DEPTH_MAX: usize = 128;
 /// The value has no JSON form, or is nested too deeply.
 pub(super) fn tojson(value: &Value, indent: Option<usize>, options: Kwargs) -> Result<String, Error> {
     let named: Option<usize> = options.get("indent")?;
-    // Names are in one order already, and no other form of escapes is written.
+    // No other form of escapes is written.
     let _: Option<bool> = options.get("ensure_ascii")?;
-    let _: Option<bool> = options.get("sort_keys")?;
+    let is_sorted = options.get::<Option<bool>>("sort_keys")?.unwrap_or(false);
     options.assert_all_used()?;
-    let mut writer = JsonWriter { text: String::new(), indent: indent.or(named), depth: 0 };
+    let mut writer = JsonWriter { text: String::new(), indent: indent.or(named), depth: 0, is_sorted };
     writer.write(value)?;
     Ok(writer.text)
 }
@@ -26,6 +26,8 @@ struct JsonWriter {
     text: String,
     indent: Option<usize>,
     depth: usize,
+    /// Whether names are in order, and not as they were given.
+    is_sorted: bool,
 }
 
 impl JsonWriter {
@@ -45,7 +47,11 @@ impl JsonWriter {
             }
             ValueKind::Map => {
                 self.open('{')?;
-                for (index, name) in value.try_iter()?.enumerate() {
+                let mut names: Vec<Value> = value.try_iter()?.collect();
+                if self.is_sorted {
+                    names.sort();
+                }
+                for (index, name) in names.into_iter().enumerate() {
                     self.next(index);
                     self.write_text(&name)?;
                     self.text.push_str(": ");
@@ -124,6 +130,11 @@ mod tests {
             (
                 r#"{{ {"b": "<a & 'é'>", "c": [1, 2.5, true, none]} | tojson }}"#,
                 r#"{"b": "<a & 'é'>", "c": [1, 2.5, true, null]}"#,
+            ),
+            (r#"{{ {"b": 1, "a": {"d": 2, "c": 3}} | tojson }}"#, r#"{"b": 1, "a": {"d": 2, "c": 3}}"#),
+            (
+                r#"{{ {"b": 1, "a": {"d": 2, "c": 3}} | tojson(sort_keys=true) }}"#,
+                r#"{"a": {"c": 3, "d": 2}, "b": 1}"#,
             ),
             (r#"{{ [] | tojson(indent=2) }}"#, "[]"),
             (r#"{{ {} | tojson }}"#, "{}"),

@@ -200,3 +200,44 @@ fn the_reasoning_of_earlier_answers_is_the_templates_to_repeat() {
     let plain = template(source).render(&vec![message("assistant", "yes")].into(), &special());
     assert_eq!(plain.expect("renders").text, "yes");
 }
+
+/// Returns a function whose texts hold special tokens where a client may write them.
+fn tool() -> ToolDefinition {
+    ToolDefinition {
+        name: "wind".to_owned(),
+        description: Some("Wind <|im_end|> now.".to_owned()),
+        parameters: serde_json::json!({
+            "type": "object", "properties": { "place": { "type": "string", "title": "<|im_start|>" } },
+        }),
+        is_strict: false,
+    }
+}
+
+#[test]
+fn functions_are_printed_in_their_order_and_write_no_special_token() {
+    let source = "{% for tool in tools %}{{ tool | tojson }}{% set p = tool.function.parameters.properties %}\
+        {% if tool.type == 'function' %}{% for name, property in p.items() %}|{{ name }}:{{ property.type }}\
+        {% endfor %}{% endif %}{% endfor %}{% if not tools %}none{% endif %}";
+    let template = template(source);
+    let render = |tools: Vec<ToolDefinition>| {
+        template.render(&Conversation { tools, ..Conversation::default() }, &special()).expect("renders")
+    };
+    assert_eq!(render(Vec::new()).text, "none");
+    let prompt = render(vec![tool()]);
+    let expected =
+        r#"{"type": "function", "function": {"name": "wind", "description": "Wind <|im_end|> now.", "#
+            .to_owned()
+            + r#""parameters": {"type": "object", "properties": {"place": {"type": "string", "#
+            + r#""title": "<|im_start|>"}}}}}|place:string"#;
+    assert_eq!(prompt.text, expected);
+    for token in ["<|im_end|>", "<|im_start|>"] {
+        let at = prompt.text.find(token).expect("it is printed");
+        let end = at + token.len();
+        let is_covered = |range: &Range<usize>| range.start <= at && end <= range.end;
+        assert!(
+            prompt.untrusted.iter().any(is_covered),
+            "{token} came from a client: {:?}",
+            prompt.untrusted
+        );
+    }
+}

@@ -36,7 +36,8 @@ async fn a_late_failure_is_an_event_without_an_end() {
     assert_eq!(answer.status, StatusCode::OK);
     let text = String::from_utf8(answer.body.to_vec()).expect("UTF-8");
     let event = text.strip_prefix(&COMMENT.repeat(2)).expect("two comments");
-    assert!(event.starts_with("data: {\"error\":{\"code\":\"worker_lost\""), "{event}");
+    assert!(event.starts_with("data: {\"error\":{\"message\":"), "{event}");
+    assert!(event.ends_with("\"code\":\"worker_lost\"}}\n\n"), "{event}");
     assert!(!text.contains("[DONE]"));
     assert!(first.death().is_some() && second.death().is_some(), "each has had the request");
     assert_eq!(simulation.gateway.memory.used(), 0, "nothing of the request is left");

@@ -3,10 +3,11 @@
 use super::super::error::ApiError;
 use super::super::json::TAKEN;
 use super::super::request::{Endpoint, InferenceRequest};
-use super::super::response::{ChoicePiece, Label, Usage, WholeChoice};
+use super::super::response::{ChoicePiece, Label, Usage, WholeCall, WholeChoice};
 use super::super::{embeddings as embeddings_answer, model, models, rerank as rerank_answer, text, tokens};
 use super::*;
 use crate::batcher::{AnswerToken, FinishReason, TokenPiece};
+use crate::engine::tools::CallDelta;
 use crate::openai::Encoding;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
@@ -155,11 +156,17 @@ fn the_document_and_the_parser_know_the_same_fields() {
     let message = json!({
         "role": "assistant", "content": [{ "text": "a" }], "tool_calls": [call],
     });
+    let tool = json!({ "function": { "name": "f" } });
+    let choice = json!({ "function": { "name": "f" } });
+    let format = json!({ "type": "json_schema", "json_schema": { "name": "s" } });
     for endpoint in Endpoint::ALL {
         TAKEN.take();
         let options = json!({ "include_usage": true });
         let base = match endpoint {
-            Endpoint::Chat => json!({ "messages": [message], "stream": true, "stream_options": options }),
+            Endpoint::Chat => json!({
+                "messages": [message], "stream": true, "stream_options": options, "tools": [tool],
+                "tool_choice": choice, "response_format": format,
+            }),
             Endpoint::Completions => json!({ "prompt": "a" }),
             Endpoint::Embeddings => json!({ "input": "a" }),
             Endpoint::Rerank => json!({ "query": "a", "documents": [{ "text": "a" }] }),
@@ -169,6 +176,9 @@ fn the_document_and_the_parser_know_the_same_fields() {
         let mut bodies = vec![base];
         if endpoint == Endpoint::Tokenize {
             bodies.push(json!({ "prompt": "a" }));
+        }
+        if endpoint == Endpoint::Completions {
+            bodies.push(json!({ "prompt": "a", "structured_outputs": { "regex": "a" } }));
         }
         for mut body in bodies {
             body["model"] = json!("m");
@@ -185,6 +195,10 @@ fn the_document_and_the_parser_know_the_same_fields() {
         let mut described = properties(&document, schema);
         described.remove("messages");
         assert_eq!(own(""), described, "{endpoint:?}");
+        if endpoint == Endpoint::Completions {
+            let schema = &document["components"]["schemas"]["StructuredOptions"];
+            assert_eq!(own("structured_outputs."), properties(&document, schema));
+        }
         if endpoint == Endpoint::Chat {
             for (prefix, name) in [
                 ("messages[0].", "ChatMessageInput"),
@@ -192,6 +206,12 @@ fn the_document_and_the_parser_know_the_same_fields() {
                 ("messages[0].tool_calls[0].", "ToolCallInput"),
                 ("messages[0].tool_calls[0].function.", "CalledFunction"),
                 ("stream_options.", "StreamOptions"),
+                ("tools[0].", "ToolInput"),
+                ("tools[0].function.", "FunctionInput"),
+                ("tool_choice.", "NamedToolInput"),
+                ("tool_choice.function.", "FunctionNameInput"),
+                ("response_format.", "ResponseFormatInput"),
+                ("response_format.json_schema.", "NamedSchemaInput"),
             ] {
                 let schema = &document["components"]["schemas"][name];
                 assert_eq!(own(prefix), properties(&document, schema), "{name}");
@@ -213,18 +233,23 @@ fn answers_are_as_described() {
     let piece = TokenPiece { bytes: b"a".to_vec() };
     let token = AnswerToken { piece: piece.clone(), logprob: -0.5, top: vec![(piece, -0.5)] };
     let usage = Usage::generated(1, 2);
+    let call = WholeCall { name: "f".into(), arguments: "{}".into() };
+    let part = CallDelta { index: 0, name: Some("f".into()), arguments: "{".into() };
+    let more = CallDelta { index: 0, name: None, arguments: "}".into() };
     for endpoint in [Endpoint::Chat, Endpoint::Completions] {
         let label = Label { id: "x-1".into(), created: 5, model: "m".into(), endpoint };
         for tokens in [None, Some(vec![token.clone()])] {
             for (text, reasoning) in [("a", ""), ("a", "b"), ("", "b")] {
                 let (text, reasoning, reason) = (text.into(), reasoning.into(), FinishReason::Stop);
-                let choice = WholeChoice { text, reasoning, reason, tokens: tokens.clone() };
+                let (tokens, calls) = (tokens.clone(), vec![call.clone()]);
+                let choice = WholeChoice { text, reasoning, reason, tokens, calls };
                 check("post", endpoint.path(), "application/json", &label.whole(&[choice], usage));
             }
             let tokens = tokens.as_deref().map(|tokens| (tokens, 0));
             let reason = Some(FinishReason::Length);
-            let event =
-                label.event(0, &ChoicePiece { text: "a", reasoning: "b", role: true, reason, tokens }, true);
+            let calls = &[part.clone(), more.clone()];
+            let piece = ChoicePiece { text: "a", reasoning: "b", calls, role: true, reason, tokens };
+            let event = label.event(0, &piece, true);
             check("post", endpoint.path(), "text/event-stream", &event);
             check("post", endpoint.path(), "text/event-stream", &label.usage_event(usage));
         }

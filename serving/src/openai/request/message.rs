@@ -1,8 +1,7 @@
 //! Messages of a conversation: who may write what, field by field.
 
 use super::super::error::{ApiError, printable};
-use super::super::json::{ObjectFields, invalid, wrong_type};
-use super::is_empty;
+use super::super::json::{ObjectFields, invalid, is_empty, wrong_type};
 use crate::engine::chat::{ChatMessage, ToolCall};
 use serde_json::Value;
 
@@ -144,7 +143,7 @@ fn required_name(fields: &mut ObjectFields, name: &str) -> Result<String, ApiErr
 
 /// Checks a name or an identifier: letters, digits, `_`, `-`, `.` and `:`. Templates put names beside their
 /// special tokens.
-fn checked_name(name: String, path: String) -> Result<String, ApiError> {
+pub(super) fn checked_name(name: String, path: String) -> Result<String, ApiError> {
     let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.' | b':');
     if !(1..=NAME_BYTES_MAX).contains(&name.len()) || !name.bytes().all(is_allowed) {
         let problem = format!("must have 1 to {NAME_BYTES_MAX} letters, digits, `_`, `-`, `.` or `:`");

@@ -90,9 +90,9 @@ fn chat_fields_of_sampling_are_served_or_refused_by_name() {
         (r#""logprobs": true, "top_logprobs": 21"#, "invalid-value top_logprobs"),
         (r#""top_logprobs": 2"#, "invalid-value top_logprobs"),
         (r#""logprobs": 2"#, "invalid-value logprobs"),
-        (r#""tools": [{"type": "function"}]"#, "unsupported-parameter tools"),
+        (r#""tools": [{"type": "function"}]"#, "missing-parameter tools[0].function"),
         (r#""response_format": {"type": "text"}"#, "ok"),
-        (r#""response_format": {"type": "json_object"}"#, "unsupported-parameter response_format"),
+        (r#""response_format": {"type": "json_object"}"#, "ok"),
         (r#""frequency_penalty": 0, "presence_penalty": 0.0"#, "ok"),
         (r#""frequency_penalty": 2, "presence_penalty": -2, "repetition_penalty": 1.1"#, "ok"),
         (r#""presence_penalty": 2.5"#, "invalid-value presence_penalty"),
@@ -113,6 +113,93 @@ fn chat_fields_of_sampling_are_served_or_refused_by_name() {
     ] {
         assert_eq!(chat_with(fields), expected, "{fields}");
     }
+}
+
+#[test]
+fn the_form_of_an_answer_is_taken_or_refused_by_name() {
+    let format =
+        |schema: &str| format!(r#""response_format": {{"type": "json_schema", "json_schema": {schema}}}"#);
+    for (fields, expected) in [
+        (format(r#"{"name": "a", "schema": {"type": "object"}, "strict": true, "description": "x"}"#), "ok"),
+        (format(r#"{"name": "a"}"#), "ok"),
+        (format(r#"{"name": "a", "schema": true}"#), "ok"),
+        (format(r#"{"schema": {}}"#), "missing-parameter response_format.json_schema.name"),
+        (format(r#"{"name": "a b"}"#), "invalid-value response_format.json_schema.name"),
+        (format(r#"{"name": "a", "schema": "x"}"#), "invalid-value response_format.json_schema.schema"),
+        (format(r#"{"name": "a", "x": 1}"#), "unknown-parameter response_format.json_schema.x"),
+        (r#""response_format": {"type": "xml"}"#.to_owned(), "invalid-value response_format.type"),
+        (
+            r#""response_format": {"type": "json_schema"}"#.to_owned(),
+            "missing-parameter response_format.json_schema",
+        ),
+        (r#""response_format": "json""#.to_owned(), "invalid-value response_format"),
+    ] {
+        assert_eq!(chat_with(&fields), expected, "{fields}");
+    }
+    for (outputs, expected) in [
+        (r#"{"json": {"type": "object"}}"#, "ok"),
+        (r#"{"json": "{}"}"#, "ok"),
+        (r#"{"json": "{"}"#, "invalid-value structured_outputs.json"),
+        (r#"{"json_object": true}"#, "ok"),
+        (r#"{"regex": "a+"}"#, "ok"),
+        (r#"{"grammar": "start: \"a\""}"#, "ok"),
+        (r#"{"choice": ["a", "b"]}"#, "ok"),
+        (r#"{"choice": []}"#, "invalid-value structured_outputs.choice"),
+        (r#"{"choice": ["a", ""]}"#, "invalid-value structured_outputs.choice[1]"),
+        (r#"{"regex": ""}"#, "invalid-value structured_outputs.regex"),
+        (r#"{"regex": "a", "choice": ["a"]}"#, "invalid-value structured_outputs"),
+        (r#"{}"#, "invalid-value structured_outputs"),
+        (r#"{"structural_tag": "x", "regex": "a"}"#, "unknown-parameter structured_outputs.structural_tag"),
+    ] {
+        assert_eq!(chat_with(&format!(r#""structured_outputs": {outputs}"#)), expected, "{outputs}");
+        let body = format!(r#"{{"model": "m", "prompt": "a", "structured_outputs": {outputs}}}"#);
+        assert_eq!(outcome(Endpoint::Completions, &body), expected, "{outputs}");
+    }
+    let both = r#""response_format": {"type": "json_object"}, "structured_outputs": {"regex": "a"}"#;
+    assert_eq!(chat_with(both), "invalid-value structured_outputs");
+    let endless = r#""response_format": {"type": "json_object"}, "ignore_eos": true"#;
+    assert_eq!(chat_with(endless), "unsupported-parameter ignore_eos");
+    assert_eq!(chat_with(r#""guided_regex": "a""#), "unknown-parameter guided_regex");
+}
+
+#[test]
+fn functions_are_taken_or_refused_by_name() {
+    let tool = |function: &str| format!(r#""tools": [{{"type": "function", "function": {function}}}]"#);
+    let choose = |choice: &str| format!(r#"{}, "tool_choice": {choice}"#, tool(r#"{"name": "f"}"#));
+    let named = |name: &str| choose(&format!(r#"{{"type": "function", "function": {{"name": "{name}"}}}}"#));
+    for (fields, expected) in [
+        (
+            tool(r#"{"name": "f", "description": "d", "parameters": {"type": "object"}, "strict": true}"#),
+            "ok",
+        ),
+        (tool(r#"{"name": "f"}"#), "ok"),
+        (tool(r#"{"name": "f g"}"#), "invalid-value tools[0].function.name"),
+        (tool(r#"{"name": "f", "parameters": []}"#), "invalid-value tools[0].function.parameters"),
+        (tool(r#"{"name": "f", "code": "x"}"#), "unknown-parameter tools[0].function.code"),
+        (r#""tools": [{"type": "web_search"}]"#.to_owned(), "unsupported-parameter tools[0].type"),
+        (r#""tools": {}"#.to_owned(), "invalid-value tools"),
+        (
+            r#""tools": [{"function": {"name": "f"}}, {"function": {"name": "f"}}]"#.to_owned(),
+            "invalid-value tools",
+        ),
+        (choose(r#""auto""#), "ok"),
+        (choose(r#""none""#), "ok"),
+        (choose(r#""required""#), "ok"),
+        (choose(r#""any""#), "invalid-value tool_choice"),
+        (choose("1"), "invalid-value tool_choice"),
+        (named("f"), "ok"),
+        (named("g"), "invalid-value tool_choice"),
+        (r#""tool_choice": "required""#.to_owned(), "invalid-value tool_choice"),
+        (r#""tool_choice": "auto", "tools": []"#.to_owned(), "ok"),
+        (format!(r#"{}, "parallel_tool_calls": false"#, choose(r#""auto""#)), "ok"),
+        (r#""parallel_tool_calls": 1"#.to_owned(), "invalid-value parallel_tool_calls"),
+    ] {
+        assert_eq!(chat_with(&fields), expected, "{fields}");
+    }
+    let long = format!(r#"{{"name": "f", "description": "{}"}}"#, "x".repeat(20_000));
+    assert_eq!(chat_with(&tool(&long)), "invalid-value tools[0].function.description");
+    let large = format!(r#"{{"name": "f", "parameters": {{"title": "{}"}}}}"#, "x".repeat(300_000));
+    assert_eq!(chat_with(&tool(&large)), "grammar-too-large tools");
 }
 
 #[test]

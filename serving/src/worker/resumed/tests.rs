@@ -185,3 +185,50 @@ async fn a_worker_on_local_files_answers_no_client_in_frames() {
         send(&worker(Some("m")), Endpoint::Completions, Some(&header), &[], &request).await;
     assert!(status == 200 && !is_framed && body.starts_with(b"data: "), "{status} {body:?}");
 }
+
+/// The place in a grammar and in a call is known from the tokens alone.
+#[tokio::test]
+async fn grammars_and_calls_continue_at_every_cut() {
+    let template = "{% if tools %}{{ tools | tojson }}\n{% endif %}{# <tool_call> #}\
+        {% for m in messages %}{{ m.content }}\n{% endfor %}";
+    let calling = || {
+        let service = Arc::new(WorkerService::new(None));
+        let engine = SimulatedEngine::with_template(1000, 8000, template);
+        service.ready(Batcher::start(Box::new(engine), BatcherLimits::default()).expect("a thread"));
+        service
+    };
+    let schema = json!({ "type": "object", "properties": { "k": { "enum": ["a", "\u{e9}"] } },
+        "required": ["k"], "additionalProperties": false });
+    let tools = json!([{ "function": { "name": "f", "parameters": schema, "strict": true } }]);
+    let format = json!({ "type": "json_schema", "json_schema": { "name": "s", "schema": schema } });
+    let call = "I <tool_call>\n{\"name\": \"f\", \"arguments\": {\"k\": \"\u{e9}\"}}\n</tool_call>";
+    for (text, fields) in [
+        ("{\"k\": \"\u{e9}\"}", json!({ "response_format": format.clone(), "logprobs": true })),
+        (
+            "no",
+            json!({ "structured_outputs": { "regex": "[ab]{3}(\u{e9}|x)" }, "temperature": 2, "seed": 3 }),
+        ),
+        (call, json!({ "tools": tools.clone(), "temperature": 0 })),
+        (call, json!({ "tools": tools.clone(), "temperature": 0, "logprobs": true })),
+    ] {
+        let mut request = chat(text);
+        (request["model"], request["stream"]) = (json!("m"), json!(true));
+        for (name, value) in fields.as_object().expect("an object") {
+            request[name] = value.clone();
+        }
+        let whole = frames(&calling(), Endpoint::Chat, &[], &request).await;
+        assert!(whole.len() > 4, "{request}");
+        for cut in 0..whole.len() {
+            let drawn = whole[..cut].iter().flat_map(|frame| frame.tokens.clone()).collect::<Vec<_>>();
+            let rest = frames(&calling(), Endpoint::Chat, &drawn, &request).await;
+            assert_eq!(rest, whole[cut..], "{request} cut at {cut}");
+        }
+        // Attack: tokens that this grammar never allowed.
+        if request["tools"].is_null() {
+            let drawn = [122, 122];
+            let (status, _, body) =
+                send(&calling(), Endpoint::Chat, Some(&header(drawn.len())), &drawn, &request).await;
+            assert!(status == 400, "{status} {body:?}");
+        }
+    }
+}

@@ -441,7 +441,7 @@ async fn reasoning_has_a_field_of_its_own_whole_and_streamed() {
     let (_, deltas) = reasoned(REASONING, "<think>ab</think>c", json!({})).await;
     let shown: Vec<String> = deltas.iter().map(ToString::to_string).collect();
     let expected = [
-        r#"{"content":"","role":"assistant"}"#,
+        r#"{"role":"assistant","content":""}"#,
         r#"{"reasoning_content":"a"}"#,
         r#"{"reasoning_content":"b"}"#,
         r#"{"content":"c"}"#,

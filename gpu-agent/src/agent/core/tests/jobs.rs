@@ -2,6 +2,7 @@
 
 use super::*;
 use protocol::CircleId;
+use protocol::agent_state::{JOB_BOOK_VERSION, JobBookRecord};
 use protocol::canonical::to_bytes;
 use protocol::halt::HaltScope;
 use protocol::job::{
@@ -47,6 +48,8 @@ impl JobScene {
             submitter: Submitter::Token("ci".parse().unwrap()),
             issued_at: NOW,
             deadline: NOW.plus(3_600_000),
+            after: vec![],
+            array: None,
         };
         JobOrder {
             circle: state.id(),
@@ -66,7 +69,7 @@ impl JobScene {
         let signer = &self.scene.world.control[0];
         let signature = signer.sign(JOB_ORDER_DOMAIN, &to_bytes(&order));
         let order = SignedJobOrder { order, signer: signer.public_key(), signature };
-        JobAssignment { order, start, peers: vec![], artifact: None }
+        JobAssignment { order, start, peers: vec![], artifact: None, inputs: vec![], checkpoint: None }
     }
 
     fn actions(&self, assigned: &[JobAssignment]) -> Vec<JobAction> {
@@ -267,4 +270,53 @@ fn a_restarted_agent_reports_what_ran_as_lost_and_keeps_the_fences() {
     assert_eq!(scene.names(&[]), ["forget 0", "forget 1"]);
     let other = NodeId(protocol::PublicKey([3; 32]));
     assert_eq!(JobOrderBook::from_record(record, circle, other).unwrap_err(), BookError::Foreign("node"));
+}
+
+/// Faults of a disk, or of a program that wrote the file: each would let an order of before start again.
+#[test]
+fn a_job_book_that_contradicts_itself_is_discarded_whole() {
+    let mut scene = JobScene::new(|_| {});
+    scene.run(0, 3);
+    scene.run(1, 3);
+    assert_eq!(scene.book.check_invariants(), Ok(()));
+    let (circle, node) = (scene.scene.world.state.id(), scene.scene.facts.id);
+    let record = scene.book.to_record(circle, node);
+    let read = |fault: fn(&mut JobBookRecord)| {
+        let mut faulty = record.clone();
+        fault(&mut faulty);
+        JobOrderBook::from_record(faulty, circle, node).map(|book| book.all_held().count())
+    };
+    let contradiction = |text| Err(BookError::Contradiction(text));
+    assert_eq!(read(|_| {}), Ok(2), "positive control");
+    let below = "a held slot's fence is not its highest";
+    assert_eq!(read(|record| record.held[0].fence.count = 2), contradiction(below));
+    assert_eq!(read(|record| record.fences[1].fence.count = 4), contradiction(below));
+    assert_eq!(read(|record| drop(record.fences.remove(0))), contradiction(below));
+    let twice = |record: &mut JobBookRecord| record.fences.push(record.fences[0].clone());
+    assert_eq!(read(twice), contradiction("a slot has two fences"));
+    let older = |record: &mut JobBookRecord| record.version += 1;
+    let (found, read_version) = (JOB_BOOK_VERSION + 1, JOB_BOOK_VERSION);
+    assert_eq!(read(older), Err(BookError::Version { found, read: read_version }));
+}
+
+#[test]
+fn a_slot_ends_once_and_under_its_own_fence_alone() {
+    let mut scene = JobScene::new(|_| {});
+    scene.run(0, 3);
+    let (key, fence) = (slot(0), scene.order(0, 3).fence);
+    let end = |code| JobSlotEnd::of_all(SlotRanks { first: 0, count: 2 }, RankOutcome::Exited { code }, None);
+    assert!(!scene.book.end(&key, scene.order(0, 2).fence, end(1)), "an end of an order before");
+    assert!(!scene.book.end(&slot(1), fence, end(1)), "a slot that is not held");
+    assert_eq!(scene.book.all_granted().count(), 1);
+    let measured = JobSlotEnd { cpu_micros: 12, ..end(0) };
+    assert!(scene.book.end(&key, fence, measured));
+    assert!(!scene.book.end(&key, fence, end(1)), "a second end");
+    let report = &scene.book.held(&key).unwrap().report;
+    assert_eq!(
+        (report.state, report.ends.clone(), report.cpu_micros),
+        (JobSlotState::Ended, end(0).ends, 12)
+    );
+    assert_eq!(scene.book.all_granted().count(), 0, "nothing starts under it");
+    scene.book.forget(&key);
+    assert_eq!((scene.book.all_held().count(), scene.book.last_fence(&key)), (0, Some(fence)));
 }

@@ -1,0 +1,218 @@
+//! Our side: a circle with three nodes, two approved jobs of small programs, and one of a gang.
+
+use super::AT_ONCE;
+use crate::cluster::nodes::{NodeProcess, prepare_worker};
+use crate::cluster::workers::processes_below;
+use crate::cluster::{ControlCluster, NODE, fresh_directory};
+use anyhow::{Context as _, Result, bail, ensure};
+use control::client::ControlClient;
+use futures::stream::{self, StreamExt as _, TryStreamExt as _};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use protocol::api::{Page, Status};
+use protocol::job_api::{JobLogLine, JobLogPage, JobView, SubmitJobBody, SubmittedJob};
+use protocol::model::{ModelRecord, StoredKind};
+use protocol::{JobId, ParameterName};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+/// Program of the small jobs: its lines are the numbers from 1 to its argument.
+pub(super) const PROGRAM: &str = "/usr/bin/seq";
+/// Bounds of the small jobs' parameter.
+const BOUNDS: &str = "parameters.last = { integer = { least = 0, most = 1000 }, default = '1' }\n";
+/// Threshold and number of members.
+const CIRCLE: (u32, u32) = (2, 3);
+/// Nodes and the stores of each.
+const NODES: [&str; 3] = [NODE, "node-2", "node-3"];
+const STORES: [&str; 2] = ["disk-0", "disk-1"];
+/// Region of all nodes.
+const REGION: &str = "local";
+/// Clients that submit at the same time.
+const SUBMITTERS: usize = 16;
+/// Time limit of each wait.
+const LIMIT: Duration = Duration::from_secs(300);
+/// Pause between two questions for the states of all jobs.
+const STATES_PAUSE: Duration = Duration::from_millis(50);
+
+/// A circle with its nodes.
+pub(super) struct JobCluster {
+    pub(super) control: ControlCluster,
+    client: ControlClient,
+    nodes: Vec<NodeProcess>,
+}
+
+/// Envelope of a job of the benchmark.
+pub(super) struct JobEnvelope<'a> {
+    pub(super) name: &'a str,
+    pub(super) artifact: &'a str,
+    /// Command as TOML.
+    pub(super) command: &'a str,
+    pub(super) ranks: u32,
+    pub(super) ranks_per_slot: u32,
+    pub(super) slots: u32,
+    pub(super) cpu_millicores: u32,
+    pub(super) memory: &'a str,
+    /// More lines of the manifest.
+    pub(super) more: &'a str,
+}
+
+impl JobCluster {
+    /// Founds the circle, starts its nodes, and lets the members approve the small jobs.
+    pub(super) async fn start() -> Result<Self> {
+        let directory = fresh_directory("jobs")?;
+        let (mut prepared, mut admissions) = (Vec::new(), Vec::new());
+        for name in NODES {
+            let (node, admission) = prepare_worker(&directory, name, REGION, &STORES)?;
+            prepared.push(node);
+            admissions.push(admission);
+        }
+        let control = ControlCluster::found(directory, CIRCLE, admissions).await?;
+        let started = (0..).zip(prepared).map(|(number, node)| node.start(&control, number));
+        let nodes: Vec<NodeProcess> = started.collect::<Result<_>>()?;
+        let cluster = Self { client: control.client()?, control, nodes };
+        cluster.wait_until_healthy().await?;
+        cluster.build_artifact("count", PROGRAM, &[])?;
+        let small = JobEnvelope {
+            name: "count",
+            artifact: "count",
+            command: "['/usr/local/bin/seq', '1', '{last}']",
+            ranks: 1,
+            ranks_per_slot: 1,
+            slots: AT_ONCE,
+            cpu_millicores: 50,
+            memory: "64 MiB",
+            more: BOUNDS,
+        };
+        cluster.approve(&small).await?;
+        Ok(cluster)
+    }
+
+    async fn wait_until_healthy(&self) -> Result<()> {
+        let began = Instant::now();
+        loop {
+            let status: Option<Status> = self.client.get("/v1/status").await.ok();
+            if status.as_ref().is_some_and(|status| status.healthy && status.nodes_alive == status.nodes) {
+                return Ok(());
+            }
+            ensure!(began.elapsed() < LIMIT, "the cluster is not well: {status:?}");
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+
+    /// Packs a program with its libraries, and stores it.
+    pub(super) fn build_artifact(&self, name: &str, program: &str, more: &[&str]) -> Result<()> {
+        let code = ["--data", "4", "--parity", "2", "--shards-per-domain", "2"];
+        let words = ["artifact", "build", "--binary", program, "--name", name];
+        self.control.quorate(&[&words[..], &code, more].concat()).map(drop)
+    }
+
+    /// Lets the members approve a job that any token may submit.
+    pub(super) async fn approve(&self, envelope: &JobEnvelope<'_>) -> Result<()> {
+        let JobEnvelope { name, artifact, command, ranks, ranks_per_slot, slots, .. } = envelope;
+        let JobEnvelope { cpu_millicores, memory, more, .. } = envelope;
+        let stored: Vec<ModelRecord> = self.client.list("/v1/models").await?;
+        let record = stored.into_iter().find(|record| record.name.as_str() == *artifact);
+        let StoredKind::Artifact { tree } = record.context("the artifact is stored")?.kind else {
+            bail!("`{artifact}` is no artifact")
+        };
+        let manifest = format!(
+            "kind = 'job'\nname = '{name}'\ncommand = {command}\nranks = {ranks}\n\
+             ranks_per_slot = {ranks_per_slot}\nslots = {slots}\nrun_seconds_max = 600\n\
+             artifact = {{ name = '{artifact}', root = '{tree}' }}\n{more}\
+             submit = {{ any_token = true }}\n\
+             resources = {{ cpu_millicores = {cpu_millicores}, memory = '{memory}' }}\n\
+             placement = {{ isolation = 'none' }}\n"
+        );
+        self.control.decide(&manifest, CIRCLE.0 as usize).await
+    }
+
+    pub(super) async fn submit(
+        &self,
+        job: &str,
+        parameters: BTreeMap<ParameterName, String>,
+    ) -> Result<JobId> {
+        let job = job.parse().map_err(anyhow::Error::msg)?;
+        let (after, array) = (BTreeSet::new(), None);
+        let body = SubmitJobBody { job, parameters, priority: None, deadline_seconds: None, after, array };
+        let submitted: SubmittedJob = self.client.post("/v1/jobs", &body).await?;
+        Ok(submitted.id)
+    }
+
+    /// Submits a small job, which prints the numbers up to `last`.
+    async fn count_to(&self, last: u32) -> Result<JobId> {
+        let name = "last".parse().map_err(anyhow::Error::msg)?;
+        self.submit("count", BTreeMap::from([(name, last.to_string())])).await
+    }
+
+    /// Returns the seconds from a submission to its first line.
+    pub(super) async fn first_line(&self) -> Result<f64> {
+        let began = Instant::now();
+        let id = self.count_to(1).await?;
+        let path = format!("/v1/jobs/{id}/logs?after=0&wait_ms=5000");
+        while self.client.get::<JobLogPage>(&path).await?.items.is_empty() {
+            ensure!(began.elapsed() < LIMIT, "job {id} printed nothing");
+        }
+        let seconds = began.elapsed().as_secs_f64();
+        // The next submission finds an idle cluster.
+        self.ended(&BTreeSet::from([id])).await?;
+        Ok(seconds)
+    }
+
+    pub(super) async fn lines(&self, id: JobId) -> Result<Vec<JobLogLine>> {
+        let page: JobLogPage = self.client.get(&format!("/v1/jobs/{id}/logs?after=0")).await?;
+        Ok(page.items)
+    }
+
+    /// Returns the seconds from the first submission to the last end of this many jobs that print nothing.
+    pub(super) async fn short_jobs(&self, count: usize) -> Result<f64> {
+        let began = Instant::now();
+        let submissions = stream::iter(0..count).map(|_| self.count_to(0));
+        let ids: BTreeSet<JobId> = submissions.buffer_unordered(SUBMITTERS).try_collect().await?;
+        ensure!(ids.len() == count, "each submission is a job of its own");
+        self.ended(&ids).await?;
+        Ok(began.elapsed().as_secs_f64())
+    }
+
+    /// Waits until all these jobs have succeeded.
+    pub(super) async fn ended(&self, ids: &BTreeSet<JobId>) -> Result<()> {
+        let began = Instant::now();
+        loop {
+            let page: Page<JobView> = self.client.get("/v1/jobs").await?;
+            let ours = || page.items.iter().filter(|job| ids.contains(&job.id));
+            if let Some(failed) = ours().find(|job| job.state == "failed" || job.state == "cancelled") {
+                bail!("a job failed: {failed:?}");
+            }
+            let done = ours().filter(|job| job.state == "succeeded").count();
+            if done == ids.len() {
+                return Ok(());
+            }
+            ensure!(began.elapsed() < LIMIT, "{done} of {} jobs have ended", ids.len());
+            tokio::time::sleep(STATES_PAUSE).await;
+        }
+    }
+
+    pub(super) async fn job(&self, id: JobId) -> Result<JobView> {
+        Ok(self.client.get(&format!("/v1/jobs/{id}")).await?)
+    }
+
+    /// Kills a node whole: its agent, and every process below it.
+    pub(super) fn kill_node(&mut self, name: &str) -> Result<()> {
+        let place = self.nodes.iter().position(|node| node.name == name);
+        let node = self.nodes.swap_remove(place.with_context(|| format!("`{name}` is a node of ours"))?);
+        let below = processes_below(node.id())?;
+        // The guard kills the agent, and waits for its end.
+        drop(node);
+        for process in below {
+            // One that has ended already needs no signal.
+            let _ = kill(Pid::from_raw(i32::try_from(process)?), Signal::SIGKILL);
+        }
+        Ok(())
+    }
+
+    /// Runs a gang to its end, and returns the lines of its ranks.
+    pub(super) async fn run(&self, job: &str) -> Result<Vec<JobLogLine>> {
+        let id = self.submit(job, BTreeMap::new()).await?;
+        self.ended(&BTreeSet::from([id])).await?;
+        self.lines(id).await
+    }
+}

@@ -1,0 +1,88 @@
+//! Tests of jobs at the control API: arrays, and requests that wait for news of a job.
+
+use super::faults::{ask, ask_with_key};
+use super::usage::{get, lab, must};
+use axum::http::{Method, StatusCode};
+use protocol::JobId;
+use protocol::api::{Page, Problem};
+use protocol::job_api::{JobLogLine, JobLogPage, JobView, SubmittedJob};
+use protocol::job_report::RankLine;
+use protocol::limits::POLL_WAIT_MS_MAX;
+use scheduler::{Action, Actor};
+use serde_json::{Value, json};
+use std::time::Duration;
+use tokio::time::Instant;
+
+#[tokio::test(start_paused = true)]
+async fn a_request_for_a_job_waits_until_it_is_in_another_state() {
+    let (world, leads, id) = lab().await;
+    let server = world.servers[leads].clone();
+    let path = |state: &str| format!("/v1/jobs/{id}?state={state}&wait_ms={POLL_WAIT_MS_MAX}");
+    let began = Instant::now();
+    let at_once: JobView = get(&server, &path("running")).await;
+    assert_eq!((at_once.state.as_str(), began.elapsed()), ("queued", Duration::ZERO));
+    let same: JobView = get(&server, &path("queued")).await;
+    assert_eq!((same.state.as_str(), began.elapsed().as_millis()), ("queued", POLL_WAIT_MS_MAX.into()));
+    let began = Instant::now();
+    let waiting = tokio::spawn({
+        let (server, path) = (server.clone(), path("queued"));
+        async move { get::<JobView>(&server, &path).await }
+    });
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    must(&server, Actor::Scheduler, Action::CancelJob { id }).await;
+    assert_eq!(waiting.await.unwrap().state, "cancelled");
+    assert!(began.elapsed() < Duration::from_secs(6), "news end the wait: {:?}", began.elapsed());
+    let (status, _) = ask::<()>(&server, Method::GET, &format!("/v1/jobs/{id}?wait=1"), None).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST, "an unknown parameter");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_for_lines_waits_for_the_first_one() {
+    let (world, leads, id) = lab().await;
+    let server = world.servers[leads].clone();
+    let path = format!("/v1/jobs/{id}/logs?after=0&wait_ms=10000");
+    let began = Instant::now();
+    let none: JobLogPage = get(&server, &path).await;
+    assert_eq!((none.items.len(), began.elapsed().as_secs()), (0, 10));
+    let waiting = tokio::spawn({
+        let server = server.clone();
+        async move { get::<JobLogPage>(&server, &path).await }
+    });
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let line = RankLine { id, attempt: 1, rank: 0, sequence: 1, dropped: 0, text: "step 1".into() };
+    server.keep_rank_lines(none.epoch, &"node-1".parse().unwrap(), vec![line]);
+    let lines: Vec<JobLogLine> = waiting.await.unwrap().items;
+    assert_eq!((lines[0].text.as_str(), began.elapsed().as_secs()), ("step 1", 13));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_array_is_requested_once_and_listed_by_its_id() {
+    let (world, leads, one) = lab().await;
+    let server = &world.servers[leads];
+    let submit =
+        async |body: Value| ask_with_key(server, Method::POST, "/v1/jobs", Some(&body), Some("sweep")).await;
+    let array = json!({"job": "train", "array": 3, "after": [one]});
+    let (status, body) = submit(array.clone()).await;
+    assert_eq!(status, StatusCode::OK, "{}", String::from_utf8_lossy(&body));
+    let made: SubmittedJob = serde_json::from_slice(&body).unwrap();
+    let id = made.array.expect("an array");
+    let listed: Page<JobView> = get(server, &format!("/v1/jobs?array={id}")).await;
+    let tasks: Vec<(u32, u32, Vec<JobId>)> = listed
+        .items
+        .iter()
+        .filter_map(|job| Some((job.array?.index, job.array?.count, job.after.clone())))
+        .collect();
+    assert_eq!(tasks, [(0, 3, vec![one]), (1, 3, vec![one]), (2, 3, vec![one])]);
+    assert_eq!(listed.items[0].id, made.id);
+    let all: Page<JobView> = get(server, "/v1/jobs").await;
+    assert_eq!(all.items.len(), 4);
+    let (status, body) = submit(array).await;
+    assert_eq!((status, serde_json::from_slice::<SubmittedJob>(&body).unwrap()), (StatusCode::OK, made));
+    for (body, code) in [
+        (json!({"job": "train", "array": 4}), "idempotency-key-reused"),
+        (json!({"job": "train", "arrays": 4}), "request-invalid"),
+    ] {
+        let (_, answer) = submit(body).await;
+        assert_eq!(serde_json::from_slice::<Problem>(&answer).unwrap().code, code);
+    }
+}

@@ -1,0 +1,271 @@
+//! Step: two ranks train a model on two nodes, and the node of the second is killed. The next attempt resumes
+//! from the newest checkpoint and leaves the bytes of a run that nothing disturbed. Members then vote its
+//! outputs in as a model, and it answers.
+
+use super::deploy::{serve, sign};
+use super::service::wait_until_alive;
+use super::{Demonstration, POLL_INTERVAL, PrintedProposal};
+use crate::openai::OpenAi;
+use crate::processes::{PausedSupervisor, kill_node};
+use anyhow::{Context as _, Result, bail, ensure};
+use protocol::JobId;
+use protocol::api::Page;
+use protocol::job_api::{JobView, SubmittedJob};
+use protocol::job_data::JobDataView;
+use protocol::usage::UsageEntry;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// Name of the artifact and of the job.
+const NAME: &str = "teach";
+/// Name of the trained model and of its service.
+const TAUGHT: &str = "taught";
+/// Steps of a run, a parameter of the submission, and steps between two checkpoints.
+const STEPS: u32 = 12;
+const EVERY: u32 = 4;
+/// Prices that members vote, of a core and of a GiB of memory for an hour, in millionths of the circle's unit.
+const CORE_HOUR: u128 = 40_000;
+const GIB_HOUR: u128 = 5_000;
+/// The same as words of the command.
+const PRICES: [&str; 4] = ["--cpu-hour", "0.04", "--memory-gib-hour", "0.005"];
+/// Timeout of every wait, on a busy machine.
+const LIMIT: Duration = Duration::from_secs(300);
+
+/// Files of outputs by their paths.
+type OutputFiles = BTreeMap<PathBuf, Vec<u8>>;
+
+/// Trains twice, once through the death of a node, and serves the outcome.
+pub(super) async fn train_through_a_death(demonstration: &Demonstration, api: &OpenAi) -> Result<()> {
+    let quorate = &demonstration.quorate;
+    if quorate.run(&["artifact", "show", NAME]).await?.status.success() {
+        demonstration.say(format!("job {NAME} was approved in an earlier run; its certificate still holds"));
+    } else {
+        approve(demonstration).await?;
+    }
+    let (calm, undisturbed) = run(demonstration, false).await?;
+    let (hurt, disturbed) = run(demonstration, true).await?;
+    ensure!(hurt.attempts > 1, "the death ended an attempt: {hurt:?}");
+    ensure!(
+        undisturbed == disturbed,
+        "the outputs of {} and {} differ: {:?} {:?}",
+        calm.id,
+        hurt.id,
+        undisturbed.keys(),
+        disturbed.keys()
+    );
+    let bytes: usize = disturbed.values().map(Vec::len).sum();
+    demonstration.say(format!(
+        "attempt {} resumed from a checkpoint and left {} files, {bytes} bytes: those of the run that nothing \
+         disturbed, byte for byte",
+        hurt.attempts,
+        disturbed.len()
+    ));
+    check_usage(demonstration, &hurt).await?;
+    let outputs = outputs_of(demonstration, hurt.id);
+    serve(demonstration, &[(TAUGHT, &outputs)]).await?;
+    let streamed = api.chat(TAUGHT, "What is two plus two?").await?;
+    demonstration.say(format!("the trained model answers: {} pieces streamed", streamed.pieces));
+    quorate.text(&["scale", TAUGHT, "1"]).await?;
+    Ok(())
+}
+
+/// Votes prices, imports the trainer, and lets members approve a job of it.
+async fn approve(demonstration: &Demonstration) -> Result<()> {
+    let quorate = &demonstration.quorate;
+    let words = [&["circle", "propose-prices"][..], &PRICES, &["--reason", "the demonstration"]].concat();
+    sign(demonstration, quorate.json(&words).await?).await?;
+    let trainer = std::env::current_exe()?.with_file_name("examples").join("train_tiny");
+    ensure!(trainer.is_file(), "`{}` is missing; `cargo xtask up` builds it", trainer.display());
+    let trainer = trainer.display().to_string();
+    let one_thread = ["--env", "RAYON_NUM_THREADS=1", "--env", "CANDLE_NUM_THREADS=1"];
+    quorate
+        .text(&[&["artifact", "build", "--binary", &trainer, "--name", NAME][..], &one_thread].concat())
+        .await?;
+    let template = quorate.text(&["new", "job", "--artifact", NAME, "--name", NAME]).await?;
+    let file = demonstration.directory.join(format!("{NAME}.toml"));
+    fs::write(&file, manifest(&template)?).with_context(|| format!("write `{}`", file.display()))?;
+    let path = file.display().to_string();
+    let view: PrintedProposal = quorate.json(&["deploy", &path, "--reason", "the demonstration"]).await?;
+    demonstration.say(format!("proposal {}  words: {}", view.id.short(), view.words.join(" ")));
+    sign(demonstration, view).await
+}
+
+/// Edits the template: this trainer, two ranks on two nodes, and checkpoints.
+fn manifest(template: &str) -> Result<String> {
+    let command = format!(r#"["/usr/local/bin/train_tiny", "gang", "{{steps}}", "{EVERY}"]"#);
+    let mut text = template.to_string();
+    for (from, to) in [
+        (r#"["/usr/bin/python3", "train.py", "--steps={steps}"]"#, command.as_str()),
+        ("ranks = 1 ", "ranks = 2 "),
+        ("# slots = 1 ", "slots = 2 "),
+        ("# retries = 0 ", "retries = 4 "),
+        ("# checkpoints = 0 ", "checkpoints = 2 "),
+        ("# any_token = true", "any_token = true"),
+        ("cpu_millicores = 2000", "cpu_millicores = 500"),
+        (r#"memory = "4 GiB""#, r#"memory = "512 MiB""#),
+    ] {
+        if !text.contains(from) {
+            bail!("the template of a job has no `{from}` to edit:\n{template}");
+        }
+        text = text.replacen(from, to, 1);
+    }
+    Ok(text)
+}
+
+/// Runs the job to its end; a death is that of the node of rank 1, after the first checkpoint. Returns the
+/// job and its outputs.
+async fn run(demonstration: &Demonstration, with_death: bool) -> Result<(JobView, OutputFiles)> {
+    let (quorate, began) = (&demonstration.quorate, Instant::now());
+    let setting = format!("steps={STEPS}");
+    let submitted: SubmittedJob = quorate.json(&["job", "submit", NAME, "--set", &setting]).await?;
+    let id = submitted.id;
+    if with_death {
+        wait_for_checkpoint(demonstration, id).await?;
+        kill_rank(demonstration, id, 1).await?;
+    }
+    quorate.text(&["job", "wait", &id.to_string()]).await?;
+    let job: JobView = quorate.json(&["job", "show", &id.to_string()]).await?;
+    let place = outputs_of(demonstration, id);
+    quorate.text(&["job", "outputs", &id.to_string(), "--to", &place.display().to_string()]).await?;
+    let mut files = OutputFiles::new();
+    collect(&place, &place, &mut files)?;
+    ensure!(
+        files.contains_key(Path::new("model.safetensors")),
+        "the outputs have a model: {:?}",
+        files.keys()
+    );
+    demonstration.say(format!(
+        "job {} trained {STEPS} steps in 2 ranks on 2 nodes: attempt {}, {} lost nodes, {} failures, {:.1} s",
+        id.short(),
+        job.attempts,
+        job.lost_nodes,
+        job.failures,
+        began.elapsed().as_secs_f64()
+    ));
+    Ok((job, files))
+}
+
+fn outputs_of(demonstration: &Demonstration, id: JobId) -> PathBuf {
+    demonstration.directory.join(format!("outputs-{}", id.short()))
+}
+
+/// Waits until a checkpoint of the job is registered.
+async fn wait_for_checkpoint(demonstration: &Demonstration, id: JobId) -> Result<()> {
+    let (deadline, id) = (Instant::now() + LIMIT, id.to_string());
+    loop {
+        let kept: Page<JobDataView> = demonstration.quorate.json(&["job", "checkpoints", &id]).await?;
+        if !kept.items.is_empty() {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            let job: JobView = demonstration.quorate.json(&["job", "show", &id]).await?;
+            bail!("no checkpoint within {} s: {job:?}", LIMIT.as_secs());
+        }
+        tokio::time::sleep(POLL_INTERVAL).await;
+    }
+}
+
+/// Kills the node that runs this rank, whole.
+async fn kill_rank(demonstration: &Demonstration, id: JobId, rank: u32) -> Result<()> {
+    let job: JobView = demonstration.quorate.json(&["job", "show", &id.to_string()]).await?;
+    let slot = job.slots.iter().find(|slot| slot.ranks.first == rank);
+    let node = slot.with_context(|| format!("rank {rank} has a node: {job:?}"))?.node.clone();
+    let paused = PausedSupervisor::pause(demonstration.up)?;
+    let processes = kill_node(demonstration.up, &demonstration.node(&node))?;
+    demonstration.say(format!("killed {node}, which ran rank {rank}, with SIGKILL ({processes} processes)"));
+    drop(paused);
+    wait_until_alive(demonstration, &node).await
+}
+
+fn collect(root: &Path, directory: &Path, files: &mut OutputFiles) -> Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            collect(root, &path, files)?;
+        } else {
+            files.insert(path.strip_prefix(root)?.to_path_buf(), fs::read(&path)?);
+        }
+    }
+    Ok(())
+}
+
+/// Checks the usage of all attempts of a job: each interval of each slot is billed at its rate and the voted
+/// price, to the millionth.
+async fn check_usage(demonstration: &Demonstration, job: &JobView) -> Result<()> {
+    let entries = wait_for_usage(demonstration, job).await?;
+    let (mut spent, mut core_seconds) = (0, 0.0);
+    for entry in &entries {
+        let billed = entry.amounts.spend_micro_units;
+        let expected = price_of(entry);
+        ensure!(u128::from(billed) == expected, "{entry:?} is billed {billed}, not {expected}");
+        spent += billed;
+        core_seconds += entry.amounts.cpu_microseconds as f64 / 1e6;
+    }
+    demonstration.say(format!(
+        "usage of all {} attempts: {core_seconds:.1} core-seconds, {spent} millionths of the circle's unit: \
+         slot-seconds times the voted prices",
+        job.attempts
+    ));
+    Ok(())
+}
+
+/// Returns the price of an entry in millionths of the circle's unit, rounded down.
+fn price_of(entry: &UsageEntry) -> u128 {
+    let (cores, memory) = (u128::from(entry.rate.cpu_millicores), u128::from(entry.rate.memory_mib));
+    // Both are brought to the same denominator: millicores have 1,000 to a core, mebibytes 1,024 to a GiB.
+    let hourly = cores * CORE_HOUR * 1024 + memory * GIB_HOUR * 1000;
+    u128::from(entry.milliseconds()) * hourly / (1000 * 1024 * 3_600_000)
+}
+
+/// Waits until every slot of every attempt is billed; returns the charges, from a verified export.
+async fn wait_for_usage(demonstration: &Demonstration, job: &JobView) -> Result<Vec<UsageEntry>> {
+    let (quorate, deadline) = (&demonstration.quorate, Instant::now() + LIMIT);
+    let file = demonstration.directory.join("usage.jsonl");
+    let path = file.display().to_string();
+    loop {
+        let _ = fs::remove_file(&file);
+        quorate.text(&["usage", "export", "--out", &path]).await?;
+        let exported = fs::read_to_string(&file).with_context(|| format!("read `{path}`"))?;
+        let entries = entries_of(&exported, job.id);
+        let slots_of = |attempt: u32| {
+            let of_attempt = entries.iter().filter(|entry| entry.attempt == attempt);
+            of_attempt.map(|entry| entry.slot).collect::<BTreeSet<_>>().len()
+        };
+        if (1..=job.attempts).all(|attempt| slots_of(attempt) == 2) {
+            quorate.text(&["usage", "verify", &path]).await?;
+            return Ok(entries);
+        }
+        if Instant::now() > deadline {
+            bail!("not each attempt of {} has the usage of two slots: {entries:?}", job.id);
+        }
+        tokio::time::sleep(POLL_INTERVAL).await;
+    }
+}
+
+/// Returns the charges of a job in an export.
+fn entries_of(exported: &str, id: JobId) -> Vec<UsageEntry> {
+    let entries = exported.lines().filter_map(|line| serde_json::from_str::<UsageEntry>(line).ok());
+    entries.filter(|entry| entry.job == Some(id) && entry.credit_of.is_none()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_template_without_the_edited_lines_is_an_error() {
+        assert!(manifest("kind = \"job\"\n").expect_err("nothing to edit").to_string().contains("no `"));
+    }
+
+    #[test]
+    fn files_are_collected_below_directories_by_their_paths() {
+        let directory = tempfile::tempdir().expect("a directory");
+        fs::create_dir(directory.path().join("deep")).expect("a directory");
+        fs::write(directory.path().join("deep/file"), "x").expect("a file");
+        let mut files = OutputFiles::new();
+        collect(directory.path(), directory.path(), &mut files).expect("readable");
+        assert_eq!(files, OutputFiles::from([(PathBuf::from("deep/file"), b"x".to_vec())]));
+    }
+}

@@ -1,0 +1,50 @@
+//! One checkpoint, or the outputs of one attempt, as control keeps them.
+
+use crate::clock::ClusterTime;
+use protocol::canonical::to_bytes;
+use protocol::job_data::{JobDataKind, JobDataSource, RegisterJobData, SignedJobData};
+use protocol::model::{KeyWrap, Recipient};
+use protocol::{CheckpointName, NodeId};
+use serde::{Deserialize, Serialize};
+
+/// Checkpoint or outputs that control keeps.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeptJobData {
+    /// Statement of the node that made it.
+    pub signed: SignedJobData,
+    /// Wraps of its key; those of parties that left are dropped.
+    pub wraps: Vec<KeyWrap>,
+    /// Size of statement and wraps in bytes when they were accepted.
+    pub bytes: u64,
+    /// Time at which it was accepted.
+    pub registered_at: ClusterTime,
+}
+
+impl KeptJobData {
+    pub(crate) fn new(request: RegisterJobData, registered_at: ClusterTime) -> Self {
+        let bytes = to_bytes(&request).len() as u64;
+        debug_assert!(bytes <= protocol::job_data::JOB_DATA_BYTES_MAX as u64, "it came in one request");
+        Self { signed: request.signed, wraps: request.wraps, bytes, registered_at }
+    }
+
+    /// Returns the name of a checkpoint; none of outputs.
+    #[must_use]
+    pub fn name(&self) -> Option<&CheckpointName> {
+        match &self.signed.data.kind {
+            JobDataKind::Checkpoint(name) => Some(name),
+            JobDataKind::Outputs => None,
+        }
+    }
+
+    /// Returns the data with its key for one recipient.
+    pub(crate) fn source(&self, recipient: &Recipient) -> JobDataSource {
+        let wrap = self.wraps.iter().find(|wrap| wrap.recipient == *recipient).cloned();
+        JobDataSource { signed: self.signed.clone(), wrap }
+    }
+
+    /// Returns whether the key is wrapped to this node.
+    pub(crate) fn is_open_to(&self, node: NodeId) -> bool {
+        self.wraps.iter().any(|wrap| wrap.recipient == Recipient::Node(node))
+    }
+}
