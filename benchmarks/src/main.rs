@@ -37,7 +37,8 @@ struct Arguments {
     /// Compute on this CUDA device, on both sides (`embeddings`; built with `--features cuda`).
     #[arg(long, value_name = "ORDINAL")]
     gpu: Option<usize>,
-    /// Measure only this part of the benchmark (`human-chain`: verification, session or fleet).
+    /// Measure only this part of the benchmark (`human-chain`: verification, session or fleet; `jobs`: plan,
+    /// queue, link, artifacts, absence or train).
     #[arg(long, value_name = "PART")]
     only: Option<String>,
     /// List the benchmarks.
@@ -102,7 +103,11 @@ fn main() -> anyhow::Result<ExitCode> {
     if arguments.gpu.is_some() && name != "embeddings" {
         bail!("`{name}` computes nothing on a GPU; `embeddings` does");
     }
-    let sections = if name == "human-chain" { &human_chain::SECTIONS[..] } else { &[] };
+    let sections = match name.as_str() {
+        "human-chain" => &human_chain::SECTIONS[..],
+        "jobs" => &jobs::SECTIONS[..],
+        _ => &[],
+    };
     if let Some(only) = arguments.only.as_deref().filter(|only| !sections.contains(only)) {
         bail!("`{name}` has no part `{only}`; its parts: {}", sections.join(", "));
     }

@@ -4,7 +4,7 @@ use crate::sign_in::Visitor;
 use futures::future::BoxFuture;
 use human_chain::CircleState;
 use protocol::agent::PendingNode;
-use protocol::api::{DryRun, NodeView, ProposalView, ServiceView, Status};
+use protocol::api::{AuditEvent, DryRun, NodeView, ProposalView, ServiceView, Status};
 use protocol::comment::{Comment, SignedComment};
 use protocol::governance::{Ballot, Bundle, Certificate, Change, Proposal, SignedBallot};
 use protocol::halt::{Halt, SignedHalt};
@@ -12,6 +12,7 @@ use protocol::job_api::{JobLogPage, JobView};
 use protocol::job_data::JobDataView;
 use protocol::manifest::Manifest;
 use protocol::model::ModelRecord;
+use protocol::project::ProjectList;
 use protocol::{JobId, ModelRoot, ProposalId, Refusal, ReplicaId};
 use std::sync::Arc;
 
@@ -154,6 +155,12 @@ pub trait ConsoleBackend: Send + Sync + 'static {
 
     /// Returns the checkpoints of a job, the oldest first, and its outputs; nothing if control does not know it.
     fn job_data(&self, id: JobId) -> BackendAnswer<'_, Vec<JobDataView>>;
+
+    /// Returns the events of a job that control keeps, oldest first; nothing if control does not know it.
+    fn job_events(&self, id: JobId) -> BackendAnswer<'_, Vec<AuditEvent>>;
+
+    /// Returns the projects with what each holds and held.
+    fn projects(&self) -> BackendAnswer<'_, ProjectList>;
 
     /// Returns the halts that replicas have. It needs neither a leader nor a quorum.
     fn halts(&self) -> BackendAnswer<'_, HaltReport>;

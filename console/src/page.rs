@@ -13,6 +13,7 @@ pub(crate) mod nodes;
 pub(crate) mod overview;
 pub(crate) mod passkeys;
 pub(crate) mod problem;
+pub(crate) mod projects;
 pub(crate) mod proposal;
 pub(crate) mod questions;
 pub(crate) mod sign_in;

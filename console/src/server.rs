@@ -83,6 +83,7 @@ pub fn router(console: Arc<Console>) -> Router {
         .route("/console/halt/passkey", post(halt::by_passkey))
         .route("/console/jobs", get(jobs::list))
         .route("/console/jobs/{id}", get(jobs::one))
+        .route("/console/projects", get(jobs::projects))
         .route("/console/jobs/{id}/lines", get(jobs::lines))
         .route("/console/passkeys", get(passkey::page))
         .route("/console/passkeys/challenge", post(passkey::challenge))

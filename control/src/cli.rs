@@ -17,6 +17,7 @@ mod halts;
 mod hostile;
 mod inbox;
 mod job_data;
+mod job_events;
 mod job_ids;
 mod job_runs;
 mod jobs;

@@ -121,7 +121,10 @@ pub struct SyncRequest {
     /// Report of every slot of a job on the node; at most [`crate::job_report::JOB_REPORTS_MAX`]. An ended
     /// slot is reported until control no longer assigns it.
     pub jobs: Vec<JobSlotReport>,
-    /// Lines that ranks wrote and that no answer has acknowledged, oldest first; at most
+    /// Raft term whose leader acknowledged the lines of ranks before these; 0 if none did. A leader of another
+    /// term takes none: the node sends them again from the first that it keeps.
+    pub rank_lines_term: u64,
+    /// Lines that ranks wrote and that no answer has acknowledged, those of each rank in their order; at most
     /// [`crate::job_report::RANK_LINES_MAX`].
     pub rank_lines: Vec<RankLine>,
 }
@@ -201,6 +204,8 @@ impl Desired {
 pub struct SyncResponse {
     /// Cluster's time: what the clocks of a majority of the control replicas have reached.
     pub now: Millis,
+    /// Raft term of the leader that answers. It has taken the lines of ranks if the request names this term.
+    pub term: u64,
     /// Lease in milliseconds, counted from the time at which the node *sent* its request.
     pub lease_ms: u64,
     /// Head of the history that control serves. The agent refuses an answer whose history lacks or changes a

@@ -3,6 +3,7 @@
 use crate::ids::{CheckpointName, Fence, JobId, Millis, NodeName, ParameterName, ServiceName, SlotIndex};
 use crate::job::{ArrayTask, SlotRanks, Submitter};
 use crate::job_report::RankEnd;
+use crate::usage::UsageAmounts;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use utoipa::ToSchema;
@@ -133,6 +134,8 @@ pub struct JobView {
     pub slots: Vec<JobSlotView>,
     /// End of the last attempt.
     pub last_end: Option<JobEndView>,
+    /// Reserved amounts and spend of all its attempts so far, with what its slots hold now.
+    pub used: UsageAmounts,
 }
 
 /// Line of a rank, as the API shows it.

@@ -19,6 +19,9 @@ pub const JOB_REPORTS_MAX: usize = 256;
 /// of that rank has their count.
 pub const RANK_LINES_MAX: usize = 256;
 
+/// Maximum number of lines of a rank and attempt that a node keeps, and that a leader keeps: a few screens.
+pub const RANK_LINES_KEPT_MAX: usize = 1000;
+
 /// Maximum length of the text of a [`RankLine`] in bytes.
 pub const RANK_LINE_BYTES_MAX: usize = 4096;
 

@@ -40,6 +40,7 @@ pub mod project;
 pub mod refusal;
 pub mod sandbox;
 pub mod usage;
+pub mod usage_text;
 pub mod worker;
 
 mod fixed_bytes;

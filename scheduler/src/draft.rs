@@ -29,6 +29,8 @@ pub(crate) struct Draft<'a> {
     pub(crate) jobs: JobBook,
     /// Ends of meters that are not the present, and what nodes reported about them.
     pub(crate) meters: MeterEnds,
+    /// Effects of lapses on the jobs that lost a node.
+    pub(crate) lost_attempts: Vec<Effect>,
 }
 
 /// The effect of a step, for the audit log.
@@ -45,7 +47,7 @@ impl<'a> Draft<'a> {
     pub(crate) fn new(cluster: &'a Cluster, now: ClusterTime) -> Self {
         assert!(now >= cluster.now, "the cluster's time never goes back");
         let (services, jobs) = (cluster.services.clone(), cluster.jobs.clone());
-        Self { cluster, now, services, jobs, meters: MeterEnds::default() }
+        Self { cluster, now, services, jobs, meters: MeterEnds::default(), lost_attempts: Vec::new() }
     }
 
     /// Returns what is used and bespoken, with the orders of this draft.

@@ -5,7 +5,7 @@ use crate::clock::ClusterTime;
 use crate::cluster::Holding;
 use crate::command::{GangPlan, GangSlotPlan, Refusal};
 use crate::draft::{Draft, Effect, effect, stale};
-use crate::jobs::{EndCause, Job, JobHolding, JobHoldingPhase, JobSlotName, JobState};
+use crate::jobs::{EndCause, Job, JobHolding, JobHoldingPhase, JobSlotName, JobState, subject_of};
 use crate::project_fit::check_quota;
 use human_chain::{ApprovedJob, placement_allows};
 use protocol::governance::NodeRole;
@@ -177,6 +177,9 @@ impl Draft<'_> {
             if let Some(job) = job {
                 let retries = self.retries_of(job);
                 let at = (self.now, self.cluster.generation + 1);
+                let detail =
+                    format!("attempt {}: node {} was lost", job.attempts, self.cluster.node_name(&node));
+                self.lost_attempts.push(effect("end-job", subject_of(id), detail));
                 self.jobs.end(id, EndCause::NodeLost(node), Vec::new(), retries, at);
             }
         }
@@ -241,8 +244,4 @@ fn check_ranks(manifest: &JobManifest, plan: &GangPlan) -> Result<(), Refusal> {
         return Err(stale(format!("{next} of {} ranks are placed; a gang starts whole", manifest.ranks)));
     }
     Ok(())
-}
-
-fn subject_of(id: JobId) -> String {
-    format!("job/{}", id.short())
 }

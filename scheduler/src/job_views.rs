@@ -1,13 +1,15 @@
 //! Jobs as people and programs see them.
 
-use crate::jobs::{Job, JobState};
+use crate::cluster::Cluster;
+use crate::jobs::{Job, JobState, subject_of};
 use crate::plan::plan;
 use crate::view::ClusterView;
 use human_chain::show_time;
-use protocol::api::Why;
+use protocol::api::{AuditEvent, Why};
 use protocol::display::counted;
 use protocol::job_api::{JobEndView, JobSlotView, JobView, JobWaitView};
 use protocol::job_report::JobSlotState;
+use protocol::usage::UsageAmounts;
 use protocol::{JobId, NodeId, ServiceName};
 use std::collections::BTreeMap;
 
@@ -17,12 +19,16 @@ const JOBS_SHOWN: usize = 32;
 /// Returns every job that is not forgotten, the latest submission first; tasks of an array by their index.
 #[must_use]
 pub fn job_views(view: ClusterView) -> Vec<JobView> {
-    let waits = waits(view);
+    let (waits, used) = (waits(view), view.cluster.usage().of_jobs(view.cluster_time()));
     let mut jobs: Vec<(&JobId, &Job)> = view.cluster.jobs().jobs().iter().collect();
     let index = |job: &Job| job.submission().array.map(|task| (task.array, task.index));
     jobs.sort_by_key(|(id, job)| (std::cmp::Reverse(job.submitted_at), index(job), **id));
     debug_assert!(jobs.is_sorted_by_key(|(_, job)| std::cmp::Reverse(job.submitted_at)), "the latest first");
-    jobs.into_iter().map(|(id, job)| shown(view, *id, job, waits.get(id).cloned())).collect()
+    let shown = |(id, job): (&JobId, &Job)| {
+        let used = used.get(id).copied().unwrap_or_default();
+        JobView { used, ..shown(view, *id, job, waits.get(id).cloned()) }
+    };
+    jobs.into_iter().map(shown).collect()
 }
 
 /// Returns one job; none if it is not known.
@@ -30,7 +36,18 @@ pub fn job_views(view: ClusterView) -> Vec<JobView> {
 pub fn job_view(view: ClusterView, id: JobId) -> Option<JobView> {
     let job = view.cluster.jobs().jobs().get(&id)?;
     let waits = if job.state == JobState::Queued { waits(view).remove(&id) } else { None };
-    Some(shown(view, id, job, waits))
+    let used = view.cluster.usage().of_jobs(view.cluster_time()).remove(&id).unwrap_or_default();
+    Some(JobView { used, ..shown(view, id, job, waits) })
+}
+
+/// Returns the kept events of a job after a number, oldest first, at most `count`; none if it is not known.
+#[must_use]
+pub fn job_events(cluster: &Cluster, id: JobId, after: u64, count: usize) -> Option<Vec<AuditEvent>> {
+    let (job, subject) = (cluster.jobs().jobs().get(&id)?, subject_of(id));
+    let events = cluster.audit().after(after, usize::MAX);
+    // Another job whose id begins alike may have been forgotten.
+    let of_job = events.filter(|event| event.subject == subject && event.at >= job.submitted_at.0);
+    Some(of_job.take(count).cloned().collect())
 }
 
 /// Returns the reason of each job that waits for its gang.
@@ -61,6 +78,7 @@ pub(crate) fn why_jobs(view: ClusterView, name: &ServiceName) -> Option<Why> {
     })
 }
 
+/// Returns a job as the API shows it, without what it used.
 fn shown(view: ClusterView, id: JobId, job: &Job, waits: Option<JobWaitView>) -> JobView {
     let submission = job.submission();
     let waits = match job.state {
@@ -97,6 +115,7 @@ fn shown(view: ClusterView, id: JobId, job: &Job, waits: Option<JobWaitView>) ->
         waits,
         slots: slots(view, id),
         last_end,
+        used: UsageAmounts::default(),
     }
 }
 

@@ -262,6 +262,11 @@ impl JobSlotName {
     }
 }
 
+/// Returns the subject of events about a job.
+pub(crate) fn subject_of(id: JobId) -> String {
+    format!("job/{}", id.short())
+}
+
 /// Returns the digest under which a submission is found again by its submitter's key.
 pub(crate) fn key_of(submitter: &Submitter, idempotency: &Digest) -> Digest {
     Digest::of_domain(KEY_DOMAIN, &to_bytes(&(submitter, idempotency)))

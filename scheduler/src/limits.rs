@@ -83,8 +83,8 @@ pub const REBALANCE_PATIENCE_MS: u64 = 10 * 60 * 1000;
 /// Smallest difference in replicas of a service between two nodes before one moves. At two, a move always
 /// improves the spread; at one, it would only exchange the nodes' shares, indefinitely.
 pub const REBALANCE_GAIN_MIN: u32 = 2;
-/// Most jobs that have not ended: a queue of days, in a snapshot of a few megabytes.
-pub const JOBS_UNFINISHED_MAX: usize = 4096;
+/// Most jobs that have not ended: a queue of days, in a snapshot of ten megabytes.
+pub const JOBS_UNFINISHED_MAX: usize = 16_384;
 /// Number of finished jobs kept for reference; the oldest is forgotten first.
 pub const JOBS_FINISHED_MAX: usize = 1024;
 /// Largest total size of all kept submissions, in bytes; most have a few hundred.

@@ -116,6 +116,8 @@ pub struct UsageBook {
     pub(crate) periods: BTreeMap<ServiceName, PeriodUse>,
     #[serde(with = "rows")]
     pub(crate) totals: BTreeMap<TotalName, DayTotal>,
+    /// Sum of the entries of each job that is not forgotten.
+    pub(crate) jobs: BTreeMap<JobId, UsageAmounts>,
     /// Latest entries, oldest first.
     pub(crate) recent: VecDeque<UsageEntry>,
 }
@@ -130,6 +132,7 @@ impl Default for UsageBook {
             meters: BTreeMap::new(),
             periods: BTreeMap::new(),
             totals: BTreeMap::new(),
+            jobs: BTreeMap::new(),
             recent: VecDeque::new(),
         }
     }
@@ -196,6 +199,18 @@ impl UsageBook {
             rows.entry(name).or_insert_with(|| row(name, DayTotal::default(), *amounts));
         }
         rows.into_values().collect()
+    }
+
+    /// Returns what each job has used at a time: by entries, and by open intervals.
+    #[must_use]
+    pub fn of_jobs(&self, now: ClusterTime) -> BTreeMap<JobId, UsageAmounts> {
+        let mut used = self.jobs.clone();
+        for meter in self.meters.values() {
+            if let Some(job) = meter.job {
+                used.entry(job).or_default().add(&meter.amounts(meter.since, now));
+            }
+        }
+        used
     }
 
     /// Returns what an envelope has used in its period at a time: by entries, and by open intervals.
@@ -306,6 +321,14 @@ impl UsageBook {
         }
         self.count_in_period(&entry, counts_at);
         self.count_in_total(&entry, counts_at);
+        match (entry.job, entry.credit_of) {
+            (Some(job), None) => self.jobs.entry(job).or_default().add(&entry.amounts),
+            // A job that is forgotten gets no credit back.
+            (Some(job), Some(_)) => {
+                self.jobs.entry(job).and_modify(|sum| sum.take(&entry.amounts));
+            }
+            (None, _) => {}
+        }
         self.recent.push_back(entry);
         while self.recent.len() > USAGE_RECENT_MAX {
             self.recent.pop_front();

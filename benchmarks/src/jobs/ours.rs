@@ -101,9 +101,14 @@ impl JobCluster {
 
     /// Packs a program with its libraries, and stores it.
     pub(super) fn build_artifact(&self, name: &str, program: &str, more: &[&str]) -> Result<()> {
+        self.build(name, &[&["--binary", program], more].concat())
+    }
+
+    /// Builds an artifact by these words, and stores it.
+    pub(super) fn build(&self, name: &str, what: &[&str]) -> Result<()> {
         let code = ["--data", "4", "--parity", "2", "--shards-per-domain", "2"];
-        let words = ["artifact", "build", "--binary", program, "--name", name];
-        self.control.quorate(&[&words[..], &code, more].concat()).map(drop)
+        let words = ["artifact", "build", "--name", name];
+        self.control.quorate(&[&words[..], what, &code].concat()).map(drop)
     }
 
     /// Lets the members approve a job that any token may submit.
@@ -117,7 +122,7 @@ impl JobCluster {
         };
         let manifest = format!(
             "kind = 'job'\nname = '{name}'\ncommand = {command}\nranks = {ranks}\n\
-             ranks_per_slot = {ranks_per_slot}\nslots = {slots}\nrun_seconds_max = 600\n\
+             ranks_per_slot = {ranks_per_slot}\nslots = {slots}\nrun_seconds_max = 1800\n\
              artifact = {{ name = '{artifact}', root = '{tree}' }}\n{more}\
              submit = {{ any_token = true }}\n\
              resources = {{ cpu_millicores = {cpu_millicores}, memory = '{memory}' }}\n\
@@ -148,14 +153,18 @@ impl JobCluster {
     pub(super) async fn first_line(&self) -> Result<f64> {
         let began = Instant::now();
         let id = self.count_to(1).await?;
-        let path = format!("/v1/jobs/{id}/logs?after=0&wait_ms=5000");
-        while self.client.get::<JobLogPage>(&path).await?.items.is_empty() {
+        while self.first_lines_of(id).await?.items.is_empty() {
             ensure!(began.elapsed() < LIMIT, "job {id} printed nothing");
         }
         let seconds = began.elapsed().as_secs_f64();
         // The next submission finds an idle cluster.
         self.ended(&BTreeSet::from([id])).await?;
         Ok(seconds)
+    }
+
+    /// Returns the lines of a job so far; waits a while for the first.
+    pub(super) async fn first_lines_of(&self, id: JobId) -> Result<JobLogPage> {
+        Ok(self.client.get(&format!("/v1/jobs/{id}/logs?after=0&wait_ms=5000")).await?)
     }
 
     pub(super) async fn lines(&self, id: JobId) -> Result<Vec<JobLogLine>> {

@@ -3,16 +3,22 @@
 use crate::page::{PageFrame, counted, document, foreign, table_head, time};
 use maud::{Markup, html};
 use protocol::JobId;
+use protocol::api::AuditEvent;
 use protocol::foreign_text::line;
 use protocol::job::Submitter;
 use protocol::job_api::{JobEndView, JobLogLine, JobSlotView, JobView};
 use protocol::job_data::JobDataView;
 use protocol::manifest::format_bytes;
+use protocol::usage::UsageAmounts;
+use protocol::usage_text::{format_hours, format_units};
 
 /// Number of jobs on one page.
 pub(crate) const JOBS_PER_PAGE: usize = 100;
 /// Most lines on the page of a job, the latest.
 pub(crate) const LINES_SHOWN: usize = 500;
+
+/// Most events on the page of a job, the latest.
+const EVENTS_SHOWN: usize = 50;
 
 /// Lines of a job, as its page shows them.
 #[derive(Debug, Default)]
@@ -37,7 +43,7 @@ pub(crate) fn page(frame: &PageFrame, jobs: &[JobView], skipped: usize, note: Op
             p { "No job was submitted, or none is remembered." }
             p.next { span.quiet { "next: " } code { "quorate job submit NAME" } }
         } @else {
-            p { (counted(jobs.len() as u64, "job")) "." }
+            p { (counted(jobs.len() as u64, "job")) ". " a href="/console/projects" { "Projects" } " and their shares" }
             table.stack {
                 (table_head(&["Job", "Name", "State", "Submitted", "Attempts", "Reason"]))
                 tbody { @for job in shown.iter().take(JOBS_PER_PAGE) { (row(job)) } }
@@ -88,8 +94,20 @@ pub(crate) fn has_ended(state: &str) -> bool {
     matches!(state, "succeeded" | "failed" | "cancelled")
 }
 
+/// All that the page of one job shows.
+#[derive(Debug)]
+pub(crate) struct ShownJob<'a> {
+    pub(crate) job: &'a JobView,
+    /// Its checkpoints and outputs.
+    pub(crate) data: &'a [JobDataView],
+    /// Its events, oldest first.
+    pub(crate) events: &'a [AuditEvent],
+    pub(crate) lines: &'a ShownLines,
+}
+
 /// Returns the page of one job.
-pub(crate) fn one(frame: &PageFrame, job: &JobView, data: &[JobDataView], lines: &ShownLines) -> Markup {
+pub(crate) fn one(frame: &PageFrame, shown: &ShownJob) -> Markup {
+    let ShownJob { job, data, events, lines } = *shown;
     let id = job.id.short();
     let content = html! {
         p.kicker { a href="/console/jobs" { "Jobs" } }
@@ -101,6 +119,7 @@ pub(crate) fn one(frame: &PageFrame, job: &JobView, data: &[JobDataView], lines:
         @if let Some(end) = &job.last_end { (last_end(end)) }
         @if !data.is_empty() { (kept_data(data, id.as_str())) }
         (written(job, lines))
+        @if !events.is_empty() { (past(events)) }
         p.next {
             span.quiet { "next: " }
             code {
@@ -139,8 +158,43 @@ fn facts(job: &JobView) -> Markup {
                 (job.attempts) " (" (counted(job.failures, "failure")) ", "
                 (counted(job.lost_nodes, "lost node")) ", " (counted(job.preemptions, "preemption")) ")"
             }
+            dt { "Used" }
+            dd { (used_text(&job.used)) }
             dt { "No attempt begins after" }
             dd { (time(job.deadline)) }
+        }
+    }
+}
+
+/// Returns what all attempts of a job reserved, and its price.
+fn used_text(used: &UsageAmounts) -> String {
+    let gpu = match used.gpu_microseconds {
+        0 => String::new(),
+        time => format!("{} GPU-hours, ", format_hours(time)),
+    };
+    let (cores, spend) = (format_hours(used.cpu_microseconds), format_units(used.spend_micro_units));
+    format!("{gpu}{cores} core-hours, {spend} of the circle's units")
+}
+
+/// Returns what happened to the job.
+fn past(events: &[AuditEvent]) -> Markup {
+    let latest = &events[events.len().saturating_sub(EVENTS_SHOWN)..];
+    html! {
+        section {
+            h2 { "Events" }
+            table.stack {
+                (table_head(&["Time", "Event", "By", "Detail"]))
+                tbody {
+                    @for event in latest {
+                        tr {
+                            th scope="row" { (time(event.at)) }
+                            td data-label="Event" { (foreign(&event.action)) }
+                            td data-label="By" { (foreign(&event.actor)) }
+                            td data-label="Detail" { (foreign(&event.detail)) }
+                        }
+                    }
+                }
+            }
         }
     }
 }

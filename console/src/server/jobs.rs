@@ -36,6 +36,15 @@ pub(super) async fn list(
     Ok(html(page::jobs::page(&look.frame(Section::Jobs), &jobs, skip, note.as_deref())))
 }
 
+pub(super) async fn projects(SignedIn(visitor): SignedIn, State(console): State<Arc<Console>>) -> PageResult {
+    let look = console.look(visitor).await?;
+    let (list, note) = match console.backend.projects().await {
+        Err(refusal) if is_silence(refusal.code) => (None, Some(refusal.message)),
+        list => (Some(list?), None),
+    };
+    Ok(html(page::projects::page(&look.frame(Section::Jobs), list.as_ref(), note.as_deref())))
+}
+
 pub(super) async fn one(
     SignedIn(visitor): SignedIn,
     State(console): State<Arc<Console>>,
@@ -45,8 +54,10 @@ pub(super) async fn one(
     let look = console.look(visitor).await?;
     let job = console.job(id).await?;
     let data = console.backend.job_data(id).await?;
+    let events = console.backend.job_events(id).await?;
     let lines = console.latest_lines(id).await?;
-    Ok(html(page::jobs::one(&look.frame(Section::Jobs), &job, &data, &lines)))
+    let shown = page::jobs::ShownJob { job: &job, data: &data, events: &events, lines: &lines };
+    Ok(html(page::jobs::one(&look.frame(Section::Jobs), &shown)))
 }
 
 /// Query for the lines that follow.

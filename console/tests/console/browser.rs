@@ -84,6 +84,7 @@ fn pages(lab: &Lab) -> Vec<(String, &'static str)> {
     ];
     let job = jobs::give_jobs(&lab.world);
     all.extend([("/console/jobs".into(), "jobs"), (format!("/console/jobs/{job}"), "job")]);
+    all.push(("/console/projects".into(), "projects"));
     all.push(("/console/enter?code=0123abcd".into(), "sign-in"));
     all
 }

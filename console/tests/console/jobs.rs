@@ -5,10 +5,13 @@ use crate::browser::Desk;
 use crate::routes::{PORT, ask, enter, get};
 use crate::world::{Lab, World};
 use axum::http::{Method, StatusCode};
+use protocol::api::AuditEvent;
 use protocol::job::{SlotRanks, Submitter};
 use protocol::job_api::{JobEndView, JobLogLine, JobSlotView, JobView, JobWaitView};
 use protocol::job_data::{JobDataKind, JobDataView};
 use protocol::job_report::{RankEnd, RankOutcome};
+use protocol::project::{ProjectList, ProjectQuota, ProjectView, ROOT_PROJECT};
+use protocol::usage::{UsageAmounts, UsageRate};
 use protocol::{Digest, Fence, JobId, Millis, ModelRoot, SlotIndex};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -42,6 +45,7 @@ fn job(name: &str, state: &str) -> JobView {
         waits: None,
         slots: vec![],
         last_end: None,
+        used: UsageAmounts::default(),
     }
 }
 
@@ -57,7 +61,12 @@ fn running() -> JobView {
     let ends = vec![RankEnd { rank: 3, outcome: RankOutcome::Exited { code: 137 } }];
     let last_end =
         JobEndView { attempt: 1, at: Millis(1_790_000_050_000), cause: "node-2 was lost".into(), ends };
-    JobView { slots: vec![slot(0, 0), slot(1, 2)], last_end: Some(last_end), ..job("one", "running") }
+    let used = UsageAmounts {
+        cpu_microseconds: 5_400_000_000,
+        spend_micro_units: 60_000,
+        ..UsageAmounts::default()
+    };
+    JobView { slots: vec![slot(0, 0), slot(1, 2)], last_end: Some(last_end), used, ..job("one", "running") }
 }
 
 fn kept(kind: JobDataKind) -> JobDataView {
@@ -73,7 +82,41 @@ fn kept(kind: JobDataKind) -> JobDataView {
     }
 }
 
-/// Gives the cluster three jobs; returns the one that runs.
+/// Returns an event of the job that runs.
+fn event(sequence: u64, actor: &str, action: &str, detail: &str) -> AuditEvent {
+    let subject = format!("job/{}", id("one").short());
+    let at = Millis(1_790_000_000_000 + sequence * 1000);
+    let [actor, action, detail] = [actor, action, detail].map(String::from);
+    AuditEvent { sequence, at, actor, action, subject, detail }
+}
+
+/// Returns the root and two projects, of which one borrows.
+fn projects() -> ProjectList {
+    let project = |name: &str, parent: Option<&str>, borrowed: u64, share_millionths: u64| ProjectView {
+        name: name.parse().unwrap(),
+        parent: parent.map(|parent| parent.parse().unwrap()),
+        weight: 3,
+        quota: (name != ROOT_PROJECT).then_some(ProjectQuota {
+            cpu_millicores: 8000,
+            memory_bytes: 64 << 30,
+            gpus: 4,
+        }),
+        borrow: None,
+        held: UsageRate { gpu_millis: 4250, cpu_millicores: 16_000, memory_mib: 131_072 },
+        borrowed: UsageRate { gpu_millis: borrowed, ..UsageRate::default() },
+        average: UsageRate::default(),
+        share_millionths,
+        placed: 2,
+        waiting: 7,
+    };
+    let root = project(ROOT_PROJECT, None, 0, 120_000);
+    let items =
+        vec![root, project("research", None, 250, 531_250), project("vision", Some("research"), 0, 5000)];
+    let offered = UsageRate { gpu_millis: 8000, cpu_millicores: 32_000, memory_mib: 262_144 };
+    ProjectList { at: Millis(1_790_000_000_000), half_life_seconds: 604_800, offered, items }
+}
+
+/// Gives the cluster three jobs, and projects; returns the job that runs.
 pub(crate) fn give_jobs(world: &World) -> JobId {
     let waits = JobWaitView { reason: "no_room".into(), text: "2 of 4 ranks have no room".into() };
     let waiting = JobView { waits: Some(waits), ..job("two", "queued") };
@@ -81,7 +124,31 @@ pub(crate) fn give_jobs(world: &World) -> JobId {
     state.jobs = vec![waiting, running(), job("three", "succeeded")];
     let lines = (1..=40).map(|step| line(step, step as u32 % 4, &format!("step {step} loss 0.{step}")));
     state.job_lines.insert(id("one"), lines.collect());
+    let events = [
+        event(1, "token/ci", "submit-job", "train"),
+        event(2, "scheduler", "end-job", "attempt 1: node node-2 was lost"),
+    ];
+    state.job_events.insert(id("one"), events.into());
+    state.projects = Some(projects());
     id("one")
+}
+
+#[tokio::test]
+async fn a_member_reads_what_projects_hold_and_borrow() {
+    let lab = Lab::of_member(0, PORT);
+    let cookie = enter(&lab, &lab.owner_link(0)).await;
+    let silent = get(&lab, &cookie, "/console/projects").await.text;
+    assert!(silent.contains("not known"), "{silent}");
+    lab.world.state().projects = Some(projects());
+    let page = get(&lab, &cookie, "/console/projects").await.text;
+    for expected in
+        ["168 hours", "8 GPU 32 cores 256 GiB", "of research", "0.250 GPU", "53.1 %", "2 placed, 7 waiting"]
+    {
+        assert!(page.contains(expected), "{expected}: {page}");
+    }
+    lab.world.state().projects = Some(ProjectList { half_life_seconds: 0, ..projects() });
+    let page = get(&lab, &cookie, "/console/projects").await.text;
+    assert!(page.contains("No projects were voted") && page.contains("propose-projects"), "{page}");
 }
 
 #[tokio::test]
@@ -107,6 +174,8 @@ async fn a_member_reads_jobs_and_the_ranks_of_one() {
         "node-2 was lost",
         "rank 3: ",
         "2.0 step 40 loss 0.40",
+        "attempt 1: node node-2 was lost",
+        "1.500 core-hours, 0.060000 of the circle's units",
         &format!("quorate job cancel {}", one.short()),
         &format!("data-follow=\"/console/jobs/{one}/lines\" data-after=\"40\" data-epoch=\"1\""),
     ] {

@@ -10,8 +10,8 @@ use host::{Clock, wall_clock};
 use human_chain::{CircleState, MemberSecret};
 use protocol::agent::PendingNode;
 use protocol::api::{
-    DryRun, DryRunPlacement, Finding, NodeView, ProposalState, ProposalView, RollOutProgress, RollOutView,
-    ServiceView, SlotView, Status,
+    AuditEvent, DryRun, DryRunPlacement, Finding, NodeView, ProposalState, ProposalView, RollOutProgress,
+    RollOutView, ServiceView, SlotView, Status,
 };
 use protocol::comment::{Comment, SignedComment};
 use protocol::governance::*;
@@ -22,6 +22,7 @@ use protocol::keys::{ByteString, EncryptionKey, signing_input};
 use protocol::manifest::Manifest;
 use protocol::model::{ErasureCode, ModelRecord, StoredKind};
 use protocol::passkey::{Passkey, PasskeyKey, PasskeyPolicy};
+use protocol::project::ProjectList;
 use protocol::{
     CommentId, Digest, Epoch, Fence, JobId, MemberId, Millis, NodeId, ProposalId, PublicKey, Refusal,
     ReplicaId, Signature, SlotIndex,
@@ -54,6 +55,9 @@ pub(crate) struct WorldState {
     pub(crate) job_lines: BTreeMap<JobId, Vec<JobLogLine>>,
     pub(crate) job_epoch: u64,
     pub(crate) job_data: BTreeMap<JobId, Vec<JobDataView>>,
+    pub(crate) job_events: BTreeMap<JobId, Vec<AuditEvent>>,
+    /// Projects; none if no replica leads.
+    pub(crate) projects: Option<ProjectList>,
     /// True if no leader answers.
     pub(crate) no_leader: bool,
     /// True if control claims that every member approved everything.
@@ -226,6 +230,8 @@ impl World {
             job_lines: BTreeMap::new(),
             job_epoch: 1,
             job_data: BTreeMap::new(),
+            job_events: BTreeMap::new(),
+            projects: None,
             no_leader: false,
             claims_votes: false,
             revoked: false,
@@ -551,6 +557,14 @@ impl ConsoleBackend for World {
         let state = self.state();
         let lines = state.job_lines.get(&id).into_iter().flatten().filter(|line| line.sequence > after);
         ready(JobLogPage { epoch: state.job_epoch, items: lines.take(LINES_PER_PAGE).cloned().collect() })
+    }
+
+    fn job_events(&self, id: JobId) -> BackendAnswer<'_, Vec<AuditEvent>> {
+        ready(self.state().job_events.get(&id).cloned().unwrap_or_default())
+    }
+
+    fn projects(&self) -> BackendAnswer<'_, ProjectList> {
+        self.state().projects.clone().map_or_else(silent, ready)
     }
 
     fn halts(&self) -> BackendAnswer<'_, HaltReport> {

@@ -22,7 +22,7 @@ use overlay::CancellationToken;
 use overlay::people::KeyExchanges;
 use protocol::agent::PendingNode;
 use protocol::api::{
-    ConsoleLink, DryRunRequest, NodeView, Page, ProposalState, ProposalView, ServiceView, Status,
+    AuditEvent, ConsoleLink, DryRunRequest, NodeView, Page, ProposalState, ProposalView, ServiceView, Status,
 };
 use protocol::comment::{Comment, SignedComment};
 use protocol::governance::{Ballot, Bundle, Change, Proposal, SignedBallot};
@@ -30,7 +30,9 @@ use protocol::halt::{Halt, SignedHalt};
 use protocol::job_api::{JobLogPage, JobView};
 use protocol::job_data::JobDataView;
 use protocol::model::ModelRecord;
+use protocol::project::ProjectList;
 use protocol::{JobId, Millis, ProposalId, Refusal, error_code};
+use serde::de::DeserializeOwned;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -177,6 +179,16 @@ fn check_shown(is_shown: bool) -> Result<(), Refusal> {
 impl MemberBackend {
     fn session(&self) -> Arc<Session> {
         self.session.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Returns what control lists of a job under this part of its path; nothing if control does not know it.
+    async fn of_job<T: DeserializeOwned>(&self, id: JobId, part: &str) -> Result<Vec<T>, Refusal> {
+        match self.session().client.get::<Page<T>>(&format!("/v1/jobs/{id}/{part}")).await {
+            Err(ClientError::Refused(problem)) if problem.code == error_code::JOB_NOT_FOUND.as_str() => {
+                Ok(Vec::new())
+            }
+            page => page.map(|page| page.items).map_err(refused),
+        }
     }
 
     /// Asks a question that only a leader answers. After a search without success, the next questions fail at
@@ -392,13 +404,17 @@ impl ConsoleBackend for MemberBackend {
     }
 
     fn job_data(&self, id: JobId) -> BackendAnswer<'_, Vec<JobDataView>> {
-        Box::pin(async move {
-            match self.session().client.get::<Page<JobDataView>>(&format!("/v1/jobs/{id}/data")).await {
-                Err(ClientError::Refused(problem)) if problem.code == error_code::JOB_NOT_FOUND.as_str() => {
-                    Ok(Vec::new())
-                }
-                page => page.map(|page| page.items).map_err(refused),
-            }
+        Box::pin(async move { self.of_job(id, "data").await })
+    }
+
+    fn job_events(&self, id: JobId) -> BackendAnswer<'_, Vec<AuditEvent>> {
+        Box::pin(async move { self.of_job(id, "events").await })
+    }
+
+    fn projects(&self) -> BackendAnswer<'_, ProjectList> {
+        Box::pin(async {
+            let session = self.session();
+            self.ask(async { session.client.get("/v1/projects").await.map_err(refused) }).await
         })
     }
 

@@ -15,13 +15,14 @@ use protocol::job_api::{
     JobLogLine, JobLogPage, JobSlotView, JobView, RetryJobBody, SubmitJobBody, SubmittedJob,
 };
 use protocol::manifest::Manifest;
+use protocol::usage_text::{format_hours, format_units};
 use protocol::{CheckpointName, JobId, ParameterName, Refusal, ServiceName, error_code};
 use serde::Serialize;
 use std::path::Path;
 
 /// Longest wait of a request for the next line or state, in milliseconds: short enough to notice the end of
 /// a job that prints nothing.
-const POLL_WAIT_MS: u32 = 1_000;
+pub(super) const POLL_WAIT_MS: u32 = 1_000;
 /// States in which a job has ended.
 const ENDED: [&str; 3] = ["succeeded", "failed", "cancelled"];
 
@@ -208,11 +209,11 @@ async fn order(
     Ok(())
 }
 
-async fn view_of(client: &ControlClient, id: JobId) -> Result<JobView> {
+pub(super) async fn view_of(client: &ControlClient, id: JobId) -> Result<JobView> {
     Ok(client.get(&format!("/v1/jobs/{id}")).await?)
 }
 
-fn is_ended(view: &JobView) -> bool {
+pub(super) fn is_ended(view: &JobView) -> bool {
     ENDED.contains(&view.state.as_str())
 }
 
@@ -367,6 +368,12 @@ fn job_text(job: &JobView) -> String {
     for id in &job.after {
         text.push_str(&format!("  follows {id}\n"));
     }
+    let (cores, spend) = (job.used.cpu_microseconds, job.used.spend_micro_units);
+    text.push_str(&format!("used {} core-hours", format_hours(cores)));
+    if job.used.gpu_microseconds > 0 {
+        text.push_str(&format!(", {} GPU-hours", format_hours(job.used.gpu_microseconds)));
+    }
+    text.push_str(&format!(", {} of the circle's units\n", format_units(spend)));
     if let Some(waits) = &job.waits {
         text.push_str(&format!("waits ({}): {}\n", waits.reason, terminal::line(&waits.text)));
     }
@@ -389,6 +396,7 @@ pub(super) mod tests {
     use protocol::job::{SlotRanks, Submitter};
     use protocol::job_api::{JobEndView, JobWaitView};
     use protocol::job_report::{RankEnd, RankOutcome};
+    use protocol::usage::UsageAmounts;
     use protocol::{Digest, Fence, Millis, SlotIndex};
     use std::collections::BTreeMap;
 
@@ -412,6 +420,7 @@ pub(super) mod tests {
             waits: None,
             slots: vec![],
             last_end: None,
+            used: UsageAmounts::default(),
         }
     }
 

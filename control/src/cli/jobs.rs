@@ -2,7 +2,7 @@
 
 use super::Environment;
 use super::deploy::read_manifest;
-use super::{job_data, job_runs};
+use super::{job_data, job_events, job_runs};
 use crate::print;
 use anyhow::Result;
 use clap::{Args, Subcommand};
@@ -30,6 +30,8 @@ pub(crate) enum JobCommand {
     /// Wait until a job, or an array, has ended; fail unless all of it succeeded
     #[command(after_help = "Example:\n  quorate job wait 3f9c")]
     Wait(job_runs::JobSetArguments),
+    /// Print what happened to a job: its attempts, its ends and their causes, and the data that is kept
+    Events(job_events::JobEventsArguments),
     /// Print the lines of a job's ranks
     Logs(job_runs::JobLogsArguments),
     /// Cancel a job, or an array: its ranks are asked to end, and killed after their grace
@@ -103,6 +105,7 @@ pub(crate) async fn run(command: JobCommand, environment: &Environment) -> Resul
         JobCommand::List => job_runs::list(environment).await,
         JobCommand::Show(arguments) => job_runs::show(arguments, environment).await,
         JobCommand::Wait(arguments) => job_runs::wait(arguments, environment).await,
+        JobCommand::Events(arguments) => job_events::print(arguments, environment).await,
         JobCommand::Logs(arguments) => job_runs::logs(arguments, environment).await,
         JobCommand::Cancel(arguments) => job_runs::cancel(arguments, environment).await,
         JobCommand::Retry(arguments) => job_runs::retry(arguments, environment).await,

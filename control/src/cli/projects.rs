@@ -7,13 +7,9 @@ use crate::session::Session;
 use anyhow::{Context as _, Result};
 use clap::{Args, Subcommand};
 use protocol::governance::Change;
-use protocol::manifest::format_bytes;
-use protocol::project::{ProjectList, ProjectQuota, ProjectTree, ProjectView, ROOT_PROJECT};
-use protocol::usage::UsageRate;
+use protocol::project::{ProjectList, ProjectTree, ProjectView, ROOT_PROJECT};
+use protocol::usage_text::{format_quota, format_rate};
 use std::path::PathBuf;
-
-/// Bytes of a mebibyte, the unit in which memory is metered.
-const MIB: u64 = 1024 * 1024;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ProjectCommand {
@@ -96,11 +92,11 @@ fn shown(list: &ProjectList) -> String {
             name.to_string(),
             if is_root { none() } else { parent },
             weight.to_string(),
-            view.quota.as_ref().map_or_else(none, quota_text),
-            view.borrow.as_ref().map_or_else(unlimited, quota_text),
-            rate_text(&view.held),
-            rate_text(&view.borrowed),
-            rate_text(&view.average),
+            view.quota.as_ref().map_or_else(none, format_quota),
+            view.borrow.as_ref().map_or_else(unlimited, format_quota),
+            format_rate(&view.held),
+            format_rate(&view.borrowed),
+            format_rate(&view.average),
             format!("{}.{} %", share_millionths / 10_000, share_millionths / 1_000 % 10),
             placed.to_string(),
             waiting.to_string(),
@@ -122,34 +118,12 @@ fn shown(list: &ProjectList) -> String {
     table(&head, list.items.iter().map(row).collect())
 }
 
-fn quota_text(quota: &ProjectQuota) -> String {
-    let ProjectQuota { cpu_millicores, memory_bytes, gpus } = quota;
-    amounts_text(*cpu_millicores, *memory_bytes, u64::from(*gpus) * 1000)
-}
-
-fn rate_text(rate: &UsageRate) -> String {
-    amounts_text(rate.cpu_millicores, rate.memory_mib.saturating_mul(MIB), rate.gpu_millis)
-}
-
-/// Returns amounts that are not 0 in one cell; `0` if all are.
-fn amounts_text(cpu_millicores: u64, memory_bytes: u64, gpu_millis: u64) -> String {
-    let decimal = |thousandths: u64| match thousandths % 1000 {
-        0 => (thousandths / 1000).to_string(),
-        part => format!("{}.{part:03}", thousandths / 1000),
-    };
-    let parts = [
-        (gpu_millis > 0).then(|| format!("{} GPU", decimal(gpu_millis))),
-        (cpu_millicores > 0).then(|| format!("{} cores", decimal(cpu_millicores))),
-        (memory_bytes > 0).then(|| format_bytes(memory_bytes)),
-    ];
-    let parts: Vec<String> = parts.into_iter().flatten().collect();
-    if parts.is_empty() { "0".into() } else { parts.join(" ") }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use protocol::Millis;
+    use protocol::project::ProjectQuota;
+    use protocol::usage::UsageRate;
 
     fn view(name: &str, quota: Option<ProjectQuota>) -> ProjectView {
         ProjectView {
@@ -182,7 +156,6 @@ mod tests {
         assert_eq!(cells(lines[1]), [&["default", "-", "3", "-", "-"][..], &held].concat(), "{text}");
         let research = ["research", "default", "3", "4 GPU 16 cores 128 GiB", "no limit"];
         assert_eq!(cells(lines[2]), [&research[..], &held].concat(), "{text}");
-        assert_eq!(amounts_text(0, 0, 0), "0");
     }
 
     /// The file that the help shows is the one that is read.

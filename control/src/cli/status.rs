@@ -130,23 +130,22 @@ pub(crate) async fn events(arguments: EventsArguments, environment: &Environment
         items = page.items;
     }
     let page = Page::whole(items.split_off(items.len().saturating_sub(arguments.last)));
-    environment.output().print(&page, |page| {
-        let row = |event: &AuditEvent| {
-            vec![
-                event.sequence.to_string(),
-                human_chain::show_time(event.at),
-                event.actor.clone(),
-                event.action.clone(),
-                event.subject.clone(),
-                event.detail.clone(),
-            ]
-        };
-        table(
-            &["number", "time", "actor", "action", "subject", "detail"],
-            page.items.iter().map(row).collect(),
-        )
-    });
+    environment.output().print(&page, |page| events_table(&page.items));
     Ok(())
+}
+
+pub(super) fn events_table(events: &[AuditEvent]) -> String {
+    let row = |event: &AuditEvent| {
+        vec![
+            event.sequence.to_string(),
+            human_chain::show_time(event.at),
+            event.actor.clone(),
+            event.action.clone(),
+            event.subject.clone(),
+            event.detail.clone(),
+        ]
+    };
+    table(&["number", "time", "actor", "action", "subject", "detail"], events.iter().map(row).collect())
 }
 
 pub(crate) fn explain(arguments: &ExplainArguments, environment: &Environment) -> Result<()> {

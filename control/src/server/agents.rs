@@ -248,7 +248,8 @@ impl Server {
             let mut logs = self.logs.lock().expect("no holder of this lock panics");
             logs.append(leadership.term.0, name, request.boot, lines);
         }
-        if !request.rank_lines.is_empty() {
+        let is_addressed = request.rank_lines_term == leadership.term.0;
+        if is_addressed && !request.rank_lines.is_empty() {
             let lines =
                 self.cluster(|cluster| job_logs::of_holder(cluster.jobs(), node, &request.rank_lines));
             self.keep_rank_lines(leadership.term.0, name, lines);
@@ -289,8 +290,11 @@ impl Server {
         let applied = self.handle.watch_applied();
         hold(wait, applied, self.ending.cancelled(), || {
             let response = self.answer(node, request);
-            let has_news =
-                |response: &SyncResponse| response.desired.is_some() || !response.governance.is_empty();
+            let has_news = |response: &SyncResponse| {
+                // Lines for the leader of another term come again at once.
+                let untaken = !request.rank_lines.is_empty() && request.rank_lines_term != response.term;
+                response.desired.is_some() || !response.governance.is_empty() || untaken
+            };
             // A replica that leads no more says so at once.
             let is_news = response.as_ref().is_none_or(has_news);
             (response, is_news)
@@ -309,7 +313,8 @@ impl Server {
             (cluster.time(&clocks), history, page, self.desired(cluster, leadership, node, &clocks))
         });
         let desired = (desired.digest() != request.desired).then_some(desired);
-        Some(SyncResponse { now: now.0, lease_ms: LEASE_MS, history: history?, governance, desired })
+        let term = leadership.term.0;
+        Some(SyncResponse { now: now.0, term, lease_ms: LEASE_MS, history: history?, governance, desired })
     }
 
     fn desired(

@@ -62,6 +62,7 @@ pub(crate) fn router(server: Arc<Server>) -> Router {
         .route("/v1/jobs", get(jobs::jobs).post(jobs::submit))
         .route("/v1/jobs/signed", post(jobs::submit_signed))
         .route("/v1/jobs/{id}", get(jobs::job))
+        .route("/v1/jobs/{id}/events", get(jobs::events))
         .route("/v1/jobs/{id}/logs", get(jobs::logs))
         .route("/v1/jobs/{id}/cancel", post(jobs::cancel))
         .route("/v1/jobs/{id}/retry", post(jobs::retry))
@@ -178,6 +179,7 @@ fn no_subject(name: &str) -> Failure {
         jobs::submit_signed,
         jobs::jobs,
         jobs::job,
+        jobs::events,
         jobs::logs,
         jobs::cancel,
         jobs::retry,

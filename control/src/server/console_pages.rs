@@ -14,12 +14,13 @@ use console::{
 };
 use human_chain::CircleState;
 use protocol::agent::PendingNode;
-use protocol::api::ProposalView;
+use protocol::api::{AuditEvent, ProposalView};
 use protocol::comment::{Comment, SignedComment};
 use protocol::governance::{Ballot, Bundle, Change, Proposal, SignedBallot};
 use protocol::halt::{Halt, SignedHalt};
 use protocol::job_api::{JobLogPage, JobView};
 use protocol::job_data::JobDataView;
+use protocol::project::ProjectList;
 use protocol::{ErrorCode, JobId, ProposalId, Refusal, error_code};
 use scheduler::{Action, Actor, LeaderView};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -221,6 +222,15 @@ impl ConsoleBackend for ReplicaBackend {
 
     fn job_data(&self, id: JobId) -> BackendAnswer<'_, Vec<JobDataView>> {
         ready(self.server.cluster(|cluster| scheduler::job_data_views(cluster, id)).unwrap_or_default())
+    }
+
+    fn job_events(&self, id: JobId) -> BackendAnswer<'_, Vec<AuditEvent>> {
+        let events = self.server.cluster(|cluster| scheduler::job_events(cluster, id, 0, usize::MAX));
+        ready(events.unwrap_or_default())
+    }
+
+    fn projects(&self) -> BackendAnswer<'_, ProjectList> {
+        answer(self.server.read_view(scheduler::project_list))
     }
 
     fn halts(&self) -> BackendAnswer<'_, HaltReport> {

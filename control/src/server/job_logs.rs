@@ -1,16 +1,15 @@
 //! Recent lines of the ranks of jobs.
 //!
-//! The lines are in the leader's memory alone: they are bounded for each rank, and lost with a change of
-//! leader. Therefore a page names its epoch.
+//! The lines are in the leader's memory alone, bounded for each rank. After a change of leader the nodes send
+//! those of ranks that still run again, so that only lines of ended attempts are lost. The next leader numbers
+//! them from the beginning: therefore a page names its epoch.
 
 use protocol::job_api::{JobLogLine, JobLogPage};
-use protocol::job_report::{RANK_LINE_BYTES_MAX, RANK_LINES_MAX, RankLine};
+use protocol::job_report::{RANK_LINE_BYTES_MAX, RANK_LINES_KEPT_MAX, RANK_LINES_MAX, RankLine};
 use protocol::{JobId, NodeId, NodeName};
 use scheduler::{JobBook, JobSlotName};
 use std::collections::{BTreeMap, VecDeque};
 
-/// Maximum number of lines kept per rank and attempt: a few screens.
-const LINES_OF_RANK_MAX: usize = 1000;
 /// Maximum number of bytes of all kept lines; the job with the oldest first line loses its lines first.
 const BYTES_MAX: usize = 64 * 1024 * 1024;
 
@@ -74,7 +73,7 @@ impl JobLogs {
             }
             *newest = Some(line.sequence);
             *kept += 1;
-            let is_surplus = *kept > LINES_OF_RANK_MAX;
+            let is_surplus = *kept > RANK_LINES_KEPT_MAX;
             truncate(&mut line.text);
             job.next += 1;
             job.bytes += line.text.len();
@@ -174,10 +173,10 @@ mod tests {
     fn a_rank_that_writes_without_end_loses_its_own_lines() {
         let (mut logs, node) = (JobLogs::default(), "node-1".parse().expect("a name"));
         logs.append(1, &node, vec![line(1, 1, 0)]);
-        let flood = LINES_OF_RANK_MAX as u64 + 100;
+        let flood = RANK_LINES_KEPT_MAX as u64 + 100;
         logs.append(1, &node, (0..flood).map(|sequence| line(1, 0, sequence)).collect());
         let kept = texts(logs.page(1, ID, None, 0, usize::MAX));
-        assert_eq!(kept.len(), LINES_OF_RANK_MAX + 1);
+        assert_eq!(kept.len(), RANK_LINES_KEPT_MAX + 1);
         assert_eq!((kept[0].as_str(), kept[1].as_str()), ("1.1.0", "1.0.100"));
     }
 

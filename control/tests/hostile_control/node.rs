@@ -310,5 +310,6 @@ fn sync(body: &Bytes, script: &mut Script, clock: &Clock) -> Bytes {
     let page = served.get(length..).unwrap_or_default().iter().take(3).cloned().collect();
     let governance = script.forced.clone().unwrap_or(page);
     let now = clock.wall();
-    canonical::to_bytes(&SyncResponse { now, lease_ms: LEASE_MS, history, governance, desired }).into()
+    canonical::to_bytes(&SyncResponse { now, term: 1, lease_ms: LEASE_MS, history, governance, desired })
+        .into()
 }

@@ -69,7 +69,8 @@ struct SyncOutcome {
     enrolment: Option<RequestOutcome<EnrolResponse>>,
 }
 
-/// A request in flight, with the items to put back if it does not arrive.
+/// A request in flight, with the items to put back if it does not arrive, and those that its answer
+/// acknowledges.
 struct InFlight {
     exchange: Pin<Box<dyn Future<Output = SyncOutcome> + Send>>,
     lines: Vec<WorkerLine>,
@@ -248,7 +249,6 @@ impl AgentActor {
     /// Puts back the lines of a request that may not have arrived.
     fn put_back(&self, sent: InFlight) {
         self.node.logs.put_back(sent.lines);
-        self.node.rank_lines.put_back(sent.rank_lines);
     }
 
     fn drains(&self) -> bool {
@@ -344,7 +344,8 @@ impl AgentActor {
 
     /// Starts a sync: reports this node's state and requests the desired state.
     fn begin_sync(&mut self) -> InFlight {
-        let (lines, rank_lines) = (self.node.logs.take(), self.node.rank_lines.take());
+        let lines = self.node.logs.take();
+        let (rank_lines_term, rank_lines) = self.node.rank_lines.unacknowledged();
         let mut slots = self.reports();
         self.publish(&slots);
         slots.extend(self.pending_reports(&slots));
@@ -367,6 +368,7 @@ impl AgentActor {
             logs: lines.clone(),
             complaints: self.complaints(),
             jobs,
+            rank_lines_term,
             rank_lines: rank_lines.clone(),
         };
         let (control, enrolment) = (self.control.clone(), EnrolRequest { admission: self.admission.clone() });

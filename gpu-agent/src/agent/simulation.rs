@@ -451,7 +451,7 @@ async fn answer(
             let governance = if script.forged.is_empty() { own } else { &script.forged };
             let governance = governance.iter().take(script.page).cloned().collect();
             let history = script.claimed.unwrap_or_else(|| script.world.served());
-            SyncResponse { now: clock.wall(), lease_ms: LEASE_MS, history, governance, desired: new }
+            SyncResponse { now: clock.wall(), term: 1, lease_ms: LEASE_MS, history, governance, desired: new }
         };
         let is_news = answer.desired.is_some() || !answer.governance.is_empty();
         if is_news || tokio::time::timeout_at(deadline, changed).await.is_err() {

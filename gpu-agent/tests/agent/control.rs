@@ -24,6 +24,9 @@ pub const PATIENCE: Duration = Duration::from_secs(120);
 /// Duration of leases that must not expire in a test, however busy the machine is.
 pub const LONG_LEASE_MS: u64 = 60_000;
 
+/// Raft term of the leader, whoever it is.
+pub const TERM: u64 = 1;
+
 /// Replies of the replicas, and the requests that they received.
 pub struct ControlScript {
     pub world: TestCircle,
@@ -215,7 +218,9 @@ async fn sync(
         let released = request.slots.iter().filter(|s| s.state == protocol::agent::SlotState::Released);
         let released: Vec<_> = released.map(|s| (s.service.to_string(), s.slot.0, s.fence.count)).collect();
         script.released.extend(released);
-        script.rank_lines.extend(request.rank_lines.iter().map(|line| line.text.clone()));
+        if request.rank_lines_term == TERM {
+            script.rank_lines.extend(request.rank_lines.iter().map(|line| line.text.clone()));
+        }
         script.last_of.insert(NodeId(key), request.clone());
         script.last = Some(request.clone());
     }
@@ -238,5 +243,5 @@ fn answer(script: &ControlScript, node: NodeId, request: &SyncRequest) -> SyncRe
     let wanted = script.desired_of.get(&node).unwrap_or(&script.desired);
     let desired = (wanted.digest() != request.desired).then(|| wanted.clone());
     let history = script.world.served();
-    SyncResponse { now: now(), lease_ms: script.lease_ms, history, governance, desired }
+    SyncResponse { now: now(), term: TERM, lease_ms: script.lease_ms, history, governance, desired }
 }

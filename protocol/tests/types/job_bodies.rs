@@ -5,6 +5,7 @@ use protocol::job_api::{
     JobEndView, JobLogLine, JobLogPage, JobSlotView, JobView, JobWaitView, SubmitJobBody, SubmittedJob,
 };
 use protocol::job_report::{RankEnd, RankOutcome};
+use protocol::usage::UsageAmounts;
 use protocol::{Digest, Fence, JobId, Millis, SlotIndex};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -46,6 +47,7 @@ fn view() -> JobView {
         waits: Some(JobWaitView { reason: "behind".into(), text: "others come first".into() }),
         slots: vec![slot],
         last_end: Some(end),
+        used: UsageAmounts { spend_micro_units: 7, ..UsageAmounts::default() },
     }
 }
 

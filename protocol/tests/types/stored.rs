@@ -226,11 +226,12 @@ pub(crate) fn sync_request() -> BoxedStrategy<SyncRequest> {
     let node = (number(), text(), capacity, one_of(&ISOLATIONS), texts());
     let known = (vec(report(), 0..3), number(), option::of(number()));
     let wish = (number32(), digest(), vec(line(), 0..3), vec(complaint(), 0..2));
-    let ranks = (vec(job_report(), 0..3), vec(rank_line(), 0..3));
+    let ranks = (vec(job_report(), 0..3), number(), vec(rank_line(), 0..3));
     (node, known, wish, ranks)
-        .prop_map(|(node, known, (wait_ms, desired, logs, complaints), (jobs, rank_lines))| {
+        .prop_map(|(node, known, (wait_ms, desired, logs, complaints), ranks)| {
             let (boot, version, resources, isolation, not_enforced) = node;
             let (slots, governance_length, routes_version) = known;
+            let (jobs, rank_lines_term, rank_lines) = ranks;
             SyncRequest {
                 boot,
                 version,
@@ -245,6 +246,7 @@ pub(crate) fn sync_request() -> BoxedStrategy<SyncRequest> {
                 logs,
                 complaints,
                 jobs,
+                rank_lines_term,
                 rank_lines,
             }
         })
@@ -270,14 +272,15 @@ pub(crate) fn desired() -> BoxedStrategy<Desired> {
 }
 
 pub(crate) fn sync_response() -> BoxedStrategy<SyncResponse> {
-    let of = |(now, lease_ms, history, governance, desired)| SyncResponse {
+    let of = |(now, (term, lease_ms), history, governance, desired)| SyncResponse {
         now,
+        term,
         lease_ms,
         history,
         governance,
         desired,
     };
-    (millis(), number(), head(), vec(bundle(), 0..2), option::of(desired())).prop_map(of).boxed()
+    (millis(), (number(), number()), head(), vec(bundle(), 0..2), option::of(desired())).prop_map(of).boxed()
 }
 
 pub(crate) fn enrol_response() -> BoxedStrategy<EnrolResponse> {

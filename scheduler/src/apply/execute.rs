@@ -28,13 +28,13 @@ pub(super) fn execute(
     let mut draft = Draft::new(cluster, cluster.now);
     let effects = steps.iter().map(|step| draft.execute(step)).collect::<Result<Vec<_>, _>>()?;
     debug_assert!(draft.services.keys().eq(cluster.services.keys()), "only the circle adds services");
-    let meters = std::mem::take(&mut draft.meters);
+    let (meters, lost) = (std::mem::take(&mut draft.meters), std::mem::take(&mut draft.lost_attempts));
     (cluster.services, cluster.jobs) = (draft.services, draft.jobs);
     cluster.generation += 1;
     usage::settle(cluster, &meters);
     settle(cluster);
     let mut orders = Vec::new();
-    for effect in effects {
+    for effect in effects.into_iter().chain(lost) {
         cluster.audit.record(cluster.now, "scheduler", effect.action, &effect.subject, &effect.detail);
         orders.extend(effect.order);
     }

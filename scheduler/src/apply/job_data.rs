@@ -8,7 +8,7 @@ use super::registry::{check_stores, check_wrap_lengths};
 use crate::clock::{ClockReadings, ClusterTime};
 use crate::cluster::Cluster;
 use crate::command::{Refusal, Reply};
-use crate::jobs::{Job, JobHoldingPhase, JobState};
+use crate::jobs::{Job, JobHoldingPhase, JobState, subject_of};
 use crate::kept_data::KeptJobData;
 use crate::limits::{CHECKPOINT_INTERVAL_MS, JOB_DATA_BYTES_MAX};
 use human_chain::{check_job_data, recipient_key};
@@ -58,7 +58,7 @@ pub(super) fn register(cluster: &mut Cluster, request: &RegisterJobData) -> Resu
     let detail = format!("{}, attempt {}, {}", data.kind, data.attempt, data.stored.root.short());
     cluster.jobs.keep_data(id, kept, count);
     debug_assert!(cluster.jobs.data_bytes() <= JOB_DATA_BYTES_MAX, "room was made");
-    cluster.audit.record(cluster.now, &actor, "keep-data", &format!("job/{}", id.short()), &detail);
+    cluster.audit.record(cluster.now, &actor, "keep-data", &subject_of(id), &detail);
     Ok(Reply::Done)
 }
 

@@ -6,7 +6,7 @@ use super::known::circle;
 use crate::clock::ClusterTime;
 use crate::cluster::Cluster;
 use crate::command::{Actor, JobRequest, Refusal, Reply};
-use crate::jobs::{EndCause, Job, JobHoldingPhase, JobState, array_id, kept_bytes, key_of};
+use crate::jobs::{EndCause, Job, JobHoldingPhase, JobState, array_id, kept_bytes, key_of, subject_of};
 use crate::limits::{GANG_BYTES_MAX, JOBS_BYTES_MAX, JOBS_UNFINISHED_MAX};
 use crate::project_fit::check_project;
 use human_chain::{ChainError, check_submission};
@@ -157,7 +157,7 @@ fn keep(cluster: &mut Cluster, actor: &Actor, all: Vec<SignedSubmission>) -> Res
     let (id, name) = first.ok_or_else(nothing)?;
     debug_assert!(cluster.jobs.jobs.contains_key(&id), "a submission is found by its id");
     let detail = if count == 1 { format!("of {name}") } else { format!("of {name}, the first of {count}") };
-    cluster.audit.record(now, &actor.to_string(), "submit-job", &subject(id), &detail);
+    cluster.audit.record(now, &actor.to_string(), "submit-job", &subject_of(id), &detail);
     Ok(Reply::JobSubmitted { job: id })
 }
 
@@ -233,7 +233,7 @@ pub(super) fn cancel(cluster: &mut Cluster, actor: &Actor, id: JobId) -> Result<
     if !known(cluster, id)?.state.is_finished() {
         let by = actor.to_string();
         end(cluster, id, EndCause::Cancelled(by.clone()));
-        cluster.audit.record(cluster.now, &by, "cancel-job", &subject(id), "");
+        cluster.audit.record(cluster.now, &by, "cancel-job", &subject_of(id), "");
         debug_assert!(cluster.jobs.gang(id).next().is_none(), "a cancelled job holds no slot");
     }
     Ok(Reply::Done)
@@ -266,7 +266,7 @@ pub(super) fn retry(
     }
     cluster.jobs.requeue(id, cluster.now);
     debug_assert!(cluster.jobs.gang(id).next().is_none(), "a job in the queue holds no slot");
-    cluster.audit.record(cluster.now, &actor.to_string(), "retry-job", &subject(id), "");
+    cluster.audit.record(cluster.now, &actor.to_string(), "retry-job", &subject_of(id), "");
     Ok(Reply::Done)
 }
 
@@ -300,7 +300,7 @@ pub(super) fn withdraw_all(cluster: &mut Cluster, name: &ServiceName) {
 fn withdraw(cluster: &mut Cluster, ids: &[JobId]) {
     for id in ids {
         end(cluster, *id, EndCause::Withdrawn);
-        cluster.audit.record(cluster.now, "circle", "withdraw-job", &subject(*id), "");
+        cluster.audit.record(cluster.now, "circle", "withdraw-job", &subject_of(*id), "");
     }
 }
 
@@ -343,11 +343,7 @@ pub(super) fn end_past_deadline(cluster: &mut Cluster) {
     let over: Vec<JobId> = past_deadline(cluster, cluster.now).collect();
     for id in over {
         end(cluster, id, EndCause::Deadline);
-        cluster.audit.record(cluster.now, "scheduler", "expire-job", &subject(id), "its deadline passed");
+        cluster.audit.record(cluster.now, "scheduler", "expire-job", &subject_of(id), "its deadline passed");
     }
     debug_assert!(past_deadline(cluster, cluster.now).next().is_none(), "each has ended");
-}
-
-fn subject(id: JobId) -> String {
-    format!("job/{}", id.short())
 }

@@ -4,7 +4,7 @@ use super::Invariant::{ListBounded, MeterPerSlot, RecordedInPast, ShareFollowsJo
 use super::{InvariantResult, ensure};
 use crate::cluster::Cluster;
 use crate::fair_share::held_by_project;
-use crate::limits::{USAGE_RECENT_MAX, USAGE_TOTALS_MAX};
+use crate::limits::{JOBS_FINISHED_MAX, JOBS_UNFINISHED_MAX, USAGE_RECENT_MAX, USAGE_TOTALS_MAX};
 use crate::usage::MeterName;
 use std::collections::BTreeSet;
 
@@ -23,7 +23,9 @@ pub(super) fn check(cluster: &Cluster) -> InvariantResult {
         let subject = || format!("meter of {}/{}", name.envelope, name.slot);
         ensure(meter.since <= cluster.now, RecordedInPast, subject)?;
     }
-    let lists = usage.recent.len() <= USAGE_RECENT_MAX && usage.totals.len() <= USAGE_TOTALS_MAX;
+    let lists = usage.recent.len() <= USAGE_RECENT_MAX
+        && usage.totals.len() <= USAGE_TOTALS_MAX
+        && usage.jobs.len() <= JOBS_FINISHED_MAX + JOBS_UNFINISHED_MAX;
     ensure(lists, ListBounded, || "usage".to_string())?;
     let follows = cluster.shares.follows(&held_by_project(cluster, &cluster.jobs), cluster.now);
     ensure(follows, ShareFollowsJobs, || "shares of projects".to_string())?;

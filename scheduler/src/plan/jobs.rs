@@ -12,7 +12,7 @@ use crate::clock::ClusterTime;
 use crate::cluster::Cluster;
 use crate::command::{GangPlan, GangSlotPlan, Step};
 use crate::fair_share::QuotaTree;
-use crate::jobs::{EndCause, Job, JobHolding, JobHoldingPhase, JobSlotName, JobState, RankGpu};
+use crate::jobs::{EndCause, Job, JobHolding, JobHoldingPhase, JobSlotName, JobState, RankGpu, subject_of};
 use crate::limits::{CAUSE_CHARACTERS_MAX, JOB_ENDS_KEPT_MAX, PLAN_STEPS_MAX, START_PATIENCE_MS};
 use crate::project_fit::{over_quota, unknown_project};
 use crate::queue::{GangRoom, GangTurn, QueueState, RunningGang, Schedule, WaitingGang, schedule};
@@ -149,7 +149,7 @@ impl<'a> Planner<'a> {
         let placed = self.draft.jobs.jobs().iter().filter(|(_, job)| job.state.is_placed());
         let placed: Vec<(JobId, Job)> = placed.map(|(id, job)| (*id, job.clone())).collect();
         for (id, job) in placed {
-            let (attempt, label) = (job.attempts, format!("job/{}", id.short()));
+            let (attempt, label) = (job.attempts, subject_of(id));
             let ends = self.ends_of(id);
             if let Some(cause) = self.end_of(id, &job, &ends) {
                 let text = format!("attempt {attempt} ended: {cause}");
@@ -291,7 +291,7 @@ impl<'a> Planner<'a> {
                 let text = format!("makes room for {name}, of priority {priority}");
                 let cause = EndCause::Preempted(text.clone());
                 let step = Step::EndGang { id, attempt, cause, ends: Vec::new() };
-                self.take(step, format!("job/{}", id.short()), text);
+                self.take(step, subject_of(id), text);
             }
         }
     }
@@ -410,7 +410,7 @@ impl<'a> Planner<'a> {
         let attempt = self.draft.jobs.jobs().get(&gang.id).map_or(1, |job| job.attempts.saturating_add(1));
         let text = format!("attempt {attempt} of {} starts on {} nodes", gang.name, slots.len());
         let plan = GangPlan { id: gang.id, attempt, slots };
-        self.take(Step::StartGang(plan), format!("job/{}", gang.id.short()), text)
+        self.take(Step::StartGang(plan), subject_of(gang.id), text)
     }
 
     fn wait_for(&mut self, gang: &GangNeed<'a>, turn: &GangTurn<Vec<GangPart>>) {

@@ -4,7 +4,7 @@ use super::jobs::GangNeed;
 use super::{NodeCapacity, Planner, WaitingJob};
 use crate::command::Step;
 use crate::fair_share::{GangCharge, QuotaTree, TurnKey};
-use crate::jobs::{EndCause, JobBook};
+use crate::jobs::{EndCause, JobBook, subject_of};
 use crate::limits::GANGS_PREEMPTED_MAX;
 use crate::observed::Liveness;
 use crate::project_fit::take_held;
@@ -75,7 +75,7 @@ impl<'a> Planner<'a> {
             let text = format!("gives back what project `{project}` borrowed: another reclaims its quota");
             let cause = EndCause::Preempted(text.clone());
             let step = Step::EndGang { id, attempt, cause, ends: Vec::new() };
-            self.take(step, format!("job/{}", id.short()), text);
+            self.take(step, subject_of(id), text);
         }
     }
 

@@ -72,6 +72,7 @@ pub(crate) fn settle(cluster: &mut Cluster, ends: &MeterEnds) {
         }
     }
     debug_assert!(usage.meters.values().all(|meter| meter.since <= now), "nothing is metered ahead");
+    usage.jobs.retain(|id, _| cluster.jobs.jobs.contains_key(id));
     fair_share::settle(cluster);
 }
 

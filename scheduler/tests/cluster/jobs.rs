@@ -192,6 +192,11 @@ fn a_lost_node_ends_the_attempt_and_the_next_is_under_a_higher_fence() {
     assert_eq!((job.lost_nodes, job.failures), (1, 0));
     assert_eq!(job.last_end.unwrap().cause, EndCause::NodeLost(node_id("node-2")));
     assert!(starts(&world, "node-1").is_empty(), "the other slot is withdrawn");
+    let events = job_events(&world.cluster, id, 0, usize::MAX).unwrap();
+    let end = events.last().unwrap();
+    assert_eq!((end.action.as_str(), end.detail.as_str()), ("end-job", "attempt 1: node node-2 was lost"));
+    let latest = job_events(&world.cluster, id, end.sequence - 1, usize::MAX).unwrap();
+    assert_eq!(latest, std::slice::from_ref(end));
     world.job_reports = BTreeMap::new();
     world.wait(limits::JOB_BACKOFF_MS + 1_000);
     world.heartbeat_all();

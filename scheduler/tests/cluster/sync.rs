@@ -98,6 +98,7 @@ fn answer(world: &World, length: u64) -> SyncResponse {
     let assignments = desired_for(&world.cluster, node_id("n1")).into_iter().map(assignment).collect();
     SyncResponse {
         now: world.now,
+        term: 1,
         lease_ms: LEASE_MS,
         history: world.cluster.circle_state().unwrap().head(),
         governance: history_page(world.cluster.governance_chain(), length, HISTORY_PAGE_BYTES_MAX),

@@ -142,6 +142,31 @@ fn both_attempts_of_a_job_are_billed_to_the_millionth() {
 }
 
 #[test]
+fn a_job_shows_what_all_of_its_attempts_used() {
+    let mut world = priced();
+    world.approve(job(2, 600, ""));
+    let (id, other) = (submit(&mut world, "a"), submit(&mut world, "b"));
+    let used = |world: &World, id: JobId| job_view(world.view(), id).unwrap().used.spend_micro_units;
+    world.execute();
+    report_jobs(&mut world, JobSlotState::Ready, None, 0);
+    world.execute();
+    let id = if state(&world, id) == JobState::Running { id } else { other };
+    world.pass(7_000);
+    assert_eq!(used(&world, id), 2 * 7_000, "open intervals count");
+    report_jobs(&mut world, JobSlotState::Ended, Some(RankOutcome::Exited { code: 9 }), 0);
+    world.execute();
+    world.execute();
+    assert_eq!(used(&world, id), 2 * 7_000, "so do closed ones");
+    let of_jobs = world.cluster.usage().of_jobs(world.cluster.now());
+    let spent: u64 = of_jobs.values().map(|used| used.spend_micro_units).sum();
+    let totals = world.cluster.usage().totals(world.cluster.now());
+    let rows = totals.iter().map(|row| row.amounts.spend_micro_units + row.open.spend_micro_units);
+    assert_eq!(spent, rows.sum::<u64>(), "the jobs used what their envelope did");
+    let views = job_views(world.view());
+    assert_eq!(views.iter().map(|view| view.used.spend_micro_units).sum::<u64>(), spent);
+}
+
+#[test]
 fn prices_that_change_in_a_run_bill_each_part_at_its_own() {
     let mut world = priced();
     world.approve(deploy(service(1, 1, None, OnExpiry::Hold)));

@@ -1,6 +1,6 @@
 //! Jobs: submission, state, logs, data, cancellation and retry.
 
-use super::{ApiResult, Done};
+use super::{ApiResult, Done, PAGE_MAX};
 use crate::server::auth::Submitter;
 use crate::server::extract::{LeaderRead, Submission};
 use crate::server::paging::{PageParameters, PageRequest, PagedList, json_number};
@@ -10,7 +10,7 @@ use axum::Json;
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
 use axum::extract::{Path, Query};
 use host::random::random_bytes;
-use protocol::api::Page;
+use protocol::api::{AuditEvent, Page};
 use protocol::job::{self, SignedSubmission};
 use protocol::job_api::{JobLogPage, JobView, RetryJobBody, SubmitJobBody, SubmittedJob};
 use protocol::job_data::{JobDataView, MemberJobData};
@@ -236,6 +236,37 @@ pub(super) async fn logs(
         (page, is_news)
     });
     page.await.map(Json)
+}
+
+/// Query parameters of a page of a job's events.
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub(super) struct JobEventsAfter {
+    /// Return only events with a greater number; 0 = from the oldest kept.
+    #[serde(default)]
+    after: u64,
+    /// Longest wait in milliseconds for the first such event; at most 25,000. 0 = no wait.
+    #[serde(default)]
+    wait_ms: u32,
+}
+
+/// A page of at most 500 events of a job, oldest first. With `wait_ms` this is a long poll.
+#[utoipa::path(get, path = "/v1/jobs/{id}/events", params(("id" = JobId, Path), JobEventsAfter),
+    responses((status = 200, body = Page<AuditEvent>)), tag = "jobs")]
+pub(super) async fn events(
+    LeaderRead { server, .. }: LeaderRead,
+    id: Result<Path<JobId>, PathRejection>,
+    query: Result<Query<JobEventsAfter>, QueryRejection>,
+) -> ApiResult<Page<AuditEvent>> {
+    let (Path(id), Query(JobEventsAfter { after, wait_ms })) = (id?, query?);
+    let after = json_number(after)?;
+    let page = hold(poll_wait(wait_ms), server.handle.watch_applied(), server.ending.cancelled(), || {
+        let page = server.cluster(|cluster| scheduler::job_events(cluster, id, after, PAGE_MAX));
+        let is_news = !page.as_ref().is_some_and(Vec::is_empty);
+        (page, is_news)
+    });
+    page.await.map(|items| Json(Page::whole(items))).ok_or_else(|| no_job(id))
 }
 
 fn no_job(id: JobId) -> Failure {

@@ -145,6 +145,7 @@ async fn node_is_served(clients: &[Client]) {
         logs: Vec::new(),
         complaints: Vec::new(),
         jobs: Vec::new(),
+        rank_lines_term: 0,
         rank_lines: Vec::new(),
     };
     let body = Bytes::from(canonical::to_bytes(&request));

@@ -1,17 +1,25 @@
 //! Tests of jobs at the control API: arrays, and requests that wait for news of a job.
 
+use super::circle::other;
 use super::faults::{ask, ask_with_key};
-use super::usage::{get, lab, must};
-use axum::http::{Method, StatusCode};
-use protocol::JobId;
-use protocol::api::{Page, Problem};
+use super::usage::{begin, get, lab, must};
+use crate::server::{Server, agents};
+use axum::body::Body;
+use axum::http::{Method, Request, StatusCode};
+use overlay::Peer;
+use protocol::agent::{NodeResources, SyncRequest, SyncResponse};
+use protocol::api::{AuditEvent, Page, Problem};
 use protocol::job_api::{JobLogLine, JobLogPage, JobView, SubmittedJob};
 use protocol::job_report::RankLine;
-use protocol::limits::POLL_WAIT_MS_MAX;
+use protocol::limits::{POLL_WAIT_MS_MAX, SYNC_BYTES_MAX};
+use protocol::manifest::Isolation;
+use protocol::{Digest, JobId, canonical};
 use scheduler::{Action, Actor};
 use serde_json::{Value, json};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
+use tower::ServiceExt as _;
 
 #[tokio::test(start_paused = true)]
 async fn a_request_for_a_job_waits_until_it_is_in_another_state() {
@@ -53,6 +61,84 @@ async fn a_request_for_lines_waits_for_the_first_one() {
     server.keep_rank_lines(none.epoch, &"node-1".parse().unwrap(), vec![line]);
     let lines: Vec<JobLogLine> = waiting.await.unwrap().items;
     assert_eq!((lines[0].text.as_str(), began.elapsed().as_secs()), ("step 1", 13));
+}
+
+/// Sends lines of rank 0 from the node, addressed to the leader of a term; returns the term that answers.
+async fn send_lines(server: &Arc<Server>, id: JobId, term: u64, sequences: &[u64]) -> u64 {
+    let line = |sequence: &u64| RankLine {
+        id,
+        attempt: 1,
+        rank: 0,
+        sequence: *sequence,
+        dropped: 0,
+        text: format!("step {sequence}"),
+    };
+    let request = SyncRequest {
+        boot: 1,
+        version: "test".into(),
+        resources: NodeResources { cpu_millicores: 64_000, memory_bytes: 1 << 40, gpus: vec![] },
+        isolation: Isolation::Full,
+        not_enforced: vec![],
+        slots: vec![],
+        governance_length: 0,
+        routes_version: None,
+        wait_ms: 25_000,
+        desired: Digest([0; 32]),
+        logs: vec![],
+        complaints: vec![],
+        jobs: vec![],
+        rank_lines_term: term,
+        rank_lines: sequences.iter().map(line).collect(),
+    };
+    let mut request = Request::post(agents::SYNC).body(Body::from(canonical::to_bytes(&request))).unwrap();
+    request.extensions_mut().insert(Peer(other(1).public_key()));
+    let answer = agents::router(server.clone()).oneshot(request).await.unwrap();
+    assert_eq!(answer.status(), StatusCode::OK);
+    let body = axum::body::to_bytes(answer.into_body(), SYNC_BYTES_MAX).await.unwrap();
+    canonical::from_bytes::<SyncResponse>(&body, SYNC_BYTES_MAX).unwrap().term
+}
+
+/// A leader that took the newest lines of a rank first would take the earlier ones for known.
+#[tokio::test(start_paused = true)]
+async fn a_leader_takes_lines_that_are_addressed_to_its_term_and_none_before() {
+    let (world, leads, id) = lab().await;
+    let server = world.servers[leads].clone();
+    begin(&server, id, 1).await;
+    let term = send_lines(&server, id, 0, &[7]).await;
+    let texts = async || -> Vec<String> {
+        let page: JobLogPage = get(&server, &format!("/v1/jobs/{id}/logs")).await;
+        page.items.into_iter().map(|line| line.text).collect()
+    };
+    assert_eq!((term > 0, texts().await), (true, vec![]), "a leader of another term has the lines before");
+    assert_eq!(send_lines(&server, id, term, &[6, 7]).await, term);
+    assert_eq!(texts().await, ["step 6", "step 7"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn events_of_a_job_are_its_own_and_a_request_waits_for_the_next() {
+    let (world, leads, id) = lab().await;
+    let server = world.servers[leads].clone();
+    let path = |after: u64| format!("/v1/jobs/{id}/events?after={after}&wait_ms=10000");
+    let actions = |page: &Page<AuditEvent>| -> Vec<String> {
+        page.items.iter().map(|event| format!("{} {}", event.action, event.subject)).collect()
+    };
+    let first: Page<AuditEvent> = get(&server, &path(0)).await;
+    let subject = format!("job/{}", id.short());
+    assert_eq!(actions(&first), [format!("submit-job {subject}")]);
+    let after = first.items[0].sequence;
+    let began = Instant::now();
+    let none: Page<AuditEvent> = get(&server, &path(after)).await;
+    assert_eq!((none.items.len(), began.elapsed().as_secs()), (0, 10));
+    let waiting = tokio::spawn({
+        let (server, path) = (server.clone(), path(after));
+        async move { get::<Page<AuditEvent>>(&server, &path).await }
+    });
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    must(&server, Actor::Scheduler, Action::CancelJob { id }).await;
+    assert_eq!(actions(&waiting.await.unwrap()), [format!("cancel-job {subject}")]);
+    let unknown = JobId(Digest([9; 32]));
+    let (status, _) = ask::<()>(&server, Method::GET, &format!("/v1/jobs/{unknown}/events"), None).await;
+    assert_eq!(status, StatusCode::NOT_FOUND);
 }
 
 #[tokio::test(start_paused = true)]

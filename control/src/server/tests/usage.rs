@@ -81,8 +81,8 @@ pub(super) async fn lab() -> (SimulatedServers, usize, JobId) {
     (world, leads, job)
 }
 
-/// Lets an attempt of the job hold its slot for so many seconds.
-async fn attempt(server: &Arc<Server>, id: JobId, number: u32, seconds: u64) {
+/// Begins an attempt of the job on the node; returns the slot that it holds.
+pub(super) async fn begin(server: &Arc<Server>, id: JobId, number: u32) -> JobSlotName {
     let node = NodeId(circle::other(1).public_key());
     let slot = JobSlotName {
         job: "train".parse().unwrap(),
@@ -97,6 +97,12 @@ async fn attempt(server: &Arc<Server>, id: JobId, number: u32, seconds: u64) {
         gpus: Vec::new(),
     };
     execute(server, vec![Step::StartGang(GangPlan { id, attempt: number, slots: vec![part] })]).await;
+    slot
+}
+
+/// Lets an attempt of the job hold its slot for so many seconds.
+async fn attempt(server: &Arc<Server>, id: JobId, number: u32, seconds: u64) {
+    let slot = begin(server, id, number).await;
     tokio::time::advance(Duration::from_secs(seconds)).await;
     let cause = EndCause::Preempted("a test".into());
     let end = Step::EndGang { id, attempt: number, cause, ends: Vec::new() };

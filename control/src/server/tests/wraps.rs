@@ -126,6 +126,7 @@ impl Lab {
             logs: vec![],
             complaints,
             jobs: vec![],
+            rank_lines_term: 0,
             rank_lines: vec![],
         };
         let mut request =

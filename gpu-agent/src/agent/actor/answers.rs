@@ -40,6 +40,7 @@ impl AgentActor {
                 self.state.answered_at = Some(Instant::now());
                 self.state.unanswered_since = None;
                 self.state.predecessor_desired = None;
+                self.node.rank_lines.answered(response.term, &sent.rank_lines);
                 for report in &sent.unacknowledged_releases {
                     self.state.unacknowledged_releases.remove(report);
                 }
@@ -87,7 +88,7 @@ impl AgentActor {
     /// run has been stopped.
     /// Returns the delay before the next request.
     fn absorb(&mut self, response: SyncResponse, sent_at: BootTime) -> Duration {
-        let SyncResponse { now: _, lease_ms: granted_ms, history, governance, desired } = response;
+        let SyncResponse { now: _, term: _, lease_ms: granted_ms, history, governance, desired } = response;
         let (wall, boot) = (self.node.clock.wall(), self.node.clock.boot());
         if let Some(now) = self.time.confirmed(wall, boot) {
             self.chain.discard_later_than(now);

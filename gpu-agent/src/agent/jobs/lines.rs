@@ -1,10 +1,14 @@
-//! Output of ranks on its way to control: queued within bounds until an answer acknowledges it.
+//! Output of ranks on its way to control: kept within bounds, also after an answer has acknowledged it,
+//! because a leader keeps lines in its memory alone. To the leader of another term they are sent again.
 
 use protocol::JobId;
-use protocol::job_report::{RANK_LINES_MAX, RankLine};
+use protocol::job_report::{RANK_LINES_KEPT_MAX, RANK_LINES_MAX, RankLine};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Bound of the texts of all lines that are kept, in bytes.
+const BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// A rank of an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -20,80 +24,140 @@ impl RankKey {
     }
 }
 
-/// Queue of lines of all ranks on this node, oldest first.
+/// Lines of all ranks on this node.
 #[derive(Debug, Default)]
 pub(in crate::agent) struct RankLines {
-    queue: Mutex<RankQueue>,
+    kept: Mutex<KeptLines>,
 }
 
 #[derive(Debug, Default)]
-struct RankQueue {
+struct KeptLines {
+    ranks: BTreeMap<RankKey, LineRing>,
+    bytes: usize,
+    /// Raft term of the leader that acknowledged lines; 0 before the first answer.
+    term: u64,
+    /// Number of requests so far: each begins with another rank.
+    requests: usize,
+}
+
+/// Latest lines of one rank.
+#[derive(Debug, Default)]
+struct LineRing {
     lines: VecDeque<RankLine>,
-    /// Number of dropped lines that no line of the rank names yet.
-    dropped: BTreeMap<RankKey, u64>,
+    bytes: usize,
+    /// Number of the last line that the leader of this term has; 0 if it has none.
+    acknowledged: u64,
+    /// Number of dropped lines that no line names yet.
+    dropped: u64,
+    /// True once the slot has ended on this node.
+    has_ended: bool,
 }
 
 impl RankLines {
-    /// Appends lines of a rank, numbered by `sequence`. When the queue is full, the oldest line of the rank
-    /// with the most is dropped.
+    /// Appends lines of a rank, numbered from `sequence` on. Beyond the bounds the oldest are dropped: those
+    /// of the rank itself, or of the one that has most.
     pub(super) fn push(&self, key: RankKey, sequence: &AtomicU64, lines: Vec<String>) {
-        let mut queue = self.lock();
+        let mut kept = self.lock();
         for text in lines {
             let sequence = sequence.fetch_add(1, Ordering::Relaxed) + 1;
-            let dropped = queue.dropped.remove(&key).unwrap_or(0);
             let RankKey { id, attempt, rank } = key;
-            queue.lines.push_back(RankLine { id, attempt, rank, sequence, text, dropped });
-            queue.bound();
+            let ring = kept.ranks.entry(key).or_default();
+            let dropped = std::mem::take(&mut ring.dropped);
+            ring.bytes += text.len();
+            kept.bytes += text.len();
+            let ring = kept.ranks.entry(key).or_default();
+            ring.lines.push_back(RankLine { id, attempt, rank, sequence, text, dropped });
+            if ring.lines.len() > RANK_LINES_KEPT_MAX {
+                let bytes = ring.drop_oldest();
+                kept.bytes -= bytes;
+            }
+            kept.bound();
         }
     }
 
-    /// Takes all lines.
-    pub(in crate::agent) fn take(&self) -> Vec<RankLine> {
-        self.lock().lines.drain(..).collect()
-    }
-
-    /// Puts back lines that may not have arrived, before those queued since.
-    pub(in crate::agent) fn put_back(&self, lines: Vec<RankLine>) {
-        let mut queue = self.lock();
-        for line in lines.into_iter().rev() {
-            queue.lines.push_front(line);
+    /// Returns the Raft term whose leader has the acknowledged lines, and those that it lacks: as many as one
+    /// request has, each rank in turn, in the order of their numbers.
+    pub(in crate::agent) fn unacknowledged(&self) -> (u64, Vec<RankLine>) {
+        let mut kept = self.lock();
+        kept.requests = kept.requests.wrapping_add(1);
+        let missing =
+            |ring: &LineRing| ring.lines.back().is_some_and(|last| last.sequence > ring.acknowledged);
+        let waiting = kept.ranks.values().filter(|ring| missing(ring));
+        let mut waiting: Vec<_> = waiting.map(LineRing::unacknowledged).collect();
+        let first = kept.requests.checked_rem(waiting.len()).unwrap_or(0);
+        waiting.rotate_left(first);
+        let mut lines = Vec::new();
+        while lines.len() < RANK_LINES_MAX {
+            let before = lines.len();
+            lines.extend(waiting.iter_mut().filter_map(Iterator::next).cloned());
+            if lines.len() == before {
+                break;
+            }
         }
-        queue.bound();
+        lines.truncate(RANK_LINES_MAX);
+        (kept.term, lines)
     }
 
-    /// Forgets the counts of an attempt whose slot has ended on this node.
-    pub(super) fn forget(&self, id: JobId, attempt: u32) {
-        self.lock().dropped.retain(|key, _| (key.id, key.attempt) != (id, attempt));
+    /// Takes the answer of the leader of a term to a request with these lines. A leader takes the lines of a
+    /// request that names its term; one of another term has none.
+    pub(in crate::agent) fn answered(&self, term: u64, sent: &[RankLine]) {
+        let mut kept = self.lock();
+        if kept.term != term {
+            kept.term = term;
+            kept.ranks.values_mut().for_each(|ring| ring.acknowledged = 0);
+            return;
+        }
+        for line in sent {
+            if let Some(ring) = kept.ranks.get_mut(&RankKey::of(line)) {
+                ring.acknowledged = ring.acknowledged.max(line.sequence);
+            }
+        }
+        kept.forget_sent();
     }
 
-    fn lock(&self) -> MutexGuard<'_, RankQueue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Notes that a slot of an attempt has ended on this node: its lines go once they are acknowledged.
+    pub(super) fn end(&self, id: JobId, attempt: u32) {
+        let mut kept = self.lock();
+        let of_attempt = kept.ranks.iter_mut().filter(|(key, _)| (key.id, key.attempt) == (id, attempt));
+        of_attempt.for_each(|(_, ring)| ring.has_ended = true);
+        kept.forget_sent();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, KeptLines> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl RankQueue {
-    /// Drops lines until the rest fits into one request. A rank that prints without end displaces its own
-    /// lines before those of others.
+impl KeptLines {
+    /// Drops the oldest lines of the ranks that have most, until the rest is within its bound.
     fn bound(&mut self) {
-        while self.lines.len() > RANK_LINES_MAX {
-            let mut counts: BTreeMap<RankKey, usize> = BTreeMap::new();
-            for line in &self.lines {
-                *counts.entry(RankKey::of(line)).or_default() += 1;
-            }
-            let Some(loudest) = counts.iter().max_by_key(|(_, count)| **count).map(|(key, _)| *key) else {
-                return;
-            };
-            let oldest = self.lines.iter().position(|line| RankKey::of(line) == loudest);
-            let Some(line) = oldest.and_then(|at| self.lines.remove(at)) else { return };
-            let gone = line.dropped.saturating_add(1);
-            match self.lines.iter_mut().find(|line| RankKey::of(line) == loudest) {
-                Some(next) => next.dropped = next.dropped.saturating_add(gone),
-                None => {
-                    let dropped = self.dropped.entry(loudest).or_default();
-                    *dropped = dropped.saturating_add(gone);
-                }
-            }
+        while self.bytes > BYTES_MAX {
+            let largest = self.ranks.values_mut().max_by_key(|ring| ring.bytes);
+            let Some(bytes) = largest.map(LineRing::drop_oldest).filter(|bytes| *bytes > 0) else { return };
+            self.bytes -= bytes;
         }
+    }
+
+    /// Forgets ranks that have ended and of which the leader has every line.
+    fn forget_sent(&mut self) {
+        self.ranks.retain(|_, ring| !ring.has_ended || ring.unacknowledged().next().is_some());
+        self.bytes = self.ranks.values().map(|ring| ring.bytes).sum();
+    }
+}
+
+impl LineRing {
+    fn unacknowledged(&self) -> impl Iterator<Item = &RankLine> + use<'_> {
+        let first = self.lines.partition_point(|line| line.sequence <= self.acknowledged);
+        self.lines.range(first..)
+    }
+
+    /// Drops the oldest line, whose loss the next one names; returns the size of its text in bytes.
+    fn drop_oldest(&mut self) -> usize {
+        let Some(line) = self.lines.pop_front() else { return 0 };
+        self.bytes -= line.text.len();
+        let named = self.lines.front_mut().map_or(&mut self.dropped, |next| &mut next.dropped);
+        *named = named.saturating_add(line.dropped).saturating_add(1);
+        line.text.len()
     }
 }
 
@@ -101,6 +165,9 @@ impl RankQueue {
 mod tests {
     use super::*;
     use protocol::Digest;
+
+    /// Number of lines beyond what a rank keeps.
+    const SURPLUS: u64 = 7;
 
     fn key(rank: u32) -> RankKey {
         RankKey { id: JobId(Digest::of(b"job")), attempt: 1, rank }
@@ -110,49 +177,87 @@ mod tests {
         (0..count).map(|number| number.to_string()).collect()
     }
 
-    #[test]
-    fn a_full_queue_drops_the_lines_of_the_loudest_rank_and_counts_them() {
-        let (queue, quiet, loud) = (RankLines::default(), AtomicU64::new(0), AtomicU64::new(0));
-        queue.push(key(0), &quiet, texts(3));
-        queue.push(key(1), &loud, texts(RANK_LINES_MAX + 7));
-        let lines = queue.take();
-        assert_eq!(lines.len(), RANK_LINES_MAX);
-        let of = |rank: u32| lines.iter().filter(|line| line.rank == rank).collect::<Vec<_>>();
-        assert_eq!(
-            of(0).iter().map(|line| (line.sequence, line.dropped)).collect::<Vec<_>>(),
-            [(1, 0), (2, 0), (3, 0)]
-        );
-        assert_eq!((of(1)[0].sequence, of(1)[0].dropped), (11, 10), "3 + 7 lines had no room");
-        assert!(of(1)[1..].iter().all(|line| line.dropped == 0));
-        let kept: u64 = lines.iter().map(|line| line.dropped + 1).sum();
-        assert_eq!(kept, RANK_LINES_MAX as u64 + 10, "each line was sent or counted");
-    }
-
-    #[test]
-    fn lines_that_did_not_arrive_are_sent_again_under_their_numbers() {
-        let (queue, sequence) = (RankLines::default(), AtomicU64::new(0));
-        queue.push(key(0), &sequence, texts(2));
-        let sent = queue.take();
-        queue.push(key(0), &sequence, texts(1));
-        queue.put_back(sent.clone());
-        let again = queue.take();
-        assert_eq!(again[..2], sent[..]);
-        assert_eq!(again.iter().map(|line| line.sequence).collect::<Vec<_>>(), [1, 2, 3]);
-    }
-
-    #[test]
-    fn a_count_without_a_line_waits_for_the_next_one() {
-        let queue = RankLines::default();
-        let ranks = u32::try_from(RANK_LINES_MAX).expect("small") + 1;
-        let sequences: Vec<AtomicU64> = (0..ranks).map(|_| AtomicU64::new(0)).collect();
-        for (rank, sequence) in (0..ranks).zip(&sequences) {
-            queue.push(key(rank), sequence, texts(1));
+    /// Sends all lines to the leader of a term; returns them.
+    fn send_all(lines: &RankLines, term: u64) -> Vec<RankLine> {
+        let mut all = Vec::new();
+        loop {
+            let (addressed, sent) = lines.unacknowledged();
+            lines.answered(term, &sent);
+            if addressed == term {
+                if sent.is_empty() {
+                    return all;
+                }
+                all.extend(sent);
+            }
         }
-        let sent = queue.take();
-        let missing = (0..ranks).find(|rank| sent.iter().all(|line| line.rank != *rank)).expect("one");
-        queue.push(key(missing), &sequences[missing as usize], texts(1));
-        assert_eq!(queue.take()[0].dropped, 1);
-        queue.forget(key(0).id, 1);
-        assert!(queue.lock().dropped.is_empty());
+    }
+
+    fn numbers(lines: &[RankLine], rank: u32) -> Vec<u64> {
+        lines.iter().filter(|line| line.rank == rank).map(|line| line.sequence).collect()
+    }
+
+    #[test]
+    fn a_rank_that_prints_without_end_loses_its_own_lines_and_their_number_is_known() {
+        let (lines, quiet, loud) = (RankLines::default(), AtomicU64::new(0), AtomicU64::new(0));
+        lines.push(key(0), &quiet, texts(3));
+        lines.push(key(1), &loud, texts(RANK_LINES_KEPT_MAX + SURPLUS as usize));
+        let (_, request) = lines.unacknowledged();
+        assert_eq!((request.len(), numbers(&request, 0)), (RANK_LINES_MAX, vec![1, 2, 3]));
+        let sent = send_all(&lines, 1);
+        assert_eq!(numbers(&sent, 0), [1, 2, 3]);
+        assert_eq!(
+            numbers(&sent, 1),
+            (SURPLUS + 1..=RANK_LINES_KEPT_MAX as u64 + SURPLUS).collect::<Vec<_>>()
+        );
+        let dropped: u64 = sent.iter().map(|line| line.dropped).sum();
+        assert_eq!(dropped, SURPLUS, "each line was sent or counted");
+    }
+
+    #[test]
+    fn lines_that_no_answer_acknowledged_are_sent_again_under_their_numbers() {
+        let (lines, sequence) = (RankLines::default(), AtomicU64::new(0));
+        lines.answered(1, &[]);
+        lines.push(key(0), &sequence, texts(2));
+        let (_, lost) = lines.unacknowledged();
+        lines.push(key(0), &sequence, texts(1));
+        let (term, again) = lines.unacknowledged();
+        assert_eq!((again[..2].to_vec(), term), (lost, 1));
+        lines.answered(1, &again[..2]);
+        assert_eq!(numbers(&lines.unacknowledged().1, 0), [3]);
+    }
+
+    #[test]
+    fn the_leader_of_another_term_gets_every_kept_line() {
+        let (lines, sequence) = (RankLines::default(), AtomicU64::new(0));
+        lines.push(key(0), &sequence, texts(300));
+        assert_eq!(send_all(&lines, 1).len(), 300);
+        lines.push(key(0), &sequence, texts(1));
+        let (term, sent) = lines.unacknowledged();
+        assert_eq!((term, numbers(&sent, 0)), (1, vec![301]));
+        lines.answered(2, &sent);
+        assert_eq!(numbers(&send_all(&lines, 2), 0), (1..=301).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn lines_of_a_slot_that_has_ended_stay_until_they_are_acknowledged() {
+        let (lines, sequence) = (RankLines::default(), AtomicU64::new(0));
+        lines.answered(1, &[]);
+        lines.push(key(0), &sequence, texts(2));
+        lines.end(key(0).id, 1);
+        assert_eq!(send_all(&lines, 1).len(), 2);
+        assert!(lines.lock().ranks.is_empty() && lines.lock().bytes == 0);
+    }
+
+    #[test]
+    fn the_longest_texts_go_first_where_all_lines_together_have_no_room() {
+        let (lines, quiet) = (RankLines::default(), AtomicU64::new(0));
+        lines.push(key(0), &quiet, texts(1));
+        let long = "x".repeat(protocol::job_report::RANK_LINE_BYTES_MAX);
+        let ranks = u32::try_from(BYTES_MAX / long.len() / RANK_LINES_KEPT_MAX).expect("small") + 2;
+        for rank in 1..=ranks {
+            lines.push(key(rank), &AtomicU64::new(0), vec![long.clone(); RANK_LINES_KEPT_MAX]);
+        }
+        assert!(lines.lock().bytes <= BYTES_MAX, "{}", lines.lock().bytes);
+        assert_eq!(numbers(&send_all(&lines, 1), 0), [1]);
     }
 }

@@ -177,7 +177,7 @@ impl JobTask {
             Err(end) => end,
         };
         let grant = self.grant.get();
-        self.node.rank_lines.forget(grant.id, grant.attempt);
+        self.node.rank_lines.end(grant.id, grant.attempt);
         tracing::info!(slot = %self.key, fence = %grant.fence, ends = ?end.ends, "job slot ended");
         let fence = grant.fence;
         JobSlotEnded { key: self.key, fence, end }

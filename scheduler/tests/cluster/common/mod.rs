@@ -552,6 +552,7 @@ impl World {
             logs: vec![],
             complaints: vec![],
             jobs: self.job_reports.get(&spec.admission.id).cloned().unwrap_or_default(),
+            rank_lines_term: 0,
             rank_lines: vec![],
         }
     }
