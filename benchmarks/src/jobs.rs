@@ -10,6 +10,7 @@ mod absence;
 mod image;
 mod jax;
 mod link;
+mod load;
 mod ours;
 mod plan;
 mod ray;
@@ -19,6 +20,7 @@ mod train;
 use crate::Options;
 use crate::report::{Bar, BenchmarkReport, ComparisonRow, quantile};
 use anyhow::{Result, bail};
+use load::AT_ONCE;
 use ours::JobCluster;
 use ray::Ray;
 use slurm::Slurm;
@@ -31,8 +33,6 @@ const FIRST_LINES: (usize, usize) = (40, 8);
 /// Rounds of short jobs, and jobs of a round.
 const ROUNDS: (usize, usize) = (5, 1);
 const SHORT_JOBS: (usize, usize) = (200, 40);
-/// Jobs that run at once, on both sides.
-const AT_ONCE: u32 = 16;
 /// Rounds of images.
 const IMAGE_ROUNDS: (usize, usize) = (3, 1);
 /// Rounds of the link.
@@ -80,7 +80,7 @@ pub(crate) fn run(options: &Options) -> Result<BenchmarkReport> {
 }
 
 /// Other queues of jobs, running.
-struct Peers {
+struct PeerQueues {
     slurm: Slurm,
     ray: Ray,
 }
@@ -91,7 +91,7 @@ async fn beside_peers(
     pick: &impl Fn((usize, usize)) -> usize,
     report: &mut BenchmarkReport,
 ) -> Result<()> {
-    let mut peers = Peers { slurm: Slurm::start()?, ray: Ray::start()? };
+    let mut peers = PeerQueues { slurm: Slurm::start()?, ray: Ray::start()? };
     let versions = format!("{}; {}", peers.slurm.version(), peers.ray.version);
     report.notes.push(format!("{versions}; jobs at once on each side: {AT_ONCE}"));
     first_lines(cluster, &mut peers, pick(FIRST_LINES), report).await?;
@@ -112,7 +112,7 @@ pub(crate) fn part(description: &str) -> Result<()> {
 /// Measures from the submission of one job to its first line, alternated.
 async fn first_lines(
     cluster: &JobCluster,
-    Peers { slurm, ray }: &mut Peers,
+    PeerQueues { slurm, ray }: &mut PeerQueues,
     count: usize,
     report: &mut BenchmarkReport,
 ) -> Result<()> {
@@ -141,7 +141,7 @@ async fn first_lines(
 /// Measures rounds of short jobs, from the first submission to the last end, alternated.
 async fn short_jobs(
     cluster: &JobCluster,
-    Peers { slurm, ray }: &mut Peers,
+    PeerQueues { slurm, ray }: &mut PeerQueues,
     rounds: usize,
     count: usize,
     report: &mut BenchmarkReport,

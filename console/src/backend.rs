@@ -153,7 +153,7 @@ pub trait ConsoleBackend: Send + Sync + 'static {
     /// Returns lines of a job's ranks after a sequence number, oldest first, in pages of bounded size.
     fn job_lines(&self, id: JobId, after: u64) -> BackendAnswer<'_, JobLogPage>;
 
-    /// Returns the checkpoints of a job, the oldest first, and its outputs; nothing if control does not know it.
+    /// Returns the checkpoints of a job, oldest first, and its outputs; nothing if control does not know it.
     fn job_data(&self, id: JobId) -> BackendAnswer<'_, Vec<JobDataView>>;
 
     /// Returns the events of a job that control keeps, oldest first; nothing if control does not know it.

@@ -121,8 +121,8 @@ pub struct SyncRequest {
     /// Report of every slot of a job on the node; at most [`crate::job_report::JOB_REPORTS_MAX`]. An ended
     /// slot is reported until control no longer assigns it.
     pub jobs: Vec<JobSlotReport>,
-    /// Raft term whose leader acknowledged the lines of ranks before these; 0 if none did. A leader of another
-    /// term takes none: the node sends them again from the first that it keeps.
+    /// Raft term whose leader acknowledged the lines of ranks before these; 0 if none did. A leader of
+    /// another term takes none: the node sends them again from the first that it keeps.
     pub rank_lines_term: u64,
     /// Lines that ranks wrote and that no answer has acknowledged, those of each rank in their order; at most
     /// [`crate::job_report::RANK_LINES_MAX`].

@@ -60,7 +60,7 @@ pub struct JobSubmission {
     pub issued_at: Millis,
     /// Time after which no attempt of it begins.
     pub deadline: Millis,
-    /// Jobs that succeed before an attempt of this one begins, ascending; the id of an array stands for all of
+    /// Jobs that succeed before an attempt of this one begins, ascending; the id of an array stands for all
     /// its tasks. An id is a digest over this list, so dependencies have no cycle.
     pub after: Vec<JobId>,
     /// Task of an array that the job is; none for a job of its own.

@@ -23,7 +23,7 @@ pub struct SubmitJobBody {
     /// Time in seconds after which no attempt begins; none = 31 days.
     #[serde(default)]
     pub deadline_seconds: Option<u64>,
-    /// Jobs that succeed before an attempt of this one begins; the id of an array stands for all of its tasks.
+    /// Jobs that succeed before an attempt of this one begins; the id of an array stands for all its tasks.
     #[serde(default)]
     pub after: BTreeSet<JobId>,
     /// Number of tasks, for an array: as many jobs, whose ranks find their index in `JOB_ARRAY_INDEX`. None =

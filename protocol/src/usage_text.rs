@@ -17,6 +17,7 @@ pub fn format_units(millionths: u64) -> String {
 #[must_use]
 pub fn format_hours(microseconds: u64) -> String {
     let thousandths = microseconds / 3_600_000;
+    debug_assert!(thousandths <= microseconds, "an hour has more than a thousand microseconds");
     format!("{}.{:03}", thousandths / 1000, thousandths % 1000)
 }
 
@@ -45,6 +46,7 @@ fn amounts(cpu_millicores: u64, memory_bytes: u64, gpu_millis: u64) -> String {
         (memory_bytes > 0).then(|| format_bytes(memory_bytes)),
     ];
     let parts: Vec<String> = parts.into_iter().flatten().collect();
+    debug_assert!(parts.iter().all(|part| part.contains(' ')), "each amount has its unit");
     if parts.is_empty() { "0".into() } else { parts.join(" ") }
 }
 
@@ -53,13 +55,58 @@ mod tests {
     use super::*;
 
     #[test]
-    fn amounts_are_shown_to_the_last_digit_and_those_of_nothing_are_left_out() {
-        assert_eq!(format_units(2_500_001), "2.500001");
-        assert_eq!(format_hours(5_400_000_000), "1.500");
-        let quota = ProjectQuota { cpu_millicores: 16_000, memory_bytes: 128 << 30, gpus: 4 };
-        assert_eq!(format_quota(&quota), "4 GPU 16 cores 128 GiB");
-        let rate = UsageRate { gpu_millis: 250, cpu_millicores: 1500, memory_mib: 0 };
-        assert_eq!(format_rate(&rate), "0.250 GPU 1.500 cores");
-        assert_eq!(format_rate(&UsageRate::default()), "0");
+    fn units_have_six_decimals_and_are_never_rounded() {
+        for (millionths, expected) in [
+            (0, "0.000000"),
+            (1, "0.000001"),
+            (999_999, "0.999999"),
+            (1_000_000, "1.000000"),
+            (2_500_001, "2.500001"),
+            (u64::MAX, "18446744073709.551615"),
+        ] {
+            assert_eq!(format_units(millionths), expected);
+        }
+    }
+
+    #[test]
+    fn hours_are_rounded_down_to_thousandths() {
+        for (microseconds, expected) in [
+            (0, "0.000"),
+            (3_599_999, "0.000"),
+            (3_600_000, "0.001"),
+            (3_600_000_000, "1.000"),
+            (5_400_000_000, "1.500"),
+            (u64::MAX, "5124095.576"),
+        ] {
+            assert_eq!(format_hours(microseconds), expected);
+        }
+    }
+
+    #[test]
+    fn a_quota_leaves_out_what_it_does_not_have() {
+        let quota = |cpu_millicores, memory_bytes, gpus| ProjectQuota { cpu_millicores, memory_bytes, gpus };
+        for (quota, expected) in [
+            (quota(0, 0, 0), "0"),
+            (quota(16_000, 128 << 30, 4), "4 GPU 16 cores 128 GiB"),
+            (quota(500, 0, 0), "0.500 cores"),
+            (quota(0, 1536 << 20, 0), "1.5 GiB"),
+            (quota(0, 0, u32::MAX), "4294967295 GPU"),
+        ] {
+            assert_eq!(format_quota(&quota), expected);
+        }
+    }
+
+    #[test]
+    fn a_rate_shows_shares_of_gpus_and_of_cores() {
+        let rate =
+            |gpu_millis, cpu_millicores, memory_mib| UsageRate { gpu_millis, cpu_millicores, memory_mib };
+        for (rate, expected) in [
+            (UsageRate::default(), "0"),
+            (rate(250, 1500, 0), "0.250 GPU 1.500 cores"),
+            (rate(2000, 0, 512), "2 GPU 512 MiB"),
+            (rate(0, 0, u64::MAX), "16777216 TiB"),
+        ] {
+            assert_eq!(format_rate(&rate), expected);
+        }
     }
 }

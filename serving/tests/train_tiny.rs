@@ -23,11 +23,15 @@ fn program() -> PathBuf {
     program
 }
 
+/// Returns a port that is free, below those that the system gives to connections.
+fn free_port() -> u16 {
+    let first = 20_000 + (std::process::id() % 6_000) as u16;
+    (first..32_000).find(|port| TcpListener::bind(("0.0.0.0", *port)).is_ok()).expect("a free port")
+}
+
 /// Starts two ranks with these directories, rank 0 first.
 fn start(place: &Path) -> [Child; 2] {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let port = listener.local_addr().expect("an address").port();
-    drop(listener);
+    let port = free_port();
     [0, 1].map(|rank| {
         let mut command = Command::new(program());
         command

@@ -70,7 +70,7 @@ pub(super) async fn measure(
     report.rows.push(ComparisonRow::new("gang_without_control", "s", &peer, &[gap], &[BAR_SECONDS], bar));
     report.notes.push(format!(
         "every replica was dead for {minutes} min of a gang of 2 ranks on 2 nodes: attempt 1 succeeded, and \
-         the longest of {questions} gaps between answers of the other rank, asked once a second, was {gap:.2} s"
+         the longest of {questions} gaps between answers of the other rank, once a second, was {gap:.2} s"
     ));
     Ok(())
 }

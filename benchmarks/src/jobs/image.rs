@@ -39,7 +39,7 @@ pub(super) async fn measure(cluster: &JobCluster, rounds: usize, report: &mut Be
         ComparisonRow::new("image_cold_start", "s", peer, &starts, &extractions, bar),
     ]);
     report.notes.push(format!(
-        "an image of Debian {} ({} MiB, by mmdebstrap, in the layout of `docker save`): imported and run; each \
+        "an image of Debian {} ({} MiB, by mmdebstrap, in the layout of `docker save`): imported and run; an \
          import is encrypted, coded 4+2 and flushed on 3 nodes; a cold start fetches, verifies, unpacks and \
          starts it",
         SUITE.0,

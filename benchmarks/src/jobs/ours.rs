@@ -1,6 +1,6 @@
 //! Our side: a circle with three nodes, two approved jobs of small programs, and one of a gang.
 
-use super::AT_ONCE;
+use super::load::{AT_ONCE, PROGRAM};
 use crate::cluster::nodes::{NodeProcess, prepare_worker};
 use crate::cluster::workers::processes_below;
 use crate::cluster::{ControlCluster, NODE, fresh_directory};
@@ -16,8 +16,6 @@ use protocol::{JobId, ParameterName};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-/// Program of the small jobs: its lines are the numbers from 1 to its argument.
-pub(super) const PROGRAM: &str = "/usr/bin/seq";
 /// Bounds of the small jobs' parameter.
 const BOUNDS: &str = "parameters.last = { integer = { least = 0, most = 1000 }, default = '1' }\n";
 /// Threshold and number of members.

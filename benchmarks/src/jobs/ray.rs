@@ -1,6 +1,6 @@
 //! Ray as the second peer: a head node on loopback, from its wheel, driven by `peers/ray_jobs.py`.
 
-use super::AT_ONCE;
+use super::load::AT_ONCE;
 use crate::process::ChildGuard;
 use crate::report;
 use anyhow::{Context as _, Result, ensure};

@@ -1,7 +1,6 @@
 //! Slurm as the peer: one controller and one node on loopback, with munge, installed from Debian's packages.
 
-use super::AT_ONCE;
-use super::ours::PROGRAM;
+use super::load::{AT_ONCE, PROGRAM};
 use crate::cluster::fresh_directory;
 use crate::process::{ChildGuard, free_ports};
 use anyhow::{Context as _, Result, ensure};

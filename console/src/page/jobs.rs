@@ -43,7 +43,10 @@ pub(crate) fn page(frame: &PageFrame, jobs: &[JobView], skipped: usize, note: Op
             p { "No job was submitted, or none is remembered." }
             p.next { span.quiet { "next: " } code { "quorate job submit NAME" } }
         } @else {
-            p { (counted(jobs.len() as u64, "job")) ". " a href="/console/projects" { "Projects" } " and their shares" }
+            p {
+                (counted(jobs.len() as u64, "job")) ". "
+                a href="/console/projects" { "Projects" } " and their shares"
+            }
             table.stack {
                 (table_head(&["Job", "Name", "State", "Submitted", "Attempts", "Reason"]))
                 tbody { @for job in shown.iter().take(JOBS_PER_PAGE) { (row(job)) } }

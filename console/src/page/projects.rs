@@ -41,7 +41,9 @@ fn shown(list: &ProjectList) -> Markup {
         p.quiet { "As of " (time(list.at)) "." }
         p.next {
             span.quiet { "next: " }
-            code { @if is_voted { "quorate project list" } @else { "quorate circle propose-projects --help" } }
+            code {
+                @if is_voted { "quorate project list" } @else { "quorate circle propose-projects --help" }
+            }
         }
     }
 }

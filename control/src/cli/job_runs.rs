@@ -35,12 +35,13 @@ Examples:
   quorate job submit evaluate --after 3f9c
 
 An array is as many jobs as --array says; a rank finds the index of its task in JOB_ARRAY_INDEX. With --after
-a job waits until a job, or all tasks of an array, have succeeded. Members approved the job; the submission sets parameters within their bounds, and needs no vote.")]
+a job waits until a job, or all tasks of an array, have succeeded. Members approved the job; the submission
+sets parameters within their bounds, and needs no vote.")]
 pub(crate) struct JobSubmitArguments {
     /// Name of the approved job, or the file of its manifest
     job: String,
     /// Value of a parameter; repeatable
-    #[arg(long = "set", value_name = "NAME=VALUE", value_parser = super::jobs::parse_setting)]
+    #[arg(long = "set", value_name = "NAME=VALUE", value_parser = parse_setting)]
     settings: Vec<(ParameterName, String)>,
     /// Priority in the queue, at most that of the manifest
     #[arg(long)]
@@ -100,6 +101,12 @@ pub(crate) struct JobRetryArguments {
     /// Checkpoint to begin with
     #[arg(long, value_name = "CHECKPOINT")]
     from: Option<CheckpointName>,
+}
+
+/// Reads `NAME=VALUE`.
+pub(super) fn parse_setting(text: &str) -> Result<(ParameterName, String), String> {
+    let (name, value) = text.split_once('=').ok_or("is not NAME=VALUE")?;
+    Ok((name.parse()?, value.to_string()))
 }
 
 pub(super) async fn submit(arguments: JobSubmitArguments, environment: &Environment) -> Result<()> {
@@ -433,12 +440,16 @@ pub(super) mod tests {
         let ends = vec![RankEnd { rank: 0, outcome: RankOutcome::OutOfMemory }];
         let cause = "rank 0: out of memory".to_string();
         shown.last_end = Some(JobEndView { attempt: 1, at: Millis(5), cause, ends });
+        shown.used.cpu_microseconds = 5_400_000_000;
+        shown.used.gpu_microseconds = 7_200_000_000;
+        shown.used.spend_micro_units = 60_000;
         let text = job_text(&shown);
         let lines: Vec<&str> = text.lines().skip(1).collect();
         assert_eq!(
             lines,
             [
                 "  steps = 100",
+                "used 1.500 core-hours, 2.000 GPU-hours, 0.060000 of the circle's units",
                 "attempt 1 ended: rank 0: out of memory",
                 "  rank 0: out of memory",
                 "SLOT  RANKS  NODE    FENCE  STATE",

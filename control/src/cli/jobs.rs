@@ -58,7 +58,7 @@ pub(crate) struct JobCheckArguments {
     /// Manifest file
     manifest: PathBuf,
     /// Value of a parameter; repeatable
-    #[arg(long = "set", value_name = "NAME=VALUE", value_parser = parse_setting)]
+    #[arg(long = "set", value_name = "NAME=VALUE", value_parser = job_runs::parse_setting)]
     settings: Vec<(ParameterName, String)>,
     /// Artifact, if the manifest leaves it open
     #[arg(long, value_name = "NAME=ROOT", value_parser = parse_artifact)]
@@ -66,11 +66,6 @@ pub(crate) struct JobCheckArguments {
     /// Program and its arguments, if the manifest leaves them open
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<String>,
-}
-
-pub(super) fn parse_setting(text: &str) -> Result<(ParameterName, String), String> {
-    let (name, value) = text.split_once('=').ok_or("is not NAME=VALUE")?;
-    Ok((name.parse()?, value.to_string()))
 }
 
 fn parse_artifact(text: &str) -> Result<ArtifactChoice, String> {
@@ -192,6 +187,7 @@ fn text(checked: &CheckedJob) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::job_runs::parse_setting;
 
     const JOB: &str = "kind = 'job'\nname = 'train'\nartifact = { name = 'trainer', root = 'ROOT' }\n\
         command = ['/bin/train', '--steps={steps}']\nranks = 3\nranks_per_slot = 2\nrun_seconds_max = 60\n\

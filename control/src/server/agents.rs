@@ -257,7 +257,7 @@ impl Server {
         Ok(true)
     }
 
-    /// Keeps lines of jobs that a node sent to the leader of this term, and tells those that wait for them.
+    /// Keeps lines of jobs that a node sent to the leader of this term, and wakes those that wait for them.
     pub(super) fn keep_rank_lines(&self, epoch: u64, name: &NodeName, lines: Vec<RankLine>) {
         self.job_logs.lock().expect("no holder of this lock panics").append(epoch, name, lines);
         self.job_line_news.send_replace(());

@@ -1,8 +1,8 @@
 //! Recent lines of the ranks of jobs.
 //!
-//! The lines are in the leader's memory alone, bounded for each rank. After a change of leader the nodes send
-//! those of ranks that still run again, so that only lines of ended attempts are lost. The next leader numbers
-//! them from the beginning: therefore a page names its epoch.
+//! The lines are in the leader's memory alone, bounded for each rank. After a change of leader the nodes
+//! send those of ranks that still run again, so that only lines of ended attempts are lost. The next leader
+//! numbers them from the beginning: therefore a page names its epoch.
 
 use protocol::job_api::{JobLogLine, JobLogPage};
 use protocol::job_report::{RANK_LINE_BYTES_MAX, RANK_LINES_KEPT_MAX, RANK_LINES_MAX, RankLine};

@@ -25,7 +25,7 @@ const TAUGHT: &str = "taught";
 /// Steps of a run, a parameter of the submission, and steps between two checkpoints.
 const STEPS: u32 = 12;
 const EVERY: u32 = 4;
-/// Prices that members vote, of a core and of a GiB of memory for an hour, in millionths of the circle's unit.
+/// Prices that members vote, of a core and of a GiB of memory for an hour, in millionths of a unit.
 const CORE_HOUR: u128 = 40_000;
 const GIB_HOUR: u128 = 5_000;
 /// The same as words of the command.
@@ -34,7 +34,7 @@ const PRICES: [&str; 4] = ["--cpu-hour", "0.04", "--memory-gib-hour", "0.005"];
 const LIMIT: Duration = Duration::from_secs(300);
 
 /// Files of outputs by their paths.
-type OutputFiles = BTreeMap<PathBuf, Vec<u8>>;
+type FilesByPath = BTreeMap<PathBuf, Vec<u8>>;
 
 /// Trains twice, once through the death of a node, and serves the outcome.
 pub(super) async fn train_through_a_death(demonstration: &Demonstration, api: &OpenAi) -> Result<()> {
@@ -57,8 +57,8 @@ pub(super) async fn train_through_a_death(demonstration: &Demonstration, api: &O
     );
     let bytes: usize = disturbed.values().map(Vec::len).sum();
     demonstration.say(format!(
-        "attempt {} resumed from a checkpoint and left {} files, {bytes} bytes: those of the run that nothing \
-         disturbed, byte for byte",
+        "attempt {} resumed from a checkpoint and left {} files, {bytes} bytes: those of the run that \
+         nothing disturbed, byte for byte",
         hurt.attempts,
         disturbed.len()
     ));
@@ -116,7 +116,7 @@ fn manifest(template: &str) -> Result<String> {
 
 /// Runs the job to its end; a death is that of the node of rank 1, after the first checkpoint. Returns the
 /// job and its outputs.
-async fn run(demonstration: &Demonstration, with_death: bool) -> Result<(JobView, OutputFiles)> {
+async fn run(demonstration: &Demonstration, with_death: bool) -> Result<(JobView, FilesByPath)> {
     let (quorate, began) = (&demonstration.quorate, Instant::now());
     let setting = format!("steps={STEPS}");
     let submitted: SubmittedJob = quorate.json(&["job", "submit", NAME, "--set", &setting]).await?;
@@ -129,7 +129,7 @@ async fn run(demonstration: &Demonstration, with_death: bool) -> Result<(JobView
     let job: JobView = quorate.json(&["job", "show", &id.to_string()]).await?;
     let place = outputs_of(demonstration, id);
     quorate.text(&["job", "outputs", &id.to_string(), "--to", &place.display().to_string()]).await?;
-    let mut files = OutputFiles::new();
+    let mut files = FilesByPath::new();
     collect(&place, &place, &mut files)?;
     ensure!(
         files.contains_key(Path::new("model.safetensors")),
@@ -179,7 +179,7 @@ async fn kill_rank(demonstration: &Demonstration, id: JobId, rank: u32) -> Resul
     wait_until_alive(demonstration, &node).await
 }
 
-fn collect(root: &Path, directory: &Path, files: &mut OutputFiles) -> Result<()> {
+fn collect(root: &Path, directory: &Path, files: &mut FilesByPath) -> Result<()> {
     for entry in fs::read_dir(directory)? {
         let path = entry?.path();
         if path.is_dir() {
@@ -264,8 +264,8 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         fs::create_dir(directory.path().join("deep")).expect("a directory");
         fs::write(directory.path().join("deep/file"), "x").expect("a file");
-        let mut files = OutputFiles::new();
+        let mut files = FilesByPath::new();
         collect(directory.path(), directory.path(), &mut files).expect("readable");
-        assert_eq!(files, OutputFiles::from([(PathBuf::from("deep/file"), b"x".to_vec())]));
+        assert_eq!(files, FilesByPath::from([(PathBuf::from("deep/file"), b"x".to_vec())]));
     }
 }

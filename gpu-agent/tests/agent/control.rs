@@ -24,7 +24,7 @@ pub const PATIENCE: Duration = Duration::from_secs(120);
 /// Duration of leases that must not expire in a test, however busy the machine is.
 pub const LONG_LEASE_MS: u64 = 60_000;
 
-/// Raft term of the leader, whoever it is.
+/// Raft term of whichever replica leads.
 pub const TERM: u64 = 1;
 
 /// Replies of the replicas, and the requests that they received.

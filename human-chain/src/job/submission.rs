@@ -20,8 +20,8 @@ use protocol::manifest::JobManifest;
 /// # Errors
 /// Returns the first check that fails, in this order: size; circle and certificate in force; end of the
 /// approval; deadline; priority; dependencies and array; submitter and its signature; parameters, artifact
-/// and command. A node cannot tell whether the jobs that this one follows have succeeded: control orders it
-/// after them.
+/// and command. A node does not know whether the jobs that this one follows have succeeded: control orders
+/// it after them.
 pub fn check_submission<'a>(
     state: &'a CircleState,
     signed: &SignedSubmission,

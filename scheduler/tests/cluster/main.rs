@@ -18,7 +18,7 @@ mod job_data;
 mod job_life;
 mod job_order;
 mod job_places;
-mod job_rehearsals;
+mod job_simulation;
 mod jobs;
 mod leases;
 mod members;

@@ -1,8 +1,8 @@
-//! Rehearsals of jobs: agents, inits, nodes, links and leaders fail in every state of a job, under a thousand
+//! Simulation of jobs: agents, inits, nodes, links and leaders fail in every state of a job, under a thousand
 //! seeds. An attempt starts whole or not at all, ends once, and every job succeeds in the end.
 //!
-//! The agents are models that keep to their protocol: fences only rise, what an agent lost it reports as lost,
-//! and a node that hears nothing runs on.
+//! The agents are models that keep to their protocol: fences only rise, what an agent lost it reports as
+//! lost, and a node that gets no answer runs on.
 
 use crate::common::*;
 use crate::jobs::{job, listening_node, report_of, request};
@@ -12,7 +12,7 @@ use scheduler::*;
 use std::collections::{BTreeMap, BTreeSet};
 
 const NODES: [&str; 3] = ["node-1", "node-2", "node-3"];
-/// Jobs of each rehearsal; two ranks each need two nodes, and all nodes have room for two jobs.
+/// Jobs of each simulation; two ranks each need two nodes, and all nodes have room for two jobs.
 const JOBS: usize = 3;
 /// Seeds of each test, and faults of each seed.
 const SEEDS: u64 = 250;
@@ -28,7 +28,7 @@ enum Fault {
     Init,
     /// The node is killed, and returns after a while.
     Node,
-    /// The node hears nothing for a while, and runs on.
+    /// The node gets no answer for a while, and runs on.
     Link,
     /// Another replica leads.
     Leader,
@@ -89,7 +89,7 @@ impl HeldSlot {
 struct Machine {
     slots: BTreeMap<SlotIndex, HeldSlot>,
     fences: BTreeMap<SlotIndex, Fence>,
-    /// Second until which it is down, and until which it hears nothing.
+    /// Second until which it is down, and until which it gets no answer.
     down_until: u64,
     deaf_until: u64,
 }
@@ -112,7 +112,7 @@ impl Machine {
     }
 }
 
-struct Rehearsal {
+struct JobSimulation {
     world: World,
     machines: BTreeMap<&'static str, Machine>,
     dice: Dice,
@@ -123,7 +123,7 @@ struct Rehearsal {
     leader: u64,
 }
 
-impl Rehearsal {
+impl JobSimulation {
     fn new(seed: u64) -> Self {
         let mut world =
             World::new(&[listening_node(), node("node-2", 4000, 4096), node("node-3", 4000, 4096)]);
@@ -191,12 +191,12 @@ impl Rehearsal {
         }
     }
 
-    /// Checks that no rank runs twice on nodes that hear control.
+    /// Checks that no rank runs twice on nodes that reach control.
     fn check(&self) {
         let mut running = BTreeSet::new();
         for (name, machine) in &self.machines {
-            let hears = machine.down_until <= self.second && machine.deaf_until <= self.second;
-            for held in machine.slots.values().filter(|held| hears && held.runs()) {
+            let is_linked = machine.down_until <= self.second && machine.deaf_until <= self.second;
+            for held in machine.slots.values().filter(|held| is_linked && held.runs()) {
                 let report = &held.report;
                 let is_fresh = running.insert((report.id, report.ranks.first));
                 assert!(is_fresh, "rank {} of {} runs on {name} too", report.ranks.first, report.id);
@@ -268,57 +268,57 @@ fn submit(world: &mut World, key: &str) -> JobId {
     }
 }
 
-/// Rehearses the jobs under one seed; returns the faults that struck.
-fn rehearse(seed: u64) -> Vec<(Fault, Moment)> {
-    let mut rehearsal = Rehearsal::new(seed);
+/// Simulates the jobs under one seed; returns the faults that struck.
+fn simulate(seed: u64) -> Vec<(Fault, Moment)> {
+    let mut simulation = JobSimulation::new(seed);
     let (kinds, moments) = (KINDS.len() as u64, MOMENTS.len() as u64);
     let mut planned = (KINDS[(seed % kinds) as usize], MOMENTS[(seed / kinds % moments) as usize]);
     let mut struck = Vec::new();
-    while !rehearsal.is_over() {
-        rehearsal.pass();
-        let victim = if struck.len() < FAULTS { rehearsal.at(planned.1) } else { None };
+    while !simulation.is_over() {
+        simulation.pass();
+        let victim = if struck.len() < FAULTS { simulation.at(planned.1) } else { None };
         if let Some(victim) = victim {
-            rehearsal.strike(planned.0, victim);
+            simulation.strike(planned.0, victim);
             struck.push(planned);
             let pick = |dice: &mut Dice, count: u64| dice.below(count) as usize;
-            let kind = KINDS[pick(&mut rehearsal.dice, kinds)];
-            planned = (kind, MOMENTS[pick(&mut rehearsal.dice, moments)]);
+            let kind = KINDS[pick(&mut simulation.dice, kinds)];
+            planned = (kind, MOMENTS[pick(&mut simulation.dice, moments)]);
         }
-        let states = || rehearsal.jobs.iter().map(|id| rehearsal.job(*id).clone()).collect::<Vec<_>>();
-        assert!(rehearsal.second < LIMIT_S, "seed {seed}: stuck after {struck:?}: {:?}", states());
+        let states = || simulation.jobs.iter().map(|id| simulation.job(*id).clone()).collect::<Vec<_>>();
+        assert!(simulation.second < LIMIT_S, "seed {seed}: stuck after {struck:?}: {:?}", states());
     }
-    for id in &rehearsal.jobs {
-        let events = job_events(&rehearsal.world.cluster, *id, 0, usize::MAX).unwrap();
+    for id in &simulation.jobs {
+        let events = job_events(&simulation.world.cluster, *id, 0, usize::MAX).unwrap();
         let ends = events.iter().filter(|event| event.detail.ends_with(&EndCause::Succeeded.to_string()));
         assert_eq!(ends.count(), 1, "seed {seed}: a job succeeds once: {events:?}");
     }
     struck
 }
 
-/// Rehearses a block of seeds, in which each fault strikes at each moment.
-fn rehearse_block(block: u64) {
+/// Simulates a block of seeds, in which each fault strikes at each moment.
+fn simulate_block(block: u64) {
     let seeds = block * SEEDS..(block + 1) * SEEDS;
-    let struck: BTreeSet<(Fault, Moment)> = seeds.flat_map(rehearse).collect();
+    let struck: BTreeSet<(Fault, Moment)> = seeds.flat_map(simulate).collect();
     let all = KINDS.len() * MOMENTS.len();
     assert_eq!(struck.len(), all, "each fault strikes at each moment: {struck:?}");
 }
 
 #[test]
 fn jobs_outlive_each_fault_at_each_moment_in_seeds_0_to_249() {
-    rehearse_block(0);
+    simulate_block(0);
 }
 
 #[test]
 fn jobs_outlive_each_fault_at_each_moment_in_seeds_250_to_499() {
-    rehearse_block(1);
+    simulate_block(1);
 }
 
 #[test]
 fn jobs_outlive_each_fault_at_each_moment_in_seeds_500_to_749() {
-    rehearse_block(2);
+    simulate_block(2);
 }
 
 #[test]
 fn jobs_outlive_each_fault_at_each_moment_in_seeds_750_to_999() {
-    rehearse_block(3);
+    simulate_block(3);
 }
