@@ -127,7 +127,7 @@ impl DataWorld {
     }
 
     /// Asserts that the first attempt ends with this code before a rank starts.
-    async fn is_refused(self, code: ErrorCode) {
+    async fn must_be_refused(self, code: ErrorCode) {
         self.assign(0, 1, false, None);
         let ended = self.until(0, 1, JobSlotState::Ended).await;
         assert_eq!(ended.refusal.map(|refusal| refusal.code), Some(code));
@@ -511,7 +511,7 @@ async fn an_input_of_another_kind_is_refused_by_code() {
         move |directory: &Path| vec![(dataset_and_model(directory).swap_remove(at).0, name)]
     };
     let dataset_as_model = DataWorld::reading(&["reads"], only(0, "tiny")).await;
-    dataset_as_model.is_refused(error_code::MODEL_KIND_WRONG).await;
+    dataset_as_model.must_be_refused(error_code::MODEL_KIND_WRONG).await;
     let model_as_dataset = DataWorld::reading(&["reads"], only(1, "corpus")).await;
-    model_as_dataset.is_refused(error_code::MODEL_KIND_WRONG).await;
+    model_as_dataset.must_be_refused(error_code::MODEL_KIND_WRONG).await;
 }

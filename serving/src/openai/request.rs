@@ -107,7 +107,7 @@ impl Endpoint {
 #[derive(Debug, Clone, PartialEq)]
 pub enum InferenceRequest {
     /// Text to a continuation.
-    Generate(Generate),
+    Generate(Box<Generate>),
     /// Text to embedding vectors.
     Embed(Embed),
     /// A query and documents to scores.
@@ -213,9 +213,10 @@ impl InferenceRequest {
     /// Errors with status 400 that name the field.
     pub fn parse(endpoint: Endpoint, body: &[u8]) -> Result<Self, ApiError> {
         let fields = json::parse(body)?;
+        let generate = |generate| Self::Generate(Box::new(generate));
         match endpoint {
-            Endpoint::Chat => parse_chat(fields).map(Self::Generate),
-            Endpoint::Completions => parse_completion(fields).map(Self::Generate),
+            Endpoint::Chat => parse_chat(fields).map(generate),
+            Endpoint::Completions => parse_completion(fields).map(generate),
             Endpoint::Embeddings => parse_embedding(fields).map(Self::Embed),
             Endpoint::Rerank => rerank::parse(fields).map(Self::Rerank),
             Endpoint::Tokenize => parse_tokenize(fields).map(Self::Tokenize),
@@ -238,7 +239,8 @@ impl InferenceRequest {
     /// Reports whether the answer is a stream of events.
     #[must_use]
     pub fn is_stream(&self) -> bool {
-        matches!(self, Self::Generate(Generate { delivery: Delivery::Stream { .. }, .. }))
+        let Self::Generate(generate) = self else { return false };
+        matches!(generate.delivery, Delivery::Stream { .. })
     }
 }
 

@@ -117,7 +117,7 @@ async fn answer(
         InferenceRequest::Generate(generate) => {
             let caller = caller(&service, &head.headers);
             beginning.check(&generate)?;
-            answer_generate(service, endpoint, generate, caller, (beginning, charge)).await
+            answer_generate(service, endpoint, *generate, caller, (beginning, charge)).await
         }
     }
 }

@@ -12,7 +12,7 @@ fn outcome(endpoint: Endpoint, body: &str) -> String {
 
 fn generated(endpoint: Endpoint, body: &str) -> Generate {
     match InferenceRequest::parse(endpoint, body.as_bytes()) {
-        Ok(InferenceRequest::Generate(generate)) => generate,
+        Ok(InferenceRequest::Generate(generate)) => *generate,
         other => panic!("{other:?}"),
     }
 }
