@@ -131,6 +131,8 @@ pub struct AttemptEnd {
     /// Ends of ranks that its nodes had reported, those that failed first; at most
     /// [`JOB_ENDS_KEPT_MAX`](crate::limits::JOB_ENDS_KEPT_MAX).
     pub ends: Vec<RankEnd>,
+    /// Nodes that held its slots, with their ranks: they may still send its lines.
+    pub holders: Vec<(NodeId, SlotRanks)>,
 }
 
 /// Cause of an attempt's end.
@@ -375,6 +377,7 @@ impl JobBook {
         at: (ClusterTime, u64),
     ) {
         let (now, generation) = at;
+        let holders = self.gang(id).map(|(_, held)| (held.node, held.ranks)).collect();
         let Some(job) = self.jobs.get_mut(&id) else { return };
         debug_assert!(!job.state.is_finished(), "a finished job does not end again");
         ends.sort_by_key(|end| (end.outcome.is_success(), end.outcome == RankOutcome::Stopped, end.rank));
@@ -402,7 +405,7 @@ impl JobBook {
             }
         };
         job.settle_outputs(&cause);
-        job.last_end = Some(AttemptEnd { attempt: job.attempts, at: now, cause, ends });
+        job.last_end = Some(AttemptEnd { attempt: job.attempts, at: now, cause, ends, holders });
         job.turn(next, now);
         let slots = self.slots.values_mut().flat_map(BTreeMap::values_mut);
         for holding in slots.filter_map(|slot| slot.holding.as_mut()).filter(|held| held.id == id) {
@@ -464,7 +467,8 @@ impl JobBook {
         for follower in self.jobs.values_mut().filter(follows) {
             debug_assert!(!follower.state.is_placed(), "no attempt begins before those it follows");
             let (attempt, cause) = (follower.attempts, EndCause::Unfollowed(id));
-            follower.last_end = Some(AttemptEnd { attempt, at: now, cause, ends: Vec::new() });
+            follower.last_end =
+                Some(AttemptEnd { attempt, at: now, cause, ends: Vec::new(), holders: Vec::new() });
             follower.turn(JobState::Failed, now);
         }
     }

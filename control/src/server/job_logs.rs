@@ -1,9 +1,10 @@
 //! Recent lines of the ranks of jobs.
 //!
 //! The lines are in the leader's memory alone, bounded for each rank. After a change of leader the nodes
-//! send those of ranks that still run again, so that only lines of ended attempts are lost. The next leader
-//! numbers them from the beginning: therefore a page names its epoch.
+//! send those of the present and of the last attempt again, as far as they keep them. The next leader numbers
+//! them from the beginning: therefore a page names its epoch.
 
+use protocol::job::SlotRanks;
 use protocol::job_api::{JobLogLine, JobLogPage};
 use protocol::job_report::{RANK_LINE_BYTES_MAX, RANK_LINES_KEPT_MAX, RANK_LINES_MAX, RankLine};
 use protocol::{JobId, NodeId, NodeName};
@@ -36,15 +37,20 @@ struct JobLines {
     ranks: BTreeMap<(u32, u32), (Option<u64>, usize)>,
 }
 
-/// Returns the lines that a node may send: those of ranks that it holds in the present attempt, or whose
-/// slot it is ending. No other node may report lines of a job.
+/// Returns the lines that a node may send: those of ranks that it holds in the present attempt, whose slot it
+/// is ending, or that it held in the last attempt that ended. No other node may report lines of a job.
 pub(super) fn of_holder(jobs: &JobBook, node: NodeId, lines: &[RankLine]) -> Vec<RankLine> {
     let held: Vec<_> = jobs.held().filter(|(_, held)| held.node == node).collect();
     let holds = |line: &&RankLine| {
-        held.iter().any(|(_, held): &(JobSlotName, _)| {
-            let within = line.rank >= held.ranks.first && line.rank - held.ranks.first < held.ranks.count;
-            held.id == line.id && held.attempt == line.attempt && within
-        })
+        let is_within = |ranks: SlotRanks| line.rank >= ranks.first && line.rank - ranks.first < ranks.count;
+        let holds_now = held.iter().any(|(_, held): &(JobSlotName, _)| {
+            held.id == line.id && held.attempt == line.attempt && is_within(held.ranks)
+        });
+        let end = jobs.jobs().get(&line.id).and_then(|job| job.last_end.as_ref());
+        let held_last = end.filter(|end| end.attempt == line.attempt).is_some_and(|end| {
+            end.holders.iter().any(|(holder, ranks)| *holder == node && is_within(*ranks))
+        });
+        holds_now || held_last
     };
     lines.iter().take(RANK_LINES_MAX).filter(holds).cloned().collect()
 }

@@ -23,8 +23,8 @@ const NAME: &str = "teach";
 /// Name of the trained model and of its service.
 const TAUGHT: &str = "taught";
 /// Steps of a run, a parameter of the submission, and steps between two checkpoints.
-const STEPS: u32 = 12;
-const EVERY: u32 = 4;
+const STEPS: u32 = 8;
+const EVERY: u32 = 2;
 /// Prices that members vote, of a core and of a GiB of memory for an hour, in millionths of a unit.
 const CORE_HOUR: u128 = 40_000;
 const GIB_HOUR: u128 = 5_000;
@@ -103,7 +103,7 @@ fn manifest(template: &str) -> Result<String> {
         ("# retries = 0 ", "retries = 4 "),
         ("# checkpoints = 0 ", "checkpoints = 2 "),
         ("# any_token = true", "any_token = true"),
-        ("cpu_millicores = 2000", "cpu_millicores = 500"),
+        ("cpu_millicores = 2000", "cpu_millicores = 200"),
         (r#"memory = "4 GiB""#, r#"memory = "512 MiB""#),
     ] {
         if !text.contains(from) {

@@ -2,7 +2,7 @@
 
 use super::circle::other;
 use super::faults::{ask, ask_with_key};
-use super::usage::{begin, get, lab, must};
+use super::usage::{begin, end, get, lab, must};
 use crate::server::{Server, agents};
 use axum::body::Body;
 use axum::http::{Method, Request, StatusCode};
@@ -65,10 +65,20 @@ async fn a_request_for_lines_waits_for_the_first_one() {
 
 /// Sends lines of rank 0 from the node, addressed to the leader of a term; returns the term that answers.
 async fn send_lines(server: &Arc<Server>, id: JobId, term: u64, sequences: &[u64]) -> u64 {
+    send_lines_of(server, (id, 1, 0), term, sequences).await
+}
+
+/// Sends lines of a rank of an attempt from the node.
+async fn send_lines_of(
+    server: &Arc<Server>,
+    (id, attempt, rank): (JobId, u32, u32),
+    term: u64,
+    sequences: &[u64],
+) -> u64 {
     let line = |sequence: &u64| RankLine {
         id,
-        attempt: 1,
-        rank: 0,
+        attempt,
+        rank,
         sequence: *sequence,
         dropped: 0,
         text: format!("step {sequence}"),
@@ -112,6 +122,25 @@ async fn a_leader_takes_lines_that_are_addressed_to_its_term_and_none_before() {
     assert_eq!((term > 0, texts().await), (true, vec![]), "a leader of another term has the lines before");
     assert_eq!(send_lines(&server, id, term, &[6, 7]).await, term);
     assert_eq!(texts().await, ["step 6", "step 7"]);
+}
+
+/// Attack: a node sends lines of ranks and attempts that it never held.
+#[tokio::test(start_paused = true)]
+async fn lines_of_the_last_attempt_come_from_the_nodes_that_held_it() {
+    let (world, leads, id) = lab().await;
+    let server = world.servers[leads].clone();
+    let term = send_lines(&server, id, 0, &[]).await;
+    send_lines(&server, id, term, &[1]).await;
+    let slot = begin(&server, id, 1).await;
+    send_lines(&server, id, term, &[2]).await;
+    end(&server, id, 1, slot).await;
+    send_lines(&server, id, term, &[3]).await;
+    for (attempt, rank) in [(1, 1), (2, 0), (0, 0)] {
+        send_lines_of(&server, (id, attempt, rank), term, &[4]).await;
+    }
+    let page: JobLogPage = get(&server, &format!("/v1/jobs/{id}/logs")).await;
+    let texts: Vec<String> = page.items.into_iter().map(|line| line.text).collect();
+    assert_eq!(texts, ["step 2", "step 3"], "neither before the first order nor of others");
 }
 
 #[tokio::test(start_paused = true)]

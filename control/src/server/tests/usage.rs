@@ -100,13 +100,18 @@ pub(super) async fn begin(server: &Arc<Server>, id: JobId, number: u32) -> JobSl
     slot
 }
 
+/// Ends an attempt of the job, and frees its slot.
+pub(super) async fn end(server: &Arc<Server>, id: JobId, number: u32, slot: JobSlotName) {
+    let cause = EndCause::Preempted("a test".into());
+    let end = Step::EndGang { id, attempt: number, cause, ends: Vec::new() };
+    execute(server, vec![end, Step::ReleaseGang { slot, cpu_micros: 77 }]).await;
+}
+
 /// Lets an attempt of the job hold its slot for so many seconds.
 async fn attempt(server: &Arc<Server>, id: JobId, number: u32, seconds: u64) {
     let slot = begin(server, id, number).await;
     tokio::time::advance(Duration::from_secs(seconds)).await;
-    let cause = EndCause::Preempted("a test".into());
-    let end = Step::EndGang { id, attempt: number, cause, ends: Vec::new() };
-    execute(server, vec![end, Step::ReleaseGang { slot, cpu_micros: 77 }]).await;
+    end(server, id, number, slot).await;
 }
 
 #[tokio::test(start_paused = true)]

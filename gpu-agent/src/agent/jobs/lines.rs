@@ -1,5 +1,6 @@
-//! Output of ranks on its way to control: kept within bounds, also after an answer has acknowledged it,
-//! because a leader keeps lines in its memory alone. To the leader of another term they are sent again.
+//! Output of ranks on its way to control: kept within bounds, also after an answer has acknowledged it and
+//! after the ranks have ended, because a leader keeps lines in its memory alone. To the leader of another term
+//! they are sent again.
 
 use protocol::JobId;
 use protocol::job_report::{RANK_LINES_KEPT_MAX, RANK_LINES_MAX, RankLine};
@@ -9,6 +10,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Bound of the texts of all lines that are kept, in bytes.
 const BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Most ranks whose slot has ended and whose lines are kept; the first to end is forgotten first.
+const ENDED_RANKS_MAX: usize = 256;
 
 /// A rank of an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -38,6 +41,8 @@ struct KeptLines {
     term: u64,
     /// Number of requests so far: each begins with another rank.
     requests: usize,
+    /// Ranks whose slot has ended on this node, in the order of their ends.
+    ended: VecDeque<RankKey>,
 }
 
 /// Latest lines of one rank.
@@ -49,8 +54,6 @@ struct LineRing {
     acknowledged: u64,
     /// Number of dropped lines that no line names yet.
     dropped: u64,
-    /// True once the slot has ended on this node.
-    has_ended: bool,
 }
 
 impl RankLines {
@@ -112,15 +115,20 @@ impl RankLines {
                 ring.acknowledged = ring.acknowledged.max(line.sequence);
             }
         }
-        kept.forget_sent();
     }
 
-    /// Notes that a slot of an attempt has ended on this node: its lines go once they are acknowledged.
+    /// Notes that a slot of an attempt has ended on this node: its lines make room for those of later ones.
     pub(super) fn end(&self, id: JobId, attempt: u32) {
         let mut kept = self.lock();
-        let of_attempt = kept.ranks.iter_mut().filter(|(key, _)| (key.id, key.attempt) == (id, attempt));
-        of_attempt.for_each(|(_, ring)| ring.has_ended = true);
-        kept.forget_sent();
+        let of_attempt = |key: &&RankKey| (key.id, key.attempt) == (id, attempt);
+        let ended: Vec<RankKey> = kept.ranks.keys().filter(of_attempt).copied().collect();
+        kept.ended.extend(ended);
+        while kept.ended.len() > ENDED_RANKS_MAX {
+            let Some(ring) = kept.ended.pop_front().and_then(|oldest| kept.ranks.remove(&oldest)) else {
+                continue;
+            };
+            kept.bytes -= ring.bytes;
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, KeptLines> {
@@ -136,12 +144,6 @@ impl KeptLines {
             let Some(bytes) = largest.map(LineRing::drop_oldest).filter(|bytes| *bytes > 0) else { return };
             self.bytes -= bytes;
         }
-    }
-
-    /// Forgets ranks that have ended and of which the leader has every line.
-    fn forget_sent(&mut self) {
-        self.ranks.retain(|_, ring| !ring.has_ended || ring.unacknowledged().next().is_some());
-        self.bytes = self.ranks.values().map(|ring| ring.bytes).sum();
     }
 }
 
@@ -239,13 +241,19 @@ mod tests {
     }
 
     #[test]
-    fn lines_of_a_slot_that_has_ended_stay_until_they_are_acknowledged() {
-        let (lines, sequence) = (RankLines::default(), AtomicU64::new(0));
-        lines.answered(1, &[]);
-        lines.push(key(0), &sequence, texts(2));
-        lines.end(key(0).id, 1);
-        assert_eq!(send_all(&lines, 1).len(), 2);
-        assert!(lines.lock().ranks.is_empty() && lines.lock().bytes == 0);
+    fn lines_of_slots_that_have_ended_stay_until_later_ends_need_their_room() {
+        let lines = RankLines::default();
+        let ranks = u32::try_from(ENDED_RANKS_MAX).expect("small") + 1;
+        for rank in 0..ranks {
+            let key = RankKey { attempt: rank + 1, ..key(rank) };
+            lines.push(key, &AtomicU64::new(0), texts(2));
+            lines.end(key.id, key.attempt);
+        }
+        let sent = send_all(&lines, 1);
+        assert_eq!((numbers(&sent, 0), numbers(&sent, ranks - 1)), (vec![], vec![1, 2]));
+        assert_eq!(lines.lock().ranks.len(), ENDED_RANKS_MAX);
+        assert_eq!(lines.lock().bytes, ENDED_RANKS_MAX * 2, "the texts have one byte each");
+        assert_eq!(send_all(&lines, 2).len(), ENDED_RANKS_MAX * 2, "the next leader gets them too");
     }
 
     #[test]
