@@ -103,7 +103,10 @@ impl Demonstration {
 /// Runs the whole story.
 pub(crate) async fn run(demonstration: &Demonstration, arguments: &Arguments) -> Result<()> {
     recovery::finish_earlier_run(demonstration).await?;
-    deploy::serve(demonstration, &[("minilm", &arguments.minilm), ("tiny", &arguments.tiny)]).await?;
+    let replicas = deploy::REPLICAS;
+    let models =
+        [("minilm", arguments.minilm.as_path(), replicas), ("tiny", arguments.tiny.as_path(), replicas)];
+    deploy::serve(demonstration, &models).await?;
     let api = demonstration.openai().await?;
     answer::first_answers(demonstration, &api, arguments.documents.as_deref()).await?;
     job::run_a_job(demonstration).await?;

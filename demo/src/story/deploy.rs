@@ -11,22 +11,23 @@ use std::path::Path;
 use std::time::Instant;
 
 /// Number of replicas that always run; the template's maximum is one more than that.
-const REPLICAS: u32 = 2;
+pub(super) const REPLICAS: u32 = 2;
 
 /// Imports the models that are missing, deploys the services that are not approved, and waits until all
 /// answer.
-pub(super) async fn serve(demonstration: &Demonstration, models: &[(&str, &Path)]) -> Result<()> {
+pub(super) async fn serve(demonstration: &Demonstration, models: &[(&str, &Path, u32)]) -> Result<()> {
     let mut expected = Vec::new();
-    for (name, directory) in models {
+    for (name, directory, replicas) in models {
         let record = import(demonstration, name, directory).await?;
         let services: Page<ServiceView> = demonstration.quorate.json(&["service", "list"]).await?;
         if services.items.iter().any(|service| service.name.as_str() == *name) {
             demonstration
                 .say(format!("service {name} was approved in an earlier run; its certificate still holds"));
             // It may have been scaled since; within the envelope no vote is needed to undo that.
-            service::scale(demonstration, name, REPLICAS).await?;
+            service::scale(demonstration, name, *replicas).await?;
         } else {
-            propose_and_sign(demonstration, name, expected.is_empty()).await?;
+            let whole = expected.is_empty() && *replicas == REPLICAS;
+            propose_and_sign(demonstration, name, *replicas, whole).await?;
         }
         expected.push((*name, record, Instant::now()));
     }
@@ -59,13 +60,15 @@ async fn import(demonstration: &Demonstration, name: &str, directory: &Path) -> 
 }
 
 /// Proposes a deployment and signs it; prints the whole text that is signed, or its first sentence.
-async fn propose_and_sign(demonstration: &Demonstration, name: &str, whole: bool) -> Result<()> {
+async fn propose_and_sign(
+    demonstration: &Demonstration,
+    name: &str,
+    replicas: u32,
+    whole: bool,
+) -> Result<()> {
     let quorate = &demonstration.quorate;
     let template = quorate.text(&["new", "service", "--model", name]).await?;
-    let manifest = template.replacen("\nmin = 1 ", &format!("\nmin = {REPLICAS} "), 1);
-    if manifest == template {
-        bail!("the template of a service has no `min = 1` to edit:\n{template}");
-    }
+    let manifest = manifest(&template, replicas)?;
     let file = demonstration.directory.join(format!("{name}.toml"));
     std::fs::write(&file, manifest).with_context(|| format!("write `{}`", file.display()))?;
     let path = file.display().to_string();
@@ -82,6 +85,15 @@ async fn propose_and_sign(demonstration: &Demonstration, name: &str, whole: bool
         say_signed(demonstration, 0);
     }
     sign(demonstration, view).await
+}
+
+/// Edits the template: as many replicas at least, which leave room for the ranks of jobs on a small machine.
+fn manifest(template: &str, replicas: u32) -> Result<String> {
+    if !template.contains("\nmin = 1 ") {
+        bail!("the template of a service has no `min = 1` to edit:\n{template}");
+    }
+    let text = template.replacen("\nmin = 1 ", &format!("\nmin = {replicas} "), 1);
+    Ok(text.replacen("cpu_millicores = 400 ", "cpu_millicores = 200 ", 1))
 }
 
 fn say_signed(demonstration: &Demonstration, count: usize) {
@@ -137,6 +149,14 @@ async fn wait_until_ready(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_template_is_edited_to_a_number_of_replicas_with_less_cpu() {
+        let template = "[replicas]\nmin = 1   # kept\n[resources]\ncpu_millicores = 400   # each\n";
+        let edited = "[replicas]\nmin = 2   # kept\n[resources]\ncpu_millicores = 200   # each\n";
+        assert_eq!(manifest(template, 2).expect("an edited template"), edited);
+        assert!(manifest("[replicas]\n", 2).expect_err("nothing to edit").to_string().contains("min = 1"));
+    }
 
     #[test]
     fn the_signed_text_is_read_from_a_review() {

@@ -64,10 +64,9 @@ pub(super) async fn train_through_a_death(demonstration: &Demonstration, api: &O
     ));
     check_usage(demonstration, &hurt).await?;
     let outputs = outputs_of(demonstration, hurt.id);
-    serve(demonstration, &[(TAUGHT, &outputs)]).await?;
+    serve(demonstration, &[(TAUGHT, outputs.as_path(), 1)]).await?;
     let streamed = api.chat(TAUGHT, "What is two plus two?").await?;
     demonstration.say(format!("the trained model answers: {} pieces streamed", streamed.pieces));
-    quorate.text(&["scale", TAUGHT, "1"]).await?;
     Ok(())
 }
 
