@@ -49,11 +49,28 @@ impl OpenAi {
 
     /// Requests a streamed chat completion.
     pub(crate) async fn chat(&self, model: &str, question: &str) -> Result<StreamedCompletion> {
+        self.stream_chat(model, question, json!({ "max_tokens": 64 })).await
+    }
+
+    /// Requests a streamed chat completion of exactly this many tokens, whatever the model makes of it.
+    pub(crate) async fn chat_of(
+        &self,
+        model: &str,
+        question: &str,
+        tokens: u32,
+    ) -> Result<StreamedCompletion> {
+        self.stream_chat(model, question, json!({ "max_tokens": tokens, "ignore_eos": true })).await
+    }
+
+    async fn stream_chat(&self, model: &str, question: &str, limits: Value) -> Result<StreamedCompletion> {
         let began = Instant::now();
-        let body = json!({
-            "model": model, "stream": true, "temperature": 0.0, "max_tokens": 64,
+        let mut body = json!({
+            "model": model, "stream": true, "temperature": 0.0,
             "messages": [{ "role": "user", "content": question }],
         });
+        for (name, value) in limits.as_object().into_iter().flatten() {
+            body[name] = value.clone();
+        }
         let mut response = self.post("/v1/chat/completions", &body).await?;
         let (mut buffer, mut streamed) =
             (Vec::new(), StreamedCompletion { text: String::new(), first_token: Duration::ZERO, pieces: 0 });

@@ -72,6 +72,8 @@ pub struct ObservedNode {
     pub slots: Vec<SlotReport>,
     /// Slots of gangs, as it reports them.
     pub jobs: Vec<JobSlotReport>,
+    /// Time of the first report of an end in each of these slots.
+    ended: BTreeMap<(ServiceName, SlotIndex, Fence), LeaderTime>,
 }
 
 /// The state of a node's lease.
@@ -95,6 +97,28 @@ pub enum Liveness {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the lease of this node has expired and its slots are being evicted; retry")]
 pub struct EvictionInProgress;
+
+/// Returns the time of the first report of an end in each slot of a gang; those known before keep theirs.
+fn first_ends(
+    known: Option<&ObservedNode>,
+    reports: &[JobSlotReport],
+    now: LeaderTime,
+) -> BTreeMap<(ServiceName, SlotIndex, Fence), LeaderTime> {
+    let ended = reports.iter().filter(|report| !report.ends.is_empty());
+    let first = |report: &JobSlotReport| {
+        let name = (report.job.clone(), report.slot, report.fence);
+        let before = known.and_then(|known| known.ended.get(&name)).copied();
+        (name, before.unwrap_or(now))
+    };
+    ended.map(first).collect()
+}
+
+impl ObservedNode {
+    /// Returns the time of the first report of an end in a slot of a gang.
+    pub(crate) fn ended_since(&self, job: &ServiceName, slot: SlotIndex, fence: Fence) -> Option<LeaderTime> {
+        self.ended.get(&(job.clone(), slot, fence)).copied()
+    }
+}
 
 impl Observed {
     /// Creates the view of a leader that has received no report yet. `leader_since` is its own clock's time
@@ -141,6 +165,8 @@ impl Observed {
         let alive_since = unbroken.map_or(heartbeat_at, |known| known.alive_since);
         debug_assert!(heartbeat_at >= self.leader_since, "no report is older than the leadership");
         debug_assert!(alive_since <= heartbeat_at, "a lease begins before it is renewed");
+        let jobs: Vec<JobSlotReport> = request.jobs.iter().take(JOB_REPORTS_MAX).cloned().collect();
+        let ended = first_ends(known, &jobs, heartbeat_at);
         self.note_answering(node, &request.slots, alive_since, heartbeat_at);
         self.nodes.insert(
             node,
@@ -154,7 +180,8 @@ impl Observed {
                 isolation: request.isolation,
                 not_enforced: request.not_enforced.clone(),
                 slots: request.slots.clone(),
-                jobs: request.jobs.iter().take(JOB_REPORTS_MAX).cloned().collect(),
+                jobs,
+                ended,
             },
         );
         Ok(())

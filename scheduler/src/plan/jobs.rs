@@ -222,7 +222,7 @@ impl<'a> Planner<'a> {
         // A rank that another's end stopped is not the cause, unless no other is reported.
         let stopped = |end: &&RankEnd| !end.outcome.is_success();
         if let Some(end) = ends.iter().find(failed).or_else(|| ends.iter().find(stopped)) {
-            return Some(EndCause::RankFailed(*end));
+            return (!self.may_have_lost_a_node(id, end.rank)).then_some(EndCause::RankFailed(*end));
         }
         let distinct: BTreeSet<u32> = ends.iter().map(|end| end.rank).collect();
         if distinct.len() == manifest.ranks as usize {
@@ -235,6 +235,23 @@ impl<'a> Planner<'a> {
             return Some(EndCause::NodeLost(node));
         }
         self.overdue(job, manifest)
+    }
+
+    /// Returns whether a node of a gang has not reported since a rank on another one failed: a rank often
+    /// fails because its peer is gone. The next report, or the end of the lease, names the cause.
+    fn may_have_lost_a_node(&self, id: JobId, rank: u32) -> bool {
+        let gang: Vec<(JobSlotName, &JobHolding)> = self.draft.jobs.gang(id).collect();
+        let holds =
+            |held: &JobHolding| rank >= held.ranks.first && rank - held.ranks.first < held.ranks.count;
+        let Some((name, failed)) = gang.iter().find(|(_, held)| holds(held)) else { return false };
+        let node = self.view.observed.node(&failed.node);
+        let Some(since) = node.and_then(|node| node.ended_since(&name.job, name.slot, name.fence)) else {
+            return false;
+        };
+        let others = gang.iter().filter(|(_, held)| held.node != failed.node);
+        others
+            .into_iter()
+            .any(|(_, held)| self.view.observed.node(&held.node).is_none_or(|node| node.heartbeat_at < since))
     }
 
     /// Returns the cause if an attempt starts or runs for too long. Nodes end ranks by the same limit; this

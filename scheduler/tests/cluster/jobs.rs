@@ -208,6 +208,29 @@ fn a_lost_node_ends_the_attempt_and_the_next_is_under_a_higher_fence() {
     assert!(world.cluster.jobs().held().all(|(name, _)| name.fence > before[&name.slot]));
 }
 
+/// A rank that loses its peer fails at once, and its report precedes the end of the dead node's lease.
+#[test]
+fn a_rank_that_fails_beside_a_dead_node_counts_as_a_lost_node() {
+    for node_is_dead in [true, false] {
+        let mut world = approved("retries = 3");
+        let id = running_job(&mut world);
+        world.wait(700);
+        report(&mut world, "node-1", JobSlotState::Ended, Some(RankOutcome::Exited { code: 1 }));
+        assert!(world.execute().is_empty(), "node-2 has not reported since");
+        world.wait(300);
+        if node_is_dead {
+            world.wait(LEASE_MS);
+            report(&mut world, "node-1", JobSlotState::Ended, Some(RankOutcome::Exited { code: 1 }));
+        } else {
+            report(&mut world, "node-2", JobSlotState::Running, None);
+        }
+        world.execute();
+        let job = &world.cluster.jobs().jobs()[&id];
+        let expected = if node_is_dead { (1, 0) } else { (0, 1) };
+        assert_eq!((job.lost_nodes, job.failures), expected, "{:?}", job.last_end);
+    }
+}
+
 #[test]
 fn a_failed_rank_ends_the_gang_and_a_retry_begins_again() {
     let mut world = approved("retries = 0");
