@@ -9,6 +9,7 @@
 mod absence;
 mod image;
 mod jax;
+mod kills;
 mod link;
 mod load;
 mod ours;
@@ -26,7 +27,7 @@ use ray::Ray;
 use slurm::Slurm;
 
 /// Parts of the benchmark, in the order in which they run; `--only` chooses one.
-pub(crate) const SECTIONS: [&str; 6] = ["plan", "queue", "link", "artifacts", "absence", "train"];
+pub(crate) const SECTIONS: [&str; 7] = ["plan", "queue", "link", "artifacts", "absence", "kills", "train"];
 
 /// Submissions of which each is followed to its first line, in a whole run and in a quick one.
 const FIRST_LINES: (usize, usize) = (40, 8);
@@ -65,7 +66,10 @@ pub(crate) fn run(options: &Options) -> Result<BenchmarkReport> {
         if is_asked("absence") {
             absence::measure(&mut cluster, pick(absence::MINUTES), &mut report).await?;
         }
-        // The last, since a node dies.
+        if is_asked("kills") {
+            kills::measure(&mut cluster, pick(kills::KILLS), &mut report).await?;
+        }
+        // The last, since a node dies and stays dead.
         if is_asked("train") {
             train::measure(&mut cluster, &mut report).await?;
         }

@@ -38,7 +38,7 @@ struct Arguments {
     #[arg(long, value_name = "ORDINAL")]
     gpu: Option<usize>,
     /// Measure only this part of the benchmark (`human-chain`: verification, session or fleet; `jobs`: plan,
-    /// queue, link, artifacts, absence or train).
+    /// queue, link, artifacts, absence, kills or train).
     #[arg(long, value_name = "PART")]
     only: Option<String>,
     /// List the benchmarks.

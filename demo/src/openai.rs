@@ -52,7 +52,7 @@ impl OpenAi {
         self.stream_chat(model, question, json!({ "max_tokens": 64 })).await
     }
 
-    /// Requests a streamed chat completion of exactly this many tokens, whatever the model makes of it.
+    /// Requests a streamed chat completion of exactly this many tokens, beyond the end that the model writes.
     pub(crate) async fn chat_of(
         &self,
         model: &str,

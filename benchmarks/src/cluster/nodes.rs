@@ -76,6 +76,7 @@ fn admit(parent: &Path, parts: NodeParts<'_>) -> Result<NodeAdmission> {
 }
 
 /// A node before its start: `quorate agent run`, with ports of its own.
+#[derive(Clone)]
 pub(crate) struct PreparedNode {
     pub(crate) name: String,
     /// Listeners of the command line.

@@ -24,8 +24,8 @@ const BAR_SECONDS: f64 = 2.0;
 /// Port of rank 0.
 const PORT: u16 = 5301;
 /// Lines of rank 1: when it begins, and its result.
-const BEGINS: &str = "asks rank 0";
-const RESULT: &str = "longest gap s ";
+pub(super) const BEGINS: &str = "asks rank 0";
+pub(super) const RESULT: &str = "longest gap s ";
 /// Time for rank 0 to listen, and limit of each wait for a line.
 const CONNECT_LIMIT: Duration = Duration::from_secs(30);
 const LIMIT: Duration = Duration::from_secs(120);

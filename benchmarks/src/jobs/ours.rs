@@ -1,7 +1,7 @@
 //! Our side: a circle with three nodes, two approved jobs of small programs, and one of a gang.
 
 use super::load::{AT_ONCE, PROGRAM};
-use crate::cluster::nodes::{NodeProcess, prepare_worker};
+use crate::cluster::nodes::{NodeProcess, PreparedNode, prepare_worker};
 use crate::cluster::workers::processes_below;
 use crate::cluster::{ControlCluster, NODE, fresh_directory};
 use anyhow::{Context as _, Result, bail, ensure};
@@ -25,6 +25,8 @@ const NODES: [&str; 3] = [NODE, "node-2", "node-3"];
 const STORES: [&str; 2] = ["disk-0", "disk-1"];
 /// Region of all nodes.
 const REGION: &str = "local";
+/// Word of the command line of an init.
+const INIT: &str = "sandbox-init";
 /// Clients that submit at the same time.
 const SUBMITTERS: usize = 16;
 /// Time limit of each wait.
@@ -36,6 +38,7 @@ const STATES_PAUSE: Duration = Duration::from_millis(50);
 pub(super) struct JobCluster {
     pub(super) control: ControlCluster,
     client: ControlClient,
+    prepared: Vec<PreparedNode>,
     nodes: Vec<NodeProcess>,
 }
 
@@ -65,9 +68,8 @@ impl JobCluster {
             admissions.push(admission);
         }
         let control = ControlCluster::found(directory, CIRCLE, admissions).await?;
-        let started = (0..).zip(prepared).map(|(number, node)| node.start(&control, number));
-        let nodes: Vec<NodeProcess> = started.collect::<Result<_>>()?;
-        let cluster = Self { client: control.client()?, control, nodes };
+        let mut cluster = Self { client: control.client()?, control, prepared, nodes: Vec::new() };
+        cluster.restart_dead().await?;
         cluster.wait_until_healthy().await?;
         cluster.build_artifact("count", PROGRAM, &[])?;
         let small = JobEnvelope {
@@ -85,7 +87,17 @@ impl JobCluster {
         Ok(cluster)
     }
 
-    async fn wait_until_healthy(&self) -> Result<()> {
+    /// Starts the nodes and the replicas that do not run.
+    pub(super) async fn restart_dead(&mut self) -> Result<()> {
+        for (number, node) in (0..).zip(&self.prepared) {
+            if !self.nodes.iter().any(|running| running.name == node.name) {
+                self.nodes.push(node.clone().start(&self.control, number)?);
+            }
+        }
+        self.control.restart_dead().await
+    }
+
+    pub(super) async fn wait_until_healthy(&self) -> Result<()> {
         let began = Instant::now();
         loop {
             let status: Option<Status> = self.client.get("/v1/status").await.ok();
@@ -202,18 +214,36 @@ impl JobCluster {
         Ok(self.client.get(&format!("/v1/jobs/{id}")).await?)
     }
 
+    /// Takes a node of ours out of those that run.
+    fn take_node(&mut self, name: &str) -> Result<NodeProcess> {
+        let place = self.nodes.iter().position(|node| node.name == name);
+        Ok(self.nodes.swap_remove(place.with_context(|| format!("`{name}` is a node of ours"))?))
+    }
+
     /// Kills a node whole: its agent, and every process below it.
     pub(super) fn kill_node(&mut self, name: &str) -> Result<()> {
-        let place = self.nodes.iter().position(|node| node.name == name);
-        let node = self.nodes.swap_remove(place.with_context(|| format!("`{name}` is a node of ours"))?);
+        let node = self.take_node(name)?;
         let below = processes_below(node.id())?;
         // The guard kills the agent, and waits for its end.
         drop(node);
-        for process in below {
-            // One that has ended already needs no signal.
-            let _ = kill(Pid::from_raw(i32::try_from(process)?), Signal::SIGKILL);
-        }
-        Ok(())
+        below.into_iter().try_for_each(kill_process)
+    }
+
+    /// Kills the agent of a node alone.
+    pub(super) fn kill_agent(&mut self, name: &str) -> Result<()> {
+        self.take_node(name).map(drop)
+    }
+
+    /// Kills the init of one sandbox of a node, if it has any.
+    pub(super) fn kill_init(&mut self, name: &str) -> Result<()> {
+        let node = self.nodes.iter().find(|node| node.name == name);
+        let agent = node.with_context(|| format!("`{name}` is a node of ours"))?.id();
+        let is_init = |process: &u32| {
+            let line = std::fs::read(format!("/proc/{process}/cmdline")).unwrap_or_default();
+            String::from_utf8_lossy(&line).contains(INIT)
+        };
+        let init = processes_below(agent)?.into_iter().filter(is_init).max();
+        init.map_or(Ok(()), kill_process)
     }
 
     /// Runs a gang to its end, and returns the lines of its ranks.
@@ -222,4 +252,10 @@ impl JobCluster {
         self.ended(&BTreeSet::from([id])).await?;
         self.lines(id).await
     }
+}
+
+/// Kills a process. One that has ended already needs no signal.
+fn kill_process(process: u32) -> Result<()> {
+    let _ = kill(Pid::from_raw(i32::try_from(process)?), Signal::SIGKILL);
+    Ok(())
 }

@@ -1,6 +1,6 @@
 //! Output of ranks on its way to control: kept within bounds, also after an answer has acknowledged it and
-//! after the ranks have ended, because a leader keeps lines in its memory alone. To the leader of another term
-//! they are sent again.
+//! after the ranks have ended, because a leader keeps lines in its memory alone. The leader of another term
+//! gets them again.
 
 use protocol::JobId;
 use protocol::job_report::{RANK_LINES_KEPT_MAX, RANK_LINES_MAX, RankLine};
