@@ -78,7 +78,7 @@ pub(super) async fn measure(
     let equal = Some(Bar::AtLeast(1.0));
     report.rows.push(ComparisonRow::new("jobs_ended_once", "%", "the bar, 100 %", &[share], &[100.0], equal));
     report.notes.push(format!(
-        "{kills} real kills (SIGKILL of an agent, an init, the leader or a whole node) while a gang of 2 ranks was \
+        "{kills} real kills (SIGKILL of an agent, an init, the leader or a node) while a gang of 2 ranks was \
          queued, starting or running: each job succeeded once, in {attempts} attempts"
     ));
     Ok(())
