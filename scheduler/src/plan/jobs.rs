@@ -218,6 +218,9 @@ impl<'a> Planner<'a> {
         if ends.iter().any(|end| end.outcome == RankOutcome::TimeLimit) {
             return Some(EndCause::TimeLimit);
         }
+        if let Some(node) = self.node_that_lost_ranks(id) {
+            return Some(EndCause::NodeLost(node));
+        }
         let failed = |end: &&RankEnd| !end.outcome.is_success() && end.outcome != RankOutcome::Stopped;
         // A rank that another's end stopped is not the cause, unless no other is reported.
         let stopped = |end: &&RankEnd| !end.outcome.is_success();
@@ -235,6 +238,17 @@ impl<'a> Planner<'a> {
             return Some(EndCause::NodeLost(node));
         }
         self.overdue(job, manifest)
+    }
+
+    /// Returns a node of a gang whose agent started again and does not know how its ranks ended. Their peers
+    /// often fail for the same reason.
+    fn node_that_lost_ranks(&self, id: JobId) -> Option<NodeId> {
+        let lost = |end: &RankEnd| end.outcome == RankOutcome::Lost;
+        let mut gang = self.draft.jobs.gang(id);
+        let found = gang.find(|(name, held)| {
+            self.job_report(name, held).is_some_and(|report| report.ends.iter().any(lost))
+        });
+        found.map(|(_, held)| held.node)
     }
 
     /// Returns whether a node of a gang has not reported since a rank on another one failed: a rank often

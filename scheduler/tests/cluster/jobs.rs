@@ -211,22 +211,26 @@ fn a_lost_node_ends_the_attempt_and_the_next_is_under_a_higher_fence() {
 /// A rank that loses its peer fails at once, and its report precedes the end of the dead node's lease.
 #[test]
 fn a_rank_that_fails_beside_a_dead_node_counts_as_a_lost_node() {
-    for node_is_dead in [true, false] {
+    let failed = Some(RankOutcome::Exited { code: 1 });
+    let dead = |world: &mut World| {
+        world.wait(LEASE_MS);
+        report(world, "node-1", JobSlotState::Ended, failed);
+    };
+    let started_again =
+        |world: &mut World| report(world, "node-2", JobSlotState::Ended, Some(RankOutcome::Lost));
+    let alive = |world: &mut World| report(world, "node-2", JobSlotState::Running, None);
+    let cases: [(&dyn Fn(&mut World), (u32, u32)); 3] =
+        [(&dead, (1, 0)), (&started_again, (1, 0)), (&alive, (0, 1))];
+    for (of_node_2, expected) in cases {
         let mut world = approved("retries = 3");
         let id = running_job(&mut world);
         world.wait(700);
-        report(&mut world, "node-1", JobSlotState::Ended, Some(RankOutcome::Exited { code: 1 }));
+        report(&mut world, "node-1", JobSlotState::Ended, failed);
         assert!(world.execute().is_empty(), "node-2 has not reported since");
         world.wait(300);
-        if node_is_dead {
-            world.wait(LEASE_MS);
-            report(&mut world, "node-1", JobSlotState::Ended, Some(RankOutcome::Exited { code: 1 }));
-        } else {
-            report(&mut world, "node-2", JobSlotState::Running, None);
-        }
+        of_node_2(&mut world);
         world.execute();
         let job = &world.cluster.jobs().jobs()[&id];
-        let expected = if node_is_dead { (1, 0) } else { (0, 1) };
         assert_eq!((job.lost_nodes, job.failures), expected, "{:?}", job.last_end);
     }
 }
