@@ -52,14 +52,16 @@ impl OpenAi {
         self.stream_chat(model, question, json!({ "max_tokens": 64 })).await
     }
 
-    /// Requests a streamed chat completion of exactly this many tokens, beyond the end that the model writes.
+    /// Requests a streamed chat completion of exactly this many tokens, sampled, and beyond the end that the
+    /// model writes: what a model says that has hardly learned.
     pub(crate) async fn chat_of(
         &self,
         model: &str,
         question: &str,
         tokens: u32,
     ) -> Result<StreamedCompletion> {
-        self.stream_chat(model, question, json!({ "max_tokens": tokens, "ignore_eos": true })).await
+        let limits = json!({ "max_tokens": tokens, "ignore_eos": true, "temperature": 1.0, "seed": 7 });
+        self.stream_chat(model, question, limits).await
     }
 
     async fn stream_chat(&self, model: &str, question: &str, limits: Value) -> Result<StreamedCompletion> {
