@@ -212,11 +212,29 @@ def embeddings_refuse_what_they_cannot_do():
 
 
 @test
+def an_answer_is_held_to_a_schema():
+    number = {"type": "integer", "minimum": 0, "maximum": 99}
+    schema = {
+        "type": "object",
+        "properties": {"sum": number, "sure": {"type": "boolean"}},
+        "required": ["sum", "sure"],
+        "additionalProperties": False,
+    }
+    form = {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": schema}}
+    for temperature in (0, 1):
+        request = {"model": CHAT, "messages": QUESTION, "response_format": form}
+        answer = client.chat.completions.create(**request, temperature=temperature, seed=1)
+        value = json.loads(answer.choices[0].message.content)
+        assert set(value) == {"sum", "sure"} and 0 <= value["sum"] <= 99, value
+        assert isinstance(value["sure"], bool), value
+
+
+@test
 def unknown_and_unserved_fields_are_named():
     refused(openai.BadRequestError, "unknown_parameter", "typical_p", extra_body={"typical_p": 0.5})
     refused(openai.BadRequestError, "invalid_value", "n", n=129)
     refused(openai.BadRequestError, "invalid_value", "top_logprobs", top_logprobs=2)
-    refused(openai.BadRequestError, "unsupported_parameter", "response_format", response_format={"type": "json_object"})
+    refused(openai.BadRequestError, "invalid_value", "response_format.type", response_format={"type": "yaml"})
     tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
     refused(openai.BadRequestError, "unsupported_parameter", "tools", tools=[tool])
     refused(openai.BadRequestError, "invalid_value", "temperature", temperature=3)
