@@ -99,6 +99,7 @@ pub(super) struct JobPoll {
     state: Option<String>,
     /// Longest wait in milliseconds; at most 25,000. 0 = no wait.
     #[serde(default)]
+    #[param(maximum = 25_000)]
     wait_ms: u32,
 }
 
@@ -115,7 +116,7 @@ pub(super) async fn job(
 ) -> ApiResult<JobView> {
     let (Path(id), Query(JobPoll { state, wait_ms })) = (id?, query?);
     let known = |view: &JobView| Some(&view.state) == state.as_ref();
-    let view = hold(poll_wait(wait_ms), server.handle.watch_applied(), server.ending.cancelled(), || {
+    let view = hold(poll_wait(wait_ms)?, server.handle.watch_applied(), server.ending.cancelled(), || {
         let view = server.read_view(|view| scheduler::job_view(view, id));
         let is_news = !view.as_ref().is_ok_and(|view| view.as_ref().is_some_and(known));
         (view, is_news)
@@ -123,8 +124,13 @@ pub(super) async fn job(
     view.await?.map(Json).ok_or_else(|| no_job(id))
 }
 
-fn poll_wait(wait_ms: u32) -> Duration {
-    Duration::from_millis(wait_ms.min(POLL_WAIT_MS_MAX).into())
+/// Returns the wait of a long poll; a longer one than any client gets is refused.
+fn poll_wait(wait_ms: u32) -> Result<Duration, Failure> {
+    if wait_ms > POLL_WAIT_MS_MAX {
+        let message = format!("the wait is {wait_ms} ms; accepted: at most {POLL_WAIT_MS_MAX}");
+        return Err(Failure::new(error_code::REQUEST_INVALID, message).at("query wait_ms"));
+    }
+    Ok(Duration::from_millis(wait_ms.into()))
 }
 
 /// Cancels a job; a job that has ended stays as it is.
@@ -213,6 +219,7 @@ pub(super) struct JobLinesAfter {
     rank: Option<u32>,
     /// Longest wait in milliseconds for the first such line; at most 25,000. 0 = no wait.
     #[serde(default)]
+    #[param(maximum = 25_000)]
     wait_ms: u32,
 }
 
@@ -230,7 +237,7 @@ pub(super) async fn logs(
         return Err(no_job(id));
     }
     let news = server.job_line_news.subscribe();
-    let page = hold(poll_wait(wait_ms), news, server.ending.cancelled(), || {
+    let page = hold(poll_wait(wait_ms)?, news, server.ending.cancelled(), || {
         let page = server.job_lines(id, rank, after);
         let is_news = !page.as_ref().is_ok_and(|page| page.items.is_empty());
         (page, is_news)
@@ -248,6 +255,7 @@ pub(super) struct JobEventsAfter {
     after: u64,
     /// Longest wait in milliseconds for the first such event; at most 25,000. 0 = no wait.
     #[serde(default)]
+    #[param(maximum = 25_000)]
     wait_ms: u32,
 }
 
@@ -261,7 +269,7 @@ pub(super) async fn events(
 ) -> ApiResult<Page<AuditEvent>> {
     let (Path(id), Query(JobEventsAfter { after, wait_ms })) = (id?, query?);
     let after = json_number(after)?;
-    let page = hold(poll_wait(wait_ms), server.handle.watch_applied(), server.ending.cancelled(), || {
+    let page = hold(poll_wait(wait_ms)?, server.handle.watch_applied(), server.ending.cancelled(), || {
         let page = server.cluster(|cluster| scheduler::job_events(cluster, id, after, PAGE_MAX));
         let is_news = !page.as_ref().is_some_and(Vec::is_empty);
         (page, is_news)

@@ -42,6 +42,9 @@ async fn a_request_for_a_job_waits_until_it_is_in_another_state() {
     assert!(began.elapsed() < Duration::from_secs(6), "news end the wait: {:?}", began.elapsed());
     let (status, _) = ask::<()>(&server, Method::GET, &format!("/v1/jobs/{id}?wait=1"), None).await;
     assert_eq!(status, StatusCode::BAD_REQUEST, "an unknown parameter");
+    let path = format!("/v1/jobs/{id}?wait_ms={}", POLL_WAIT_MS_MAX + 1);
+    let (status, _) = ask::<()>(&server, Method::GET, &path, None).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST, "a longer wait than any client gets");
 }
 
 #[tokio::test(start_paused = true)]
