@@ -3,8 +3,10 @@
 use super::service::wait_until_alive;
 use super::{Demonstration, MEMBERS, NODES, PrintedProposal};
 use anyhow::{Result, bail};
+use protocol::JobId;
 use protocol::agent::PendingNode;
 use protocol::api::{Page, ProposalState};
+use protocol::job_api::JobView;
 use protocol::model::ModelRecord;
 use serde_json::Value;
 
@@ -18,12 +20,29 @@ pub(super) async fn finish_earlier_run(demonstration: &Demonstration) -> Result<
         }
         wait_until_alive(demonstration, node).await?;
     }
+    let cancelled = cancel_jobs(demonstration).await?;
+    if cancelled > 0 {
+        demonstration
+            .say(format!("cancelled {cancelled} jobs that were submitted before and have not ended"));
+    }
     let rebuilt = rebuild_shards(demonstration).await?;
     if rebuilt > 0 {
         demonstration
             .say(format!("{rebuilt} shards that an earlier run left missing or altered were rebuilt"));
     }
     Ok(())
+}
+
+/// Cancels the jobs that have not ended, which hold the room of those of this run; returns their number.
+async fn cancel_jobs(demonstration: &Demonstration) -> Result<usize> {
+    let jobs: Page<JobView> = demonstration.quorate.json(&["job", "list"]).await?;
+    let ended = ["succeeded", "failed", "cancelled"];
+    let left: Vec<JobId> =
+        jobs.items.iter().filter(|job| !ended.contains(&job.state.as_str())).map(|job| job.id).collect();
+    for id in &left {
+        demonstration.quorate.text(&["job", "cancel", &id.to_string()]).await?;
+    }
+    Ok(left.len())
 }
 
 /// Returns whether a node asks for admission.
