@@ -3,7 +3,7 @@
 //! outputs in as a model, and it answers.
 
 use super::deploy::{serve, sign};
-use super::service::wait_until_alive;
+use super::service::{scale, wait_until_alive};
 use super::{Demonstration, POLL_INTERVAL, PrintedProposal};
 use crate::openai::OpenAi;
 use crate::processes::{PausedSupervisor, kill_node};
@@ -43,6 +43,10 @@ pub(super) async fn train_through_a_death(demonstration: &Demonstration, api: &O
     let quorate = &demonstration.quorate;
     if quorate.run(&["artifact", "show", NAME]).await?.status.success() {
         demonstration.say(format!("job {NAME} was approved in an earlier run; its certificate still holds"));
+        // More replicas than one would hold the room of the ranks.
+        if quorate.run(&["service", "show", TAUGHT]).await?.status.success() {
+            scale(demonstration, TAUGHT, 1).await?;
+        }
     } else {
         approve(demonstration).await?;
     }
