@@ -76,19 +76,21 @@ pub(crate) fn ordinary_account() -> Result<(), String> {
 fn ordinary_account_in(place: &Path) -> Result<(), String> {
     // Only root may be able to read this clone.
     let (home, files) = (place.join("home"), place.join("files"));
-    for directory in [&home, &files] {
+    let examples = files.join("examples");
+    for directory in [&home, &files, &examples] {
         std::fs::create_dir_all(directory)
             .map_err(|error| format!("create {}: {error}", directory.display()))?;
     }
     let sources = [
-        target().join("debug/quorate"),
-        target().join("debug/quorate-serve"),
-        target().join("debug/demo"),
-        crate::minilm::directory()?,
-        root().join("models/tiny"),
+        (target().join("debug/quorate"), &files),
+        (target().join("debug/quorate-serve"), &files),
+        (target().join("debug/demo"), &files),
+        (target().join("debug/examples/train_tiny"), &examples),
+        (crate::minilm::directory()?, &files),
+        (root().join("models/tiny"), &files),
     ];
-    for source in sources {
-        let words = ["-R", "-L", &source.display().to_string(), &files.display().to_string()];
+    for (source, to) in sources {
+        let words = ["-R", "-L", &source.display().to_string(), &to.display().to_string()];
         run(&mut command("cp", &words))?;
     }
     run(&mut command("chmod", &["-R", "a+rX", &place.display().to_string()]))?;
