@@ -14,12 +14,14 @@ use protocol::job_api::{JobView, SubmittedJob};
 use protocol::job_data::JobDataView;
 use protocol::usage::UsageEntry;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// Name of the artifact and of the job.
 const NAME: &str = "teach";
+/// Device by which agents make the networks of gangs.
+const TUN: &str = "/dev/net/tun";
 /// Name of the trained model and of its service.
 const TAUGHT: &str = "taught";
 /// Steps of a run, a parameter of the submission, and steps between two checkpoints.
@@ -40,6 +42,11 @@ type FilesByPath = BTreeMap<PathBuf, Vec<u8>>;
 
 /// Trains twice, once through the death of a node, and serves the outcome.
 pub(super) async fn train_through_a_death(demonstration: &Demonstration, api: &OpenAi) -> Result<()> {
+    if let Err(error) = File::options().read(true).write(true).open(TUN) {
+        let reason = format!("this account cannot open {TUN} ({error}), and ranks on two nodes need it");
+        demonstration.say(format!("not shown: a gang that trains on two nodes, since {reason}"));
+        return Ok(());
+    }
     let quorate = &demonstration.quorate;
     if quorate.run(&["artifact", "show", NAME]).await?.status.success() {
         demonstration.say(format!("job {NAME} was approved in an earlier run; its certificate still holds"));
