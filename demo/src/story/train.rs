@@ -25,7 +25,7 @@ const TUN: &str = "/dev/net/tun";
 /// Name of the trained model and of its service.
 const TAUGHT: &str = "taught";
 /// Steps of a run, a parameter of the submission, and steps between two checkpoints.
-const STEPS: u32 = 8;
+const STEPS: u32 = 6;
 const EVERY: u32 = 2;
 /// Tokens of the answer: a model of so few steps ends its answers at once, or never.
 const ANSWER_TOKENS: u32 = 8;

@@ -212,16 +212,14 @@ fn a_lost_node_ends_the_attempt_and_the_next_is_under_a_higher_fence() {
 #[test]
 fn a_rank_that_fails_beside_a_dead_node_counts_as_a_lost_node() {
     let failed = Some(RankOutcome::Exited { code: 1 });
-    let dead = |world: &mut World| {
+    let dead: fn(&mut World) = |world| {
         world.wait(LEASE_MS);
-        report(world, "node-1", JobSlotState::Ended, failed);
+        report(world, "node-1", JobSlotState::Ended, Some(RankOutcome::Exited { code: 1 }));
     };
-    let started_again =
-        |world: &mut World| report(world, "node-2", JobSlotState::Ended, Some(RankOutcome::Lost));
-    let alive = |world: &mut World| report(world, "node-2", JobSlotState::Running, None);
-    let cases: [(&dyn Fn(&mut World), (u32, u32)); 3] =
-        [(&dead, (1, 0)), (&started_again, (1, 0)), (&alive, (0, 1))];
-    for (of_node_2, expected) in cases {
+    let started_again: fn(&mut World) =
+        |world| report(world, "node-2", JobSlotState::Ended, Some(RankOutcome::Lost));
+    let alive: fn(&mut World) = |world| report(world, "node-2", JobSlotState::Running, None);
+    for (of_node_2, expected) in [(dead, (1, 0)), (started_again, (1, 0)), (alive, (0, 1))] {
         let mut world = approved("retries = 3");
         let id = running_job(&mut world);
         world.wait(700);
