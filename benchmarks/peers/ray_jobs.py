@@ -1,7 +1,7 @@
 """Ray as the peer of the job benchmark: a head node on loopback, asked by lines on standard input.
 
 `first` submits one job and follows it to its first line; `tasks N` runs the program in N remote tasks. The
-answer is a line with the seconds that it took.
+answer is a line with the seconds that it took, after the word `answer`.
 """
 
 import subprocess
@@ -46,11 +46,11 @@ def main():
     context = ray.init(num_cpus=at_once, include_dashboard=True, dashboard_host="127.0.0.1", log_to_driver=False)
     client = JobSubmissionClient(f"http://{context.dashboard_url}")
     tasks(at_once)
-    print(f"ray {ray.__version__}", flush=True)
+    print(f"answer ray {ray.__version__}", flush=True)
     for line in sys.stdin:
         word, *rest = line.split()
         seconds = first_line(client) if word == "first" else tasks(int(rest[0]))
-        print(seconds, flush=True)
+        print(f"answer {seconds}", flush=True)
 
 
 main()

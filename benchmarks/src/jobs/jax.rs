@@ -25,10 +25,12 @@ pub(super) async fn measure(cluster: &JobCluster, report: &mut BenchmarkReport) 
     let (wheels, requirements) = download(&directory)?;
     let program = directory.join("gang.py");
     fs::write(&program, PROGRAM)?;
+    let interpreter = interpreter()?;
     let began = Instant::now();
     let [requirements, wheels, program] =
         [requirements, wheels, program].map(|path| path.display().to_string());
-    let words = ["--python", &requirements, "--wheels", &wheels, "--add", &program];
+    let words = [&["--python", &requirements, "--wheels", &wheels][..], &["--add", &program]].concat();
+    let words = [&words[..], &["--interpreter", &interpreter]].concat();
     let start = ["--entry-point", "/usr/bin/python3", "--entry-point", "gang.py"];
     cluster.build("jax", &[&words[..], &start].concat())?;
     let packed_s = began.elapsed().as_secs_f64();
@@ -54,6 +56,14 @@ pub(super) async fn measure(cluster: &JobCluster, report: &mut BenchmarkReport) 
         began.elapsed().as_secs_f64()
     ));
     Ok(())
+}
+
+/// Returns the path of the interpreter itself: `python3` may be a script that chooses one.
+fn interpreter() -> Result<String> {
+    let program = "import os, sys; print(os.path.realpath(sys.executable))";
+    let output = Command::new("python3").args(["-c", program]).output().context("run `python3`")?;
+    ensure!(output.status.success(), "`python3` failed: {}", output.status);
+    Ok(String::from_utf8(output.stdout)?.trim().to_string())
 }
 
 /// Downloads the wheels, and pins each by its digest; returns their directory and the requirements.

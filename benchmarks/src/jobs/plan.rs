@@ -29,7 +29,7 @@ const PLANS: usize = 20;
 const NOW: Millis = Millis(1_795_264_910_000);
 /// Jobs of one core; each node has eight.
 const MANIFEST: &str = "kind = 'job'\nname = 'queued'\nartifact = { name = 'trainer', root = 'ROOT' }\n\
-    command = ['/bin/train']\nranks = 1\nranks_per_slot = 1\nslots = 4096\nrun_seconds_max = 3600\n\
+    command = ['/bin/train']\nranks = 1\nranks_per_slot = 1\nslots = 1024\nrun_seconds_max = 3600\n\
     submit = { any_token = true }\nresources = { cpu_millicores = 1000, memory = '1 GiB' }\n";
 const NODE_MILLICORES: u64 = 8_000;
 

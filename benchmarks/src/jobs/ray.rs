@@ -3,7 +3,7 @@
 use super::load::AT_ONCE;
 use crate::process::ChildGuard;
 use crate::report;
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use std::io::{BufRead as _, BufReader, Lines, Write as _};
 use std::path::PathBuf;
 use std::process::{ChildStdin, ChildStdout, Command, Stdio};
@@ -12,6 +12,9 @@ use std::process::{ChildStdin, ChildStdout, Command, Stdio};
 const WHEEL: &str = "ray[default]==2.52.1";
 /// Program that drives Ray.
 const DRIVER: &str = include_str!("../../peers/ray_jobs.py");
+
+/// Beginning of the driver's own lines.
+const ANSWER: &str = "answer ";
 
 /// A running Ray.
 pub(super) struct Ray {
@@ -33,7 +36,7 @@ impl Ray {
         let mut driver = ChildGuard::start(command.stdin(Stdio::piped()).stdout(Stdio::piped()))?;
         let (asked, answers) = driver.pipes().context("the driver has pipes")?;
         let mut answers = BufReader::new(answers).lines();
-        let version = answers.next().context("Ray did not start")??;
+        let version = answer(&mut answers).context("start Ray")?;
         Ok(Self { version, asked, answers, _driver: driver })
     }
 
@@ -49,9 +52,19 @@ impl Ray {
 
     fn ask(&mut self, question: &str) -> Result<f64> {
         writeln!(self.asked, "{question}")?;
-        let answer = self.answers.next().with_context(|| format!("Ray ended before `{question}`"))??;
-        answer.trim().parse().with_context(|| format!("`{answer}` is no time"))
+        let answer = answer(&mut self.answers).with_context(|| question.to_string())?;
+        answer.parse().with_context(|| format!("`{answer}` is no time"))
     }
+}
+
+/// Returns the next answer of the driver. Ray itself writes notes between them.
+fn answer(lines: &mut Lines<BufReader<ChildStdout>>) -> Result<String> {
+    for line in lines {
+        if let Some(answer) = line?.strip_prefix(ANSWER) {
+            return Ok(answer.trim().to_string());
+        }
+    }
+    bail!("Ray has ended")
 }
 
 /// Returns the interpreter of an environment that has the wheel.
