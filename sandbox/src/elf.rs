@@ -51,19 +51,21 @@ const DT_RUNPATH: u64 = 29;
 /// If a file cannot be read or is no ELF file of the expected kind, or a library is not found.
 pub fn libraries_of(binary: &Path) -> io::Result<Vec<PathBuf>> {
     let mut found = BTreeSet::new();
-    let mut waiting = vec![binary.to_path_buf()];
-    while let Some(path) = waiting.pop() {
+    // Each file with the directories that its loaders' `DT_RPATH` names, the nearest first.
+    let mut waiting: Vec<(PathBuf, Vec<PathBuf>)> = vec![(binary.to_path_buf(), Vec::new())];
+    while let Some((path, inherited)) = waiting.pop() {
         let file = File::open(&path)?;
         let read = |at, buffer: &mut [u8]| file.read_at(buffer, at).ok();
         let linked = Elf(&read)
             .linked()
             .ok_or_else(|| invalid(format!("{} is not a 64-bit little-endian ELF file", path.display())))?;
-        if let Some(loader) = linked.loader {
-            found.insert(loader);
+        if let Some(loader) = &linked.loader {
+            found.insert(loader.clone());
         }
-        for name in linked.needed {
-            let library = locate(&name, &linked.search, &path).or_else(|| {
-                let library = locate_in_cache(&name, &fs::read(LOADER_CACHE).ok()?)?;
+        let search = SearchPath::of(&linked, &path, inherited);
+        for name in &linked.needed {
+            let library = locate(name, &search.directories).or_else(|| {
+                let library = locate_in_cache(name, &fs::read(LOADER_CACHE).ok()?)?;
                 found.insert(LOADER_CACHE.into());
                 Some(library)
             });
@@ -71,7 +73,7 @@ pub fn libraries_of(binary: &Path) -> io::Result<Vec<PathBuf>> {
                 invalid(format!("{} needs {}, which is nowhere", path.display(), name.display()))
             })?;
             if found.insert(library.clone()) {
-                waiting.push(library);
+                waiting.push((library, search.inherited.clone()));
             }
             if found.len() > LIBRARIES_MAX {
                 return Err(invalid(format!("{} needs too many libraries", binary.display())));
@@ -81,18 +83,37 @@ pub fn libraries_of(binary: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(found.into_iter().collect())
 }
 
-fn locate(name: &Path, search: &[PathBuf], needed_by: &Path) -> Option<PathBuf> {
+/// Directories that the loader searches for what a file needs, before its defaults.
+struct SearchPath {
+    directories: Vec<PathBuf>,
+    /// Those that it searches for the needs of these libraries too.
+    inherited: Vec<PathBuf>,
+}
+
+impl SearchPath {
+    /// Returns the directories by the rules of ld.so(8): `DT_RUNPATH` is the file's own and displaces every
+    /// `DT_RPATH`; without it the `DT_RPATH` of the file and of those that loaded it count.
+    fn of(linked: &DynamicDependencies, file: &Path, inherited: Vec<PathBuf>) -> Self {
+        let origin = file.parent().unwrap_or(Path::new("/"));
+        let own = linked.search.iter().map(|directory| match directory.strip_prefix("$ORIGIN") {
+            Ok(rest) => origin.join(rest),
+            Err(_) => directory.clone(),
+        });
+        if linked.is_runpath {
+            return Self { directories: own.collect(), inherited };
+        }
+        let directories: Vec<PathBuf> = own.chain(inherited).collect();
+        Self { inherited: directories.clone(), directories }
+    }
+}
+
+fn locate(name: &Path, directories: &[PathBuf]) -> Option<PathBuf> {
     if name.is_absolute() {
         return name.exists().then(|| name.to_path_buf());
     }
-    let origin = needed_by.parent().unwrap_or(Path::new("/"));
-    let own = search.iter().map(|directory| match directory.strip_prefix("$ORIGIN") {
-        Ok(rest) => origin.join(rest),
-        Err(_) => directory.clone(),
-    });
-    own.chain(DIRECTORIES.iter().map(PathBuf::from))
-        .map(|directory| directory.join(name))
-        .find(|path| path.is_file())
+    let defaults = DIRECTORIES.iter().map(PathBuf::from);
+    let mut places = directories.iter().cloned().chain(defaults).map(|directory| directory.join(name));
+    places.find(|path| path.is_file())
 }
 
 /// The table holds every path as text that ends with a zero byte, in all of its versions. Several may have
@@ -122,6 +143,9 @@ pub struct DynamicDependencies {
     pub needed: Vec<PathBuf>,
     /// Directories to search first.
     pub search: Vec<PathBuf>,
+    /// Whether these are for what the file itself needs alone (`DT_RUNPATH`), and not for what its libraries
+    /// need too (`DT_RPATH`).
+    pub is_runpath: bool,
 }
 
 /// Returns the dependencies named by the bytes of an executable; none if they are no supported ELF file.
@@ -173,11 +197,13 @@ impl Elf<'_> {
             segment.kind == PT_LOAD && within.is_some_and(|offset| offset < segment.file_bytes)
         })?;
         let table = loaded.offset.checked_add(strings.1 - loaded.address)?;
+        linked.is_runpath = entries.iter().any(|(tag, _)| *tag == DT_RUNPATH);
+        let searched = if linked.is_runpath { DT_RUNPATH } else { DT_RPATH };
         for (tag, value) in &entries {
             let text = || self.text(table.checked_add(*value)?);
             match *tag {
                 DT_NEEDED => linked.needed.push(text()?),
-                DT_RPATH | DT_RUNPATH => {
+                tag if tag == searched => {
                     let list = text()?;
                     let parts = list.as_os_str().as_bytes().split(|byte| *byte == b':');
                     linked.search.extend(parts.map(|part| PathBuf::from(OsStr::from_bytes(part))));
@@ -268,10 +294,29 @@ mod tests {
         let directory = tempfile::tempdir().expect("directory");
         let library = directory.path().join("libown.so");
         fs::write(&library, "").expect("write");
-        let search = [PathBuf::from("$ORIGIN")];
-        let found = locate(Path::new("libown.so"), &search, &directory.path().join("program"));
-        assert_eq!(found, Some(library));
-        assert_eq!(locate(Path::new("libnowhere-0.so"), &search, Path::new("/x")), None);
+        let linked = DynamicDependencies { search: vec!["$ORIGIN".into()], ..Default::default() };
+        let search = SearchPath::of(&linked, &directory.path().join("program"), Vec::new());
+        assert_eq!(locate(Path::new("libown.so"), &search.directories), Some(library));
+        assert_eq!(locate(Path::new("libnowhere-0.so"), &[]), None);
+    }
+
+    /// Wheels of SciPy are linked so: a library beside others, found by the `DT_RPATH` of what loads it.
+    #[test]
+    fn a_library_without_a_path_is_searched_by_the_path_of_what_loads_it() {
+        let of = |search: &[&str], is_runpath| DynamicDependencies {
+            search: search.iter().map(PathBuf::from).collect(),
+            is_runpath,
+            ..Default::default()
+        };
+        let extension = SearchPath::of(&of(&["$ORIGIN/libs"], false), Path::new("/p/odr.so"), Vec::new());
+        assert_eq!(extension.directories, [Path::new("/p/libs")]);
+        let library = SearchPath::of(&of(&[], false), Path::new("/p/libs/a.so"), extension.inherited);
+        assert_eq!(library.directories, [Path::new("/p/libs")]);
+        let own = SearchPath::of(&of(&["/own"], false), Path::new("/p/libs/b.so"), library.inherited.clone());
+        assert_eq!(own.directories, [Path::new("/own"), Path::new("/p/libs")], "its own comes first");
+        let apart = SearchPath::of(&of(&["/own"], true), Path::new("/p/libs/c.so"), library.inherited);
+        assert_eq!(apart.directories, [Path::new("/own")], "a run path displaces the others");
+        assert_eq!(apart.inherited, [Path::new("/p/libs")], "and is for this file alone");
     }
 
     #[test]
@@ -332,6 +377,7 @@ mod tests {
             loader: Some("/lib/ld.so".into()),
             needed: vec!["libc.so".into()],
             search: vec!["$ORIGIN".into(), "/opt/lib".into()],
+            is_runpath: true,
         };
         assert_eq!(linked, expected, "entries after the end do not count");
     }
