@@ -4,6 +4,7 @@
 //! Tokenizing is included on every side, the sides alternate, and the vectors are compared. pip installs the
 //! peers into `target/bench/venv`; `peers/embeddings.py` runs them.
 
+use crate::process::run_to_end;
 use crate::report::{Bar, BenchmarkReport, ComparisonRow, directory, median, minilm_directory};
 use crate::{Options, ceilings};
 use anyhow::{Context, ensure};
@@ -266,13 +267,8 @@ fn install(directory: &Path) -> anyhow::Result<PathBuf> {
         return Ok(python);
     }
     eprintln!("installing {} into {} (several GB, once)", PACKAGES.join(", "), directory.display());
-    let run = |command: &mut Command| -> anyhow::Result<()> {
-        let status = command.status().with_context(|| format!("start {:?}", command.get_program()))?;
-        ensure!(status.success(), "{command:?} ended with {status}");
-        Ok(())
-    };
-    run(Command::new("python3").args(["-m", "venv"]).arg(directory))?;
-    run(Command::new(&python).args(["-m", "pip", "install", "--quiet"]).args(PACKAGES))?;
+    run_to_end(Command::new("python3").args(["-m", "venv"]).arg(directory))?;
+    run_to_end(Command::new(&python).args(["-m", "pip", "install", "--quiet"]).args(PACKAGES))?;
     std::fs::write(mark, wanted)?;
     Ok(python)
 }

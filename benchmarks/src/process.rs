@@ -1,6 +1,6 @@
 //! Child processes that end with their benchmark, and free ports for them.
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use std::net::TcpListener;
 use std::process::{Child, ChildStdin, ChildStdout, Command};
 
@@ -33,6 +33,17 @@ impl Drop for ChildGuard {
     }
 }
 
+/// Runs a program to its end.
+///
+/// # Errors
+/// If it cannot be started, or fails.
+pub(crate) fn run_to_end(command: &mut Command) -> anyhow::Result<()> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let status = command.status().with_context(|| format!("start `{program}`"))?;
+    ensure!(status.success(), "`{program}` failed: {status}");
+    Ok(())
+}
+
 /// Returns distinct ports of loopback that were free a moment ago.
 pub(crate) fn free_ports(count: usize) -> anyhow::Result<Vec<u16>> {
     let listeners: Vec<TcpListener> =
@@ -44,6 +55,15 @@ pub(crate) fn free_ports(count: usize) -> anyhow::Result<Vec<u16>> {
 mod tests {
     use super::*;
     use std::collections::BTreeSet;
+
+    #[test]
+    fn a_program_that_fails_or_is_not_there_is_named() {
+        run_to_end(&mut Command::new("true")).expect("it succeeds");
+        for (program, reason) in [("false", "`false` failed"), ("no-such-program", "start `no-such")] {
+            let error = run_to_end(&mut Command::new(program)).expect_err(program).to_string();
+            assert!(error.contains(reason), "{error}");
+        }
+    }
 
     #[test]
     fn free_ports_are_distinct() {

@@ -138,6 +138,14 @@ pub struct JobView {
     pub used: UsageAmounts,
 }
 
+impl JobView {
+    /// Returns whether the job never runs again unless a person retries it.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        matches!(self.state.as_str(), "succeeded" | "failed" | "cancelled")
+    }
+}
+
 /// Line of a rank, as the API shows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]

@@ -36,7 +36,7 @@ pub fn job_views(view: ClusterView) -> Vec<JobView> {
 pub fn job_view(view: ClusterView, id: JobId) -> Option<JobView> {
     let job = view.cluster.jobs().jobs().get(&id)?;
     let waits = if job.state == JobState::Queued { waits(view).remove(&id) } else { None };
-    let used = view.cluster.usage().of_jobs(view.cluster_time()).remove(&id).unwrap_or_default();
+    let used = view.cluster.usage().of_job(id, view.cluster_time());
     Some(JobView { used, ..shown(view, id, job, waits) })
 }
 

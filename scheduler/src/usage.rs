@@ -213,6 +213,15 @@ impl UsageBook {
         used
     }
 
+    /// Returns what one job has used at a time.
+    pub(crate) fn of_job(&self, id: JobId, now: ClusterTime) -> UsageAmounts {
+        let mut used = self.jobs.get(&id).copied().unwrap_or_default();
+        for meter in self.meters.values().filter(|meter| meter.job == Some(id)) {
+            used.add(&meter.amounts(meter.since, now));
+        }
+        used
+    }
+
     /// Returns what an envelope has used in its period at a time: by entries, and by open intervals.
     pub(crate) fn used(&self, envelope: &ServiceName, length_ms: u64, now: ClusterTime) -> UsageAmounts {
         let start = period_start(now, length_ms);

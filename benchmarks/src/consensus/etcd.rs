@@ -3,7 +3,7 @@
 //! The few messages are written by hand from etcd's `rpc.proto`, so that no protobuf compiler is needed.
 
 use super::load::Put;
-use crate::process::{ChildGuard, free_ports};
+use crate::process::{ChildGuard, free_ports, run_to_end};
 use crate::report;
 use anyhow::{Context, bail, ensure};
 use bytes::Bytes;
@@ -12,7 +12,7 @@ use futures::future::BoxFuture;
 use hyper::client::conn::http2::SendRequest;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::task::{Context as TaskContext, Poll};
 use std::time::{Duration, Instant};
 use tonic::codegen::Service;
@@ -57,13 +57,8 @@ fn install() -> anyhow::Result<PathBuf> {
         return executable(path);
     }
     eprintln!("installing {WHEEL} into {}", venv.display());
-    let run = |command: &mut Command| -> anyhow::Result<()> {
-        let status = command.stdout(Stdio::null()).status().context("start python3")?;
-        ensure!(status.success(), "{command:?} failed");
-        Ok(())
-    };
-    run(Command::new("python3").args(["-m", "venv"]).arg(&venv))?;
-    run(Command::new(&python).args([
+    run_to_end(Command::new("python3").args(["-m", "venv"]).arg(&venv))?;
+    run_to_end(Command::new(&python).args([
         "-m",
         "pip",
         "install",

@@ -36,22 +36,8 @@ pub(super) async fn measure(
     minutes: usize,
     report: &mut BenchmarkReport,
 ) -> Result<()> {
-    let program = std::env::current_exe()?.display().to_string();
     let questions = minutes * 60 + BEYOND_SECONDS;
-    cluster.build_artifact("absence", &program, &["--env", &format!("{QUESTIONS}={questions}")])?;
-    let command = format!("['/usr/local/bin/benchmarks', 'jobs', '--part', '{PART}']");
-    let envelope = JobEnvelope {
-        name: "absence",
-        artifact: "absence",
-        command: &command,
-        ranks: 2,
-        ranks_per_slot: 1,
-        slots: 2,
-        cpu_millicores: 200,
-        memory: "64 MiB",
-        more: "autonomy_seconds = 3600\n",
-    };
-    cluster.approve(&envelope).await?;
+    approve_gang(cluster, "absence", questions, "autonomy_seconds = 3600\n").await?;
     let id = cluster.submit("absence", BTreeMap::new()).await?;
     let began = Instant::now();
     while !cluster.lines(id).await?.iter().any(|line| line.text == BEGINS) {
@@ -73,6 +59,30 @@ pub(super) async fn measure(
          the longest of {questions} gaps between answers of the other rank, once a second, was {gap:.2} s"
     ));
     Ok(())
+}
+
+/// Lets the members approve a gang of two ranks on two nodes, of which one asks the other so many questions.
+pub(super) async fn approve_gang(
+    cluster: &JobCluster,
+    name: &str,
+    questions: usize,
+    more: &str,
+) -> Result<()> {
+    let program = std::env::current_exe()?.display().to_string();
+    cluster.build_artifact(name, &program, &["--env", &format!("{QUESTIONS}={questions}")])?;
+    let command = format!("['/usr/local/bin/benchmarks', 'jobs', '--part', '{PART}']");
+    let envelope = JobEnvelope {
+        name,
+        artifact: name,
+        command: &command,
+        ranks: 2,
+        ranks_per_slot: 1,
+        slots: 2,
+        cpu_millicores: 200,
+        memory: "64 MiB",
+        more,
+    };
+    cluster.approve(&envelope).await
 }
 
 /// Returns the result of the rank that asks.

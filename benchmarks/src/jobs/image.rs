@@ -3,8 +3,9 @@
 
 use super::ours::{JobCluster, JobEnvelope};
 use super::slurm::install;
+use crate::process::run_to_end;
 use crate::report::{self, Bar, BenchmarkReport, ComparisonRow};
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use protocol::job_api::JobLogPage;
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -86,13 +87,15 @@ fn extract(image: &Path, directory: &Path) -> Result<f64> {
     let _ = fs::remove_dir_all(&place);
     fs::create_dir(&place)?;
     let began = Instant::now();
-    run(Command::new("tar").arg("--extract").arg("--file").arg(image).arg("-C").arg(&place))?;
+    run_to_end(Command::new("tar").arg("--extract").arg("--file").arg(image).arg("-C").arg(&place))?;
     let root = place.join("root");
     fs::create_dir(&root)?;
     for layer in ["system.tar", "round.tar"] {
-        run(Command::new("tar").arg("--extract").arg("--file").arg(place.join(layer)).arg("-C").arg(&root))?;
+        run_to_end(
+            Command::new("tar").arg("--extract").arg("--file").arg(place.join(layer)).arg("-C").arg(&root),
+        )?;
     }
-    run(Command::new("sync").arg("--file-system").arg(&place))?;
+    run_to_end(Command::new("sync").arg("--file-system").arg(&place))?;
     let seconds = began.elapsed().as_secs_f64();
     fs::remove_dir_all(&place)?;
     Ok(seconds)
@@ -104,7 +107,7 @@ fn system_layer(directory: &Path) -> Result<PathBuf> {
     if !layer.is_file() {
         let part = directory.join("part.tar");
         let words = ["--quiet", "--variant=essential", "--mode=root", SUITE.0];
-        run(Command::new("mmdebstrap").args(words).arg(&part))?;
+        run_to_end(Command::new("mmdebstrap").args(words).arg(&part))?;
         fs::rename(part, &layer)?;
     }
     Ok(layer)
@@ -132,12 +135,7 @@ fn save(directory: &Path, round: usize) -> Result<PathBuf> {
 }
 
 fn pack(archive: &Path, directory: &Path, files: &[&str]) -> Result<()> {
-    run(Command::new("tar").arg("--create").arg("--file").arg(archive).arg("-C").arg(directory).args(files))
-}
-
-fn run(command: &mut Command) -> Result<()> {
-    let program = command.get_program().to_string_lossy().into_owned();
-    let status = command.status().with_context(|| format!("run `{program}`"))?;
-    ensure!(status.success(), "`{program}` failed: {status}");
-    Ok(())
+    run_to_end(
+        Command::new("tar").arg("--create").arg("--file").arg(archive).arg("-C").arg(directory).args(files),
+    )
 }

@@ -1,8 +1,8 @@
 //! Kills in every state of a job, on real processes: an agent, an init, the leader or a whole node dies, and
 //! each job must succeed once, by a gang that started whole.
 
-use super::absence::{BEGINS, RESULT};
-use super::ours::{JobCluster, JobEnvelope};
+use super::absence::{BEGINS, RESULT, approve_gang};
+use super::ours::JobCluster;
 use crate::report::{Bar, BenchmarkReport, ComparisonRow};
 use anyhow::{Context as _, Result, bail, ensure};
 use protocol::JobId;
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 /// Kills, in a whole run and in a quick one.
 pub(super) const KILLS: (usize, usize) = (30, 4);
 /// Questions of a gang, one a second.
-const QUESTIONS: u32 = 4;
+const QUESTIONS: usize = 4;
 /// Limit of each wait.
 const LIMIT: Duration = Duration::from_secs(180);
 /// Pause between two looks at a job.
@@ -44,23 +44,7 @@ pub(super) async fn measure(
     kills: usize,
     report: &mut BenchmarkReport,
 ) -> Result<()> {
-    let program = std::env::current_exe()?.display().to_string();
-    let environment = ["--env".to_string(), format!("QUESTIONS={QUESTIONS}")];
-    let environment: Vec<&str> = environment.iter().map(String::as_str).collect();
-    cluster.build_artifact("kills", &program, &environment)?;
-    let command = format!("['/usr/local/bin/benchmarks', 'jobs', '--part', '{}']", super::absence::PART);
-    let envelope = JobEnvelope {
-        name: "kills",
-        artifact: "kills",
-        command: &command,
-        ranks: 2,
-        ranks_per_slot: 1,
-        slots: 2,
-        cpu_millicores: 200,
-        memory: "64 MiB",
-        more: "retries = 9\ngrace_seconds = 1\n",
-    };
-    cluster.approve(&envelope).await?;
+    approve_gang(cluster, "kills", QUESTIONS, "retries = 9\ngrace_seconds = 1\n").await?;
     let (mut sound, mut attempts) = (0, 0);
     for number in 0..kills {
         let victim = VICTIMS[number % VICTIMS.len()];

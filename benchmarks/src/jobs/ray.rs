@@ -1,9 +1,9 @@
 //! Ray as the second peer: a head node on loopback, from its wheel, driven by `peers/ray_jobs.py`.
 
 use super::load::AT_ONCE;
-use crate::process::ChildGuard;
+use crate::process::{ChildGuard, run_to_end};
 use crate::report;
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, bail};
 use std::io::{BufRead as _, BufReader, Lines, Write as _};
 use std::path::PathBuf;
 use std::process::{ChildStdin, ChildStdout, Command, Stdio};
@@ -74,15 +74,9 @@ fn install() -> Result<PathBuf> {
     let has_it = || Command::new(&python).args(["-c", "import ray"]).status().is_ok_and(|s| s.success());
     if !has_it() {
         eprintln!("installing {WHEEL} into {}", venv.display());
-        run(Command::new("python3").args(["-m", "venv"]).arg(&venv))?;
+        run_to_end(Command::new("python3").args(["-m", "venv"]).arg(&venv))?;
         let words = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", WHEEL];
-        run(Command::new(&python).args(words))?;
+        run_to_end(Command::new(&python).args(words))?;
     }
     Ok(python)
-}
-
-fn run(command: &mut Command) -> Result<()> {
-    let status = command.status().with_context(|| format!("run {:?}", command.get_program()))?;
-    ensure!(status.success(), "{:?} failed: {status}", command.get_program());
-    Ok(())
 }

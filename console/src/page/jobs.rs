@@ -92,11 +92,6 @@ fn badge(state: &str) -> Markup {
     html! { span class=(class) { (line(&state.replace('_', " "))) } }
 }
 
-/// Returns whether a job in this state never runs again unless a person retries it.
-pub(crate) fn has_ended(state: &str) -> bool {
-    matches!(state, "succeeded" | "failed" | "cancelled")
-}
-
 /// All that the page of one job shows.
 #[derive(Debug)]
 pub(crate) struct ShownJob<'a> {
@@ -126,7 +121,7 @@ pub(crate) fn one(frame: &PageFrame, shown: &ShownJob) -> Markup {
         p.next {
             span.quiet { "next: " }
             code {
-                @if has_ended(&job.state) { "quorate job retry " (id) } @else { "quorate job cancel " (id) }
+                @if job.has_ended() { "quorate job retry " (id) } @else { "quorate job cancel " (id) }
             }
         }
     };
@@ -276,7 +271,7 @@ fn last_end(end: &JobEndView) -> Markup {
 /// Returns the lines of the ranks. While the job has not ended, a script adds those that follow.
 fn written(job: &JobView, shown: &ShownLines) -> Markup {
     let after = shown.lines.last().map_or(0, |line| line.sequence);
-    let follow = (!has_ended(&job.state)).then(|| lines_path(job.id));
+    let follow = (!job.has_ended()).then(|| lines_path(job.id));
     html! {
         section {
             h2 { "Lines" }

@@ -1,7 +1,7 @@
 //! The pages of the jobs, and the lines that the page of a running one reads.
 
 use super::{Console, PageFailure, PageResult, SignedIn, html, invalid, is_silence};
-use crate::page::jobs::{LINES_SHOWN, ShownLines, has_ended, written_line};
+use crate::page::jobs::{LINES_SHOWN, ShownLines, written_line};
 use crate::page::{self, Section};
 use axum::Json;
 use axum::extract::rejection::{PathRejection, QueryRejection};
@@ -90,7 +90,7 @@ pub(super) async fn lines(
     let Path(id) = id.map_err(|rejection| invalid(&rejection.body_text()))?;
     let Query(LinesQuery { after, epoch }) = query.map_err(|rejection| invalid(&rejection.body_text()))?;
     // The state first: lines that a rank wrote before its end are then in the answer.
-    let ended = has_ended(&console.job(id).await?.state);
+    let ended = console.job(id).await?.has_ended();
     let mut page = console.backend.job_lines(id, after).await?;
     if page.epoch != epoch {
         // Another leader has numbered its lines from the beginning.

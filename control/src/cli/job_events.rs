@@ -2,7 +2,7 @@
 
 use super::Environment;
 use super::job_ids::find;
-use super::job_runs::{POLL_WAIT_MS, is_ended, view_of};
+use super::job_runs::{POLL_WAIT_MS, view_of};
 use super::status::events_table;
 use crate::print;
 use crate::terminal;
@@ -30,7 +30,7 @@ pub(super) async fn print(arguments: JobEventsArguments, environment: &Environme
     let id = find(&client, &arguments.id).await?;
     let (mut after, mut wait_ms, mut kept) = (0, 0, Vec::new());
     loop {
-        let was_ended = arguments.follow && is_ended(&view_of(&client, id).await?);
+        let was_ended = arguments.follow && view_of(&client, id).await?.has_ended();
         let wait = if was_ended { 0 } else { wait_ms };
         let path = format!("/v1/jobs/{id}/events?after={after}&wait_ms={wait}");
         let Page { items, .. }: Page<AuditEvent> = client.get(&path).await?;

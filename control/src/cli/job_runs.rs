@@ -23,8 +23,6 @@ use std::path::Path;
 /// Longest wait of a request for the next line or state, in milliseconds: short enough to notice the end of
 /// a job that prints nothing.
 pub(super) const POLL_WAIT_MS: u32 = 1_000;
-/// States in which a job has ended.
-const ENDED: [&str; 3] = ["succeeded", "failed", "cancelled"];
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -166,7 +164,7 @@ pub(super) async fn wait(arguments: JobSetArguments, environment: &Environment) 
     let ids = find_set(&client, &arguments.set).await?;
     for id in &ids {
         let mut view = view_of(&client, *id).await?;
-        while !is_ended(&view) {
+        while !view.has_ended() {
             let path = format!("/v1/jobs/{id}?state={}&wait_ms={POLL_WAIT_MS}", view.state);
             view = client.get(&path).await?;
         }
@@ -220,10 +218,6 @@ pub(super) async fn view_of(client: &ControlClient, id: JobId) -> Result<JobView
     Ok(client.get(&format!("/v1/jobs/{id}")).await?)
 }
 
-pub(super) fn is_ended(view: &JobView) -> bool {
-    ENDED.contains(&view.state.as_str())
-}
-
 /// Prints the outcome of a job that has ended; fails unless it succeeded.
 async fn ended(client: &ControlClient, id: JobId, environment: &Environment) -> Result<()> {
     let view = view_of(client, id).await?;
@@ -250,7 +244,7 @@ async fn follow(
 ) -> Result<()> {
     let mut reader = JobLogReader::new(id, rank);
     loop {
-        let was_ended = is_ended(&view_of(client, id).await?);
+        let was_ended = view_of(client, id).await?.has_ended();
         reader.wait_ms = if was_ended { 0 } else { POLL_WAIT_MS };
         let printed = reader.print_page(client, environment).await?;
         if print::is_closed() || (was_ended && printed == 0) {
@@ -341,7 +335,7 @@ fn job_name(job: &JobView) -> String {
 /// Returns the reason for which a job waits, or that of its last end.
 fn reason(job: &JobView) -> String {
     let waits = job.waits.as_ref().map(|waits| waits.text.clone());
-    let ended = || job.last_end.as_ref().filter(|_| is_ended(job)).map(|end| end.cause.clone());
+    let ended = || job.last_end.as_ref().filter(|_| job.has_ended()).map(|end| end.cause.clone());
     waits.or_else(ended).unwrap_or_default()
 }
 

@@ -89,11 +89,40 @@ async fn propose_and_sign(
 
 /// Edits the template: as many replicas at least, which leave room for the ranks of jobs on a small machine.
 fn manifest(template: &str, replicas: u32) -> Result<String> {
-    if !template.contains("\nmin = 1 ") {
-        bail!("the template of a service has no `min = 1` to edit:\n{template}");
-    }
-    let text = template.replacen("\nmin = 1 ", &format!("\nmin = {replicas} "), 1);
+    let text = edited(template, &[("\nmin = 1 ", &format!("\nmin = {replicas} "))])?;
     Ok(text.replacen("cpu_millicores = 400 ", "cpu_millicores = 200 ", 1))
+}
+
+/// Returns a template with each of these texts replaced once.
+///
+/// # Errors
+/// If the template lacks one of them: it has changed.
+pub(super) fn edited(template: &str, edits: &[(&str, &str)]) -> Result<String> {
+    let mut text = template.to_string();
+    for (from, to) in edits {
+        if !text.contains(from) {
+            bail!("the template has no `{}` to edit:\n{template}", from.trim());
+        }
+        text = text.replacen(from, to, 1);
+    }
+    Ok(text)
+}
+
+/// Proposes a job of the artifact with its name, by an edited template, and lets two members approve it.
+pub(super) async fn approve_job(
+    demonstration: &Demonstration,
+    name: &str,
+    edits: &[(&str, &str)],
+) -> Result<()> {
+    let quorate = &demonstration.quorate;
+    let template = quorate.text(&["new", "job", "--artifact", name, "--name", name]).await?;
+    let file = demonstration.directory.join(format!("{name}.toml"));
+    std::fs::write(&file, edited(&template, edits)?)
+        .with_context(|| format!("write `{}`", file.display()))?;
+    let path = file.display().to_string();
+    let view: PrintedProposal = quorate.json(&["deploy", &path, "--reason", "the demonstration"]).await?;
+    demonstration.say(format!("proposal {}  words: {}", view.id.short(), view.words.join(" ")));
+    sign(demonstration, view).await
 }
 
 fn say_signed(demonstration: &Demonstration, count: usize) {

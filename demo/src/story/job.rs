@@ -1,8 +1,8 @@
 //! Step: a program becomes an artifact, members approve a job of it, and an access token runs it.
 
-use super::deploy::sign;
-use super::{Demonstration, PrintedProposal};
-use anyhow::{Context as _, Result, bail, ensure};
+use super::Demonstration;
+use super::deploy::approve_job;
+use anyhow::{Context as _, Result, ensure};
 use protocol::api::Page;
 use protocol::job_api::{JobLogLine, JobView, SubmittedJob};
 use protocol::model::ModelRecord;
@@ -14,6 +14,16 @@ const PROGRAM: &str = "/usr/bin/seq";
 const NAME: &str = "count";
 /// Last number, a parameter of the submission.
 const LAST: u32 = 5;
+/// Edits of the template: this program, its parameter, and ranks that fit on a small machine.
+const EDITS: [(&str, &str); 7] = [
+    (r#"["/usr/bin/python3", "train.py", "--steps={steps}"]"#, r#"["/usr/local/bin/seq", "1", "{last}"]"#),
+    ("ranks = 1 ", "ranks = 2 "),
+    ("# ranks_per_slot = 1 ", "ranks_per_slot = 2 "),
+    ("steps = { integer", "last = { integer"),
+    ("# any_token = true", "any_token = true"),
+    ("cpu_millicores = 2000", "cpu_millicores = 100"),
+    (r#"memory = "4 GiB""#, r#"memory = "64 MiB""#),
+];
 /// Ranks of the gang.
 const RANKS: u32 = 2;
 
@@ -52,36 +62,7 @@ async fn approve(demonstration: &Demonstration) -> Result<()> {
     let record = record.context("the artifact is listed")?;
     demonstration
         .say(format!("artifact {NAME}: {PROGRAM} and its libraries in {} segments", record.segments));
-    let template = quorate.text(&["new", "job", "--artifact", NAME, "--name", NAME]).await?;
-    let file = demonstration.directory.join(format!("{NAME}.toml"));
-    std::fs::write(&file, manifest(&template)?).with_context(|| format!("write `{}`", file.display()))?;
-    let path = file.display().to_string();
-    let view: PrintedProposal = quorate.json(&["deploy", &path, "--reason", "the demonstration"]).await?;
-    demonstration.say(format!("proposal {}  words: {}", view.id.short(), view.words.join(" ")));
-    sign(demonstration, view).await
-}
-
-/// Edits the template: this program, its parameter, and ranks that fit on a small machine.
-fn manifest(template: &str) -> Result<String> {
-    let mut text = template.to_string();
-    for (from, to) in [
-        (
-            r#"["/usr/bin/python3", "train.py", "--steps={steps}"]"#,
-            r#"["/usr/local/bin/seq", "1", "{last}"]"#,
-        ),
-        ("ranks = 1 ", "ranks = 2 "),
-        ("# ranks_per_slot = 1 ", "ranks_per_slot = 2 "),
-        ("steps = { integer", "last = { integer"),
-        ("# any_token = true", "any_token = true"),
-        ("cpu_millicores = 2000", "cpu_millicores = 100"),
-        (r#"memory = "4 GiB""#, r#"memory = "64 MiB""#),
-    ] {
-        if !text.contains(from) {
-            bail!("the template of a job has no `{from}` to edit:\n{template}");
-        }
-        text = text.replacen(from, to, 1);
-    }
-    Ok(text)
+    approve_job(demonstration, NAME, &EDITS).await
 }
 
 /// Returns the lines of ranks, one JSON value each.
@@ -118,10 +99,5 @@ mod tests {
         assert!(check_lines(&whole[1..]).is_err(), "a line is missing");
         let text: String = whole.iter().map(|line| serde_json::to_string(line).expect("JSON")).collect();
         assert_eq!(lines_of(&text).expect("lines"), whole);
-    }
-
-    #[test]
-    fn a_template_without_the_edited_lines_is_an_error() {
-        assert!(manifest("kind = \"job\"\n").expect_err("nothing to edit").to_string().contains("no `"));
     }
 }

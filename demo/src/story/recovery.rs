@@ -36,9 +36,7 @@ pub(super) async fn finish_earlier_run(demonstration: &Demonstration) -> Result<
 /// Cancels the jobs that have not ended, which hold the room of those of this run; returns their number.
 async fn cancel_jobs(demonstration: &Demonstration) -> Result<usize> {
     let jobs: Page<JobView> = demonstration.quorate.json(&["job", "list"]).await?;
-    let ended = ["succeeded", "failed", "cancelled"];
-    let left: Vec<JobId> =
-        jobs.items.iter().filter(|job| !ended.contains(&job.state.as_str())).map(|job| job.id).collect();
+    let left: Vec<JobId> = jobs.items.iter().filter(|job| !job.has_ended()).map(|job| job.id).collect();
     for id in &left {
         demonstration.quorate.text(&["job", "cancel", &id.to_string()]).await?;
     }

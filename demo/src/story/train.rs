@@ -2,9 +2,9 @@
 //! from the newest checkpoint and leaves the bytes of a run that nothing disturbed. Members then vote its
 //! outputs in as a model, and it answers.
 
-use super::deploy::{serve, sign};
+use super::deploy::{approve_job, serve, sign};
 use super::service::{scale, wait_until_alive};
-use super::{Demonstration, POLL_INTERVAL, PrintedProposal};
+use super::{Demonstration, POLL_INTERVAL};
 use crate::openai::OpenAi;
 use crate::processes::{PausedSupervisor, kill_node};
 use anyhow::{Context as _, Result, bail, ensure};
@@ -24,8 +24,10 @@ const NAME: &str = "teach";
 const TUN: &str = "/dev/net/tun";
 /// Name of the trained model and of its service.
 const TAUGHT: &str = "taught";
-/// Steps of a run, a parameter of the submission, and steps between two checkpoints.
+/// Steps of a run, a parameter of the submission; most runs of which each doubles them; and steps between two
+/// checkpoints.
 const STEPS: u32 = 6;
+const STEPS_DOUBLED_MAX: u32 = 6;
 const EVERY: u32 = 2;
 /// Tokens of the answer: a model of so few steps ends its answers at once, or never.
 const ANSWER_TOKENS: u32 = 8;
@@ -57,9 +59,9 @@ pub(super) async fn train_through_a_death(demonstration: &Demonstration, api: &O
     } else {
         approve(demonstration).await?;
     }
-    let (calm, undisturbed) = run(demonstration, false).await?;
-    let (hurt, disturbed) = run(demonstration, true).await?;
-    ensure!(hurt.attempts > 1 && hurt.lost_nodes == 1, "the death ended an attempt: {hurt:?}");
+    let (steps, hurt, disturbed) = run_through_a_death(demonstration).await?;
+    ensure!(hurt.attempts > 1, "the death ended an attempt: {hurt:?}");
+    let (calm, undisturbed) = run(demonstration, steps, false).await?;
     ensure!(
         undisturbed == disturbed,
         "the outputs of {} and {} differ: {:?} {:?}",
@@ -81,7 +83,7 @@ pub(super) async fn train_through_a_death(demonstration: &Demonstration, api: &O
     let streamed = api.chat_of(TAUGHT, "What is two plus two?", ANSWER_TOKENS).await?;
     ensure!(streamed.pieces > 0, "the trained model answers nothing");
     demonstration.say(format!(
-        "the trained model, of {STEPS} steps, answers: {:?} ({} pieces)",
+        "the trained model, of {steps} steps, answers: {:?} ({} pieces)",
         streamed.text, streamed.pieces
     ));
     Ok(())
@@ -99,20 +101,9 @@ async fn approve(demonstration: &Demonstration) -> Result<()> {
     quorate
         .text(&[&["artifact", "build", "--binary", &trainer, "--name", NAME][..], &one_thread].concat())
         .await?;
-    let template = quorate.text(&["new", "job", "--artifact", NAME, "--name", NAME]).await?;
-    let file = demonstration.directory.join(format!("{NAME}.toml"));
-    fs::write(&file, manifest(&template)?).with_context(|| format!("write `{}`", file.display()))?;
-    let path = file.display().to_string();
-    let view: PrintedProposal = quorate.json(&["deploy", &path, "--reason", "the demonstration"]).await?;
-    demonstration.say(format!("proposal {}  words: {}", view.id.short(), view.words.join(" ")));
-    sign(demonstration, view).await
-}
-
-/// Edits the template: this trainer, two ranks on two nodes, and checkpoints.
-fn manifest(template: &str) -> Result<String> {
     let command = format!(r#"["/usr/local/bin/train_tiny", "gang", "{{steps}}", "{EVERY}"]"#);
-    let mut text = template.to_string();
-    for (from, to) in [
+    // This trainer, two ranks on two nodes, and checkpoints.
+    let edits = [
         (r#"["/usr/bin/python3", "train.py", "--steps={steps}"]"#, command.as_str()),
         ("ranks = 1 ", "ranks = 2 "),
         ("# slots = 1 ", "slots = 2 "),
@@ -121,20 +112,28 @@ fn manifest(template: &str) -> Result<String> {
         ("# any_token = true", "any_token = true"),
         ("cpu_millicores = 2000", "cpu_millicores = 200"),
         (r#"memory = "4 GiB""#, r#"memory = "512 MiB""#),
-    ] {
-        if !text.contains(from) {
-            bail!("the template of a job has no `{from}` to edit:\n{template}");
+    ];
+    approve_job(demonstration, NAME, &edits).await
+}
+
+/// Runs the job through the death of a node; returns its steps, the job and its outputs. A machine that
+/// grants ranks more than they reserve may end it before the death: it then runs again, with twice the steps.
+async fn run_through_a_death(demonstration: &Demonstration) -> Result<(u32, JobView, FilesByPath)> {
+    for steps in (0..STEPS_DOUBLED_MAX).map(|doubled| STEPS << doubled) {
+        let (job, files) = run(demonstration, steps, true).await?;
+        if job.lost_nodes > 0 {
+            return Ok((steps, job, files));
         }
-        text = text.replacen(from, to, 1);
+        demonstration.say(format!("{steps} steps ended before the node did; once more, with twice as many"));
     }
-    Ok(text)
+    bail!("the job always ends before its node can be killed")
 }
 
 /// Runs the job to its end; a death is that of the node of rank 1, after the first checkpoint. Returns the
 /// job and its outputs.
-async fn run(demonstration: &Demonstration, with_death: bool) -> Result<(JobView, FilesByPath)> {
+async fn run(demonstration: &Demonstration, steps: u32, with_death: bool) -> Result<(JobView, FilesByPath)> {
     let (quorate, began) = (&demonstration.quorate, Instant::now());
-    let setting = format!("steps={STEPS}");
+    let setting = format!("steps={steps}");
     let submitted: SubmittedJob = quorate.json(&["job", "submit", NAME, "--set", &setting]).await?;
     let id = submitted.id;
     if with_death {
@@ -153,7 +152,7 @@ async fn run(demonstration: &Demonstration, with_death: bool) -> Result<(JobView
         files.keys()
     );
     demonstration.say(format!(
-        "job {} trained {STEPS} steps in 2 ranks on 2 nodes: attempt {}, {} lost nodes, {} failures, {:.1} s",
+        "job {} trained {steps} steps in 2 ranks on 2 nodes: attempt {}, {} lost nodes, {} failures, {:.1} s",
         id.short(),
         job.attempts,
         job.lost_nodes,
@@ -183,11 +182,11 @@ async fn wait_for_checkpoint(demonstration: &Demonstration, id: JobId) -> Result
     }
 }
 
-/// Kills the node that runs this rank, whole.
+/// Kills the node that runs this rank, whole; nothing if the job has ended.
 async fn kill_rank(demonstration: &Demonstration, id: JobId, rank: u32) -> Result<()> {
     let job: JobView = demonstration.quorate.json(&["job", "show", &id.to_string()]).await?;
-    let slot = job.slots.iter().find(|slot| slot.ranks.first == rank);
-    let node = slot.with_context(|| format!("rank {rank} has a node: {job:?}"))?.node.clone();
+    let Some(slot) = job.slots.iter().find(|slot| slot.ranks.first == rank) else { return Ok(()) };
+    let node = slot.node.clone();
     let paused = PausedSupervisor::pause(demonstration.up)?;
     let processes = kill_node(demonstration.up, &demonstration.node(&node))?;
     demonstration.say(format!("killed {node}, which ran rank {rank}, with SIGKILL ({processes} processes)"));
@@ -269,11 +268,6 @@ fn entries_of(exported: &str, id: JobId) -> Vec<UsageEntry> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_template_without_the_edited_lines_is_an_error() {
-        assert!(manifest("kind = \"job\"\n").expect_err("nothing to edit").to_string().contains("no `"));
-    }
 
     #[test]
     fn files_are_collected_below_directories_by_their_paths() {

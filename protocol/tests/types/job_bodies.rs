@@ -51,6 +51,23 @@ fn view() -> JobView {
     }
 }
 
+/// The states of the API's document: those in which a person has to act before the job runs again have ended.
+#[test]
+fn a_job_that_runs_again_without_a_person_has_not_ended() {
+    for (state, has_ended) in [
+        ("queued", false),
+        ("starting", false),
+        ("running", false),
+        ("backing_off", false),
+        ("succeeded", true),
+        ("failed", true),
+        ("cancelled", true),
+    ] {
+        let job = JobView { state: state.into(), ..view() };
+        assert_eq!(job.has_ended(), has_ended, "{state}");
+    }
+}
+
 /// Checks that a value survives JSON, and that no object within it accepts a further field.
 fn check_strict<T: Serialize + DeserializeOwned + PartialEq + Debug>(value: &T) {
     let json = serde_json::to_value(value).expect("JSON");

@@ -262,9 +262,8 @@ impl<'a> Planner<'a> {
         let Some(since) = node.and_then(|node| node.ended_since(&name.job, name.slot, name.fence)) else {
             return false;
         };
-        let others = gang.iter().filter(|(_, held)| held.node != failed.node);
+        let mut others = gang.iter().filter(|(_, held)| held.node != failed.node);
         others
-            .into_iter()
             .any(|(_, held)| self.view.observed.node(&held.node).is_none_or(|node| node.heartbeat_at < since))
     }
 

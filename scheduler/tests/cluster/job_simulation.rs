@@ -5,7 +5,7 @@
 //! lost, and a node that gets no answer runs on.
 
 use crate::common::*;
-use crate::jobs::{job, listening_node, report_of, request};
+use crate::jobs::{job, listening_node, report_of, submit};
 use protocol::job_report::{JobSlotReport, JobSlotState, RankEnd, RankOutcome};
 use protocol::{Fence, JobId, SlotIndex};
 use scheduler::*;
@@ -258,13 +258,6 @@ impl JobSimulation {
     fn is_over(&self) -> bool {
         let jobs = self.world.cluster.jobs();
         self.jobs.iter().all(|id| self.job(*id).state == JobState::Succeeded) && jobs.held().count() == 0
-    }
-}
-
-fn submit(world: &mut World, key: &str) -> JobId {
-    match world.apply(token("operator"), Action::RequestJob(Box::new(request(key)))) {
-        Reply::JobSubmitted { job } => job,
-        other => panic!("not submitted: {other:?}"),
     }
 }
 

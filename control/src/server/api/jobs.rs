@@ -115,13 +115,16 @@ pub(super) async fn job(
     query: Result<Query<JobPoll>, QueryRejection>,
 ) -> ApiResult<JobView> {
     let (Path(id), Query(JobPoll { state, wait_ms })) = (id?, query?);
-    let known = |view: &JobView| Some(&view.state) == state.as_ref();
-    let view = hold(poll_wait(wait_ms)?, server.handle.watch_applied(), server.ending.cancelled(), || {
-        let view = server.read_view(|view| scheduler::job_view(view, id));
-        let is_news = !view.as_ref().is_ok_and(|view| view.as_ref().is_some_and(known));
-        (view, is_news)
-    });
-    view.await?.map(Json).ok_or_else(|| no_job(id))
+    // Each command wakes every waiting request: it looks at the state alone, and the view is made once.
+    hold(poll_wait(wait_ms)?, server.handle.watch_applied(), server.ending.cancelled(), || {
+        let is_same = server.cluster(|cluster| {
+            let job = cluster.jobs().jobs().get(&id);
+            job.is_some_and(|job| Some(job.state.as_str()) == state.as_deref())
+        });
+        ((), !is_same || server.lock_leadership().is_none())
+    })
+    .await;
+    server.read_view(|view| scheduler::job_view(view, id))?.map(Json).ok_or_else(|| no_job(id))
 }
 
 /// Returns the wait of a long poll; a longer one than any client gets is refused.

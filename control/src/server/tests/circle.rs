@@ -5,8 +5,10 @@ use crate::policy::simple_policy;
 use human_chain::{MemberSecret, sign_grant};
 use overlay::Identity;
 use protocol::access::{AccessEnvelope, GRANT_SECONDS_MAX, GrantedAccess, SignedGrant};
+use protocol::agent::{NodeResources, SyncRequest};
 use protocol::governance::*;
 use protocol::keys::{ByteString, EncryptionKey};
+use protocol::manifest::Isolation;
 use protocol::{Digest, GrantId, MemberId, Millis, NodeId, PasskeyPolicy, PublicKey, ReplicaId, Signature};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, OnceLock};
@@ -24,6 +26,27 @@ pub(super) fn other(number: u16) -> Identity {
     let mut seed = [200; 32];
     seed[..2].copy_from_slice(&number.to_le_bytes());
     Identity::from_seed(&seed)
+}
+
+/// Returns the sync of a node that runs nothing, knows nothing, and does not wait.
+pub(super) fn sync_request() -> SyncRequest {
+    SyncRequest {
+        boot: 1,
+        version: "test".into(),
+        resources: NodeResources { cpu_millicores: 64_000, memory_bytes: 1 << 40, gpus: vec![] },
+        isolation: Isolation::Full,
+        not_enforced: vec![],
+        slots: vec![],
+        governance_length: 0,
+        routes_version: None,
+        wait_ms: 0,
+        desired: Digest([0; 32]),
+        logs: vec![],
+        complaints: vec![],
+        jobs: vec![],
+        rank_lines_term: 0,
+        rank_lines: vec![],
+    }
 }
 
 /// Returns the admission that a node asks for.

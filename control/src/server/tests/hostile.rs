@@ -3,18 +3,17 @@
 //! They complete handshakes and fall silent, fill the listeners, send forbidden requests, and ask for
 //! admission under a hundred names. Admitted nodes and replicas must be served all the while.
 
-use super::circle::{admission, genesis, other, replica};
+use super::circle::{admission, genesis, other, replica, sync_request};
 use super::{WAIT_LIMIT, in_time};
 use crate::server::peers::AliveAnswer;
 use crate::server::{ServerConfig, create_replica, run};
 use bytes::Bytes;
 use http::{Request, StatusCode};
 use overlay::{Body, CancellationToken, Client, Identity, Limits};
-use protocol::agent::{EnrolRequest, NodeResources, SyncRequest, SyncResponse};
+use protocol::agent::{EnrolRequest, SyncResponse};
 use protocol::governance::SignedGenesis;
 use protocol::limits::SYNC_BYTES_MAX;
-use protocol::manifest::Isolation;
-use protocol::{Digest, ReplicaId, canonical};
+use protocol::{ReplicaId, canonical};
 use std::net::SocketAddr;
 use tempfile::TempDir;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
@@ -131,23 +130,7 @@ async fn bind() -> TcpListener {
 
 /// Sends the admitted node's sync to every replica until one of them, the leader, serves it.
 async fn node_is_served(clients: &[Client]) {
-    let request = SyncRequest {
-        boot: 1,
-        version: "test".into(),
-        resources: NodeResources::default(),
-        isolation: Isolation::None,
-        not_enforced: Vec::new(),
-        slots: Vec::new(),
-        governance_length: 0,
-        routes_version: None,
-        wait_ms: 0,
-        desired: Digest([0; 32]),
-        logs: Vec::new(),
-        complaints: Vec::new(),
-        jobs: Vec::new(),
-        rank_lines_term: 0,
-        rank_lines: Vec::new(),
-    };
+    let request = sync_request();
     let body = Bytes::from(canonical::to_bytes(&request));
     in_time(async {
         loop {

@@ -1,18 +1,17 @@
 //! Tests of jobs at the control API: arrays, and requests that wait for news of a job.
 
-use super::circle::other;
+use super::circle::{other, sync_request};
 use super::faults::{ask, ask_with_key};
 use super::usage::{begin, end, get, lab, must};
 use crate::server::{Server, agents};
 use axum::body::Body;
 use axum::http::{Method, Request, StatusCode};
 use overlay::Peer;
-use protocol::agent::{NodeResources, SyncRequest, SyncResponse};
+use protocol::agent::{SyncRequest, SyncResponse};
 use protocol::api::{AuditEvent, Page, Problem};
 use protocol::job_api::{JobLogLine, JobLogPage, JobView, SubmittedJob};
 use protocol::job_report::RankLine;
 use protocol::limits::{POLL_WAIT_MS_MAX, SYNC_BYTES_MAX};
-use protocol::manifest::Isolation;
 use protocol::{Digest, JobId, canonical};
 use scheduler::{Action, Actor};
 use serde_json::{Value, json};
@@ -87,21 +86,10 @@ async fn send_lines_of(
         text: format!("step {sequence}"),
     };
     let request = SyncRequest {
-        boot: 1,
-        version: "test".into(),
-        resources: NodeResources { cpu_millicores: 64_000, memory_bytes: 1 << 40, gpus: vec![] },
-        isolation: Isolation::Full,
-        not_enforced: vec![],
-        slots: vec![],
-        governance_length: 0,
-        routes_version: None,
         wait_ms: 25_000,
-        desired: Digest([0; 32]),
-        logs: vec![],
-        complaints: vec![],
-        jobs: vec![],
         rank_lines_term: term,
         rank_lines: sequences.iter().map(line).collect(),
+        ..sync_request()
     };
     let mut request = Request::post(agents::SYNC).body(Body::from(canonical::to_bytes(&request))).unwrap();
     request.extensions_mut().insert(Peer(other(1).public_key()));

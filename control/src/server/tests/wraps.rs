@@ -1,6 +1,6 @@
 //! Tests of wraps of model keys at control: they leave for their recipients alone, and garbage is replaced.
 
-use super::circle::{TOKEN, admission, alice, claimed_by, other};
+use super::circle::{TOKEN, admission, alice, claimed_by, other, sync_request};
 use super::faults::{SimulatedServers, ask};
 use super::outcomes::ballot;
 use crate::server::{Server, agents, leader};
@@ -11,12 +11,11 @@ use host::wall_clock;
 use human_chain::{MemberSecret, sign_complaint, sign_wrap, sign_wrap_request};
 use model_store::{EncryptionSecret, ModelKey, unwrap_key, wrap_key};
 use overlay::{Identity, Peer};
-use protocol::agent::{NodeResources, SyncRequest, SyncResponse};
+use protocol::agent::{SyncRequest, SyncResponse};
 use protocol::api::{MemberWraps, Problem, PutWraps, RegisterModel, SubmitProposal};
 use protocol::governance::{Change, NodeAdmission};
 use protocol::keys::EncryptionKey;
 use protocol::limits::SYNC_BYTES_MAX;
-use protocol::manifest::Isolation;
 use protocol::model::{
     ModelRecord, Recipient, RecipientSignature, SignedComplaint, SignedWrap, SignedWrapRequest,
     StoreReference, WRAP_COMPLAINT_DOMAIN, WrapComplaint, WrapRequest,
@@ -112,23 +111,7 @@ impl Lab {
         identity: &Identity,
         complaints: Vec<SignedComplaint>,
     ) -> Result<SyncResponse, StatusCode> {
-        let request = SyncRequest {
-            boot: 1,
-            version: "test".into(),
-            resources: NodeResources { cpu_millicores: 64_000, memory_bytes: 1 << 40, gpus: vec![] },
-            isolation: Isolation::Full,
-            not_enforced: vec![],
-            slots: vec![],
-            governance_length: 0,
-            routes_version: None,
-            wait_ms: 0,
-            desired: Digest([0; 32]),
-            logs: vec![],
-            complaints,
-            jobs: vec![],
-            rank_lines_term: 0,
-            rank_lines: vec![],
-        };
+        let request = SyncRequest { complaints, ..sync_request() };
         let mut request =
             Request::post(agents::SYNC).body(Body::from(canonical::to_bytes(&request))).unwrap();
         request.extensions_mut().insert(Peer(identity.public_key()));
