@@ -15,6 +15,7 @@ use model_store::{ArtifactBuilder, ArtifactError};
 use protocol::artifact::ArtifactStart;
 use protocol::{ErrorCode, Refusal, error_code};
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
@@ -41,6 +42,8 @@ pub(crate) struct HostFiles<'a> {
     exclude: &'a [String],
     /// Directory of files that are added by another path, and whose libraries are in the tree.
     own: PathBuf,
+    /// Names of these files. One that has loaded a library serves every later file that needs the name.
+    own_names: BTreeSet<OsString>,
     /// Libraries that were added, by their path on this machine.
     libraries: BTreeSet<PathBuf>,
     has_other_libraries: bool,
@@ -64,9 +67,17 @@ fn refused(code: ErrorCode, message: String) -> anyhow::Error {
 
 impl<'a> HostFiles<'a> {
     /// Starts a build whose unpacked wheels are below `own`.
-    pub(crate) fn new(builder: &'a mut ArtifactBuilder, exclude: &'a [String], own: &Path) -> Self {
-        let own = own.to_path_buf();
-        Self { builder, exclude, own, libraries: BTreeSet::new(), has_other_libraries: false }
+    pub(crate) fn new(builder: &'a mut ArtifactBuilder, exclude: &'a [String], own: &Path) -> Result<Self> {
+        let mut own_names = BTreeSet::new();
+        gather_names(own, &mut own_names).with_context(|| format!("read `{}`", own.display()))?;
+        Ok(Self {
+            builder,
+            exclude,
+            own: own.to_path_buf(),
+            own_names,
+            libraries: BTreeSet::new(),
+            has_other_libraries: false,
+        })
     }
 
     /// Adds a program with the libraries that it needs, and returns how it starts.
@@ -187,7 +198,8 @@ impl<'a> HostFiles<'a> {
     }
 
     fn add_libraries(&mut self, of: &Path) -> Result<()> {
-        let needed = sandbox::libraries_of(of).map_err(|error| {
+        let is_loaded = |name: &Path| of.starts_with(&self.own) && self.own_names.contains(name.as_os_str());
+        let needed = sandbox::libraries_beside(of, &is_loaded).map_err(|error| {
             refused(error_code::ARTIFACT_BUILD_REFUSED, format!("`{}`: {error}", of.display()))
         })?;
         for library in needed {
@@ -212,6 +224,19 @@ impl<'a> HostFiles<'a> {
         }
         Ok(())
     }
+}
+
+/// Adds the names of all files below a directory.
+fn gather_names(directory: &Path, names: &mut BTreeSet<OsString>) -> std::io::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            gather_names(&entry.path(), names)?;
+        } else {
+            names.insert(entry.file_name());
+        }
+    }
+    Ok(())
 }
 
 /// Returns the file of this name on the `PATH` of this process.

@@ -50,6 +50,16 @@ const DT_RUNPATH: u64 = 29;
 /// # Errors
 /// If a file cannot be read or is no ELF file of the expected kind, or a library is not found.
 pub fn libraries_of(binary: &Path) -> io::Result<Vec<PathBuf>> {
+    libraries_beside(binary, &|_| false)
+}
+
+/// Returns what [`libraries_of`] does, for a file whose process has libraries that its headers do not lead
+/// to: those that another file has loaded before. A library that is nowhere is left out if `is_loaded` says
+/// so of its name.
+///
+/// # Errors
+/// As [`libraries_of`].
+pub fn libraries_beside(binary: &Path, is_loaded: &dyn Fn(&Path) -> bool) -> io::Result<Vec<PathBuf>> {
     let mut found = BTreeSet::new();
     // Each file with the directories that its loaders' `DT_RPATH` names, the nearest first.
     let mut waiting: Vec<(PathBuf, Vec<PathBuf>)> = vec![(binary.to_path_buf(), Vec::new())];
@@ -69,9 +79,16 @@ pub fn libraries_of(binary: &Path) -> io::Result<Vec<PathBuf>> {
                 found.insert(LOADER_CACHE.into());
                 Some(library)
             });
-            let library = library.ok_or_else(|| {
-                invalid(format!("{} needs {}, which is nowhere", path.display(), name.display()))
-            })?;
+            let Some(library) = library else {
+                if is_loaded(name) {
+                    continue;
+                }
+                return Err(invalid(format!(
+                    "{} needs {}, which is nowhere",
+                    path.display(),
+                    name.display()
+                )));
+            };
             if found.insert(library.clone()) {
                 waiting.push((library, search.inherited.clone()));
             }
@@ -380,6 +397,20 @@ mod tests {
             is_runpath: true,
         };
         assert_eq!(linked, expected, "entries after the end do not count");
+    }
+
+    /// Wheels of SciPy hold such a library: it has no path, and lies beside the one that it needs.
+    #[test]
+    fn a_library_that_is_nowhere_is_left_out_if_another_file_loads_it_first() {
+        let file = tempfile::NamedTempFile::new().expect("file");
+        let entries = [(DT_NEEDED, 1), (DT_STRTAB, 0x1000)];
+        fs::write(file.path(), dynamic(&entries, b"\0libquad-1.so\0")).expect("write");
+        let error = libraries_of(file.path()).expect_err("nowhere");
+        assert!(error.to_string().contains("needs libquad-1.so, which is nowhere"), "{error}");
+        let is_loaded = |loaded: &'static str| move |name: &Path| name == Path::new(loaded);
+        let found = libraries_beside(file.path(), &is_loaded("libquad-1.so")).expect("loaded before");
+        assert!(!found.iter().any(|path| path.ends_with("libquad-1.so")), "{found:?}");
+        libraries_beside(file.path(), &is_loaded("libother.so")).expect_err("another is loaded");
     }
 
     #[test]

@@ -45,7 +45,7 @@ mod system;
 mod wire;
 
 pub use cgroup::{CgroupUsage, Cgroups};
-pub use elf::{DynamicDependencies, libraries_of, linked_by};
+pub use elf::{DynamicDependencies, libraries_beside, libraries_of, linked_by};
 pub use error::SandboxError;
 pub use launcher::{
     IsolationReport, Launcher, LauncherConfig, Running, SandboxLauncher, Start, StartProcess,

@@ -220,7 +220,7 @@ async fn build(
         std::fs::create_dir(&packages)?;
         let mut budget = WheelBudget::default();
         wheels.iter().try_for_each(|wheel| unpack_wheel(wheel, &packages, &mut budget))?;
-        let mut files = HostFiles::new(&mut builder, &exclude, &packages);
+        let mut files = HostFiles::new(&mut builder, &exclude, &packages)?;
         add.iter().try_for_each(|path| files.add_application(path))?;
         let mut built = match binary {
             Some(program) => files.add_program(&program)?,
