@@ -47,7 +47,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 /// Number of open files beside the listeners' connections: the log, connections to other replicas, the
 /// runtime's own files, and evicted connections that are being closed.
@@ -79,6 +79,8 @@ pub(crate) struct Server {
     leadership: Mutex<Option<LeaderState>>,
     logs: Mutex<Logs>,
     job_logs: Mutex<job_logs::JobLogs>,
+    /// Wakes the leader's loop: a node has reported another state of a slot.
+    report_news: Notify,
     /// Changes with each batch of lines of jobs.
     job_line_news: watch::Sender<()>,
     key_exchanges: Arc<KeyExchanges>,
@@ -177,6 +179,7 @@ fn new_server(
         leadership: Mutex::new(None),
         logs: Mutex::new(Logs::default()),
         job_logs: Mutex::default(),
+        report_news: Notify::new(),
         job_line_news: watch::Sender::default(),
         key_exchanges: Arc::default(),
         unadmitted: unadmitted::UnadmittedPeers::default(),

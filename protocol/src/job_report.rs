@@ -1,7 +1,8 @@
 //! Messages between an agent and control about jobs: states and ends of ranks, and the slots of a gang that
 //! a node is to run.
 //!
-//! All slots of an attempt are made ready before any of them starts: no gang runs in part.
+//! All slots of an attempt are made ready before any of them starts: no gang runs in part. A slot of all
+//! ranks waits for no other, and starts once it is ready.
 
 use crate::ids::{Fence, JobId, ServiceName, SlotIndex};
 use crate::job::{SignedJobOrder, SlotRanks};
@@ -162,7 +163,8 @@ pub struct ArtifactSource {
 pub struct JobAssignment {
     /// Order for the slot.
     pub order: SignedJobOrder,
-    /// True once every slot of the attempt has been reported as ready: the ranks start.
+    /// True once every slot of the attempt has been reported as ready, and at once for a slot of all ranks:
+    /// the ranks start when the slot is ready.
     pub start: bool,
     /// Orders for the other slots of the attempt, by which the node knows the holder of each rank.
     pub peers: Vec<SignedJobOrder>,
@@ -170,7 +172,8 @@ pub struct JobAssignment {
     pub artifact: Option<ArtifactSource>,
     /// Location of each model and dataset that the ranks read, as far as control knows it.
     pub inputs: Vec<ArtifactSource>,
-    /// Checkpoint with which the attempt begins; none without one, and once the ranks start.
+    /// Checkpoint with which the attempt begins; none without one, and once control has learned
+    /// that the ranks start.
     pub checkpoint: Option<JobDataSource>,
 }
 

@@ -16,7 +16,7 @@ use protocol::model::{ModelRecord, StoredKind};
 pub struct NodeJobAssignment {
     /// Order for the slot.
     pub order: JobOrder,
-    /// True once every slot of the attempt was ready.
+    /// True once every slot of the attempt was ready, and at once for a slot of all ranks.
     pub start: bool,
     /// Orders for the other slots of the attempt.
     pub peers: Vec<JobOrder>,
@@ -45,8 +45,11 @@ pub fn desired_jobs(cluster: &Cluster, node: NodeId) -> Vec<NodeJobAssignment> {
         debug_assert!(state.is_placed(), "an active slot is of an attempt under way");
         let order = cluster.job_order(&name, held)?;
         let artifact = artifact_source(cluster, &order, node);
-        let start = state == JobState::Running;
-        let checkpoint = if start { None } else { jobs.checkpoint_for(cluster, held) };
+        let runs = state == JobState::Running;
+        // A slot of all ranks waits for no other.
+        let is_whole = cluster.job_manifest(&held.certificate).map(|job| job.ranks) == Some(held.ranks.count);
+        let start = runs || is_whole;
+        let checkpoint = if runs { None } else { jobs.checkpoint_for(cluster, held) };
         let inputs = input_sources(cluster, &order, node);
         Some(NodeJobAssignment { order, start, peers, artifact, inputs, checkpoint })
     };

@@ -113,6 +113,14 @@ fn first_ends(
     ended.map(first).collect()
 }
 
+/// Returns whether reports name the same slots in the same states as those before.
+fn tells_the_same(known: &ObservedNode, slots: &[SlotReport], jobs: &[JobSlotReport]) -> bool {
+    let of_slot = |one: &SlotReport| (one.service.clone(), one.slot, one.fence, one.state, one.restarts);
+    let of_job = |one: &JobSlotReport| (one.job.clone(), one.slot, one.fence, one.state, one.ends.len());
+    known.slots.iter().map(of_slot).eq(slots.iter().map(of_slot))
+        && known.jobs.iter().map(of_job).eq(jobs.iter().map(of_job))
+}
+
 impl ObservedNode {
     /// Returns the time of the first report of an end in a slot of a gang.
     pub(crate) fn ended_since(&self, job: &ServiceName, slot: SlotIndex, fence: Fence) -> Option<LeaderTime> {
@@ -142,7 +150,8 @@ impl Observed {
     }
 
     /// Records a node's request, received at `now`; the node may then be answered. `generation` is that of
-    /// the cluster state from which the answer is made.
+    /// the cluster state from which the answer is made. Returns whether a slot is in another state than in
+    /// the report before: a plan may have steps for it.
     ///
     /// # Errors
     /// The node's lapse is in progress: it must get no answer.
@@ -152,7 +161,7 @@ impl Observed {
         request: &SyncRequest,
         generation: u64,
         now: LeaderTime,
-    ) -> Result<(), EvictionInProgress> {
+    ) -> Result<bool, EvictionInProgress> {
         if self.evicting.get(&node).is_some_and(|planned| generation <= *planned) {
             return Err(EvictionInProgress);
         }
@@ -167,6 +176,7 @@ impl Observed {
         debug_assert!(alive_since <= heartbeat_at, "a lease begins before it is renewed");
         let jobs: Vec<JobSlotReport> = request.jobs.iter().take(JOB_REPORTS_MAX).cloned().collect();
         let ended = first_ends(known, &jobs, heartbeat_at);
+        let is_news = known.is_none_or(|known| !tells_the_same(known, &request.slots, &jobs));
         self.note_answering(node, &request.slots, alive_since, heartbeat_at);
         self.nodes.insert(
             node,
@@ -184,7 +194,7 @@ impl Observed {
                 ended,
             },
         );
-        Ok(())
+        Ok(is_news)
     }
 
     /// Keeps the times since which slots answer. One that did not answer in the last report, or under another

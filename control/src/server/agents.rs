@@ -242,7 +242,10 @@ impl Server {
         let generation = self.cluster(Cluster::generation);
         let mut leadership = self.lock_leadership();
         let Some(leadership) = self.confirmed(&mut leadership) else { return Ok(false) };
-        leadership.observed.record_heartbeat(node, request, generation, arrived).map_err(unavailable)?;
+        let recorded = leadership.observed.record_heartbeat(node, request, generation, arrived);
+        if recorded.map_err(unavailable)? {
+            self.report_news.notify_one();
+        }
         if !request.logs.is_empty() {
             let lines = self.cluster(|cluster| logs::of_holder(cluster.services(), node, &request.logs));
             let mut logs = self.logs.lock().expect("no holder of this lock panics");
@@ -291,9 +294,9 @@ impl Server {
         hold(wait, applied, self.ending.cancelled(), || {
             let response = self.answer(node, request);
             let has_news = |response: &SyncResponse| {
-                // Lines for the leader of another term come again at once.
-                let untaken = !request.rank_lines.is_empty() && request.rank_lines_term != response.term;
-                response.desired.is_some() || !response.governance.is_empty() || untaken
+                // The answer acknowledges lines; those for the leader of another term come again at once.
+                let has_lines = !request.rank_lines.is_empty();
+                response.desired.is_some() || !response.governance.is_empty() || has_lines
             };
             // A replica that leads no more says so at once.
             let is_news = response.as_ref().is_none_or(has_news);

@@ -12,8 +12,11 @@ use scheduler::{Action, Actor, ClusterView, LeaderTime, Observed, Reply, refused
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Pause between rounds when nothing happens. Short against the 3 s lease, long against a round's cost.
+/// Pause between rounds when no command is applied and no node reports another state of a slot. Short against the 3 s lease, long against a round's cost.
 const PLANNING_INTERVAL: Duration = Duration::from_millis(100);
+/// Pause after a report with another state of a slot: one round is for all reports that come with it, and no
+/// node sets the pace of rounds.
+const REPORTS_PAUSE: Duration = Duration::from_millis(5);
 
 /// State that a replica has only while it leads.
 pub(crate) struct LeaderState {
@@ -33,6 +36,7 @@ pub(crate) async fn run(server: Arc<Server>, shutdown: CancellationToken) {
         tokio::select! {
             () = shutdown.cancelled() => return,
             () = tokio::time::sleep(PLANNING_INTERVAL) => {}
+            () = server.report_news.notified() => tokio::time::sleep(REPORTS_PAUSE).await,
             changed = applied.changed() => if changed.is_err() { return },
         }
     }

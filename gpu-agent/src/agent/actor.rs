@@ -3,8 +3,10 @@
 
 mod answers;
 mod jobs;
+mod pace;
 mod reports;
 
+use self::pace::SyncPace;
 use super::access::{self, AccessFile};
 use super::admin::{self, InjectedRequest};
 use super::chain::Chain;
@@ -47,9 +49,6 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
 
-/// Minimum interval between two requests. An answer with news triggers the next request, and a hostile
-/// replica must not set the pace.
-const SYNC_GAP: Duration = Duration::from_millis(50);
 /// Events of the replicas' clocks that wait for the main loop.
 const CLOCK_EVENTS_MAX: usize = 64;
 /// Interval between two reconciliations without an event, for deadlines.
@@ -179,6 +178,7 @@ impl AgentActor {
     ) {
         let mut in_flight: Option<InFlight> = None;
         let mut next_sync = Instant::now();
+        let mut pace = SyncPace::new(next_sync);
         let mut resyncs = tokio::time::interval(RESYNC_INTERVAL);
         let mut renewals = tokio::time::interval(RENEWAL_INTERVAL);
         renewals.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -205,7 +205,7 @@ impl AgentActor {
                 Some(received) = granted.recv() => self.take_access(received),
                 _ = renewals.tick() => node.renew_liveness(),
                 () = tokio::time::sleep_until(next_sync), if in_flight.is_none() => {
-                    next_sync = Instant::now() + SYNC_GAP;
+                    next_sync = pace.next(Instant::now());
                     in_flight = Some(self.begin_sync());
                 }
                 outcome = exchange(&mut in_flight) => {
@@ -345,7 +345,7 @@ impl AgentActor {
     /// Starts a sync: reports this node's state and requests the desired state.
     fn begin_sync(&mut self) -> InFlight {
         let lines = self.node.logs.take();
-        let (rank_lines_term, rank_lines) = self.node.rank_lines.unacknowledged();
+        let (rank_lines_term, rank_lines) = self.node.rank_lines.unacknowledged(Instant::now());
         let mut slots = self.reports();
         self.publish(&slots);
         slots.extend(self.pending_reports(&slots));

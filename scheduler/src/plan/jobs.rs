@@ -190,9 +190,11 @@ impl<'a> Planner<'a> {
         node.jobs.iter().find(|report| is_of(report, name))
     }
 
+    /// Returns whether every slot of a gang is ready. One of all ranks may run already.
     fn is_ready_gang(&self, id: JobId) -> bool {
         self.draft.jobs.gang(id).all(|(name, held)| {
-            self.job_report(&name, held).is_some_and(|report| report.state == JobSlotState::Ready)
+            let state = self.job_report(&name, held).map(|report| report.state);
+            matches!(state, Some(JobSlotState::Ready | JobSlotState::Running))
         })
     }
 

@@ -70,6 +70,7 @@ impl SimulatedServers {
                 leadership: Mutex::new(None),
                 logs: Mutex::new(logs::Logs::default()),
                 job_logs: Mutex::default(),
+                report_news: tokio::sync::Notify::new(),
                 job_line_news: tokio::sync::watch::Sender::default(),
                 key_exchanges: Arc::default(),
                 unadmitted: unadmitted::UnadmittedPeers::default(),

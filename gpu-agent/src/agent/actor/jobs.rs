@@ -51,7 +51,7 @@ impl AgentActor {
             chain_complete: self.state.chain_complete,
             running: &running,
         });
-        let before = self.jobs.book.clone();
+        let (before, slots) = (self.jobs.book.clone(), self.jobs.slots.len());
         let known = std::mem::take(&mut self.jobs.refused);
         let (mut accepted, mut changed) = (Vec::new(), false);
         for action in actions {
@@ -71,8 +71,10 @@ impl AgentActor {
                 other => self.perform_job(other, &known),
             }
         }
+        // Ranks that may start already do not wait for the next look at the slots.
+        let has_prepared = self.jobs.slots.len() > slots;
         if !changed && accepted.is_empty() {
-            return false;
+            return has_prepared;
         }
         if !self.save_jobs() {
             self.jobs.book = before;
@@ -81,7 +83,7 @@ impl AgentActor {
         for JobSlotReport { job, slot, attempt, fence, .. } in &accepted {
             tracing::info!(%job, %slot, attempt, %fence, "job order accepted");
         }
-        !accepted.is_empty()
+        has_prepared || !accepted.is_empty()
     }
 
     fn perform_job(&mut self, action: JobAction, known: &BTreeMap<SlotKey, JobSlotReport>) {

@@ -9,6 +9,7 @@
 
 use super::areas::SlotAreas;
 use super::lines::RankKey;
+use super::output::keep_lines;
 use super::watch::CheckpointWatch;
 use crate::agent::control_client::RequestOutcome;
 use crate::agent::core::Refusal;
@@ -211,7 +212,7 @@ impl SlotData {
         let grant = self.grant.get();
         tracing::warn!(job = %grant.id, text, "data of a job");
         let key = RankKey { id: grant.id, attempt: grant.attempt, rank: grant.place.first };
-        self.node.rank_lines.push(key, &self.lines, vec![format!("quorate: {text}")]);
+        keep_lines(&self.node, key, &self.lines, vec![format!("quorate: {text}")]);
     }
 }
 

@@ -7,9 +7,13 @@ use protocol::job_report::{RANK_LINES_KEPT_MAX, RANK_LINES_MAX, RankLine};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// Bound of the texts of all lines that are kept, in bytes.
 const BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Interval between two requests that carry lines, unless there are enough to fill one.
+const LINES_GAP: Duration = Duration::from_millis(200);
 /// Most ranks whose slot has ended and whose lines are kept; the first to end is forgotten first.
 const ENDED_RANKS_MAX: usize = 256;
 
@@ -41,6 +45,8 @@ struct KeptLines {
     term: u64,
     /// Number of requests so far: each begins with another rank.
     requests: usize,
+    /// Time of the last request that carried lines.
+    sent_at: Option<Instant>,
     /// Ranks whose slot has ended on this node, in the order of their ends.
     ended: VecDeque<RankKey>,
 }
@@ -58,8 +64,8 @@ struct LineRing {
 
 impl RankLines {
     /// Appends lines of a rank, numbered from `sequence` on. Beyond the bounds the oldest are dropped: those
-    /// of the rank itself, or of the one that has most.
-    pub(super) fn push(&self, key: RankKey, sequence: &AtomicU64, lines: Vec<String>) {
+    /// of the rank itself, or of the one that has most. Returns whether a request may carry them now.
+    pub(super) fn push(&self, key: RankKey, sequence: &AtomicU64, lines: Vec<String>, now: Instant) -> bool {
         let mut kept = self.lock();
         for text in lines {
             let sequence = sequence.fetch_add(1, Ordering::Relaxed) + 1;
@@ -76,28 +82,20 @@ impl RankLines {
             }
             kept.bound();
         }
+        kept.is_due(now)
     }
 
     /// Returns the Raft term whose leader has the acknowledged lines, and those that it lacks: as many as one
-    /// request has, each rank in turn, in the order of their numbers.
-    pub(in crate::agent) fn unacknowledged(&self) -> (u64, Vec<RankLine>) {
+    /// request has, each rank in turn, in the order of their numbers. A leader answers such a request at once,
+    /// so ranks that print without a pause get one each [`LINES_GAP`] alone; one that fills a request, at once.
+    pub(in crate::agent) fn unacknowledged(&self, now: Instant) -> (u64, Vec<RankLine>) {
         let mut kept = self.lock();
-        kept.requests = kept.requests.wrapping_add(1);
-        let missing =
-            |ring: &LineRing| ring.lines.back().is_some_and(|last| last.sequence > ring.acknowledged);
-        let waiting = kept.ranks.values().filter(|ring| missing(ring));
-        let mut waiting: Vec<_> = waiting.map(LineRing::unacknowledged).collect();
-        let first = kept.requests.checked_rem(waiting.len()).unwrap_or(0);
-        waiting.rotate_left(first);
-        let mut lines = Vec::new();
-        while lines.len() < RANK_LINES_MAX {
-            let before = lines.len();
-            lines.extend(waiting.iter_mut().filter_map(Iterator::next).cloned());
-            if lines.len() == before {
-                break;
-            }
+        if !kept.is_due(now) && kept.missing() < RANK_LINES_MAX {
+            return (kept.term, Vec::new());
         }
-        lines.truncate(RANK_LINES_MAX);
+        kept.requests = kept.requests.wrapping_add(1);
+        let lines = kept.next_lines();
+        kept.sent_at = if lines.is_empty() { kept.sent_at } else { Some(now) };
         (kept.term, lines)
     }
 
@@ -106,7 +104,7 @@ impl RankLines {
     pub(in crate::agent) fn answered(&self, term: u64, sent: &[RankLine]) {
         let mut kept = self.lock();
         if kept.term != term {
-            kept.term = term;
+            (kept.term, kept.sent_at) = (term, None);
             kept.ranks.values_mut().for_each(|ring| ring.acknowledged = 0);
             return;
         }
@@ -117,9 +115,11 @@ impl RankLines {
         }
     }
 
-    /// Notes that a slot of an attempt has ended on this node: its lines make room for those of later ones.
+    /// Notes that a slot of an attempt has ended on this node: the report of its end carries its last lines,
+    /// which then make room for those of later ones.
     pub(super) fn end(&self, id: JobId, attempt: u32) {
         let mut kept = self.lock();
+        kept.sent_at = None;
         let of_attempt = |key: &&RankKey| (key.id, key.attempt) == (id, attempt);
         let ended: Vec<RankKey> = kept.ranks.keys().filter(of_attempt).copied().collect();
         kept.ended.extend(ended);
@@ -137,6 +137,35 @@ impl RankLines {
 }
 
 impl KeptLines {
+    fn is_due(&self, now: Instant) -> bool {
+        self.sent_at.is_none_or(|sent_at| now.duration_since(sent_at) >= LINES_GAP)
+    }
+
+    /// Returns the lines that the next request carries.
+    fn next_lines(&self) -> Vec<RankLine> {
+        let missing =
+            |ring: &LineRing| ring.lines.back().is_some_and(|last| last.sequence > ring.acknowledged);
+        let waiting = self.ranks.values().filter(|ring| missing(ring));
+        let mut waiting: Vec<_> = waiting.map(LineRing::unacknowledged).collect();
+        let first = self.requests.checked_rem(waiting.len()).unwrap_or(0);
+        waiting.rotate_left(first);
+        let mut lines = Vec::new();
+        while lines.len() < RANK_LINES_MAX {
+            let before = lines.len();
+            lines.extend(waiting.iter_mut().filter_map(Iterator::next).cloned());
+            if lines.len() == before {
+                break;
+            }
+        }
+        lines.truncate(RANK_LINES_MAX);
+        lines
+    }
+
+    /// Returns the number of lines that the leader lacks.
+    fn missing(&self) -> usize {
+        self.ranks.values().map(|ring| ring.unacknowledged().len()).sum()
+    }
+
     /// Drops the oldest lines of the ranks that have most, until the rest is within its bound.
     fn bound(&mut self) {
         while self.bytes > BYTES_MAX {
@@ -148,7 +177,7 @@ impl KeptLines {
 }
 
 impl LineRing {
-    fn unacknowledged(&self) -> impl Iterator<Item = &RankLine> + use<'_> {
+    fn unacknowledged(&self) -> impl ExactSizeIterator<Item = &RankLine> + use<'_> {
         let first = self.lines.partition_point(|line| line.sequence <= self.acknowledged);
         self.lines.range(first..)
     }
@@ -179,11 +208,17 @@ mod tests {
         (0..count).map(|number| number.to_string()).collect()
     }
 
+    /// Returns the next request, as if the last one that carried lines were long ago.
+    fn due(lines: &RankLines) -> (u64, Vec<RankLine>) {
+        lines.lock().sent_at = None;
+        lines.unacknowledged(Instant::now())
+    }
+
     /// Sends all lines to the leader of a term; returns them.
     fn send_all(lines: &RankLines, term: u64) -> Vec<RankLine> {
         let mut all = Vec::new();
         loop {
-            let (addressed, sent) = lines.unacknowledged();
+            let (addressed, sent) = due(lines);
             lines.answered(term, &sent);
             if addressed == term {
                 if sent.is_empty() {
@@ -201,9 +236,9 @@ mod tests {
     #[test]
     fn a_rank_that_prints_without_end_loses_its_own_lines_and_their_number_is_known() {
         let (lines, quiet, loud) = (RankLines::default(), AtomicU64::new(0), AtomicU64::new(0));
-        lines.push(key(0), &quiet, texts(3));
-        lines.push(key(1), &loud, texts(RANK_LINES_KEPT_MAX + SURPLUS as usize));
-        let (_, request) = lines.unacknowledged();
+        lines.push(key(0), &quiet, texts(3), Instant::now());
+        lines.push(key(1), &loud, texts(RANK_LINES_KEPT_MAX + SURPLUS as usize), Instant::now());
+        let (_, request) = due(&lines);
         assert_eq!((request.len(), numbers(&request, 0)), (RANK_LINES_MAX, vec![1, 2, 3]));
         let sent = send_all(&lines, 1);
         assert_eq!(numbers(&sent, 0), [1, 2, 3]);
@@ -216,25 +251,45 @@ mod tests {
     }
 
     #[test]
+    fn the_first_line_is_sent_at_once_and_a_rank_that_prints_on_waits_until_a_request_is_due_or_full() {
+        let (lines, sequence, began) = (RankLines::default(), AtomicU64::new(0), Instant::now());
+        let after = |ms| began + Duration::from_millis(ms);
+        assert!(lines.push(key(0), &sequence, texts(1), began), "nothing was sent before");
+        assert_eq!(lines.unacknowledged(began).1.len(), 1);
+        assert!(!lines.push(key(0), &sequence, texts(1), after(199)));
+        assert_eq!(lines.unacknowledged(after(199)).1.len(), 0);
+        assert!(lines.push(key(0), &sequence, texts(1), after(200)));
+        assert_eq!(lines.unacknowledged(after(200)).1.len(), 3);
+        lines.push(key(0), &sequence, texts(RANK_LINES_MAX), after(201));
+        assert_eq!(lines.unacknowledged(after(201)).1.len(), RANK_LINES_MAX, "a full request");
+        let rest = due(&lines).1;
+        lines.answered(0, &rest);
+        lines.lock().sent_at = Some(after(201));
+        assert_eq!(lines.unacknowledged(after(202)).1.len(), 0);
+        lines.end(key(0).id, key(0).attempt);
+        assert_eq!(lines.unacknowledged(after(202)).1.len(), 3, "the last lines come with the end");
+    }
+
+    #[test]
     fn lines_that_no_answer_acknowledged_are_sent_again_under_their_numbers() {
         let (lines, sequence) = (RankLines::default(), AtomicU64::new(0));
         lines.answered(1, &[]);
-        lines.push(key(0), &sequence, texts(2));
-        let (_, lost) = lines.unacknowledged();
-        lines.push(key(0), &sequence, texts(1));
-        let (term, again) = lines.unacknowledged();
+        lines.push(key(0), &sequence, texts(2), Instant::now());
+        let (_, lost) = due(&lines);
+        lines.push(key(0), &sequence, texts(1), Instant::now());
+        let (term, again) = due(&lines);
         assert_eq!((again[..2].to_vec(), term), (lost, 1));
         lines.answered(1, &again[..2]);
-        assert_eq!(numbers(&lines.unacknowledged().1, 0), [3]);
+        assert_eq!(numbers(&due(&lines).1, 0), [3]);
     }
 
     #[test]
     fn the_leader_of_another_term_gets_every_kept_line() {
         let (lines, sequence) = (RankLines::default(), AtomicU64::new(0));
-        lines.push(key(0), &sequence, texts(300));
+        lines.push(key(0), &sequence, texts(300), Instant::now());
         assert_eq!(send_all(&lines, 1).len(), 300);
-        lines.push(key(0), &sequence, texts(1));
-        let (term, sent) = lines.unacknowledged();
+        lines.push(key(0), &sequence, texts(1), Instant::now());
+        let (term, sent) = due(&lines);
         assert_eq!((term, numbers(&sent, 0)), (1, vec![301]));
         lines.answered(2, &sent);
         assert_eq!(numbers(&send_all(&lines, 2), 0), (1..=301).collect::<Vec<_>>());
@@ -246,7 +301,7 @@ mod tests {
         let ranks = u32::try_from(ENDED_RANKS_MAX).expect("small") + 1;
         for rank in 0..ranks {
             let key = RankKey { attempt: rank + 1, ..key(rank) };
-            lines.push(key, &AtomicU64::new(0), texts(2));
+            lines.push(key, &AtomicU64::new(0), texts(2), Instant::now());
             lines.end(key.id, key.attempt);
         }
         let sent = send_all(&lines, 1);
@@ -259,11 +314,16 @@ mod tests {
     #[test]
     fn the_longest_texts_go_first_where_all_lines_together_have_no_room() {
         let (lines, quiet) = (RankLines::default(), AtomicU64::new(0));
-        lines.push(key(0), &quiet, texts(1));
+        lines.push(key(0), &quiet, texts(1), Instant::now());
         let long = "x".repeat(protocol::job_report::RANK_LINE_BYTES_MAX);
         let ranks = u32::try_from(BYTES_MAX / long.len() / RANK_LINES_KEPT_MAX).expect("small") + 2;
         for rank in 1..=ranks {
-            lines.push(key(rank), &AtomicU64::new(0), vec![long.clone(); RANK_LINES_KEPT_MAX]);
+            lines.push(
+                key(rank),
+                &AtomicU64::new(0),
+                vec![long.clone(); RANK_LINES_KEPT_MAX],
+                Instant::now(),
+            );
         }
         assert!(lines.lock().bytes <= BYTES_MAX, "{}", lines.lock().bytes);
         assert_eq!(numbers(&send_all(&lines, 1), 0), [1]);

@@ -10,6 +10,7 @@ use std::sync::atomic::AtomicU64;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 /// Rate limit of one stream of a rank in bytes: as that of a worker's log.
 const BYTES_PER_SECOND: u32 = 1024 * 1024;
@@ -31,6 +32,13 @@ pub(super) fn read_rank(
 ) {
     for stream in [output.output, output.error] {
         readers.spawn(read_stream(node.clone(), key, sequence.clone(), stream));
+    }
+}
+
+/// Keeps lines of a rank for control, and lets the agent send them at once if a request may carry them now.
+pub(super) fn keep_lines(node: &Node, key: RankKey, sequence: &AtomicU64, lines: Vec<String>) {
+    if node.rank_lines.push(key, sequence, lines, Instant::now()) {
+        node.news.notify_one();
     }
 }
 
@@ -57,7 +65,7 @@ async fn read_stream(node: Arc<Node>, key: RankKey, sequence: Arc<AtomicU64>, st
             _ => cut(&mut rest, b"\n", &mut lines),
         }
         if !lines.is_empty() {
-            node.rank_lines.push(key, &sequence, lines);
+            keep_lines(&node, key, &sequence, lines);
         }
         if length == 0 {
             return;

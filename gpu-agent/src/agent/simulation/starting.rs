@@ -56,6 +56,8 @@ async fn each_line_is_shown_once_however_often_its_slot_has_news() {
     let agent = stage.start();
     stage.until("eight starts", || stage.launcher.started() >= 8).await;
     stage.launcher.decide(always(Behaviour::default()));
+    // The eighth answers for a moment too.
+    stage.until("the ninth start", || stage.launcher.started() >= 9).await;
     stage.until_slot(0, 1, SlotState::Ready).await;
     stage.launcher.print("chat.0.1.1", "the last line");
     stage.until("lines arrive", || stage.script().lines.iter().any(|line| line == "the last line")).await;
@@ -85,6 +87,8 @@ async fn a_worker_that_crashes_is_started_again_ever_more_slowly() {
         assert!((pause..pause + 100).contains(&gap), "{:?}", gaps(&times));
     }
     stage.launcher.decide(always(Behaviour::default()));
+    // The twelfth answers for a moment too.
+    stage.until("the thirteenth start", || stage.launcher.started() >= 13).await;
     let ready = stage.until_slot(0, 1, SlotState::Ready).await;
     assert_eq!(ready.restarts, times.lock().unwrap().len() as u32);
     agent.stop().await;
