@@ -94,6 +94,10 @@ pub struct JobEndView {
     pub ends: Vec<RankEnd>,
 }
 
+/// States of a job, in the order of its life.
+pub const JOB_STATES: [&str; 7] =
+    ["queued", "starting", "running", "backing_off", "succeeded", "failed", "cancelled"];
+
 /// Job as the API shows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -102,7 +106,7 @@ pub struct JobView {
     pub id: JobId,
     /// Name of the approved job.
     pub job: ServiceName,
-    /// State: `queued`, `starting`, `running`, `backing_off`, `succeeded`, `failed` or `cancelled`.
+    /// State: one of [`JOB_STATES`].
     pub state: String,
     /// Time of the last change of state.
     pub since: Millis,

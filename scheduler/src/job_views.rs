@@ -9,18 +9,52 @@ use protocol::api::{AuditEvent, Why};
 use protocol::display::counted;
 use protocol::job_api::{JobEndView, JobSlotView, JobView, JobWaitView};
 use protocol::job_report::JobSlotState;
+use protocol::project::ROOT_PROJECT;
 use protocol::usage::UsageAmounts;
-use protocol::{JobId, NodeId, ServiceName};
+use protocol::{JobId, NodeId, ProjectName, ServiceName};
 use std::collections::BTreeMap;
 
 /// Most jobs that one explanation lists.
 const JOBS_SHOWN: usize = 32;
 
-/// Returns every job that is not forgotten, the latest submission first; tasks of an array by their index.
+/// Jobs that a list shows: those for which every part holds that is given.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct JobSelection {
+    /// Name of the approved job.
+    pub job: Option<ServiceName>,
+    /// Name of the state, as [`JobState::as_str`] has it.
+    pub state: Option<String>,
+    /// Project to which the approval belongs; [`ROOT_PROJECT`] for those of none.
+    pub project: Option<ProjectName>,
+    /// Array of which it is a task.
+    pub array: Option<JobId>,
+    /// Whether it has ended.
+    pub has_ended: Option<bool>,
+}
+
+impl JobSelection {
+    fn has(&self, cluster: &Cluster, job: &Job) -> bool {
+        let submission = job.submission();
+        let is_of_project = |project: &ProjectName| {
+            let manifest = cluster.job_manifest(&submission.certificate);
+            let own = manifest.and_then(|manifest| manifest.project.as_ref());
+            own.map_or(ROOT_PROJECT, ProjectName::as_str) == project.as_str()
+        };
+        self.job.as_ref().is_none_or(|name| submission.job == *name)
+            && self.state.as_ref().is_none_or(|state| job.state.as_str() == state)
+            && self.project.as_ref().is_none_or(is_of_project)
+            && self.array.is_none_or(|array| submission.array.map(|task| task.array) == Some(array))
+            && self.has_ended.is_none_or(|has_ended| job.state.is_finished() == has_ended)
+    }
+}
+
+/// Returns every selected job that is not forgotten, the latest submission first; tasks of an array by their
+/// index.
 #[must_use]
-pub fn job_views(view: ClusterView) -> Vec<JobView> {
+pub fn job_views(view: ClusterView, selection: &JobSelection) -> Vec<JobView> {
     let (waits, used) = (waits(view), view.cluster.usage().of_jobs(view.cluster_time()));
-    let mut jobs: Vec<(&JobId, &Job)> = view.cluster.jobs().jobs().iter().collect();
+    let all = view.cluster.jobs().jobs().iter();
+    let mut jobs: Vec<(&JobId, &Job)> = all.filter(|(_, job)| selection.has(view.cluster, job)).collect();
     let index = |job: &Job| job.submission().array.map(|task| (task.array, task.index));
     jobs.sort_by_key(|(id, job)| (std::cmp::Reverse(job.submitted_at), index(job), **id));
     debug_assert!(jobs.is_sorted_by_key(|(_, job)| std::cmp::Reverse(job.submitted_at)), "the latest first");

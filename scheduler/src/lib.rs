@@ -71,7 +71,7 @@ pub use invariants::{Invariant, Violation};
 pub use job_data::{job_data_views, member_job_data, stored_job_data};
 pub use job_desired::{NodeJobAssignment, desired_jobs};
 pub use job_fit::check_fits;
-pub use job_views::{job_events, job_view, job_views};
+pub use job_views::{JobSelection, job_events, job_view, job_views};
 pub use jobs::{
     AttemptEnd, EndCause, Job, JobBook, JobHolding, JobHoldingPhase, JobSlot, JobSlotName, JobState, RankGpu,
     array_id,

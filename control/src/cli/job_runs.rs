@@ -12,11 +12,11 @@ use clap::Args;
 use protocol::api::Page;
 use protocol::display::counted;
 use protocol::job_api::{
-    JobLogLine, JobLogPage, JobSlotView, JobView, RetryJobBody, SubmitJobBody, SubmittedJob,
+    JOB_STATES, JobLogLine, JobLogPage, JobSlotView, JobView, RetryJobBody, SubmitJobBody, SubmittedJob,
 };
 use protocol::manifest::Manifest;
 use protocol::usage_text::{format_hours, format_units};
-use protocol::{CheckpointName, JobId, ParameterName, Refusal, ServiceName, error_code};
+use protocol::{CheckpointName, JobId, ParameterName, ProjectName, Refusal, ServiceName, error_code};
 use serde::Serialize;
 use std::path::Path;
 
@@ -143,9 +143,48 @@ fn name_of(job: &str) -> Result<ServiceName> {
     }
 }
 
-pub(super) async fn list(environment: &Environment) -> Result<()> {
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  quorate job list
+  quorate job list --unfinished
+  quorate job list --project vision --state failed
+  quorate job list --array 3f9c")]
+pub(crate) struct JobListArguments {
+    /// List the jobs of this approval only
+    #[arg(long, value_name = "NAME")]
+    job: Option<ServiceName>,
+    /// List the jobs in this state only
+    #[arg(long, value_parser = JOB_STATES)]
+    state: Option<String>,
+    /// List the jobs of this project only; `default` for those of none
+    #[arg(long)]
+    project: Option<ProjectName>,
+    /// List the tasks of this array only: its id, or the beginning of it
+    #[arg(long, value_name = "ID")]
+    array: Option<String>,
+    /// List the jobs that have not ended
+    #[arg(long)]
+    unfinished: bool,
+}
+
+/// Returns the query of a list with these parts.
+fn list_query(arguments: &JobListArguments, array: Option<JobId>) -> String {
+    let JobListArguments { job, state, project, unfinished, .. } = arguments;
+    let parts = [
+        job.as_ref().map(|job| format!("job={job}")),
+        state.as_ref().map(|state| format!("state={state}")),
+        project.as_ref().map(|project| format!("project={project}")),
+        array.map(|array| format!("array={array}")),
+        unfinished.then(|| "has_ended=false".to_string()),
+    ];
+    parts.into_iter().flatten().collect::<Vec<_>>().join("&")
+}
+
+pub(super) async fn list(arguments: JobListArguments, environment: &Environment) -> Result<()> {
     let client = environment.context()?.client()?;
-    let page: Page<JobView> = client.get("/v1/jobs").await?;
+    let array = find_all(&client, arguments.array.as_slice()).await?.first().copied();
+    let page: Page<JobView> = client.get(&format!("/v1/jobs?{}", list_query(&arguments, array))).await?;
     environment.output().print(&page, |page| jobs_table(&page.items));
     Ok(())
 }
@@ -423,6 +462,29 @@ pub(super) mod tests {
             last_end: None,
             used: UsageAmounts::default(),
         }
+    }
+
+    #[test]
+    fn a_list_is_narrowed_by_what_is_given_and_an_unknown_state_is_refused() {
+        #[derive(Debug, clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            list: JobListArguments,
+        }
+        let query = |words: &str| {
+            let line =
+                <Line as clap::Parser>::try_parse_from(["list"].into_iter().chain(words.split_whitespace()));
+            line.map(|line| {
+                list_query(&line.list, Some(JobId(Digest([1; 32]))).filter(|_| words.contains("array")))
+            })
+        };
+        assert_eq!(query("").expect("nothing"), "");
+        let words = "--job train --state failed --project vision --array 01 --unfinished";
+        let array = "01".repeat(32);
+        let all = format!("job=train&state=failed&project=vision&array={array}&has_ended=false");
+        assert_eq!(query(words).expect("all"), all);
+        let refused = query("--state asleep").expect_err("no state").to_string();
+        assert!(JOB_STATES.iter().all(|state| refused.contains(state)), "{refused}");
     }
 
     #[test]

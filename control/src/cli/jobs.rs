@@ -22,8 +22,7 @@ pub(crate) enum JobCommand {
     /// Run an approved job with these parameters
     Submit(job_runs::JobSubmitArguments),
     /// List jobs, the latest first
-    #[command(after_help = "Example:\n  quorate job list")]
-    List,
+    List(job_runs::JobListArguments),
     /// Show one job, the slots of its gang, and why it waits
     #[command(after_help = "Example:\n  quorate job show 3f9c")]
     Show(job_runs::JobIdArguments),
@@ -97,7 +96,7 @@ pub(crate) async fn run(command: JobCommand, environment: &Environment) -> Resul
     match command {
         JobCommand::Check(arguments) => check_offline(arguments, environment),
         JobCommand::Submit(arguments) => job_runs::submit(arguments, environment).await,
-        JobCommand::List => job_runs::list(environment).await,
+        JobCommand::List(arguments) => job_runs::list(arguments, environment).await,
         JobCommand::Show(arguments) => job_runs::show(arguments, environment).await,
         JobCommand::Wait(arguments) => job_runs::wait(arguments, environment).await,
         JobCommand::Events(arguments) => job_events::print(arguments, environment).await,

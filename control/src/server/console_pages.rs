@@ -22,7 +22,7 @@ use protocol::job_api::{JobLogPage, JobView};
 use protocol::job_data::JobDataView;
 use protocol::project::ProjectList;
 use protocol::{ErrorCode, JobId, ProposalId, Refusal, error_code};
-use scheduler::{Action, Actor, LeaderView};
+use scheduler::{Action, Actor, JobSelection, LeaderView};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -209,7 +209,7 @@ impl ConsoleBackend for ReplicaBackend {
     }
 
     fn jobs(&self) -> BackendAnswer<'_, Vec<JobView>> {
-        answer(self.server.read_view(scheduler::job_views))
+        answer(self.server.read_view(|view| scheduler::job_views(view, &JobSelection::default())))
     }
 
     fn job(&self, id: JobId) -> BackendAnswer<'_, Option<JobView>> {

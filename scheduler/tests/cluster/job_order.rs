@@ -155,7 +155,7 @@ fn an_array_is_as_many_jobs_that_differ_in_their_index() {
     let array = JobRequest { array: Some(5), ..request("array") };
     let first = ask(&mut world, array.clone());
     let tasks = |world: &World| {
-        let jobs = job_views(world.view()).into_iter();
+        let jobs = job_views(world.view(), &JobSelection::default()).into_iter();
         let mut tasks: Vec<(u32, u32, JobId)> =
             jobs.filter_map(|job| job.array.map(|task| (task.index, task.count, job.id))).collect();
         tasks.sort_unstable();

@@ -252,7 +252,8 @@ fn jobs_are_listed_the_latest_submission_first() {
         expected.insert(0, submit(&mut world, key));
         world.wait(1_000);
     }
-    let listed: Vec<JobId> = job_views(world.view()).iter().map(|view| view.id).collect();
+    let listed: Vec<JobId> =
+        job_views(world.view(), &JobSelection::default()).iter().map(|view| view.id).collect();
     assert_eq!(listed, expected);
     assert_eq!(job_view(world.view(), JobId(protocol::Digest::of(b"unknown"))), None);
 }

@@ -149,6 +149,24 @@ fn a_gang_starts_whole_once_every_slot_is_ready_and_succeeds_with_every_rank() {
 }
 
 #[test]
+fn a_slot_of_all_ranks_starts_with_its_order_and_may_end_before_it_is_known_to_run() {
+    let mut world = linked_nodes_with(job(1, 3000, ""));
+    let id = submit(&mut world, "a");
+    world.execute();
+    assert_eq!((state(&world, id), starts(&world, "node-1")), (JobState::Starting, vec![true]));
+    report(&mut world, "node-1", JobSlotState::Running, None);
+    world.execute();
+    assert_eq!(state(&world, id), JobState::Running);
+    report(&mut world, "node-1", JobSlotState::Ended, Some(RankOutcome::Exited { code: 0 }));
+    world.execute();
+    let second = submit(&mut world, "b");
+    world.execute();
+    report(&mut world, "node-1", JobSlotState::Ended, Some(RankOutcome::Exited { code: 0 }));
+    world.execute();
+    assert_eq!([id, second].map(|id| state(&world, id)), [JobState::Succeeded; 2]);
+}
+
+#[test]
 fn the_same_request_under_the_same_key_is_one_job() {
     let mut world = approved("");
     let id = submit(&mut world, "a");
@@ -275,7 +293,28 @@ fn a_gang_waits_whole_beside_services_and_says_why() {
     assert!(world.execute().is_empty(), "no part of the gang is placed");
     let view = job_view(world.view(), id).unwrap();
     assert_eq!((view.state.as_str(), view.waits.unwrap().reason.as_str()), ("queued", "no_room"));
-    assert_eq!(job_views(world.view()).len(), 1);
+    let listed = |selection: JobSelection| {
+        job_views(world.view(), &selection).into_iter().map(|job| job.id).collect::<Vec<JobId>>()
+    };
+    let (all, project) = (JobSelection::default(), |name: &str| Some(name.parse().unwrap()));
+    for selection in [
+        all.clone(),
+        JobSelection { job: Some(service_name("train")), ..all.clone() },
+        JobSelection { state: Some("queued".into()), ..all.clone() },
+        JobSelection { project: project("default"), ..all.clone() },
+        JobSelection { has_ended: Some(false), ..all.clone() },
+    ] {
+        assert_eq!(listed(selection.clone()), [id], "{selection:?}");
+    }
+    for selection in [
+        JobSelection { job: Some(service_name("embed")), ..all.clone() },
+        JobSelection { state: Some("running".into()), ..all.clone() },
+        JobSelection { project: project("vision"), ..all.clone() },
+        JobSelection { array: Some(id), ..all.clone() },
+        JobSelection { has_ended: Some(true), ..all },
+    ] {
+        assert_eq!(listed(selection.clone()), [], "{selection:?}");
+    }
 }
 
 #[test]

@@ -162,7 +162,7 @@ fn a_job_shows_what_all_of_its_attempts_used() {
     let totals = world.cluster.usage().totals(world.cluster.now());
     let rows = totals.iter().map(|row| row.amounts.spend_micro_units + row.open.spend_micro_units);
     assert_eq!(spent, rows.sum::<u64>(), "the jobs used what their envelope did");
-    let views = job_views(world.view());
+    let views = job_views(world.view(), &JobSelection::default());
     assert_eq!(views.iter().map(|view| view.used.spend_micro_units).sum::<u64>(), spent);
 }
 

@@ -12,12 +12,12 @@ use axum::extract::{Path, Query};
 use host::random::random_bytes;
 use protocol::api::{AuditEvent, Page};
 use protocol::job::{self, SignedSubmission};
-use protocol::job_api::{JobLogPage, JobView, RetryJobBody, SubmitJobBody, SubmittedJob};
+use protocol::job_api::{JOB_STATES, JobLogPage, JobView, RetryJobBody, SubmitJobBody, SubmittedJob};
 use protocol::job_data::{JobDataView, MemberJobData};
 use protocol::limits::POLL_WAIT_MS_MAX;
 use protocol::model::{ModelRecord, SignedWrapRequest};
-use protocol::{Digest, JobId, ModelRoot, Refusal, TokenName, error_code};
-use scheduler::{Action, Actor, JobRequest, Reply};
+use protocol::{Digest, JobId, ModelRoot, ProjectName, Refusal, ServiceName, TokenName, error_code};
+use scheduler::{Action, Actor, JobRequest, JobSelection, Reply};
 use serde::Deserialize;
 use std::ops::Bound;
 use std::time::Duration;
@@ -73,21 +73,32 @@ async fn send(
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub(super) struct JobFilter {
+    /// Return only the jobs of this approval.
+    job: Option<ServiceName>,
+    /// Return only the jobs in this state.
+    state: Option<String>,
+    /// Return only the jobs of this project itself; `default` for those of none.
+    project: Option<ProjectName>,
     /// Return only the tasks of this array.
     array: Option<JobId>,
+    /// Return only the jobs that have ended, or that have not.
+    has_ended: Option<bool>,
 }
 
-/// All jobs that are known, the latest submission first; tasks of an array by their index.
+/// The jobs that are known, the latest submission first; tasks of an array by their index.
 #[utoipa::path(get, path = "/v1/jobs", params(JobFilter),
     responses((status = 200, body = Page<JobView>)), tag = "jobs")]
 pub(super) async fn jobs(
     LeaderRead { server, .. }: LeaderRead,
     query: Result<Query<JobFilter>, QueryRejection>,
 ) -> ApiResult<Page<JobView>> {
-    let Query(JobFilter { array }) = query?;
-    let mut items = server.read_view(scheduler::job_views)?;
-    items.retain(|job| array.is_none() || job.array.map(|task| task.array) == array);
-    Ok(Json(Page::whole(items)))
+    let Query(JobFilter { job, state, project, array, has_ended }) = query?;
+    if let Some(state) = state.as_ref().filter(|state| !JOB_STATES.contains(&state.as_str())) {
+        let message = format!("`{}` is no state of a job: {}", state.escape_debug(), JOB_STATES.join(", "));
+        return Err(Failure::new(error_code::REQUEST_INVALID, message).at("query state"));
+    }
+    let selection = JobSelection { job, state, project, array, has_ended };
+    Ok(Json(Page::whole(server.read_view(|view| scheduler::job_views(view, &selection))?)))
 }
 
 /// Query parameters of one job.
