@@ -1,7 +1,9 @@
 //! Child processes that end with their benchmark, and free ports for them.
 
 use anyhow::{Context, ensure};
+use std::ffi::OsStr;
 use std::net::TcpListener;
+use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command};
 
 /// A child process that is killed on drop.
@@ -44,6 +46,25 @@ pub(crate) fn run_to_end(command: &mut Command) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Returns the SHA-256 of files of a directory in hexadecimal, each with its name, by `sha256sum`.
+///
+/// # Errors
+/// If a file cannot be read.
+pub(crate) fn sha256_sums(
+    directory: &Path,
+    files: &[impl AsRef<OsStr>],
+) -> anyhow::Result<Vec<(String, String)>> {
+    let output = Command::new("sha256sum").args(files).current_dir(directory).output()?;
+    ensure!(output.status.success(), "`sha256sum` failed: {}", output.status);
+    let sums = String::from_utf8(output.stdout)?;
+    let sum = |line: &str| {
+        let (digest, file) =
+            line.split_once("  ").with_context(|| format!("`{line}` is no digest and file"))?;
+        Ok((digest.to_string(), file.to_string()))
+    };
+    sums.lines().map(sum).collect()
+}
+
 /// Returns distinct ports of loopback that were free a moment ago.
 pub(crate) fn free_ports(count: usize) -> anyhow::Result<Vec<u16>> {
     let listeners: Vec<TcpListener> =
@@ -63,6 +84,17 @@ mod tests {
             let error = run_to_end(&mut Command::new(program)).expect_err(program).to_string();
             assert!(error.contains(reason), "{error}");
         }
+    }
+
+    #[test]
+    fn digests_are_those_of_the_files_that_are_named() {
+        let directory = tempfile::tempdir().expect("a directory");
+        std::fs::write(directory.path().join("a"), "abc").expect("written");
+        // FIPS 180-2, appendix B.1.
+        let of_abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        let sums = sha256_sums(directory.path(), &["a"]).expect("digests");
+        assert_eq!(sums, [(of_abc.to_string(), "a".to_string())]);
+        sha256_sums(directory.path(), &["none"]).expect_err("no such file");
     }
 
     #[test]

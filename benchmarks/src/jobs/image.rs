@@ -3,7 +3,7 @@
 
 use super::ours::{JobCluster, JobEnvelope};
 use super::slurm::install;
-use crate::process::run_to_end;
+use crate::process::{run_to_end, sha256_sums};
 use crate::report::{self, Bar, BenchmarkReport, ComparisonRow};
 use anyhow::{Result, ensure};
 use protocol::job_api::JobLogPage;
@@ -119,14 +119,16 @@ fn save(directory: &Path, round: usize) -> Result<PathBuf> {
     fs::create_dir_all(&own)?;
     fs::write(own.join("round"), round.to_string())?;
     pack(&directory.join("round.tar"), &own, &["round"])?;
+    let layers = ["system.tar", "round.tar"];
+    let digests: Vec<String> =
+        sha256_sums(directory, &layers)?.into_iter().map(|(digest, _)| format!("sha256:{digest}")).collect();
     let configuration = json!({
         "architecture": std::env::consts::ARCH.replace("x86_64", "amd64").replace("aarch64", "arm64"),
         "os": "linux",
         "config": { "Cmd": ["/bin/cat", "/etc/debian_version"], "Env": ["PATH=/usr/bin:/bin"] },
-        "rootfs": { "type": "layers", "diff_ids": [] },
+        "rootfs": { "type": "layers", "diff_ids": digests },
     });
     fs::write(directory.join("config.json"), configuration.to_string())?;
-    let layers = ["system.tar", "round.tar"];
     let manifest = json!([{ "Config": "config.json", "RepoTags": [], "Layers": layers }]);
     fs::write(directory.join("manifest.json"), manifest.to_string())?;
     let image = directory.join("image.tar");

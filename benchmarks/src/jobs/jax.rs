@@ -1,6 +1,7 @@
 //! Unmodified JAX from its wheels: a gang of two ranks on two nodes trains, and both see the same losses.
 
 use super::ours::{JobCluster, JobEnvelope};
+use crate::process::sha256_sums;
 use crate::report::{self, BenchmarkReport};
 use anyhow::{Context as _, Result, bail, ensure};
 use protocol::job_api::JobLogLine;
@@ -79,17 +80,15 @@ fn download(directory: &Path) -> Result<(PathBuf, PathBuf)> {
         files.push(file?.file_name());
     }
     files.sort();
-    let output = Command::new("sha256sum").args(&files).current_dir(&wheels).output()?;
-    ensure!(output.status.success(), "`sha256sum` failed: {}", output.status);
-    let sums = String::from_utf8(output.stdout)?;
-    let lines: Vec<String> = sums.lines().map(requirement).collect::<Result<_>>()?;
+    let sums = sha256_sums(&wheels, &files)?;
+    let lines: Vec<String> =
+        sums.iter().map(|(digest, file)| requirement(digest, file)).collect::<Result<_>>()?;
     fs::write(&requirements, lines.concat())?;
     Ok((wheels, requirements))
 }
 
-/// Returns the requirement that a line of `sha256sum` pins.
-fn requirement(sum: &str) -> Result<String> {
-    let (digest, file) = sum.split_once("  ").with_context(|| format!("`{sum}` is no digest and file"))?;
+/// Returns the requirement that pins a wheel by its digest.
+fn requirement(digest: &str, file: &str) -> Result<String> {
     let pinned = pin_of(file).with_context(|| format!("`{file}` is no wheel"))?;
     Ok(format!("{pinned} --hash=sha256:{digest}\n"))
 }
@@ -143,7 +142,7 @@ mod tests {
         let pinned = pin_of("ml_dtypes-0.5.3-cp311-cp311-manylinux_2_17_x86_64.whl");
         assert_eq!(pinned.as_deref(), Some("ml_dtypes==0.5.3"));
         assert_eq!(pin_of("jax-0.10.2.tar.gz"), None);
-        let line = requirement("ab12  jax-0.10.2-py3-none-any.whl").expect("a requirement");
+        let line = requirement("ab12", "jax-0.10.2-py3-none-any.whl").expect("a requirement");
         assert_eq!(line, "jax==0.10.2 --hash=sha256:ab12\n");
     }
 }

@@ -180,8 +180,17 @@ async fn an_array_is_requested_once_and_listed_by_its_id() {
         .collect();
     assert_eq!(tasks, [(0, 3, vec![one]), (1, 3, vec![one]), (2, 3, vec![one])]);
     assert_eq!(listed.items[0].id, made.id);
-    let all: Page<JobView> = get(server, "/v1/jobs").await;
-    assert_eq!(all.items.len(), 4);
+    for (query, count) in
+        [("", 4), ("?has_ended=false", 4), ("?has_ended=true", 0), ("?job=train&project=default", 4)]
+    {
+        let listed: Page<JobView> = get(server, &format!("/v1/jobs{query}")).await;
+        assert_eq!(listed.items.len(), count, "{query}");
+    }
+    for query in ["state=asleep", "has_ended=perhaps", "project=Vision", "colour=red"] {
+        let (status, answer) = ask::<()>(server, Method::GET, &format!("/v1/jobs?{query}"), None).await;
+        let problem: Problem = serde_json::from_slice(&answer).unwrap();
+        assert_eq!((status, problem.code.as_str()), (StatusCode::BAD_REQUEST, "request-invalid"), "{query}");
+    }
     let (status, body) = submit(array).await;
     assert_eq!((status, serde_json::from_slice::<SubmittedJob>(&body).unwrap()), (StatusCode::OK, made));
     for (body, code) in [
