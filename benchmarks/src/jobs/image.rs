@@ -29,9 +29,11 @@ pub(super) async fn measure(cluster: &JobCluster, rounds: usize, report: &mut Be
     for round in 0..rounds {
         // A file of its own makes each image another tree, which no node has.
         let image = save(&directory, round)?;
+        flush()?;
         let (imported, started) = import_and_start(cluster, &image, &format!("debian-{round}")).await?;
         imports.push(imported);
         starts.push(started);
+        flush()?;
         extractions.push(extract(&image, &directory)?);
     }
     let (peer, bar) = ("tar, extracted and flushed", Some(Bar::AtMost(BAR)));
@@ -79,6 +81,11 @@ async fn import_and_start(cluster: &JobCluster, image: &Path, name: &str) -> Res
     ensure!(line.starts_with(SUITE.1), "the job printed `{line}`");
     cluster.ended(&[id].into()).await?;
     Ok((imported, started))
+}
+
+/// Flushes every file system: neither side pays for what was written or removed before it.
+fn flush() -> Result<()> {
+    run_to_end(&mut Command::new("sync"))
 }
 
 /// Returns the seconds in which `tar` extracts every layer of an image to a flushed directory.

@@ -270,8 +270,9 @@ async fn store(packed: PackedArtifact, storage: StorageSession, environment: &En
     let StorageSession { member, session, directory, access, request } = storage;
     print::err(packed_text(&packed));
     let (path, root) = (packed.path.clone(), packed.root);
-    blocking(move || keep(&directory, &path, root)).await?;
-    let imported = access.import(&session, &member, &packed.path, request, progress_bar(0)).await?;
+    let kept = blocking(move || keep(&directory, &path, root));
+    let imported = access.import(&session, &member, &packed.path, request, progress_bar(0));
+    let ((), imported) = tokio::try_join!(kept, imported)?;
     environment.output().print(&imported, node::ImportSummary::text);
     share_after(&session, &member).await;
     Ok(())
