@@ -6,10 +6,10 @@
 //! it was, under the same order. Then a node with a slot is cut off. The slot must run elsewhere, and the
 //! node must give way when it returns.
 
-mod load;
 mod relay;
 
 use crate::Options;
+use crate::cluster::load::{CLIENTS, LoadTarget, Minute};
 use crate::cluster::nodes::{NodeProcess, prepare_gateway, prepare_worker};
 use crate::cluster::services::{TinyService, is_ready};
 use crate::cluster::workers::{lives, workers_of};
@@ -18,7 +18,6 @@ use crate::process::free_ports;
 use crate::report::{Bar, BenchmarkReport, ComparisonRow};
 use anyhow::{Context as _, Result, ensure};
 use host::random::random_bytes;
-use load::{LoadTarget, Minute};
 use protocol::Fence;
 use protocol::api::{SlotView, Status};
 use relay::Relay;
@@ -66,7 +65,7 @@ async fn measure(minutes: usize, partitions: usize) -> Result<BenchmarkReport> {
     let mut cluster = AutonomousCluster::start().await?;
     let service = TinyService { name: SERVICE, region: REGION, replicas: SLOTS, cpu_millicores: 400 };
     cluster.control.deploy(&service, CIRCLE.0 as usize).await?;
-    let target = LoadTarget::new(&cluster.control, &cluster.gateway)?;
+    let target = LoadTarget::new(&cluster.control, &cluster.gateway, SERVICE)?;
     target.wait_for_answer(LIMIT).await?;
     let before = cluster.placement().await?;
     let with = target.load("with control", minutes, || ()).await;
@@ -115,7 +114,7 @@ fn add_outage(report: &mut BenchmarkReport, without: &[Minute], with: &[Minute],
     report.notes.extend([
         format!("{} min without control: {}; with control: {}", without.len(), sum(without), sum(with)),
         format!("every replica and node was well again after {returned_seconds:.1} s; no slot moved"),
-        format!("{} clients, one request after another, 8 tokens each", load::CLIENTS),
+        format!("{CLIENTS} clients, one request after another, 8 tokens each"),
     ]);
 }
 

@@ -1,5 +1,6 @@
 //! A circle with three real control replicas on this machine: `quorate control run`, founded for a benchmark.
 
+pub(crate) mod load;
 pub(crate) mod nodes;
 pub(crate) mod services;
 pub(crate) mod workers;

@@ -7,6 +7,7 @@
 //! without encryption.
 
 mod absence;
+mod hostile;
 mod image;
 mod jax;
 mod kills;
@@ -27,7 +28,8 @@ use ray::Ray;
 use slurm::Slurm;
 
 /// Parts of the benchmark, in the order in which they run; `--only` chooses one.
-pub(crate) const SECTIONS: [&str; 7] = ["plan", "queue", "link", "artifacts", "absence", "kills", "train"];
+pub(crate) const SECTIONS: [&str; 8] =
+    ["plan", "hostile", "queue", "link", "artifacts", "absence", "kills", "train"];
 
 /// Submissions of which each is followed to its first line, in a whole run and in a quick one.
 const FIRST_LINES: (usize, usize) = (40, 8);
@@ -48,11 +50,14 @@ pub(crate) fn run(options: &Options) -> Result<BenchmarkReport> {
     if is_asked("plan") {
         plan::measure(&mut report)?;
     }
-    if options.only.as_deref() == Some("plan") {
+    if is_asked("hostile") {
+        runtime.block_on(hostile::measure(pick(hostile::ROUNDS), &mut report))?;
+    }
+    if options.only.as_deref().is_some_and(|only| ["plan", "hostile"].contains(&only)) {
         return Ok(report);
     }
     runtime.block_on(async {
-        let mut cluster = JobCluster::start().await?;
+        let mut cluster = JobCluster::start_counting().await?;
         if is_asked("queue") {
             beside_peers(&cluster, &pick, &mut report).await?;
         }
@@ -109,6 +114,7 @@ pub(crate) fn part(description: &str) -> Result<()> {
     match description {
         link::PART => link::rank(),
         absence::PART => absence::rank(),
+        hostile::PART => hostile::rank(),
         _ => bail!("`jobs` has no part `{description}`"),
     }
 }

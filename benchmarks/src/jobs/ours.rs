@@ -1,7 +1,7 @@
-//! Our side: a circle with three nodes, two approved jobs of small programs, and one of a gang.
+//! Our side: a circle with its nodes, and jobs that its members approved.
 
 use super::load::{AT_ONCE, PROGRAM};
-use crate::cluster::nodes::{NodeProcess, PreparedNode, prepare_worker};
+use crate::cluster::nodes::{NodeProcess, PreparedNode, prepare_gateway, prepare_worker};
 use crate::cluster::workers::processes_below;
 use crate::cluster::{ControlCluster, NODE, fresh_directory};
 use anyhow::{Context as _, Result, bail, ensure};
@@ -20,9 +20,8 @@ use std::time::{Duration, Instant};
 const BOUNDS: &str = "parameters.last = { integer = { least = 0, most = 1000 }, default = '1' }\n";
 /// Threshold and number of members.
 const CIRCLE: (u32, u32) = (2, 3);
-/// Nodes and the stores of each.
-const NODES: [&str; 3] = [NODE, "node-2", "node-3"];
-const STORES: [&str; 2] = ["disk-0", "disk-1"];
+/// Stores of a circle: shards of a segment, four of data and two of parity.
+const STORES: usize = 6;
 /// Region of all nodes.
 const REGION: &str = "local";
 /// Word of the command line of an init.
@@ -34,9 +33,31 @@ const LIMIT: Duration = Duration::from_secs(300);
 /// Pause between two questions for the states of all jobs.
 const STATES_PAUSE: Duration = Duration::from_millis(50);
 
+/// Nodes of a circle.
+pub(super) struct Layout {
+    /// Directory of the circle.
+    pub(super) directory: &'static str,
+    pub(super) nodes: &'static [&'static str],
+    /// Stores of each node.
+    pub(super) stores: &'static [&'static str],
+    pub(super) has_gateway: bool,
+}
+
+/// Three nodes.
+pub(super) const THREE_NODES: Layout = Layout {
+    directory: "jobs",
+    nodes: &[NODE, "node-2", "node-3"],
+    stores: &["disk-0", "disk-1"],
+    has_gateway: false,
+};
+
 /// A circle with its nodes.
 pub(super) struct JobCluster {
     pub(super) control: ControlCluster,
+    /// URL of the gateway, if there is one.
+    pub(super) gateway: Option<String>,
+    /// Number of stores of a node.
+    stores: usize,
     client: ControlClient,
     prepared: Vec<PreparedNode>,
     nodes: Vec<NodeProcess>,
@@ -58,19 +79,33 @@ pub(super) struct JobEnvelope<'a> {
 }
 
 impl JobCluster {
-    /// Founds the circle, starts its nodes, and lets the members approve the small jobs.
-    pub(super) async fn start() -> Result<Self> {
-        let directory = fresh_directory("jobs")?;
+    /// Founds the circle, and starts its nodes.
+    pub(super) async fn start(layout: &Layout) -> Result<Self> {
+        ensure!(layout.nodes.len() * layout.stores.len() == STORES, "a shard for each store");
+        let directory = fresh_directory(layout.directory)?;
         let (mut prepared, mut admissions) = (Vec::new(), Vec::new());
-        for name in NODES {
-            let (node, admission) = prepare_worker(&directory, name, REGION, &STORES)?;
+        for name in layout.nodes {
+            let (node, admission) = prepare_worker(&directory, name, REGION, layout.stores)?;
             prepared.push(node);
             admissions.push(admission);
         }
+        if layout.has_gateway {
+            let (node, admission) = prepare_gateway(&directory, "gateway-1")?;
+            prepared.push(node);
+            admissions.push(admission);
+        }
+        let gateway = prepared.iter().find_map(|node| node.api.clone());
         let control = ControlCluster::found(directory, CIRCLE, admissions).await?;
-        let mut cluster = Self { client: control.client()?, control, prepared, nodes: Vec::new() };
+        let (client, stores) = (control.client()?, layout.stores.len());
+        let mut cluster = Self { client, control, gateway, stores, prepared, nodes: Vec::new() };
         cluster.restart_dead().await?;
         cluster.wait_until_healthy().await?;
+        Ok(cluster)
+    }
+
+    /// Starts three nodes, and lets the members approve the small jobs.
+    pub(super) async fn start_counting() -> Result<Self> {
+        let cluster = Self::start(&THREE_NODES).await?;
         cluster.build_artifact("count", PROGRAM, &[])?;
         let small = JobEnvelope {
             name: "count",
@@ -116,7 +151,8 @@ impl JobCluster {
 
     /// Builds an artifact by these words, and stores it.
     pub(super) fn build(&self, name: &str, what: &[&str]) -> Result<()> {
-        let code = ["--data", "4", "--parity", "2", "--shards-per-domain", "2"];
+        let stores = self.stores.to_string();
+        let code = ["--data", "4", "--parity", "2", "--shards-per-domain", &stores];
         let words = ["artifact", "build", "--name", name];
         self.control.quorate(&[&words[..], what, &code].concat()).map(drop)
     }
@@ -212,6 +248,11 @@ impl JobCluster {
 
     pub(super) async fn job(&self, id: JobId) -> Result<JobView> {
         Ok(self.client.get(&format!("/v1/jobs/{id}")).await?)
+    }
+
+    pub(super) async fn cancel(&self, id: JobId) -> Result<()> {
+        let _: serde_json::Value = self.client.post(&format!("/v1/jobs/{id}/cancel"), &()).await?;
+        Ok(())
     }
 
     /// Takes a node of ours out of those that run.

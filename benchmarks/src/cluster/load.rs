@@ -8,10 +8,8 @@ use serde_json::json;
 use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;
 
-use super::SERVICE;
-
-/// Clients that send one request after another.
-pub(super) const CLIENTS: usize = 4;
+/// Clients that send one request after another, unless a target says otherwise.
+pub(crate) const CLIENTS: usize = 4;
 /// Time limit of one request.
 const REQUEST_LIMIT: Duration = Duration::from_secs(30);
 /// Length of a minute of the load.
@@ -21,22 +19,22 @@ const UNDER_WAY: Duration = Duration::from_secs(1);
 
 /// Answers of one minute.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Minute {
+pub(crate) struct Minute {
     /// Latency of each answer in milliseconds, sorted.
-    pub(super) latencies: Vec<f64>,
-    pub(super) failed: usize,
+    pub(crate) latencies: Vec<f64>,
+    pub(crate) failed: usize,
 }
 
 impl Minute {
     /// Returns the latency that this share of the answers does not exceed; infinite without an answer.
-    pub(super) fn quantile(&self, share: f64) -> f64 {
+    pub(crate) fn quantile(&self, share: f64) -> f64 {
         let last = self.latencies.len().saturating_sub(1);
         let at = (last as f64 * share).round() as usize;
         self.latencies.get(at).copied().unwrap_or(f64::INFINITY)
     }
 
     /// Returns the number of requests of all minutes, and of those that failed.
-    pub(super) fn sum(minutes: &[Self]) -> (usize, usize) {
+    pub(crate) fn sum(minutes: &[Self]) -> (usize, usize) {
         let failed = minutes.iter().map(|minute| minute.failed).sum();
         let answered: usize = minutes.iter().map(|minute| minute.latencies.len()).sum();
         (answered + failed, failed)
@@ -55,39 +53,49 @@ impl Minute {
 
 /// The gateway, as an application calls it.
 #[derive(Clone)]
-pub(super) struct LoadTarget {
+pub(crate) struct LoadTarget {
     http: reqwest::Client,
     url: String,
     key: String,
+    service: String,
+    clients: usize,
+    /// Pause of a client after each answer.
+    pause: Duration,
 }
 
 /// Clients that ask until they are stopped.
-pub(super) struct Asking {
+pub(crate) struct Asking {
     stop: CancellationToken,
     clients: JoinHandle<Vec<Minute>>,
 }
 
 impl Asking {
     /// Stops the clients; returns their answers.
-    pub(super) async fn stop(self) -> Minute {
+    pub(crate) async fn stop(self) -> Minute {
         self.stop.cancel();
         Minute::joined(self.clients.await.unwrap_or_default())
     }
 }
 
 impl LoadTarget {
-    /// Creates an inference key for this gateway.
-    pub(super) fn new(cluster: &ControlCluster, gateway: &str) -> Result<Self> {
+    /// Creates an inference key for this gateway; the clients ask this service without a pause.
+    pub(crate) fn new(cluster: &ControlCluster, gateway: &str, service: &str) -> Result<Self> {
         let key = cluster.quorate(&["key", "issue", "bench"])?.trim().to_string();
         let http = reqwest::Client::builder().no_proxy().build()?;
-        Ok(Self { http, url: format!("{gateway}/v1/chat/completions"), key })
+        let (url, service) = (format!("{gateway}/v1/chat/completions"), service.to_string());
+        Ok(Self { http, url, key, service, clients: CLIENTS, pause: Duration::ZERO })
+    }
+
+    /// Returns the target with so many clients, which pause after each answer.
+    pub(crate) fn paced(self, clients: usize, pause: Duration) -> Self {
+        Self { clients, pause, ..self }
     }
 
     /// Waits until the service answers.
-    pub(super) async fn wait_for_answer(&self, limit: Duration) -> Result<()> {
+    pub(crate) async fn wait_for_answer(&self, limit: Duration) -> Result<()> {
         let began = Instant::now();
         while let Err(error) = self.ask().await {
-            ensure!(began.elapsed() < limit, "{SERVICE} does not answer: {error:#}");
+            ensure!(began.elapsed() < limit, "{} does not answer: {error:#}", self.service);
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
         Ok(())
@@ -95,7 +103,7 @@ impl LoadTarget {
 
     async fn ask(&self) -> Result<(), reqwest::Error> {
         let body = json!({
-            "model": SERVICE, "max_tokens": 8,
+            "model": self.service, "max_tokens": 8,
             "messages": [{ "role": "user", "content": "What is three plus four?" }],
         });
         let request = self.http.post(&self.url).bearer_auth(&self.key).timeout(REQUEST_LIMIT).json(&body);
@@ -104,7 +112,7 @@ impl LoadTarget {
 
     /// Sends requests for this many minutes, and acts while the first of them are under way; returns the
     /// answers of each minute.
-    pub(super) async fn load(&self, what: &str, minutes: usize, act: impl FnOnce()) -> Vec<Minute> {
+    pub(crate) async fn load(&self, what: &str, minutes: usize, act: impl FnOnce()) -> Vec<Minute> {
         let (mut all, mut act) = (Vec::new(), Some(act));
         for minute in 1..=minutes {
             let asking = self.start();
@@ -122,11 +130,13 @@ impl LoadTarget {
     }
 
     /// Starts the clients.
-    pub(super) fn start(&self) -> Asking {
+    pub(crate) fn start(&self) -> Asking {
         let (stop, target) = (CancellationToken::new(), self.clone());
         let until = stop.clone();
         let clients =
-            tokio::spawn(async move { join_all((0..CLIENTS).map(|_| target.ask_until(&until))).await });
+            tokio::spawn(
+                async move { join_all((0..target.clients).map(|_| target.ask_until(&until))).await },
+            );
         Asking { stop, clients }
     }
 
@@ -141,6 +151,7 @@ impl LoadTarget {
                     minute.failed += 1;
                 }
             }
+            tokio::time::sleep(self.pause).await;
         }
         minute
     }
