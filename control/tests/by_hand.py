@@ -350,6 +350,27 @@ def a_model_is_imported_voted_on_and_served(lab):
     assert "tiny" in lab.run("why", "tiny")
 
 
+def a_job_is_voted_on_and_runs(lab):
+    lab.run("artifact", "build", "--binary", "/usr/bin/seq", "--name", "count", "--data", "2", "--parity", "1",
+            "--shards-per-domain", "1")
+    template = lab.run("new", "job", "--name", "count", "--artifact", "count")
+    for line, own in [
+        (r'command = .*', 'command = ["/usr/local/bin/seq", "{steps}"]'),
+        (r'# any_token = true .*', 'any_token = true'),
+        (r'cpu_millicores = 2000 .*', 'cpu_millicores = 50'),
+        (r'memory = "4 GiB"', 'memory = "64 MiB"'),
+    ]:
+        template, count = re.subn(line, own, template, count=1)
+        assert count == 1, line
+    lab.keep("count.toml", template)
+    lab.vote(lab.json("deploy", "count.toml", "--reason", "by hand")["id"])
+    printed = lab.run("job", "submit", "count", "--set", "steps=3", "--follow")
+    assert re.findall(r"^1\.0 (.*)$", printed, re.MULTILINE) == ["1", "2", "3"], printed
+    assert "parameter" in lab.run("job", "submit", "count", "--set", "steps=none", code=1)
+    assert [job["state"] for job in lab.json("job", "list", "--job", "count")["items"]] == ["succeeded"]
+    assert lab.json("job", "list", "--unfinished")["items"] == []
+
+
 def a_name_is_taken_once_and_freed(lab):
     taken = lab.run("model", "import", str(lab.model), "--name", "tiny", code=1)
     assert "name-taken" in taken, taken
@@ -575,7 +596,7 @@ def everything_ends_in_order(lab):
 
 STEPS = [
     a_circle_is_founded_and_runs, mistakes_are_explained, choosing_a_context_overwrites_none, curl_and_python_reach_the_control_api,
-    a_model_is_imported_voted_on_and_served, a_name_is_taken_once_and_freed, a_flipped_bit_is_named_and_repaired,
+    a_model_is_imported_voted_on_and_served, a_job_is_voted_on_and_runs, a_name_is_taken_once_and_freed, a_flipped_bit_is_named_and_repaired,
     waiting_for_an_update_is_not_answered_by_what_ran_before, answers_come_over_https, a_node_joins_by_a_vote,
     lines_are_followed_across_a_change_of_leader, an_update_is_rolled_back_by_hand,
     one_replica_is_enough_to_halt_and_a_vote_lifts, a_service_is_scaled_and_retired,
