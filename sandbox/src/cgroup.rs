@@ -8,7 +8,7 @@ mod layout;
 mod mounts;
 
 use crate::system::ProcessId;
-use layout::{Controller, Part, RELEASE, Setting, settings};
+use layout::{Controller, GIVE_WAY, Part, RELEASE, Setting, settings};
 use mounts::{Hierarchy, hierarchies, prepare_base};
 use protocol::sandbox::{GroupWrite, SandboxGroups, SandboxLimits};
 use std::fs;
@@ -161,9 +161,18 @@ impl Group {
         let procs = |part: Part| {
             self.directories.iter().map(move |sandbox| text(part.directory(sandbox).join(PROCS))).collect()
         };
-        let release = release_files(&self.directories);
+        let release = existing_files(&self.directories, &RELEASE);
         let release = release.map(|(path, value)| GroupWrite { path: text(path), value: value.to_string() });
         SandboxGroups { init: procs(Part::Init), worker: procs(Part::Worker), release: release.collect() }
+    }
+}
+
+/// Lets a sandbox wait for its neighbours where all want the CPU at once, as far as the kernel supports that.
+pub(crate) fn give_way(directories: &[PathBuf]) {
+    for (path, value) in existing_files(directories, &GIVE_WAY) {
+        if let Err(error) = fs::write(&path, value) {
+            tracing::debug!(path = %path.display(), %error, "lower the share of a sandbox");
+        }
     }
 }
 
@@ -179,15 +188,18 @@ pub(crate) fn contains(directories: &[PathBuf], pid: ProcessId) -> bool {
 /// supports that. The worker is unusable afterwards. Missing files are skipped: a worker without a quota
 /// needs none lifted, and the end of its init kills it too.
 pub(crate) fn release(directories: &[PathBuf]) {
-    for (path, value) in release_files(directories) {
+    for (path, value) in existing_files(directories, &RELEASE) {
         if let Err(error) = fs::write(&path, value) {
             tracing::debug!(path = %path.display(), %error, "release a worker's group");
         }
     }
 }
 
-fn release_files(directories: &[PathBuf]) -> impl Iterator<Item = (PathBuf, &'static str)> {
-    let files = RELEASE.iter().flat_map(move |(part, file, value)| {
+fn existing_files<'a>(
+    directories: &'a [PathBuf],
+    writes: &'a [(Part, &str, &'static str)],
+) -> impl Iterator<Item = (PathBuf, &'static str)> + use<'a> {
+    let files = writes.iter().flat_map(move |(part, file, value)| {
         directories.iter().map(move |sandbox| (part.directory(sandbox).join(file), *value))
     });
     files.filter(|(path, _)| path.exists())
@@ -317,6 +329,24 @@ mod tests {
         ] {
             let written = fs::read_to_string(root.path().join(file)).expect(file);
             assert_eq!(written, expected, "{file}");
+        }
+    }
+
+    #[test]
+    fn a_sandbox_that_gives_way_has_an_eighth_of_a_share_until_it_is_released() {
+        for (file, default, less, most) in
+            [("cpu.shares", "1024", "128", "262144"), ("cpu.weight", "100", "12", "10000")]
+        {
+            let sandbox = tempfile::tempdir().expect("directory");
+            let directories = [sandbox.path().to_path_buf()];
+            let value = || fs::read_to_string(sandbox.path().join(file)).expect(file);
+            give_way(&directories);
+            assert!(!sandbox.path().join(file).exists(), "a kernel without the file gets none");
+            fs::write(sandbox.path().join(file), default).expect("write");
+            give_way(&directories);
+            assert_eq!(value(), less);
+            release(&directories);
+            assert_eq!(value(), most);
         }
     }
 

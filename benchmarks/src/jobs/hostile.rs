@@ -1,8 +1,7 @@
 //! A service beside hostile ranks on its node: a fork bomb, a filler of disks, a flood of lines, and a rank that
 //! takes all memory, each against the same service alone.
 
-use super::ours::{JobCluster, JobEnvelope, Layout};
-use crate::cluster::NODE;
+use super::ours::{JobCluster, JobEnvelope, REGION};
 use crate::cluster::load::{LoadTarget, Minute};
 use crate::cluster::services::TinyService;
 use crate::report::{Bar, BenchmarkReport, ComparisonRow};
@@ -21,7 +20,7 @@ const ATTACK: &str = "ATTACK";
 const ATTACKS: [&str; 4] = ["fork", "disk", "lines", "memory"];
 /// Rounds of each, in a whole run and in a quick one, and seconds of a round.
 pub(super) const ROUNDS: (usize, usize) = (5, 1);
-const SECONDS: u64 = 15;
+const SECONDS: u64 = 10;
 /// Most times that the p99 beside an attack is that of the service alone.
 const BAR: f64 = 1.5;
 /// Name and CPU of the service, and CPU of the rank: the rest of two cores is for control and the client.
@@ -31,6 +30,8 @@ const RANK_MILLICORES: u32 = 300;
 /// Clients, and the pause of each after an answer: the service is busy for a part of the time.
 const CLIENTS: usize = 2;
 const PAUSE: Duration = Duration::from_millis(20);
+/// Pause before a job that was ended is submitted again.
+const RESUBMITTED: Duration = Duration::from_secs(2);
 /// Time limit of each wait.
 const LIMIT: Duration = Duration::from_secs(120);
 /// Bytes of a write.
@@ -38,16 +39,10 @@ const CHUNK: usize = 1024 * 1024;
 
 /// Measures the service alone and beside each attack, alternated.
 pub(super) async fn measure(rounds: usize, report: &mut BenchmarkReport) -> Result<()> {
-    let layout = Layout {
-        directory: "hostile",
-        nodes: &[NODE],
-        stores: &["disk-0", "disk-1", "disk-2", "disk-3", "disk-4", "disk-5"],
-        has_gateway: true,
-    };
-    let cluster = JobCluster::start(&layout).await?;
-    cluster.control.import_tiny(4, 2, 6)?;
+    let cluster = JobCluster::start("hostile", true).await?;
+    cluster.control.import_tiny(4, 2, 2)?;
     let service =
-        TinyService { name: SERVICE, region: "local", replicas: 1, cpu_millicores: SERVICE_MILLICORES };
+        TinyService { name: SERVICE, region: REGION, replicas: 1, cpu_millicores: SERVICE_MILLICORES };
     cluster.control.deploy(&service, 2).await?;
     let gateway = cluster.gateway.as_deref().context("the cluster has a gateway")?;
     let target = LoadTarget::new(&cluster.control, gateway, SERVICE)?.paced(CLIENTS, PAUSE);
@@ -110,7 +105,7 @@ async fn attacked(cluster: &JobCluster, target: &LoadTarget, attack: &str) -> Re
     let mut id = running(cluster, attack).await?;
     let (asking, began, mut jobs) = (target.start(), Instant::now(), 1);
     while began.elapsed() < Duration::from_secs(SECONDS) {
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        tokio::time::sleep(RESUBMITTED).await;
         if cluster.job(id).await?.has_ended() {
             id = running(cluster, attack).await?;
             jobs += 1;

@@ -20,10 +20,12 @@ use std::time::{Duration, Instant};
 const BOUNDS: &str = "parameters.last = { integer = { least = 0, most = 1000 }, default = '1' }\n";
 /// Threshold and number of members.
 const CIRCLE: (u32, u32) = (2, 3);
-/// Stores of a circle: shards of a segment, four of data and two of parity.
-const STORES: usize = 6;
-/// Region of all nodes.
-const REGION: &str = "local";
+/// Nodes and the stores of each.
+const NODES: [&str; 3] = [NODE, "node-2", "node-3"];
+const STORES: [&str; 2] = ["disk-0", "disk-1"];
+/// Region of the nodes that work; beside a gateway, this is the first alone.
+pub(super) const REGION: &str = "local";
+const OTHER_REGION: &str = "stores";
 /// Word of the command line of an init.
 const INIT: &str = "sandbox-init";
 /// Clients that submit at the same time.
@@ -33,31 +35,11 @@ const LIMIT: Duration = Duration::from_secs(300);
 /// Pause between two questions for the states of all jobs.
 const STATES_PAUSE: Duration = Duration::from_millis(50);
 
-/// Nodes of a circle.
-pub(super) struct Layout {
-    /// Directory of the circle.
-    pub(super) directory: &'static str,
-    pub(super) nodes: &'static [&'static str],
-    /// Stores of each node.
-    pub(super) stores: &'static [&'static str],
-    pub(super) has_gateway: bool,
-}
-
-/// Three nodes.
-pub(super) const THREE_NODES: Layout = Layout {
-    directory: "jobs",
-    nodes: &[NODE, "node-2", "node-3"],
-    stores: &["disk-0", "disk-1"],
-    has_gateway: false,
-};
-
 /// A circle with its nodes.
 pub(super) struct JobCluster {
     pub(super) control: ControlCluster,
     /// URL of the gateway, if there is one.
     pub(super) gateway: Option<String>,
-    /// Number of stores of a node.
-    stores: usize,
     client: ControlClient,
     prepared: Vec<PreparedNode>,
     nodes: Vec<NodeProcess>,
@@ -79,33 +61,33 @@ pub(super) struct JobEnvelope<'a> {
 }
 
 impl JobCluster {
-    /// Founds the circle, and starts its nodes.
-    pub(super) async fn start(layout: &Layout) -> Result<Self> {
-        ensure!(layout.nodes.len() * layout.stores.len() == STORES, "a shard for each store");
-        let directory = fresh_directory(layout.directory)?;
+    /// Founds the circle in a directory of this name, and starts its nodes. With a gateway, services and jobs
+    /// share the first node.
+    pub(super) async fn start(directory: &str, has_gateway: bool) -> Result<Self> {
+        let directory = fresh_directory(directory)?;
         let (mut prepared, mut admissions) = (Vec::new(), Vec::new());
-        for name in layout.nodes {
-            let (node, admission) = prepare_worker(&directory, name, REGION, layout.stores)?;
+        for name in NODES {
+            let region = if has_gateway && name != NODE { OTHER_REGION } else { REGION };
+            let (node, admission) = prepare_worker(&directory, name, region, &STORES)?;
             prepared.push(node);
             admissions.push(admission);
         }
-        if layout.has_gateway {
+        if has_gateway {
             let (node, admission) = prepare_gateway(&directory, "gateway-1")?;
             prepared.push(node);
             admissions.push(admission);
         }
         let gateway = prepared.iter().find_map(|node| node.api.clone());
         let control = ControlCluster::found(directory, CIRCLE, admissions).await?;
-        let (client, stores) = (control.client()?, layout.stores.len());
-        let mut cluster = Self { client, control, gateway, stores, prepared, nodes: Vec::new() };
+        let mut cluster = Self { client: control.client()?, control, gateway, prepared, nodes: Vec::new() };
         cluster.restart_dead().await?;
         cluster.wait_until_healthy().await?;
         Ok(cluster)
     }
 
-    /// Starts three nodes, and lets the members approve the small jobs.
+    /// Starts a circle, and lets its members approve the small jobs.
     pub(super) async fn start_counting() -> Result<Self> {
-        let cluster = Self::start(&THREE_NODES).await?;
+        let cluster = Self::start("jobs", false).await?;
         cluster.build_artifact("count", PROGRAM, &[])?;
         let small = JobEnvelope {
             name: "count",
@@ -151,8 +133,7 @@ impl JobCluster {
 
     /// Builds an artifact by these words, and stores it.
     pub(super) fn build(&self, name: &str, what: &[&str]) -> Result<()> {
-        let stores = self.stores.to_string();
-        let code = ["--data", "4", "--parity", "2", "--shards-per-domain", &stores];
+        let code = ["--data", "4", "--parity", "2", "--shards-per-domain", "2"];
         let words = ["artifact", "build", "--name", name];
         self.control.quorate(&[&words[..], what, &code].concat()).map(drop)
     }
@@ -172,7 +153,7 @@ impl JobCluster {
              artifact = {{ name = '{artifact}', root = '{tree}' }}\n{more}\
              submit = {{ any_token = true }}\n\
              resources = {{ cpu_millicores = {cpu_millicores}, memory = '{memory}' }}\n\
-             placement = {{ isolation = 'none' }}\n"
+             placement = {{ regions = ['{REGION}'], isolation = 'none' }}\n"
         );
         self.control.decide(&manifest, CIRCLE.0 as usize).await
     }

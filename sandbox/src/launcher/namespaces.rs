@@ -2,7 +2,7 @@
 //! most on a healthy machine; as a [`Launcher`] it runs them on the runtime's blocking threads.
 
 use super::{IsolationReport, Launcher, Running, Start, StartProcess};
-use crate::cgroup::{Cgroups, Group};
+use crate::cgroup::{Cgroups, Group, give_way};
 use crate::elf::libraries_of;
 use crate::error::{During, SandboxError};
 use crate::ids::{UserIdPair, free_pair};
@@ -192,6 +192,10 @@ impl SandboxLauncher {
         self.clear_old(name, &directory)?;
         let identity = self.take_ids()?;
         let mut group = self.cgroups.create(name, &launch.limits());
+        // Somebody waits for the answers of an engine, and nobody for the next line of a rank.
+        if matches!(launch, Launch::Process(_)) {
+            give_way(&group.directories);
+        }
         let started = prepare_areas(launch, identity).and_then(|labels| {
             group.not_enforced.extend(labels);
             self.start_in(launch, identity, &group, &directory)
