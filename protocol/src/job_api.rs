@@ -160,6 +160,8 @@ pub struct JobLogLine {
     pub attempt: u32,
     /// Rank that wrote it.
     pub rank: u32,
+    /// Number of the line within its rank and attempt, which rises and is the same at every leader.
+    pub number: u64,
     /// Node of the rank.
     pub node: NodeName,
     /// Number of lines of this rank that were dropped just before this one.

@@ -399,7 +399,7 @@ mod tests {
         assert_eq!(linked, expected, "entries after the end do not count");
     }
 
-    /// Wheels of SciPy hold such a library: it has no path, and lies beside the one that it needs.
+    /// Wheels of SciPy hold such a library: it has no path, and is beside the one that it needs.
     #[test]
     fn a_library_that_is_nowhere_is_left_out_if_another_file_loads_it_first() {
         let file = tempfile::NamedTempFile::new().expect("file");

@@ -143,6 +143,7 @@ mod tests {
             sequence: 1,
             attempt: 1,
             rank: 1,
+            number: 1,
             node: "node-1".parse().expect("a name"),
             dropped: 0,
             text: text.into(),

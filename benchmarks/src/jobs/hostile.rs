@@ -1,5 +1,5 @@
-//! A service beside hostile ranks on its node: a fork bomb, a filler of disks, a flood of lines, and a rank that
-//! takes all memory, each against the same service alone.
+//! A service beside hostile ranks on its node: a fork bomb, a filler of disks, a flood of lines, and a rank
+//! that takes all memory, each against the same service alone.
 
 use super::ours::{JobCluster, JobEnvelope, REGION};
 use crate::cluster::load::{LoadTarget, Minute};

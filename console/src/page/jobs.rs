@@ -309,8 +309,15 @@ mod tests {
     #[test]
     fn a_line_names_its_attempt_its_rank_and_what_was_dropped_before_it() {
         let node = "node-1".parse().expect("a name");
-        let mut written =
-            JobLogLine { sequence: 9, attempt: 2, rank: 3, node, dropped: 0, text: "loss 0.5".into() };
+        let mut written = JobLogLine {
+            sequence: 9,
+            attempt: 2,
+            rank: 3,
+            number: 9,
+            node,
+            dropped: 0,
+            text: "loss 0.5".into(),
+        };
         assert_eq!(written_line(&written), "2.3 loss 0.5");
         (written.dropped, written.text) = (4, "a\u{202e}b\nc".into());
         assert_eq!(written_line(&written), "2.3 (4 lines dropped) a\\u{202e}b\\nc");

@@ -22,7 +22,7 @@ fn id(name: &str) -> JobId {
 
 fn line(sequence: u64, rank: u32, text: &str) -> JobLogLine {
     let node = "node-1".parse().unwrap();
-    JobLogLine { sequence, attempt: 2, rank, node, dropped: 0, text: text.into() }
+    JobLogLine { sequence, attempt: 2, rank, number: sequence, node, dropped: 0, text: text.into() }
 }
 
 fn job(name: &str, state: &str) -> JobView {

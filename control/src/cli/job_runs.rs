@@ -18,6 +18,7 @@ use protocol::manifest::Manifest;
 use protocol::usage_text::{format_hours, format_units};
 use protocol::{CheckpointName, JobId, ParameterName, ProjectName, Refusal, ServiceName, error_code};
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Longest wait of a request for the next line or state, in milliseconds: short enough to notice the end of
@@ -299,28 +300,31 @@ struct JobLogReader {
     rank: Option<u32>,
     epoch: Option<u64>,
     after: u64,
+    /// Number of the last line that was printed, by attempt and rank.
+    printed: BTreeMap<(u32, u32), u64>,
     /// Longest wait for a line, in milliseconds.
     wait_ms: u32,
 }
 
 impl JobLogReader {
     fn new(id: JobId, rank: Option<u32>) -> Self {
-        Self { id, rank, epoch: None, after: 0, wait_ms: 0 }
+        Self { id, rank, epoch: None, after: 0, printed: BTreeMap::new(), wait_ms: 0 }
     }
 
     /// Prints the next page; returns its number of lines. After a change of leader the lines are read again
-    /// from the first.
+    /// from the first, and those that were printed before are passed over.
     async fn print_page(&mut self, client: &ControlClient, environment: &Environment) -> Result<usize> {
         loop {
             let page: JobLogPage = client.get(&self.path()).await?;
+            let count = page.items.len();
             let Some(lines) = self.take(page) else {
-                print::err("note: the leader changed; lines written in between may be missing");
+                print::err("note: the leader changed; the nodes send it the lines that they keep");
                 continue;
             };
             for line in &lines {
                 environment.output().print(line, line_text);
             }
-            return Ok(lines.len());
+            return Ok(count);
         }
     }
 
@@ -329,15 +333,23 @@ impl JobLogReader {
         format!("/v1/jobs/{}/logs?after={}&wait_ms={}{rank}", self.id, self.after, self.wait_ms)
     }
 
-    /// Returns the lines of a page, or none if another leader answered than before: it numbers its lines from
-    /// the beginning.
+    /// Returns the lines of a page that were not printed before, or none if another leader answered than
+    /// before: it numbers its lines from the beginning.
     fn take(&mut self, page: JobLogPage) -> Option<Vec<JobLogLine>> {
         if self.epoch.replace(page.epoch).is_some_and(|before| before != page.epoch) {
             self.after = 0;
             return None;
         }
         self.after = page.items.last().map_or(self.after, |line| line.sequence);
-        Some(page.items)
+        let is_new = |line: &JobLogLine| {
+            let place = (line.attempt, line.rank);
+            let is_new = self.printed.get(&place).is_none_or(|last| line.number > *last);
+            if is_new {
+                self.printed.insert(place, line.number);
+            }
+            is_new
+        };
+        Some(page.items.into_iter().filter(is_new).collect())
     }
 }
 
@@ -438,7 +450,6 @@ pub(super) mod tests {
     use protocol::job_report::{RankEnd, RankOutcome};
     use protocol::usage::UsageAmounts;
     use protocol::{Digest, Fence, Millis, SlotIndex};
-    use std::collections::BTreeMap;
 
     pub(in crate::cli) fn job(byte: u8, state: &str) -> JobView {
         JobView {
@@ -535,6 +546,7 @@ pub(super) mod tests {
             sequence: 1,
             attempt: 2,
             rank: 3,
+            number: 1,
             node: "node-1".parse().expect("a name"),
             dropped,
             text: "step 1".into(),
@@ -551,5 +563,34 @@ pub(super) mod tests {
         assert!(reader.path().ends_with("/logs?after=7&wait_ms=0&rank=2"));
         assert!(reader.take(JobLogPage { epoch: 4, items: vec![] }).is_none());
         assert_eq!(reader.after, 0);
+    }
+
+    #[test]
+    fn no_line_is_printed_twice_though_another_leader_has_it_too() {
+        let mut reader = JobLogReader::new(JobId(Digest([1; 32])), None);
+        let line = |sequence, rank, number| JobLogLine {
+            sequence,
+            attempt: 1,
+            rank,
+            number,
+            node: "node-1".parse().expect("a name"),
+            dropped: 0,
+            text: String::new(),
+        };
+        let mut taken = |epoch, items| {
+            let lines = reader.take(JobLogPage { epoch, items })?;
+            Some(lines.iter().map(|line| (line.rank, line.number)).collect::<Vec<_>>())
+        };
+        assert_eq!(
+            taken(3, vec![line(1, 0, 1), line(2, 1, 1), line(3, 0, 2)]),
+            Some(vec![(0, 1), (1, 1), (0, 2)])
+        );
+        assert_eq!(
+            taken(4, vec![line(1, 0, 1)]),
+            None,
+            "the page of another leader is read from its first line"
+        );
+        let again = vec![line(1, 0, 1), line(2, 0, 2), line(3, 1, 1), line(4, 1, 2), line(5, 0, 3)];
+        assert_eq!(taken(4, again), Some(vec![(1, 2), (0, 3)]));
     }
 }

@@ -88,6 +88,7 @@ impl JobLogs {
                 sequence: job.next,
                 attempt: line.attempt,
                 rank: line.rank,
+                number: line.sequence,
                 node: node.clone(),
                 dropped: line.dropped,
                 text: line.text,

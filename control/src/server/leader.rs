@@ -12,7 +12,8 @@ use scheduler::{Action, Actor, ClusterView, LeaderTime, Observed, Reply, refused
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Pause between rounds when no command is applied and no node reports another state of a slot. Short against the 3 s lease, long against a round's cost.
+/// Pause between rounds when no command is applied and no node reports another state of a slot. Short against
+/// the 3 s lease, long against a round's cost.
 const PLANNING_INTERVAL: Duration = Duration::from_millis(100);
 /// Pause after a report with another state of a slot: one round is for all reports that come with it, and no
 /// node sets the pace of rounds.

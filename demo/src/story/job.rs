@@ -88,7 +88,7 @@ mod tests {
 
     fn line(rank: u32, text: &str) -> JobLogLine {
         let node = "node-1".parse().expect("a name");
-        JobLogLine { sequence: 1, attempt: 1, rank, node, dropped: 0, text: text.into() }
+        JobLogLine { sequence: 1, attempt: 1, rank, number: 1, node, dropped: 0, text: text.into() }
     }
 
     #[test]

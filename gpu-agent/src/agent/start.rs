@@ -87,8 +87,6 @@ impl Prepared {
         let stores = config.storage.as_ref().map_or_else(BTreeMap::new, |storage| storage.stores.clone());
         let context = storage::context(&config.identity, name, stores, circles);
         let gangs = Gangs::new(config.identity.clone(), circle.subscribe());
-        // A sandbox takes its root and its areas by absolute paths.
-        let place = std::path::absolute(&directory).map_err(AgentError::during("find", &directory))?;
         let node = Arc::new(Node {
             identity: config.identity,
             launcher: config.launcher,
@@ -99,8 +97,8 @@ impl Prepared {
             resources: OfferedResources::new(config.resources),
             logs: LogQueue::default(),
             rank_lines: RankLines::default(),
-            trees: ArtifactTrees::open(&place)?,
-            areas: JobAreas::new(&place),
+            trees: ArtifactTrees::open(&directory)?,
+            areas: JobAreas::new(&directory).map_err(AgentError::during("find", &directory))?,
             control: control.clone(),
             gangs,
             lease: watch::Sender::new(Lease::resumed(heard_at)),

@@ -87,7 +87,7 @@ fn bodies_of_jobs_accept_no_further_field() {
     check_strict(whole.last_end.as_ref().expect("an end"));
     check_strict(&SubmittedJob { id: whole.id, array: Some(whole.id) });
     let (node, text) = ("node-1".parse().expect("a name"), "step 1".to_string());
-    let line = JobLogLine { sequence: 1, attempt: 2, rank: 3, node, dropped: 4, text };
+    let line = JobLogLine { sequence: 1, attempt: 2, rank: 3, number: 6, node, dropped: 4, text };
     check_strict(&line);
     check_strict(&JobLogPage { epoch: 5, items: vec![line] });
 }

@@ -192,7 +192,7 @@ impl SandboxLauncher {
         self.clear_old(name, &directory)?;
         let identity = self.take_ids()?;
         let mut group = self.cgroups.create(name, &launch.limits());
-        // Somebody waits for the answers of an engine, and nobody for the next line of a rank.
+        // A client waits for the answer of an engine; no client waits for a rank.
         if matches!(launch, Launch::Process(_)) {
             give_way(&group.directories);
         }

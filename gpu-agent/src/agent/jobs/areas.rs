@@ -27,9 +27,12 @@ pub(super) struct SlotAreas {
 }
 
 impl JobAreas {
-    /// Returns the place below an agent's directory.
-    pub(in crate::agent) fn new(directory: &Path) -> Self {
-        Self { root: directory.join("areas") }
+    /// Returns the place below an agent's directory. A sandbox takes its areas by absolute paths.
+    ///
+    /// # Errors
+    /// Errors of the system, if the directory of this process cannot be found.
+    pub(in crate::agent) fn new(directory: &Path) -> io::Result<Self> {
+        Ok(Self { root: std::path::absolute(directory.join("areas"))? })
     }
 
     /// Removes what a predecessor left, as far as that is possible: what a job made must not keep an agent
@@ -137,7 +140,7 @@ mod tests {
     #[test]
     fn areas_are_empty_at_first_and_go_with_their_slot() {
         let directory = tempfile::tempdir().unwrap();
-        let all = JobAreas::new(directory.path());
+        let all = JobAreas::new(directory.path()).unwrap();
         all.clear().unwrap();
         let areas = all.make("train.0.1.1").unwrap();
         fs::write(areas.outputs().join("weights"), "x").unwrap();
@@ -153,7 +156,7 @@ mod tests {
     #[test]
     fn a_closed_directory_does_not_stay() {
         let directory = tempfile::tempdir().unwrap();
-        let all = JobAreas::new(directory.path());
+        let all = JobAreas::new(directory.path()).unwrap();
         all.clear().unwrap();
         let areas = all.make("train.0.1.1").unwrap();
         fs::create_dir_all(areas.outputs().join("deep/er")).unwrap();
@@ -174,7 +177,7 @@ mod tests {
         fs::create_dir(&host).unwrap();
         fs::write(host.join("file"), "x").unwrap();
         fs::set_permissions(&host, Permissions::from_mode(0o755)).unwrap();
-        let all = JobAreas::new(directory.path());
+        let all = JobAreas::new(directory.path()).unwrap();
         all.clear().unwrap();
         let areas = all.make("train.0.1.1").unwrap();
         for at in [areas.checkpoint(), areas.outputs(), areas.fresh_work().unwrap()] {
@@ -190,7 +193,7 @@ mod tests {
     #[test]
     fn each_input_has_an_empty_directory_that_ranks_can_read() {
         let directory = tempfile::tempdir().unwrap();
-        let all = JobAreas::new(directory.path());
+        let all = JobAreas::new(directory.path()).unwrap();
         all.clear().unwrap();
         let areas = all.make("train.0.1.1").unwrap();
         let (map, to) = areas.input(0).unwrap();
@@ -210,7 +213,7 @@ mod tests {
     #[test]
     fn what_a_crash_left_is_gone_before_the_next_attempt() {
         let directory = tempfile::tempdir().unwrap();
-        let all = JobAreas::new(directory.path());
+        let all = JobAreas::new(directory.path()).unwrap();
         all.clear().unwrap();
         let left = || {
             let areas = all.make("train.0.1.1").unwrap();

@@ -296,7 +296,7 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     fn areas(directory: &Path) -> SlotAreas {
-        let all = JobAreas::new(directory);
+        let all = JobAreas::new(directory).unwrap();
         all.clear().unwrap();
         all.make("train.0.1.1").unwrap()
     }

@@ -86,8 +86,9 @@ impl RankLines {
     }
 
     /// Returns the Raft term whose leader has the acknowledged lines, and those that it lacks: as many as one
-    /// request has, each rank in turn, in the order of their numbers. A leader answers such a request at once,
-    /// so ranks that print without a pause get one each [`LINES_GAP`] alone; one that fills a request, at once.
+    /// request has, each rank in turn, in the order of their numbers. A leader answers such a request at
+    /// once, so ranks that print without a pause get one each [`LINES_GAP`]. Lines that fill a request go at
+    /// once.
     pub(in crate::agent) fn unacknowledged(&self, now: Instant) -> (u64, Vec<RankLine>) {
         let mut kept = self.lock();
         if !kept.is_due(now) && kept.missing() < RANK_LINES_MAX {

@@ -30,11 +30,13 @@ pub(in crate::agent) struct ArtifactTrees {
 }
 
 impl ArtifactTrees {
-    /// Opens the cache below an agent's directory.
+    /// Opens the cache below an agent's directory. A sandbox takes its root by an absolute path.
     ///
     /// # Errors
     /// If its directories cannot be created or read.
     pub(in crate::agent) fn open(directory: &Path) -> Result<Self, ArtifactError> {
+        let directory = std::path::absolute(directory)
+            .map_err(|source| ArtifactError::Unreadable { path: directory.to_path_buf(), source })?;
         let cache = Arc::new(ArtifactCache::open(&directory.join("artifacts"), CACHE_BYTES_MAX)?);
         let packed = directory.join("packed");
         private_directory(&packed)
