@@ -249,6 +249,7 @@ impl AgentActor {
     /// Puts back the lines of a request that may not have arrived.
     fn put_back(&self, sent: InFlight) {
         self.node.logs.put_back(sent.lines);
+        self.node.rank_lines.put_back(&sent.rank_lines);
     }
 
     fn drains(&self) -> bool {

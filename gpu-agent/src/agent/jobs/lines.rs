@@ -116,6 +116,12 @@ impl RankLines {
         }
     }
 
+    /// Takes back the lines of a request that was given up: the next one carries them.
+    pub(in crate::agent) fn put_back(&self, sent: &[RankLine]) {
+        let mut kept = self.lock();
+        kept.sent_at = if sent.is_empty() { kept.sent_at } else { None };
+    }
+
     /// Notes that a slot of an attempt has ended on this node: the report of its end carries its last lines,
     /// which then make room for those of later ones.
     pub(super) fn end(&self, id: JobId, attempt: u32) {
@@ -262,13 +268,27 @@ mod tests {
         assert!(lines.push(key(0), &sequence, texts(1), after(200)));
         assert_eq!(lines.unacknowledged(after(200)).1.len(), 3);
         lines.push(key(0), &sequence, texts(RANK_LINES_MAX), after(201));
-        assert_eq!(lines.unacknowledged(after(201)).1.len(), RANK_LINES_MAX, "a full request");
+        let (_, full) = lines.unacknowledged(after(201));
+        assert_eq!(full.len(), RANK_LINES_MAX, "a full request");
         let rest = due(&lines).1;
         lines.answered(0, &rest);
         lines.lock().sent_at = Some(after(201));
         assert_eq!(lines.unacknowledged(after(202)).1.len(), 0);
         lines.end(key(0).id, key(0).attempt);
         assert_eq!(lines.unacknowledged(after(202)).1.len(), 3, "the last lines come with the end");
+    }
+
+    /// News may break off a request right after it has begun, and be the last for a while.
+    #[test]
+    fn lines_of_a_request_that_was_given_up_go_with_the_next_one() {
+        let (lines, now) = (RankLines::default(), Instant::now());
+        lines.push(key(0), &AtomicU64::new(0), texts(1), now);
+        let (_, sent) = lines.unacknowledged(now);
+        assert_eq!(lines.unacknowledged(now).1, [], "they may arrive");
+        lines.put_back(&[]);
+        assert_eq!(lines.unacknowledged(now).1, [], "another request was given up");
+        lines.put_back(&sent);
+        assert_eq!(lines.unacknowledged(now).1, sent);
     }
 
     #[test]
