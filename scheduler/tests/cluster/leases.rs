@@ -4,7 +4,7 @@
 //! They also cover the effects of a service's end and of a node's new keys.
 
 use crate::common::*;
-use protocol::agent::SlotState;
+use protocol::agent::{SlotState, SyncRequest};
 use protocol::governance::Change;
 use protocol::limits::LEASE_MS;
 use protocol::{Digest, Fence, Millis, ReplicaId, SlotIndex};
@@ -114,6 +114,30 @@ fn a_node_is_steady_as_long_as_no_lease_of_it_ended() {
     ] {
         observed.record_heartbeat(id, &request, 1, after(now)).unwrap();
         assert_eq!(observed.node(&id).unwrap().alive_since, after(alive_since), "heard at {now}");
+    }
+}
+
+#[test]
+fn a_report_is_news_if_a_slot_is_in_another_state_than_before() {
+    let world = running(2);
+    let spec = world.specs[&"node-1".parse().unwrap()].clone();
+    let (id, request) = (spec.admission.id, world.request(&spec));
+    assert!(!request.slots.is_empty(), "the node holds a slot");
+    let mut observed = Observed::new(LeaderTime(START));
+    let mut other = request.clone();
+    other.slots[0].state = SlotState::Draining;
+    let mut counted = other.clone();
+    counted.slots[0].segments_verified += 1;
+    let none = SyncRequest { slots: vec![], ..request.clone() };
+    for (request, is_news) in [
+        (&request, true),
+        (&request, false),
+        (&other, true),
+        (&counted, false),
+        (&none, true),
+        (&none, false),
+    ] {
+        assert_eq!(observed.record_heartbeat(id, request, 1, after(1)), Ok(is_news), "{:?}", request.slots);
     }
 }
 

@@ -17,7 +17,7 @@ use protocol::job_data::{JobDataView, MemberJobData};
 use protocol::limits::POLL_WAIT_MS_MAX;
 use protocol::model::{ModelRecord, SignedWrapRequest};
 use protocol::{Digest, JobId, ModelRoot, ProjectName, Refusal, ServiceName, TokenName, error_code};
-use scheduler::{Action, Actor, JobRequest, JobSelection, Reply};
+use scheduler::{Action, Actor, Cluster, JobRequest, JobSelection, Reply};
 use serde::Deserialize;
 use std::ops::Bound;
 use std::time::Duration;
@@ -237,7 +237,10 @@ pub(super) struct JobLinesAfter {
     wait_ms: u32,
 }
 
-/// The latest lines of a job's ranks. With `wait_ms` this is a long poll.
+/// The latest lines of a job's ranks.
+///
+/// With `wait_ms` this is a long poll: the answer comes once there is a line, or once the job has ended. The
+/// report of an end carries the last lines, so a page without one that follows the end is the last.
 #[utoipa::path(get, path = "/v1/jobs/{id}/logs", params(("id" = JobId, Path), JobLinesAfter),
     responses((status = 200, body = JobLogPage)), tag = "jobs")]
 pub(super) async fn logs(
@@ -250,13 +253,22 @@ pub(super) async fn logs(
     if server.cluster(|cluster| !cluster.jobs().jobs().contains_key(&id)) {
         return Err(no_job(id));
     }
-    let news = server.job_line_news.subscribe();
-    let page = hold(poll_wait(wait_ms)?, news, server.ending.cancelled(), || {
+    let (wait, news) = (poll_wait(wait_ms)?, server.job_line_news.subscribe());
+    let page = hold(wait, news, server.ending.cancelled(), || {
         let page = server.job_lines(id, rank, after);
         let is_news = !page.as_ref().is_ok_and(|page| page.items.is_empty());
         (page, is_news)
     });
-    page.await.map(Json)
+    let end = hold(wait, server.handle.watch_applied(), server.ending.cancelled(), || {
+        let job = |cluster: &Cluster| cluster.jobs().jobs().get(&id).map(|job| job.state.is_finished());
+        ((), server.cluster(job) != Some(false))
+    });
+    let page = tokio::select! {
+        biased;
+        page = page => page,
+        () = end => server.job_lines(id, rank, after),
+    };
+    page.map(Json)
 }
 
 /// Query parameters of a page of a job's events.

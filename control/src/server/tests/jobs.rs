@@ -63,6 +63,18 @@ async fn a_request_for_lines_waits_for_the_first_one() {
     server.keep_rank_lines(none.epoch, &"node-1".parse().unwrap(), vec![line]);
     let lines: Vec<JobLogLine> = waiting.await.unwrap().items;
     assert_eq!((lines[0].text.as_str(), began.elapsed().as_secs()), ("step 1", 13));
+    // The end of the job ends the wait, and a job that has ended keeps none waiting.
+    let path = format!("/v1/jobs/{id}/logs?after=1&wait_ms=10000");
+    let waiting = tokio::spawn({
+        let (server, path) = (server.clone(), path.clone());
+        async move { get::<JobLogPage>(&server, &path).await }
+    });
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let (status, _) = ask::<()>(&server, Method::POST, &format!("/v1/jobs/{id}/cancel"), None).await;
+    assert_eq!(status, StatusCode::OK);
+    assert_eq!((waiting.await.unwrap().items.len(), began.elapsed().as_secs()), (0, 16));
+    let after_its_end: JobLogPage = get(&server, &path).await;
+    assert_eq!((after_its_end.items.len(), began.elapsed().as_secs()), (0, 16));
 }
 
 /// Sends lines of rank 0 from the node, addressed to the leader of a term; returns the term that answers.
