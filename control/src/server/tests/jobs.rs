@@ -73,6 +73,17 @@ async fn a_request_for_lines_waits_for_the_first_one() {
     let (status, _) = ask::<()>(&server, Method::POST, &format!("/v1/jobs/{id}/cancel"), None).await;
     assert_eq!(status, StatusCode::OK);
     assert_eq!((waiting.await.unwrap().items.len(), began.elapsed().as_secs()), (0, 16));
+    for (body, expected) in [
+        (json!([]), StatusCode::BAD_REQUEST),
+        (json!({"form": 1}), StatusCode::BAD_REQUEST),
+        (json!({}), StatusCode::OK),
+    ] {
+        let path = format!("/v1/jobs/{id}/retry");
+        let (status, answer) = ask(&server, Method::POST, &path, Some(&body)).await;
+        assert_eq!(status, expected, "{body}: {}", String::from_utf8_lossy(&answer));
+    }
+    let (status, _) = ask::<()>(&server, Method::POST, &format!("/v1/jobs/{id}/cancel"), None).await;
+    assert_eq!(status, StatusCode::OK);
     let after_its_end: JobLogPage = get(&server, &path).await;
     assert_eq!((after_its_end.items.len(), began.elapsed().as_secs()), (0, 16));
 }
