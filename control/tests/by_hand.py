@@ -596,7 +596,8 @@ def everything_ends_in_order(lab):
 
 STEPS = [
     a_circle_is_founded_and_runs, mistakes_are_explained, choosing_a_context_overwrites_none, curl_and_python_reach_the_control_api,
-    a_model_is_imported_voted_on_and_served, a_job_is_voted_on_and_runs, a_name_is_taken_once_and_freed, a_flipped_bit_is_named_and_repaired,
+    a_model_is_imported_voted_on_and_served, a_job_is_voted_on_and_runs, a_name_is_taken_once_and_freed,
+    a_flipped_bit_is_named_and_repaired,
     waiting_for_an_update_is_not_answered_by_what_ran_before, answers_come_over_https, a_node_joins_by_a_vote,
     lines_are_followed_across_a_change_of_leader, an_update_is_rolled_back_by_hand,
     one_replica_is_enough_to_halt_and_a_vote_lifts, a_service_is_scaled_and_retired,

@@ -17,7 +17,7 @@ mod status;
 mod usage;
 
 use super::Server;
-use super::extract::count_values;
+use super::extract::{count_values, refuse_lists};
 use super::idempotency::Key;
 use super::problem::{Failure, accepted, unavailable};
 use axum::extract::DefaultBodyLimit;
@@ -51,7 +51,6 @@ pub(crate) fn router(server: Arc<Server>) -> Router {
         .route("/v1/proposals/{id}/ballots", post(circle::cast_ballot))
         .route("/v1/proposals/{id}/comments", post(circle::put_comment))
         .route("/v1/proposals/{id}/withdrawal", post(circle::withdraw))
-        .route("/v1/deployments", post(deployments::draft_deployment))
         .route("/v1/halts", get(halts::halts).post(halts::take_halt))
         .route("/v1/dry-run", post(services::dry_run))
         .route("/v1/services", get(services::services))
@@ -89,6 +88,9 @@ pub(crate) fn router(server: Arc<Server>) -> Router {
         .method_not_allowed_fallback(|| async {
             Failure::new(error_code::METHOD_NOT_ALLOWED, "this path does not support this method")
         })
+        .layer(map_request(refuse_lists))
+        // A manifest may be TOML, whose tables begin as a list does.
+        .route("/v1/deployments", post(deployments::draft_deployment))
         .layer(map_request(count_values))
         .layer(DefaultBodyLimit::max(protocol::limits::API_BODY_BYTES_MAX))
         .with_state(server)

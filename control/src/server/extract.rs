@@ -79,6 +79,32 @@ pub(super) async fn require_leading(server: &Server) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Error for a body that is a list: every body of the API is an object, and a manifest is judged as one. A list of the fields in their
+/// order would be another form of it, of which the API's document has no word.
+#[derive(Debug, thiserror::Error)]
+#[error("the body is a list; accepted: a JSON object")]
+struct ListBody;
+
+/// Returns whether a document that begins so is a list; none as long as it has only spaces.
+fn is_list(chunk: &[u8]) -> Option<bool> {
+    chunk.iter().find(|byte| !byte.is_ascii_whitespace()).map(|byte| *byte == b'[')
+}
+
+/// Ends the body of a request in an error if it is a list. A body that no handler reads is not looked at.
+pub(super) async fn refuse_lists(request: Request) -> Request {
+    request.map(|body| {
+        let begin = (body.into_data_stream(), None);
+        let passed = try_unfold(begin, |(mut body, mut list)| async move {
+            let Some(chunk) = body.next().await else { return Ok::<_, BoxError>(None) };
+            // The error itself, without a further layer: the rejection of a body too long is found in it.
+            let chunk = chunk.map_err(axum::Error::into_inner)?;
+            list = list.or_else(|| is_list(&chunk));
+            if list == Some(true) { Err(ListBody.into()) } else { Ok(Some((chunk, (body, list)))) }
+        });
+        Body::from_stream(passed)
+    })
+}
+
 /// Ends the body of a request in an error if its JSON has too many values for its bytes, so that its memory
 /// is bounded before a value is read. A body that no handler reads is not counted.
 pub(super) async fn count_values(request: Request) -> Request {

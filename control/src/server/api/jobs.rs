@@ -19,7 +19,6 @@ use protocol::model::{ModelRecord, SignedWrapRequest};
 use protocol::{Digest, JobId, ModelRoot, ProjectName, Refusal, ServiceName, TokenName, error_code};
 use scheduler::{Action, Actor, Cluster, JobRequest, JobSelection, Reply};
 use serde::Deserialize;
-use serde_json::{Map, Value};
 use std::ops::Bound;
 use std::time::Duration;
 
@@ -166,14 +165,10 @@ pub(super) async fn cancel(
 pub(super) async fn retry(
     Submission { caller, key, server }: Submission<Submitter>,
     id: Result<Path<JobId>, PathRejection>,
-    body: Result<Option<Json<Map<String, Value>>>, JsonRejection>,
+    body: Result<Option<Json<RetryJobBody>>, JsonRejection>,
 ) -> ApiResult<Done> {
     let (Path(id), body) = (id?, body?);
-    // An object first: the body has no field that it must have, and an empty list would read as one too.
-    let read = |Json(fields)| serde_json::from_value::<RetryJobBody>(Value::Object(fields));
-    let body = body.map(read).transpose();
-    let body = body.map_err(|error| Failure::new(error_code::REQUEST_INVALID, error.to_string()))?;
-    let from = body.and_then(|RetryJobBody { from }| from);
+    let from = body.and_then(|Json(RetryJobBody { from })| from);
     server.change(caller, key, Action::RetryJob { id, from }).await
 }
 

@@ -219,6 +219,8 @@ async fn an_array_is_requested_once_and_listed_by_its_id() {
     for (body, code) in [
         (json!({"job": "train", "array": 4}), "idempotency-key-reused"),
         (json!({"job": "train", "arrays": 4}), "request-invalid"),
+        // A list of the fields in their order is no form of a body.
+        (json!(["train"]), "request-invalid"),
     ] {
         let (_, answer) = submit(body).await;
         assert_eq!(serde_json::from_slice::<Problem>(&answer).unwrap().code, code);
