@@ -79,8 +79,8 @@ pub(super) async fn require_leading(server: &Server) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Error for a body that is a list: every body of the API is an object, and a manifest is judged as one. A list of the fields in their
-/// order would be another form of it, of which the API's document has no word.
+/// Error for a body that is a list: every body of the API is an object, and a manifest is judged by its own
+/// reader. A list of the fields in their order would be a second form of it, which the API does not document.
 #[derive(Debug, thiserror::Error)]
 #[error("the body is a list; accepted: a JSON object")]
 struct ListBody;
