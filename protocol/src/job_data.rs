@@ -1,9 +1,9 @@
-//! Checkpoints and outputs of jobs, as the node that ran the job states them to control.
+//! Checkpoints, outputs and logs of jobs, as the node that ran the ranks states them to control.
 //!
 //! A statement is made once the bytes are in the stores. It names the order under which the node held the
 //! slot, so that control can refuse one of an attempt that is over. The key of the bytes is wrapped to the
-//! members, and to the nodes on which the envelope lets the job run. A wrap needs no signature of its own:
-//! the statement covers all of them, and the stored manifest commits to the key.
+//! members, and, but for logs, to the nodes on which the envelope lets the job run. A wrap needs no signature
+//! of its own: the statement covers all of them, and the stored manifest commits to the key.
 
 use crate::canonical;
 use crate::digest::Digest;
@@ -46,6 +46,8 @@ pub enum JobDataKind {
     Checkpoint(CheckpointName),
     /// Content of `/outputs` after every rank of the slot exited with code 0.
     Outputs,
+    /// Lines that the ranks of the slot printed, in a file `rank-N.log` each, once they have ended.
+    Logs,
 }
 
 impl std::fmt::Display for JobDataKind {
@@ -53,6 +55,7 @@ impl std::fmt::Display for JobDataKind {
         match self {
             Self::Checkpoint(name) => write!(f, "checkpoint `{name}`"),
             Self::Outputs => f.write_str("outputs"),
+            Self::Logs => f.write_str("logs"),
         }
     }
 }
@@ -77,7 +80,7 @@ pub struct JobData {
     pub slot: SlotIndex,
     /// Fence of the order under which the node held the slot.
     pub fence: Fence,
-    /// Ranks of the slot; rank 0 is one of them.
+    /// Ranks of the slot; rank 0 is one of them, except for logs.
     pub ranks: SlotRanks,
     /// Kind of the data.
     pub kind: JobDataKind,
@@ -136,6 +139,8 @@ pub struct JobDataView {
     pub kind: JobDataKind,
     /// Number of the attempt that made it.
     pub attempt: u32,
+    /// Ranks of the slot that made it.
+    pub ranks: SlotRanks,
     /// Fence of the order under which it was made.
     pub fence: Fence,
     /// Name of the node that stored it.
@@ -154,7 +159,7 @@ pub struct JobDataView {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MemberJobData {
-    /// Checkpoints, oldest first, then the outputs.
+    /// Checkpoints, oldest first, then the outputs, then logs by attempt and slot.
     pub items: Vec<JobDataSource>,
 }
 
@@ -321,6 +326,7 @@ mod tests {
         for (kind, json, text) in [
             (checkpoint, r#"{"checkpoint":"step-1"}"#, "checkpoint `step-1`"),
             (JobDataKind::Outputs, r#""outputs""#, "outputs"),
+            (JobDataKind::Logs, r#""logs""#, "logs"),
         ] {
             assert_eq!(serde_json::to_string(&kind).expect("JSON"), json);
             assert_eq!(kind.to_string(), text);

@@ -1,4 +1,4 @@
-//! Checkpoints and outputs of jobs that control keeps: the newest, under the fence in force.
+//! Checkpoints, outputs and logs of jobs that control keeps: the newest, under the fence in force.
 //!
 //! Control keeps statements and wraps of keys, never a key. Data that it forgets is garbage in the stores.
 
@@ -6,16 +6,46 @@ use crate::clock::ClusterTime;
 use crate::cluster::Cluster;
 use crate::jobs::{EndCause, Job, JobBook, JobHolding};
 use crate::kept_data::KeptJobData;
-use crate::limits::JOB_DATA_BYTES_MAX;
-use protocol::job_data::{JobDataSource, JobDataView, MemberJobData};
+use crate::limits::{JOB_DATA_BYTES_MAX, JOB_LOGS_MAX};
+use protocol::job_data::{JobDataKind, JobDataSource, JobDataView, MemberJobData};
 use protocol::model::{ModelRecord, Recipient};
 use protocol::{CheckpointName, JobId, MemberId, ModelRoot};
 use std::collections::BTreeMap;
 
 impl Job {
-    /// Returns the data of the job: its checkpoints, oldest first, then its outputs.
+    /// Returns the data of the job: its checkpoints, oldest first, then its outputs, then its logs by attempt
+    /// and slot.
     pub fn data(&self) -> impl Iterator<Item = &KeptJobData> {
-        self.checkpoints.iter().chain(self.outputs.as_deref())
+        self.checkpoints.iter().chain(self.outputs.as_deref()).chain(&self.logs)
+    }
+
+    /// Returns the same data to be changed.
+    pub(crate) fn data_mut(&mut self) -> impl Iterator<Item = &mut KeptJobData> {
+        self.checkpoints.iter_mut().chain(self.outputs.as_deref_mut()).chain(&mut self.logs)
+    }
+
+    /// Keeps a checkpoint, and forgets those beyond the newest `count`. One of the same name from an earlier
+    /// attempt goes: a resumed run makes the same step again.
+    fn keep_checkpoint(&mut self, kept: KeptJobData, count: usize) {
+        self.checkpoints.retain(|other| other.name() != kept.name());
+        self.checkpoints.push(kept);
+        let surplus = self.checkpoints.len().saturating_sub(count);
+        self.checkpoints.drain(..surplus);
+        debug_assert!(self.checkpoints.len() <= count, "only the newest are kept");
+    }
+
+    /// Keeps the logs of a slot, and forgets those of the first attempts beyond the bound.
+    fn keep_logs(&mut self, kept: KeptJobData) {
+        let place = self.logs.partition_point(|other| other.place() < kept.place());
+        self.logs.insert(place, kept);
+        let surplus = self.logs.len().saturating_sub(JOB_LOGS_MAX);
+        self.logs.drain(..surplus);
+        debug_assert!(self.logs.is_sorted_by(|one, next| one.place() < next.place()), "one of each slot");
+    }
+
+    /// Returns the size of the data that goes first when there is no room: that on which no result depends.
+    fn spare_bytes(&self) -> u64 {
+        self.checkpoints.iter().chain(&self.logs).map(|kept| kept.bytes).sum()
     }
 
     /// Forgets the checkpoints after this one, so that the next attempt begins with it; false if there is no
@@ -47,19 +77,13 @@ impl JobBook {
         self.all_data().map(|(_, kept)| kept.bytes).sum()
     }
 
-    /// Keeps data of a job, and forgets its checkpoints beyond the newest `count`. One of the same name from
-    /// an earlier attempt goes: a resumed run makes the same step again.
+    /// Keeps data of a job; `count` is the number of checkpoints that it keeps.
     pub(crate) fn keep_data(&mut self, id: JobId, kept: KeptJobData, count: usize) {
         let Some(job) = self.jobs.get_mut(&id) else { return };
-        match kept.name() {
-            None => job.outputs = Some(Box::new(kept)),
-            Some(name) => {
-                job.checkpoints.retain(|other| other.name() != Some(name));
-                job.checkpoints.push(kept);
-                let surplus = job.checkpoints.len().saturating_sub(count);
-                job.checkpoints.drain(..surplus);
-                debug_assert!(job.checkpoints.len() <= count, "only the newest are kept");
-            }
+        match kept.signed.data.kind {
+            JobDataKind::Outputs => job.outputs = Some(Box::new(kept)),
+            JobDataKind::Checkpoint(_) => job.keep_checkpoint(kept, count),
+            JobDataKind::Logs => job.keep_logs(kept),
         }
     }
 
@@ -67,15 +91,16 @@ impl JobBook {
         self.jobs.iter().filter(|(_, job)| job.state.is_finished()).map(|(id, job)| (*id, job))
     }
 
-    /// Returns whether there is room for this many bytes of data, if checkpoints of finished jobs go.
+    /// Returns whether there is room for this many bytes of data, if checkpoints and logs of finished jobs
+    /// go.
     pub(crate) fn has_room(&self, bytes: u64) -> bool {
-        let of = |job: &Job| job.checkpoints.iter().map(|kept| kept.bytes).sum::<u64>();
-        let freed: u64 = self.finished().map(|(_, job)| of(job)).sum();
+        let freed: u64 = self.finished().map(|(_, job)| job.spare_bytes()).sum();
         debug_assert!(freed <= self.data_bytes(), "a part of all data");
         self.data_bytes().saturating_sub(freed).saturating_add(bytes) <= JOB_DATA_BYTES_MAX
     }
 
-    /// Makes room for this many bytes of data: checkpoints of finished jobs go, those of the oldest first.
+    /// Makes room for this many bytes of data: checkpoints and logs of finished jobs go, those of the oldest
+    /// first.
     pub(crate) fn make_room(&mut self, bytes: u64) {
         let mut held = self.data_bytes();
         let mut oldest: Vec<(ClusterTime, JobId)> =
@@ -86,7 +111,9 @@ impl JobBook {
                 break;
             }
             let Some(job) = self.jobs.get_mut(&id) else { continue };
-            held -= job.checkpoints.drain(..).map(|kept| kept.bytes).sum::<u64>();
+            held -= job.spare_bytes();
+            job.checkpoints.clear();
+            job.logs.clear();
         }
         debug_assert_eq!(held, self.data_bytes(), "what went is counted");
     }
@@ -94,9 +121,7 @@ impl JobBook {
     /// Drops the wraps of all recipients for which this holds.
     pub(crate) fn drop_data_wraps(&mut self, is_useless: impl Fn(&Recipient) -> bool) {
         for job in self.jobs.values_mut() {
-            for kept in job.checkpoints.iter_mut().chain(job.outputs.as_deref_mut()) {
-                kept.wraps.retain(|wrap| !is_useless(&wrap.recipient));
-            }
+            job.data_mut().for_each(|kept| kept.wraps.retain(|wrap| !is_useless(&wrap.recipient)));
         }
     }
 
@@ -123,6 +148,7 @@ pub fn job_data_views(cluster: &Cluster, id: JobId) -> Option<Vec<JobDataView>> 
         JobDataView {
             kind: data.kind.clone(),
             attempt: data.attempt,
+            ranks: data.ranks,
             fence: data.fence,
             node: cluster.node_name(&data.node),
             bytes: data.stored.bytes,
@@ -271,6 +297,28 @@ mod tests {
         let job = &book.jobs()[&ids[0]];
         assert_eq!((job.checkpoints.len(), job.outputs.is_some()), (0, true));
         assert_eq!(book.data_bytes(), half);
+    }
+
+    #[test]
+    fn a_job_keeps_the_logs_of_a_bounded_number_of_slots_those_of_its_first_attempts_go() {
+        let (mut book, ids) = book(1);
+        let of = |attempt: u32, slot: u32| {
+            let mut kept = kept(ids[0], JobDataKind::Logs, 1);
+            (kept.signed.data.attempt, kept.signed.data.slot) = (attempt, SlotIndex(slot));
+            kept
+        };
+        let slots = u32::try_from(JOB_LOGS_MAX).expect("small") - 1;
+        for slot in (0..slots).rev() {
+            book.keep_data(ids[0], of(2, slot), 0);
+        }
+        book.keep_data(ids[0], of(1, 3), 0);
+        book.keep_data(ids[0], of(3, 0), 0);
+        let places: Vec<_> = book.jobs()[&ids[0]].logs.iter().map(KeptJobData::place).collect();
+        assert_eq!((places.len(), places[0]), (JOB_LOGS_MAX, (2, SlotIndex(0))));
+        assert_eq!(places.last(), Some(&(3, SlotIndex(0))));
+        book.end(ids[0], EndCause::Succeeded, Vec::new(), Some(0), (time(4), 1));
+        book.make_room(JOB_DATA_BYTES_MAX);
+        assert_eq!(book.data_bytes(), 0, "they make room like checkpoints");
     }
 
     #[test]

@@ -65,6 +65,10 @@ pub struct Job {
     /// Outputs of the present attempt, or of one that succeeded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outputs: Option<Box<KeptJobData>>,
+    /// Logs of slots that have ended, by attempt and slot; at most
+    /// [`JOB_LOGS_MAX`](crate::limits::JOB_LOGS_MAX), those of the latest attempts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub logs: Vec<KeptJobData>,
 }
 
 /// State of a job.
@@ -131,8 +135,22 @@ pub struct AttemptEnd {
     /// Ends of ranks that its nodes had reported, those that failed first; at most
     /// [`JOB_ENDS_KEPT_MAX`](crate::limits::JOB_ENDS_KEPT_MAX).
     pub ends: Vec<RankEnd>,
-    /// Nodes that held its slots, with their ranks: they may still send its lines.
-    pub holders: Vec<(NodeId, SlotRanks)>,
+    /// Slots of its gang with their nodes, which may still send its lines and leave its logs.
+    pub holders: Vec<EndedHolder>,
+}
+
+/// Node that held a slot of an attempt until its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EndedHolder {
+    /// Node that held the slot.
+    pub node: NodeId,
+    /// Index of the slot.
+    pub slot: SlotIndex,
+    /// Fence of its order.
+    pub fence: Fence,
+    /// Ranks of the slot.
+    pub ranks: SlotRanks,
 }
 
 /// Cause of an attempt's end.
@@ -362,6 +380,7 @@ impl JobBook {
             last_end: None,
             checkpoints: Vec::new(),
             outputs: None,
+            logs: Vec::new(),
         };
         self.jobs.insert(id, job);
     }
@@ -377,7 +396,11 @@ impl JobBook {
         at: (ClusterTime, u64),
     ) {
         let (now, generation) = at;
-        let holders = self.gang(id).map(|(_, held)| (held.node, held.ranks)).collect();
+        let holder = |(name, held): (JobSlotName, &JobHolding)| {
+            let (node, ranks) = (held.node, held.ranks);
+            EndedHolder { node, slot: name.slot, fence: name.fence, ranks }
+        };
+        let holders = self.gang(id).map(holder).collect();
         let Some(job) = self.jobs.get_mut(&id) else { return };
         debug_assert!(!job.state.is_finished(), "a finished job does not end again");
         ends.sort_by_key(|end| (end.outcome.is_success(), end.outcome == RankOutcome::Stopped, end.rank));
@@ -484,9 +507,7 @@ impl JobBook {
             if let Some(end) = &mut job.last_end {
                 end.at = moved(end.at);
             }
-            for kept in job.checkpoints.iter_mut().chain(job.outputs.as_deref_mut()) {
-                kept.registered_at = moved(kept.registered_at);
-            }
+            job.data_mut().for_each(|kept| kept.registered_at = moved(kept.registered_at));
         }
     }
 }

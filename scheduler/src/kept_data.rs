@@ -1,13 +1,13 @@
-//! One checkpoint, or the outputs of one attempt, as control keeps them.
+//! One checkpoint, the outputs of one attempt, or the logs of one slot of it, as control keeps them.
 
 use crate::clock::ClusterTime;
 use protocol::canonical::to_bytes;
 use protocol::job_data::{JobDataKind, JobDataSource, RegisterJobData, SignedJobData};
 use protocol::model::{KeyWrap, Recipient};
-use protocol::{CheckpointName, NodeId};
+use protocol::{CheckpointName, NodeId, SlotIndex};
 use serde::{Deserialize, Serialize};
 
-/// Checkpoint or outputs that control keeps.
+/// Data of a job that control keeps.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KeptJobData {
@@ -28,13 +28,18 @@ impl KeptJobData {
         Self { signed: request.signed, wraps: request.wraps, bytes, registered_at }
     }
 
-    /// Returns the name of a checkpoint; none of outputs.
+    /// Returns the name of a checkpoint; none of other data.
     #[must_use]
     pub fn name(&self) -> Option<&CheckpointName> {
         match &self.signed.data.kind {
             JobDataKind::Checkpoint(name) => Some(name),
-            JobDataKind::Outputs => None,
+            JobDataKind::Outputs | JobDataKind::Logs => None,
         }
+    }
+
+    /// Returns the attempt and the slot that made it.
+    pub(crate) fn place(&self) -> (u32, SlotIndex) {
+        (self.signed.data.attempt, self.signed.data.slot)
     }
 
     /// Returns the data with its key for one recipient.

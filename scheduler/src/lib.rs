@@ -73,8 +73,8 @@ pub use job_desired::{NodeJobAssignment, desired_jobs};
 pub use job_fit::check_fits;
 pub use job_views::{JobSelection, job_events, job_view, job_views};
 pub use jobs::{
-    AttemptEnd, EndCause, Job, JobBook, JobHolding, JobHoldingPhase, JobSlot, JobSlotName, JobState, RankGpu,
-    array_id,
+    AttemptEnd, EndCause, EndedHolder, Job, JobBook, JobHolding, JobHoldingPhase, JobSlot, JobSlotName,
+    JobState, RankGpu, array_id,
 };
 pub use kept_data::KeptJobData;
 pub use observed::{EvictionInProgress, Liveness, Observed, ObservedNode};

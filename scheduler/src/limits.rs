@@ -93,8 +93,10 @@ pub const JOBS_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// megabyte, and a node that makes more asks again.
 pub const CHECKPOINT_INTERVAL_MS: u64 = 1_000;
 /// Largest total size of the statements about data of jobs with their wraps, in bytes: a thousand checkpoints
-/// in a circle with fifty recipients. Checkpoints of finished jobs make room.
+/// in a circle with fifty recipients. Checkpoints and logs of finished jobs make room.
 pub const JOB_DATA_BYTES_MAX: u64 = 64 * 1024 * 1024;
+/// Most slots of which a job keeps logs, over all attempts; those of the first attempts go first.
+pub const JOB_LOGS_MAX: usize = 256;
 /// Time from the first failure of a job to its next attempt; each further failure doubles it.
 pub const JOB_BACKOFF_MS: u64 = 5_000;
 /// Longest time from a failure of a job to its next attempt.

@@ -223,18 +223,19 @@ fn slots(slots: &[JobSlotView]) -> Markup {
     }
 }
 
-/// Returns the checkpoints and outputs that are kept.
+/// Returns the checkpoints, outputs and logs that are kept.
 fn kept_data(data: &[JobDataView], id: &str) -> Markup {
     html! {
         section {
-            h2 { "Checkpoints and outputs" }
+            h2 { "Checkpoints, outputs and logs" }
             table.stack {
-                (table_head(&["Data", "Attempt", "Size", "Stored by", "Kept since"]))
+                (table_head(&["Data", "Attempt", "Ranks", "Size", "Stored by", "Kept since"]))
                 tbody {
                     @for kept in data {
                         tr {
                             th scope="row" { (foreign(&kept.kind.to_string())) }
                             td data-label="Attempt" { (kept.attempt) }
+                            td data-label="Ranks" { (kept.ranks.first) " to " (last_rank(kept)) }
                             td data-label="Size" { (format_bytes(kept.bytes)) }
                             td data-label="Stored by" { (foreign(&kept.node)) }
                             td data-label="Kept since" { (time(kept.registered_at)) }
@@ -242,9 +243,17 @@ fn kept_data(data: &[JobDataView], id: &str) -> Markup {
                     }
                 }
             }
-            p.quiet { "Fetched and verified by " code { "quorate job outputs " (id) " --to DIR" } }
+            p.quiet {
+                "Fetched and verified by " code { "quorate job outputs " (id) " --to DIR" }
+                " and " code { "quorate job logs " (id) " --to DIR" }
+            }
         }
     }
+}
+
+/// Returns the last rank of the slot that left data.
+fn last_rank(kept: &JobDataView) -> u32 {
+    kept.ranks.first.saturating_add(kept.ranks.count.saturating_sub(1))
 }
 
 /// Returns microseconds as seconds with one decimal, rounded down.

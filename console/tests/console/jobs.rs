@@ -73,6 +73,7 @@ fn kept(kind: JobDataKind) -> JobDataView {
     JobDataView {
         kind,
         attempt: 2,
+        ranks: SlotRanks { first: 0, count: 2 },
         fence: Fence::new(1, 4),
         node: "node-1".into(),
         bytes: 3 << 20,

@@ -2,6 +2,7 @@
 
 use super::Environment;
 use super::deploy::read_manifest;
+use super::job_data::{self, DataReader};
 use super::job_ids::{find, find_all, find_set};
 use super::output::table;
 use crate::client::ControlClient;
@@ -19,7 +20,7 @@ use protocol::usage_text::{format_hours, format_units};
 use protocol::{CheckpointName, JobId, ParameterName, ProjectName, Refusal, ServiceName, error_code};
 use serde::Serialize;
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Longest wait of a request for the next line or state, in milliseconds: short enough to notice the end of
 /// a job that prints nothing.
@@ -60,7 +61,14 @@ pub(crate) struct JobSubmitArguments {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  quorate job logs 3f9c -f --rank 0")]
+#[command(after_help = "\
+Examples:
+  quorate job logs 3f9c -f --rank 0
+  quorate job logs 3f9c --to logs
+
+Control has the latest lines of each rank in memory. With --to the files that nodes stored when their ranks
+had ended are fetched, of every attempt that is kept: DIR/attempt-N/slot-N/rank-N.log. They are read through a
+node on this machine, with the key that was wrapped to the member.")]
 pub(crate) struct JobLogsArguments {
     /// Id of the job, or the beginning of it
     id: String,
@@ -70,6 +78,15 @@ pub(crate) struct JobLogsArguments {
     /// Print the lines of this rank only
     #[arg(long)]
     rank: Option<u32>,
+    /// Fetch and verify the stored logs instead, into this directory, which is created
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["follow", "rank"])]
+    to: Option<PathBuf>,
+    /// State directory of a node on this machine [default: the context's]
+    #[arg(long, value_name = "DIR", requires = "to")]
+    node: Option<PathBuf>,
+    /// Key file of a member [default: the context's]
+    #[arg(long, value_name = "FILE", requires = "to")]
+    key: Option<PathBuf>,
 }
 
 /// Jobs of a command that several can be given to.
@@ -217,6 +234,10 @@ pub(super) async fn wait(arguments: JobSetArguments, environment: &Environment) 
 }
 
 pub(super) async fn logs(arguments: JobLogsArguments, environment: &Environment) -> Result<()> {
+    if let Some(to) = arguments.to {
+        let reader = DataReader { id: arguments.id, to, node: arguments.node, key: arguments.key };
+        return job_data::logs(reader, environment).await;
+    }
     let client = environment.context()?.client()?;
     let id = find(&client, &arguments.id).await?;
     if arguments.follow {

@@ -31,14 +31,14 @@ pub(crate) enum JobCommand {
     Wait(job_runs::JobSetArguments),
     /// Print what happened to a job: its attempts, its ends and their causes, and the data that is kept
     Events(job_events::JobEventsArguments),
-    /// Print the lines of a job's ranks
+    /// Print the lines of a job's ranks, or fetch the stored logs
     Logs(job_runs::JobLogsArguments),
     /// Cancel a job, or an array: its ranks are asked to end, and killed after their grace
     #[command(after_help = "Example:\n  quorate job cancel 3f9c")]
     Cancel(job_runs::JobSetArguments),
     /// Place a job that failed or was cancelled into the queue again
     Retry(job_runs::JobRetryArguments),
-    /// List the checkpoints of a job, the oldest first, and its outputs
+    /// List the checkpoints of a job, the oldest first, its outputs and its stored logs
     #[command(after_help = "Example:\n  quorate job checkpoints 3f9c")]
     Checkpoints(job_runs::JobIdArguments),
     /// Fetch, verify and unpack the outputs of a job that succeeded

@@ -392,7 +392,12 @@ fn bytes_bar() -> ProgressBar {
 }
 
 pub(super) fn progress_bar(length: u64) -> ProgressBar {
-    let style = ProgressStyle::with_template("{bar:30} {pos}/{len} segments {msg}")
+    counted_bar(length, "segments")
+}
+
+/// Returns a bar for work that is counted in units of this name.
+pub(super) fn counted_bar(length: u64, units: &str) -> ProgressBar {
+    let style = ProgressStyle::with_template(&format!("{{bar:30}} {{pos}}/{{len}} {units} {{msg}}"))
         .expect("the template is a constant");
     ProgressBar::new(length).with_style(style)
 }

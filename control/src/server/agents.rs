@@ -171,7 +171,7 @@ async fn access_after(
     Ok(cbor(StatusCode::OK, &answer))
 }
 
-/// Keeps a checkpoint or outputs of a job, by the statement of the node that made it. A statement that
+/// Keeps a checkpoint, outputs or logs of a job, by the statement of the node that made it. A statement that
 /// the state machine would refuse is not written to the log.
 async fn keep_job_data(
     State(server): State<Arc<Server>>,

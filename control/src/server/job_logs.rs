@@ -48,7 +48,7 @@ pub(super) fn of_holder(jobs: &JobBook, node: NodeId, lines: &[RankLine]) -> Vec
         });
         let end = jobs.jobs().get(&line.id).and_then(|job| job.last_end.as_ref());
         let held_last = end.filter(|end| end.attempt == line.attempt).is_some_and(|end| {
-            end.holders.iter().any(|(holder, ranks)| *holder == node && is_within(*ranks))
+            end.holders.iter().any(|holder| holder.node == node && is_within(holder.ranks))
         });
         holds_now || held_last
     };

@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use protocol::JobId;
 use protocol::api::Page;
 use protocol::job_api::{JobView, SubmittedJob};
-use protocol::job_data::JobDataView;
+use protocol::job_data::{JobDataKind, JobDataView};
 use protocol::usage::UsageEntry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -77,6 +77,7 @@ pub(super) async fn train_through_a_death(demonstration: &Demonstration, api: &O
         hurt.attempts,
         disturbed.len()
     ));
+    check_logs(demonstration, &hurt).await?;
     check_usage(demonstration, &hurt).await?;
     let outputs = outputs_of(demonstration, hurt.id);
     serve(demonstration, &[(TAUGHT, outputs.as_path(), 1)]).await?;
@@ -171,7 +172,7 @@ async fn wait_for_checkpoint(demonstration: &Demonstration, id: JobId) -> Result
     let (deadline, id) = (Instant::now() + LIMIT, id.to_string());
     loop {
         let kept: Page<JobDataView> = demonstration.quorate.json(&["job", "checkpoints", &id]).await?;
-        if !kept.items.is_empty() {
+        if kept.items.iter().any(|kept| matches!(kept.kind, JobDataKind::Checkpoint(_))) {
             return Ok(());
         }
         if Instant::now() > deadline {
@@ -204,6 +205,41 @@ fn collect(root: &Path, directory: &Path, files: &mut FilesByPath) -> Result<()>
         }
     }
     Ok(())
+}
+
+/// Checks that the lines of each rank of the last attempt are stored: those that control has, and no others.
+async fn check_logs(demonstration: &Demonstration, job: &JobView) -> Result<()> {
+    let (quorate, id, deadline) = (&demonstration.quorate, job.id.to_string(), Instant::now() + LIMIT);
+    let is_stored = |kept: &JobDataView| kept.kind == JobDataKind::Logs && kept.attempt == job.attempts;
+    loop {
+        let kept: Page<JobDataView> = quorate.json(&["job", "checkpoints", &id]).await?;
+        let slots = kept.items.iter().filter(|kept| is_stored(kept)).count();
+        if slots == 2 {
+            break;
+        }
+        ensure!(Instant::now() < deadline, "the logs of {slots} of 2 slots are stored: {kept:?}");
+        tokio::time::sleep(POLL_INTERVAL).await;
+    }
+    let place = demonstration.directory.join(format!("logs-{}", job.id.short()));
+    quorate.text(&["job", "logs", &id, "--to", &place.display().to_string()]).await?;
+    let mut lines = 0;
+    for rank in 0..2 {
+        let at = format!("attempt-{}/slot-{rank}/rank-{rank}.log", job.attempts);
+        let stored = fs::read_to_string(place.join(&at)).with_context(|| format!("read `{at}`"))?;
+        let shown = quorate.text(&["job", "logs", &id, "--rank", &rank.to_string()]).await?;
+        let shown = lines_of(&shown, job.attempts, rank);
+        ensure!(stored.lines().eq(shown.iter().copied()), "`{at}` has {stored:?}, and control {shown:?}");
+        lines += shown.len();
+    }
+    ensure!(lines > 0, "the ranks of {id} printed nothing");
+    demonstration.say(format!("logs: {lines} lines of 2 ranks are stored, as they were printed"));
+    Ok(())
+}
+
+/// Returns the lines of a rank in one attempt, from what `quorate job logs` printed.
+fn lines_of(printed: &str, attempt: u32, rank: u32) -> Vec<&str> {
+    let prefix = format!("{attempt}.{rank} ");
+    printed.lines().filter_map(|line| line.strip_prefix(&prefix)).collect()
 }
 
 /// Checks the usage of all attempts of a job: each interval of each slot is billed at its rate and the voted
@@ -277,5 +313,18 @@ mod tests {
         let mut files = FilesByPath::new();
         collect(directory.path(), directory.path(), &mut files).expect("readable");
         assert_eq!(files, FilesByPath::from([(PathBuf::from("deep/file"), b"x".to_vec())]));
+    }
+    #[test]
+    fn lines_are_those_of_one_rank_in_one_attempt() {
+        let printed = "1.0 loss 3\n1.1 loss 3\n2.0 loss 2\n2.1 loss 2\n12.0 other\n2.0 2.0 in a line\n";
+        assert_eq!(lines_of(printed, 2, 0), ["loss 2", "2.0 in a line"]);
+        assert_eq!(lines_of(printed, 2, 1), ["loss 2"]);
+        assert_eq!(lines_of(printed, 3, 0), [""; 0]);
+    }
+
+    #[test]
+    fn entries_are_the_charges_of_one_job() {
+        let id = JobId(protocol::Digest::of(b"job"));
+        assert_eq!(entries_of("{}\nno entry\n", id), []);
     }
 }

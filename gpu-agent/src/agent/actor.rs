@@ -629,6 +629,7 @@ impl AgentActor {
             shard_faults: self.node.models.faults(),
             job_slots: self.job_reports(),
             trees_changed: self.node.trees.changed(),
+            logs_lost: self.node.log_storage.lost(),
             gangs: self.node.gangs.counters(),
             models: models.map(|(root, verified, bytes)| (root.to_string(), verified, bytes)).collect(),
             gateway: self.gateway.as_ref().map(|status| GatewayNumbers {

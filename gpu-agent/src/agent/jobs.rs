@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! order verified, on disk --> artifact and checkpoint checked --> ready --> start of control --> ranks
-//!                                                   report <-- outputs stored <-- ends <--'
+//!                              logs stored <-- report <-- outputs stored <-- ends <--'
 //! ```
 //!
 //! Nothing of a job outlives its agent: the liveness lease ends its sandbox, and the next agent reports it as
@@ -12,10 +12,13 @@ pub(super) mod areas;
 mod data;
 mod file;
 mod inputs;
+mod keeper;
 pub(super) mod lines;
 mod network;
 mod output;
+mod rank_log;
 mod slot;
+pub(super) mod slot_logs;
 pub(super) mod trees;
 mod watch;
 

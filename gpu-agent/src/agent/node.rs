@@ -4,6 +4,7 @@ use super::control_client::AgentControlClient;
 use super::gangs::Gangs;
 use super::jobs::areas::JobAreas;
 use super::jobs::lines::RankLines;
+use super::jobs::slot_logs::LogStorage;
 use super::jobs::trees::ArtifactTrees;
 use super::lease::Lease;
 use super::logs::LogQueue;
@@ -44,6 +45,8 @@ pub(super) struct Node {
     pub(super) logs: LogQueue,
     /// Output of the ranks of jobs, on its way to control.
     pub(super) rank_lines: RankLines,
+    /// Logs of ended slots of jobs, on their way to the stores.
+    pub(super) log_storage: LogStorage,
     /// Unpacked artifacts of jobs.
     pub(super) trees: ArtifactTrees,
     /// Directories behind the writable areas of jobs.

@@ -26,6 +26,8 @@ pub(super) struct Numbers {
     pub(super) job_slots: Vec<JobSlotReport>,
     /// Trees of artifacts that differed from their root.
     pub(super) trees_changed: u64,
+    /// Slots of jobs whose logs could not be stored.
+    pub(super) logs_lost: u64,
     /// Packets of the ranks of gangs.
     pub(super) gangs: GangCounters,
     /// Root, segments verified, bytes.
@@ -70,6 +72,23 @@ fn families<const N: usize>(rows: Rows<N>) -> impl Iterator<Item = Family<'stati
     let family =
         |(name, kind, help, value)| Family { name, kind, help, samples: vec![(String::new(), value)] };
     rows.into_iter().map(family)
+}
+
+fn job_data_families(numbers: &Numbers) -> impl Iterator<Item = Family<'static>> {
+    families([
+        (
+            "quorate_agent_artifact_trees_changed_total",
+            "counter",
+            "Unpacked artifacts that differed from their root",
+            numbers.trees_changed,
+        ),
+        (
+            "quorate_agent_job_logs_lost_total",
+            "counter",
+            "Slots of jobs whose logs could not be stored",
+            numbers.logs_lost,
+        ),
+    ])
 }
 
 fn node_families(numbers: &Numbers) -> Vec<Family<'static>> {
@@ -119,13 +138,8 @@ fn node_families(numbers: &Numbers) -> Vec<Family<'static>> {
             "Shards missing, out of reach or wrong",
             numbers.shard_faults,
         ),
-        (
-            "quorate_agent_artifact_trees_changed_total",
-            "counter",
-            "Unpacked artifacts that differed from their root",
-            numbers.trees_changed,
-        ),
     ]);
+    let counts = counts.chain(job_data_families(numbers));
     let gateway = numbers.gateway.iter().flat_map(gateway_families);
     let scope = |(kind, count): (&&str, &u64)| (format!("{{scope=\"{kind}\"}}"), *count);
     let halts = Family {
@@ -333,6 +347,7 @@ mod tests {
             slots: vec![slot],
             job_slots: vec![job_slot],
             trees_changed: 1,
+            logs_lost: 2,
             gangs: GangCounters { packets: 3, dropped: [("forged-source", 2)].into(), ..Default::default() },
             control_silent_ms: 1_500,
             halts_standing: [("circle", 2)].into(),
@@ -358,6 +373,7 @@ mod tests {
             "quorate_agent_job_slot{job=\"train\",slot=\"1\",attempt=\"2\",state=\"running\"} 1",
             "quorate_agent_job_slot_cpu_microseconds{job=\"train\",slot=\"1\",attempt=\"2\"} 7",
             "quorate_agent_artifact_trees_changed_total 1",
+            "quorate_agent_job_logs_lost_total 2",
             "quorate_agent_gang_packets_total 3",
             "quorate_agent_gang_packets_dropped_total{reason=\"forged-source\"} 2",
         ] {

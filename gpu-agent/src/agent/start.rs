@@ -13,6 +13,7 @@ use super::gateway::{self, GatewayStatus, StopRequests};
 use super::halts::HaltFile;
 use super::jobs::areas::JobAreas;
 use super::jobs::lines::RankLines;
+use super::jobs::slot_logs::LogStorage;
 use super::jobs::trees::ArtifactTrees;
 use super::jobs::{JobFile, JobSlots};
 use super::last_answer::LastAnswerFile;
@@ -86,8 +87,8 @@ impl Prepared {
         let name = config.admission.name.clone();
         let stores = config.storage.as_ref().map_or_else(BTreeMap::new, |storage| storage.stores.clone());
         let context = storage::context(&config.identity, name, stores, circles);
-        let gangs = Gangs::new(config.identity.clone(), circle.subscribe());
         let node = Arc::new(Node {
+            gangs: Gangs::new(config.identity.clone(), circle.subscribe()),
             identity: config.identity,
             launcher: config.launcher,
             clock,
@@ -97,10 +98,10 @@ impl Prepared {
             resources: OfferedResources::new(config.resources),
             logs: LogQueue::default(),
             rank_lines: RankLines::default(),
+            log_storage: LogStorage::default(),
             trees: ArtifactTrees::open(&directory)?,
             areas: JobAreas::new(&directory).map_err(AgentError::during("find", &directory))?,
             control: control.clone(),
-            gangs,
             lease: watch::Sender::new(Lease::resumed(heard_at)),
             lease_ms_max: config.lease_ms_max,
             circle,

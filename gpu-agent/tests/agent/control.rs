@@ -11,7 +11,7 @@ use overlay::{CancellationToken, Limits, Peer, PeerPolicy};
 use protocol::agent::{
     ClockReading, Desired, EnrolRequest, EnrolResponse, NotLeader, SlotReport, SyncRequest, SyncResponse,
 };
-use protocol::job_data::{JobDataAnswer, RegisterJobData};
+use protocol::job_data::{JobDataAnswer, JobDataKind, RegisterJobData};
 use protocol::{Millis, NodeId, Refusal, canonical};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -45,8 +45,10 @@ pub struct ControlScript {
     /// Last request of each node.
     pub last_of: BTreeMap<NodeId, SyncRequest>,
     pub rank_lines: Vec<String>,
-    /// Data of jobs that nodes asked to keep.
+    /// Checkpoints and outputs that nodes asked to keep.
     pub job_data: Vec<RegisterJobData>,
+    /// Logs that nodes asked to keep.
+    pub job_logs: Vec<RegisterJobData>,
     /// Refusal of every registration; none = each is kept.
     pub data_refusal: Option<Refusal>,
     pub lines: Vec<String>,
@@ -103,6 +105,7 @@ impl Control {
             last_of: BTreeMap::new(),
             rank_lines: vec![],
             job_data: vec![],
+            job_logs: vec![],
             data_refusal: None,
             lines: vec![],
             asked: vec![0; count],
@@ -185,7 +188,10 @@ async fn keep_job_data(
     let mut script = replica.script.lock().unwrap();
     human_chain::check_job_data(&script.world.state, &request.signed).unwrap();
     assert_eq!(request.wraps_flaw(), None);
-    script.job_data.push(request);
+    match request.signed.data.kind {
+        JobDataKind::Logs => script.job_logs.push(request),
+        JobDataKind::Checkpoint(_) | JobDataKind::Outputs => script.job_data.push(request),
+    }
     let answer = JobDataAnswer { refusal: script.data_refusal.clone() };
     canonical::to_bytes(&answer).into_response()
 }

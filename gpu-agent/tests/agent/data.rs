@@ -212,6 +212,43 @@ async fn a_rank_resumes_on_another_node_from_the_checkpoint_that_it_left() {
     world.stop().await;
 }
 
+/// Returns the root of a tree with this log of rank 0 alone.
+fn tree_of_log(directory: &Path, text: &str) -> ArtifactRoot {
+    let (files, work) = (directory.join("files"), directory.join("work"));
+    for path in [&files, &work] {
+        fs::create_dir_all(path).unwrap();
+    }
+    fs::write(files.join("rank-0.log"), text).unwrap();
+    let mut builder = ArtifactBuilder::new(&work, ArtifactLimits::default()).unwrap();
+    builder.add_data(&fs::File::open(&files).unwrap(), &files).unwrap();
+    builder.pack_data().unwrap().unwrap().root
+}
+
+/// The logs of an attempt that is ended from outside are stored as those of one that succeeds. No node can
+/// read them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_logs_of_each_attempt_are_stored_for_the_members_alone() {
+    let world = DataWorld::new(&[]).await;
+    world.run(0, 1, None).await;
+    let kept = world.registration(0).await;
+    world.run(1, 2, Some(source_for(&kept, 1))).await;
+    world.until(1, 2, JobSlotState::Ended).await;
+    let both = |script: &crate::control::ControlScript| {
+        let mut logs = script.job_logs.clone();
+        logs.sort_by_key(|request| request.signed.data.attempt);
+        (logs.len() == 2).then_some(logs)
+    };
+    let logs = world.control.until("the logs of both attempts", both).await;
+    for (number, (request, text)) in logs.iter().zip(["left step-1\n", "resumed from step-1\n"]).enumerate() {
+        let data = &request.signed.data;
+        assert_eq!((data.attempt as usize, data.node), (number + 1, node_id(number)));
+        let expected = tree_of_log(&world.directory.path().join(format!("expected-{number}")), text);
+        assert_eq!(data.tree(), Some(expected), "attempt {}", data.attempt);
+        assert!(request.wraps.iter().all(|wrap| matches!(wrap.recipient, Recipient::Member(_))));
+    }
+    world.stop().await;
+}
+
 /// Attacks of a hostile control, and of a node whose statement it hands on: each alters one thing that the
 /// next attempt would begin with. Without the check, the ranks would compute from it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,5 +1,5 @@
-//! Verification of a node's statement about a checkpoint or outputs of a job: by control before it keeps the
-//! data, and by a node before its ranks begin with it.
+//! Verification of a node's statement about a checkpoint, outputs or logs of a job: by control before it
+//! keeps the data, and by a node before its ranks begin with it.
 //!
 //! A statement proves which admitted node made the data. It does not prove that control kept the newest: a
 //! hostile control can offer an older one, or none.
@@ -30,8 +30,11 @@ pub fn check_job_data(state: &CircleState, signed: &SignedJobData) -> Result<(),
     if data.tree().is_none() {
         return refuse("what it names is no data of a job");
     }
-    if data.ranks.first != 0 || data.ranks.count == 0 || data.attempt == 0 {
-        return refuse("its slot does not run rank 0 of an attempt");
+    if data.ranks.count == 0 || data.attempt == 0 {
+        return refuse("its slot runs no rank of an attempt");
+    }
+    if data.ranks.first != 0 && data.kind != JobDataKind::Logs {
+        return refuse("its slot does not run rank 0");
     }
     if state.node_by_id(data.node).is_none() {
         return Err(ChainError::NodeNotAdmitted(data.node));
@@ -65,14 +68,17 @@ pub fn check_checkpoint(
 }
 
 /// Returns the parties to which the key of a job's data is wrapped, with their keys: every active member, and
-/// the workers on which the envelope lets the job run; the members first, at most [`JOB_DATA_WRAPS_MAX`].
+/// the workers on which the envelope lets the job run, which may begin with a checkpoint of another. No node
+/// reads logs. The members come first, at most [`JOB_DATA_WRAPS_MAX`] in all.
 #[must_use]
 pub fn data_recipients<'a>(
     state: &'a CircleState,
     manifest: &JobManifest,
+    kind: &JobDataKind,
 ) -> Vec<(Recipient, &'a EncryptionKey)> {
     let admits = |recipient: &Recipient| match recipient {
         Recipient::Member(_) => true,
+        Recipient::Node(_) if *kind == JobDataKind::Logs => false,
         Recipient::Node(id) => {
             state.node_by_id(*id).is_some_and(|node| placement_allows(&manifest.placement, node))
         }

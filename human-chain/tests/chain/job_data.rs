@@ -63,7 +63,7 @@ fn sign(data: JobData, who: &str) -> SignedJobData {
 type Alter = fn(&mut JobData);
 
 /// Attacks of a hostile node, which signs any statement: each alters one field of a sound one.
-const STATEMENTS: [(&str, Alter); 11] = [
+const STATEMENTS: [(&str, Alter); 13] = [
     ("approved", |_| {}),
     ("approved", |d| d.kind = JobDataKind::Outputs),
     ("approved", |d| d.attempt = 9),
@@ -74,8 +74,10 @@ const STATEMENTS: [(&str, Alter); 11] = [
         d.stored.kind = StoredKind::Artifact { tree: ArtifactRoot(Digest::of(b"tree")) };
     }),
     ("job-data-invalid: rank 0", |d| d.ranks.first = 1),
-    ("job-data-invalid: rank 0", |d| d.ranks.count = 0),
-    ("job-data-invalid: rank 0", |d| d.attempt = 0),
+    ("job-data-invalid: no rank", |d| d.ranks.count = 0),
+    ("job-data-invalid: no rank", |d| d.attempt = 0),
+    ("approved", |d| (d.kind, d.ranks.first) = (JobDataKind::Logs, 1)),
+    ("job-data-invalid: no rank", |d| (d.kind, d.ranks.count) = (JobDataKind::Logs, 0)),
     ("node-not-admitted", |d| d.node = NodeId(key("n9"))),
 ];
 
@@ -118,7 +120,7 @@ fn a_statement_is_signed_by_the_node_that_it_names() {
 #[test]
 fn an_attempt_begins_with_a_checkpoint_of_its_own_job_and_of_an_earlier_attempt() {
     let state = approved(full_job());
-    let cases: [(&str, Alter); 7] = [
+    let cases: [(&str, Alter); 8] = [
         ("approved", |_| {}),
         ("approved", |d| d.attempt = 1),
         ("job-data-invalid: no earlier attempt", |d| d.attempt = 3),
@@ -126,6 +128,7 @@ fn an_attempt_begins_with_a_checkpoint_of_its_own_job_and_of_an_earlier_attempt(
         ("job-data-invalid: another job", |d| d.id = JobId(Digest::of(b"another submission"))),
         ("job-data-invalid: another job", |d| d.job = name("other")),
         ("job-data-invalid: no checkpoint", |d| d.kind = JobDataKind::Outputs),
+        ("job-data-invalid: no checkpoint", |d| d.kind = JobDataKind::Logs),
     ];
     for (number, (expected, alter)) in cases.iter().enumerate() {
         let mut altered = data(&state);
@@ -154,9 +157,10 @@ fn the_key_goes_to_active_members_and_to_workers_that_the_envelope_admits() {
     elsewhere.region = "oslo".into();
     let elsewhere = crate::support::claimed_by("n7", elsewhere);
     enact(&mut state, Change::AdmitNode(Box::new(elsewhere)), &BOTH);
-    let of = |state: &CircleState, job: &JobManifest| -> Vec<Recipient> {
-        data_recipients(state, job).into_iter().map(|(recipient, _)| recipient).collect()
+    let of_kind = |state: &CircleState, job: &JobManifest, kind| -> Vec<Recipient> {
+        data_recipients(state, job, &kind).into_iter().map(|(recipient, _)| recipient).collect()
     };
+    let of = |state: &CircleState, job: &JobManifest| of_kind(state, job, JobDataKind::Outputs);
     let members = ["alice", "bob", "carol"].map(|who| Recipient::Member(name(who)));
     let nodes = |names: &[&str]| -> Vec<Recipient> {
         names.iter().map(|who| Recipient::Node(NodeId(key(who)))).collect()
@@ -167,6 +171,8 @@ fn the_key_goes_to_active_members_and_to_workers_that_the_envelope_admits() {
     };
     let mut job = full_job();
     assert_eq!(sorted(of(&state, &job)), sorted([&members[..], &nodes(&["n1", "n7"])].concat()));
+    let logs = of_kind(&state, &job, JobDataKind::Logs);
+    assert_eq!(sorted(logs), sorted(members.to_vec()), "no node reads logs");
     job.placement.regions = vec!["ghent".into()];
     assert_eq!(sorted(of(&state, &job)), sorted([&members[..], &nodes(&["n1"])].concat()));
     job.placement.node_selector.insert("disk".into(), "tape".into());

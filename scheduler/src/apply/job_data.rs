@@ -1,4 +1,4 @@
-//! Registration of checkpoints and outputs by the node that made them.
+//! Registration of checkpoints, outputs and logs by the node that made them.
 //!
 //! Only what comes under the fence in force counts. A registration changes no generation: no plan depends on
 //! it.
@@ -8,7 +8,7 @@ use super::registry::{check_stores, check_wrap_lengths};
 use crate::clock::{ClockReadings, ClusterTime};
 use crate::cluster::Cluster;
 use crate::command::{Refusal, Reply};
-use crate::jobs::{Job, JobHoldingPhase, JobState, subject_of};
+use crate::jobs::{AttemptEnd, EndedHolder, Job, JobHoldingPhase, JobState, subject_of};
 use crate::kept_data::KeptJobData;
 use crate::limits::{CHECKPOINT_INTERVAL_MS, JOB_DATA_BYTES_MAX};
 use human_chain::{check_job_data, recipient_key};
@@ -46,7 +46,7 @@ pub fn refused_job_data(
     judge(cluster, request, cluster.time(clocks)).err()
 }
 
-/// Keeps a checkpoint or outputs. The same registration again changes nothing.
+/// Keeps data of a job. The same registration again changes nothing.
 pub(super) fn register(cluster: &mut Cluster, request: &RegisterJobData) -> Result<Reply, Refusal> {
     let Some(Acceptable { request, count }) = judge(cluster, request, cluster.now)? else {
         return Ok(Reply::Done);
@@ -74,7 +74,7 @@ fn judge(
     if job.data().any(|kept| kept.signed == request.signed) {
         return Ok(None);
     }
-    check_held(cluster, job, data)?;
+    check_order(cluster, job, data)?;
     let count = check_kind(cluster, job, data)?;
     check_pace(job, data, now)?;
     check_stores(&data.stored).map_err(|refusal| invalid(refusal.message))?;
@@ -107,6 +107,20 @@ fn check_pace(job: &Job, data: &JobData, now: ClusterTime) -> Result<(), Refusal
     Ok(())
 }
 
+/// Checks that the order of the slot lets it leave data of this kind.
+fn check_order(cluster: &Cluster, job: &Job, data: &JobData) -> Result<(), Refusal> {
+    let is_logs = data.kind == JobDataKind::Logs;
+    if is_logs && held_until_the_end(job, data) { Ok(()) } else { check_held(cluster, job, data) }
+}
+
+/// Returns whether the node held the slot under exactly this order when the last attempt that has ended did:
+/// logs are stored once the ranks have ended, and nothing depends on them.
+fn held_until_the_end(job: &Job, data: &JobData) -> bool {
+    let order = EndedHolder { node: data.node, slot: data.slot, fence: data.fence, ranks: data.ranks };
+    let is_of = |end: &&AttemptEnd| end.attempt == data.attempt && job.submission().job == data.job;
+    job.last_end.as_ref().filter(is_of).is_some_and(|end| end.holders.contains(&order))
+}
+
 /// Checks that the node holds the slot under exactly this order, in the present attempt. A slot that ends may
 /// still leave a checkpoint, which is what its grace is for; outputs are a result of ranks that run.
 fn check_held(cluster: &Cluster, job: &Job, data: &JobData) -> Result<(), Refusal> {
@@ -128,19 +142,21 @@ fn check_held(cluster: &Cluster, job: &Job, data: &JobData) -> Result<(), Refusa
     }
 }
 
-/// Checks that the job keeps data of this kind, and that the attempt has left none of this name. Returns the
-/// number of checkpoints that are kept.
+/// Checks that the job keeps data of this kind, and that the attempt has left none of this name, nor the slot
+/// any logs. Returns the number of checkpoints that are kept.
 fn check_kind(cluster: &Cluster, job: &Job, data: &JobData) -> Result<usize, Refusal> {
     let manifest = cluster.job_manifest(&job.submission().certificate);
     let count = manifest.map_or(0, |manifest| manifest.checkpoints) as usize;
     if matches!(data.kind, JobDataKind::Checkpoint(_)) && count == 0 {
         return Err(invalid("the job keeps no checkpoints: its manifest has `checkpoints = 0`"));
     }
-    let same = |kept: &&KeptJobData| {
-        (&kept.signed.data.kind, kept.signed.data.attempt) == (&data.kind, data.attempt)
+    let is_same = |kept: &KeptJobData| {
+        let left = &kept.signed.data;
+        let of_slot = data.kind != JobDataKind::Logs || left.slot == data.slot;
+        (&left.kind, left.attempt) == (&data.kind, data.attempt) && of_slot
     };
-    if job.data().any(|kept| same(&kept)) {
-        return Err(invalid(format!("the attempt has left another {} before", data.kind)));
+    if job.data().any(is_same) {
+        return Err(invalid(format!("the attempt has left other {} before", data.kind)));
     }
     Ok(count)
 }

@@ -5,8 +5,11 @@ use super::{InvariantResult, ensure};
 use crate::cluster::Cluster;
 use crate::jobs::{Job, JobHolding, JobHoldingPhase, JobSlotName, JobState, key_of};
 use crate::kept_data::KeptJobData;
-use crate::limits::{JOB_DATA_BYTES_MAX, JOB_ENDS_KEPT_MAX, JOBS_FINISHED_MAX, JOBS_UNFINISHED_MAX};
+use crate::limits::{
+    JOB_DATA_BYTES_MAX, JOB_ENDS_KEPT_MAX, JOB_LOGS_MAX, JOBS_FINISHED_MAX, JOBS_UNFINISHED_MAX,
+};
 use protocol::JobId;
+use protocol::job_data::JobDataKind;
 use std::collections::BTreeSet;
 
 pub(super) fn check(cluster: &Cluster) -> InvariantResult {
@@ -69,7 +72,12 @@ fn check_data(cluster: &Cluster, id: JobId, job: &Job) -> InvariantResult {
     ensure(job.checkpoints.len() <= count, ListBounded, subject)?;
     let names: BTreeSet<_> = job.checkpoints.iter().map(KeptJobData::name).collect();
     let apart = names.len() == job.checkpoints.len() && !names.contains(&None);
-    ensure(apart && job.outputs.iter().all(|kept| kept.name().is_none()), JobKept, subject)?;
+    ensure(job.logs.len() <= JOB_LOGS_MAX, ListBounded, subject)?;
+    let is_of = |kept: &KeptJobData, kind| kept.signed.data.kind == kind;
+    let ordered = job.logs.is_sorted_by(|one, next| one.place() < next.place())
+        && job.logs.iter().all(|kept| is_of(kept, JobDataKind::Logs));
+    let outputs = job.outputs.iter().all(|kept| is_of(kept, JobDataKind::Outputs));
+    ensure(apart && ordered && outputs, JobKept, subject)?;
     let known = job.data().all(|kept| {
         let data = &kept.signed.data;
         data.id == id && (1..=job.attempts).contains(&data.attempt)

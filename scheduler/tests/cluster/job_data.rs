@@ -1,5 +1,5 @@
 //! Checkpoints and outputs: kept under the fence in force alone, the newest of them, and placed where the
-//! whole gang can open them.
+//! whole gang can open them. Logs: kept for each slot once its ranks have ended.
 
 use crate::common::*;
 use crate::jobs::{approved, job, linked_nodes_with, report_all, running_job, state, submit};
@@ -37,9 +37,19 @@ fn holder(world: &World, id: JobId) -> String {
 
 /// Returns a sound registration by the holder of rank 0, its key wrapped to these nodes and to alice.
 fn registration_to(world: &World, id: JobId, kind: JobDataKind, nodes: &[&str]) -> RegisterJobData {
+    registration_of(world, (id, 0), kind, nodes)
+}
+
+/// Returns a sound registration by the holder of the slot of a first rank.
+fn registration_of(
+    world: &World,
+    (id, first): (JobId, u32),
+    kind: JobDataKind,
+    nodes: &[&str],
+) -> RegisterJobData {
     let jobs = world.cluster.jobs();
-    let (name, held) = jobs.held().find(|(_, held)| held.id == id && held.ranks.first == 0).unwrap();
-    let seed = format!("{kind} {} {}", held.attempt, name.fence);
+    let (name, held) = jobs.held().find(|(_, held)| held.id == id && held.ranks.first == first).unwrap();
+    let seed = format!("{kind} {} {} {first}", held.attempt, name.fence);
     let root = ModelRoot(Digest::of(seed.as_bytes()));
     let mut wraps: Vec<KeyWrap> =
         nodes.iter().map(|node| wrap_of(root, Recipient::Node(node_id(node)))).collect();
@@ -70,7 +80,12 @@ fn registration_to(world: &World, id: JobId, kind: JobDataKind, nodes: &[&str]) 
         key_commitment: Digest::of(b"key"),
         wraps: wraps_digest(&wraps),
     };
-    RegisterJobData { signed: job_data_of(&holder(world, id), data), wraps }
+    RegisterJobData { signed: job_data_of(&world.cluster.node_name(&held.node), data), wraps }
+}
+
+/// Returns the registrations of the logs of both slots.
+fn logs_of_both(world: &World, id: JobId) -> [RegisterJobData; 2] {
+    [0, 1].map(|first| registration_of(world, (id, first), JobDataKind::Logs, &[]))
 }
 
 fn registration(world: &World, id: JobId, kind: JobDataKind) -> RegisterJobData {
@@ -340,6 +355,88 @@ fn outputs_are_those_of_an_attempt_that_succeeded() {
     assert_eq!(state(&world, id), JobState::Succeeded);
     assert_eq!(job_data_views(&world.cluster, id).unwrap().len(), 1);
     assert_eq!(job_data_views(&world.cluster, JobId(Digest::of(b"x"))), None);
+}
+
+/// Returns the attempts and first ranks whose logs are kept.
+fn kept_logs(world: &World, id: JobId) -> Vec<(u32, u32)> {
+    let logs = world.cluster.jobs().jobs()[&id].logs.iter();
+    logs.map(|kept| (kept.signed.data.attempt, kept.signed.data.ranks.first)).collect()
+}
+
+#[test]
+fn each_slot_leaves_its_logs_when_its_attempt_is_over_also_if_it_failed() {
+    let mut world = approved("retries = 1");
+    let id = running_job(&mut world);
+    let [first, second] = logs_of_both(&world, id);
+    world.must(action(second.clone()));
+    report_all(&mut world, JobSlotState::Ended, Some(RankOutcome::Exited { code: 1 }));
+    world.execute();
+    world.job_reports = BTreeMap::new();
+    world.heartbeat_all();
+    world.execute();
+    assert_eq!(world.cluster.jobs().held().count(), 0, "the slots are free again");
+    world.must(action(first));
+    assert_eq!(kept_logs(&world, id), [(1, 0), (1, 1)]);
+    next_attempt(&mut world, id);
+    run(&mut world);
+    let [_, later] = logs_of_both(&world, id);
+    report_all(&mut world, JobSlotState::Ended, Some(RankOutcome::Exited { code: 0 }));
+    world.execute();
+    world.must(action(later));
+    assert_eq!(kept_logs(&world, id), [(1, 0), (1, 1), (2, 1)], "those of the failure stay");
+    assert_eq!(stored_job_data(&world.cluster).len(), 3, "a collection of garbage keeps them");
+    let before = world.cluster.jobs().clone();
+    world.must(action(second));
+    assert_eq!(*world.cluster.jobs(), before, "the same again changes nothing");
+    let views = job_data_views(&world.cluster, id).unwrap();
+    let shown: Vec<(u32, u32)> = views.iter().map(|view| (view.attempt, view.ranks.first)).collect();
+    assert_eq!(shown, kept_logs(&world, id));
+    assert_eq!(Cluster::from_snapshot(&world.cluster.to_snapshot()).as_ref(), Ok(&world.cluster));
+}
+
+/// Attacks of a node that held one slot of an attempt, on the logs of the others, and of one that held a slot
+/// of an attempt before.
+#[test]
+fn logs_are_of_the_holder_of_their_slot_in_the_last_attempt_that_ended() {
+    let mut world = approved("retries = 2");
+    let id = running_job(&mut world);
+    let [first, second] = logs_of_both(&world, id);
+    let checkpoint = registration(&world, id, JobDataKind::Outputs);
+    report_all(&mut world, JobSlotState::Ended, Some(RankOutcome::Exited { code: 1 }));
+    world.execute();
+    let cases: [(&str, &str, Alter); 6] = [
+        ("as it is", "ok", |_| {}),
+        ("a higher fence", "job-data-fenced", |data| data.fence.count += 1),
+        ("another attempt", "job-data-fenced", |data| data.attempt += 1),
+        ("another slot", "job-data-fenced", |data| data.slot = SlotIndex(7)),
+        ("the ranks of the other slot", "job-data-fenced", |data| data.ranks.first = 1),
+        ("another job's name", "job-data-fenced", |data| data.job = service_name("other")),
+    ];
+    for (what, expected, alter) in cases {
+        let mut request = first.clone();
+        let node = world.cluster.node_name(&request.signed.data.node);
+        alter(&mut request.signed.data);
+        request.signed = job_data_of(&node, request.signed.data);
+        assert_eq!(verdict(&world, Actor::Scheduler, action(request)), expected, "{what}");
+    }
+    let mut stolen = first.clone();
+    stolen.signed.data.node = second.signed.data.node;
+    let thief = world.cluster.node_name(&stolen.signed.data.node);
+    stolen.signed = job_data_of(&thief, stolen.signed.data);
+    assert_eq!(verdict(&world, Actor::Scheduler, action(stolen)), "job-data-fenced", "by the other node");
+    let late = verdict(&world, Actor::Scheduler, action(checkpoint));
+    assert_eq!(late, "job-data-fenced", "a result is of ranks that run");
+    world.must(action(first.clone()));
+    let mut doubled = first;
+    doubled.signed.data.key_commitment = Digest::of(b"another");
+    let node = world.cluster.node_name(&doubled.signed.data.node);
+    doubled.signed = job_data_of(&node, doubled.signed.data);
+    assert_eq!(verdict(&world, Actor::Scheduler, action(doubled)), "job-data-invalid", "other logs");
+    next_attempt(&mut world, id);
+    run(&mut world);
+    report_all(&mut world, JobSlotState::Ended, Some(RankOutcome::Exited { code: 1 }));
+    world.execute();
+    assert_eq!(verdict(&world, Actor::Scheduler, action(second)), "job-data-fenced", "two attempts ago");
 }
 
 /// A grace is there so that the ranks can write a last checkpoint; it is kept. An output is a result, and a

@@ -172,7 +172,7 @@ pub(super) async fn retry(
     server.change(caller, key, Action::RetryJob { id, from }).await
 }
 
-/// The checkpoints of a job, oldest first, and its outputs.
+/// The checkpoints of a job, oldest first, its outputs, and its logs by attempt and slot.
 #[utoipa::path(get, path = "/v1/jobs/{id}/data", params(("id" = JobId, Path)),
     responses((status = 200, body = Page<JobDataView>)), tag = "jobs")]
 pub(super) async fn data(
@@ -184,7 +184,7 @@ pub(super) async fn data(
     items.map(|items| Json(Page::whole(items))).ok_or_else(|| no_job(id))
 }
 
-/// The checkpoints and outputs of a job, with their keys for the member that asks.
+/// The checkpoints, outputs and logs of a job, with their keys for the member that asks.
 ///
 /// The member's signature opens this, and no token does: a wrap leaves control only for its recipient.
 #[utoipa::path(post, path = "/v1/jobs/{id}/data/mine", params(("id" = JobId, Path)),

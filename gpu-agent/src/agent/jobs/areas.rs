@@ -3,6 +3,7 @@
 //! ```text
 //! areas/SLOT/checkpoint, outputs    given to the ranks as /checkpoint and /outputs
 //! areas/SLOT/inputs                 files of models, which the ranks see under /models
+//! areas/SLOT/logs                   what the ranks printed
 //! areas/SLOT/work                   packed files on their way to and from the stores
 //! ```
 //!
@@ -52,8 +53,8 @@ impl JobAreas {
         let path = self.root.join(name);
         remove_all(&path)?;
         let areas = SlotAreas { path };
-        let own = [areas.path.clone(), areas.checkpoint(), areas.outputs(), areas.inputs(), areas.work()];
-        for directory in own {
+        let areas_of_ranks = [areas.checkpoint(), areas.outputs(), areas.inputs()];
+        for directory in [areas.path.clone(), areas.logs(), areas.work()].into_iter().chain(areas_of_ranks) {
             DirBuilder::new().mode(0o700).create(directory)?;
         }
         Ok(areas)
@@ -69,6 +70,21 @@ impl SlotAreas {
     /// Returns the directory that the ranks see as `/outputs`.
     pub(super) fn outputs(&self) -> PathBuf {
         self.path.join("outputs")
+    }
+
+    /// Returns the directory of what the ranks printed. They do not see it.
+    pub(super) fn logs(&self) -> PathBuf {
+        self.path.join("logs")
+    }
+
+    /// Removes what the ranks of an ended slot had, as far as that is possible: its logs may wait for a store
+    /// that does not answer.
+    pub(super) fn leave_logs(&self) {
+        for directory in [self.checkpoint(), self.outputs(), self.inputs()] {
+            if let Err(error) = remove_all(&directory) {
+                tracing::warn!(path = %directory.display(), %error, "an area of a slot is left behind");
+            }
+        }
     }
 
     fn inputs(&self) -> PathBuf {
@@ -149,6 +165,22 @@ mod tests {
         let path = areas.path.clone();
         drop(areas);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn the_logs_of_an_ended_slot_outlive_its_other_areas() {
+        let directory = tempfile::tempdir().unwrap();
+        let all = JobAreas::new(directory.path()).unwrap();
+        all.clear().unwrap();
+        let areas = all.make("train.0.1.1").unwrap();
+        for of in [areas.checkpoint(), areas.outputs(), areas.logs()] {
+            fs::write(of.join("file"), "x").unwrap();
+        }
+        areas.leave_logs();
+        assert_eq!(fs::read_to_string(areas.logs().join("file")).unwrap(), "x");
+        assert!(!areas.checkpoint().exists() && !areas.outputs().exists());
+        drop(areas);
+        assert_eq!(fs::read_dir(directory.path().join("areas")).unwrap().count(), 0);
     }
 
     /// The attack is a rank that closes its directories, so that the agent could not remove them. A

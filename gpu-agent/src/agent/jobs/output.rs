@@ -1,12 +1,11 @@
 //! Readers of the output of ranks. A rank that prints faster than its rate has to wait.
 
-use super::lines::RankKey;
+use super::rank_log::RankLog;
 use crate::agent::logs::cut;
 use crate::agent::node::Node;
 use sandbox::{InputPacer, RankOutput};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 use tokio::task::JoinSet;
@@ -21,32 +20,27 @@ const READ_BYTES: usize = 16 * 1024;
 /// Minimum cost of a read, so that single bytes are no cheaper way to keep an agent busy.
 const READ_BYTES_MIN: u32 = 512;
 
-/// Starts to read both streams of a rank, whose lines are numbered by `sequence`. A reader ends when every
-/// writer of its stream is gone.
-pub(super) fn read_rank(
-    readers: &mut JoinSet<()>,
-    node: &Arc<Node>,
-    key: RankKey,
-    sequence: &Arc<AtomicU64>,
-    output: RankOutput,
-) {
+/// Starts to read both streams of a rank. A reader ends when every writer of its stream is gone.
+pub(super) fn read_rank(readers: &mut JoinSet<()>, node: &Arc<Node>, log: &Arc<RankLog>, output: RankOutput) {
     for stream in [output.output, output.error] {
-        readers.spawn(read_stream(node.clone(), key, sequence.clone(), stream));
+        readers.spawn(read_stream(node.clone(), log.clone(), stream));
     }
 }
 
-/// Keeps lines of a rank for control, and lets the agent send them at once if a request may carry them now.
-pub(super) fn keep_lines(node: &Node, key: RankKey, sequence: &AtomicU64, lines: Vec<String>) {
-    if node.rank_lines.push(key, sequence, lines, Instant::now()) {
+/// Keeps lines of a rank in its file and for control, and lets the agent send them at once if a request may
+/// carry them now.
+pub(super) fn keep_lines(node: &Node, log: &RankLog, lines: Vec<String>) {
+    log.write(&lines);
+    if node.rank_lines.push(log.key, &log.sequence, lines, Instant::now()) {
         node.news.notify_one();
     }
 }
 
-async fn read_stream(node: Arc<Node>, key: RankKey, sequence: Arc<AtomicU64>, stream: OwnedFd) {
+async fn read_stream(node: Arc<Node>, log: Arc<RankLog>, stream: OwnedFd) {
     let mut pipe = match pipe::Receiver::from_owned_fd(stream) {
         Ok(pipe) => pipe,
         Err(error) => {
-            tracing::error!(rank = key.rank, %error, "the output of a rank cannot be read");
+            tracing::error!(rank = log.key.rank, %error, "the output of a rank cannot be read");
             return;
         }
     };
@@ -65,7 +59,7 @@ async fn read_stream(node: Arc<Node>, key: RankKey, sequence: Arc<AtomicU64>, st
             _ => cut(&mut rest, b"\n", &mut lines),
         }
         if !lines.is_empty() {
-            keep_lines(&node, key, &sequence, lines);
+            keep_lines(&node, &log, lines);
         }
         if length == 0 {
             return;

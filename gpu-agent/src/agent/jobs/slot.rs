@@ -5,9 +5,11 @@
 use super::areas::SlotAreas;
 use super::data::{SlotData, restore};
 use super::inputs::{SlotInputs, place_inputs};
-use super::lines::RankKey;
+use super::keeper::Keeper;
 use super::network::network_of;
 use super::output::read_rank;
+use super::rank_log::RankLog;
+use super::slot_logs::SlotLogs;
 use super::watch::CheckpointWatch;
 use crate::agent::core::{GangOrders, JobSlotEnd, Refusal, SlotKey, job_end, lapsed};
 use crate::agent::gangs::GangMembership;
@@ -27,7 +29,6 @@ use protocol::{Fence, error_code};
 use sandbox::{Ended, Running, StartProcess, etc_files};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -331,9 +332,9 @@ impl JobTask {
         self.status().not_enforced = running.not_enforced().to_vec();
         self.enter(JobSlotState::Running);
         let (mut readers, mut links) = (JoinSet::new(), JoinSet::new());
-        let first_lines = Arc::new(AtomicU64::new(0));
-        self.read(&running, &mut readers, &mut links, (prepared.membership.as_ref(), &first_lines)).await;
-        let (keeping, over) = self.keep(prepared, watch, first_lines);
+        let logs = SlotLogs::new(self.grant.get(), self.ranks, &prepared.areas);
+        self.read(&running, &mut readers, &mut links, (prepared.membership.as_ref(), logs.ranks())).await;
+        let (keeping, over) = self.keep(prepared, watch, logs.ranks().first());
         let mut cause = None;
         let ended = self.follow(&running, &mut cause).await;
         over.cancel();
@@ -350,7 +351,9 @@ impl JobTask {
         }
         let exit = ended.map_or((None, false), |ended| (ended.exit, ended.out_of_memory));
         let end = job_end(self.ranks, exit, cause, cpu_micros);
-        self.finish(keeping, end).await
+        let end = self.finish(keeping, end).await;
+        logs.leave(self.node.clone(), self.grant.clone(), prepared.areas.clone());
+        end
     }
 
     /// Starts to read the output of the ranks, and to move the packets of their gang.
@@ -359,16 +362,12 @@ impl JobTask {
         running: &Arc<dyn Running>,
         readers: &mut JoinSet<()>,
         links: &mut JoinSet<()>,
-        (gang, first_lines): (Option<&GangMembership>, &Arc<AtomicU64>),
+        (gang, logs): (Option<&GangMembership>, &[Arc<RankLog>]),
     ) {
-        let grant = self.grant.get();
         match running.clone().descriptors().await {
             Ok(descriptors) => {
-                for (rank, output) in (self.ranks.first..).zip(descriptors.ranks) {
-                    let key = RankKey { id: grant.id, attempt: grant.attempt, rank };
-                    let is_first = rank == self.ranks.first;
-                    let lines = if is_first { first_lines.clone() } else { Arc::default() };
-                    read_rank(readers, &self.node, key, &lines, output);
+                for (log, output) in logs.iter().zip(descriptors.ranks) {
+                    read_rank(readers, &self.node, log, output);
                 }
                 if let Some(gang) = gang {
                     self.attach(links, gang, descriptors.gang_device);
@@ -384,15 +383,13 @@ impl JobTask {
         &self,
         prepared: &PreparedSlot,
         watch: Option<CheckpointWatch>,
-        lines: Arc<AtomicU64>,
+        first: Option<&Arc<RankLog>>,
     ) -> (Option<KeepingTask>, CancellationToken) {
         let over = CancellationToken::new();
-        if !self.keeps_data() {
-            return (None, over);
-        }
+        let Some(log) = first.filter(|_| self.keeps_data()) else { return (None, over) };
         let bytes_max = area_bytes(&self.grant.get().manifest.resources, self.ranks.count);
         let (node, grant, areas) = (self.node.clone(), self.grant.clone(), prepared.areas.clone());
-        let data = SlotData::new(node, grant, areas, bytes_max, lines);
+        let data = SlotData::new(Keeper { node, grant, areas, bytes_max }, log.clone());
         (Some(KeepingTask(tokio::spawn(data.follow(watch, over.clone())))), over)
     }
 
