@@ -46,6 +46,7 @@ mod slot;
 mod start;
 mod status;
 mod storage;
+mod usage;
 mod worker_link;
 
 pub use admin::{ADMIN_SOCKET, hand_halt, hand_order};

@@ -111,14 +111,12 @@ fn check_forgetting(state: &CircleState, model: &ModelChoice, grace_seconds: u32
 
 /// Checks that each price is within its bound.
 pub(crate) fn check_prices(prices: &Prices) -> Result<(), ChainError> {
-    let Prices { gpu_hour_micro_units, cpu_hour_micro_units, memory_gib_hour_micro_units } = prices;
-    let highest = *gpu_hour_micro_units.max(cpu_hour_micro_units).max(memory_gib_hour_micro_units);
-    if highest > PRICE_MICRO_UNITS_MAX {
-        let reason =
-            format!("{highest} millionths per hour; accepted: at most {PRICE_MICRO_UNITS_MAX} for each");
-        return Err(ChainError::invalid("prices", reason));
-    }
-    Ok(())
+    let too_high = prices.named().into_iter().find(|(_, price)| *price > PRICE_MICRO_UNITS_MAX);
+    let Some((name, price)) = too_high else { return Ok(()) };
+    let reason = format!(
+        "{price} millionths for the price `{name}`; accepted: at most {PRICE_MICRO_UNITS_MAX} for each"
+    );
+    Err(ChainError::invalid("prices", reason))
 }
 
 /// Checks that no member has a key of a node, a control replica or a passkey.

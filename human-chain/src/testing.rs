@@ -25,6 +25,7 @@ pub(crate) fn node(text: &str) -> NodeAdmission {
         encryption: encryption(text),
         roles: BTreeSet::from([NodeRole::Worker]),
         region: String::new(),
+        owner: None,
         labels: BTreeMap::new(),
         storage: None,
         gateway: None,

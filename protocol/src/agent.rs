@@ -9,6 +9,7 @@ use crate::keys::PublicKey;
 use crate::manifest::Isolation;
 use crate::model::{ModelRecord, SignedComplaint, SignedWrap};
 use crate::order::SignedOrder;
+use crate::slot_usage::SignedSlotUsage;
 use crate::worker::WorkerMetrics;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -127,6 +128,9 @@ pub struct SyncRequest {
     /// Lines that ranks wrote and that no answer has acknowledged, those of each rank in their order; at most
     /// [`crate::job_report::RANK_LINES_MAX`].
     pub rank_lines: Vec<RankLine>,
+    /// Counts of slots that changed and that no answer has acknowledged; at most
+    /// [`crate::slot_usage::SLOT_USAGES_MAX`].
+    pub usage: Vec<SignedSlotUsage>,
 }
 
 /// Maximum number of complaints in one request: more models than a node loads at the same time.

@@ -8,7 +8,8 @@ use crate::access::AccessEnvelope;
 use crate::digest::Digest;
 use crate::halt::Halt;
 use crate::ids::{
-    CircleId, Epoch, MemberId, Millis, NodeId, NodeName, ProposalId, ReplicaId, ServiceName, StoreName,
+    CircleId, Epoch, MemberId, Millis, NodeId, NodeName, OwnerName, ProposalId, ReplicaId, ServiceName,
+    StoreName,
 };
 use crate::keys::{EncryptionKey, HybridSignature, MemberKeys, PublicKey, Signature};
 use crate::manifest::{Manifest, ModelChoice};
@@ -164,6 +165,8 @@ pub struct NodeAdmission {
     pub region: String,
     /// Labels that node selectors match.
     pub labels: BTreeMap<String, String>,
+    /// Party that owns the node, to which its usage is counted; none where the circle keeps no such account.
+    pub owner: Option<OwnerName>,
     /// Storage endpoint; present exactly when the node has the storage role.
     pub storage: Option<StorageEndpoint>,
     /// Gateway endpoint; present exactly when the node has the gateway role.

@@ -108,6 +108,10 @@ name!(
     ProjectName
 );
 name!(
+    /// Name of the party that owns a node: a member, a company, a site.
+    OwnerName
+);
+name!(
     /// Name of a checkpoint: that of the directory which a job renamed into `/checkpoint`.
     CheckpointName
 );

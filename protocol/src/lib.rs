@@ -39,6 +39,7 @@ pub mod passkey;
 pub mod project;
 pub mod refusal;
 pub mod sandbox;
+pub mod slot_usage;
 pub mod usage;
 pub mod usage_text;
 pub mod worker;
@@ -50,8 +51,8 @@ pub use error_chain::error_chain;
 pub use error_code::ErrorCode;
 pub use ids::{
     ArtifactRoot, BootId, BootTime, CheckpointName, CircleId, CommentId, Epoch, Fence, GrantId, HaltId,
-    JobId, MemberId, Millis, ModelName, ModelRoot, NodeId, NodeName, ParameterName, ProjectName, ProposalId,
-    ReplicaId, ServiceName, SlotIndex, StoreName, TokenName,
+    JobId, MemberId, Millis, ModelName, ModelRoot, NodeId, NodeName, OwnerName, ParameterName, ProjectName,
+    ProposalId, ReplicaId, ServiceName, SlotIndex, StoreName, TokenName,
 };
 pub use keys::{EncryptionKey, HybridSignature, MemberKeys, PublicKey, Signature};
 pub use passkey::{Passkey, PasskeyAssertion, PasskeyKey, PasskeyPolicy, PasskeyRegistration};

@@ -243,6 +243,7 @@ fn request(slots: u32) -> SyncRequest {
         desired: Digest([0; 32]),
         logs: vec![],
         jobs: vec![],
+        usage: vec![],
         rank_lines_term: 0,
         rank_lines: vec![],
     }

@@ -108,13 +108,25 @@ fn carry_out(cluster: &mut Cluster, index: u64, command: &Command) -> Result<Rep
         Action::RollBack { service, reason } => roll_back::roll_back(cluster, actor, service, reason),
         Action::RequestJob(request) => jobs::request(cluster, actor, request),
         Action::SubmitJob(signed) => jobs::submit(cluster, actor, signed),
-        Action::CancelJob { id } => jobs::cancel(cluster, actor, *id),
-        Action::RetryJob { id, from } => jobs::retry(cluster, actor, *id, from.as_ref()),
-        Action::RegisterJobData(request) => job_data::register(cluster, request),
+        Action::CancelJob { id } => metered(cluster, |cluster| jobs::cancel(cluster, actor, *id)),
+        Action::RetryJob { id, from } => {
+            metered(cluster, |cluster| jobs::retry(cluster, actor, *id, from.as_ref()))
+        }
+        Action::RegisterJobData(request) => metered(cluster, |cluster| job_data::register(cluster, request)),
         Action::Execute { parent_generation, steps } => execute::execute(cluster, *parent_generation, steps),
         Action::Enrol(admission) => registry::enrol(cluster, admission),
         Action::Tick => Ok(tick(cluster, index, &command.clocks)),
     }
+}
+
+/// Carries out a command that may change what jobs have stored, and brings the meters in line with that.
+fn metered(
+    cluster: &mut Cluster,
+    command: impl FnOnce(&mut Cluster) -> Result<Reply, Refusal>,
+) -> Result<Reply, Refusal> {
+    let reply = command(cluster)?;
+    usage::settle(cluster, &MeterEnds::default());
+    Ok(reply)
 }
 
 /// Returns the scope that an access token needs for an action; none if the action takes no token.

@@ -18,6 +18,7 @@ use protocol::job_report::RankEnd;
 use protocol::manifest::Manifest;
 use protocol::model::{ModelRecord, SignedComplaint, SignedWrap};
 use protocol::order::SlotOrder;
+use protocol::slot_usage::SignedSlotUsage;
 use protocol::{
     CheckpointName, CircleId, Digest, ErrorCode, Fence, JobId, MemberId, NodeId, ParameterName, ProposalId,
     ReplicaId, ServiceName, SlotIndex, TokenName,
@@ -245,12 +246,9 @@ pub enum Step {
         ends: Vec<RankEnd>,
     },
     /// A job's slot becomes free: its node no longer runs it.
-    ReleaseGang {
-        /// Slot under its last order.
-        slot: JobSlotName,
-        /// CPU time of its ranks, as the node reported it, in microseconds; 0 if it forgot the slot.
-        cpu_micros: u64,
-    },
+    ReleaseGang(JobSlotName),
+    /// Counts that the node of a slot stated are metered.
+    CountUsage(Box<SignedSlotUsage>),
     /// The roll-out of a service's approval ends.
     EndRollOut {
         /// Service whose roll-out ends.

@@ -40,6 +40,8 @@ pub(crate) struct Effect {
     pub(crate) detail: String,
     /// Set by an order.
     pub(crate) order: Option<SlotOrder>,
+    /// Whether the audit log leaves it out: counts come without end, and have entries of their own.
+    pub(crate) is_quiet: bool,
 }
 
 impl<'a> Draft<'a> {
@@ -71,7 +73,8 @@ impl<'a> Draft<'a> {
             Step::StartGang(gang) => self.start_gang(gang),
             Step::RunGang { id, attempt } => self.run_gang(*id, *attempt),
             Step::EndGang { id, attempt, cause, ends } => self.end_gang(*id, *attempt, cause, ends),
-            Step::ReleaseGang { slot, cpu_micros } => self.release_gang(slot, *cpu_micros),
+            Step::ReleaseGang(slot) => self.release_gang(slot),
+            Step::CountUsage(signed) => self.count_usage(signed),
             Step::EndRollOut { service, failed } => self.end_roll_out(service, failed.as_deref()),
         }
     }
@@ -93,7 +96,7 @@ impl<'a> Draft<'a> {
                 let Some(slot) = service.slots.get_mut(&index) else { continue };
                 if !runs_on {
                     let until = autonomy_until(self.cluster, slot, self.now, silent_ms);
-                    let meter = MeterName { envelope: name.clone(), slot: index, fence: slot.fence };
+                    let meter = meter_of(name, index, slot.fence);
                     self.meters.end(meter, until, self.now);
                     keep_former(self.cluster, slot, self.now);
                     free(slot, self.now);
@@ -252,7 +255,7 @@ impl<'a> Draft<'a> {
         keep_former(self.cluster, slot, self.now);
         if slot.holding.is_some() {
             let until = autonomy_until(self.cluster, slot, self.now, 0);
-            let meter = MeterName { envelope: plan.service.clone(), slot: plan.slot, fence: slot.fence };
+            let meter = meter_of(&plan.service, plan.slot, slot.fence);
             self.meters.end(meter, until, self.now);
         }
         slot.fence = plan.fence;
@@ -463,14 +466,19 @@ pub(crate) fn next_fence(service: &Service, index: SlotIndex) -> Option<Fence> {
 }
 
 pub(crate) fn effect(action: &'static str, subject: String, detail: String) -> Effect {
-    Effect { action, subject, detail, order: None }
+    Effect { action, subject, detail, order: None, is_quiet: false }
 }
 
 fn subject_of(name: &SlotName) -> String {
     slot_text(&name.service, name.slot)
 }
 
-fn slot_text(service: &ServiceName, slot: SlotIndex) -> String {
+/// Returns the name of the meter of a service's slot.
+fn meter_of(service: &ServiceName, slot: SlotIndex, fence: Fence) -> MeterName {
+    MeterName { envelope: service.clone(), slot, fence, stored: None }
+}
+
+pub(crate) fn slot_text(service: &ServiceName, slot: SlotIndex) -> String {
     format!("{service}/{slot}")
 }
 

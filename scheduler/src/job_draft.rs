@@ -145,7 +145,7 @@ impl Draft<'_> {
     }
 
     /// Frees a slot that its node no longer runs.
-    pub(crate) fn release_gang(&mut self, name: &JobSlotName, cpu_micros: u64) -> Result<Effect, Refusal> {
+    pub(crate) fn release_gang(&mut self, name: &JobSlotName) -> Result<Effect, Refusal> {
         let slot = self.jobs.slots.get_mut(&name.job).and_then(|slots| slots.get_mut(&name.slot));
         let slot = slot.filter(|slot| slot.fence == name.fence);
         let label = format!("{}/{}", name.job, name.slot);
@@ -154,7 +154,6 @@ impl Draft<'_> {
         let ends = slot.holding.as_ref().filter(|held| matches!(held.phase, JobHoldingPhase::Ending { .. }));
         let node = ends.map(|held| held.node).ok_or_else(missing)?;
         slot.holding = None;
-        self.meters.cpu_used_microseconds.insert(name.meter(), cpu_micros);
         debug_assert!(slot.fence == name.fence, "the next order has a higher fence");
         Ok(effect("release", label, format!("was on {}", self.cluster.node_name(&node))))
     }

@@ -278,7 +278,7 @@ pub struct JobSlotName {
 impl JobSlotName {
     /// Returns the name of the slot's meter.
     pub(crate) fn meter(&self) -> MeterName {
-        MeterName { envelope: self.job.clone(), slot: self.slot, fence: self.fence }
+        MeterName { envelope: self.job.clone(), slot: self.slot, fence: self.fence, stored: None }
     }
 }
 

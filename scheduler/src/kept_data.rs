@@ -1,6 +1,7 @@
 //! One checkpoint, the outputs of one attempt, or the logs of one slot of it, as control keeps them.
 
 use crate::clock::ClusterTime;
+use crate::usage::MeterName;
 use protocol::canonical::to_bytes;
 use protocol::job_data::{JobDataKind, JobDataSource, RegisterJobData, SignedJobData};
 use protocol::model::{KeyWrap, Recipient};
@@ -35,6 +36,13 @@ impl KeptJobData {
             JobDataKind::Checkpoint(name) => Some(name),
             JobDataKind::Outputs | JobDataKind::Logs => None,
         }
+    }
+
+    /// Returns the name of its meter.
+    pub(crate) fn meter(&self) -> MeterName {
+        let data = &self.signed.data;
+        let stored = Some(data.stored.root);
+        MeterName { envelope: data.job.clone(), slot: data.slot, fence: data.fence, stored }
     }
 
     /// Returns the attempt and the slot that made it.

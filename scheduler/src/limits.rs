@@ -111,6 +111,18 @@ pub const GANG_BYTES_MAX: u64 = protocol::limits::SYNC_BYTES_MAX as u64 / 8;
 /// Number of the latest entries of usage that the state keeps. A replica copies them into its journal after
 /// each command; one that joins later finds the entries of days of a small cluster in the snapshot.
 pub const USAGE_RECENT_MAX: usize = 4096;
+/// Time between two statements of a running slot's counts that are metered, in milliseconds: each is an entry
+/// of the log of half a kilobyte. Those of a slot that ends are metered at once.
+pub const COUNT_INTERVAL_MS: u64 = 5 * 60 * 1000;
+/// Most tokens of prompts, and of answers, that a slot counts in a millisecond: thousand times what one node
+/// makes today.
+pub const COUNT_TOKENS_PER_MS_MAX: u64 = 1000;
+/// Most cores whose time a slot counts: more than a machine has.
+pub const COUNT_CORES_MAX: u64 = 1024;
+/// Time beyond that of the meter for which a slot may have counted, in milliseconds: clocks differ.
+pub const COUNT_SLACK_MS: u64 = 60 * 1000;
+/// Most slots of one node of which a leader keeps the stated counts.
+pub const COUNTED_SLOTS_MAX: usize = 4096;
 /// Most rows of usage totals: a year of days with dozens of envelopes and submitters. The rows of the oldest
 /// day go first.
 pub const USAGE_TOTALS_MAX: usize = 16_384;

@@ -15,13 +15,14 @@
 
 use crate::clock::LeaderTime;
 use crate::command::{SlotName, Step};
-use crate::limits::RELEASES_REMEMBERED_MAX;
+use crate::limits::{COUNTED_SLOTS_MAX, RELEASES_REMEMBERED_MAX};
 use crate::plan::Plan;
 use protocol::agent::{NodeResources, SlotReport, SlotState, SyncRequest};
 use protocol::halt::Halt;
-use protocol::job_report::{JOB_REPORTS_MAX, JobSlotReport};
+use protocol::job_report::{JOB_REPORTS_MAX, JobSlotReport, JobSlotState};
 use protocol::limits::LEASE_MS;
 use protocol::manifest::Isolation;
+use protocol::slot_usage::{SLOT_USAGES_MAX, SignedSlotUsage};
 use protocol::{Fence, NodeId, ServiceName, SlotIndex};
 use std::collections::{BTreeMap, VecDeque};
 
@@ -38,6 +39,8 @@ pub struct Observed {
     /// Slots that answer, by node: the order, the restarts of its worker, and the time since which it
     /// answers.
     answering: BTreeMap<NodeId, BTreeMap<(ServiceName, SlotIndex), Answering>>,
+    /// Counts that each node stated of its slots, under the latest fence of each.
+    usage: BTreeMap<NodeId, BTreeMap<(ServiceName, SlotIndex), SignedSlotUsage>>,
     /// Halts in force, as far as this leader knows. Nodes judge for themselves; a plan only wastes no order.
     halts: Vec<Halt>,
 }
@@ -139,6 +142,7 @@ impl Observed {
             released: BTreeMap::new(),
             evicting: BTreeMap::new(),
             answering: BTreeMap::new(),
+            usage: BTreeMap::new(),
             halts: Vec::new(),
         }
     }
@@ -167,6 +171,7 @@ impl Observed {
         }
         self.evicting.remove(&node);
         self.remember_releases(node, &request.slots);
+        self.note_usage(node, &request.usage);
         // If the clock falls behind, a granted lease counts from the latest time seen.
         let known = self.nodes.get(&node);
         let heartbeat_at = now.max(known.map_or(self.leader_since, |known| known.heartbeat_at));
@@ -195,6 +200,48 @@ impl Observed {
             },
         );
         Ok(is_news)
+    }
+
+    /// Keeps the counts that a node states of its own slots.
+    fn note_usage(&mut self, node: NodeId, stated: &[SignedSlotUsage]) {
+        let known = self.usage.entry(node).or_default();
+        for signed in stated.iter().take(SLOT_USAGES_MAX).filter(|signed| signed.usage.node == node) {
+            let name = (signed.usage.envelope.clone(), signed.usage.slot);
+            let is_late = known.get(&name).is_some_and(|before| before.usage.fence > signed.usage.fence);
+            if !is_late && (known.len() < COUNTED_SLOTS_MAX || known.contains_key(&name)) {
+                known.insert(name, signed.clone());
+            }
+        }
+    }
+
+    /// Returns the counts that a node stated last of a slot.
+    pub(crate) fn usage(
+        &self,
+        node: &NodeId,
+        envelope: &ServiceName,
+        slot: SlotIndex,
+    ) -> Option<&SignedSlotUsage> {
+        self.usage.get(node)?.get(&(envelope.clone(), slot))
+    }
+
+    /// Returns whether a node reported that a slot has ended under this fence.
+    pub(crate) fn has_ended(
+        &self,
+        node: &NodeId,
+        envelope: &ServiceName,
+        slot: SlotIndex,
+        fence: Fence,
+    ) -> bool {
+        let Some(known) = self.nodes.get(node) else { return false };
+        let service = known.slots.iter().any(|report| {
+            let is_of = (&report.service, report.slot, report.fence) == (envelope, slot, fence);
+            is_of && report.state == SlotState::Released
+        });
+        service
+            || known.jobs.iter().any(|report| {
+                let is_of = (&report.job, report.slot, report.fence) == (envelope, slot, fence);
+                is_of && report.state == JobSlotState::Ended
+            })
     }
 
     /// Keeps the times since which slots answer. One that did not answer in the last report, or under another

@@ -10,6 +10,7 @@
 //! end. The step is left out and recorded in [`Plan::dropped`]; `apply` would have refused it anyway.
 
 mod capacity;
+mod counts;
 mod drain;
 mod fill;
 mod jobs;
@@ -141,6 +142,7 @@ impl Plan {
 pub fn plan(view: ClusterView) -> Plan {
     let mut planner = Planner::new(view);
     if view.cluster.circle.is_some() && view.cluster.leadership.is_some() {
+        planner.count_usage();
         planner.lapse_dead_nodes();
         planner.resume_returned();
         planner.release_former_holders();
@@ -240,6 +242,7 @@ impl<'a> Planner<'a> {
     fn update_capacities(&mut self, step: &Step) {
         let kept = self.capacities.get_mut();
         match (step, kept.as_mut().map(Rc::make_mut)) {
+            (Step::CountUsage(_), _) => {}
             (Step::Order(order), Some(capacities)) => {
                 let manifest = &self.draft.services[&order.service].manifest;
                 if let Some(capacity) = capacities.iter_mut().find(|capacity| capacity.id == order.node) {

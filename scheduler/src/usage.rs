@@ -1,7 +1,8 @@
 //! Metered usage of the replicated state: a meter for each held slot, entries of closed intervals, and
 //! totals.
 //!
-//! A meter opens with the order of a slot and closes when the slot is free or ordered elsewhere. Its interval
+//! A meter opens with the order of a slot and closes when the slot is free or ordered elsewhere; that of
+//! stored data of a job opens with its registration, and closes when control forgets the data. Its interval
 //! also ends at midnight UTC, at the end of the envelope's period, and with a change of prices, so that each
 //! entry has one day, one period and one price. The state keeps the totals on which decisions depend, and the
 //! latest entries, from which each replica copies them into a journal of its own. Commands make no entry
@@ -10,11 +11,13 @@
 //! Caveat: at most one boundary of each kind is looked at per command. An interval over several days without
 //! any command counts to the day in which it began.
 
+mod counting;
 mod limits_held;
 mod metering;
 mod rebill;
 mod rows;
 
+pub(crate) use counting::raised;
 pub(crate) use limits_held::Spending;
 pub use metering::price_versions;
 pub(crate) use metering::{MeterEnds, is_day_over, settle};
@@ -23,8 +26,13 @@ pub use rebill::{Rebill, RebillFault, RebillSum};
 use crate::clock::ClusterTime;
 use crate::limits::{USAGE_RECENT_MAX, USAGE_TOTALS_MAX};
 use protocol::job::Submitter;
-use protocol::usage::{PriceVersion, UsageAmounts, UsageEntry, UsageRate, UsageTotal, bill};
-use protocol::{Digest, Fence, JobId, Millis, NodeId, ServiceName, SlotIndex};
+use protocol::usage::{
+    PriceVersion, StoredUsage, UsageAmounts, UsageCounts, UsageEntry, UsageRate, UsageTotal, bill,
+    bill_stored,
+};
+use protocol::{
+    Digest, Fence, JobId, Millis, ModelRoot, NodeId, OwnerName, ProjectName, ServiceName, SlotIndex,
+};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};
 
@@ -33,38 +41,60 @@ pub(crate) const DAY_MS: u64 = 86_400_000;
 /// Period of a service's spend limit in milliseconds: a clock hour.
 pub(crate) const HOUR_MS: u64 = 3_600_000;
 
-/// Slot under one order, by which its meter is found.
+/// Slot under one order, or data that it left, by which a meter is found.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct MeterName {
     pub(crate) envelope: ServiceName,
     pub(crate) slot: SlotIndex,
     pub(crate) fence: Fence,
+    /// Root of stored data; none of the slot itself.
+    pub(crate) stored: Option<ModelRoot>,
 }
 
-/// Meter of a held slot.
+/// Meter of a held slot, or of stored data.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Meter {
     pub(crate) certificate: Digest,
     pub(crate) node: NodeId,
+    /// Owner of the node; none of stored data, which is on many.
+    pub(crate) owner: Option<OwnerName>,
+    /// Project of the job; none for a service.
+    pub(crate) project: Option<ProjectName>,
     /// Party that submitted; none for a service.
     pub(crate) submitter: Option<Submitter>,
     pub(crate) job: Option<JobId>,
     pub(crate) attempt: u32,
     pub(crate) rate: UsageRate,
+    pub(crate) stored: Option<StoredUsage>,
     /// Begin of the open interval.
     pub(crate) since: ClusterTime,
     /// Prices of the open interval.
     pub(crate) price: PriceVersion,
-    /// CPU time that the node reported and no entry has yet, in microseconds.
-    pub(crate) cpu_used_microseconds: u64,
+    /// Highest counts that the node stated since the order.
+    pub(crate) counted: UsageCounts,
+    /// Counts that entries have.
+    pub(crate) entered: UsageCounts,
+    /// Time of the last statement that counted; that of the order before the first.
+    pub(crate) counted_at: ClusterTime,
 }
 
 impl Meter {
-    /// Returns the amounts from a time within the open interval to a later one.
+    /// Returns the amounts from a time within the open interval to a later one. Counts that no entry has are
+    /// of the open interval.
     fn amounts(&self, from: ClusterTime, until: ClusterTime) -> UsageAmounts {
-        bill(&self.rate, self.since.max(from).ms_until(until), &self.price.prices)
+        let (ms, prices) = (self.since.max(from).ms_until(until), &self.price.prices);
+        let of_time = match &self.stored {
+            None => bill(&self.rate, ms, prices),
+            Some(stored) => bill_stored(stored, ms, prices),
+        };
+        of_time.with_counts(self.uncounted(), prices)
+    }
+
+    /// Returns the counts that no entry has.
+    pub(crate) fn uncounted(&self) -> UsageCounts {
+        self.counted.since(self.entered)
     }
 }
 
@@ -81,12 +111,14 @@ pub(crate) struct PeriodUse {
     pub(crate) earlier_used: UsageAmounts,
 }
 
-/// Row of the totals: begin of a day, envelope, submitter.
+/// Row of the totals: begin of a day, envelope, project, owner, submitter.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct TotalName {
     pub(crate) day: Millis,
     pub(crate) envelope: ServiceName,
+    pub(crate) project: Option<ProjectName>,
+    pub(crate) owner: Option<OwnerName>,
     pub(crate) submitter: Option<Submitter>,
 }
 
@@ -163,7 +195,7 @@ impl UsageBook {
         (self.charged, self.credited)
     }
 
-    /// Returns the number of slots that are metered.
+    /// Returns the number of slots and stored items that are metered.
     #[must_use]
     pub fn open_meters(&self) -> usize {
         self.meters.len()
@@ -174,18 +206,26 @@ impl UsageBook {
         self.recent.iter()
     }
 
-    /// Returns the totals by day, envelope and submitter, with what is open at this time.
+    /// Returns the totals by day, envelope, project, owner and submitter, with what is open at this time.
     #[must_use]
     pub fn totals(&self, now: ClusterTime) -> Vec<UsageTotal> {
         let mut open: BTreeMap<TotalName, UsageAmounts> = BTreeMap::new();
         for (name, meter) in &self.meters {
             let day = period_start(meter.since, DAY_MS).0;
-            let row = TotalName { day, envelope: name.envelope.clone(), submitter: meter.submitter.clone() };
+            let row = TotalName {
+                day,
+                envelope: name.envelope.clone(),
+                project: meter.project.clone(),
+                owner: meter.owner.clone(),
+                submitter: meter.submitter.clone(),
+            };
             open.entry(row).or_default().add(&meter.amounts(meter.since, now));
         }
         let row = |name: &TotalName, total: DayTotal, open: UsageAmounts| UsageTotal {
             day: name.day,
             envelope: name.envelope.clone(),
+            project: name.project.clone(),
+            owner: name.owner.clone(),
             submitter: name.submitter.clone(),
             entries: total.entries,
             amounts: total.amounts,
@@ -237,7 +277,8 @@ impl UsageBook {
         &'a self,
         envelope: &'a ServiceName,
     ) -> impl Iterator<Item = (&'a MeterName, &'a Meter)> {
-        let first = MeterName { envelope: envelope.clone(), slot: SlotIndex(0), fence: Fence::default() };
+        let (slot, fence) = (SlotIndex(0), Fence::default());
+        let first = MeterName { envelope: envelope.clone(), slot, fence, stored: None };
         self.meters.range(first..).take_while(move |(name, _)| name.envelope == *envelope)
     }
 
@@ -260,14 +301,13 @@ impl UsageBook {
     pub(crate) fn split(&mut self, name: &MeterName, at: ClusterTime, price: PriceVersion) {
         let Some(meter) = self.meters.get_mut(name) else { return };
         let from = meter.since;
-        if at < from || (at == from && meter.cpu_used_microseconds == 0) {
+        if at < from || (at == from && meter.uncounted() == UsageCounts::default()) {
             meter.price = price;
             return;
         }
-        let used = std::mem::take(&mut meter.cpu_used_microseconds);
-        let amounts = UsageAmounts { cpu_used_microseconds: used, ..meter.amounts(from, at) };
+        let amounts = meter.amounts(from, at);
         let entry = entry_of(name, meter, (from, at), amounts);
-        (meter.since, meter.price) = (at, price);
+        (meter.since, meter.price, meter.entered) = (at, price, meter.counted);
         self.record(entry, from);
     }
 
@@ -361,15 +401,20 @@ impl UsageBook {
 
     fn count_in_total(&mut self, entry: &UsageEntry, counts_at: ClusterTime) {
         let day = period_start(counts_at, DAY_MS).0;
-        let mut name =
-            TotalName { day, envelope: entry.envelope.clone(), submitter: entry.submitter.clone() };
+        let mut name = TotalName {
+            day,
+            envelope: entry.envelope.clone(),
+            project: entry.project.clone(),
+            owner: entry.owner.clone(),
+            submitter: entry.submitter.clone(),
+        };
         while self.totals.len() >= USAGE_TOTALS_MAX && !self.totals.contains_key(&name) {
             let oldest = self.totals.keys().next().map(|first| first.day);
             match oldest.filter(|oldest| *oldest < day) {
                 // The entries of a closed day remain in the journals.
                 Some(oldest) => self.totals.retain(|row, _| row.day > oldest),
                 None => {
-                    name.submitter = None;
+                    (name.project, name.owner, name.submitter) = (None, None, None);
                     break;
                 }
             }
@@ -400,7 +445,7 @@ impl UsageBook {
             self.take_back(&entry, (to, ends[&entry.sequence]), versions);
         }
         for meter in self.meters.values_mut() {
-            meter.since = meter.since.min(to);
+            (meter.since, meter.counted_at) = (meter.since.min(to), meter.counted_at.min(to));
         }
         for period in self.periods.values_mut().filter(|period| period.start > to) {
             let start = period_start(to, period.length_ms);
@@ -421,15 +466,16 @@ impl UsageBook {
         let from = counts_at.max(to);
         debug_assert!(from <= end, "a credit does not end before it begins");
         let Some(known) = versions.iter().find(|known| known.version == entry.price_version) else { return };
-        let amounts = bill(&entry.rate, from.ms_until(end), &known.prices);
-        let credit = UsageEntry {
+        let part = UsageEntry {
             from: from.0,
             until: end.0,
-            amounts,
+            // Counts stay: a clock takes back time alone.
+            amounts: UsageAmounts::default(),
             credit_of: Some(entry.sequence),
             ..entry.clone()
         };
-        self.record(credit, counts_at);
+        let amounts = part.billed(&known.prices);
+        self.record(UsageEntry { amounts, ..part }, counts_at);
     }
 }
 
@@ -447,12 +493,15 @@ fn entry_of(
         fence: name.fence,
         certificate: meter.certificate,
         node: meter.node,
+        owner: meter.owner.clone(),
+        project: meter.project.clone(),
         submitter: meter.submitter.clone(),
         job: meter.job,
         attempt: meter.attempt,
         from: from.0,
         until: until.0,
         rate: meter.rate,
+        stored: meter.stored,
         price_version: meter.price.version,
         amounts,
         credit_of: None,

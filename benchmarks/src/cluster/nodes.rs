@@ -65,6 +65,7 @@ fn admit(parent: &Path, parts: NodeParts<'_>) -> Result<NodeAdmission> {
         encryption: keys.encryption.clone(),
         roles: parts.roles,
         region: parts.region.into(),
+        owner: None,
         labels: BTreeMap::new(),
         storage: parts.storage,
         gateway: parts.gateway.zip(keys.gateway).map(endpoint),

@@ -174,6 +174,7 @@ fn heartbeat() -> SyncRequest {
         logs: vec![],
         complaints: vec![],
         jobs: vec![],
+        usage: vec![],
         rank_lines_term: 0,
         rank_lines: vec![],
     }

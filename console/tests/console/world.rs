@@ -96,6 +96,7 @@ fn node(name: &str) -> NodeAdmission {
         encryption: EncryptionKey { x25519: PublicKey(x25519), ml_kem: ByteString(ml_kem) },
         roles: BTreeSet::from([NodeRole::Worker]),
         region: "eu-1".into(),
+        owner: None,
         labels: BTreeMap::new(),
         storage: None,
         gateway: None,

@@ -14,7 +14,7 @@ use protocol::governance::{
     ControlReplica, GatewayEndpoint, NodeAdmission, NodeRole, SignedGenesis, StorageEndpoint,
 };
 use protocol::manifest::parse_bytes;
-use protocol::{CircleId, NodeId, NodeName, Refusal, ReplicaId, StoreName, error_code};
+use protocol::{CircleId, NodeId, NodeName, OwnerName, Refusal, ReplicaId, StoreName, error_code};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -105,6 +105,9 @@ pub(crate) struct AgentInit {
     /// Region of the node
     #[arg(long, default_value = "local")]
     region: String,
+    /// Party that owns the node, to which its usage is counted
+    #[arg(long, value_name = "NAME")]
+    owner: Option<OwnerName>,
     /// Label for node selectors; may be given several times
     #[arg(long, value_name = "KEY=VALUE")]
     label: Vec<String>,
@@ -311,6 +314,7 @@ fn init_agent(arguments: AgentInit) -> Result<()> {
         encryption: keys.encryption.clone(),
         roles,
         region: arguments.region,
+        owner: arguments.owner,
         labels,
         storage,
         gateway,

@@ -161,9 +161,10 @@ fn nodes_table(nodes: &[NodeView]) -> String {
             if gpus.is_empty() { "-".into() } else { gpus.join(", ") },
             node.slots.to_string(),
             node.admission.region.clone(),
+            node.admission.owner.as_ref().map_or_else(|| "-".into(), ToString::to_string),
         ]
     };
-    let header = ["node", "state", "isolation", "cores", "memory", "gpus", "slots", "region"];
+    let header = ["node", "state", "isolation", "cores", "memory", "gpus", "slots", "region", "owner"];
     table(&header, nodes.iter().map(row).collect())
 }
 

@@ -21,7 +21,7 @@ use protocol::usage::{
     PriceVersion, Prices, USAGE_FORMAT, UsageAmounts, UsageEntry, UsageExportHeader, UsagePage, UsageTotal,
 };
 use protocol::usage_text::{format_hours, format_units};
-use protocol::{Digest, Refusal, ServiceName, error_code};
+use protocol::{Digest, OwnerName, ProjectName, Refusal, ServiceName, error_code};
 use scheduler::{Rebill, RebillFault};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -31,6 +31,21 @@ use std::path::PathBuf;
 
 /// Longest line of an export in bytes: an entry has some six hundred.
 const LINE_BYTES_MAX: usize = 64 * 1024;
+
+/// Columns of `quorate usage show`.
+const USAGE_COLUMNS: [&str; 11] = [
+    "of",
+    "GPU hours",
+    "core hours",
+    "GiB hours",
+    "stored GiB hours",
+    "CPU used",
+    "tokens in",
+    "tokens out",
+    "spend",
+    "of it open",
+    "entries",
+];
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum UsageCommand {
@@ -49,8 +64,12 @@ enum UsageGrouping {
     Circle,
     /// Each service and job
     Name,
+    /// Each project of jobs
+    Project,
     /// Each member, token and submit key
     Submitter,
+    /// Each owner of nodes
+    Owner,
     /// Each day, UTC
     Day,
 }
@@ -60,6 +79,7 @@ enum UsageGrouping {
 Examples:
   quorate usage show
   quorate usage show --by submitter --job train
+  quorate usage show --by owner --project vision
   quorate usage show --by day --member alice -o json")]
 pub(crate) struct UsageShowArguments {
     /// Subject of each row
@@ -74,6 +94,12 @@ pub(crate) struct UsageShowArguments {
     /// Only what this member, token or submit key submitted
     #[arg(long, value_name = "NAME")]
     member: Option<String>,
+    /// Only jobs of this project
+    #[arg(long, value_name = "NAME")]
+    project: Option<ProjectName>,
+    /// Only nodes of this owner
+    #[arg(long, value_name = "NAME")]
+    owner: Option<OwnerName>,
 }
 
 #[derive(Debug, Args)]
@@ -99,8 +125,9 @@ pub(crate) struct UsageExportArguments {
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Example:
+Examples:
   quorate circle propose-prices --gpu-hour 2.5 --cpu-hour 0.04 --memory-gib-hour 0.005
+  quorate circle propose-prices --storage-gib-hour 0.0001 --million-generated-tokens 1.5
 
 A price that is left out stays as it is. Usage before the vote keeps its prices.")]
 pub(crate) struct ProposePricesArguments {
@@ -113,6 +140,15 @@ pub(crate) struct ProposePricesArguments {
     /// Price of a GiB of memory for an hour
     #[arg(long, value_name = "UNITS", value_parser = parse_units)]
     memory_gib_hour: Option<u64>,
+    /// Price of a GiB of stored data of jobs for an hour
+    #[arg(long, value_name = "UNITS", value_parser = parse_units)]
+    storage_gib_hour: Option<u64>,
+    /// Price of a million tokens of prompts
+    #[arg(long, value_name = "UNITS", value_parser = parse_units)]
+    million_prompt_tokens: Option<u64>,
+    /// Price of a million generated tokens
+    #[arg(long, value_name = "UNITS", value_parser = parse_units)]
+    million_generated_tokens: Option<u64>,
     /// Reason shown to the voters
     #[arg(long, default_value = "")]
     reason: String,
@@ -150,20 +186,35 @@ pub(crate) async fn run(command: UsageCommand, environment: &Environment) -> Res
 pub(crate) async fn propose(arguments: ProposePricesArguments, environment: &Environment) -> Result<()> {
     let session = Session::open(&environment.context()?).await?;
     let present = session.circle.prices().prices;
-    let prices = Prices {
-        gpu_hour_micro_units: arguments.gpu_hour.unwrap_or(present.gpu_hour_micro_units),
-        cpu_hour_micro_units: arguments.cpu_hour.unwrap_or(present.cpu_hour_micro_units),
-        memory_gib_hour_micro_units: arguments.memory_gib_hour.unwrap_or(present.memory_gib_hour_micro_units),
-    };
+    let prices = asked_prices(&arguments, &present);
     let reason = reason_or(arguments.reason, || "other prices".into());
     arguments.proposer.propose(environment, &session, Change::SetPrices(prices), reason).await?;
     Ok(())
 }
 
+/// Returns the present prices with those that were asked for.
+fn asked_prices(arguments: &ProposePricesArguments, present: &Prices) -> Prices {
+    let or = |asked: Option<u64>, present: u64| asked.unwrap_or(present);
+    Prices {
+        gpu_hour_micro_units: or(arguments.gpu_hour, present.gpu_hour_micro_units),
+        cpu_hour_micro_units: or(arguments.cpu_hour, present.cpu_hour_micro_units),
+        memory_gib_hour_micro_units: or(arguments.memory_gib_hour, present.memory_gib_hour_micro_units),
+        storage_gib_hour_micro_units: or(arguments.storage_gib_hour, present.storage_gib_hour_micro_units),
+        million_prompt_tokens_micro_units: or(
+            arguments.million_prompt_tokens,
+            present.million_prompt_tokens_micro_units,
+        ),
+        million_generated_tokens_micro_units: or(
+            arguments.million_generated_tokens,
+            present.million_generated_tokens_micro_units,
+        ),
+    }
+}
+
 /// Row of `quorate usage show`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 struct UsageRow {
-    /// Circle, service or job, submitter, or day.
+    /// Circle, service or job, project, submitter, owner, or day.
     subject: String,
     entries: u64,
     /// Entries less credits, and what is open.
@@ -183,20 +234,29 @@ fn is_by(total: &UsageTotal, member: &str) -> bool {
     text == member || name == member
 }
 
+/// Returns a name, or `-` if there is none.
+fn text_or_none(name: Option<&impl ToString>) -> String {
+    name.map_or_else(|| "-".to_string(), ToString::to_string)
+}
+
 /// Groups totals into rows.
 fn rows(totals: &[UsageTotal], arguments: &UsageShowArguments) -> Vec<UsageRow> {
     let name = arguments.job.as_ref().or(arguments.service.as_ref());
     let mut rows: BTreeMap<String, UsageRow> = BTreeMap::new();
     for total in totals {
         let asked = name.is_none_or(|name| *name == total.envelope)
-            && arguments.member.as_ref().is_none_or(|member| is_by(total, member));
+            && arguments.member.as_ref().is_none_or(|member| is_by(total, member))
+            && (arguments.project.is_none() || arguments.project == total.project)
+            && (arguments.owner.is_none() || arguments.owner == total.owner);
         if !asked {
             continue;
         }
         let subject = match arguments.by {
             UsageGrouping::Circle => "circle".to_string(),
             UsageGrouping::Name => total.envelope.to_string(),
+            UsageGrouping::Project => text_or_none(total.project.as_ref()),
             UsageGrouping::Submitter => total.submitter_text(),
+            UsageGrouping::Owner => text_or_none(total.owner.as_ref()),
             UsageGrouping::Day => show_time(total.day).chars().take(10).collect(),
         };
         let row = rows.entry(subject.clone()).or_insert_with(|| UsageRow {
@@ -234,18 +294,24 @@ async fn show(arguments: &UsageShowArguments, environment: &Environment) -> Resu
                 subject.clone(),
                 format_hours(amounts.gpu_microseconds),
                 format_hours(amounts.cpu_microseconds),
-                format!("{:.3}", amounts.memory_mib_seconds as f64 / (1024.0 * 3600.0)),
+                gib_hours(amounts.memory_mib_seconds),
+                gib_hours(amounts.storage_mib_seconds),
                 format_hours(amounts.cpu_used_microseconds),
+                amounts.prompt_tokens.to_string(),
+                amounts.generated_tokens.to_string(),
                 format_units(amounts.spend_micro_units),
                 format_units(open.spend_micro_units),
                 entries.to_string(),
             ]
         };
-        let head =
-            ["of", "GPU hours", "core hours", "GiB hours", "CPU used", "spend", "of it open", "entries"];
-        table(&head, rows.iter().map(row).collect())
+        table(&USAGE_COLUMNS, rows.iter().map(row).collect())
     });
     Ok(())
+}
+
+/// Returns mebibyte-seconds as gibibyte-hours.
+fn gib_hours(mib_seconds: u64) -> String {
+    format!("{:.3}", mib_seconds as f64 / (1024.0 * 3600.0))
 }
 
 /// Returns the header of an export: what the cluster claims now.
@@ -555,6 +621,8 @@ mod tests {
         let total = |day: u64, name: &str, submitter: Option<Submitter>, spend| UsageTotal {
             day: Millis(day * 86_400_000),
             envelope: name.parse().unwrap(),
+            project: (name == "train").then(|| "vision".parse().unwrap()),
+            owner: (day == 1).then(|| "acme".parse().unwrap()),
             submitter,
             entries: 1,
             amounts: UsageAmounts { spend_micro_units: spend, ..UsageAmounts::default() },
@@ -568,7 +636,8 @@ mod tests {
         ];
         let grouped = |by, job: Option<&str>, member: Option<&str>| {
             let job = job.map(|job| job.parse().unwrap());
-            let arguments = UsageShowArguments { by, job, service: None, member: member.map(Into::into) };
+            let member = member.map(Into::into);
+            let arguments = UsageShowArguments { by, job, service: None, member, project: None, owner: None };
             let row =
                 |row: UsageRow| (row.subject, row.amounts.spend_micro_units, row.open.spend_micro_units);
             rows(&totals, &arguments).into_iter().map(row).collect::<Vec<_>>()
@@ -582,5 +651,18 @@ mod tests {
         );
         assert_eq!(grouped(UsageGrouping::Day, None, Some("alice")), [row("1970-01-02", 21, 1)]);
         assert_eq!(grouped(UsageGrouping::Name, None, Some("token/bob")), [row("train", 41, 1)]);
+        assert_eq!(grouped(UsageGrouping::Project, None, None), [row("-", 11, 1), row("vision", 62, 2)]);
+        assert_eq!(grouped(UsageGrouping::Owner, None, None), [row("-", 41, 1), row("acme", 32, 2)]);
+        let of = |project: Option<&str>, owner: Option<&str>| {
+            let (project, owner) =
+                (project.map(|name| name.parse().unwrap()), owner.map(|name| name.parse().unwrap()));
+            let by = UsageGrouping::Circle;
+            let arguments = UsageShowArguments { by, job: None, service: None, member: None, project, owner };
+            rows(&totals, &arguments).iter().map(|row| row.amounts.spend_micro_units).sum::<u64>()
+        };
+        assert_eq!(
+            (of(Some("vision"), None), of(None, Some("acme")), of(Some("vision"), Some("acme"))),
+            (62, 32, 21)
+        );
     }
 }

@@ -100,6 +100,7 @@ pub(super) fn worker(layout: &Layout, ports: &Ports, name: &str) -> Result<NodeA
         encryption: keys.encryption.clone(),
         roles: BTreeSet::from([NodeRole::Worker, NodeRole::Storage]),
         region: "local".into(),
+        owner: None,
         labels: BTreeMap::new(),
         storage: Some(StorageEndpoint {
             address: ports.address(&format!("{name}/storage")).to_string(),
@@ -123,6 +124,7 @@ fn gateway(layout: &Layout, ports: &Ports) -> Result<NodeAdmission> {
         encryption: keys.encryption.clone(),
         roles: BTreeSet::from([NodeRole::Gateway]),
         region: "local".into(),
+        owner: None,
         labels: BTreeMap::new(),
         storage: None,
         gateway: Some(GatewayEndpoint {

@@ -31,11 +31,13 @@ const STEPS_DOUBLED_MAX: u32 = 6;
 const EVERY: u32 = 2;
 /// Tokens of the answer: a model of so few steps ends its answers at once, or never.
 const ANSWER_TOKENS: u32 = 8;
-/// Prices that members vote, of a core and of a GiB of memory for an hour, in millionths of a unit.
+/// Prices that members vote, of a core, of a GiB of memory and of a stored GiB for an hour, in millionths of
+/// a unit.
 const CORE_HOUR: u128 = 40_000;
 const GIB_HOUR: u128 = 5_000;
+const STORED_GIB_HOUR: u128 = 300_000;
 /// The same as words of the command.
-const PRICES: [&str; 4] = ["--cpu-hour", "0.04", "--memory-gib-hour", "0.005"];
+const PRICES: [&str; 6] = ["--cpu-hour", "0.04", "--memory-gib-hour", "0.005", "--storage-gib-hour", "0.3"];
 /// Timeout of every wait, on a busy machine.
 const LIMIT: Duration = Duration::from_secs(300);
 
@@ -266,7 +268,8 @@ async fn check_usage(demonstration: &Demonstration, job: &JobView) -> Result<()>
 fn price_of(entry: &UsageEntry) -> u128 {
     let (cores, memory) = (u128::from(entry.rate.cpu_millicores), u128::from(entry.rate.memory_mib));
     // Both are brought to the same denominator: millicores have 1,000 to a core, mebibytes 1,024 to a GiB.
-    let hourly = cores * CORE_HOUR * 1024 + memory * GIB_HOUR * 1000;
+    let stored = entry.stored.map_or(0, |stored| u128::from(stored.mib));
+    let hourly = cores * CORE_HOUR * 1024 + (memory * GIB_HOUR + stored * STORED_GIB_HOUR) * 1000;
     u128::from(entry.milliseconds()) * hourly / (1000 * 1024 * 3_600_000)
 }
 
@@ -281,7 +284,8 @@ async fn wait_for_usage(demonstration: &Demonstration, job: &JobView) -> Result<
         let exported = fs::read_to_string(&file).with_context(|| format!("read `{path}`"))?;
         let entries = entries_of(&exported, job.id);
         let slots_of = |attempt: u32| {
-            let of_attempt = entries.iter().filter(|entry| entry.attempt == attempt);
+            let held = |entry: &&UsageEntry| entry.attempt == attempt && entry.stored.is_none();
+            let of_attempt = entries.iter().filter(held);
             of_attempt.map(|entry| entry.slot).collect::<BTreeSet<_>>().len()
         };
         if (1..=job.attempts).all(|attempt| slots_of(attempt) == 2) {

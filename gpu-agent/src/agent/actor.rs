@@ -27,6 +27,7 @@ use super::orders::OrderFile;
 use super::polling::ANSWERS_MAX;
 use super::prometheus::{GatewayNumbers, Numbers};
 use super::slot::{self, SlotCommand, SlotEnded, SlotHandle};
+use super::usage::UsageStatements;
 use overlay::CancellationToken;
 use protocol::agent::{
     COMPLAINTS_MAX, Desired, EnrolRequest, EnrolResponse, SlotReport, SyncRequest, SyncResponse, WorkerLine,
@@ -34,9 +35,11 @@ use protocol::agent::{
 use protocol::agent_state::{AdminRequest, HandOrder};
 use protocol::gateway::{ApiKey, RouteTable};
 use protocol::governance::{HistoryHead, NodeAdmission};
-use protocol::job_report::RankLine;
+use protocol::job_report::{JobSlotReport, JobSlotState, RankLine};
 use protocol::limits::{LEASE_MS, SYNC_INTERVAL_IDLE_MS, SYNC_INTERVAL_MS};
 use protocol::model::SignedComplaint;
+use protocol::slot_usage::SignedSlotUsage;
+use protocol::usage::UsageCounts;
 use protocol::{CircleId, Digest, Fence, Millis, ModelRoot, ServiceName, SlotIndex, error_code};
 use sandbox::Running;
 use std::collections::{BTreeMap, BTreeSet};
@@ -74,6 +77,7 @@ struct InFlight {
     exchange: Pin<Box<dyn Future<Output = SyncOutcome> + Send>>,
     lines: Vec<WorkerLine>,
     rank_lines: Vec<RankLine>,
+    usage: Vec<SignedSlotUsage>,
     unacknowledged_releases: BTreeSet<(SlotKey, Fence)>,
 }
 
@@ -153,6 +157,7 @@ pub(super) struct Volatile {
     /// Orders that were granted but could not be persisted, and why. They do not count as accepted.
     unwritten: BTreeMap<SlotKey, (Fence, String)>,
     counts: AgentCounters,
+    usage: UsageStatements,
     error_logged_at: BTreeMap<&'static str, Instant>,
     answered_at: Option<Instant>,
     /// Time since which no replica has answered.
@@ -351,6 +356,7 @@ impl AgentActor {
         self.publish(&slots);
         slots.extend(self.pending_reports(&slots));
         let jobs = self.job_reports();
+        let usage = self.usage_to_send(&jobs);
         // No lease is at stake where nothing is held.
         let is_idle = slots.is_empty() && jobs.is_empty() && self.gateway.is_none();
         let wait_ms = if is_idle { SYNC_INTERVAL_IDLE_MS } else { SYNC_INTERVAL_MS };
@@ -371,6 +377,7 @@ impl AgentActor {
             jobs,
             rank_lines_term,
             rank_lines: rank_lines.clone(),
+            usage: usage.clone(),
         };
         let (control, enrolment) = (self.control.clone(), EnrolRequest { admission: self.admission.clone() });
         let exchange = Box::pin(async move {
@@ -382,7 +389,24 @@ impl AgentActor {
             SyncOutcome { sync, enrolment }
         });
         let unacknowledged_releases = self.state.unacknowledged_releases.clone();
-        InFlight { exchange, lines, rank_lines, unacknowledged_releases }
+        InFlight { exchange, lines, rank_lines, usage, unacknowledged_releases }
+    }
+
+    /// Returns what control is to know of the counts of slots.
+    fn usage_to_send(&mut self, jobs: &[JobSlotReport]) -> Vec<SignedSlotUsage> {
+        let statements = &mut self.state.usage;
+        for (key, slot) in &self.slots {
+            statements.note((key.clone(), slot.fence), slot.status.lock().counter.total(), false);
+        }
+        for report in jobs.iter().filter(|report| report.cpu_micros > 0) {
+            let key = SlotKey { service: report.job.clone(), slot: report.slot };
+            let counts = UsageCounts { cpu_used_microseconds: report.cpu_micros, ..UsageCounts::default() };
+            statements.note((key, report.fence), counts, report.state == JobSlotState::Ended);
+        }
+        let (node, circle) = (&self.node, self.circle);
+        statements.next_statements(Instant::now(), |(key, fence), counts| {
+            node.slot_usage(circle, (&key.service, key.slot, *fence), counts)
+        })
     }
 
     /// Returns a complaint about every wrap that control sends and that this node cannot use.
@@ -584,8 +608,11 @@ impl AgentActor {
             // A broken invariant. Known state is on disk, and the process supervisor restarts the agent.
             Err(error) => panic!("a slot's task broke: {error}"),
         };
-        if self.slots.get(&key).is_some_and(|slot| slot.fence == fence) {
-            self.slots.remove(&key);
+        if self.slots.get(&key).is_some_and(|slot| slot.fence == fence)
+            && let Some(slot) = self.slots.remove(&key)
+        {
+            let counts = slot.status.lock().counter.total();
+            self.state.usage.note((key.clone(), fence), counts, true);
         }
         let is_held = self.book.held(&key).is_some_and(|held| held.order.signed.order.fence == fence);
         // The order of a slot that ends with its agent stays held, for the next agent.

@@ -20,7 +20,9 @@ use protocol::model::{
     Recipient, RecipientSignature, SignedComplaint, SignedWrap, WRAP_COMPLAINT_DOMAIN, WrapComplaint,
 };
 use protocol::order::{SignedTicket, TICKET_DOMAIN, Ticket};
-use protocol::{Fence, NodeId, canonical};
+use protocol::slot_usage::{SLOT_USAGE_DOMAIN, SLOT_USAGE_VERSION, SignedSlotUsage, SlotUsage};
+use protocol::usage::UsageCounts;
+use protocol::{CircleId, Fence, NodeId, ServiceName, SlotIndex, canonical};
 use sandbox::Launcher;
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -109,6 +111,19 @@ impl Node {
         };
         let signature = self.identity.sign(WRAP_COMPLAINT_DOMAIN, &canonical::to_bytes(&complaint));
         SignedComplaint { complaint, signature: RecipientSignature::Node(signature) }
+    }
+
+    /// Signs a statement about the counts of a slot.
+    pub(super) fn slot_usage(
+        &self,
+        circle: CircleId,
+        (envelope, slot, fence): (&ServiceName, SlotIndex, Fence),
+        counts: UsageCounts,
+    ) -> SignedSlotUsage {
+        let (version, node, envelope) = (SLOT_USAGE_VERSION, self.id(), envelope.clone());
+        let usage = SlotUsage { version, circle, node, envelope, slot, fence, counts };
+        let signature = self.identity.sign(SLOT_USAGE_DOMAIN, &canonical::to_bytes(&usage));
+        SignedSlotUsage { usage, signature }
     }
 
     /// Signs a ticket: this node states that `worker` serves a slot it holds. It expires with the slot's

@@ -2,6 +2,7 @@
 
 use super::core::{Refusal, RunningSlot, SlotKey};
 use super::models::LoadedModel;
+use super::usage::SlotCounter;
 use protocol::agent::{SlotReport, SlotState};
 use protocol::worker::WorkerMetrics;
 use protocol::{BootTime, Fence, Millis};
@@ -20,6 +21,8 @@ pub(super) struct SlotStatus {
     pub(super) restarts: u32,
     /// Latest metrics of the worker.
     pub(super) metrics: Option<WorkerMetrics>,
+    /// Counts of all workers under this order.
+    pub(super) counter: SlotCounter,
     /// Time since which the slot drains and takes no new requests, by the wall clock and the boot clock.
     pub(super) draining_since: Option<(Millis, BootTime)>,
     /// Limits that are not enforced on the sandbox.
@@ -38,6 +41,7 @@ impl Default for SlotStatus {
             detail: String::new(),
             restarts: 0,
             metrics: None,
+            counter: SlotCounter::default(),
             draining_since: None,
             not_enforced: Vec::new(),
             ready_since: None,

@@ -12,6 +12,7 @@ use protocol::agent::{
     ClockReading, Desired, EnrolRequest, EnrolResponse, NotLeader, SlotReport, SyncRequest, SyncResponse,
 };
 use protocol::job_data::{JobDataAnswer, JobDataKind, RegisterJobData};
+use protocol::slot_usage::SignedSlotUsage;
 use protocol::{Millis, NodeId, Refusal, canonical};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -49,6 +50,8 @@ pub struct ControlScript {
     pub job_data: Vec<RegisterJobData>,
     /// Logs that nodes asked to keep.
     pub job_logs: Vec<RegisterJobData>,
+    /// Counts of slots that nodes stated.
+    pub usage: Vec<SignedSlotUsage>,
     /// Refusal of every registration; none = each is kept.
     pub data_refusal: Option<Refusal>,
     pub lines: Vec<String>,
@@ -106,6 +109,7 @@ impl Control {
             rank_lines: vec![],
             job_data: vec![],
             job_logs: vec![],
+            usage: vec![],
             data_refusal: None,
             lines: vec![],
             asked: vec![0; count],
@@ -227,6 +231,7 @@ async fn sync(
         if request.rank_lines_term == TERM {
             script.rank_lines.extend(request.rank_lines.iter().map(|line| line.text.clone()));
         }
+        script.usage.extend(request.usage.iter().cloned());
         script.last_of.insert(NodeId(key), request.clone());
         script.last = Some(request.clone());
     }

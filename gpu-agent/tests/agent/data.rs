@@ -249,6 +249,30 @@ async fn the_logs_of_each_attempt_are_stored_for_the_members_alone() {
     world.stop().await;
 }
 
+/// A slot that ended is stated once more, and no longer once control has answered.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_cpu_time_of_a_slot_comes_under_the_signature_of_its_node() {
+    let world = DataWorld::new(&["many"]).await;
+    world.run(0, 1, None).await;
+    let ended = world.until(0, 1, JobSlotState::Ended).await;
+    assert!(ended.cpu_micros > 0, "it computed");
+    let last = |script: &crate::control::ControlScript| {
+        let counted = script.usage.iter().map(|signed| signed.usage.counts.cpu_used_microseconds).max();
+        counted.filter(|counted| *counted == ended.cpu_micros)
+    };
+    world.control.until("the counts at the end", last).await;
+    let (circle, stated) = {
+        let script = world.control.script();
+        (script.world.state.id(), script.usage.clone())
+    };
+    for signed in &stated {
+        assert!(signed.holds(circle), "{signed:?}");
+        let usage = &signed.usage;
+        assert_eq!((usage.node, usage.envelope.as_str(), usage.fence), (node_id(0), "train", ended.fence));
+    }
+    world.stop().await;
+}
+
 /// Attacks of a hostile control, and of a node whose statement it hands on: each alters one thing that the
 /// next attempt would begin with. Without the check, the ranks would compute from it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -514,10 +538,11 @@ async fn models_and_datasets_appear_read_only_under_their_names() {
     let mut world = DataWorld::reading(&["reads"], dataset_and_model).await;
     world.run(0, 1, None).await;
     let ended = world.until(0, 1, JobSlotState::Ended).await;
-    let lines = world.control.script().rank_lines.clone();
+    let mut lines = world.control.script().rank_lines.clone();
     assert_eq!(ended.refusal, None, "{lines:?}");
     assert_eq!(ended.ends[0].outcome, RankOutcome::Exited { code: 0 }, "{lines:?}");
-    // A batch of lines is sent again if its answer is lost.
+    // Lines are sent again if their answer is lost, or news broke off their request.
+    lines.dedup();
     assert_eq!(lines[..2], ["read 700000 and 1200000 bytes", "inputs are read-only"]);
     // Attacks of a hostile control: it names other items than those that members approved, or none.
     let (dataset, model) = (world.inputs[0].clone(), world.inputs[1].clone());

@@ -55,6 +55,35 @@ async fn an_order_becomes_a_worker_with_verified_weights_and_a_way_to_the_gatewa
     agent.stop().await;
 }
 
+/// Tokens are what a service is billed for: the last ones come with the end of the slot, and each statement
+/// is of the order under which the worker ran.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_tokens_of_a_slot_come_under_the_signature_of_its_node() {
+    let bench = Bench::new(1).await;
+    let agent = bench.start();
+    let bundle = bench.deploy("chat");
+    bench.want(&bundle, vec![bench.order(&bundle, 0, 1)], &[]);
+    let _worker = bench.worker().await;
+    let first = |script: &crate::control::ControlScript| script.usage.first().cloned();
+    let first = bench.control.until("the first counts", first).await;
+    bench.want(&bundle, vec![], &[]);
+    let released = |script: &crate::control::ControlScript| {
+        let is_free = script.released.iter().any(|released| released.2 == 1);
+        is_free.then(|| script.usage.clone())
+    };
+    let stated = bench.control.until("the slot is free", released).await;
+    let circle = bench.control.script().world.state.id();
+    for signed in &stated {
+        let (usage, counts) = (&signed.usage, signed.usage.counts);
+        assert!(signed.holds(circle), "{signed:?}");
+        assert_eq!((usage.node, usage.slot, usage.fence), (node_id(), SlotIndex(0), Fence::new(1, 1)));
+        assert_eq!(counts.prompt_tokens * 3, counts.generated_tokens * 2, "as the worker wrote");
+    }
+    let last = stated.iter().map(|signed| signed.usage.counts.generated_tokens).max();
+    assert!(last >= Some(first.usage.counts.generated_tokens), "counts only rise");
+    agent.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_worker_that_dies_is_started_again_ever_more_slowly() {
     let bench = Bench::new(1).await;

@@ -164,7 +164,7 @@ pub(super) fn of_passkeys(member: &MemberId, passkeys: &[Passkey]) -> FieldTexts
 }
 
 pub(super) fn of_node(node: &NodeAdmission) -> FieldTexts {
-    let NodeAdmission { name, id, encryption, roles, region, labels, storage, gateway, proof } = node;
+    let NodeAdmission { name, id, encryption, roles, region, labels, owner, storage, gateway, proof } = node;
     let roles: Vec<&str> = roles.iter().map(|given| role(*given)).collect();
     let mut fields = vec![
         ("node.name".to_string(), name.to_string()),
@@ -172,6 +172,7 @@ pub(super) fn of_node(node: &NodeAdmission) -> FieldTexts {
         ("node.roles".into(), roles.join(", ")),
         ("node.region".into(), quoted(region)),
         ("node.labels".into(), labels_text(labels)),
+        ("node.owner".into(), owner.as_ref().map_or_else(|| NONE.to_string(), ToString::to_string)),
     ];
     match storage {
         None => fields.push(("node.storage".into(), NONE.into())),

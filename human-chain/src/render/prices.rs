@@ -5,26 +5,31 @@ use protocol::usage::Prices;
 
 /// Returns the sentence of new prices.
 pub(super) fn sentence(prices: &Prices) -> String {
-    let Prices { gpu_hour_micro_units, cpu_hour_micro_units, memory_gib_hour_micro_units } = prices;
+    let hours = [
+        (prices.gpu_hour_micro_units, "a GPU"),
+        (prices.cpu_hour_micro_units, "a core"),
+        (prices.memory_gib_hour_micro_units, "a GiB of memory"),
+        (prices.storage_gib_hour_micro_units, "a GiB of storage"),
+    ];
+    let hours = hours.map(|(price, what)| format!("{} for an hour of {what}", units(price))).join(", ");
     format!(
-        "Bill usage from now on at {} for an hour of a GPU, {} for an hour of a core and {} for an hour of a \
-         GiB of memory; what was used before keeps its prices.",
-        units(*gpu_hour_micro_units),
-        units(*cpu_hour_micro_units),
-        units(*memory_gib_hour_micro_units),
+        "Bill usage from now on at {hours}, {} for a million tokens of prompts and {} for a million \
+         generated tokens; what was used before keeps its prices.",
+        units(prices.million_prompt_tokens_micro_units),
+        units(prices.million_generated_tokens_micro_units),
     )
 }
 
 /// Returns the fields of prices.
 pub(super) fn fields(prices: &Prices) -> FieldTexts {
     let text = |price: u64| format!("{price} millionths ({})", units(price));
-    named(prices).map(|(name, price)| (name.into(), text(price))).into()
+    prices.named().map(|(name, price)| (format!("prices.{name}"), text(price))).into()
 }
 
 /// Returns the fields of new prices, each with its difference from the present one.
 pub(super) fn compared(present: &Prices, asked: &Prices) -> FieldTexts {
     let mut texts = fields(asked);
-    for ((text, (_, new)), (_, old)) in texts.iter_mut().zip(named(asked)).zip(named(present)) {
+    for ((text, (_, new)), (_, old)) in texts.iter_mut().zip(asked.named()).zip(present.named()) {
         let sign = if new < old { "-" } else { "+" };
         if new != old {
             text.1.push_str(&format!(", {sign}{} millionths{}", new.abs_diff(old), percent(old, new)));
@@ -39,15 +44,6 @@ fn percent(old: u64, new: u64) -> String {
     let Some(tenths) = tenths.checked_div(u128::from(old)) else { return String::new() };
     let sign = if new < old { "-" } else { "+" };
     format!(", {sign}{}.{} %", tenths / 10, tenths % 10)
-}
-
-fn named(prices: &Prices) -> [(&'static str, u64); 3] {
-    let Prices { gpu_hour_micro_units, cpu_hour_micro_units, memory_gib_hour_micro_units } = prices;
-    [
-        ("prices.hour of a GPU", *gpu_hour_micro_units),
-        ("prices.hour of a core", *cpu_hour_micro_units),
-        ("prices.hour of a GiB of memory", *memory_gib_hour_micro_units),
-    ]
 }
 
 /// Returns millionths as a decimal number of units.

@@ -8,11 +8,18 @@ use proptest::prelude::*;
 use protocol::governance::{ActionClass, Change};
 use protocol::usage::{PRICE_MICRO_UNITS_MAX, PriceVersion, Prices};
 
-/// Returns the sample prices with one of the three replaced.
+/// Returns the sample prices with one of the six replaced.
 fn with(field: usize, price: u64) -> Prices {
     let mut asked = prices();
-    let Prices { gpu_hour_micro_units, cpu_hour_micro_units, memory_gib_hour_micro_units } = &mut asked;
-    *[gpu_hour_micro_units, cpu_hour_micro_units, memory_gib_hour_micro_units][field] = price;
+    let Prices {
+        gpu_hour_micro_units: gpu,
+        cpu_hour_micro_units: cpu,
+        memory_gib_hour_micro_units: memory,
+        storage_gib_hour_micro_units: storage,
+        million_prompt_tokens_micro_units: prompt,
+        million_generated_tokens_micro_units: generated,
+    } = &mut asked;
+    *[gpu, cpu, memory, storage, prompt, generated][field] = price;
     asked
 }
 
@@ -24,10 +31,10 @@ fn each_price_is_bounded_when_it_is_asked_for_and_when_it_is_certified() {
     for (price, expected) in [
         (0, "approved"),
         (most, "approved"),
-        (most + 1, "governance-invalid: 1000000000000001 millionths per hour"),
+        (most + 1, "governance-invalid: 1000000000000001 millionths for the price"),
         (u64::MAX, "governance-invalid: accepted: at most 1000000000000000 for each"),
     ] {
-        for field in 0..3 {
+        for field in 0..6 {
             let case = format!("{price} as number {field}");
             check(&case, try_propose(&state, Change::SetPrices(with(field, price))), expected);
             let mut signed = proposal(&state, Change::SetPrices(prices()));

@@ -87,6 +87,9 @@ pub(crate) fn prices() -> Prices {
         gpu_hour_micro_units: 2_500_000,
         cpu_hour_micro_units: 40_000,
         memory_gib_hour_micro_units: 5_001,
+        storage_gib_hour_micro_units: 301,
+        million_prompt_tokens_micro_units: 500_000,
+        million_generated_tokens_micro_units: 1_500_003,
     }
 }
 

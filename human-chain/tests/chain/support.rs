@@ -121,6 +121,7 @@ pub(crate) fn node(who: &str, roles: &[NodeRole]) -> NodeAdmission {
         encryption: EncryptionKey { x25519, ml_kem: ml_kem(&format!("{who} node")) },
         roles: roles.iter().copied().collect(),
         region: "ghent".into(),
+        owner: None,
         labels: BTreeMap::from([("disk".into(), "nvme".into())]),
         storage: roles.contains(&NodeRole::Storage).then(|| StorageEndpoint {
             address: format!("{who}.example:7443"),

@@ -1,5 +1,6 @@
 //! Strategies for what members sign: genesis, proposals, ballots and certificates.
 
+use crate::usage::prices_to;
 use crate::values::*;
 use crate::workloads::{manifest, model};
 use proptest::collection::{btree_map, btree_set, vec};
@@ -15,7 +16,6 @@ use protocol::governance::{
 use protocol::halt::{Halt, HaltScope, HaltSignature, SignedHalt};
 use protocol::passkey::P256Coordinate;
 use protocol::project::{Project, ProjectQuota, ProjectTree};
-use protocol::usage::Prices;
 use protocol::{MemberId, Passkey, PasskeyAssertion, PasskeyKey, PasskeyPolicy, ReplicaId};
 
 pub(crate) const CLASSES: [ActionClass; 3] =
@@ -62,11 +62,11 @@ pub(crate) fn admission() -> BoxedStrategy<NodeAdmission> {
         (text(), btree_set(name(), 0..3)).prop_map(|(address, stores)| StorageEndpoint { address, stores });
     let gateway =
         (key(), text(), text()).prop_map(|(key, address, api)| GatewayEndpoint { key, address, api });
-    let identity = (name(), node_id(), encryption(), set_of(&ROLES), text(), labels());
+    let identity = (name(), node_id(), encryption(), set_of(&ROLES), text(), labels(), option::of(name()));
     (identity, option::of(storage), option::of(gateway), signature())
         .prop_map(|(identity, storage, gateway, proof)| {
-            let (name, id, encryption, roles, region, labels) = identity;
-            NodeAdmission { name, id, encryption, roles, region, labels, storage, gateway, proof }
+            let (name, id, encryption, roles, region, labels, owner) = identity;
+            NodeAdmission { name, id, encryption, roles, region, labels, owner, storage, gateway, proof }
         })
         .boxed()
 }
@@ -158,13 +158,7 @@ pub(crate) fn change() -> BoxedStrategy<Change> {
             .prop_map(|(member, passkeys)| Change::SetPasskeys { member, passkeys }),
         envelope().prop_map(|envelope| Change::SetAccess(Box::new(envelope))),
         projects().prop_map(|tree| Change::SetProjects(Box::new(tree))),
-        (any::<u64>(), any::<u64>(), any::<u64>()).prop_map(|(gpu, cpu, memory)| {
-            Change::SetPrices(Prices {
-                gpu_hour_micro_units: gpu,
-                cpu_hour_micro_units: cpu,
-                memory_gib_hour_micro_units: memory,
-            })
-        }),
+        prices_to(u64::MAX).prop_map(Change::SetPrices),
     ]
     .boxed()
 }

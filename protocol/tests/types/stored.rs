@@ -1,6 +1,7 @@
 //! Strategies for what components exchange or keep on disk: syncs, worker and sandbox messages, models.
 
 use crate::governed::{admission, bundle, head, signed_genesis, signed_halt};
+use crate::usage::slot_usage;
 use crate::values::*;
 use crate::workloads::{ISOLATIONS, TASKS, route_table, signed_job_order, signed_order, signed_ticket};
 use proptest::collection::vec;
@@ -226,12 +227,12 @@ pub(crate) fn sync_request() -> BoxedStrategy<SyncRequest> {
     let node = (number(), text(), capacity, one_of(&ISOLATIONS), texts());
     let known = (vec(report(), 0..3), number(), option::of(number()));
     let wish = (number32(), digest(), vec(line(), 0..3), vec(complaint(), 0..2));
-    let ranks = (vec(job_report(), 0..3), number(), vec(rank_line(), 0..3));
+    let ranks = (vec(job_report(), 0..3), number(), vec(rank_line(), 0..3), vec(slot_usage(), 0..3));
     (node, known, wish, ranks)
         .prop_map(|(node, known, (wait_ms, desired, logs, complaints), ranks)| {
             let (boot, version, resources, isolation, not_enforced) = node;
             let (slots, governance_length, routes_version) = known;
-            let (jobs, rank_lines_term, rank_lines) = ranks;
+            let (jobs, rank_lines_term, rank_lines, usage) = ranks;
             SyncRequest {
                 boot,
                 version,
@@ -248,6 +249,7 @@ pub(crate) fn sync_request() -> BoxedStrategy<SyncRequest> {
                 jobs,
                 rank_lines_term,
                 rank_lines,
+                usage,
             }
         })
         .boxed()

@@ -8,20 +8,25 @@ use protocol::error_code::GANG_LINK_REFUSED;
 use protocol::gang::{GANG_LINK_VERSION, GangAnswer, GangHello, GangMeeting};
 use protocol::job::Submitter;
 use protocol::manifest::Resources;
+use protocol::slot_usage::{SignedSlotUsage, SlotUsage};
 use protocol::usage::{
-    PRICE_MICRO_UNITS_MAX, PriceVersion, Prices, UsageAmounts, UsageEntry, UsageExportHeader, UsageRate,
-    UsageTotal, bill,
+    PRICE_MICRO_UNITS_MAX, PriceVersion, Prices, StoredUsage, UsageAmounts, UsageCounts, UsageEntry,
+    UsageExportHeader, UsageRate, UsageTotal, bill,
 };
-use protocol::{Digest, JobId, Millis, Refusal};
+use protocol::{Digest, JobId, Millis, ModelRoot, Refusal};
 
 const HOUR_MS: u64 = 3_600_000;
 
-fn prices_to(most: u64) -> BoxedStrategy<Prices> {
-    (0..=most, 0..=most, 0..=most)
-        .prop_map(|(gpu, cpu, memory)| Prices {
+pub(crate) fn prices_to(most: u64) -> BoxedStrategy<Prices> {
+    let price = || 0..=most;
+    (price(), price(), price(), price(), price(), price())
+        .prop_map(|(gpu, cpu, memory, storage, prompt, generated)| Prices {
             gpu_hour_micro_units: gpu,
             cpu_hour_micro_units: cpu,
             memory_gib_hour_micro_units: memory,
+            storage_gib_hour_micro_units: storage,
+            million_prompt_tokens_micro_units: prompt,
+            million_generated_tokens_micro_units: generated,
         })
         .boxed()
 }
@@ -37,12 +42,17 @@ fn rate_to(most: u64) -> BoxedStrategy<UsageRate> {
 }
 
 fn amounts_to(most: u64) -> BoxedStrategy<UsageAmounts> {
-    (0..=most, 0..=most, 0..=most, 0..=most, 0..=most)
-        .prop_map(|(gpu, cpu, memory, cpu_used, spend)| UsageAmounts {
+    let amount = || 0..=most;
+    let reserved = (amount(), amount(), amount(), amount());
+    (reserved, amount(), amount(), amount(), amount())
+        .prop_map(|((gpu, cpu, memory, storage), cpu_used, prompt, generated, spend)| UsageAmounts {
             gpu_microseconds: gpu,
             cpu_microseconds: cpu,
             memory_mib_seconds: memory,
+            storage_mib_seconds: storage,
             cpu_used_microseconds: cpu_used,
+            prompt_tokens: prompt,
+            generated_tokens: generated,
             spend_micro_units: spend,
         })
         .boxed()
@@ -55,12 +65,15 @@ fn submitter() -> BoxedStrategy<Submitter> {
 
 pub(crate) fn entry() -> BoxedStrategy<UsageEntry> {
     let order = (name(), slot(), fence(), digest(), node_id());
-    let run = (option::of(submitter()), option::of(digest().prop_map(JobId)), number32());
+    let account = (option::of(name()), option::of(name()), option::of(submitter()));
+    let run = (account, option::of(digest().prop_map(JobId)), number32());
+    let stored = (digest(), number()).prop_map(|(root, mib)| StoredUsage { root: ModelRoot(root), mib });
+    let held = (rate_to(u64::MAX), option::of(stored));
     let charge = (number(), amounts_to(u64::MAX), option::of(number()));
-    (number(), order, run, (millis(), millis()), rate_to(u64::MAX), charge)
-        .prop_map(|(sequence, order, run, (from, until), rate, charge)| {
+    (number(), order, run, (millis(), millis()), held, charge)
+        .prop_map(|(sequence, order, run, (from, until), (rate, stored), charge)| {
             let (envelope, slot, fence, certificate, node) = order;
-            let (submitter, job, attempt) = run;
+            let ((owner, project, submitter), job, attempt) = run;
             let (price_version, amounts, credit_of) = charge;
             UsageEntry {
                 sequence,
@@ -69,12 +82,15 @@ pub(crate) fn entry() -> BoxedStrategy<UsageEntry> {
                 fence,
                 certificate,
                 node,
+                owner,
+                project,
                 submitter,
                 job,
                 attempt,
                 from,
                 until,
                 rate,
+                stored,
                 price_version,
                 amounts,
                 credit_of,
@@ -83,12 +99,30 @@ pub(crate) fn entry() -> BoxedStrategy<UsageEntry> {
         .boxed()
 }
 
+pub(crate) fn slot_usage() -> BoxedStrategy<SignedSlotUsage> {
+    let order = (circle(), node_id(), name(), slot(), fence());
+    (number32(), order, (number(), number(), number()), signature())
+        .prop_map(|(version, (circle, node, envelope, slot, fence), (cpu, prompt, generated), signature)| {
+            let counts = UsageCounts {
+                cpu_used_microseconds: cpu,
+                prompt_tokens: prompt,
+                generated_tokens: generated,
+            };
+            let usage = SlotUsage { version, circle, node, envelope, slot, fence, counts };
+            SignedSlotUsage { usage, signature }
+        })
+        .boxed()
+}
+
 pub(crate) fn total() -> BoxedStrategy<UsageTotal> {
     let amounts = || amounts_to(u64::MAX);
-    (millis(), name(), option::of(submitter()), number(), amounts(), amounts())
-        .prop_map(|(day, envelope, submitter, entries, amounts, open)| UsageTotal {
+    let account = (option::of(name()), option::of(name()), option::of(submitter()));
+    (millis(), name(), account, number(), amounts(), amounts())
+        .prop_map(|(day, envelope, (project, owner, submitter), entries, amounts, open)| UsageTotal {
             day,
             envelope,
+            project,
+            owner,
             submitter,
             entries,
             amounts,
@@ -177,6 +211,45 @@ proptest! {
         prop_assert!(less.gpu_microseconds <= more.gpu_microseconds);
         prop_assert!(less.memory_mib_seconds <= more.memory_mib_seconds);
         prop_assert_eq!(bill(&rate, a, &Prices::default()).spend_micro_units, 0);
+    }
+
+    /// Counts add themselves and their price to an entry, and change nothing else of it.
+    #[test]
+    fn counts_add_their_own_price_and_no_time(
+        rate in rate_to(1 << 40), prices in prices_to(PRICE_MICRO_UNITS_MAX), ms in 0..1_u64 << 32,
+        cpu: u64, prompt in 0..1_u64 << 40, generated in 0..1_u64 << 40,
+    ) {
+        let counts =
+            UsageCounts { cpu_used_microseconds: cpu, prompt_tokens: prompt, generated_tokens: generated };
+        let of_time = bill(&rate, ms, &prices);
+        let with = of_time.with_counts(counts, &prices);
+        prop_assert_eq!(with.counts(), counts);
+        prop_assert!(with.spend_micro_units >= of_time.spend_micro_units);
+        let cost = u128::from(prompt) * u128::from(prices.million_prompt_tokens_micro_units)
+            + u128::from(generated) * u128::from(prices.million_generated_tokens_micro_units);
+        let expected = u128::from(of_time.spend_micro_units) + cost / 1_000_000;
+        prop_assert_eq!(u128::from(with.spend_micro_units), expected.min(u128::from(u64::MAX)));
+        let time = |amounts: UsageAmounts| {
+            (amounts.gpu_microseconds, amounts.cpu_microseconds, amounts.memory_mib_seconds)
+        };
+        prop_assert_eq!(time(with), time(of_time));
+    }
+
+    /// Reports arrive twice and out of order: the sum of what each adds is the highest count.
+    #[test]
+    fn counts_of_any_order_of_statements_add_up_to_the_highest(
+        reports in proptest::collection::vec((0..1_u64 << 50, 0..1_u64 << 50), 1..30),
+    ) {
+        let of = |(prompt, generated): (u64, u64)| UsageCounts {
+            cpu_used_microseconds: 0, prompt_tokens: prompt, generated_tokens: generated,
+        };
+        let (mut highest, mut added) = (UsageCounts::default(), 0);
+        for counts in reports.iter().chain(&reports).map(|report| of(*report)) {
+            added += highest.max(counts).since(highest).generated_tokens;
+            highest = highest.max(counts);
+        }
+        let most = reports.iter().map(|report| report.1).max().unwrap_or(0);
+        prop_assert_eq!((added, highest.generated_tokens), (most, most));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use protocol::canonical::{CanonicalError, from_bytes, to_bytes};
 use protocol::limits::JSON_BYTES_PER_CANONICAL_BYTE;
 use protocol::{
     Digest, access, agent, agent_state, api, artifact, comment, gang, gateway, governance, halt, job,
-    job_data, job_report, keys, manifest, model, order, passkey, sandbox, worker,
+    job_data, job_report, keys, manifest, model, order, passkey, sandbox, slot_usage, usage, worker,
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value as Json;
@@ -75,6 +75,13 @@ kinds! {
     "JobDataSource" => job_data::JobDataSource,
     "JobDataView" => job_data::JobDataView,
     "MemberJobData" => job_data::MemberJobData,
+    "SlotUsage" => slot_usage::SlotUsage,
+    "Prices" => usage::Prices,
+    "UsageAmounts" => usage::UsageAmounts,
+    "UsageEntry" => usage::UsageEntry,
+    "UsageTotal" => usage::UsageTotal,
+    "UsageExportHeader" => usage::UsageExportHeader,
+    "SignedSlotUsage" => slot_usage::SignedSlotUsage,
     "JobAssignment" => job_report::JobAssignment,
     "GangMeeting" => gang::GangMeeting,
     "GangHello" => gang::GangHello,

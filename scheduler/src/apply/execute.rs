@@ -35,7 +35,9 @@ pub(super) fn execute(
     settle(cluster);
     let mut orders = Vec::new();
     for effect in effects.into_iter().chain(lost) {
-        cluster.audit.record(cluster.now, "scheduler", effect.action, &effect.subject, &effect.detail);
+        if !effect.is_quiet {
+            cluster.audit.record(cluster.now, "scheduler", effect.action, &effect.subject, &effect.detail);
+        }
         orders.extend(effect.order);
     }
     Ok(Reply::Executed { generation: cluster.generation, orders })

@@ -179,7 +179,7 @@ fn wrong_records() -> Table {
         (UsageSums, "an entry that was never made", |c| c.usage.recorded += 1),
         (UsageSums, "a total of more entries", |c| {
             let envelope = service_name("chat");
-            let name = TotalName { day: Millis(0), envelope, submitter: None };
+            let name = TotalName { day: Millis(0), envelope, project: None, owner: None, submitter: None };
             c.usage.totals.insert(name, DayTotal { entries: 1000, ..DayTotal::default() });
         }),
         (RecordedInPast, "the clock was set back", |c| c.now = ClusterTime::default()),

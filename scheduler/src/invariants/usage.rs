@@ -14,11 +14,15 @@ pub(super) fn check(cluster: &Cluster) -> InvariantResult {
         envelope: name.clone(),
         slot,
         fence: holding.order.fence,
+        stored: None,
     });
-    let held: BTreeSet<MeterName> =
-        services.chain(cluster.jobs.held().map(|(name, _)| name.meter())).collect();
+    let jobs = cluster.jobs.held().map(|(name, _)| name.meter());
+    let data = cluster.jobs.all_data().map(|(_, kept)| kept.meter());
+    let held: BTreeSet<MeterName> = services.chain(jobs).chain(data).collect();
     let metered = held.iter().eq(usage.meters.keys());
-    ensure(metered, MeterPerSlot, || format!("{} meters, {} held slots", usage.meters.len(), held.len()))?;
+    ensure(metered, MeterPerSlot, || {
+        format!("{} meters, {} held slots and stored items", usage.meters.len(), held.len())
+    })?;
     for (name, meter) in &usage.meters {
         let subject = || format!("meter of {}/{}", name.envelope, name.slot);
         ensure(meter.since <= cluster.now, RecordedInPast, subject)?;

@@ -137,10 +137,9 @@ impl<'a> Planner<'a> {
     /// that made way for a service is that service's.
     pub(super) fn release_gangs(&mut self) {
         for (slot, node) in self.ended_slots() {
-            let cpu_micros = self.reported_cpu(&slot, node);
             let text = format!("{} no longer runs it", self.view.cluster.node_name(&node));
             let label = format!("{}/{}", slot.job, slot.slot);
-            self.take(Step::ReleaseGang { slot, cpu_micros }, label, text);
+            self.take(Step::ReleaseGang(slot), label, text);
         }
     }
 
@@ -176,12 +175,6 @@ impl<'a> Planner<'a> {
         };
         let held = self.draft.jobs.held().filter(|(name, held)| ended(name, held));
         held.map(|(name, held)| (name, held.node)).collect()
-    }
-
-    /// Returns the CPU time in microseconds that a node reports for a slot; 0 if it does not report it.
-    fn reported_cpu(&self, name: &JobSlotName, node: NodeId) -> u64 {
-        let reports = self.view.observed.node(&node).into_iter().flat_map(|node| &node.jobs);
-        reports.filter(|report| is_of(report, name)).map(|report| report.cpu_micros).max().unwrap_or(0)
     }
 
     /// Returns the report of a slot by its node, if that is alive.

@@ -12,7 +12,10 @@ use crate::limits::DRAIN_MS;
 use human_chain::show_time;
 use protocol::ServiceName;
 use protocol::manifest::{JobManifest, OnExpiry, ServiceManifest};
-use protocol::usage::{Prices, UsageAmounts, UsageRate, bill};
+use protocol::usage::{Prices, StoredUsage, UsageAmounts, UsageRate, bill, bill_stored};
+
+/// End of what has none.
+const FOREVER: ClusterTime = ClusterTime(protocol::Millis(u64::MAX));
 
 /// Use as a plan knows it: the book, and the slots that the plan has ordered so far.
 #[derive(Debug, Clone, Copy)]
@@ -37,8 +40,24 @@ impl PeriodForecast {
     }
 }
 
-/// Slot that uses its rate until a time.
-type Commitment = (UsageRate, ClusterTime);
+/// Use of a slot or of stored data, until a time.
+type Commitment = (Reserved, ClusterTime);
+
+/// Resources that are used as time passes.
+#[derive(Debug, Clone, Copy)]
+enum Reserved {
+    Slot(UsageRate),
+    Stored(StoredUsage),
+}
+
+impl Reserved {
+    fn bill(&self, milliseconds: u64, prices: &Prices) -> UsageAmounts {
+        match self {
+            Self::Slot(rate) => bill(rate, milliseconds, prices),
+            Self::Stored(stored) => bill_stored(stored, milliseconds, prices),
+        }
+    }
+}
 
 impl Spending<'_> {
     fn book(&self) -> &UsageBook {
@@ -63,10 +82,10 @@ impl Spending<'_> {
         };
         let mut periods = [present, PeriodForecast::default()];
         let prices = self.prices();
-        for (rate, until) in commitments {
+        for (reserved, until) in commitments {
             let (now_ms, next_ms) = (self.now.ms_until(until.min(end)), end.ms_until(until).min(length_ms));
-            periods[0].bespoken.add(&bill(&rate, now_ms, &prices));
-            periods[1].bespoken.add(&bill(&rate, next_ms, &prices));
+            periods[0].bespoken.add(&reserved.bill(now_ms, &prices));
+            periods[1].bespoken.add(&reserved.bill(next_ms, &prices));
         }
         debug_assert!(self.now < end, "a period holds the present");
         periods
@@ -76,9 +95,11 @@ impl Spending<'_> {
     pub(crate) fn check_gang(&self, envelope: &ServiceName, manifest: &JobManifest) -> Result<(), String> {
         let Some(budget) = &manifest.budget else { return Ok(()) };
         let length_ms = budget.period_seconds.saturating_mul(1000);
-        let gang = (UsageRate::of(&manifest.resources, manifest.ranks), self.now.plus(run_ms(manifest)));
+        let rate = UsageRate::of(&manifest.resources, manifest.ranks);
+        let gang = (Reserved::Slot(rate), self.now.plus(run_ms(manifest)));
         let held = self.jobs.held().filter(|(slot, _)| slot.job == *envelope);
-        let commitments = held.filter_map(|(_, held)| self.commitment(held)).chain([gang]);
+        let held = held.filter_map(|(_, held)| self.commitment(held));
+        let commitments = held.chain(self.stored(envelope)).chain([gang]);
         let periods = self.forecast(envelope, length_ms, commitments);
         let end = show_time(period_start(self.now, length_ms).plus(length_ms).0);
         for (forecast, which) in periods.iter().zip(["the period that ends at", "the period that begins at"])
@@ -114,25 +135,31 @@ impl Spending<'_> {
             JobHoldingPhase::Active => runs_since.unwrap_or(self.now).plus(run_ms(manifest)),
             _ => self.now.plus(manifest.grace_seconds.saturating_mul(1000)),
         };
-        Some((rate, until.max(self.now)))
+        Some((Reserved::Slot(rate), until.max(self.now)))
+    }
+
+    /// Returns what the data of a job's envelope uses: no end of it is known.
+    fn stored<'a>(&'a self, envelope: &'a ServiceName) -> impl Iterator<Item = Commitment> + use<'a> {
+        let data = self.jobs.all_data().map(|(_, kept)| &kept.signed.data);
+        let stored = data.filter(move |data| data.job == *envelope).map(|data| &data.stored);
+        stored.map(|record| (Reserved::Stored(StoredUsage::of(record.root, record.bytes)), FOREVER))
     }
 
     /// Checks that one more replica of a service stays within its spend limit.
     pub(crate) fn check_replica(&self, service: &Service) -> Result<(), String> {
         let manifest = &service.manifest;
         let Some(limit) = manifest.spend_micro_units_per_hour else { return Ok(()) };
-        let forever = ClusterTime(protocol::Millis(u64::MAX));
         let held = service.held().map(|(_, holding)| {
             let of = self.cluster.manifest_of(&holding.order.certificate).unwrap_or(manifest);
             let until = match holding.phase {
-                HoldingPhase::Running => forever,
+                HoldingPhase::Running => FOREVER,
                 // The next order replaces a silent holder.
                 HoldingPhase::Silent => self.now,
                 _ => self.now.plus(DRAIN_MS),
             };
-            (UsageRate::of(&of.resources, 1), until)
+            (Reserved::Slot(UsageRate::of(&of.resources, 1)), until)
         });
-        let one = (UsageRate::of(&manifest.resources, 1), forever);
+        let one = (Reserved::Slot(UsageRate::of(&manifest.resources, 1)), FOREVER);
         let periods = self.forecast(&manifest.name, HOUR_MS, held.chain([one]));
         let worst = periods.iter().max_by_key(|forecast| forecast.sum().spend_micro_units);
         let sum = worst.map(PeriodForecast::sum).unwrap_or_default().spend_micro_units;

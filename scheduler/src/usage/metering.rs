@@ -1,4 +1,5 @@
-//! Meters of the cluster: they follow the slots that are held, after each command that may change these.
+//! Meters of the cluster: they follow the slots that are held and the data that is kept, after each command
+//! that may change these.
 
 use super::{DAY_MS, HOUR_MS, Meter, MeterName, period_start};
 use crate::clock::ClusterTime;
@@ -7,16 +8,16 @@ use crate::fair_share;
 use protocol::ServiceName;
 use protocol::governance::Change;
 use protocol::job::Submitter;
-use protocol::usage::{PriceVersion, Prices, UsageRate};
+use protocol::usage::{PriceVersion, Prices, StoredUsage, UsageCounts, UsageRate};
 use std::collections::BTreeMap;
 
-/// Findings of a plan about meters that close: ends before the present, and CPU time that nodes reported.
+/// Findings of a plan about meters: ends before the present, and counts that nodes stated.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct MeterEnds {
     /// Time until which a slot is billed, if that is not the present.
     pub(crate) ends: BTreeMap<MeterName, ClusterTime>,
-    /// CPU time that a node reported for a slot, in microseconds.
-    pub(crate) cpu_used_microseconds: BTreeMap<MeterName, u64>,
+    /// Counts of a slot since its order.
+    pub(crate) counts: BTreeMap<MeterName, UsageCounts>,
 }
 
 impl MeterEnds {
@@ -52,9 +53,9 @@ pub(crate) fn settle(cluster: &mut Cluster, ends: &MeterEnds) {
     let Some(price) = cluster.circle_state().map(|state| state.prices()) else { return };
     let (now, lengths, held) = (cluster.now, period_lengths(cluster), held(cluster, price));
     let usage = &mut cluster.usage;
-    for (name, used) in &ends.cpu_used_microseconds {
+    for (name, counts) in &ends.counts {
         if let Some(meter) = usage.meters.get_mut(name) {
-            meter.cpu_used_microseconds = meter.cpu_used_microseconds.max(*used);
+            (meter.counted, meter.counted_at) = (meter.counted.max(*counts), now);
         }
     }
     usage.advance(now, &lengths, &ends.ends);
@@ -76,41 +77,59 @@ pub(crate) fn settle(cluster: &mut Cluster, ends: &MeterEnds) {
     fair_share::settle(cluster);
 }
 
-/// Returns a fresh meter for each held slot.
+/// Returns a fresh meter for each held slot, and for all data of jobs that is kept.
 fn held(cluster: &Cluster, price: PriceVersion) -> BTreeMap<MeterName, Meter> {
     let mut held = BTreeMap::new();
+    let fresh = |certificate, node| Meter {
+        certificate,
+        node,
+        owner: cluster.node(&node).and_then(|admitted| admitted.owner.clone()),
+        project: None,
+        submitter: None,
+        job: None,
+        attempt: 0,
+        rate: UsageRate::default(),
+        stored: None,
+        since: cluster.now,
+        price,
+        counted: UsageCounts::default(),
+        entered: UsageCounts::default(),
+        counted_at: cluster.now,
+    };
     for (envelope, slot, holding) in cluster.holdings() {
         let order = &holding.order;
         let manifest = cluster.manifest_of(&order.certificate);
-        let name = MeterName { envelope: envelope.clone(), slot, fence: order.fence };
-        let meter = Meter {
-            certificate: order.certificate,
-            node: order.node,
-            submitter: None,
-            job: None,
-            attempt: 0,
-            rate: manifest.map(|manifest| UsageRate::of(&manifest.resources, 1)).unwrap_or_default(),
-            since: cluster.now,
-            price,
-            cpu_used_microseconds: 0,
-        };
-        held.insert(name, meter);
+        let name = MeterName { envelope: envelope.clone(), slot, fence: order.fence, stored: None };
+        let rate = manifest.map(|manifest| UsageRate::of(&manifest.resources, 1)).unwrap_or_default();
+        held.insert(name, Meter { rate, ..fresh(order.certificate, order.node) });
     }
     for (slot, holding) in cluster.jobs.held() {
         let manifest = cluster.job_manifest(&holding.certificate);
         let rate = |resources| UsageRate::of(resources, holding.ranks.count);
         let meter = Meter {
-            certificate: holding.certificate,
-            node: holding.node,
+            project: manifest.and_then(|manifest| manifest.project.clone()),
             submitter: submitter_of(cluster, holding.id),
             job: Some(holding.id),
             attempt: holding.attempt,
             rate: manifest.map(|manifest| rate(&manifest.resources)).unwrap_or_default(),
-            since: cluster.now,
-            price,
-            cpu_used_microseconds: 0,
+            ..fresh(holding.certificate, holding.node)
         };
-        held.insert(MeterName { envelope: slot.job, slot: slot.slot, fence: slot.fence }, meter);
+        held.insert(slot.meter(), meter);
+    }
+    for (id, kept) in cluster.jobs.all_data() {
+        let Some(job) = cluster.jobs.jobs.get(&id) else { continue };
+        let (data, certificate) = (&kept.signed.data, job.submission().certificate);
+        let manifest = cluster.job_manifest(&certificate);
+        let meter = Meter {
+            owner: None,
+            project: manifest.and_then(|manifest| manifest.project.clone()),
+            submitter: Some(job.submission().submitter.clone()),
+            job: Some(id),
+            attempt: data.attempt,
+            stored: Some(StoredUsage::of(data.stored.root, data.stored.bytes)),
+            ..fresh(certificate, data.node)
+        };
+        held.insert(kept.meter(), meter);
     }
     held
 }

@@ -3,7 +3,7 @@
 //!
 //! It streams: one bit is kept per entry, set aside before the first, and an entry allocates nothing.
 
-use protocol::usage::{PriceVersion, UsageAmounts, UsageEntry, bill};
+use protocol::usage::{PriceVersion, UsageAmounts, UsageEntry};
 
 /// Most entries of one run: a bit each, 128 MiB together.
 const ENTRIES_MAX: u64 = 1 << 30;
@@ -35,9 +35,9 @@ pub enum RebillFault {
         /// Number of the entry.
         sequence: u64,
         /// Amounts that the entry names.
-        claimed: UsageAmounts,
+        claimed: Box<UsageAmounts>,
         /// Amounts as computed.
-        billed: UsageAmounts,
+        billed: Box<UsageAmounts>,
     },
     /// Entries are missing.
     #[error("{missing} entries are missing, the first of them number {first}")]
@@ -102,12 +102,10 @@ impl<'a> Rebill<'a> {
         let version = entry.price_version;
         let known = self.prices.binary_search_by_key(&version, |known| known.version);
         let at = known.map_err(|_| RebillFault::PriceUnknown { sequence, version })?;
-        let billed = UsageAmounts {
-            cpu_used_microseconds: entry.amounts.cpu_used_microseconds,
-            ..bill(&entry.rate, entry.milliseconds(), &self.prices[at].prices)
-        };
+        let billed = entry.billed(&self.prices[at].prices);
         if billed != entry.amounts {
-            return Err(RebillFault::AmountsDiffer { sequence, claimed: entry.amounts, billed });
+            let (claimed, billed) = (Box::new(entry.amounts), Box::new(billed));
+            return Err(RebillFault::AmountsDiffer { sequence, claimed, billed });
         }
         let (word, bit) = ((sequence - 1) / 64, (sequence - 1) % 64);
         let seen = &mut self.seen[word as usize];
@@ -145,37 +143,57 @@ impl<'a> Rebill<'a> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use protocol::usage::{Prices, UsageRate};
-    use protocol::{Digest, Fence, Millis, NodeId, PublicKey, SlotIndex};
+    use protocol::usage::{Prices, StoredUsage, UsageRate};
+    use protocol::{Digest, Fence, Millis, ModelRoot, NodeId, PublicKey, SlotIndex};
 
     fn versions() -> [PriceVersion; 2] {
         let dear = Prices {
             gpu_hour_micro_units: 3_333_333,
             cpu_hour_micro_units: 77_777,
             memory_gib_hour_micro_units: 9,
+            storage_gib_hour_micro_units: 1_234_567,
+            million_prompt_tokens_micro_units: 700_001,
+            million_generated_tokens_micro_units: 2_100_003,
         };
         [PriceVersion { version: 0, prices: Prices::default() }, PriceVersion { version: 1, prices: dear }]
     }
 
     fn entry(sequence: u64, length_ms: u64, gpu_millis: u64, version: u64) -> UsageEntry {
-        let rate = UsageRate { gpu_millis, cpu_millicores: 1500, memory_mib: 300 };
-        UsageEntry {
+        // Each fifth entry is of stored data.
+        let stored = sequence
+            .is_multiple_of(5)
+            .then(|| StoredUsage { root: ModelRoot(Digest::of(b"stored")), mib: gpu_millis });
+        let rate = match stored {
+            None => UsageRate { gpu_millis, cpu_millicores: 1500, memory_mib: 300 },
+            Some(_) => UsageRate::default(),
+        };
+        let counts = UsageAmounts {
+            prompt_tokens: gpu_millis,
+            generated_tokens: length_ms,
+            ..UsageAmounts::default()
+        };
+        let entry = UsageEntry {
             sequence,
             envelope: "train".parse().expect("a name"),
             slot: SlotIndex(0),
             fence: Fence::default(),
             certificate: Digest::of(b"certificate"),
             node: NodeId(PublicKey([1; 32])),
+            owner: None,
+            project: None,
             submitter: None,
             job: None,
             attempt: 0,
             from: Millis(1_000),
             until: Millis(1_000 + length_ms),
             rate,
+            stored,
             price_version: version,
-            amounts: bill(&rate, length_ms, &versions()[version as usize].prices),
+            amounts: counts,
             credit_of: sequence.is_multiple_of(7).then_some(1),
-        }
+        };
+        let amounts = entry.billed(&versions()[version as usize].prices);
+        UsageEntry { amounts, ..entry }
     }
 
     fn entries() -> impl Strategy<Value = Vec<UsageEntry>> {

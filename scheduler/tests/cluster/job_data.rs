@@ -14,7 +14,7 @@ use protocol::{ArtifactRoot, CheckpointName, Digest, Fence, JobId, ModelRoot, No
 use scheduler::*;
 use std::collections::BTreeMap;
 
-fn checkpoint(name: &str) -> JobDataKind {
+pub(crate) fn checkpoint(name: &str) -> JobDataKind {
     JobDataKind::Checkpoint(name.parse().unwrap())
 }
 
@@ -88,11 +88,11 @@ fn logs_of_both(world: &World, id: JobId) -> [RegisterJobData; 2] {
     [0, 1].map(|first| registration_of(world, (id, first), JobDataKind::Logs, &[]))
 }
 
-fn registration(world: &World, id: JobId, kind: JobDataKind) -> RegisterJobData {
+pub(crate) fn registration(world: &World, id: JobId, kind: JobDataKind) -> RegisterJobData {
     registration_to(world, id, kind, &["node-1", "node-2"])
 }
 
-fn action(request: RegisterJobData) -> Action {
+pub(crate) fn action(request: RegisterJobData) -> Action {
     Action::RegisterJobData(Box::new(request))
 }
 

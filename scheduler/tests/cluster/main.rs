@@ -37,5 +37,6 @@ mod roll_outs;
 mod scripts;
 mod sync;
 mod usage;
+mod usage_counts;
 mod usage_limits;
 mod usage_meters;

@@ -21,7 +21,7 @@ fn quota(cores: u64) -> ProjectQuota {
     ProjectQuota { cpu_millicores: cores * 1000, memory_bytes: cores << 30, gpus: 0 }
 }
 
-fn vote(projects: &[(&str, u64, Option<u64>)]) -> Change {
+pub(crate) fn vote(projects: &[(&str, u64, Option<u64>)]) -> Change {
     let project = |(name, cores, borrow): &(&str, u64, Option<u64>)| Project {
         name: name.parse().expect("a name"),
         parent: None,

@@ -11,8 +11,9 @@ use protocol::job::Submitter;
 use protocol::job_report::{JobSlotReport, JobSlotState, RankOutcome};
 use protocol::limits::LEASE_MS;
 use protocol::manifest::{Manifest, OnExpiry, ServiceManifest};
-use protocol::usage::{Prices, UsageAmounts, UsageEntry, bill};
-use protocol::{Digest, JobId, Millis, ServiceName, SlotIndex};
+use protocol::slot_usage::{SignedSlotUsage, SlotUsage};
+use protocol::usage::{Prices, UsageAmounts, UsageCounts, UsageEntry, bill};
+use protocol::{Digest, Fence, JobId, Millis, ServiceName, SlotIndex};
 use scheduler::*;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -74,11 +75,29 @@ pub(crate) fn report_jobs(world: &mut World, state: JobSlotState, end: Option<Ra
         let of = |part| JobSlotReport { cpu_micros, ..report_of(part, state, end) };
         let known: Vec<JobSlotReport> =
             desired_jobs(&world.cluster, node_id(name)).into_iter().map(of).collect();
+        let counts = UsageCounts { cpu_used_microseconds: cpu_micros, ..UsageCounts::default() };
+        let stated = known.iter().filter(|_| cpu_micros > 0);
+        let stated =
+            stated.map(|report| counted(world, name, (&report.job, report.slot, report.fence), counts));
+        world.usage.insert(node_id(name), stated.collect());
         if !known.is_empty() {
             world.job_reports.insert(node_id(name), known);
         }
         world.heartbeat(name);
     }
+}
+
+/// Returns the statement of a node about one of its slots.
+pub(crate) fn counted(
+    world: &World,
+    node: &str,
+    (envelope, slot, fence): (&ServiceName, SlotIndex, Fence),
+    counts: UsageCounts,
+) -> SignedSlotUsage {
+    let circle = world.cluster.circle_id().expect("founded");
+    let (node, name) = (node_id(node), node);
+    let usage = SlotUsage { version: 1, circle, node, envelope: envelope.clone(), slot, fence, counts };
+    slot_usage_of(name, usage)
 }
 
 pub(crate) fn entries(world: &World) -> Vec<UsageEntry> {

@@ -87,6 +87,7 @@ fn each_rank_is_billed_for_its_gpu_its_cores_and_its_memory() {
         gpu_hour_micro_units: 10 * CORE_HOUR,
         cpu_hour_micro_units: CORE_HOUR,
         memory_gib_hour_micro_units: CORE_HOUR / 5,
+        ..Prices::default()
     };
     world.approve(Change::SetPrices(votes));
     let Change::Deploy(manifest) = job(2, 99, "") else { panic!("a job") };

@@ -129,6 +129,7 @@ impl Lab {
             encryption: keys.encryption.clone(),
             roles: BTreeSet::from([NodeRole::Worker]),
             region: "eu".into(),
+            owner: None,
             labels: BTreeMap::new(),
             storage: None,
             gateway: None,

@@ -15,8 +15,9 @@ use std::fmt::Display;
 /// Most entries that one page reads from the journal.
 const ENTRIES_MAX: usize = 500;
 
-/// A page of the totals by day, service or job, and submitter, with what is open now; and the prices of each
-/// vote. The number of all entries, and the head of the chain over them, are those of the totals.
+/// A page of the totals by day, service or job, project, owner and submitter, with what is open now; and the
+/// prices of each vote. The number of all entries, and the head of the chain over them, are those of the
+/// totals.
 #[utoipa::path(get, path = "/v1/usage", params(PageParameters),
     responses((status = 200, body = UsagePage)), tag = "usage")]
 pub(super) async fn usage(
@@ -47,9 +48,12 @@ pub(super) async fn usage(
     Ok(Json(answer))
 }
 
-/// Returns the place of a row in the list: by day, name and submitter.
+/// Returns the place of a row in the list: by day, name, project, owner and submitter.
 fn key_of(row: &UsageTotal) -> String {
-    format!("{:020}/{}/{}", row.day.0, row.envelope, row.submitter_text())
+    let text = |name: Option<&dyn Display>| name.map_or_else(|| "-".to_string(), |name| name.to_string());
+    let project = text(row.project.as_ref().map(|name| name as &dyn Display));
+    let owner = text(row.owner.as_ref().map(|name| name as &dyn Display));
+    format!("{:020}/{}/{project}/{owner}/{}", row.day.0, row.envelope, row.submitter_text())
 }
 
 /// A page of the entries, by number: one for each slot, fence and closed interval. An entry never changes.

@@ -44,6 +44,7 @@ pub(super) fn sync_request() -> SyncRequest {
         logs: vec![],
         complaints: vec![],
         jobs: vec![],
+        usage: vec![],
         rank_lines_term: 0,
         rank_lines: vec![],
     }
@@ -62,6 +63,7 @@ pub(super) fn admission(name: &str, identity: &Identity) -> NodeAdmission {
         encryption: EncryptionKey { x25519: PublicKey(x25519), ml_kem },
         roles: BTreeSet::from([NodeRole::Worker]),
         region: "local".into(),
+        owner: None,
         labels: BTreeMap::new(),
         storage: None,
         gateway: None,

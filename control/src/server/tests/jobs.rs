@@ -110,6 +110,7 @@ async fn send_lines_of(
     };
     let request = SyncRequest {
         wait_ms: 25_000,
+        usage: vec![],
         rank_lines_term: term,
         rank_lines: sequences.iter().map(line).collect(),
         ..sync_request()

@@ -9,8 +9,9 @@ use protocol::api::{Page, Problem};
 use protocol::governance::{Change, Choice};
 use protocol::job::SlotRanks;
 use protocol::manifest::Manifest;
-use protocol::usage::{Prices, UsageEntry, UsagePage};
-use protocol::{Digest, Fence, JobId, NodeId, SlotIndex};
+use protocol::slot_usage::{SLOT_USAGE_DOMAIN, SLOT_USAGE_VERSION, SignedSlotUsage, SlotUsage};
+use protocol::usage::{Prices, UsageCounts, UsageEntry, UsagePage};
+use protocol::{Digest, Fence, JobId, NodeId, SlotIndex, canonical};
 use scheduler::{
     Action, Actor, EndCause, GangPlan, GangSlotPlan, JobRequest, JobSlotName, Rebill, Reply, Step,
 };
@@ -104,7 +105,20 @@ pub(super) async fn begin(server: &Arc<Server>, id: JobId, number: u32) -> JobSl
 pub(super) async fn end(server: &Arc<Server>, id: JobId, number: u32, slot: JobSlotName) {
     let cause = EndCause::Preempted("a test".into());
     let end = Step::EndGang { id, attempt: number, cause, ends: Vec::new() };
-    execute(server, vec![end, Step::ReleaseGang { slot, cpu_micros: 77 }]).await;
+    let counts = UsageCounts { cpu_used_microseconds: 77, ..UsageCounts::default() };
+    let node = circle::other(1);
+    let usage = SlotUsage {
+        version: SLOT_USAGE_VERSION,
+        circle: server.cluster(|cluster| cluster.circle_id()).unwrap(),
+        node: NodeId(node.public_key()),
+        envelope: slot.job.clone(),
+        slot: slot.slot,
+        fence: slot.fence,
+        counts,
+    };
+    let signature = node.sign(SLOT_USAGE_DOMAIN, &canonical::to_bytes(&usage));
+    let count = Step::CountUsage(Box::new(SignedSlotUsage { usage, signature }));
+    execute(server, vec![count, end, Step::ReleaseGang(slot)]).await;
 }
 
 /// Lets an attempt of the job hold its slot for so many seconds.

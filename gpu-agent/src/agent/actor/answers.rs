@@ -41,6 +41,7 @@ impl AgentActor {
                 self.state.unanswered_since = None;
                 self.state.predecessor_desired = None;
                 self.node.rank_lines.answered(response.term, &sent.rank_lines);
+                self.state.usage.answered(response.term, &sent.usage);
                 for report in &sent.unacknowledged_releases {
                     self.state.unacknowledged_releases.remove(report);
                 }

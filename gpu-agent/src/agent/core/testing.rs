@@ -200,6 +200,7 @@ pub(crate) fn admission(name: &str, identity: &Identity, encryption: EncryptionK
         encryption,
         roles: BTreeSet::from([NodeRole::Worker]),
         region: "here".into(),
+        owner: None,
         labels: BTreeMap::new(),
         storage: None,
         gateway: None,

@@ -199,7 +199,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let log = log(directory.path());
         let long = "x".repeat(300);
-        log.write(&[long.clone()]);
+        log.write(std::slice::from_ref(&long));
         log.write(&["short".into()]);
         log.finish().unwrap();
         assert_eq!(text(directory.path()), format!("{long}\nshort\n"));

@@ -10,6 +10,7 @@ use crate::agent::worker_link::{About, WorkerStatus, talk};
 use protocol::agent::SlotState;
 use protocol::error_code;
 use protocol::sandbox::SandboxExit;
+use protocol::usage::UsageCounts;
 use protocol::worker::{WorkerMetrics, WorkerState};
 use protocol::{BootTime, Millis};
 use sandbox::Running;
@@ -56,6 +57,7 @@ impl SlotTask {
             status.not_enforced = running.not_enforced().to_vec();
             status.model.clone_from(&model);
             status.metrics = None;
+            status.counter.begin_worker();
         }
         let attempt = self.watch(&running, model.as_deref(), adopted).await;
         self.remove(running).await;
@@ -248,7 +250,16 @@ impl<'a> Watch<'a> {
         self.metrics_since_drain += u32::from(drains);
         let since = self.slot.status.lock().draining_since.map(|(wall, _)| wall);
         let idle = is_idle_since(&newest, since, self.metrics_since_drain);
-        self.slot.status.lock().metrics = Some(newest);
+        let counts = UsageCounts {
+            cpu_used_microseconds: self.running.usage().cpu_us.unwrap_or(0),
+            prompt_tokens: newest.prompt_tokens_total,
+            generated_tokens: newest.generation_tokens_total,
+        };
+        {
+            let mut status = self.slot.status.lock();
+            status.counter.observe(counts);
+            status.metrics = Some(newest);
+        }
         if idle && drains {
             self.stop(DRAINED_GRACE_MS).await;
         }

@@ -144,7 +144,15 @@ fn write_metrics(mut pipe: File) {
         total += 1;
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let at = Millis(u64::try_from(since.as_millis()).unwrap_or(0));
-        let metrics = WorkerMetrics { at, requests_total: total, ..WorkerMetrics::default() };
+        // Each line counts two tokens of a prompt, and three of its answer.
+        let (prompt_tokens_total, generation_tokens_total) = (2 * total, 3 * total);
+        let metrics = WorkerMetrics {
+            at,
+            requests_total: total,
+            prompt_tokens_total,
+            generation_tokens_total,
+            ..WorkerMetrics::default()
+        };
         let mut line = serde_json::to_vec(&metrics).unwrap_or_default();
         line.push(b'\n');
         let _ = pipe.write_all(&line);

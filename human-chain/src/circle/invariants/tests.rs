@@ -268,7 +268,7 @@ fn damage_to_members_is_found() {
         }),
         ("`access` has version 1 and value", |s| s.access.envelope.keys_max = 1),
         ("prices without a vote", |s| s.prices.gpu_hour_micro_units = 1),
-        ("millionths per hour", |s| s.prices.cpu_hour_micro_units = u64::MAX),
+        ("millionths for the price", |s| s.prices.cpu_hour_micro_units = u64::MAX),
         ("projects without a vote", |s| s.projects.own_weight = 1),
     ]);
 }

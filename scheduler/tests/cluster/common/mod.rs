@@ -25,6 +25,7 @@ use protocol::model::{
     ErasureCode, KeyWrap, ModelRecord, Recipient, RecipientSignature, SignedComplaint, SignedWrap,
     StoreReference, StoredKind, WRAP_COMPLAINT_DOMAIN, WrapComplaint,
 };
+use protocol::slot_usage::{SLOT_USAGE_DOMAIN, SignedSlotUsage, SlotUsage};
 use protocol::{
     CircleId, CommentId, Digest, GrantId, MemberId, Millis, ModelName, ModelRoot, NodeId, NodeName,
     PublicKey, ReplicaId, ServiceName, Signature,
@@ -125,6 +126,13 @@ pub(crate) fn job_data_of(name: &str, data: JobData) -> SignedJobData {
     SignedJobData { data, signature }
 }
 
+/// Returns a statement with the signature of the node of this name.
+pub(crate) fn slot_usage_of(name: &str, usage: SlotUsage) -> SignedSlotUsage {
+    let bytes = protocol::canonical::to_bytes(&usage);
+    let signature = machine(name).sign(SLOT_USAGE_DOMAIN, &bytes).ed25519;
+    SignedSlotUsage { usage, signature }
+}
+
 /// A node as a test describes it.
 #[derive(Debug, Clone)]
 pub(crate) struct NodeSpec {
@@ -141,6 +149,7 @@ pub(crate) fn node(name: &str, cpu_millicores: u64, memory_mib: u64) -> NodeSpec
         encryption: encryption(name),
         roles: BTreeSet::from([NodeRole::Worker]),
         region: "eu".into(),
+        owner: None,
         labels: BTreeMap::new(),
         storage: None,
         gateway: None,
@@ -321,6 +330,8 @@ pub(crate) struct World {
     /// Reports that each node sends about its slots.
     pub(crate) reports: BTreeMap<NodeId, Vec<SlotReport>>,
     pub(crate) job_reports: BTreeMap<NodeId, Vec<JobSlotReport>>,
+    /// Counts that each node states.
+    pub(crate) usage: BTreeMap<NodeId, Vec<SignedSlotUsage>>,
 }
 
 impl World {
@@ -349,6 +360,7 @@ impl World {
             specs: BTreeMap::new(),
             reports: BTreeMap::new(),
             job_reports: BTreeMap::new(),
+            usage: BTreeMap::new(),
         }
     }
 
@@ -552,6 +564,7 @@ impl World {
             logs: vec![],
             complaints: vec![],
             jobs: self.job_reports.get(&spec.admission.id).cloned().unwrap_or_default(),
+            usage: self.usage.get(&spec.admission.id).cloned().unwrap_or_default(),
             rank_lines_term: 0,
             rank_lines: vec![],
         }
