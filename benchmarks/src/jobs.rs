@@ -1,4 +1,5 @@
-//! Benchmark of jobs: from a submission to the first line, short jobs a second, and the link of a gang.
+//! Benchmark of jobs: from a submission to the first line, short jobs a second, the link of a gang, and usage
+//! that is billed again.
 //!
 //! Ours are three replicas that flush each command, and three nodes that run every rank in a sandbox of its
 //! own, from an artifact that each verified. The peers are Slurm on one node, with munge, and with its
@@ -18,6 +19,7 @@ mod plan;
 mod ray;
 mod slurm;
 mod train;
+mod usage;
 
 use crate::Options;
 use crate::report::{Bar, BenchmarkReport, ComparisonRow, quantile};
@@ -28,8 +30,8 @@ use ray::Ray;
 use slurm::Slurm;
 
 /// Parts of the benchmark, in the order in which they run; `--only` chooses one.
-pub(crate) const SECTIONS: [&str; 8] =
-    ["plan", "hostile", "queue", "link", "artifacts", "absence", "kills", "train"];
+pub(crate) const SECTIONS: [&str; 9] =
+    ["plan", "usage", "hostile", "queue", "link", "artifacts", "absence", "kills", "train"];
 
 /// Submissions of which each is followed to its first line, in a whole run and in a quick one.
 const FIRST_LINES: (usize, usize) = (40, 8);
@@ -50,10 +52,14 @@ pub(crate) fn run(options: &Options) -> Result<BenchmarkReport> {
     if is_asked("plan") {
         plan::measure(&mut report)?;
     }
+    if is_asked("usage") {
+        let (whole, quick) = usage::ENTRIES;
+        usage::measure(if options.quick { quick } else { whole }, &mut report)?;
+    }
     if is_asked("hostile") {
         runtime.block_on(hostile::measure(pick(hostile::ROUNDS), &mut report))?;
     }
-    if options.only.as_deref().is_some_and(|only| ["plan", "hostile"].contains(&only)) {
+    if options.only.as_deref().is_some_and(|only| ["plan", "usage", "hostile"].contains(&only)) {
         return Ok(report);
     }
     runtime.block_on(async {

@@ -24,13 +24,18 @@ use protocol::usage_text::{format_hours, format_units};
 use protocol::{Digest, OwnerName, ProjectName, Refusal, ServiceName, error_code};
 use scheduler::{Rebill, RebillFault};
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader, BufWriter, Write};
 use std::path::PathBuf;
+use std::sync::mpsc::{SyncSender, sync_channel};
 
 /// Longest line of an export in bytes: an entry has some six hundred.
 const LINE_BYTES_MAX: usize = 64 * 1024;
+/// Entries that are handed from the reader of an export to its verification at once, and portions that wait.
+const PORTION: usize = 1024;
+const PORTIONS_AHEAD: usize = 4;
 
 /// Columns of `quorate usage show`.
 const USAGE_COLUMNS: [&str; 11] = [
@@ -451,34 +456,73 @@ impl<'a> Verification<'a> {
     }
 }
 
-/// Verifies an export.
-fn verify_lines(mut lines: impl BufRead) -> Result<VerifiedUsage> {
-    let mut number = 0_u64;
-    let mut line = Vec::new();
-    let invalid = |number: u64, reason: String| {
-        Refusal::new(error_code::USAGE_INVALID, format!("line {number}: {reason}"))
-    };
-    let mut read = |line: &mut Vec<u8>| -> Result<Option<u64>> {
-        line.clear();
-        number += 1;
+/// Lines of an export, with their numbers.
+struct ExportLines<R> {
+    lines: R,
+    number: u64,
+    line: Vec<u8>,
+}
+
+impl<R: BufRead> ExportLines<R> {
+    /// Reads the next line; none at the end.
+    fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>> {
+        self.line.clear();
+        self.number += 1;
         let limit = LINE_BYTES_MAX as u64 + 1;
-        if std::io::Read::take(&mut lines, limit).read_until(b'\n', line)? == 0 {
+        if std::io::Read::take(&mut self.lines, limit).read_until(b'\n', &mut self.line)? == 0 {
             return Ok(None);
         }
-        if line.len() > LINE_BYTES_MAX {
-            return Err(invalid(number, format!("more than {LINE_BYTES_MAX} bytes")).into());
+        let invalid = |reason: String| {
+            Refusal::new(error_code::USAGE_INVALID, format!("line {}: {reason}", self.number))
+        };
+        if self.line.len() > LINE_BYTES_MAX {
+            return Err(invalid(format!("more than {LINE_BYTES_MAX} bytes")).into());
         }
-        Ok(Some(number))
-    };
-    read(&mut line)?;
-    let header: UsageExportHeader =
-        serde_json::from_slice(&line).map_err(|error| invalid(1, error.to_string()))?;
-    let mut verification = Verification::new(&header)?;
-    while let Some(number) = read(&mut line)? {
-        let entry: UsageEntry =
-            serde_json::from_slice(&line).map_err(|error| invalid(number, error.to_string()))?;
-        verification.add(&entry)?;
+        let read = serde_json::from_slice(&self.line);
+        Ok(Some(read.map_err(|error| invalid(error.to_string()))?))
     }
+
+    /// Hands on the entries in portions, until the end, an error, or the end of their receiver.
+    fn hand_on(mut self, portions: &SyncSender<Result<Vec<UsageEntry>>>) {
+        loop {
+            let mut portion = Vec::with_capacity(PORTION);
+            let mut end = Ok(false);
+            while portion.len() < PORTION {
+                match self.next() {
+                    Ok(Some(entry)) => portion.push(entry),
+                    Ok(None) => end = Ok(true),
+                    Err(error) => end = Err(error),
+                }
+                if !matches!(end, Ok(false)) {
+                    break;
+                }
+            }
+            let is_gone = portions.send(Ok(portion)).is_err();
+            match end {
+                Ok(false) if !is_gone => {}
+                Err(error) => return drop(portions.send(Err(error))),
+                Ok(_) => return,
+            }
+        }
+    }
+}
+
+/// Verifies an export. One thread reads lines while this one bills them: each has half of the work.
+fn verify_lines(lines: impl BufRead + Send) -> Result<VerifiedUsage> {
+    let mut lines = ExportLines { lines, number: 0, line: Vec::new() };
+    let missing = || Refusal::new(error_code::USAGE_INVALID, "line 1: the export is empty");
+    let header: UsageExportHeader = lines.next()?.ok_or_else(missing)?;
+    let mut verification = Verification::new(&header)?;
+    std::thread::scope(|scope| {
+        let (sender, portions) = sync_channel(PORTIONS_AHEAD);
+        scope.spawn(move || lines.hand_on(&sender));
+        for portion in portions {
+            for entry in portion? {
+                verification.add(&entry)?;
+            }
+        }
+        anyhow::Ok(())
+    })?;
     Ok(verification.finish(false)?)
 }
 

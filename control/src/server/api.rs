@@ -66,6 +66,7 @@ pub(crate) fn router(server: Arc<Server>) -> Router {
         .route("/v1/jobs/{id}/cancel", post(jobs::cancel))
         .route("/v1/jobs/{id}/retry", post(jobs::retry))
         .route("/v1/jobs/{id}/data", get(jobs::data))
+        .route("/v1/jobs/{id}/outputs", get(jobs::outputs))
         .route("/v1/jobs/{id}/data/mine", post(jobs::data_of_member))
         .route("/v1/job-data", get(jobs::stored_data))
         .route("/v1/nodes", get(status::nodes))
@@ -186,6 +187,7 @@ fn no_subject(name: &str) -> Failure {
         jobs::cancel,
         jobs::retry,
         jobs::data,
+        jobs::outputs,
         jobs::data_of_member,
         jobs::stored_data,
         status::nodes,

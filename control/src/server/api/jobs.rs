@@ -13,7 +13,7 @@ use host::random::random_bytes;
 use protocol::api::{AuditEvent, Page};
 use protocol::job::{self, SignedSubmission};
 use protocol::job_api::{JOB_STATES, JobLogPage, JobView, RetryJobBody, SubmitJobBody, SubmittedJob};
-use protocol::job_data::{JobDataView, MemberJobData};
+use protocol::job_data::{JobDataKind, JobDataView, MemberJobData};
 use protocol::limits::POLL_WAIT_MS_MAX;
 use protocol::model::{ModelRecord, SignedWrapRequest};
 use protocol::{Digest, JobId, ModelRoot, ProjectName, Refusal, ServiceName, TokenName, error_code};
@@ -181,6 +181,45 @@ pub(super) async fn data(
 ) -> ApiResult<Page<JobDataView>> {
     let Path(id) = id?;
     let items = server.cluster(|cluster| scheduler::job_data_views(cluster, id));
+    items.map(|items| Json(Page::whole(items))).ok_or_else(|| no_job(id))
+}
+
+/// Query parameters of the outputs of a job.
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub(super) struct OutputsPoll {
+    /// Longest wait in milliseconds for the end of the job; at most 25,000. 0 = no wait.
+    #[serde(default)]
+    #[param(maximum = 25_000)]
+    wait_ms: u32,
+}
+
+/// The outputs of a job: one item once it has succeeded and has left any, none otherwise.
+///
+/// With `wait_ms` this is a long poll: the answer comes once the job has ended, or when the wait is over.
+#[utoipa::path(get, path = "/v1/jobs/{id}/outputs", params(("id" = JobId, Path), OutputsPoll),
+    responses((status = 200, body = Page<JobDataView>)), tag = "jobs")]
+pub(super) async fn outputs(
+    LeaderRead { server, .. }: LeaderRead,
+    id: Result<Path<JobId>, PathRejection>,
+    query: Result<Query<OutputsPoll>, QueryRejection>,
+) -> ApiResult<Page<JobDataView>> {
+    let (Path(id), Query(OutputsPoll { wait_ms })) = (id?, query?);
+    let has_ended = |job: &scheduler::Job| job.state.is_finished();
+    hold(poll_wait(wait_ms)?, server.handle.watch_applied(), server.ending.cancelled(), || {
+        let runs =
+            server.cluster(|cluster| cluster.jobs().jobs().get(&id).is_some_and(|job| !has_ended(job)));
+        ((), !runs || server.lock_leadership().is_none())
+    })
+    .await;
+    let items = server.cluster(|cluster| {
+        // Those of an attempt that still runs are no result yet.
+        let job = cluster.jobs().jobs().get(&id)?;
+        let all = scheduler::job_data_views(cluster, id)?;
+        let is_result = |view: &JobDataView| view.kind == JobDataKind::Outputs && has_ended(job);
+        Some(all.into_iter().filter(is_result).collect())
+    });
     items.map(|items| Json(Page::whole(items))).ok_or_else(|| no_job(id))
 }
 

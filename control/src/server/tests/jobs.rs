@@ -10,6 +10,7 @@ use overlay::Peer;
 use protocol::agent::{SyncRequest, SyncResponse};
 use protocol::api::{AuditEvent, Page, Problem};
 use protocol::job_api::{JobLogLine, JobLogPage, JobView, SubmittedJob};
+use protocol::job_data::JobDataView;
 use protocol::job_report::RankLine;
 use protocol::limits::{POLL_WAIT_MS_MAX, SYNC_BYTES_MAX};
 use protocol::{Digest, JobId, canonical};
@@ -44,6 +45,33 @@ async fn a_request_for_a_job_waits_until_it_is_in_another_state() {
     let path = format!("/v1/jobs/{id}?wait_ms={}", POLL_WAIT_MS_MAX + 1);
     let (status, _) = ask::<()>(&server, Method::GET, &path, None).await;
     assert_eq!(status, StatusCode::BAD_REQUEST, "a longer wait than any client gets");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_for_outputs_waits_for_the_end_of_the_job() {
+    let (world, leads, id) = lab().await;
+    let server = world.servers[leads].clone();
+    let path = format!("/v1/jobs/{id}/outputs?wait_ms=10000");
+    let began = Instant::now();
+    let none: Page<JobDataView> = get(&server, &path).await;
+    assert_eq!((none.items.len(), began.elapsed().as_secs()), (0, 10), "it has not ended");
+    let waiting = tokio::spawn({
+        let (server, path) = (server.clone(), path.clone());
+        async move { get::<Page<JobDataView>>(&server, &path).await }
+    });
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let (status, _) = ask::<()>(&server, Method::POST, &format!("/v1/jobs/{id}/cancel"), None).await;
+    assert_eq!(status, StatusCode::OK);
+    assert_eq!((waiting.await.unwrap().items.len(), began.elapsed().as_secs()), (0, 13), "it left nothing");
+    let again: Page<JobDataView> = get(&server, &path).await;
+    assert_eq!((again.items.len(), began.elapsed().as_secs()), (0, 13), "nothing more will come");
+    for (path, expected) in [
+        (format!("/v1/jobs/{id}/outputs?wait_ms=25001"), StatusCode::BAD_REQUEST),
+        (format!("/v1/jobs/{id}/outputs?kind=logs"), StatusCode::BAD_REQUEST),
+        (format!("/v1/jobs/{}/outputs", "0".repeat(64)), StatusCode::NOT_FOUND),
+    ] {
+        assert_eq!(ask::<()>(&server, Method::GET, &path, None).await.0, expected, "{path}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
