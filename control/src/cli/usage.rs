@@ -630,6 +630,66 @@ mod tests {
         assert!(verdict(&long).unwrap_err().contains("more than 65536 bytes"));
     }
 
+    /// Two threads share the work: the first fault in the order of the lines is the one that is named,
+    /// however far the reader is ahead.
+    #[test]
+    fn the_first_fault_of_an_export_of_many_portions_is_named() {
+        let count = 3 * PORTION as u64 + 7;
+        let lines = exported(count);
+        assert_eq!(verdict(&lines).unwrap().entries, count);
+        let mut faulty = lines.clone();
+        let (wrong, broken) = (2 * PORTION, 2 * PORTION + 3);
+        faulty[wrong] = faulty[wrong].replacen("\"price_version\":0", "\"price_version\":9", 1);
+        faulty[broken].truncate(20);
+        let first = verdict(&faulty).unwrap_err();
+        assert!(first.contains(&format!("entry {wrong} names prices 9")), "{first}");
+        faulty[wrong].clone_from(&lines[wrong]);
+        let second = verdict(&faulty).unwrap_err();
+        assert!(second.starts_with(&format!("usage-invalid: line {}:", broken + 1)), "{second}");
+    }
+
+    #[test]
+    fn prices_that_are_left_out_stay() {
+        let present = Prices {
+            gpu_hour_micro_units: 1,
+            cpu_hour_micro_units: 2,
+            memory_gib_hour_micro_units: 3,
+            storage_gib_hour_micro_units: 4,
+            million_prompt_tokens_micro_units: 5,
+            million_generated_tokens_micro_units: 6,
+        };
+        #[derive(clap::Parser)]
+        struct Words {
+            #[command(flatten)]
+            prices: ProposePricesArguments,
+        }
+        let asked = |words: &[&str]| {
+            let words = ["quorate"].iter().chain(words);
+            let Words { prices } = <Words as clap::Parser>::try_parse_from(words).unwrap();
+            asked_prices(&prices, &present)
+        };
+        assert_eq!(asked(&[]), present);
+        let all = [
+            "--gpu-hour=2.5",
+            "--cpu-hour=0.04",
+            "--memory-gib-hour=0.005",
+            "--storage-gib-hour=0.0001",
+            "--million-prompt-tokens=0.5",
+            "--million-generated-tokens=1.5",
+        ];
+        let prices = asked(&all).named().map(|(_, price)| price);
+        assert_eq!(prices, [2_500_000, 40_000, 5_000, 100, 500_000, 1_500_000]);
+        let one = asked(&all[3..4]);
+        assert_eq!(one, Prices { storage_gib_hour_micro_units: 100, ..present });
+    }
+
+    #[test]
+    fn amounts_are_shown_in_hours() {
+        assert_eq!(gib_hours(1024 * 3600), "1.000");
+        assert_eq!(gib_hours(1024 * 3600 / 4), "0.250");
+        assert_eq!(text_or_none(None::<&ProjectName>), "-");
+    }
+
     /// A client may fetch the rest of an incomplete export; an invalid one is beyond repair.
     #[test]
     fn a_gap_and_a_contradiction_have_different_codes() {
