@@ -55,7 +55,7 @@ fn prices() -> PriceVersion {
 
 /// Returns a sound entry: each seventh is of stored data, the others of slots of jobs and services.
 fn entry(sequence: u64, price: &PriceVersion) -> UsageEntry {
-    let stored = sequence.is_multiple_of(7).then(|| StoredUsage {
+    let stored = sequence.is_multiple_of(7).then_some(StoredUsage {
         root: ModelRoot(Digest([(sequence % 251) as u8; 32])),
         mib: sequence % 10_000,
     });

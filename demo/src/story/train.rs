@@ -228,10 +228,17 @@ async fn check_logs(demonstration: &Demonstration, job: &JobView) -> Result<()> 
     for rank in 0..2 {
         let at = format!("attempt-{}/slot-{rank}/rank-{rank}.log", job.attempts);
         let stored = fs::read_to_string(place.join(&at)).with_context(|| format!("read `{at}`"))?;
-        let shown = quorate.text(&["job", "logs", &id, "--rank", &rank.to_string()]).await?;
-        let shown = lines_of(&shown, job.attempts, rank);
-        ensure!(stored.lines().eq(shown.iter().copied()), "`{at}` has {stored:?}, and control {shown:?}");
-        lines += shown.len();
+        // A leader that is new has the lines once their nodes have sent them again.
+        loop {
+            let shown = quorate.text(&["job", "logs", &id, "--rank", &rank.to_string()]).await?;
+            let shown = lines_of(&shown, job.attempts, rank);
+            if stored.lines().eq(shown.iter().copied()) {
+                break;
+            }
+            ensure!(Instant::now() < deadline, "`{at}` has {stored:?}, and control {shown:?}");
+            tokio::time::sleep(POLL_INTERVAL).await;
+        }
+        lines += stored.lines().count();
     }
     ensure!(lines > 0, "the ranks of {id} printed nothing");
     demonstration.say(format!("logs: {lines} lines of 2 ranks are stored, as they were printed"));
