@@ -42,6 +42,7 @@ mod record;
 mod running;
 mod switch;
 mod system;
+mod time_zone;
 mod wire;
 
 pub use cgroup::{CgroupUsage, Cgroups};
@@ -61,4 +62,5 @@ pub use running::{Ended, ProcessDescriptors, RankOutput, Sandbox};
 pub use switch::{
     AttachRefusal, GangId, PORT_ADDRESSES_MAX, PacketDrop, PacketSwitch, PortCounters, PortKind, SwitchPort,
 };
+pub use time_zone::time_zone_of_machine;
 pub use wire::FrameBuffer;

@@ -5,6 +5,7 @@
 
 use crate::error::SandboxError;
 use crate::ids::WORKER_ID;
+use crate::time_zone;
 use protocol::ServiceName;
 use protocol::keys::ByteString;
 use protocol::sandbox::{
@@ -17,10 +18,6 @@ use std::path::{Component, Path};
 
 /// Smallest writable area in bytes: a page. A memory file system of 0 bytes has no bound at all.
 const AREA_BYTES_MIN: u64 = 4096;
-/// Largest time zone file in bytes: ten times the largest of the IANA database.
-const LOCALTIME_BYTES_MAX: usize = 64 * 1024;
-/// First bytes of every time zone file.
-const TIME_ZONE_MAGIC: &[u8] = b"TZif";
 /// Name of the ranks' user and group.
 const RANK_USER: &str = "job";
 /// Directories that the sandbox provides; neither the artifact nor an input appears there.
@@ -120,7 +117,7 @@ fn check_parts(profile: &ProcessProfile) -> Result<(), String> {
     if !profile.etc.hosts.lines().any(resolves) {
         return Err(format!("etc.hosts does not resolve the host name `{}`", profile.host_name));
     }
-    check_localtime(&profile.etc.localtime.0)?;
+    time_zone::check(&profile.etc.localtime.0).map_err(|detail| format!("etc.localtime: {detail}"))?;
     if !(1..=LOCAL_RANKS_MAX).contains(&profile.ranks.len()) {
         return Err(format!("{} ranks; a sandbox has 1 to {LOCAL_RANKS_MAX}", profile.ranks.len()));
     }
@@ -144,17 +141,6 @@ fn check_host_name(name: &str) -> Result<(), String> {
     match name.parse::<ServiceName>() {
         Ok(_) => Ok(()),
         Err(_) => Err(format!("`{}` is not a host name", name.escape_debug())),
-    }
-}
-
-fn check_localtime(bytes: &[u8]) -> Result<(), String> {
-    if bytes.len() > LOCALTIME_BYTES_MAX {
-        return Err(format!("etc.localtime has {} bytes; at most {LOCALTIME_BYTES_MAX}", bytes.len()));
-    }
-    if bytes.is_empty() || bytes.starts_with(TIME_ZONE_MAGIC) {
-        Ok(())
-    } else {
-        Err("etc.localtime is not a time zone in TZif format".into())
     }
 }
 
@@ -322,7 +308,10 @@ mod tests {
                 }),
             ),
             ("TZif", Box::new(|p| p.etc.localtime = ByteString(b"#!/bin/sh".to_vec()))),
-            ("etc.localtime has", Box::new(|p| p.etc.localtime = ByteString(vec![0; 70_000]))),
+            (
+                "etc.localtime: a time zone of 70000",
+                Box::new(|p| p.etc.localtime = ByteString(vec![0; 70_000])),
+            ),
             ("an MTU of 1279", Box::new(|p| p.network.as_mut().expect("one").mtu = 1_279)),
             ("an MTU of 65536", Box::new(|p| p.network.as_mut().expect("one").mtu = 65_536)),
             ("0 addresses", Box::new(|p| p.network.as_mut().expect("one").addresses.clear())),

@@ -10,6 +10,7 @@
 
 pub(super) mod areas;
 mod data;
+mod etc;
 mod file;
 mod inputs;
 mod keeper;

@@ -4,6 +4,7 @@
 
 use super::areas::SlotAreas;
 use super::data::{SlotData, restore};
+use super::etc::{LOCALTIME, etc_of};
 use super::inputs::{SlotInputs, place_inputs};
 use super::keeper::Keeper;
 use super::network::network_of;
@@ -26,9 +27,9 @@ use protocol::manifest::Resources;
 use protocol::model::StoredKind;
 use protocol::sandbox::{DiskArea, ProcessProfile, RankProgram, SandboxLimits, WritableAreas};
 use protocol::{Fence, error_code};
-use sandbox::{Ended, Running, StartProcess, etc_files};
+use sandbox::{Ended, Running, StartProcess};
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -256,7 +257,7 @@ impl JobTask {
         let (node, grant, tree) = (&self.node, self.grant.get(), &prepared.tree);
         let network = network_of(&self.gang);
         let of_error = |error: &sandbox::SandboxError| Refusal::of(error.code(), error);
-        let etc = etc_files(&network.hosts, Vec::new()).map_err(|error| of_error(&error))?;
+        let etc = etc_of(&network, Path::new(LOCALTIME)).map_err(|error| of_error(&error))?;
         let Some(start) = &tree.index.start else {
             let message = "what the job names as its artifact is data, and no program";
             return Err(Refusal::new(error_code::MODEL_KIND_WRONG, message));
