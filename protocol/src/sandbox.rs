@@ -68,9 +68,9 @@ pub struct SandboxLimits {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SandboxGroups {
-    /// `cgroup.procs` files that the init enters before any other action.
+    /// Files through which the init enters its groups, before any other action.
     pub init: Vec<String>,
-    /// `cgroup.procs` files that the worker enters before it executes its program.
+    /// Files through which the worker enters its groups, right before it executes its program.
     pub worker: Vec<String>,
     /// Writes to perform in this order before the worker is killed, so that its processes can run to their
     /// end.

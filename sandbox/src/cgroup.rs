@@ -25,6 +25,9 @@ const CREATE_ATTEMPTS_MAX: u32 = 8;
 const SUBTREE_CONTROL: &str = "cgroup.subtree_control";
 /// File through which a process enters a group.
 const PROCS: &str = "cgroup.procs";
+/// File through which a thread enters a group of version 1. A process of one thread that enters by it waits for
+/// no grace period of RCU, which takes 10 ms (`cgroup_procs_write_start` in the kernel).
+const TASKS: &str = "tasks";
 
 /// Control groups of one agent.
 #[derive(Debug, Clone)]
@@ -158,12 +161,15 @@ impl Group {
     /// Returns the files of the groups that a starting sandbox needs.
     pub(crate) fn files(&self) -> SandboxGroups {
         let text = |path: PathBuf| path.display().to_string();
-        let procs = |part: Part| {
-            self.directories.iter().map(move |sandbox| text(part.directory(sandbox).join(PROCS))).collect()
+        let entry = |group: PathBuf| {
+            let tasks = group.join(TASKS);
+            text(if tasks.exists() { tasks } else { group.join(PROCS) })
         };
+        let entries =
+            |part: Part| self.directories.iter().map(|sandbox| entry(part.directory(sandbox))).collect();
         let release = existing_files(&self.directories, &RELEASE);
         let release = release.map(|(path, value)| GroupWrite { path: text(path), value: value.to_string() });
-        SandboxGroups { init: procs(Part::Init), worker: procs(Part::Worker), release: release.collect() }
+        SandboxGroups { init: entries(Part::Init), worker: entries(Part::Worker), release: release.collect() }
     }
 }
 
@@ -411,11 +417,13 @@ mod tests {
         }
         let quota = cpu.join("worker/cpu.cfs_quota_us");
         fs::write(&quota, "1000").expect("write");
+        // As in a kernel directory of version 1.
+        fs::write(cpu.join("init").join(TASKS), "").expect("write");
         let directories = vec![cpu.clone(), memory.clone()];
         let group = Group { directories: directories.clone(), ..Group::default() };
         let files = group.files();
-        assert_eq!(files.init.len(), 2);
-        assert!(files.init.iter().all(|path| path.ends_with("chat-0/init/cgroup.procs")), "{files:?}");
+        let expected = [cpu.join("init/tasks"), memory.join("init/cgroup.procs")];
+        assert_eq!(files.init, expected.map(|path| path.display().to_string()));
         assert!(files.worker.iter().all(|path| path.ends_with("chat-0/worker/cgroup.procs")), "{files:?}");
         let wanted = GroupWrite { path: quota.display().to_string(), value: "-1".into() };
         assert_eq!(files.release, [wanted]);
@@ -424,6 +432,7 @@ mod tests {
         assert!(!memory.join("worker/cgroup.kill").exists(), "nothing is made");
         // In a kernel directory the files would not count.
         fs::remove_file(&quota).expect("remove");
+        fs::remove_file(cpu.join("init").join(TASKS)).expect("remove");
         remove(&directories).expect("remove");
         assert!(!cpu.exists() && !memory.exists());
         remove(&directories).expect("there is nothing left");

@@ -24,7 +24,7 @@ use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 /// First descriptor after standard input, output and error.
 const FIRST_DESCRIPTOR: RawFd = 3;
@@ -66,7 +66,7 @@ pub(super) struct Streams<'a> {
     pub(super) error: &'a OwnedFd,
 }
 
-/// Starts the worker in the groups of these `cgroup.procs` files and waits until its program runs.
+/// Starts the worker in the groups of these files and waits until its program runs.
 pub(super) fn start(
     spec: &SandboxSpec,
     engine: &EngineProfile,
@@ -160,13 +160,13 @@ fn become_worker(
         let _ = file.write_all(&wire::frame(&bytes));
         1
     };
-    let entered =
-        groups.iter().try_for_each(|mut procs| procs.write_all(b"0")).step("enter the worker's groups");
-    let mut status = match arrange_descriptors(streams, status) {
-        Ok(status) => File::from(status),
+    let (mut status, groups) = match arrange_descriptors(streams, status, groups) {
+        Ok(arranged) => arranged,
         Err(_) => return 1, // An empty status means that the worker ended before it began.
     };
-    match entered.and_then(|()| restrict(spec)).and_then(|labels| {
+    match restrict(spec).and_then(|labels| {
+        // As late as possible: what it took to get here is not charged to the program's quota.
+        groups.iter().try_for_each(|mut group| group.write_all(b"0")).step("enter the worker's groups")?;
         let bytes = canonical::to_bytes(&SandboxReport::Started { not_enforced: labels });
         status.write_all(&wire::frame(&bytes)).step("report the restrictions")?;
         execute(program)
@@ -177,27 +177,36 @@ fn become_worker(
 }
 
 /// Sets up the descriptors: 0 = nothing, 1 and 2 = output and error, 3.. = those passed to the worker, then
-/// the status pipe, which closes on exec. Everything else is closed: the init's socket, its timer, the host's
-/// root.
-fn arrange_descriptors(streams: &Streams<'_>, status: &OwnedFd) -> io::Result<OwnedFd> {
-    let spare = |fd: &OwnedFd| fcntl(fd, FcntlArg::F_DUPFD_CLOEXEC(SPARE_DESCRIPTOR)).map(system::own);
-    let copies = streams.passed.iter().map(spare).collect::<nix::Result<Vec<_>>>()?;
-    let (output, error, status) = (spare(streams.output)?, spare(streams.error)?, spare(status)?);
+/// the status pipe and the files of the worker's groups, which close on exec. Everything else is closed: the
+/// init's socket, its timer, the host's root. Returns those that close.
+fn arrange_descriptors(
+    streams: &Streams<'_>,
+    status: &OwnedFd,
+    groups: &[File],
+) -> io::Result<(File, Vec<File>)> {
+    let spare = |fd: BorrowedFd<'_>| fcntl(fd, FcntlArg::F_DUPFD_CLOEXEC(SPARE_DESCRIPTOR)).map(system::own);
+    let passed = streams.passed.iter().map(|fd| spare(fd.as_fd())).collect::<nix::Result<Vec<_>>>()?;
+    let (output, error) = (spare(streams.output.as_fd())?, spare(streams.error.as_fd())?);
+    let closing = std::iter::once(status.as_fd()).chain(groups.iter().map(File::as_fd));
+    let closing = closing.map(spare).collect::<nix::Result<Vec<_>>>()?;
     let null = File::open("/dev/null")?;
     system::duplicate_to(null.as_fd(), 0, 0)?;
     system::duplicate_to(output.as_fd(), 1, 0)?;
     system::duplicate_to(error.as_fd(), 2, 0)?;
+    let flags = passed.iter().map(|copy| (copy, 0)).chain(closing.iter().map(|copy| (copy, libc::O_CLOEXEC)));
     let mut next = FIRST_DESCRIPTOR;
-    for copy in &copies {
-        system::duplicate_to(copy.as_fd(), next, 0)?;
+    for (copy, flags) in flags {
+        debug_assert!(null.as_raw_fd() != next && copy.as_raw_fd() > next, "no source is overwritten");
+        system::duplicate_to(copy.as_fd(), next, flags)?;
         next += 1;
     }
-    system::duplicate_to(status.as_fd(), next, libc::O_CLOEXEC)?;
-    // All of these are above `next` and closed by number in one call.
-    debug_assert!(null.as_raw_fd() != next);
-    std::mem::forget((copies, output, error, status, null));
-    system::close_from(next + 1)?;
-    Ok(system::own(next))
+    let first = FIRST_DESCRIPTOR + passed.len() as RawFd;
+    // All of these are above the last, and closed by number in one call.
+    std::mem::forget((passed, output, error, closing, null));
+    system::close_from(next)?;
+    let mut arranged = (first..next).map(|number| File::from(system::own(number)));
+    let status = arranged.next().ok_or_else(|| io::Error::other("no status pipe"))?;
+    Ok((status, arranged.collect()))
 }
 
 fn restrict(spec: &SandboxSpec) -> StepResult<Vec<String>> {
