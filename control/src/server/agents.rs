@@ -218,6 +218,8 @@ async fn sync(
     if server.lock_leadership().is_none() {
         return Ok(not_leader(&server));
     }
+    // Readers need not wait for the barrier; the node learns only behind it that its lines have arrived.
+    server.take_rank_lines(node, &name, &request);
     server.shared_read_barrier().await?;
     if !server.note(node, &name, &request, arrived)? {
         return Ok(not_leader(&server));
@@ -251,13 +253,19 @@ impl Server {
             let mut logs = self.logs.lock().expect("no holder of this lock panics");
             logs.append(leadership.term.0, name, request.boot, lines);
         }
-        let is_addressed = request.rank_lines_term == leadership.term.0;
-        if is_addressed && !request.rank_lines.is_empty() {
+        Ok(true)
+    }
+
+    /// Keeps the lines of ranks that a node sends to the leader of this replica's term.
+    fn take_rank_lines(&self, node: NodeId, name: &NodeName, request: &SyncRequest) {
+        let mut leadership = self.lock_leadership();
+        let term = self.confirmed(&mut leadership).map(|leadership| leadership.term.0);
+        let Some(term) = term.filter(|term| *term == request.rank_lines_term) else { return };
+        if !request.rank_lines.is_empty() {
             let lines =
                 self.cluster(|cluster| job_logs::of_holder(cluster.jobs(), node, &request.rank_lines));
-            self.keep_rank_lines(leadership.term.0, name, lines);
+            self.keep_rank_lines(term, name, lines);
         }
-        Ok(true)
     }
 
     /// Keeps lines of jobs that a node sent to the leader of this term, and wakes those that wait for them.
