@@ -17,6 +17,7 @@ pub(crate) use list::walk;
 pub(crate) use listed::Listed;
 pub(crate) use obstacle::clear;
 pub(crate) use progress::Progress;
+use transfer::WRITE_ATTEMPTS_MAX;
 pub(crate) use transfer::{SILENCE_MAX, is_absence};
 
 use crate::disk::Disk;
@@ -131,6 +132,8 @@ impl Context {
 pub struct Store {
     reference: StoreReference,
     access: Access,
+    /// Attempts at a write.
+    write_attempts: u32,
 }
 
 #[derive(Debug, Clone)]
@@ -164,7 +167,7 @@ pub fn open_store(reference: &StoreReference, context: &Context) -> Result<Store
         "node" => node(&url, reference, context, refused)?,
         _ => return Err(refused("expected file://, s3:// or node://")),
     };
-    Ok(Store { reference: reference.clone(), access })
+    Ok(Store { reference: reference.clone(), access, write_attempts: WRITE_ATTEMPTS_MAX })
 }
 
 fn directory(url: &str, path: &Path, context: &Context) -> Result<Access, StoreError> {
@@ -212,7 +215,7 @@ impl Store {
     /// Wraps any `object_store` as a store.
     #[must_use]
     pub fn from_objects(reference: StoreReference, objects: Arc<dyn ObjectStore>) -> Self {
-        Self { reference, access: Access::Objects(objects) }
+        Self { reference, access: Access::Objects(objects), write_attempts: WRITE_ATTEMPTS_MAX }
     }
 
     /// Opens a store; one that cannot be opened answers every request with the reason.
@@ -220,8 +223,16 @@ impl Store {
     pub fn open_or_closed(reference: &StoreReference, context: &Context) -> Self {
         open_store(reference, context).unwrap_or_else(|error| {
             tracing::warn!(store = reference.url, %error, "store is unreachable");
-            Self { reference: reference.clone(), access: Access::Closed(Arc::new(error)) }
+            let access = Access::Closed(Arc::new(error));
+            Self { reference: reference.clone(), access, write_attempts: WRITE_ATTEMPTS_MAX }
         })
+    }
+
+    /// Returns the store with so many attempts at a write, at least one and at most the usual five: few where
+    /// another store may take what this one does not.
+    #[must_use]
+    pub fn with_write_attempts(self, attempts: u32) -> Self {
+        Self { write_attempts: attempts.clamp(1, WRITE_ATTEMPTS_MAX), ..self }
     }
 
     /// Returns the store's address and failure domain.

@@ -24,10 +24,13 @@ use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
 mod data;
+mod failed_nodes;
 mod files;
 mod packed;
 #[cfg(test)]
 mod tests;
+
+use failed_nodes::FailedNodes;
 
 pub(super) use data::StoredData;
 
@@ -60,6 +63,7 @@ pub(super) struct Models {
     unusable_wraps: Mutex<BTreeSet<Digest>>,
     loaded: Mutex<BTreeMap<ModelRoot, Arc<tokio::sync::Mutex<Weak<LoadedModel>>>>>,
     faults: Arc<AtomicU64>,
+    failed_nodes: FailedNodes,
 }
 
 /// Progress of a fill.
@@ -138,6 +142,7 @@ impl Models {
             unusable_wraps: Mutex::default(),
             loaded: Mutex::default(),
             faults: Arc::default(),
+            failed_nodes: FailedNodes::default(),
         }
     }
 

@@ -32,13 +32,13 @@ const DISK_RATE_MIN: u64 = 1_000_000;
 /// Bytes read from a disk in one call.
 const DISK_PART_BYTES: usize = 4 * 1024 * 1024;
 /// Maximum number of attempts of one write.
-const PUT_TRIES_MAX: u32 = 5;
+pub(super) const WRITE_ATTEMPTS_MAX: u32 = 5;
 /// Wait before the second attempt; it doubles.
 const RETRY_FIRST: Duration = Duration::from_millis(500);
 
-/// Returns the wait before a write with so many failures is retried; `None` if it should not be.
-fn retry_delay(failures: u32) -> Option<Duration> {
-    (1..PUT_TRIES_MAX).contains(&failures).then(|| RETRY_FIRST * 2_u32.pow(failures - 1))
+/// Returns the wait before a write with so many failures is retried; `None` after the last attempt.
+fn retry_delay(failures: u32, attempts: u32) -> Option<Duration> {
+    (1..attempts).contains(&failures).then(|| RETRY_FIRST * 2_u32.pow(failures - 1))
 }
 
 /// Requested bytes of an object.
@@ -83,7 +83,9 @@ impl Store {
             // The error of a local disk is not transient.
             let passes = matches!(error, StoreError::Unreachable { .. })
                 && !matches!(self.access, Access::Directory { .. } | Access::Closed(_));
-            let Some(wait) = retry_delay(failures).filter(|_| passes) else { return Err(error) };
+            let Some(wait) = retry_delay(failures, self.write_attempts).filter(|_| passes) else {
+                return Err(error);
+            };
             tracing::warn!(store = self.url(), %path, %error, ?wait, "write failed; retrying");
             tokio::time::sleep(wait).await;
         }

@@ -17,9 +17,12 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
+use tokio::time::Instant;
 
 /// Most storage nodes that an import tries to do without.
 const NODES_WITHOUT_MAX: usize = 8;
+/// Attempts at a write: after the second, the data is stored without its node.
+const WRITE_ATTEMPTS: u32 = 2;
 
 /// Data that this node stored, and may remove.
 #[derive(Debug)]
@@ -71,9 +74,12 @@ impl Models {
         packed: &Path,
         name: &ModelName,
     ) -> Result<StoredData, Refusal> {
+        // Nodes that failed lately are avoided at first, and the others as they fail.
+        let mut avoided = self.failed_nodes.recent(Instant::now(), NODES_WITHOUT_MAX);
         let mut failed = BTreeSet::new();
         loop {
-            let places = data_places(&self.circle.borrow().clone(), &failed);
+            let without = failed.union(&avoided).cloned().collect();
+            let places = data_places(&self.circle.borrow().clone(), &without);
             let (key, nonce) = (ModelKey::generate(), fresh_nonce());
             let of_key = |error: model_store::KeyError| Refusal::new(error.code(), error.to_string());
             let (key, nonce) = (key.map_err(of_key)?, nonce.map_err(of_key)?);
@@ -83,19 +89,26 @@ impl Models {
                 is_job_data: true,
                 ..ImportOptions::new(name.clone(), nonce)
             };
-            let open = |reference| Store::open_or_closed(reference, &self.context);
+            let open = |reference| {
+                Store::open_or_closed(reference, &self.context).with_write_attempts(WRITE_ATTEMPTS)
+            };
             let stores: Vec<Store> = places.stores.iter().map(open).collect();
             let stored = model_store::import(packed, options, &stores, &key, &self.pool, |_| ()).await;
             let error = match stored {
                 Ok(imported) => return Ok(StoredData { imported, key }),
                 Err(error) => error,
             };
+            if matches!(error, ImportError::Placement(_)) && !avoided.is_empty() {
+                avoided.clear();
+                continue;
+            }
             let node = failing_store(&error).and_then(|url| {
                 let of_url = places.stores.iter().find(|store| store.url == url);
                 of_url.map(|store| store.failure_domain.clone())
             });
             let again = node.filter(|_| failed.len() < NODES_WITHOUT_MAX).is_some_and(|node| {
                 tracing::warn!(node, %error, "data of a job is stored without this node");
+                self.failed_nodes.note(node.clone(), Instant::now());
                 failed.insert(node)
             });
             if !again {

@@ -16,8 +16,12 @@ const ENDLESS_BYTES: u64 = 256 << 20;
 
 #[test]
 fn a_write_is_retried_four_times_with_growing_delays() {
-    let waits: Vec<_> = (0..7).map(|failures| retry_delay(failures).map(|wait| wait.as_millis())).collect();
-    assert_eq!(waits, [None, Some(500), Some(1000), Some(2000), Some(4000), None, None]);
+    let waits = |attempts| -> Vec<_> {
+        (0..7).map(|failures| retry_delay(failures, attempts).map(|wait| wait.as_millis())).collect()
+    };
+    let usual = [None, Some(500), Some(1000), Some(2000), Some(4000), None, None];
+    assert_eq!(waits(WRITE_ATTEMPTS_MAX), usual);
+    assert_eq!(waits(2), [None, Some(500), None, None, None, None, None]);
 }
 
 fn s3(endpoint: &str) -> Store {
