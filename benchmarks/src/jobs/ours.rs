@@ -9,13 +9,16 @@ use control::client::ControlClient;
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use protocol::api::{Page, Status};
+use protocol::api::{AuditEvent, Page, Status};
 use protocol::job_api::{JobLogLine, JobLogPage, JobView, SubmitJobBody, SubmittedJob};
 use protocol::model::{ModelRecord, StoredKind};
 use protocol::{JobId, ParameterName};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+/// Small jobs: one that runs alone, and one of which many run at once.
+const ALONE: &str = "alone";
+const MANY: &str = "count";
 /// Bounds of the small jobs' parameter.
 const BOUNDS: &str = "parameters.last = { integer = { least = 0, most = 1000 }, default = '1' }\n";
 /// Threshold and number of members.
@@ -89,18 +92,21 @@ impl JobCluster {
     pub(super) async fn start_counting() -> Result<Self> {
         let cluster = Self::start("jobs", false).await?;
         cluster.build_artifact("count", PROGRAM, &[])?;
-        let small = JobEnvelope {
-            name: "count",
-            artifact: "count",
-            command: "['/usr/local/bin/seq', '1', '{last}']",
-            ranks: 1,
-            ranks_per_slot: 1,
-            slots: AT_ONCE,
-            cpu_millicores: 50,
-            memory: "64 MiB",
-            more: BOUNDS,
-        };
-        cluster.approve(&small).await?;
+        // Slurm and Ray give a job one CPU; of many at once, each has its part.
+        for (name, slots, cpu_millicores) in [(ALONE, 1, 1000), (MANY, AT_ONCE, 50)] {
+            let envelope = JobEnvelope {
+                name,
+                artifact: "count",
+                command: "['/usr/local/bin/seq', '1', '{last}']",
+                ranks: 1,
+                ranks_per_slot: 1,
+                slots,
+                cpu_millicores,
+                memory: "64 MiB",
+                more: BOUNDS,
+            };
+            cluster.approve(&envelope).await?;
+        }
         Ok(cluster)
     }
 
@@ -171,15 +177,15 @@ impl JobCluster {
     }
 
     /// Submits a small job, which prints the numbers up to `last`.
-    async fn count_to(&self, last: u32) -> Result<JobId> {
+    async fn count_to(&self, job: &str, last: u32) -> Result<JobId> {
         let name = "last".parse().map_err(anyhow::Error::msg)?;
-        self.submit("count", BTreeMap::from([(name, last.to_string())])).await
+        self.submit(job, BTreeMap::from([(name, last.to_string())])).await
     }
 
     /// Returns the seconds from a submission to its first line.
     pub(super) async fn first_line(&self) -> Result<f64> {
         let began = Instant::now();
-        let id = self.count_to(1).await?;
+        let id = self.count_to(ALONE, 1).await?;
         while self.first_lines_of(id).await?.items.is_empty() {
             ensure!(began.elapsed() < LIMIT, "job {id} printed nothing");
         }
@@ -202,7 +208,7 @@ impl JobCluster {
     /// Returns the seconds from the first submission to the last end of this many jobs that print nothing.
     pub(super) async fn short_jobs(&self, count: usize) -> Result<f64> {
         let began = Instant::now();
-        let submissions = stream::iter(0..count).map(|_| self.count_to(0));
+        let submissions = stream::iter(0..count).map(|_| self.count_to(MANY, 0));
         let ids: BTreeSet<JobId> = submissions.buffer_unordered(SUBMITTERS).try_collect().await?;
         ensure!(ids.len() == count, "each submission is a job of its own");
         self.ended(&ids).await?;
@@ -229,6 +235,12 @@ impl JobCluster {
 
     pub(super) async fn job(&self, id: JobId) -> Result<JobView> {
         Ok(self.client.get(&format!("/v1/jobs/{id}")).await?)
+    }
+
+    /// Returns what has happened to a job, the first page of it.
+    pub(super) async fn events(&self, id: JobId) -> Result<Vec<AuditEvent>> {
+        let page: Page<AuditEvent> = self.client.get(&format!("/v1/jobs/{id}/events?after=0")).await?;
+        Ok(page.items)
     }
 
     pub(super) async fn cancel(&self, id: JobId) -> Result<()> {

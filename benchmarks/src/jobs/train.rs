@@ -5,8 +5,9 @@
 use super::ours::{JobCluster, JobEnvelope};
 use crate::report::{Bar, BenchmarkReport, ComparisonRow};
 use anyhow::{Context as _, Result, ensure};
-use protocol::JobId;
+use protocol::api::AuditEvent;
 use protocol::job_api::JobView;
+use protocol::{JobId, Millis};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
@@ -55,6 +56,7 @@ pub(super) async fn measure(cluster: &mut JobCluster, report: &mut BenchmarkRepo
         continued.text,
         undisturbed.len(),
     ));
+    report.notes.push(timeline(cluster, &second).await?);
     let seconds = |job: &JobView| job.since.0.saturating_sub(job.submitted_at.0) as f64 / 1e3;
     let (ours, theirs) = ([seconds(&second)], [seconds(&first)]);
     let peer = "the same without a death";
@@ -62,6 +64,14 @@ pub(super) async fn measure(cluster: &mut JobCluster, report: &mut BenchmarkRepo
     let equal = Some(Bar::AtLeast(1.0));
     report.rows.push(ComparisonRow::new("same_bytes", "%", "the bar, 100 %", &[100.0], &[100.0], equal));
     Ok(())
+}
+
+/// Returns what happened to a job, with the seconds since its submission.
+async fn timeline(cluster: &JobCluster, job: &JobView) -> Result<String> {
+    let since = |at: Millis| at.0.saturating_sub(job.submitted_at.0) as f64 / 1e3;
+    let line = |event: &AuditEvent| format!("{:.1} s {} {}", since(event.at), event.action, event.detail);
+    let events: Vec<String> = cluster.events(job.id).await?.iter().map(line).collect();
+    Ok(format!("the run with a lost node: {}", events.join("; ")))
 }
 
 /// Files of outputs by their paths.
