@@ -11,6 +11,7 @@
 pub mod attention;
 pub mod element;
 pub mod elementwise;
+pub mod int8;
 pub mod math;
 pub mod matmul;
 mod micro;

@@ -73,22 +73,22 @@ impl ComputePool {
 
 /// A slice that several tasks write, each its own part.
 #[derive(Debug, Clone, Copy)]
-pub struct Parts<'a> {
-    first: *mut f32,
+pub struct Parts<'a, T = f32> {
+    first: *mut T,
     length: usize,
-    life: PhantomData<&'a mut [f32]>,
+    life: PhantomData<&'a mut [T]>,
 }
 
-// SAFETY: f32 may be written from any thread; each caller of the unsafe methods guarantees that tasks keep to
-// their own parts.
-unsafe impl Send for Parts<'_> {}
+// SAFETY: an element may be written from any thread; each caller of the unsafe methods guarantees that tasks
+// keep to their own parts.
+unsafe impl<T: Send> Send for Parts<'_, T> {}
 // SAFETY: as above.
-unsafe impl Sync for Parts<'_> {}
+unsafe impl<T: Send> Sync for Parts<'_, T> {}
 
-impl<'a> Parts<'a> {
+impl<'a, T> Parts<'a, T> {
     /// Borrows this slice for division into parts.
     #[must_use]
-    pub fn new(whole: &'a mut [f32]) -> Self {
+    pub fn new(whole: &'a mut [T]) -> Self {
         Self { first: whole.as_mut_ptr(), length: whole.len(), life: PhantomData }
     }
 
@@ -97,14 +97,14 @@ impl<'a> Parts<'a> {
     /// # Safety
     /// No two parts that are alive at the same time may overlap.
     #[allow(clippy::mut_from_ref, reason = "disjointness is the caller's promise")]
-    pub unsafe fn part(&self, range: Range<usize>) -> &'a mut [f32] {
+    pub unsafe fn part(&self, range: Range<usize>) -> &'a mut [T] {
         assert!(range.start <= range.end && range.end <= self.length, "the part lies in the whole");
         // SAFETY: inside the whole by the assertion; exclusive by the caller's guarantee.
         unsafe { std::slice::from_raw_parts_mut(self.first.add(range.start), range.len()) }
     }
 
     /// Returns the address of an element, for strided writes that form no slice.
-    pub(super) fn address(&self, index: usize) -> *mut f32 {
+    pub(super) fn address(&self, index: usize) -> *mut T {
         assert!(index < self.length, "the element lies in the whole");
         // SAFETY: inside the allocation by the assertion.
         unsafe { self.first.add(index) }

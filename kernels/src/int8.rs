@@ -1,0 +1,243 @@
+//! Products with weights of 8 bits.
+//!
+//! A matrix is divided into panels of 16 outputs, and a panel into groups of 32 inputs. Each output of a group
+//! has a scale, an f16, and each weight is an integer from -127 to 127 times that scale. A panel is one
+//! contiguous stream, in the order in which the innermost loop reads it.
+//!
+//! Activations are quantised in the same way, group by group, with f32 scales. The sum of products of a group
+//! is an exact integer. Groups are added in ascending order, each by one fused multiply-add, so an output has
+//! the same bits on every instruction set, alone or in a batch, on one thread or many.
+
+mod dot;
+mod quantize;
+mod rows;
+
+use crate::Isa;
+use crate::elementwise::gelu;
+use crate::matmul::{Activation, OutputColumns};
+use crate::pool::{ComputePool, Parts};
+use dot::{ROWS, Tile, multiply};
+use rows::QuantizedRows;
+use std::cell::RefCell;
+use std::ops::Range;
+
+pub use dot::IntegerIsa;
+pub use quantize::quantize;
+
+/// Outputs of a panel.
+pub const PANEL: usize = 16;
+/// Inputs that share a scale.
+pub const GROUP: usize = 32;
+/// Inputs whose products one instruction adds up.
+const QUAD: usize = 4;
+/// Bytes of the weights of a group of a panel: for each four inputs, those of all outputs in turn.
+const WEIGHT_BYTES: usize = PANEL * GROUP;
+/// Bytes of a group of a panel: its weights, each increased by 128, then its 16 scales.
+pub const GROUP_BYTES: usize = WEIGHT_BYTES + 2 * PANEL;
+/// Weight 0 as it is stored.
+const ZERO: u8 = 128;
+/// Weights of a task in bytes: enough that claiming it costs nothing, little enough that no thread waits.
+const TASK_BYTES: usize = 64 * 1024;
+/// Products with fewer multiply-adds run on one thread.
+const PARALLEL_MIN: usize = 1 << 19;
+
+thread_local! {
+    static INPUT: RefCell<QuantizedRows> = const { RefCell::new(QuantizedRows::new()) };
+}
+
+/// A weight matrix of 8 bits in its panels.
+#[derive(Debug, Clone, Copy)]
+pub struct QuantizedMatrix<'a> {
+    bytes: &'a [u8],
+    outputs: usize,
+    inputs: usize,
+}
+
+impl<'a> QuantizedMatrix<'a> {
+    /// Returns the matrix of so many outputs and inputs that these bytes hold.
+    ///
+    /// # Panics
+    /// If the bytes are not as many as [`Self::size`] says.
+    #[must_use]
+    pub fn new(bytes: &'a [u8], outputs: usize, inputs: usize) -> Self {
+        assert_eq!(bytes.len(), Self::size(outputs, inputs), "one group for each panel and 32 inputs");
+        Self { bytes, outputs, inputs }
+    }
+
+    /// Returns the size of a matrix in bytes: 8.5 bits a weight, where panels and groups are full.
+    #[must_use]
+    pub fn size(outputs: usize, inputs: usize) -> usize {
+        let [panels, groups, bytes] = Self::dimensions(outputs, inputs);
+        panels * groups * bytes
+    }
+
+    /// Returns panels, groups of a panel, and bytes of a group: the shape of the stored tensor.
+    #[must_use]
+    pub fn dimensions(outputs: usize, inputs: usize) -> [usize; 3] {
+        [outputs.div_ceil(PANEL), inputs.div_ceil(GROUP), GROUP_BYTES]
+    }
+
+    /// Returns the number of outputs.
+    #[must_use]
+    pub fn outputs(&self) -> usize {
+        self.outputs
+    }
+
+    /// Returns the number of inputs.
+    #[must_use]
+    pub fn inputs(&self) -> usize {
+        self.inputs
+    }
+
+    /// Returns the matrix of these outputs alone.
+    ///
+    /// # Panics
+    /// If they are not outputs of the matrix, do not begin with a panel, or end within one that has more.
+    #[must_use]
+    pub fn rows(&self, rows: Range<usize>) -> Self {
+        assert!(rows.start <= rows.end && rows.end <= self.outputs, "outputs of the matrix");
+        let is_whole = rows.end.is_multiple_of(PANEL) || rows.end == self.outputs;
+        assert!(rows.start.is_multiple_of(PANEL) && is_whole, "whole panels");
+        let bytes = self.panel_bytes();
+        let bytes = &self.bytes[rows.start / PANEL * bytes..rows.end.div_ceil(PANEL) * bytes];
+        Self { bytes, outputs: rows.len(), ..*self }
+    }
+
+    /// Copies the weights of one output as f32: an embedding.
+    pub fn copy_row(&self, output: usize, into: &mut [f32]) {
+        assert!(output < self.outputs && into.len() == self.inputs, "the row exists and fits");
+        let lane = output % PANEL;
+        for (group, into) in self.panel(output / PANEL).chunks_exact(GROUP_BYTES).zip(into.chunks_mut(GROUP))
+        {
+            let scale = scale_of(group, lane);
+            for (at, into) in into.iter_mut().enumerate() {
+                let stored = group[at / QUAD * PANEL * QUAD + lane * QUAD + at % QUAD];
+                *into = (i32::from(stored) - i32::from(ZERO)) as f32 * scale;
+            }
+        }
+    }
+
+    fn panel_bytes(&self) -> usize {
+        self.inputs.div_ceil(GROUP) * GROUP_BYTES
+    }
+
+    fn panel(&self, panel: usize) -> &'a [u8] {
+        let bytes = self.panel_bytes();
+        &self.bytes[panel * bytes..][..bytes]
+    }
+}
+
+/// Returns the index of the first group that has a scale which is no finite number, in the bytes of a matrix.
+#[must_use]
+pub fn first_not_finite(bytes: &[u8]) -> Option<usize> {
+    let is_finite = |group: &[u8]| (0..PANEL).all(|lane| scale_of(group, lane).is_finite());
+    bytes.chunks_exact(GROUP_BYTES).position(|group| !is_finite(group))
+}
+
+/// Returns the scale of an output in a group.
+fn scale_of(group: &[u8], lane: usize) -> f32 {
+    let at = WEIGHT_BYTES + 2 * lane;
+    half::f16::from_le_bytes([group[at], group[at + 1]]).to_f32()
+}
+
+/// Operands of one product.
+#[derive(Debug, Clone, Copy)]
+pub struct QuantizedProduct<'a> {
+    /// Rows of as many elements as the matrix has inputs, one after another.
+    pub input: &'a [f32],
+    /// Number of input rows.
+    pub rows: usize,
+    /// Weights to multiply by.
+    pub weight: QuantizedMatrix<'a>,
+    /// Initial value of each output's sum; `None` means zero.
+    pub bias: Option<&'a [f32]>,
+    /// Function applied to each sum.
+    pub activation: Activation,
+}
+
+/// Computes `target[r] = activation(bias + weight * input[r])` for each row of `input`, which is quantised
+/// first.
+pub fn matmul(isa: Isa, pool: &ComputePool, product: &QuantizedProduct<'_>, target: OutputColumns<'_>) {
+    matmul_with((isa, IntegerIsa::within(isa)), pool, product, target);
+}
+
+fn matmul_with(
+    (isa, integers): (Isa, IntegerIsa),
+    pool: &ComputePool,
+    product: &QuantizedProduct<'_>,
+    target: OutputColumns<'_>,
+) {
+    let OutputColumns { values, stride, offset } = target;
+    let QuantizedProduct { input, rows, weight, bias, activation } = *product;
+    assert!(input.len() >= rows * weight.inputs, "input has these rows");
+    assert!(offset + weight.outputs <= stride && values.len() >= rows * stride, "target has these rows");
+    assert!(bias.is_none_or(|bias| bias.len() == weight.outputs), "one bias per output");
+    let mut quantized = INPUT.take();
+    quantized.fill(isa, pool, input, rows, weight.inputs);
+    let values = Parts::new(values);
+    let task =
+        ProductTask { isa, integers, weight, bias, activation, input: &quantized, values, stride, offset };
+    let panels = weight.outputs.div_ceil(PANEL);
+    if rows * weight.outputs * weight.inputs < PARALLEL_MIN {
+        task.compute(0..panels);
+    } else {
+        let at_once = (TASK_BYTES / weight.panel_bytes().max(1)).clamp(1, panels.div_ceil(4 * pool.count()));
+        pool.each(panels.div_ceil(at_once), |index| {
+            task.compute(index * at_once..panels.min((index + 1) * at_once));
+        });
+    }
+    INPUT.set(quantized);
+}
+
+struct ProductTask<'a> {
+    isa: Isa,
+    integers: IntegerIsa,
+    weight: QuantizedMatrix<'a>,
+    bias: Option<&'a [f32]>,
+    activation: Activation,
+    input: &'a QuantizedRows,
+    values: Parts<'a>,
+    stride: usize,
+    offset: usize,
+}
+
+impl ProductTask<'_> {
+    fn compute(&self, panels: Range<usize>) {
+        for panel in panels {
+            let first = panel * PANEL;
+            let outputs = first..self.weight.outputs.min(first + PANEL);
+            let mut start = [0.0; PANEL];
+            if let Some(bias) = self.bias {
+                start[..outputs.len()].copy_from_slice(&bias[outputs.clone()]);
+            }
+            let rows = self.input.rows();
+            let blocks = rows.div_ceil(ROWS);
+            for block in 0..blocks {
+                // Blocks of nearly equal height.
+                let rows = block * rows / blocks..(block + 1) * rows / blocks;
+                self.compute_block(panel, &outputs, &start, rows);
+            }
+        }
+    }
+
+    fn compute_block(&self, panel: usize, outputs: &Range<usize>, start: &[f32; PANEL], rows: Range<usize>) {
+        let mut sums = [*start; ROWS];
+        let sums = &mut sums[..rows.len()];
+        multiply(
+            self.integers,
+            Tile { panel: self.weight.panel(panel), input: self.input.part(rows.clone()) },
+            sums,
+        );
+        for (row, sums) in rows.zip(sums) {
+            if self.activation == Activation::Gelu {
+                gelu(self.isa, sums);
+            }
+            let at = row * self.stride + self.offset + outputs.start;
+            // SAFETY: this task alone has this panel, whose columns of this row these are.
+            unsafe { self.values.part(at..at + outputs.len()) }.copy_from_slice(&sums[..outputs.len()]);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,310 @@
+//! The innermost loop: a panel of 16 outputs times up to 8 rows of activations.
+//!
+//! Every way to compute it gives the same bits: the products of a group are added exactly, and the groups by
+//! the same fused multiply-adds.
+
+use super::rows::RowBlock;
+use super::{GROUP, GROUP_BYTES, PANEL, QUAD, WEIGHT_BYTES, scale_of};
+use crate::{Isa, Level};
+
+/// Rows computed together: their sums, one group of weights and its scales are 25 vectors of 32.
+pub(super) const ROWS: usize = 8;
+/// Quads of a group.
+const QUADS: usize = GROUP / QUAD;
+
+/// Instructions that multiply integers. A value exists only for those of this machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IntegerIsa(IntegerLevel);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum IntegerLevel {
+    /// `vpdpbusd` on 512 bits.
+    #[cfg(target_arch = "x86_64")]
+    Avx512Vnni,
+    /// `vpdpbusd` on 256 bits.
+    #[cfg(target_arch = "x86_64")]
+    AvxVnni,
+    /// `vpmaddubsw` and `vpmaddwd` on 256 bits.
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    Portable,
+}
+
+impl IntegerIsa {
+    /// Returns all that this machine has, the fastest first.
+    #[must_use]
+    pub fn available() -> Vec<Self> {
+        let mut found = Vec::new();
+        #[cfg(target_arch = "x86_64")]
+        {
+            use std::arch::is_x86_feature_detected as has;
+            let has_avx2 = has!("avx2") && has!("fma") && has!("f16c");
+            if has_avx2 && has!("avx512f") && has!("avx512bw") && has!("avx512vnni") {
+                found.push(Self(IntegerLevel::Avx512Vnni));
+            }
+            if has_avx2 && has!("avxvnni") {
+                found.push(Self(IntegerLevel::AvxVnni));
+            }
+            if has_avx2 {
+                found.push(Self(IntegerLevel::Avx2));
+            }
+        }
+        found.push(Self(IntegerLevel::Portable));
+        found
+    }
+
+    /// Returns the fastest that is no wider than an instruction set.
+    #[must_use]
+    pub fn within(isa: Isa) -> Self {
+        let is_within = |level: &Self| match level.0 {
+            #[cfg(target_arch = "x86_64")]
+            IntegerLevel::Avx512Vnni => isa.0 == Level::Avx512,
+            IntegerLevel::Portable => true,
+            #[cfg(target_arch = "x86_64")]
+            _ => isa.0 != Level::Portable,
+        };
+        let portable = Self(IntegerLevel::Portable);
+        Self::available().into_iter().find(is_within).unwrap_or(portable)
+    }
+
+    /// Returns a human-readable name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            IntegerLevel::Avx512Vnni => "AVX-512 VNNI",
+            #[cfg(target_arch = "x86_64")]
+            IntegerLevel::AvxVnni => "AVX-VNNI",
+            #[cfg(target_arch = "x86_64")]
+            IntegerLevel::Avx2 => "AVX2",
+            IntegerLevel::Portable => "portable",
+        }
+    }
+}
+
+/// A panel, and the rows that it is multiplied by.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Tile<'a> {
+    pub(super) panel: &'a [u8],
+    pub(super) input: RowBlock<'a>,
+}
+
+/// Adds the products of a panel and rows to their sums.
+pub(super) fn multiply(isa: IntegerIsa, tile: Tile<'_>, sums: &mut [[f32; PANEL]]) {
+    let RowBlock { groups, values, scales, starts } = tile.input;
+    assert_eq!(tile.panel.len(), groups * GROUP_BYTES, "the panel has these groups");
+    assert!((1..=ROWS).contains(&sums.len()), "1 to {ROWS} rows");
+    assert_eq!(values.len(), sums.len() * groups * GROUP, "the rows have these groups");
+    assert!(scales.len() == sums.len() * groups && starts.len() == scales.len(), "a scale for each group");
+    match isa.0 {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: a value of this level exists only where the features were detected; the lengths were
+        // asserted.
+        IntegerLevel::Avx512Vnni => unsafe { vnni512::multiply(tile, sums) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        IntegerLevel::AvxVnni => unsafe { vnni256::multiply(tile, sums) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        IntegerLevel::Avx2 => unsafe { avx2::multiply(tile, sums) },
+        IntegerLevel::Portable => portable(tile, sums),
+    }
+}
+
+/// Computes what every other way must equal bit for bit.
+fn portable(tile: Tile<'_>, sums: &mut [[f32; PANEL]]) {
+    let RowBlock { groups, values, scales, starts } = tile.input;
+    for (row, sums) in sums.iter_mut().enumerate() {
+        let values = values[row * groups * GROUP..].chunks_exact(GROUP);
+        for (at, (group, values)) in tile.panel.chunks_exact(GROUP_BYTES).zip(values).enumerate() {
+            let mut exact = [starts[row * groups + at]; PANEL];
+            let quads = group[..WEIGHT_BYTES].chunks_exact(PANEL * QUAD).zip(values.chunks_exact(QUAD));
+            for (weights, values) in quads {
+                for (exact, weights) in exact.iter_mut().zip(weights.chunks_exact(QUAD)) {
+                    let products = weights.iter().zip(values).map(|(w, v)| i32::from(*w) * i32::from(*v));
+                    *exact += products.sum::<i32>();
+                }
+            }
+            let scale = scales[row * groups + at];
+            for (lane, (sum, exact)) in sums.iter_mut().zip(exact).enumerate() {
+                *sum = (exact as f32).mul_add(scale_of(group, lane) * scale, *sum);
+            }
+        }
+    }
+}
+
+/// Dispatches a number of rows to a function for it.
+#[cfg(target_arch = "x86_64")]
+macro_rules! by_rows {
+    ($tile:expr, $sums:expr, $function:ident: $($rows:literal)+) => {
+        match $sums.len() {
+            $($rows => $function::<$rows>($tile, $sums),)+
+            _ => unreachable!("asserted by `multiply`"),
+        }
+    };
+}
+
+#[cfg(target_arch = "x86_64")]
+mod vnni512 {
+    use super::{GROUP, GROUP_BYTES, PANEL, QUADS, RowBlock, Tile, WEIGHT_BYTES};
+    use std::arch::x86_64::{
+        _mm256_loadu_si256, _mm512_add_epi32, _mm512_cvtepi32_ps, _mm512_cvtph_ps, _mm512_dpbusd_epi32,
+        _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mul_ps, _mm512_set1_epi32,
+        _mm512_set1_ps, _mm512_setzero_ps, _mm512_setzero_si512, _mm512_storeu_ps,
+    };
+
+    /// # Safety
+    /// As [`super::multiply`], with AVX-512F, BW and VNNI.
+    pub(super) unsafe fn multiply(tile: Tile<'_>, sums: &mut [[f32; PANEL]]) {
+        // SAFETY: the caller's guarantees.
+        unsafe { by_rows!(tile, sums, rows: 1 2 3 4 5 6 7 8) }
+    }
+
+    /// # Safety
+    /// As [`multiply`], for `R` rows.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vnni,f16c")]
+    unsafe fn rows<const R: usize>(tile: Tile<'_>, sums: &mut [[f32; PANEL]]) {
+        let RowBlock { groups, values, scales, starts } = tile.input;
+        // SAFETY: all offsets stay inside the panel and the rows, whose lengths the caller guarantees.
+        unsafe {
+            let mut total = [_mm512_setzero_ps(); R];
+            for (total, sums) in total.iter_mut().zip(&*sums) {
+                *total = _mm512_loadu_ps(sums.as_ptr());
+            }
+            let mut panel = tile.panel.as_ptr();
+            for group in 0..groups {
+                let mut weights = [_mm512_setzero_si512(); QUADS];
+                for (quad, weights) in weights.iter_mut().enumerate() {
+                    *weights = _mm512_loadu_si512(panel.add(quad * 64).cast());
+                }
+                let scale = _mm512_cvtph_ps(_mm256_loadu_si256(panel.add(WEIGHT_BYTES).cast()));
+                for row in 0..R {
+                    let at = row * groups + group;
+                    let input = values.as_ptr().add(at * GROUP).cast::<i32>();
+                    // Two chains, for a single row would wait for each instruction before it.
+                    let mut even = _mm512_set1_epi32(*starts.get_unchecked(at));
+                    let mut odd = _mm512_setzero_si512();
+                    for quad in 0..QUADS / 2 {
+                        let (first, second) = (2 * quad, 2 * quad + 1);
+                        let given = _mm512_set1_epi32(input.add(first).read_unaligned());
+                        even = _mm512_dpbusd_epi32(even, weights[first], given);
+                        let given = _mm512_set1_epi32(input.add(second).read_unaligned());
+                        odd = _mm512_dpbusd_epi32(odd, weights[second], given);
+                    }
+                    let exact = _mm512_cvtepi32_ps(_mm512_add_epi32(even, odd));
+                    let both = _mm512_mul_ps(scale, _mm512_set1_ps(*scales.get_unchecked(at)));
+                    total[row] = _mm512_fmadd_ps(exact, both, total[row]);
+                }
+                panel = panel.add(GROUP_BYTES);
+            }
+            for (total, sums) in total.iter().zip(sums) {
+                _mm512_storeu_ps(sums.as_mut_ptr(), *total);
+            }
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod vnni256 {
+    use super::{GROUP, GROUP_BYTES, PANEL, QUADS, RowBlock, Tile, WEIGHT_BYTES};
+    use std::arch::x86_64::{
+        _mm_loadu_si128, _mm256_cvtepi32_ps, _mm256_cvtph_ps, _mm256_dpbusd_avx_epi32, _mm256_fmadd_ps,
+        _mm256_loadu_ps, _mm256_loadu_si256, _mm256_mul_ps, _mm256_set1_epi32, _mm256_set1_ps,
+        _mm256_storeu_ps,
+    };
+
+    /// # Safety
+    /// As [`super::multiply`], with AVX2, FMA, F16C and AVX-VNNI.
+    #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+    pub(super) unsafe fn multiply(tile: Tile<'_>, sums: &mut [[f32; PANEL]]) {
+        let RowBlock { groups, values, scales, starts } = tile.input;
+        for (row, sums) in sums.iter_mut().enumerate() {
+            // SAFETY: all offsets stay inside the panel and the rows, whose lengths the caller guarantees.
+            unsafe {
+                let low_sums = sums.as_mut_ptr();
+                let high_sums = low_sums.add(8);
+                let (mut low, mut high) = (_mm256_loadu_ps(low_sums), _mm256_loadu_ps(high_sums));
+                let mut panel = tile.panel.as_ptr();
+                for group in 0..groups {
+                    let at = row * groups + group;
+                    let input = values.as_ptr().add(at * GROUP).cast::<i32>();
+                    let start = _mm256_set1_epi32(*starts.get_unchecked(at));
+                    let mut exact = [start; 2];
+                    for quad in 0..QUADS {
+                        let given = _mm256_set1_epi32(input.add(quad).read_unaligned());
+                        for (half, exact) in exact.iter_mut().enumerate() {
+                            let weights = _mm256_loadu_si256(panel.add(quad * 64 + half * 32).cast());
+                            *exact = _mm256_dpbusd_avx_epi32(*exact, weights, given);
+                        }
+                    }
+                    let given = _mm256_set1_ps(*scales.get_unchecked(at));
+                    let scale = |half: usize| {
+                        let stored = _mm_loadu_si128(panel.add(WEIGHT_BYTES + half * 16).cast());
+                        _mm256_mul_ps(_mm256_cvtph_ps(stored), given)
+                    };
+                    low = _mm256_fmadd_ps(_mm256_cvtepi32_ps(exact[0]), scale(0), low);
+                    high = _mm256_fmadd_ps(_mm256_cvtepi32_ps(exact[1]), scale(1), high);
+                    panel = panel.add(GROUP_BYTES);
+                }
+                _mm256_storeu_ps(low_sums, low);
+                _mm256_storeu_ps(high_sums, high);
+            }
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx2 {
+    use super::{GROUP, GROUP_BYTES, PANEL, QUADS, RowBlock, Tile, WEIGHT_BYTES};
+    use std::arch::x86_64::{
+        _mm_loadu_si128, _mm256_abs_epi8, _mm256_add_epi32, _mm256_cvtepi32_ps, _mm256_cvtph_ps,
+        _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_maddubs_epi16,
+        _mm256_mul_ps, _mm256_set1_epi8, _mm256_set1_epi16, _mm256_set1_epi32, _mm256_set1_ps,
+        _mm256_setzero_si256, _mm256_sign_epi8, _mm256_storeu_ps, _mm256_xor_si256,
+    };
+
+    /// The instruction multiplies unsigned by signed bytes, and adds pairs into 16 bits. A weight of 128 at
+    /// most, its sign given to the activation, keeps each pair below 2^15.
+    ///
+    /// # Safety
+    /// As [`super::multiply`], with AVX2, FMA and F16C.
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub(super) unsafe fn multiply(tile: Tile<'_>, sums: &mut [[f32; PANEL]]) {
+        let RowBlock { groups, values, scales, .. } = tile.input;
+        let (sign, ones) = (_mm256_set1_epi8(-128), _mm256_set1_epi16(1));
+        for (row, sums) in sums.iter_mut().enumerate() {
+            // SAFETY: all offsets stay inside the panel and the rows, whose lengths the caller guarantees.
+            unsafe {
+                let low_sums = sums.as_mut_ptr();
+                let high_sums = low_sums.add(8);
+                let (mut low, mut high) = (_mm256_loadu_ps(low_sums), _mm256_loadu_ps(high_sums));
+                let mut panel = tile.panel.as_ptr();
+                for group in 0..groups {
+                    let at = row * groups + group;
+                    let input = values.as_ptr().add(at * GROUP).cast::<i32>();
+                    let mut exact = [_mm256_setzero_si256(); 2];
+                    for quad in 0..QUADS {
+                        let given = _mm256_set1_epi32(input.add(quad).read_unaligned());
+                        for (half, exact) in exact.iter_mut().enumerate() {
+                            let stored = _mm256_loadu_si256(panel.add(quad * 64 + half * 32).cast());
+                            let weights = _mm256_xor_si256(stored, sign);
+                            let signed = _mm256_sign_epi8(given, weights);
+                            let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(weights), signed);
+                            *exact = _mm256_add_epi32(*exact, _mm256_madd_epi16(pairs, ones));
+                        }
+                    }
+                    let given = _mm256_set1_ps(*scales.get_unchecked(at));
+                    let scale = |half: usize| {
+                        let stored = _mm_loadu_si128(panel.add(WEIGHT_BYTES + half * 16).cast());
+                        _mm256_mul_ps(_mm256_cvtph_ps(stored), given)
+                    };
+                    low = _mm256_fmadd_ps(_mm256_cvtepi32_ps(exact[0]), scale(0), low);
+                    high = _mm256_fmadd_ps(_mm256_cvtepi32_ps(exact[1]), scale(1), high);
+                    panel = panel.add(GROUP_BYTES);
+                }
+                _mm256_storeu_ps(low_sums, low);
+                _mm256_storeu_ps(high_sums, high);
+            }
+        }
+    }
+}

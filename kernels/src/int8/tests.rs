@@ -1,0 +1,183 @@
+//! Every way to compute a product gives the bits of the plain one, which is near the product of floats.
+
+use super::*;
+use crate::matmul::{Matrix, Product, matmul as plain_matmul};
+
+fn numbers(count: usize, seed: u64) -> Vec<f32> {
+    (0..count).map(|i| crate::sampling::uniform(seed, i as u64) as f32 - 0.5).collect()
+}
+
+/// Shapes: rows, outputs, inputs. Panels, groups and blocks of rows that are not full are among them.
+const SHAPES: [(usize, usize, usize); 8] = [
+    (1, 16, 32),
+    (1, 33, 7),
+    (2, 100, 40),
+    (8, 64, 96),
+    (9, 31, 129),
+    (17, 70, 2100),
+    (100, 96, 64),
+    (3, 1, 384),
+];
+
+fn compute(
+    way: (Isa, IntegerIsa),
+    threads: usize,
+    product: &QuantizedProduct<'_>,
+    (stride, offset): (usize, usize),
+) -> Vec<u32> {
+    let pool = ComputePool::new(threads);
+    let mut values = vec![7.0; product.rows * stride];
+    let target = OutputColumns { values: &mut values, stride, offset };
+    pool.enter(|| matmul_with(way, &pool, product, target));
+    values.iter().map(|value| value.to_bits()).collect()
+}
+
+#[test]
+fn every_instruction_set_thread_count_and_batch_gives_the_same_bits() {
+    for (rows, outputs, inputs) in SHAPES {
+        let (input, weights) = (numbers(rows * inputs, 1), numbers(outputs * inputs, 2));
+        let (bias, bytes) = (numbers(outputs, 3), quantize(&Matrix::from_f32(&weights, outputs, inputs)));
+        let weight = QuantizedMatrix::new(&bytes, outputs, inputs);
+        for activation in [Activation::None, Activation::Gelu] {
+            let whole = QuantizedProduct { input: &input, rows, weight, bias: Some(&bias), activation };
+            let place = (outputs + 5, 3);
+            let portable = *IntegerIsa::available().last().expect("plain code");
+            let plain = *Isa::available().last().expect("plain code");
+            let expected = compute((plain, portable), 1, &whole, place);
+            for isa in Isa::available() {
+                for integers in IntegerIsa::available() {
+                    for threads in [1, 3] {
+                        let found = compute((isa, integers), threads, &whole, place);
+                        let way = (isa.name(), integers.name(), threads);
+                        assert_eq!(found, expected, "{way:?} {rows}x{outputs}x{inputs}");
+                    }
+                }
+            }
+            for row in 0..rows {
+                let input = &input[row * inputs..][..inputs];
+                let alone = QuantizedProduct { input, rows: 1, ..whole };
+                let found = compute((Isa::best(), IntegerIsa::within(Isa::best())), 1, &alone, place);
+                assert_eq!(found, expected[row * place.0..][..place.0], "row {row} alone");
+            }
+        }
+    }
+}
+
+/// The error of a quantised number is half a step of at most 1/127 of the largest in its group.
+#[test]
+fn a_product_is_near_that_of_floats() {
+    let (rows, outputs, inputs) = (5, 48, 512);
+    let (input, weights) = (numbers(rows * inputs, 4), numbers(outputs * inputs, 5));
+    let matrix = Matrix::from_f32(&weights, outputs, inputs);
+    let bytes = quantize(&matrix);
+    let pool = ComputePool::new(1);
+    let (mut found, mut expected) = (vec![0.0; rows * outputs], vec![0.0; rows * outputs]);
+    let weight = QuantizedMatrix::new(&bytes, outputs, inputs);
+    let quantized =
+        QuantizedProduct { input: &input, rows, weight, bias: None, activation: Activation::None };
+    let plain = Product { input: &input, rows, weight: matrix, bias: None, activation: Activation::None };
+    matmul(Isa::best(), &pool, &quantized, OutputColumns { values: &mut found, stride: outputs, offset: 0 });
+    plain_matmul(
+        Isa::best(),
+        &pool,
+        &plain,
+        OutputColumns { values: &mut expected, stride: outputs, offset: 0 },
+    );
+    let square = |values: &[f32]| values.iter().map(|value| value * value).sum::<f32>();
+    let errors: Vec<f32> = found.iter().zip(&expected).map(|(one, other)| one - other).collect();
+    let relative = (square(&errors) / square(&expected)).sqrt();
+    assert!(relative < 0.01, "the relative error is {relative}");
+    assert!(relative > 1e-5, "the product was quantised");
+}
+
+#[test]
+fn quantised_rows_are_read_back_within_half_a_step() {
+    let (outputs, inputs) = (19, 70);
+    let weights = numbers(outputs * inputs, 6);
+    let bytes = quantize(&Matrix::from_f32(&weights, outputs, inputs));
+    let matrix = QuantizedMatrix::new(&bytes, outputs, inputs);
+    let mut row = vec![0.0; inputs];
+    for (output, weights) in weights.chunks_exact(inputs).enumerate() {
+        matrix.copy_row(output, &mut row);
+        for (found, expected) in row.chunks(GROUP).zip(weights.chunks(GROUP)) {
+            let most = expected.iter().fold(0.0_f32, |most, value| most.max(value.abs()));
+            for (found, expected) in found.iter().zip(expected) {
+                // Half a step, and what the rounding of the scale to 11 bits moves the largest by.
+                assert!(
+                    (found - expected).abs() <= most / 127.0 * 0.51 + most / 2048.0,
+                    "{found} {expected}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn the_bytes_of_a_matrix_are_pinned() {
+    let weights: Vec<f32> = (0..17 * 33).map(|i| ((i * 37 % 101) as f32 - 50.0) / 64.0).collect();
+    let bytes = quantize(&Matrix::from_f32(&weights, 17, 33));
+    assert_eq!(QuantizedMatrix::dimensions(17, 33), [2, 2, 544]);
+    assert_eq!(bytes.len(), 4 * 544);
+    // FNV-1a, which needs no crate.
+    let digest = bytes.iter().fold(0xcbf2_9ce4_8422_2325_u64, |digest, byte| {
+        (digest ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    assert_eq!(digest, 0xb23e_f87b_1ec1_6c7a, "{digest:#x}");
+}
+
+/// Zeros, tiny numbers and huge ones are quantised; a number that is not finite is not hidden.
+#[test]
+fn extreme_numbers_keep_their_meaning() {
+    let (outputs, inputs) = (16, 32);
+    let tiny = vec![f32::MIN_POSITIVE / 4.0; outputs * inputs];
+    let bytes = quantize(&Matrix::from_f32(&tiny, outputs, inputs));
+    let weight = QuantizedMatrix::new(&bytes, outputs, inputs);
+    let ones = vec![1.0; inputs];
+    let result = |weight, input: &[f32]| {
+        let product = QuantizedProduct { input, rows: 1, weight, bias: None, activation: Activation::None };
+        let ways = IntegerIsa::available()
+            .into_iter()
+            .map(|integers| compute((Isa::best(), integers), 1, &product, (outputs, 0)));
+        let all: Vec<Vec<f32>> = ways.map(|bits| bits.into_iter().map(f32::from_bits).collect()).collect();
+        all
+    };
+    assert!(result(weight, &ones).iter().flatten().all(|value| *value == 0.0), "as good as zero");
+    let weights = vec![2.0; outputs * inputs];
+    let bytes = quantize(&Matrix::from_f32(&weights, outputs, inputs));
+    let weight = QuantizedMatrix::new(&bytes, outputs, inputs);
+    assert!(result(weight, &vec![0.0; inputs]).iter().flatten().all(|value| *value == 0.0));
+    assert!(result(weight, &vec![1e-42; inputs]).iter().flatten().all(|value| *value == 0.0));
+    let large = result(weight, &vec![1e30; inputs]);
+    assert!(large.iter().flatten().all(|value| (value / 6.4e31 - 1.0).abs() < 0.01), "{large:?}");
+    for wrong in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        let mut input = ones.clone();
+        input[5] = wrong;
+        assert!(result(weight, &input).iter().flatten().all(|value| !value.is_finite()), "{wrong}");
+    }
+    assert_eq!(first_not_finite(&bytes), None);
+    let mut damaged = bytes.clone();
+    damaged[WEIGHT_BYTES..WEIGHT_BYTES + 2].copy_from_slice(&half::f16::NAN.to_le_bytes());
+    assert_eq!(first_not_finite(&damaged), Some(0));
+}
+
+/// A hostile file holds any byte, also the one that no quantiser writes.
+#[test]
+fn every_stored_byte_gives_the_same_bits_on_every_instruction_set() {
+    let (outputs, inputs) = (16, 256);
+    let mut bytes = vec![0; QuantizedMatrix::size(outputs, inputs)];
+    for (index, group) in bytes.chunks_exact_mut(GROUP_BYTES).enumerate() {
+        group[..WEIGHT_BYTES].iter_mut().enumerate().for_each(|(at, byte)| *byte = (at * 7 + index) as u8);
+        group[..8].fill(0);
+        group[WEIGHT_BYTES..].as_chunks_mut::<2>().0.iter_mut().for_each(|scale| {
+            *scale = half::f16::from_f32(0.01).to_le_bytes();
+        });
+    }
+    let weight = QuantizedMatrix::new(&bytes, outputs, inputs);
+    let input: Vec<f32> = (0..inputs).map(|at| if at % 2 == 0 { 1.0 } else { -1.0 }).collect();
+    let product =
+        QuantizedProduct { input: &input, rows: 1, weight, bias: None, activation: Activation::None };
+    let ways = IntegerIsa::available();
+    let all: Vec<_> =
+        ways.iter().map(|way| compute((Isa::best(), *way), 1, &product, (outputs, 0))).collect();
+    assert!(all.windows(2).all(|pair| pair[0] == pair[1]), "{all:?}");
+}
