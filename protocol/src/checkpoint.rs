@@ -10,6 +10,7 @@ mod encoder;
 mod encoder_shape;
 mod fields;
 mod files;
+mod quantization;
 mod registered;
 mod rotary;
 mod sentence;
@@ -21,6 +22,7 @@ pub use encoder_shape::{
 };
 pub use fields::CheckpointError;
 pub use files::CheckpointFiles;
+pub use quantization::Quantization;
 pub use registered::{FOREIGN_PREFIX, foreign_architecture, is_foreign, registered_architecture, task_of};
 pub use shape::{
     DecoderShape, ExpertNames, Experts, FeedForward, Gate, LayerShape, NormStyle, ProjectionBiases, Rotary,
@@ -41,6 +43,8 @@ pub struct Servable {
     pub end_tokens: Vec<u32>,
     /// Maximum positions that the model can be served with.
     pub context_tokens_max: usize,
+    /// Recipe of its matrices, if they are quantised.
+    pub quantization: Option<Quantization>,
 }
 
 /// Architecture and dimensions of a configuration.
@@ -70,9 +74,7 @@ pub fn servable(files: &CheckpointFiles) -> Result<Servable, CheckpointError> {
     let raw = raw.ok_or_else(|| CheckpointError::invalid("there is none"))?;
     let name = raw.architectures.as_deref().and_then(<[String]>::first);
     let name = name.ok_or_else(|| CheckpointError::invalid("no `architectures`"))?;
-    if raw.quantization_config.is_some() {
-        return Err(CheckpointError::unsupported("quantized weights"));
-    }
+    let quantization = raw.quantization_config.clone().map(Quantization::read).transpose()?;
     let end_tokens = raw.end_tokens();
     if end_tokens.len() > END_TOKENS_MAX {
         let reason = format!("{} end tokens, at most {END_TOKENS_MAX}", end_tokens.len());
@@ -82,7 +84,8 @@ pub fn servable(files: &CheckpointFiles) -> Result<Servable, CheckpointError> {
         let sentence = sentence::read(files, *is_scoring)?;
         let (shape, context) = encoder::read((*family, *is_scoring), &raw, &sentence)?;
         let context_tokens_max = sentence.context_tokens_max.map_or(context, |limit| limit.min(context));
-        return Ok(Servable { shape: ServableShape::Encoder(shape), end_tokens, context_tokens_max });
+        let shape = ServableShape::Encoder(shape);
+        return Ok(Servable { shape, end_tokens, context_tokens_max, quantization });
     }
     let Some((_, family)) = decoder::FAMILIES.iter().find(|(known, _)| known == name) else {
         let known = architectures().join(", ");
@@ -92,7 +95,7 @@ pub fn servable(files: &CheckpointFiles) -> Result<Servable, CheckpointError> {
     let sentence = sentence::read(files, false)?;
     shape.vector = sentence.vector;
     let context_tokens_max = sentence.context_tokens_max.map_or(context, |limit| limit.min(context));
-    Ok(Servable { shape: ServableShape::Decoder(shape), end_tokens, context_tokens_max })
+    Ok(Servable { shape: ServableShape::Decoder(shape), end_tokens, context_tokens_max, quantization })
 }
 
 #[cfg(test)]

@@ -318,6 +318,12 @@ codes! {
     MODEL_CONFIG_INVALID = "model-config-invalid";
     /// A model of a known architecture uses a feature that this release does not support.
     MODEL_FEATURE_UNSUPPORTED = "model-feature-unsupported";
+    /// A quantisation applies to nothing in a model, or has been applied.
+    MODEL_NOT_QUANTIZABLE = "model-not-quantizable";
+    /// The files of a quantised model cannot be written.
+    MODEL_UNWRITABLE = "model-unwritable";
+    /// A directory does not give the content of a stored model.
+    MODEL_CONTENT_DIFFERS = "model-content-differs";
     /// A model has a path that leaves its directory or cannot be stored.
     MODEL_PATH_REFUSED = "model-path-refused";
     /// A model is larger than a model manifest can describe.

@@ -4,6 +4,7 @@ mod encoders;
 mod published;
 
 use super::*;
+use crate::Digest;
 use crate::error_code as code;
 use crate::manifest::Task;
 use published::PUBLISHED;
@@ -51,6 +52,14 @@ fn changed(name: &str, field: &str, value: Value) -> Value {
     let mut config = published(name);
     config[field] = value;
     config
+}
+
+/// Returns a recipe of ours with one field changed.
+fn quantized(field: &str, value: Value) -> Value {
+    let recipe = Quantization { bits: 8, source: Digest::of(b"source") };
+    let mut recipe: Value = serde_json::from_str(&recipe.to_json()).expect("JSON");
+    recipe[field] = value;
+    recipe
 }
 
 fn without(name: &str, field: &str) -> Value {
@@ -271,6 +280,30 @@ fn what_no_engine_serves_is_refused_by_name() {
             "the score function `Tanh`",
         ),
         ("Llama-3.1-8B", "quantization_config", json!({ "bits": 4 }), "quantized weights"),
+        (
+            "Llama-3.1-8B",
+            "quantization_config",
+            json!({ "bits": 4, "group_size": 128, "quant_method": "gptq" }),
+            "quantized weights of another tool",
+        ),
+        (
+            "Qwen3-0.6B",
+            "quantization_config",
+            quantized("bits", json!(4)),
+            "quantized weights of version 1, with 4",
+        ),
+        (
+            "Qwen3-0.6B",
+            "quantization_config",
+            quantized("version", json!(2)),
+            "quantized weights of version 2",
+        ),
+        (
+            "gemma-3-1b",
+            "quantization_config",
+            quantized("group_size", json!(64)),
+            "quantized weights of version 1, with 8 bits in groups of 64",
+        ),
         ("Mistral-7B-v0.1", "attention_bias", json!(true), "`attention_bias`"),
         ("Qwen3-0.6B", "mlp_bias", json!(true), "`mlp_bias`"),
         ("Qwen2.5-0.5B", "is_causal", json!(false), "`is_causal`"),
@@ -301,6 +334,21 @@ fn what_no_engine_serves_is_refused_by_name() {
         let expected = format!("model uses {text}");
         assert!(error.to_string().starts_with(&expected), "{name}, {field}: {error}");
     }
+}
+
+#[test]
+fn the_recipe_of_quantised_weights_is_read_as_it_is_written() {
+    let recipe = Quantization { bits: 8, source: Digest::of(b"source") };
+    let pinned = format!(
+        r#"{{"bits":8,"group_size":32,"quant_method":"quorate","source":"{}","version":1}}"#,
+        Digest::of(b"source")
+    );
+    assert_eq!(recipe.to_json(), pinned);
+    let config = changed("Qwen3-0.6B", "quantization_config", quantized("bits", json!(8)));
+    assert_eq!(judge(&config).expect("served").quantization, Some(recipe));
+    assert_eq!(judge(&published("Qwen3-0.6B")).expect("served").quantization, None);
+    let more = changed("Qwen3-0.6B", "quantization_config", quantized("scheme", json!("x")));
+    assert_eq!(judge(&more).expect_err("an unknown field").code(), code::MODEL_CONFIG_INVALID);
 }
 
 #[test]
