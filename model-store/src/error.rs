@@ -212,6 +212,28 @@ pub enum ImportError {
     /// No built-in engine serves the model, and the import does not say that a foreign one will.
     #[error("no built-in engine serves this model; with `--foreign` it is stored for a foreign engine")]
     Unserved(#[source] CheckpointError),
+    /// A quantisation applies to nothing in the model, or has been applied.
+    #[error("the model cannot be quantised: {reason}")]
+    NotQuantizable {
+        /// Reason for the refusal.
+        reason: &'static str,
+    },
+    /// A file of a quantised model cannot be written.
+    #[error("write `{}`", path.display())]
+    Unwritable {
+        /// Path that was written.
+        path: PathBuf,
+        /// Error of the operating system.
+        source: io::Error,
+    },
+    /// A directory does not give the content of a stored model.
+    #[error("the stored model differs from the directory's in `{path}`: {reason}")]
+    ContentDiffers {
+        /// The file's path inside the model.
+        path: String,
+        /// The difference.
+        reason: &'static str,
+    },
     /// A path leaves the directory or cannot be stored.
     #[error("path `{path}` is refused: {reason}")]
     PathRefused {
@@ -259,6 +281,9 @@ impl ImportError {
             Self::FormatRefused { .. } => code::MODEL_FORMAT_REFUSED,
             Self::FormatUnknown { .. } => code::MODEL_FORMAT_UNKNOWN,
             Self::Damaged { .. } => code::MODEL_WEIGHTS_DAMAGED,
+            Self::NotQuantizable { .. } => code::MODEL_NOT_QUANTIZABLE,
+            Self::Unwritable { .. } => code::MODEL_UNWRITABLE,
+            Self::ContentDiffers { .. } => code::MODEL_CONTENT_DIFFERS,
             Self::Unserved(error) => error.code(),
             Self::PathRefused { .. } => code::MODEL_PATH_REFUSED,
             Self::TooLarge { .. } => code::MODEL_TOO_LARGE,

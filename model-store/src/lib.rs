@@ -7,6 +7,8 @@
 //! fewer restore nothing; a wrong byte is never returned.
 //!
 //! - [`import`] writes a directory or a file into stores; [`inspect`] finds beforehand what it would refuse.
+//! - [`quantize`] writes the weights of a model with 8 bits; [`compare_content`] compares a directory with a
+//!   stored model.
 //! - [`Reader`] reads any byte range, or fills a whole weights map in the order in which an engine needs it.
 //! - [`verify`] checks every shard, [`repair`] rewrites the wrong and missing ones; neither needs the key.
 //! - [`sweep`] removes forgotten models and the leftovers of incomplete imports (garbage collection).
@@ -36,6 +38,7 @@ mod key;
 mod layout;
 mod placement;
 mod pool;
+mod quantize;
 mod read;
 mod remote;
 mod repair;
@@ -58,6 +61,7 @@ pub use import::{ImportOptions, ImportProgress, Imported, import, let_go};
 pub use key::{EncryptionSecret, ModelKey, SharedSecrets, open_wrap, unwrap_key, wrap_key};
 pub use placement::{PlacementRule, place};
 pub use pool::Pool;
+pub use quantize::{Quantized, compare_content, is_quantized, quantize};
 pub use read::{FillReport, OnSegment, Reader, fetch_manifest};
 pub use remote::RemoteStore;
 pub use repair::{HealthReport, RepairReport, repair, verify};
