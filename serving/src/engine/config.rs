@@ -64,7 +64,7 @@ impl ModelConfig {
             Ok((path.to_owned(), files.read(path)?.to_vec()))
         };
         let parts = paths.map(read).collect::<Result<CheckpointFiles, _>>()?;
-        let Servable { shape, end_tokens, context_tokens_max } = servable(&parts)?;
+        let Servable { shape, end_tokens, context_tokens_max, .. } = servable(&parts)?;
         let (vocabulary, end_tokens) = match &shape {
             Shape::Encoder(shape) => (shape.vocabulary, Vec::new()),
             Shape::Decoder(shape) => (shape.vocabulary, read_end_tokens(files, end_tokens)?),

@@ -24,7 +24,7 @@ use crate::weights::{Weights, WeightsError};
 use cache::Cache;
 use feed_forward::{InnerBuffers, Machine};
 use kernels::attention::{self, KeysValues, Queries, serve_worker};
-use kernels::matmul::{OutputColumns, copy_row};
+use kernels::matmul::OutputColumns;
 use kernels::pool::Parts;
 use kernels::{ComputePool, Isa, elementwise};
 use layer::{LayerSource, LayerWeights};
@@ -131,7 +131,7 @@ impl Decoder {
         let token_embedding = self.token_embedding.matrix()?;
         let tokens = chunks.iter().flat_map(|chunk| chunk.tokens);
         for (token, row) in tokens.zip(buffers.states.chunks_exact_mut(self.shape.hidden)) {
-            copy_row(&token_embedding, *token as usize, row);
+            token_embedding.copy_row(*token as usize, row);
         }
         if self.shape.embedding_scale != 1.0 {
             buffers.states.iter_mut().for_each(|state| *state *= self.shape.embedding_scale);

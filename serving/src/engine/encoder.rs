@@ -18,7 +18,7 @@ use super::pooling::{pool_rows, reduce};
 use super::{Encode, EngineError, TokenPair};
 use crate::weights::{Weights, WeightsError};
 use head::ScoreLayers;
-use kernels::matmul::{Activation, OutputColumns, Product, copy_row, matmul};
+use kernels::matmul::{Activation, OutputColumns};
 use kernels::pool::Parts;
 use kernels::{ComputePool, Isa, elementwise};
 use layer::{EncoderLayer, EncoderSource, Norm};
@@ -222,12 +222,12 @@ impl Encoder {
         for text in texts {
             let places = self.shape.positions.map(|table| places(&table, text.tokens)).unwrap_or_default();
             for ((index, token), row) in text.tokens.iter().enumerate().zip(&mut rows) {
-                copy_row(&token_embeddings, *token as usize, row);
+                token_embeddings.copy_row(*token as usize, row);
                 if let Some([first, second]) = &kinds {
                     elementwise::add(self.isa, row, if index < text.second { first } else { second });
                 }
                 if let Some(positions) = &positions {
-                    copy_row(positions, places[index], &mut position_row);
+                    positions.copy_row(places[index], &mut position_row);
                     elementwise::add(self.isa, row, &position_row);
                 }
             }
@@ -241,7 +241,7 @@ impl Encoder {
         let types = types.matrix()?;
         let row = |index: usize| {
             let mut row = vec![0.0; self.shape.hidden];
-            copy_row(&types, index, &mut row);
+            types.copy_row(index, &mut row);
             row
         };
         let is_typed = self.shape.has_typed_pairs && self.shape.token_types > 1;
@@ -257,10 +257,8 @@ impl Encoder {
         activation: Activation,
         target: OutputColumns<'_>,
     ) -> Result<(), WeightsError> {
-        let (weight, bias) = (dense.matrix()?, dense.bias()?);
-        let rows = input.len() / weight.inputs;
-        matmul(self.isa, pool, &Product { input, rows, weight, bias, activation }, target);
-        Ok(())
+        let rows = input.len() / dense.matrix()?.inputs();
+        dense.multiply(self.isa, pool, (input, rows), activation, target)
     }
 }
 

@@ -1,15 +1,44 @@
 //! Named parameters of a layer: matrices used in place, vectors copied as f32. The first use of a parameter
 //! waits until it is loaded.
 
-use crate::weights::{TensorView, Weights, WeightsError};
-use kernels::matmul::Matrix;
+use crate::weights::{QuantizedView, TensorView, Weights, WeightsError};
+use kernels::int8::{self, QuantizedMatrix, QuantizedProduct};
+use kernels::matmul::{Activation, Matrix, OutputColumns, Product, copy_row, matmul};
+use kernels::{ComputePool, Isa};
+use std::ops::Range;
 use std::sync::OnceLock;
 
 /// A matrix with an optional bias, used in place.
 #[derive(Debug)]
 pub(super) struct Dense {
-    weight: TensorView,
+    weight: StoredMatrix,
     bias: Option<Vector>,
+}
+
+#[derive(Debug)]
+enum StoredMatrix {
+    Plain(TensorView),
+    Quantized(QuantizedView),
+}
+
+/// A matrix that is present.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum PresentMatrix<'a> {
+    Plain(Matrix<'a>),
+    Quantized(QuantizedMatrix<'a>),
+}
+
+/// Rows that are multiplied by a matrix.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Operand<'a> {
+    /// Rows of as many elements as the matrix has inputs, one after another.
+    pub(super) input: &'a [f32],
+    /// Number of rows.
+    pub(super) rows: usize,
+    /// Initial value of each output's sum; `None` means zero.
+    pub(super) bias: Option<&'a [f32]>,
+    /// Function applied to each sum.
+    pub(super) activation: Activation,
 }
 
 /// A small vector, copied and converted once.
@@ -22,14 +51,18 @@ pub(super) struct Vector {
 }
 
 impl Dense {
-    /// Opens `{prefix}.weight` alone.
+    /// Opens `{prefix}.weight` alone, as numbers or quantised.
     pub(super) fn open(
         weights: &Weights,
         prefix: &str,
         outputs: usize,
         inputs: usize,
     ) -> Result<Self, WeightsError> {
-        let weight = weights.tensor(&format!("{prefix}.weight"), &[outputs, inputs])?;
+        let name = format!("{prefix}.weight");
+        let weight = match weights.quantized(&name, outputs, inputs)? {
+            Some(quantized) => StoredMatrix::Quantized(quantized),
+            None => StoredMatrix::Plain(weights.tensor(&name, &[outputs, inputs])?),
+        };
         Ok(Self { weight, bias: None })
     }
 
@@ -44,15 +77,86 @@ impl Dense {
         Ok(Self { bias: Some(bias), ..Self::open(weights, prefix, outputs, inputs)? })
     }
 
+    /// Returns the matrix if parts of so many outputs can be used alone.
+    pub(super) fn in_parts(self, outputs: usize) -> Result<Self, WeightsError> {
+        if let StoredMatrix::Quantized(quantized) = &self.weight {
+            quantized.check_parts(outputs)?;
+        }
+        Ok(self)
+    }
+
     /// Returns the matrix; blocks until it is present.
-    pub(super) fn matrix(&self) -> Result<Matrix<'_>, WeightsError> {
-        let [outputs, inputs] = *self.weight.shape() else { unreachable!("opened with two dimensions") };
-        Ok(Matrix { bytes: self.weight.bytes()?, element: self.weight.element(), outputs, inputs })
+    pub(super) fn matrix(&self) -> Result<PresentMatrix<'_>, WeightsError> {
+        Ok(match &self.weight {
+            StoredMatrix::Quantized(quantized) => PresentMatrix::Quantized(quantized.matrix()?),
+            StoredMatrix::Plain(plain) => {
+                let [outputs, inputs] = *plain.shape() else { unreachable!("opened with two dimensions") };
+                let (bytes, element) = (plain.bytes()?, plain.element());
+                PresentMatrix::Plain(Matrix { bytes, element, outputs, inputs })
+            }
+        })
     }
 
     /// Returns the bias; blocks until it is present.
     pub(super) fn bias(&self) -> Result<Option<&[f32]>, WeightsError> {
         self.bias.as_ref().map(Vector::get).transpose()
+    }
+
+    /// Computes the product of rows and the matrix, with its bias.
+    pub(super) fn multiply(
+        &self,
+        isa: Isa,
+        pool: &ComputePool,
+        (input, rows): (&[f32], usize),
+        activation: Activation,
+        target: OutputColumns<'_>,
+    ) -> Result<(), WeightsError> {
+        let operand = Operand { input, rows, bias: self.bias()?, activation };
+        self.matrix()?.multiply(isa, pool, &operand, target);
+        Ok(())
+    }
+}
+
+impl PresentMatrix<'_> {
+    pub(super) fn inputs(&self) -> usize {
+        match self {
+            Self::Plain(plain) => plain.inputs,
+            Self::Quantized(quantized) => quantized.inputs(),
+        }
+    }
+
+    /// Returns the matrix of these outputs alone. Those of a quantised one begin with a panel.
+    pub(super) fn rows(&self, rows: Range<usize>) -> Self {
+        match self {
+            Self::Plain(plain) => Self::Plain(plain.rows(rows)),
+            Self::Quantized(quantized) => Self::Quantized(quantized.rows(rows)),
+        }
+    }
+
+    /// Copies one row as f32: an embedding.
+    pub(super) fn copy_row(&self, row: usize, into: &mut [f32]) {
+        match self {
+            Self::Plain(plain) => copy_row(plain, row, into),
+            Self::Quantized(quantized) => quantized.copy_row(row, into),
+        }
+    }
+
+    /// Computes the product of rows and the matrix.
+    pub(super) fn multiply(
+        self,
+        isa: Isa,
+        pool: &ComputePool,
+        &Operand { input, rows, bias, activation }: &Operand<'_>,
+        target: OutputColumns<'_>,
+    ) {
+        match self {
+            Self::Plain(weight) => {
+                matmul(isa, pool, &Product { input, rows, weight, bias, activation }, target);
+            }
+            Self::Quantized(weight) => {
+                int8::matmul(isa, pool, &QuantizedProduct { input, rows, weight, bias, activation }, target);
+            }
+        }
     }
 }
 

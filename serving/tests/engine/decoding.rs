@@ -9,6 +9,7 @@ use serde_json::json;
 use serving::engine::device::DeviceDecoder;
 use serving::engine::{BLOCK_TOKENS, BlockId, Decode, Draw, Engine, LoadedEngine, SequenceChunk};
 use serving::weights::Weights;
+use std::path::Path;
 use tempfile::TempDir;
 
 const DRAW: Option<Draw<'static>> = Some(Draw {
@@ -84,33 +85,36 @@ fn it_computes_what_candle_computes_with_tied_embeddings_and_stretched_rotation(
 #[test]
 fn a_sequence_is_the_same_alone_in_a_batch_cut_anywhere_and_on_any_number_of_threads() {
     for dtype in [Dtype::F32, Dtype::BF16] {
-        let directory = write(&llama_config(), dtype);
-        let mut engine = open(directory.path(), 1);
-        let lengths = [1, 5, 33, 64, 100, 17, 2, 40];
-        let sequences: Vec<Vec<u32>> =
-            lengths.iter().enumerate().map(|(index, length)| tokens(length + 6, index as u64)).collect();
-        let expected: Vec<Vec<Vec<f32>>> = sequences
-            .iter()
-            .zip(lengths)
-            .map(|(sequence, length)| {
-                alone(&mut engine, sequence, &(length..=length + 6).collect::<Vec<_>>())
-            })
-            .collect();
-        for threads in [1, 2, 5] {
-            let mut engine = open(directory.path(), threads);
-            let tables: Vec<Vec<BlockId>> = (0..8).map(|index| blocks(4 * index, 4)).collect();
-            for step in 0..=6 {
-                let chunks: Vec<SequenceChunk<'_>> = (0..sequences.len())
-                    .map(|index| {
-                        let end = lengths[index] + step;
-                        let start = if step == 0 { 0 } else { end - 1 };
-                        chunk(&tables[index], &sequences[index], start..end)
-                    })
-                    .collect();
-                let logits = engine.logits(&chunks).expect("computed");
-                for (index, (row, expected)) in logits.chunks_exact(257).zip(&expected).enumerate() {
-                    assert_eq!(bits(row), bits(&expected[step]), "{threads} threads, sequence {index}");
-                }
+        check_any_batch(write(&llama_config(), dtype).path());
+    }
+}
+
+/// Checks that the logits of sequences of a model are the same bits alone, in a batch, and on any number of
+/// threads.
+pub(crate) fn check_any_batch(directory: &Path) {
+    let mut engine = open(directory, 1);
+    let lengths = [1, 5, 33, 64, 100, 17, 2, 40];
+    let sequences: Vec<Vec<u32>> =
+        lengths.iter().enumerate().map(|(index, length)| tokens(length + 6, index as u64)).collect();
+    let expected: Vec<Vec<Vec<f32>>> = sequences
+        .iter()
+        .zip(lengths)
+        .map(|(sequence, length)| alone(&mut engine, sequence, &(length..=length + 6).collect::<Vec<_>>()))
+        .collect();
+    for threads in [1, 2, 5] {
+        let mut engine = open(directory, threads);
+        let tables: Vec<Vec<BlockId>> = (0..8).map(|index| blocks(4 * index, 4)).collect();
+        for step in 0..=6 {
+            let chunks: Vec<SequenceChunk<'_>> = (0..sequences.len())
+                .map(|index| {
+                    let end = lengths[index] + step;
+                    let start = if step == 0 { 0 } else { end - 1 };
+                    chunk(&tables[index], &sequences[index], start..end)
+                })
+                .collect();
+            let logits = engine.logits(&chunks).expect("computed");
+            for (index, (row, expected)) in logits.chunks_exact(257).zip(&expected).enumerate() {
+                assert_eq!(bits(row), bits(&expected[step]), "{threads} threads, sequence {index}");
             }
         }
     }

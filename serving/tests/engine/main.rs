@@ -13,6 +13,7 @@ mod loading;
 mod models;
 mod published;
 mod published_encoders;
+mod quantized;
 mod reference;
 mod shared;
 mod shipped;

@@ -6,7 +6,7 @@ use super::layer::{GatedNetwork, LayerWeights};
 use super::router::choose;
 use crate::weights::WeightsError;
 use kernels::elementwise::{add_scaled, gelu_tanh_multiply, silu_multiply};
-use kernels::matmul::{Activation, OutputColumns, Product, matmul};
+use kernels::matmul::{Activation, OutputColumns};
 use kernels::{ComputePool, Isa};
 
 /// Instruction set and threads of a computation.
@@ -37,10 +37,7 @@ impl Machine<'_> {
         rows: usize,
         target: OutputColumns<'_>,
     ) -> Result<(), WeightsError> {
-        let (weight, bias) = (dense.matrix()?, dense.bias()?);
-        let product = Product { input, rows, weight, bias, activation: Activation::None };
-        matmul(self.isa, self.pool, &product, target);
-        Ok(())
+        dense.multiply(self.isa, self.pool, (input, rows), Activation::None, target)
     }
 
     /// Computes the part of layer `index` for all rows of `input` into `output`.

@@ -1,11 +1,11 @@
 //! Layers of an encoder: the tensors of its shape by their published names, and the computation of a layer.
 
 use super::super::config::{EncoderNames, EncoderShape, NormOrder};
-use super::super::parameters::{Dense, Vector};
+use super::super::parameters::{Dense, Operand, Vector};
 use super::{Encoder, EncoderBuffers, EncoderText};
 use crate::weights::{Weights, WeightsError};
 use kernels::attention::{HeadOffsets, attend_all};
-use kernels::matmul::{Activation, OutputColumns, Product, matmul};
+use kernels::matmul::{Activation, OutputColumns};
 use kernels::pool::Parts;
 use kernels::{ComputePool, Isa, elementwise};
 
@@ -171,7 +171,7 @@ impl<'a> EncoderSource<'a> {
                 projections: vec![attention("attn.Wqkv", 3 * hidden)?],
                 output: attention("attn.Wo", hidden)?,
                 attention_norm: has_norm.then(|| norm("attn_norm")).transpose()?,
-                expand: dense("mlp.Wi", expanded, hidden, biases.feed_forward)?,
+                expand: dense("mlp.Wi", expanded, hidden, biases.feed_forward)?.in_parts(inner)?,
                 contract: dense("mlp.Wo", hidden, inner, biases.feed_forward)?,
                 norm: norm("mlp_norm")?,
             });
@@ -346,13 +346,13 @@ impl Encoder {
         let (isa, width) = (self.isa, self.shape.intermediate);
         if self.shape.is_gated {
             let (weight, bias) = (layer.expand.matrix()?, layer.expand.bias()?);
-            let rows = input.len() / weight.inputs;
+            let rows = input.len() / weight.inputs();
             for (half, values) in [&mut *inner, &mut *gate].into_iter().enumerate() {
                 let part = half * width..(half + 1) * width;
                 let bias = bias.map(|bias| &bias[part.clone()]);
-                let (weight, activation) = (weight.rows(part), Activation::None);
+                let operand = Operand { input, rows, bias, activation: Activation::None };
                 let target = OutputColumns { values, stride: width, offset: 0 };
-                matmul(isa, pool, &Product { input, rows, weight, bias, activation }, target);
+                weight.rows(part).multiply(isa, pool, &operand, target);
             }
             elementwise::gelu_multiply(isa, inner, gate);
         } else {
