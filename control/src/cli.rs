@@ -29,6 +29,7 @@ mod output;
 mod passkeys;
 mod projects;
 mod proposals;
+mod quantize;
 mod services;
 mod sharing;
 mod status;

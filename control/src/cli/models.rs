@@ -6,6 +6,7 @@
 use super::Environment;
 use super::output::table;
 use super::proposals::{ProposerArguments, reason_or};
+use super::quantize::{self, QuantizeTo, QuantizedDirectory};
 use super::sharing::{member_key, share_after};
 use crate::context::Context;
 use crate::member_key::MemberKey;
@@ -37,11 +38,17 @@ pub(crate) enum ModelCommand {
         /// Name of the model
         model: ModelName,
     },
-    /// Verify every shard of every segment
-    #[command(after_help = "Example:\n  quorate model verify minilm")]
+    /// Verify every shard of every segment, or quantise the source again and compare
+    #[command(after_help = "\
+Examples:
+  quorate model verify minilm
+  quorate model verify qwen --recompute ~/models/Qwen3-0.6B")]
     Verify {
         /// Name of the model
         model: ModelName,
+        /// Directory from which the model was quantised: all of it is computed and compared again
+        #[arg(long, value_name = "DIR")]
+        recompute: Option<PathBuf>,
         /// State directory of a node on this machine [default: the context's]
         #[arg(long, value_name = "DIR")]
         node: Option<PathBuf>,
@@ -118,6 +125,7 @@ pub(crate) struct ForgetArguments {
 #[command(after_help = "\
 Examples:
   quorate model import ~/models/all-MiniLM-L6-v2 --name minilm
+  quorate model import ~/models/Qwen3-0.6B --name qwen --quantize int8
   quorate model import hf:owner/name --name tiny --data 4 --parity 2")]
 pub(crate) struct ImportArguments {
     /// Hugging Face model directory, single file, or `hf:owner/name`
@@ -125,6 +133,9 @@ pub(crate) struct ImportArguments {
     /// Store a model that no built-in engine serves, for a foreign engine
     #[arg(long)]
     foreign: bool,
+    /// Write the matrices with fewer bits first; the model has a root of its own
+    #[arg(long, value_name = "WEIGHTS", conflicts_with = "foreign")]
+    quantize: Option<QuantizeTo>,
     #[command(flatten)]
     storage: StorageArguments,
 }
@@ -204,9 +215,15 @@ pub(crate) async fn run(command: ModelCommand, environment: &Environment) -> Res
             environment.output().print(&record, show);
             Ok(())
         }
-        ModelCommand::Verify { model, node } => {
+        ModelCommand::Verify { model, recompute, node } => {
+            let directory = node_directory(&context, node.clone())?;
             let (access, record) = access(&context, &model, node, "model").await?;
-            verify(&access, &record, environment).await
+            match recompute {
+                Some(source) => {
+                    quantize::recompute((&access, &record), (source, &directory), environment).await
+                }
+                None => verify(&access, &record, environment).await,
+            }
         }
         ModelCommand::Repair { model, node } => {
             let (access, record) = access(&context, &model, node, "model").await?;
@@ -361,7 +378,13 @@ async fn import(arguments: ImportArguments, context: &Context, environment: &Env
         None => None,
     };
     let source = fetched.as_ref().map_or_else(|| PathBuf::from(&arguments.source), |folder| folder.0.clone());
-    let imported = access.import(&session, &member, &source, request, bar).await?;
+    let quantized = match arguments.quantize {
+        Some(to) => Some(QuantizedDirectory::make(&source, &directory, to).await?),
+        None => None,
+    };
+    let source = quantized.as_ref().map_or(source.as_path(), QuantizedDirectory::path);
+    let mut imported = access.import(&session, &member, source, request, bar).await?;
+    imported.notes.extend(quantized.as_ref().map(QuantizedDirectory::note));
     environment.output().print(&imported, node::ImportSummary::text);
     share_after(&session, &member).await;
     Ok(())
@@ -385,7 +408,7 @@ impl Drop for Fetched {
     }
 }
 
-fn bytes_bar() -> ProgressBar {
+pub(super) fn bytes_bar() -> ProgressBar {
     let style = ProgressStyle::with_template("{bar:30} {bytes}/{total_bytes} {bytes_per_sec} {msg}")
         .expect("the template is a constant");
     ProgressBar::new(0).with_style(style)

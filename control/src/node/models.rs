@@ -190,6 +190,18 @@ impl ModelAccess {
         Ok(HealthSummary::new(&report, &faults))
     }
 
+    /// Compares every byte of a directory with a stored model's content.
+    ///
+    /// # Errors
+    /// Returns an error if the manifest cannot be read, or the refusal that names the first difference.
+    pub async fn compare(&self, record: &ModelRecord, directory: &Path) -> Result<()> {
+        let (manifest, _) = self.manifest(record).await?;
+        let directory = directory.to_path_buf();
+        let compare = move || model_store::compare_content(&directory, &manifest);
+        let compared = tokio::task::spawn_blocking(compare).await?;
+        Ok(compared.map_err(|error| Refusal::of(error.code(), &error))?)
+    }
+
     /// Rewrites the wrong and missing shards of a model.
     ///
     /// # Errors
