@@ -31,6 +31,9 @@ const SHAPES: [(usize, usize); 6] = [(1, 16), (1, 128), (8, 16), (8, 128), (32, 
 const BAR_TEXTS: usize = 32;
 /// Least accepted cosine of our vectors to theirs.
 const COSINE_MIN: f64 = 0.9999;
+/// Bars of 8 bits beside each peer, for every shape, and the least accepted cosine to our own vectors.
+const QUANTIZED_BARS: [f64; 2] = [3.0, 1.0];
+const QUANTIZED_COSINE_MIN: f64 = 0.995;
 /// Multiply-adds of MiniLM's six layers for one token, without attention scores.
 const TOKEN_MULTIPLY_ADDS: f64 = 6.0 * (4.0 * 384.0 * 384.0 + 2.0 * 384.0 * 1536.0);
 /// Words that are a single token in MiniLM's vocabulary.
@@ -49,6 +52,10 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<BenchmarkReport> {
     let device = options.gpu.map_or(DeviceChoice::Cpu, DeviceChoice::Cuda);
     let engine_options = EngineOptions { threads, device, ..EngineOptions::default() };
     let mut engine = LoadedEngine::open(&files, &engine_options)?;
+    let mut quantized = match options.gpu {
+        None => Some(open_quantized(&model, &scratch.join("minilm-int8"), &engine_options)?),
+        Some(_) => None,
+    };
     let mut peer = PeerProcess::start(&scratch, &model, threads, options.gpu)?;
     let mut found = BTreeMap::new();
     let (mut products, mut copies) = (Vec::new(), Vec::new());
@@ -63,6 +70,11 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<BenchmarkReport> {
             let cell: &mut Cell = found.entry((texts, tokens)).or_default();
             let (ours, our_vectors) = ours(&mut engine, &batch, repeat)?;
             cell.ours.push(ours);
+            if let Some(quantized) = &mut quantized {
+                let (rate, vectors) = self::ours(quantized, &batch, repeat)?;
+                cell.quantized.push(rate);
+                cell.quantized_cosines.push(least_cosine(&vectors, &widened(&our_vectors))?);
+            }
             for (index, name) in PEERS.into_iter().enumerate() {
                 let (theirs, their_vectors) = peer.embed(name, &batch, repeat)?;
                 cell.theirs[index].push(theirs);
@@ -93,10 +105,27 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<BenchmarkReport> {
     Ok(report)
 }
 
+/// Quantises the model into a fresh directory, and opens it.
+fn open_quantized(model: &Path, directory: &Path, options: &EngineOptions) -> anyhow::Result<LoadedEngine> {
+    if directory.exists() {
+        std::fs::remove_dir_all(directory)?;
+    }
+    std::fs::create_dir_all(directory)?;
+    model_store::quantize(model, directory, |_, _| ())?;
+    Ok(LoadedEngine::open(&ModelFiles::open_directory(directory)?, options)?)
+}
+
+fn widened(vectors: &[Vec<f32>]) -> Vec<Vec<f64>> {
+    vectors.iter().map(|vector| vector.iter().map(|number| f64::from(*number)).collect()).collect()
+}
+
 /// Results of one shape, one per round: texts per second, and cosines to each peer.
 #[derive(Default)]
 struct Cell {
     ours: Vec<f64>,
+    /// Ours with weights of 8 bits, and their cosines to ours of 32.
+    quantized: Vec<f64>,
+    quantized_cosines: Vec<f64>,
     theirs: [Vec<f64>; 2],
     cosines: [Vec<f64>; 2],
 }
@@ -117,10 +146,21 @@ fn report(found: &BTreeMap<(usize, usize), Cell>, versions: &BTreeMap<String, St
                 bar,
             ));
         }
+        for ((texts, tokens), cell) in found.iter().filter(|(_, cell)| !cell.quantized.is_empty()) {
+            let metric = format!("int8: {texts} x {tokens} tokens");
+            let bar = Some(Bar::AtLeast(QUANTIZED_BARS[index]));
+            let theirs = &cell.theirs[index];
+            report.rows.push(ComparisonRow::new(&metric, "texts/s", &peer, &cell.quantized, theirs, bar));
+        }
         let cosines: Vec<f64> = found.values().flat_map(|cell| cell.cosines[index].iter().copied()).collect();
         let least = cosines.into_iter().fold(1.0, f64::min);
         let bar = Some(Bar::AtLeast(COSINE_MIN));
         report.rows.push(ComparisonRow::new("least cosine", "", &peer, &[least], &[1.0], bar));
+    }
+    let cosines = found.values().flat_map(|cell| cell.quantized_cosines.iter().copied());
+    if let Some(least) = cosines.reduce(f64::min) {
+        let bar = Some(Bar::AtLeast(QUANTIZED_COSINE_MIN));
+        report.rows.push(ComparisonRow::new("int8: least cosine", "", "ours, f32", &[least], &[1.0], bar));
     }
     report
 }
@@ -281,6 +321,8 @@ mod tests {
     fn a_bar_applies_to_the_large_batches_and_to_the_cosine() {
         let cell = |cosine| Cell {
             ours: vec![20.0],
+            quantized: vec![],
+            quantized_cosines: vec![],
             theirs: [vec![10.0], vec![40.0]],
             cosines: [vec![1.0], vec![cosine]],
         };

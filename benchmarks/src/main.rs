@@ -9,6 +9,7 @@ mod ceilings;
 mod cluster;
 mod consensus;
 mod embeddings;
+mod engine;
 mod first_token;
 mod human_chain;
 mod jobs;
@@ -67,6 +68,7 @@ const BENCHMARKS: &[(&str, &str, BenchmarkFunction)] = &[
         "MiniLM vectors on the CPU, beside sentence-transformers and onnxruntime",
         embeddings::run,
     ),
+    ("engine", "a decoder with weights of 8 bits on the CPU, beside llama.cpp", engine::run),
     (
         "human-chain",
         "certificates beside tough's TUF metadata; sessions, decisions and halts beside their bars",

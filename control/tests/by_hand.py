@@ -387,6 +387,23 @@ def a_name_is_taken_once_and_freed(lab):
     assert len(lab.json("events", "--last", "3", "--before", str(last[0]["sequence"]))["items"]) == 3
 
 
+def a_model_is_quantised_and_recomputed(lab):
+    imported = lab.json("model", "import", str(lab.model), "--name", "tiny-int8", "--quantize", "int8")
+    assert any("8 bits a weight" in note for note in imported["notes"]), imported
+    assert imported["bytes"] < lab.json("model", "show", "tiny")["bytes"], imported
+    again = lab.json("model", "verify", "tiny-int8", "--recompute", str(lab.model))
+    assert again["root"] == imported["root"], again
+    # Another source gives other bytes.
+    other = lab.folder / "other-source"
+    shutil.copytree(lab.model, other)
+    (other / "README.md").write_text("another card")
+    differs = lab.run("model", "verify", "tiny-int8", "--recompute", str(other), code=1)
+    assert "model-content-differs" in differs, differs
+    assert "model-content-differs" in lab.run("model", "verify", "tiny", "--recompute", str(lab.model), code=1)
+    assert not list(lab.folder.glob("*/fetched/*")), "quantised files are removed"
+    lab.vote(lab.json("model", "forget", "tiny-int8", "--grace", "0s")["id"])
+
+
 def a_flipped_bit_is_named_and_repaired(lab):
     assert lab.json("model", "verify", "tiny")["faults"] == 0
     store = lab.json("model", "show", "tiny")["stores"][0]["url"]
@@ -597,7 +614,7 @@ def everything_ends_in_order(lab):
 STEPS = [
     a_circle_is_founded_and_runs, mistakes_are_explained, choosing_a_context_overwrites_none, curl_and_python_reach_the_control_api,
     a_model_is_imported_voted_on_and_served, a_job_is_voted_on_and_runs, a_name_is_taken_once_and_freed,
-    a_flipped_bit_is_named_and_repaired,
+    a_model_is_quantised_and_recomputed, a_flipped_bit_is_named_and_repaired,
     waiting_for_an_update_is_not_answered_by_what_ran_before, answers_come_over_https, a_node_joins_by_a_vote,
     lines_are_followed_across_a_change_of_leader, an_update_is_rolled_back_by_hand,
     one_replica_is_enough_to_halt_and_a_vote_lifts, a_service_is_scaled_and_retired,

@@ -16,7 +16,7 @@ use crate::Isa;
 use crate::elementwise::gelu;
 use crate::matmul::{Activation, OutputColumns};
 use crate::pool::{ComputePool, Parts};
-use dot::{ROWS, Tile, multiply};
+use dot::{PanelRows, ROWS, multiply};
 use rows::QuantizedRows;
 use std::cell::RefCell;
 use std::ops::Range;
@@ -225,7 +225,7 @@ impl ProductTask<'_> {
         let sums = &mut sums[..rows.len()];
         multiply(
             self.integers,
-            Tile { panel: self.weight.panel(panel), input: self.input.part(rows.clone()) },
+            PanelRows { panel: self.weight.panel(panel), input: self.input.part(rows.clone()) },
             sums,
         );
         for (row, sums) in rows.zip(sums) {

@@ -33,7 +33,7 @@ const PART: usize = 1 << 20;
 /// Domain of the digest of a source.
 const SOURCE_DOMAIN: &str = "quorate 2026-11-25 source of quantised weights";
 
-/// What a quantisation did.
+/// Result of a quantisation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Quantized {
     /// Matrices that were quantised.

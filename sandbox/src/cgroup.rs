@@ -25,8 +25,8 @@ const CREATE_ATTEMPTS_MAX: u32 = 8;
 const SUBTREE_CONTROL: &str = "cgroup.subtree_control";
 /// File through which a process enters a group.
 const PROCS: &str = "cgroup.procs";
-/// File through which a thread enters a group of version 1. A process of one thread that enters by it waits for
-/// no grace period of RCU, which takes 10 ms (`cgroup_procs_write_start` in the kernel).
+/// File through which a thread enters a group of version 1. A process of one thread that enters by it waits
+/// for no grace period of RCU, which takes 10 ms (`cgroup_procs_write_start` in the kernel).
 const TASKS: &str = "tasks";
 
 /// Control groups of one agent.

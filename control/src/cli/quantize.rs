@@ -86,3 +86,44 @@ pub(super) async fn recompute(
     });
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use protocol::error_code;
+    use std::fs;
+
+    fn tiny() -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/tiny")
+    }
+
+    fn left_below(node: &Path) -> usize {
+        fs::read_dir(node.join("fetched")).map_or(0, Iterator::count)
+    }
+
+    #[tokio::test]
+    async fn a_quantised_directory_is_removed_with_its_value_and_says_what_was_done() {
+        let node = tempfile::tempdir().unwrap();
+        let quantized = QuantizedDirectory::make(&tiny(), node.path(), QuantizeTo::Int8).await.unwrap();
+        assert!(quantized.path().starts_with(node.path()) && quantized.path().join("config.json").is_file());
+        assert_eq!(left_below(node.path()), 1);
+        let note = quantized.note();
+        assert!(note.contains("matrices have 8 bits a weight") && note.contains("became"), "{note}");
+        drop(quantized);
+        assert_eq!(left_below(node.path()), 0);
+    }
+
+    #[tokio::test]
+    async fn a_source_that_cannot_be_quantised_is_refused_by_code_and_leaves_nothing() {
+        let node = tempfile::tempdir().unwrap();
+        let once = QuantizedDirectory::make(&tiny(), node.path(), QuantizeTo::Int8).await.unwrap();
+        let again = QuantizedDirectory::make(once.path(), node.path(), QuantizeTo::Int8).await;
+        let error = again.err().expect("quantised already");
+        let refusal: &Refusal = error.downcast_ref().expect("a refusal");
+        assert_eq!(refusal.code, error_code::MODEL_NOT_QUANTIZABLE);
+        assert_eq!(left_below(node.path()), 1, "the first alone");
+        let missing = QuantizedDirectory::make(Path::new("/nowhere"), node.path(), QuantizeTo::Int8).await;
+        let error = missing.err().expect("no such directory");
+        assert_eq!(error.downcast_ref::<Refusal>().expect("a refusal").code, error_code::MODEL_UNREADABLE);
+    }
+}

@@ -84,13 +84,13 @@ impl IntegerIsa {
 
 /// A panel, and the rows that it is multiplied by.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Tile<'a> {
+pub(super) struct PanelRows<'a> {
     pub(super) panel: &'a [u8],
     pub(super) input: RowBlock<'a>,
 }
 
 /// Adds the products of a panel and rows to their sums.
-pub(super) fn multiply(isa: IntegerIsa, tile: Tile<'_>, sums: &mut [[f32; PANEL]]) {
+pub(super) fn multiply(isa: IntegerIsa, tile: PanelRows<'_>, sums: &mut [[f32; PANEL]]) {
     let RowBlock { groups, values, scales, starts } = tile.input;
     assert_eq!(tile.panel.len(), groups * GROUP_BYTES, "the panel has these groups");
     assert!((1..=ROWS).contains(&sums.len()), "1 to {ROWS} rows");
@@ -112,7 +112,7 @@ pub(super) fn multiply(isa: IntegerIsa, tile: Tile<'_>, sums: &mut [[f32; PANEL]
 }
 
 /// Computes what every other way must equal bit for bit.
-fn portable(tile: Tile<'_>, sums: &mut [[f32; PANEL]]) {
+fn portable(tile: PanelRows<'_>, sums: &mut [[f32; PANEL]]) {
     let RowBlock { groups, values, scales, starts } = tile.input;
     for (row, sums) in sums.iter_mut().enumerate() {
         let values = values[row * groups * GROUP..].chunks_exact(GROUP);
@@ -146,7 +146,7 @@ macro_rules! by_rows {
 
 #[cfg(target_arch = "x86_64")]
 mod vnni512 {
-    use super::{GROUP, GROUP_BYTES, PANEL, QUADS, RowBlock, Tile, WEIGHT_BYTES};
+    use super::{GROUP, GROUP_BYTES, PANEL, PanelRows, QUADS, RowBlock, WEIGHT_BYTES};
     use std::arch::x86_64::{
         _mm256_loadu_si256, _mm512_add_epi32, _mm512_cvtepi32_ps, _mm512_cvtph_ps, _mm512_dpbusd_epi32,
         _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mul_ps, _mm512_set1_epi32,
@@ -155,7 +155,7 @@ mod vnni512 {
 
     /// # Safety
     /// As [`super::multiply`], with AVX-512F, BW and VNNI.
-    pub(super) unsafe fn multiply(tile: Tile<'_>, sums: &mut [[f32; PANEL]]) {
+    pub(super) unsafe fn multiply(tile: PanelRows<'_>, sums: &mut [[f32; PANEL]]) {
         // SAFETY: the caller's guarantees.
         unsafe { by_rows!(tile, sums, rows: 1 2 3 4 5 6 7 8) }
     }
@@ -163,7 +163,7 @@ mod vnni512 {
     /// # Safety
     /// As [`multiply`], for `R` rows.
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni,f16c")]
-    unsafe fn rows<const R: usize>(tile: Tile<'_>, sums: &mut [[f32; PANEL]]) {
+    unsafe fn rows<const R: usize>(tile: PanelRows<'_>, sums: &mut [[f32; PANEL]]) {
         let RowBlock { groups, values, scales, starts } = tile.input;
         // SAFETY: all offsets stay inside the panel and the rows, whose lengths the caller guarantees.
         unsafe {
@@ -206,7 +206,7 @@ mod vnni512 {
 
 #[cfg(target_arch = "x86_64")]
 mod vnni256 {
-    use super::{GROUP, GROUP_BYTES, PANEL, QUADS, RowBlock, Tile, WEIGHT_BYTES};
+    use super::{GROUP, GROUP_BYTES, PANEL, PanelRows, QUADS, RowBlock, WEIGHT_BYTES};
     use std::arch::x86_64::{
         _mm_loadu_si128, _mm256_cvtepi32_ps, _mm256_cvtph_ps, _mm256_dpbusd_avx_epi32, _mm256_fmadd_ps,
         _mm256_loadu_ps, _mm256_loadu_si256, _mm256_mul_ps, _mm256_set1_epi32, _mm256_set1_ps,
@@ -216,7 +216,7 @@ mod vnni256 {
     /// # Safety
     /// As [`super::multiply`], with AVX2, FMA, F16C and AVX-VNNI.
     #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
-    pub(super) unsafe fn multiply(tile: Tile<'_>, sums: &mut [[f32; PANEL]]) {
+    pub(super) unsafe fn multiply(tile: PanelRows<'_>, sums: &mut [[f32; PANEL]]) {
         let RowBlock { groups, values, scales, starts } = tile.input;
         for (row, sums) in sums.iter_mut().enumerate() {
             // SAFETY: all offsets stay inside the panel and the rows, whose lengths the caller guarantees.
@@ -255,7 +255,7 @@ mod vnni256 {
 
 #[cfg(target_arch = "x86_64")]
 mod avx2 {
-    use super::{GROUP, GROUP_BYTES, PANEL, QUADS, RowBlock, Tile, WEIGHT_BYTES};
+    use super::{GROUP, GROUP_BYTES, PANEL, PanelRows, QUADS, RowBlock, WEIGHT_BYTES};
     use std::arch::x86_64::{
         _mm_loadu_si128, _mm256_abs_epi8, _mm256_add_epi32, _mm256_cvtepi32_ps, _mm256_cvtph_ps,
         _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_maddubs_epi16,
@@ -269,7 +269,7 @@ mod avx2 {
     /// # Safety
     /// As [`super::multiply`], with AVX2, FMA and F16C.
     #[target_feature(enable = "avx2,fma,f16c")]
-    pub(super) unsafe fn multiply(tile: Tile<'_>, sums: &mut [[f32; PANEL]]) {
+    pub(super) unsafe fn multiply(tile: PanelRows<'_>, sums: &mut [[f32; PANEL]]) {
         let RowBlock { groups, values, scales, .. } = tile.input;
         let (sign, ones) = (_mm256_set1_epi8(-128), _mm256_set1_epi16(1));
         for (row, sums) in sums.iter_mut().enumerate() {

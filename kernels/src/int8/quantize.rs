@@ -9,8 +9,8 @@ const MOST: f32 = 127.0;
 
 /// Quantises a matrix. Rows and inputs that fill the last panel and group up are zero.
 ///
-/// The scale of an output in a group is its largest absolute weight over 127, rounded to an f16. A group whose
-/// weights are too small for that is zero.
+/// The scale of an output in a group is its largest absolute weight over 127, rounded to an f16. A group
+/// whose weights are too small for that is zero.
 #[must_use]
 pub fn quantize(matrix: &Matrix<'_>) -> Vec<u8> {
     let mut bytes = vec![0; QuantizedMatrix::size(matrix.outputs, matrix.inputs)];

@@ -94,7 +94,7 @@ kernel! {
             let given = &input[index * GROUP..input.len().min((index + 1) * GROUP)];
             whole[..given.len()].copy_from_slice(given);
             whole[given.len()..].fill(0.0);
-            // Of non-negative numbers the bits are ordered as the numbers are, with infinity and then NaN last.
+            // The bits of non-negative numbers are ordered as they are, with infinity and then NaN last.
             let most = whole.iter().fold(0, |most, value| (value.to_bits() & MAGNITUDE).max(most));
             let most = f32::from_bits(most);
             let steps = MOST / most;

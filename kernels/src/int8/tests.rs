@@ -181,3 +181,119 @@ fn every_stored_byte_gives_the_same_bits_on_every_instruction_set() {
         ways.iter().map(|way| compute((Isa::best(), *way), 1, &product, (outputs, 0))).collect();
     assert!(all.windows(2).all(|pair| pair[0] == pair[1]), "{all:?}");
 }
+
+#[test]
+fn a_part_of_the_outputs_is_computed_as_in_the_whole() {
+    let (rows, outputs, inputs) = (5, 50, 96);
+    let (input, weights) = (numbers(rows * inputs, 7), numbers(outputs * inputs, 8));
+    let bytes = quantize(&Matrix::from_f32(&weights, outputs, inputs));
+    let weight = QuantizedMatrix::new(&bytes, outputs, inputs);
+    let product = QuantizedProduct { input: &input, rows, weight, bias: None, activation: Activation::None };
+    let way = (Isa::best(), IntegerIsa::within(Isa::best()));
+    let whole = compute(way, 2, &product, (outputs, 0));
+    for part in [0..16, 16..48, 32..50, 0..50, 48..48] {
+        let weight = weight.rows(part.clone());
+        assert_eq!((weight.outputs(), weight.inputs()), (part.len(), inputs));
+        let found = compute(way, 2, &QuantizedProduct { weight, ..product }, (part.len(), 0));
+        for row in 0..rows {
+            let expected = &whole[row * outputs..][part.clone()];
+            assert_eq!(&found[row * part.len()..][..part.len()], expected, "{part:?} of row {row}");
+        }
+    }
+}
+
+/// A part that is no whole panels is a mistake of an engine, and not of a file.
+#[test]
+fn parts_that_are_no_whole_panels_are_refused() {
+    let weights = numbers(50 * 32, 9);
+    let bytes = quantize(&Matrix::from_f32(&weights, 50, 32));
+    for part in [1..16, 0..17, 16..49, 0..51] {
+        let refused = std::panic::catch_unwind(|| QuantizedMatrix::new(&bytes, 50, 32).rows(part.clone()));
+        assert!(refused.is_err(), "{part:?}");
+    }
+    let short = std::panic::catch_unwind(|| QuantizedMatrix::new(&bytes[1..], 50, 32));
+    assert!(short.is_err(), "bytes that are missing");
+}
+
+/// The product with a row that is zero but for one input is that input's weights, and the embedding of an
+/// output has them too.
+#[test]
+fn an_embedding_has_the_weights_that_a_product_has() {
+    let (outputs, inputs) = (20, 64);
+    let weights = numbers(outputs * inputs, 10);
+    let bytes = quantize(&Matrix::from_f32(&weights, outputs, inputs));
+    let weight = QuantizedMatrix::new(&bytes, outputs, inputs);
+    let mut row = vec![0.0; inputs];
+    for at in [0, 3, 31, 32, 63] {
+        let mut input = vec![0.0; inputs];
+        input[at] = 127.0;
+        let product =
+            QuantizedProduct { input: &input, rows: 1, weight, bias: None, activation: Activation::None };
+        let found = compute((Isa::best(), IntegerIsa::within(Isa::best())), 1, &product, (outputs, 0));
+        for (output, found) in found.into_iter().enumerate() {
+            weight.copy_row(output, &mut row);
+            let (found, expected) = (f32::from_bits(found), row[at] * 127.0);
+            assert!((found - expected).abs() <= expected.abs() * 1e-6, "{found} and {expected}");
+        }
+    }
+}
+
+/// Activations are the nearest multiples of their group's scale, ties to even.
+#[test]
+fn activations_are_rounded_to_the_nearest_step_of_their_group() {
+    let inputs = 70;
+    let mut input = numbers(inputs, 11);
+    // A group whose steps are whole numbers has ties.
+    input[32..64].iter_mut().enumerate().for_each(|(at, value)| *value = at as f32 - 15.5);
+    input[32] = 127.0;
+    let pool = ComputePool::new(1);
+    for isa in Isa::available() {
+        let mut rows = QuantizedRows::new();
+        rows.fill(isa, &pool, &input, 1, inputs);
+        let block = rows.part(0..1);
+        assert_eq!((rows.rows(), block.groups), (1, 3));
+        for (group, given) in input.chunks(GROUP).enumerate() {
+            let most = given.iter().fold(0.0_f32, |most, value| most.max(value.abs()));
+            assert_eq!(block.scales[group], most / 127.0);
+            let values = &block.values[group * GROUP..][..GROUP];
+            for (found, given) in values.iter().zip(given) {
+                let expected = (given * (127.0 / most)).round_ties_even();
+                assert_eq!(f32::from(*found), expected, "{given} of {most}");
+            }
+            assert!(values[given.len()..].iter().all(|value| *value == 0), "beyond the last input");
+            let sum: i32 = values.iter().map(|value| i32::from(*value)).sum();
+            assert_eq!(block.starts[group], -128 * sum);
+        }
+    }
+}
+
+/// Every way that a machine has is used, the fastest first, and none that is wider than asked for.
+#[test]
+fn the_way_to_multiply_is_no_wider_than_the_instruction_set() {
+    let all = IntegerIsa::available();
+    assert_eq!(all.last().map(|way| way.name()), Some("portable"));
+    for isa in Isa::available() {
+        let way = IntegerIsa::within(isa);
+        assert!(all.contains(&way));
+        match isa.name() {
+            "portable" => assert_eq!(way.name(), "portable"),
+            "AVX2" => assert!(way.name() != "AVX-512 VNNI" && way.name() != "portable", "{}", way.name()),
+            _ => assert_eq!(way, all[0]),
+        }
+    }
+}
+
+/// More rows than one thread quantises alone.
+#[test]
+fn many_rows_are_quantised_alike_on_any_number_of_threads() {
+    let (rows, inputs) = (300, 257);
+    let input = numbers(rows * inputs, 12);
+    let quantized = |threads: usize| {
+        let (pool, mut found) = (ComputePool::new(threads), QuantizedRows::new());
+        pool.enter(|| found.fill(Isa::best(), &pool, &input, rows, inputs));
+        let block = found.part(0..rows);
+        (block.values.to_vec(), block.scales.to_vec(), block.starts.to_vec())
+    };
+    let alone = quantized(1);
+    assert!(alone == quantized(3) && alone == quantized(8));
+}

@@ -1,4 +1,4 @@
-//! Which tensors are quantised: the matrices of linear layers, by the names under which the families of
+//! Choice of the tensors that are quantised: the matrices of linear layers, by the names under which the families of
 //! built-in engines publish them.
 
 /// Last parts of the names of matrices that a decoder or an encoder multiplies by.
@@ -23,7 +23,7 @@ const LINEAR: [&str; 19] = [
     "Wi",
     "out_proj",
 ];
-/// Table of embeddings of a decoder. Where it is tied, it is also the output matrix: a third of a small model.
+/// Table of embeddings of a decoder. A tied one is also the output matrix: a third of a small model.
 const TABLE: &str = "embed_tokens";
 /// Inputs that share a scale.
 const GROUP: usize = kernels::int8::GROUP;

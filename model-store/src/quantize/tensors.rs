@@ -50,8 +50,8 @@ impl MovedTensor {
     }
 }
 
-/// Writes a file of tensors with its matrices quantised; returns their number. `progress` gets the bytes of the
-/// source that are done.
+/// Writes a file of tensors with its matrices quantised; returns their number. `progress` gets the bytes of
+/// the source that are done.
 pub(super) fn rewrite(
     file: &SourceFile,
     mut target: TargetFile,
@@ -84,11 +84,11 @@ fn damaged(file: &SourceFile, reason: String) -> ImportError {
     ImportError::Damaged { path: file.path.clone(), reason }
 }
 
-type Header = (Vec<MovedTensor>, Option<HashMap<String, String>>, u64);
+type TensorHeader = (Vec<MovedTensor>, Option<HashMap<String, String>>, u64);
 
 /// Reads the header, which the inspection found sound. Returns the tensors in the order of their bytes, the
 /// metadata, and the offset of the first byte.
-fn read(file: &SourceFile) -> Result<Header, ImportError> {
+fn read(file: &SourceFile) -> Result<TensorHeader, ImportError> {
     let mut length = [0; LENGTH_BYTES as usize];
     file.read(0, &mut length)?;
     let length = u64::from_le_bytes(length);

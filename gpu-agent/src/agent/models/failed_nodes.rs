@@ -1,5 +1,5 @@
-//! Storage nodes that lately took no shard: a dead one keeps what a job leaves waiting once, and not each
-//! checkpoint anew.
+//! Storage nodes that lately took no shard: a dead one keeps what a job leaves waiting once, and not at
+//! each checkpoint.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
@@ -42,5 +42,18 @@ mod tests {
         nodes.note("node-2".into(), begin + Duration::from_secs(80));
         assert_eq!(found(139, 8).len(), 1, "a later failure counts");
         assert!(found(140, 8).is_empty());
+    }
+
+    /// Nodes without number, as a hostile circle may have, are forgotten all the same.
+    #[tokio::test(start_paused = true)]
+    async fn nodes_are_forgotten_with_their_time_however_many_failed() {
+        let (nodes, begin) = (FailedNodes::default(), Instant::now());
+        for number in 0..1_000 {
+            nodes.note(format!("node-{number}"), begin);
+        }
+        assert_eq!(nodes.recent(begin, 8).len(), 8, "so many are done without");
+        assert_eq!(nodes.recent(begin, 2_000).len(), 1_000);
+        assert!(nodes.recent(begin + AVOIDED, 2_000).is_empty());
+        assert!(nodes.0.lock().expect("no holder panics").is_empty(), "nothing is kept");
     }
 }
