@@ -51,3 +51,27 @@ pub(crate) fn copy_gigabytes(threads: usize) -> f64 {
     });
     (threads * BYTES * REPEAT) as f64 / begin.elapsed().as_secs_f64() / 1e9
 }
+
+/// Returns the gigabytes read per second by this many concurrent threads, each from 256 MiB of its own: more
+/// than any cache here.
+pub(crate) fn read_gigabytes(threads: usize) -> f64 {
+    const WORDS: usize = 32 << 20;
+    const REPEAT: usize = 3;
+    /// Sums that run beside one another.
+    const LANES: usize = 64;
+    let buffers: Vec<Vec<u64>> = (0..threads).map(|thread| vec![thread as u64; WORDS]).collect();
+    let sum = |buffer: &[u64]| {
+        let mut lanes = [0_u64; LANES];
+        for words in buffer.chunks_exact(LANES) {
+            lanes.iter_mut().zip(words).for_each(|(lane, word)| *lane = lane.wrapping_add(*word));
+        }
+        std::hint::black_box(lanes);
+    };
+    let begin = Instant::now();
+    std::thread::scope(|scope| {
+        for buffer in &buffers {
+            scope.spawn(move || (0..REPEAT).for_each(|_| sum(std::hint::black_box(buffer))));
+        }
+    });
+    (threads * WORDS * size_of::<u64>() * REPEAT) as f64 / begin.elapsed().as_secs_f64() / 1e9
+}

@@ -16,7 +16,7 @@ use crate::Isa;
 use crate::elementwise::gelu;
 use crate::matmul::{Activation, OutputColumns};
 use crate::pool::{ComputePool, Parts};
-use dot::{PanelRows, ROWS, multiply};
+use dot::{PAIR_ROWS, PanelRows, ROWS, multiply, multiply_pair};
 use rows::QuantizedRows;
 use std::cell::RefCell;
 use std::ops::Range;
@@ -202,41 +202,75 @@ struct ProductTask<'a> {
 }
 
 impl ProductTask<'_> {
-    fn compute(&self, panels: Range<usize>) {
-        for panel in panels {
-            let first = panel * PANEL;
-            let outputs = first..self.weight.outputs.min(first + PANEL);
-            let mut start = [0.0; PANEL];
-            if let Some(bias) = self.bias {
-                start[..outputs.len()].copy_from_slice(&bias[outputs.clone()]);
+    fn compute(&self, mut panels: Range<usize>) {
+        if self.input.rows() >= PAIR_ROWS {
+            while panels.len() >= 2 {
+                self.compute_pair(panels.start);
+                panels.start += 2;
             }
-            let rows = self.input.rows();
-            let blocks = rows.div_ceil(ROWS);
-            for block in 0..blocks {
-                // Blocks of nearly equal height.
-                let rows = block * rows / blocks..(block + 1) * rows / blocks;
-                self.compute_block(panel, &outputs, &start, rows);
+        }
+        panels.for_each(|panel| self.compute_panel(panel));
+    }
+
+    fn compute_panel(&self, panel: usize) {
+        let (start, bytes) = (self.start_of(panel), self.weight.panel(panel));
+        for rows in blocks(self.input.rows(), ROWS) {
+            let mut sums = [start; ROWS];
+            let sums = &mut sums[..rows.len()];
+            let input = self.input.part(rows.clone());
+            multiply(self.integers, PanelRows { panel: bytes, input }, sums);
+            rows.zip(sums).for_each(|(row, sums)| self.store(panel, row, sums));
+        }
+    }
+
+    /// Computes a panel and the next one, which read the activations once.
+    fn compute_pair(&self, panel: usize) {
+        let panels = [panel, panel + 1];
+        let start = panels.map(|panel| self.start_of(panel));
+        let bytes = panels.map(|panel| self.weight.panel(panel));
+        for rows in blocks(self.input.rows(), PAIR_ROWS) {
+            let mut sums = [start; PAIR_ROWS];
+            let sums = &mut sums[..rows.len()];
+            multiply_pair(self.integers, bytes, self.input.part(rows.clone()), sums);
+            for (row, sums) in rows.zip(sums) {
+                panels.into_iter().zip(sums).for_each(|(panel, sums)| self.store(panel, row, sums));
             }
         }
     }
 
-    fn compute_block(&self, panel: usize, outputs: &Range<usize>, start: &[f32; PANEL], rows: Range<usize>) {
-        let mut sums = [*start; ROWS];
-        let sums = &mut sums[..rows.len()];
-        multiply(
-            self.integers,
-            PanelRows { panel: self.weight.panel(panel), input: self.input.part(rows.clone()) },
-            sums,
-        );
-        for (row, sums) in rows.zip(sums) {
-            if self.activation == Activation::Gelu {
-                gelu(self.isa, sums);
-            }
-            let at = row * self.stride + self.offset + outputs.start;
-            // SAFETY: this task alone has this panel, whose columns of this row these are.
-            unsafe { self.values.part(at..at + outputs.len()) }.copy_from_slice(&sums[..outputs.len()]);
+    fn outputs_of(&self, panel: usize) -> Range<usize> {
+        panel * PANEL..self.weight.outputs.min((panel + 1) * PANEL)
+    }
+
+    /// Returns the initial values of a panel's sums.
+    fn start_of(&self, panel: usize) -> [f32; PANEL] {
+        let (mut start, outputs) = ([0.0; PANEL], self.outputs_of(panel));
+        if let Some(bias) = self.bias {
+            start[..outputs.len()].copy_from_slice(&bias[outputs]);
+        }
+        start
+    }
+
+    fn store(&self, panel: usize, row: usize, sums: &mut [f32; PANEL]) {
+        if self.activation == Activation::Gelu {
+            gelu(self.isa, sums);
+        }
+        let outputs = self.outputs_of(panel);
+        let at = row * self.stride + self.offset + outputs.start;
+        // SAFETY: one task alone has this panel, whose columns of this row these are.
+        let target = unsafe { self.values.part(at..at + outputs.len()) };
+        match target.as_mut_array::<PANEL>() {
+            // A copy of a length that the compiler knows is one instruction.
+            Some(whole) => *whole = *sums,
+            None => target.copy_from_slice(&sums[..outputs.len()]),
         }
     }
+}
+
+/// Returns blocks of at most `most` rows, of nearly equal height.
+fn blocks(rows: usize, most: usize) -> impl Iterator<Item = Range<usize>> {
+    let count = rows.div_ceil(most);
+    (0..count).map(move |block| block * rows / count..(block + 1) * rows / count)
 }
 
 #[cfg(test)]

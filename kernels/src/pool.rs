@@ -7,6 +7,11 @@ use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+/// Elements of a part of work on each element: some 10 microseconds.
+const PART_ELEMENTS: usize = 1 << 13;
+/// Fewer elements are computed on one thread.
+const PARALLEL_MIN: usize = 4 * PART_ELEMENTS;
+
 /// A fixed set of threads.
 #[derive(Debug)]
 pub struct ComputePool {
@@ -44,6 +49,28 @@ impl ComputePool {
             Some(threads) => threads.install(work),
             None => work(),
         }
+    }
+
+    /// Runs `work` on parts of whole rows of a slice, with the elements that each part has. Few elements are
+    /// one part, computed here.
+    pub fn each_part<T: Send>(
+        &self,
+        values: &mut [T],
+        width: usize,
+        work: impl Fn(Range<usize>, &mut [T]) + Send + Sync,
+    ) {
+        assert!(width > 0 && values.len().is_multiple_of(width), "whole rows");
+        let length = values.len();
+        if length < PARALLEL_MIN || self.count == 1 {
+            return work(0..length, values);
+        }
+        let part = PART_ELEMENTS.div_ceil(width) * width;
+        let parts = Parts::new(values);
+        self.each(length.div_ceil(part), |index| {
+            let range = index * part..length.min((index + 1) * part);
+            // SAFETY: each task has a part of its own.
+            work(range.clone(), unsafe { parts.part(range) });
+        });
     }
 
     /// Runs `task(0)` to `task(tasks - 1)` on all threads and returns when all are done.
@@ -119,6 +146,24 @@ impl<'a, T> Parts<'a, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_part_has_whole_rows_and_every_element_once() {
+        for count in [1, 2, 5] {
+            let pool = ComputePool::new(count);
+            for (rows, width) in [(0, 3), (1, 7), (1_000, 33), (3, 20_000), (70_000, 1)] {
+                let mut values = vec![0_usize; rows * width];
+                pool.enter(|| {
+                    pool.each_part(&mut values, width, |range, part| {
+                        assert_eq!(range.len(), part.len());
+                        assert!(range.start.is_multiple_of(width) && range.end.is_multiple_of(width));
+                        part.iter_mut().zip(range).for_each(|(value, at)| *value += at + 1);
+                    });
+                });
+                assert!(values.iter().enumerate().all(|(at, value)| *value == at + 1), "{rows} x {width}");
+            }
+        }
+    }
 
     #[test]
     fn each_task_is_done_once_on_any_number_of_threads() {

@@ -9,6 +9,8 @@ use crate::{Isa, Level};
 
 /// Rows computed together: their sums, one group of weights and its scales are 25 vectors of 32.
 pub(super) const ROWS: usize = 8;
+/// Rows computed together with two panels: their sums, of a group and of all, are 24 vectors of 32.
+pub(super) const PAIR_ROWS: usize = 6;
 /// Quads of a group.
 const QUADS: usize = GROUP / QUAD;
 
@@ -91,11 +93,9 @@ pub(super) struct PanelRows<'a> {
 
 /// Adds the products of a panel and rows to their sums.
 pub(super) fn multiply(isa: IntegerIsa, tile: PanelRows<'_>, sums: &mut [[f32; PANEL]]) {
-    let RowBlock { groups, values, scales, starts } = tile.input;
-    assert_eq!(tile.panel.len(), groups * GROUP_BYTES, "the panel has these groups");
+    assert_eq!(tile.panel.len(), tile.input.groups * GROUP_BYTES, "the panel has these groups");
     assert!((1..=ROWS).contains(&sums.len()), "1 to {ROWS} rows");
-    assert_eq!(values.len(), sums.len() * groups * GROUP, "the rows have these groups");
-    assert!(scales.len() == sums.len() * groups && starts.len() == scales.len(), "a scale for each group");
+    tile.input.check(sums.len());
     match isa.0 {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: a value of this level exists only where the features were detected; the lengths were
@@ -108,6 +108,32 @@ pub(super) fn multiply(isa: IntegerIsa, tile: PanelRows<'_>, sums: &mut [[f32; P
         // SAFETY: as above.
         IntegerLevel::Avx2 => unsafe { avx2::multiply(tile, sums) },
         IntegerLevel::Portable => portable(tile, sums),
+    }
+}
+
+/// Adds the products of two panels and rows to their sums.
+pub(super) fn multiply_pair(
+    isa: IntegerIsa,
+    panels: [&[u8]; 2],
+    input: RowBlock<'_>,
+    sums: &mut [[[f32; PANEL]; 2]],
+) {
+    let bytes = input.groups * GROUP_BYTES;
+    assert!(panels.iter().all(|panel| panel.len() == bytes), "the panels have these groups");
+    assert!((1..=PAIR_ROWS).contains(&sums.len()), "1 to {PAIR_ROWS} rows");
+    input.check(sums.len());
+    #[cfg(target_arch = "x86_64")]
+    if isa.0 == IntegerLevel::Avx512Vnni {
+        // SAFETY: a value of this level exists only where the features were detected; the lengths were
+        // asserted.
+        return unsafe { vnni512::multiply_pair(panels, input, sums) };
+    }
+    for (index, panel) in panels.into_iter().enumerate() {
+        let mut part: [[f32; PANEL]; PAIR_ROWS] = [[0.0; PANEL]; PAIR_ROWS];
+        let part = &mut part[..sums.len()];
+        part.iter_mut().zip(&*sums).for_each(|(part, sums)| *part = sums[index]);
+        multiply(isa, PanelRows { panel, input }, part);
+        sums.iter_mut().zip(part).for_each(|(sums, part)| sums[index] = *part);
     }
 }
 
@@ -153,11 +179,86 @@ mod vnni512 {
         _mm512_set1_ps, _mm512_setzero_ps, _mm512_setzero_si512, _mm512_storeu_ps,
     };
 
+    /// From so many rows on, one chain of each keeps the units busy: an instruction takes four cycles, and two
+    /// begin in each.
+    const ROWS_OF_ONE_CHAIN: usize = 6;
+
     /// # Safety
     /// As [`super::multiply`], with AVX-512F, BW and VNNI.
     pub(super) unsafe fn multiply(tile: PanelRows<'_>, sums: &mut [[f32; PANEL]]) {
         // SAFETY: the caller's guarantees.
         unsafe { by_rows!(tile, sums, rows: 1 2 3 4 5 6 7 8) }
+    }
+
+    /// # Safety
+    /// As [`super::multiply_pair`], with AVX-512F, BW and VNNI.
+    pub(super) unsafe fn multiply_pair(
+        panels: [&[u8]; 2],
+        input: RowBlock<'_>,
+        sums: &mut [[[f32; PANEL]; 2]],
+    ) {
+        // SAFETY: the caller's guarantees.
+        unsafe {
+            match sums.len() {
+                1 => pair::<1>(panels, input, sums),
+                2 => pair::<2>(panels, input, sums),
+                3 => pair::<3>(panels, input, sums),
+                4 => pair::<4>(panels, input, sums),
+                5 => pair::<5>(panels, input, sums),
+                6 => pair::<6>(panels, input, sums),
+                _ => unreachable!("asserted by `multiply_pair`"),
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`multiply_pair`], for `R` rows.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vnni,f16c")]
+    unsafe fn pair<const R: usize>(panels: [&[u8]; 2], input: RowBlock<'_>, sums: &mut [[[f32; PANEL]; 2]]) {
+        let RowBlock { groups, values, scales, starts } = input;
+        // SAFETY: all offsets stay inside the panels and the rows, whose lengths the caller guarantees.
+        unsafe {
+            let mut total = [[_mm512_setzero_ps(); 2]; R];
+            for (total, sums) in total.iter_mut().zip(&*sums) {
+                for (total, sums) in total.iter_mut().zip(sums) {
+                    *total = _mm512_loadu_ps(sums.as_ptr());
+                }
+            }
+            let (mut first, mut second) = (panels[0].as_ptr(), panels[1].as_ptr());
+            for group in 0..groups {
+                let mut exact = [[_mm512_setzero_si512(); 2]; R];
+                for (row, exact) in exact.iter_mut().enumerate() {
+                    *exact = [_mm512_set1_epi32(*starts.get_unchecked(row * groups + group)); 2];
+                }
+                let input = values.as_ptr().add(group * GROUP).cast::<i32>();
+                for quad in 0..QUADS {
+                    let weights =
+                        [first, second].map(|panel| _mm512_loadu_si512(panel.add(quad * 64).cast()));
+                    for (row, exact) in exact.iter_mut().enumerate() {
+                        let given = input.add(row * groups * QUADS + quad).read_unaligned();
+                        let given = _mm512_set1_epi32(given);
+                        exact[0] = _mm512_dpbusd_epi32(exact[0], weights[0], given);
+                        exact[1] = _mm512_dpbusd_epi32(exact[1], weights[1], given);
+                    }
+                }
+                let scale = [first, second]
+                    .map(|panel| _mm512_cvtph_ps(_mm256_loadu_si256(panel.add(WEIGHT_BYTES).cast())));
+                for (row, (total, exact)) in total.iter_mut().zip(exact).enumerate() {
+                    let given = _mm512_set1_ps(*scales.get_unchecked(row * groups + group));
+                    for panel in 0..2 {
+                        let both = _mm512_mul_ps(scale[panel], given);
+                        total[panel] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(exact[panel]), both, total[panel]);
+                    }
+                }
+                first = first.add(GROUP_BYTES);
+                second = second.add(GROUP_BYTES);
+            }
+            for (total, sums) in total.iter().zip(sums) {
+                for (total, sums) in total.iter().zip(sums) {
+                    _mm512_storeu_ps(sums.as_mut_ptr(), *total);
+                }
+            }
+        }
     }
 
     /// # Safety
@@ -181,17 +282,23 @@ mod vnni512 {
                 for row in 0..R {
                     let at = row * groups + group;
                     let input = values.as_ptr().add(at * GROUP).cast::<i32>();
-                    // Two chains, for a single row would wait for each instruction before it.
-                    let mut even = _mm512_set1_epi32(*starts.get_unchecked(at));
-                    let mut odd = _mm512_setzero_si512();
-                    for quad in 0..QUADS / 2 {
-                        let (first, second) = (2 * quad, 2 * quad + 1);
-                        let given = _mm512_set1_epi32(input.add(first).read_unaligned());
-                        even = _mm512_dpbusd_epi32(even, weights[first], given);
-                        let given = _mm512_set1_epi32(input.add(second).read_unaligned());
-                        odd = _mm512_dpbusd_epi32(odd, weights[second], given);
+                    let given = |quad: usize| _mm512_set1_epi32(input.add(quad).read_unaligned());
+                    let start = _mm512_set1_epi32(*starts.get_unchecked(at));
+                    let mut exact = start;
+                    if R >= ROWS_OF_ONE_CHAIN {
+                        for quad in 0..QUADS {
+                            exact = _mm512_dpbusd_epi32(exact, weights[quad], given(quad));
+                        }
+                    } else {
+                        // Few rows would wait for each instruction before it: two chains.
+                        let mut odd = _mm512_setzero_si512();
+                        for quad in (0..QUADS).step_by(2) {
+                            exact = _mm512_dpbusd_epi32(exact, weights[quad], given(quad));
+                            odd = _mm512_dpbusd_epi32(odd, weights[quad + 1], given(quad + 1));
+                        }
+                        exact = _mm512_add_epi32(exact, odd);
                     }
-                    let exact = _mm512_cvtepi32_ps(_mm512_add_epi32(even, odd));
+                    let exact = _mm512_cvtepi32_ps(exact);
                     let both = _mm512_mul_ps(scale, _mm512_set1_ps(*scales.get_unchecked(at)));
                     total[row] = _mm512_fmadd_ps(exact, both, total[row]);
                 }

@@ -38,6 +38,16 @@ pub(super) struct RowBlock<'a> {
     pub(super) starts: &'a [i32],
 }
 
+impl RowBlock<'_> {
+    /// Checks that there are so many rows.
+    pub(super) fn check(&self, rows: usize) {
+        let all = rows * self.groups;
+        assert!(rows > 0, "rows of these groups");
+        assert_eq!(self.values.len(), all * GROUP, "integers of each group");
+        assert!(self.scales.len() == all && self.starts.len() == all, "a scale of each group");
+    }
+}
+
 impl QuantizedRows {
     pub(super) const fn new() -> Self {
         Self { rows: 0, groups: 0, values: Vec::new(), scales: Vec::new(), starts: Vec::new() }
@@ -89,25 +99,53 @@ impl QuantizedRows {
 kernel! {
     /// Quantises one row. A group with a number that is not finite gets a scale that is not.
     fn quantize_row(input: &[f32], values: &mut [i8], scales: &mut [f32], starts: &mut [i32]) {
-        let mut whole = [0.0; GROUP];
-        for (index, values) in values.chunks_exact_mut(GROUP).enumerate() {
-            let given = &input[index * GROUP..input.len().min((index + 1) * GROUP)];
-            whole[..given.len()].copy_from_slice(given);
-            whole[given.len()..].fill(0.0);
-            // The bits of non-negative numbers are ordered as they are, with infinity and then NaN last.
-            let most = whole.iter().fold(0, |most, value| (value.to_bits() & MAGNITUDE).max(most));
-            let most = f32::from_bits(most);
-            let steps = MOST / most;
-            // Of numbers that are as good as zero the quotient is infinite, and not to be multiplied by.
-            let steps = if steps.is_finite() { steps } else { 0.0 };
-            let mut sum = 0;
-            for (value, into) in whole.iter().zip(values) {
-                let rounded = (value * steps + ROUNDING).to_bits().wrapping_sub(ROUNDING.to_bits()) as i8;
-                *into = rounded;
-                sum += i32::from(rounded);
-            }
-            scales[index] = most / MOST;
-            starts[index] = -i32::from(ZERO) * sum;
+        let (whole, rest) = input.as_chunks::<GROUP>();
+        let mut last = [0.0; GROUP];
+        last[..rest.len()].copy_from_slice(rest);
+        let groups = whole.iter().chain(std::iter::once(&last));
+        let values = values.as_chunks_mut::<GROUP>().0.iter_mut();
+        for (((group, values), scale), start) in groups.zip(values).zip(scales).zip(starts) {
+            (*scale, *start) = quantize_group(group, values);
         }
     }
+}
+
+/// Lanes in which a group is computed.
+const LANES: usize = 16;
+
+/// Quantises a group; returns its scale, and its sum times the stored value of a weight of zero, negated.
+#[inline(always)]
+fn quantize_group(group: &[f32; GROUP], values: &mut [i8; GROUP]) -> (f32, i32) {
+    // The bits of non-negative numbers are ordered as they are, with infinity and then NaN last.
+    let mut most = [0_u32; LANES];
+    for half in group.as_chunks::<LANES>().0 {
+        most.iter_mut().zip(half).for_each(|(most, value)| *most = (value.to_bits() & MAGNITUDE).max(*most));
+    }
+    let most = f32::from_bits(fold(most, u32::max));
+    let steps = MOST / most;
+    // Of numbers that are as good as zero the quotient is infinite, and not to be multiplied by.
+    let steps = if steps.is_finite() { steps } else { 0.0 };
+    let mut sums = [0_i32; LANES];
+    for (half, values) in group.as_chunks::<LANES>().0.iter().zip(values.as_chunks_mut::<LANES>().0) {
+        let mut rounded = [0_i32; LANES];
+        for (rounded, value) in rounded.iter_mut().zip(half) {
+            *rounded = (value * steps + ROUNDING).to_bits().wrapping_sub(ROUNDING.to_bits()) as i32;
+        }
+        values.iter_mut().zip(&rounded).for_each(|(value, rounded)| *value = *rounded as i8);
+        sums.iter_mut().zip(&rounded).for_each(|(sum, rounded)| *sum = sum.wrapping_add(*rounded));
+    }
+    (most / MOST, fold(sums, i32::wrapping_add).wrapping_mul(-i32::from(ZERO)))
+}
+
+/// Folds lanes as a tree.
+#[inline(always)]
+fn fold<T: Copy>(mut lanes: [T; LANES], with: impl Fn(T, T) -> T) -> T {
+    let mut width = LANES / 2;
+    while width > 0 {
+        for lane in 0..width {
+            lanes[lane] = with(lanes[lane], lanes[lane + width]);
+        }
+        width /= 2;
+    }
+    lanes[0]
 }

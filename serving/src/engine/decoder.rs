@@ -187,7 +187,10 @@ impl Decoder {
 
     /// Computes a norm of all rows.
     fn normalize(&self, norm: &Vector, rows: &[f32], out: &mut [f32]) -> Result<(), WeightsError> {
-        elementwise::rms_norm(self.isa, rows, norm.get()?, self.shape.norm_epsilon, out);
+        let (scale, epsilon) = (norm.get()?, self.shape.norm_epsilon);
+        self.pool.each_part(out, scale.len(), |range, out| {
+            elementwise::rms_norm(self.isa, &rows[range], scale, epsilon, out);
+        });
         Ok(())
     }
 

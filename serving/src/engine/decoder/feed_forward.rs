@@ -78,10 +78,10 @@ impl Machine<'_> {
         let target = OutputColumns { values: gate, stride: inner, offset: 0 };
         self.dense(&network.gate, input, rows, target)?;
         self.dense(&network.up, input, rows, OutputColumns { values: up, stride: inner, offset: 0 })?;
-        match shape.gate {
-            Gate::Silu => silu_multiply(self.isa, gate, up),
-            Gate::GeluTanh => gelu_tanh_multiply(self.isa, gate, up),
-        }
+        self.pool.each_part(gate, inner, |range, gate| match shape.gate {
+            Gate::Silu => silu_multiply(self.isa, gate, &up[range]),
+            Gate::GeluTanh => gelu_tanh_multiply(self.isa, gate, &up[range]),
+        });
         let target = OutputColumns { values: output, stride: shape.hidden, offset: 0 };
         self.dense(&network.down, gate, rows, target)
     }
