@@ -1,8 +1,8 @@
-//! Benchmark of the decoder on this machine's cores, with weights of 8 bits: our engine in this process beside
-//! llama.cpp in another one.
+//! Benchmark of the decoder on this machine's cores, with weights of 8 bits: our engine in this process
+//! beside llama.cpp in another one.
 //!
-//! Both compute a Llama of 0.35 billion random weights: ours in its panels, llama.cpp's as Q8_0, each from the
-//! same bf16 numbers and with 8.5 bits a weight. npm installs the peer into `target/bench/llama`;
+//! Both compute a Llama of 0.35 billion random weights: ours in its panels, llama.cpp's as Q8_0, each from
+//! the same bf16 numbers and with 8.5 bits a weight. npm installs the peer into `target/bench/llama`;
 //! `peers/llama.mjs` runs it. Ours with bf16 is a row of its own.
 
 mod gguf;

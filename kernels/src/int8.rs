@@ -1,7 +1,7 @@
 //! Products with weights of 8 bits.
 //!
-//! A matrix is divided into panels of 16 outputs, and a panel into groups of 32 inputs. Each output of a group
-//! has a scale, an f16, and each weight is an integer from -127 to 127 times that scale. A panel is one
+//! A matrix is divided into panels of 16 outputs, and a panel into groups of 32 inputs. Each output of a
+//! group has a scale, an f16, and each weight is an integer from -127 to 127 times that scale. A panel is one
 //! contiguous stream, in the order in which the innermost loop reads it.
 //!
 //! Activations are quantised in the same way, group by group, with f32 scales. The sum of products of a group
@@ -16,7 +16,7 @@ use crate::Isa;
 use crate::elementwise::gelu;
 use crate::matmul::{Activation, OutputColumns};
 use crate::pool::{ComputePool, Parts};
-use dot::{PAIR_ROWS, PanelRows, ROWS, multiply, multiply_pair};
+use dot::{PanelRows, ROWS, multiply, multiply_pair};
 use rows::QuantizedRows;
 use std::cell::RefCell;
 use std::ops::Range;
@@ -203,7 +203,7 @@ struct ProductTask<'a> {
 
 impl ProductTask<'_> {
     fn compute(&self, mut panels: Range<usize>) {
-        if self.input.rows() >= PAIR_ROWS {
+        if self.input.rows() >= ROWS {
             while panels.len() >= 2 {
                 self.compute_pair(panels.start);
                 panels.start += 2;
@@ -228,8 +228,8 @@ impl ProductTask<'_> {
         let panels = [panel, panel + 1];
         let start = panels.map(|panel| self.start_of(panel));
         let bytes = panels.map(|panel| self.weight.panel(panel));
-        for rows in blocks(self.input.rows(), PAIR_ROWS) {
-            let mut sums = [start; PAIR_ROWS];
+        for rows in blocks(self.input.rows(), ROWS) {
+            let mut sums = [start; ROWS];
             let sums = &mut sums[..rows.len()];
             multiply_pair(self.integers, bytes, self.input.part(rows.clone()), sums);
             for (row, sums) in rows.zip(sums) {

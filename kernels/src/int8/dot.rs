@@ -1,4 +1,4 @@
-//! The innermost loop: a panel of 16 outputs times up to 8 rows of activations.
+//! The innermost loop: a panel of 16 outputs, or two, times up to 6 rows of activations.
 //!
 //! Every way to compute it gives the same bits: the products of a group are added exactly, and the groups by
 //! the same fused multiply-adds.
@@ -7,10 +7,8 @@ use super::rows::RowBlock;
 use super::{GROUP, GROUP_BYTES, PANEL, QUAD, WEIGHT_BYTES, scale_of};
 use crate::{Isa, Level};
 
-/// Rows computed together: their sums, one group of weights and its scales are 25 vectors of 32.
-pub(super) const ROWS: usize = 8;
-/// Rows computed together with two panels: their sums, of a group and of all, are 24 vectors of 32.
-pub(super) const PAIR_ROWS: usize = 6;
+/// Rows computed together: with two panels, their sums, of a group and of all, are 24 vectors of 32.
+pub(super) const ROWS: usize = 6;
 /// Quads of a group.
 const QUADS: usize = GROUP / QUAD;
 
@@ -120,7 +118,7 @@ pub(super) fn multiply_pair(
 ) {
     let bytes = input.groups * GROUP_BYTES;
     assert!(panels.iter().all(|panel| panel.len() == bytes), "the panels have these groups");
-    assert!((1..=PAIR_ROWS).contains(&sums.len()), "1 to {PAIR_ROWS} rows");
+    assert!((1..=ROWS).contains(&sums.len()), "1 to {ROWS} rows");
     input.check(sums.len());
     #[cfg(target_arch = "x86_64")]
     if isa.0 == IntegerLevel::Avx512Vnni {
@@ -129,7 +127,7 @@ pub(super) fn multiply_pair(
         return unsafe { vnni512::multiply_pair(panels, input, sums) };
     }
     for (index, panel) in panels.into_iter().enumerate() {
-        let mut part: [[f32; PANEL]; PAIR_ROWS] = [[0.0; PANEL]; PAIR_ROWS];
+        let mut part: [[f32; PANEL]; ROWS] = [[0.0; PANEL]; ROWS];
         let part = &mut part[..sums.len()];
         part.iter_mut().zip(&*sums).for_each(|(part, sums)| *part = sums[index]);
         multiply(isa, PanelRows { panel, input }, part);
@@ -179,15 +177,11 @@ mod vnni512 {
         _mm512_set1_ps, _mm512_setzero_ps, _mm512_setzero_si512, _mm512_storeu_ps,
     };
 
-    /// From so many rows on, one chain of each keeps the units busy: an instruction takes four cycles, and two
-    /// begin in each.
-    const ROWS_OF_ONE_CHAIN: usize = 6;
-
     /// # Safety
     /// As [`super::multiply`], with AVX-512F, BW and VNNI.
     pub(super) unsafe fn multiply(tile: PanelRows<'_>, sums: &mut [[f32; PANEL]]) {
         // SAFETY: the caller's guarantees.
-        unsafe { by_rows!(tile, sums, rows: 1 2 3 4 5 6 7 8) }
+        unsafe { by_rows!(tile, sums, rows: 1 2 3 4 5 6) }
     }
 
     /// # Safety
@@ -279,28 +273,20 @@ mod vnni512 {
                     *weights = _mm512_loadu_si512(panel.add(quad * 64).cast());
                 }
                 let scale = _mm512_cvtph_ps(_mm256_loadu_si256(panel.add(WEIGHT_BYTES).cast()));
-                for row in 0..R {
+                for (row, total) in total.iter_mut().enumerate() {
                     let at = row * groups + group;
                     let input = values.as_ptr().add(at * GROUP).cast::<i32>();
                     let given = |quad: usize| _mm512_set1_epi32(input.add(quad).read_unaligned());
-                    let start = _mm512_set1_epi32(*starts.get_unchecked(at));
-                    let mut exact = start;
-                    if R >= ROWS_OF_ONE_CHAIN {
-                        for quad in 0..QUADS {
-                            exact = _mm512_dpbusd_epi32(exact, weights[quad], given(quad));
-                        }
-                    } else {
-                        // Few rows would wait for each instruction before it: two chains.
-                        let mut odd = _mm512_setzero_si512();
-                        for quad in (0..QUADS).step_by(2) {
-                            exact = _mm512_dpbusd_epi32(exact, weights[quad], given(quad));
-                            odd = _mm512_dpbusd_epi32(odd, weights[quad + 1], given(quad + 1));
-                        }
-                        exact = _mm512_add_epi32(exact, odd);
+                    // Two chains: a single row would wait for each instruction before it.
+                    let mut even = _mm512_set1_epi32(*starts.get_unchecked(at));
+                    let mut odd = _mm512_setzero_si512();
+                    for (pair, weights) in weights.as_chunks::<2>().0.iter().enumerate() {
+                        even = _mm512_dpbusd_epi32(even, weights[0], given(2 * pair));
+                        odd = _mm512_dpbusd_epi32(odd, weights[1], given(2 * pair + 1));
                     }
-                    let exact = _mm512_cvtepi32_ps(exact);
+                    let exact = _mm512_cvtepi32_ps(_mm512_add_epi32(even, odd));
                     let both = _mm512_mul_ps(scale, _mm512_set1_ps(*scales.get_unchecked(at)));
-                    total[row] = _mm512_fmadd_ps(exact, both, total[row]);
+                    *total = _mm512_fmadd_ps(exact, both, *total);
                 }
                 panel = panel.add(GROUP_BYTES);
             }

@@ -297,3 +297,34 @@ fn many_rows_are_quantised_alike_on_any_number_of_threads() {
     let alone = quantized(1);
     assert!(alone == quantized(3) && alone == quantized(8));
 }
+
+/// The products of two panels are those of each alone, for every number of rows.
+#[test]
+fn two_panels_at_once_are_computed_as_each_alone() {
+    let (outputs, inputs) = (32, 160);
+    let weights = numbers(outputs * inputs, 13);
+    let bytes = quantize(&Matrix::from_f32(&weights, outputs, inputs));
+    let weight = QuantizedMatrix::new(&bytes, outputs, inputs);
+    for rows in 1..=2 * ROWS + 1 {
+        let input = numbers(rows * inputs, 14);
+        let product =
+            QuantizedProduct { input: &input, rows, weight, bias: None, activation: Activation::Gelu };
+        for integers in IntegerIsa::available() {
+            let whole = compute((Isa::best(), integers), 1, &product, (outputs, 0));
+            for part in [0..16, 16..32] {
+                let alone = QuantizedProduct { weight: weight.rows(part.clone()), ..product };
+                let found = compute((Isa::best(), integers), 1, &alone, (16, 0));
+                let rows = whole.chunks_exact(outputs).zip(found.chunks_exact(16));
+                for (whole, found) in rows {
+                    assert_eq!(
+                        &whole[part.clone()],
+                        found,
+                        "{} and {rows:?} rows",
+                        integers.name(),
+                        rows = product.rows
+                    );
+                }
+            }
+        }
+    }
+}

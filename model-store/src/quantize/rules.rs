@@ -1,5 +1,5 @@
-//! Choice of the tensors that are quantised: the matrices of linear layers, by the names under which the families of
-//! built-in engines publish them.
+//! Choice of the tensors that are quantised: the matrices of linear layers, by the names under which the
+//! families of built-in engines publish them.
 
 /// Last parts of the names of matrices that a decoder or an encoder multiplies by.
 const LINEAR: [&str; 19] = [

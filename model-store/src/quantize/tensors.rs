@@ -130,3 +130,34 @@ fn header(
     text.resize(text.len().next_multiple_of(ALIGNMENT), b' ');
     Ok([&(text.len() as u64).to_le_bytes()[..], &text].concat())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn info(dtype: Dtype, shape: &[usize], data_offsets: (usize, usize)) -> TensorInfo {
+        TensorInfo { dtype, shape: shape.to_vec(), data_offsets }
+    }
+
+    /// Matrices of each type of floats become panels; integers and vectors keep type, shape and length.
+    #[test]
+    fn each_tensor_is_written_with_the_type_and_length_of_its_kind() {
+        let name = "model.layers.0.mlp.up_proj.weight";
+        for (dtype, bytes) in [(Dtype::F32, 4), (Dtype::F16, 2), (Dtype::BF16, 2)] {
+            let tensor = MovedTensor::of(name.into(), info(dtype, &[32, 64], (0, 32 * 64 * bytes)));
+            assert_eq!(tensor.target(), (Dtype::U8, vec![2, 2, 544], 4 * 544), "{dtype}");
+        }
+        for (dtype, shape, length) in [
+            (Dtype::I8, vec![32, 64], 32 * 64),
+            (Dtype::F64, vec![32, 64], 32 * 64 * 8),
+            (Dtype::F32, vec![64], 256),
+            (Dtype::F32, vec![32, 63], 32 * 63 * 4),
+        ] {
+            let tensor = MovedTensor::of(name.into(), info(dtype, &shape, (8, 8 + length)));
+            assert_eq!(tensor.target(), (dtype, shape, length));
+        }
+        let router = info(Dtype::F32, &[32, 64], (0, 32 * 64 * 4));
+        let router = MovedTensor::of("model.layers.0.mlp.gate.weight".into(), router);
+        assert_eq!(router.target().0, Dtype::F32, "a router stays");
+    }
+}

@@ -6,6 +6,7 @@ use crate::placement::PlacementRule;
 use crate::pool::Pool;
 use crate::{Context, ImportOptions, fetch_manifest, import, open_store};
 use kernels::int8::QuantizedMatrix;
+use proptest::prelude::*;
 use protocol::error_code as code;
 use protocol::model::{ErasureCode, ModelNonce, StoreReference};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
@@ -147,4 +148,142 @@ async fn a_stored_model_is_compared_with_what_its_source_gives_again() {
     fs::remove_file(again.path().join("more.txt")).unwrap();
     fs::write(again.path().join("tokenizer.json"), "{ }").unwrap();
     differs("tokenizer.json");
+}
+
+/// The index of a model in several files keeps its map, and loses the sizes of the original.
+#[test]
+fn an_index_of_several_files_keeps_its_map_alone() {
+    let (source, to) = (directory(), directory());
+    decoder(source.path(), 0.5);
+    let index = json!({
+        "metadata": { "total_size": 123_456 },
+        "weight_map": { "model.norm.weight": "model.safetensors", "lm_head.weight": "model.safetensors" },
+    });
+    assert!(without_sizes(b"[]").is_err() && without_sizes(b"{}").is_err());
+    let kept = without_sizes(index.to_string().as_bytes()).unwrap();
+    let kept: serde_json::Value = serde_json::from_slice(&kept).unwrap();
+    assert_eq!(kept, json!({ "weight_map": index["weight_map"] }));
+    // A file that is no part of a quantisation is copied, in a directory too.
+    fs::create_dir(source.path().join("1_Pooling")).unwrap();
+    fs::write(source.path().join("1_Pooling/notes.txt"), vec![7; PART + 3]).unwrap();
+    quantize(source.path(), to.path(), |_, _| ()).unwrap();
+    assert_eq!(fs::read(to.path().join("1_Pooling/notes.txt")).unwrap(), vec![7; PART + 3]);
+}
+
+/// The recipe is put in front of what is there, in any spelling of an object, and into nothing else.
+#[test]
+fn the_recipe_is_put_into_a_configuration_of_any_spelling() {
+    let recipe = Quantization { bits: 8, source: Digest::of(b"source") };
+    for text in
+        ["{}", "{ }", " \n{\"a\":1}", "{\"a\":{\"b\":[1.50,1e5]},\"c\":\"}{\"}\n", "{\n \"x\": 0.10\n}"]
+    {
+        let written = with_recipe(text.as_bytes(), recipe).unwrap();
+        let mut value: serde_json::Value = serde_json::from_slice(&written).unwrap();
+        let given: serde_json::Value = serde_json::from_str(&recipe.to_json()).unwrap();
+        assert_eq!(value[FIELD], given, "{text}");
+        value.as_object_mut().unwrap().remove(FIELD);
+        assert_eq!(value, serde_json::from_str::<serde_json::Value>(text).unwrap(), "{text}");
+        let (_, rest) = text.split_once('{').unwrap();
+        assert!(written.ends_with(rest.as_bytes()), "the spelling of the rest stays");
+    }
+    for text in ["", "[]", "{", "1", "null", "{\"a\":}"] {
+        let error = with_recipe(text.as_bytes(), recipe).unwrap_err();
+        assert_eq!(error.code(), code::MODEL_WEIGHTS_DAMAGED, "{text}");
+    }
+}
+
+/// A directory and one of its files are different sources, and so are two names of the same bytes.
+#[test]
+fn the_digest_of_a_source_depends_on_names_lengths_and_contents() {
+    let digest = |change: &dyn Fn(&Path)| {
+        let source = directory();
+        decoder(source.path(), 0.5);
+        fs::write(source.path().join("a.txt"), "ab").unwrap();
+        change(source.path());
+        digest_of(&inspect(source.path()).unwrap()).unwrap()
+    };
+    let same = digest(&|_| ());
+    assert_eq!(digest(&|_| ()), same);
+    let renamed = digest(&|at| fs::rename(at.join("a.txt"), at.join("b.txt")).unwrap());
+    let longer = digest(&|at| fs::write(at.join("a.txt"), "abc").unwrap());
+    let moved = digest(&|at| {
+        fs::write(at.join("a.txt"), "a").unwrap();
+        fs::write(at.join("b.txt"), "b").unwrap();
+    });
+    let changed = digest(&|at| fs::write(at.join("a.txt"), "aB").unwrap());
+    let all = [same, renamed, longer, moved, changed];
+    assert_eq!(all.iter().collect::<std::collections::BTreeSet<_>>().len(), all.len(), "{all:?}");
+}
+
+/// Names that are matrices of linear layers, and others.
+const NAMES: [&str; 6] = [
+    "model.layers.0.self_attn.q_proj.weight",
+    "model.layers.0.mlp.down_proj.weight",
+    "lm_head.weight",
+    "model.layers.0.mlp.gate.weight",
+    "model.norm.weight",
+    "model.layers.0.self_attn.q_proj.bias",
+];
+
+/// Writes tensors of these names, types and shapes over the weights of a decoder, with bytes that repeat.
+fn with_tensors(directory: &Path, tensors: &[(&'static str, Dtype, Vec<usize>)]) -> Vec<Vec<u8>> {
+    decoder(directory, 0.5);
+    let bytes_of = |index: usize, dtype: Dtype, shape: &[usize]| -> Vec<u8> {
+        let count: usize = shape.iter().product();
+        // The lowest bytes of small numbers: no exponent is that of infinity.
+        (0..count * dtype.bitsize() / 8).map(|at| ((at * 7 + index * 13) % 60) as u8).collect()
+    };
+    let all: Vec<Vec<u8>> =
+        tensors.iter().enumerate().map(|(index, (_, dtype, shape))| bytes_of(index, *dtype, shape)).collect();
+    let views = tensors
+        .iter()
+        .zip(&all)
+        .map(|((name, dtype, shape), bytes)| (*name, TensorView::new(*dtype, shape.clone(), bytes).unwrap()));
+    fs::write(directory.join("model.safetensors"), safetensors::serialize(views, None).unwrap()).unwrap();
+    all
+}
+
+fn shape() -> impl Strategy<Value = Vec<usize>> {
+    prop_oneof![
+        (1_usize..40).prop_map(|length| vec![length]),
+        (1_usize..40, 1_usize..70).prop_map(|(outputs, inputs)| vec![outputs, inputs]),
+        (16_usize..40, 1_usize..4).prop_map(|(outputs, groups)| vec![outputs, groups * 32]),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Any tensors come through: those of the rule as panels of their rows, all others byte for byte.
+    #[test]
+    fn any_tensors_are_quantised_by_the_rule_or_copied(
+        shapes in prop::collection::vec((shape(), 0_usize..4), NAMES.len()),
+    ) {
+        let types = [Dtype::F32, Dtype::F16, Dtype::BF16, Dtype::I32];
+        let tensors: Vec<_> =
+            NAMES.iter().zip(shapes).map(|(name, (shape, dtype))| (*name, types[dtype], shape)).collect();
+        let (source, to) = (directory(), directory());
+        let all = with_tensors(source.path(), &tensors);
+        let is_float = |dtype: &Dtype| *dtype != Dtype::I32;
+        let is_matrix = |(name, dtype, shape): &&(&str, Dtype, Vec<usize>)| {
+            is_float(dtype) && is_quantized(name, shape)
+        };
+        match (tensors.iter().filter(is_matrix).count(), quantize(source.path(), to.path(), |_, _| ())) {
+            (0, refused) => prop_assert_eq!(refused.unwrap_err().code(), code::MODEL_NOT_QUANTIZABLE),
+            (count, done) => prop_assert_eq!(done.unwrap().matrices, count),
+        }
+        let file = fs::read(to.path().join("model.safetensors")).unwrap();
+        let found = SafeTensors::deserialize(&file).unwrap();
+        for ((name, dtype, shape), bytes) in tensors.iter().zip(&all) {
+            let tensor = found.tensor(name).unwrap();
+            if is_float(dtype) && is_quantized(name, shape) {
+                let matrix = QuantizedMatrix::new(tensor.data(), shape[0], shape[1]);
+                let mut row = vec![0.0; shape[1]];
+                matrix.copy_row(shape[0] - 1, &mut row);
+                prop_assert!(row.iter().all(|value| value.is_finite()));
+            } else {
+                prop_assert_eq!((tensor.dtype(), tensor.data()), (*dtype, &bytes[..]));
+            }
+        }
+    }
 }

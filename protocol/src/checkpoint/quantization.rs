@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 const METHOD: &str = "quorate";
 /// Version of the recipe and of the layout of its panels.
 const VERSION: u32 = 1;
+/// Bits of a weight.
+const BITS: u32 = 8;
 /// Weights that share a scale.
 const GROUP: u32 = 32;
 
@@ -36,6 +38,7 @@ impl Quantization {
     /// Returns the value of `quantization_config`.
     #[must_use]
     pub fn to_json(self) -> String {
+        assert_eq!(self.bits, BITS, "the only width so far");
         let raw = RawQuantization {
             bits: self.bits,
             group_size: GROUP,
@@ -55,8 +58,8 @@ impl Quantization {
         let raw: RawQuantization = serde_json::from_value(value)
             .map_err(|error| CheckpointError::invalid(format!("`quantization_config`: {error}")))?;
         match raw {
-            RawQuantization { version: VERSION, bits: 8, group_size: GROUP, source, .. } => {
-                Ok(Self { bits: 8, source })
+            RawQuantization { version: VERSION, bits: BITS, group_size: GROUP, source, .. } => {
+                Ok(Self { bits: BITS, source })
             }
             RawQuantization { version, bits, group_size, .. } => Err(CheckpointError::unsupported(format!(
                 "quantized weights of version {version}, with {bits} bits in groups of {group_size}"

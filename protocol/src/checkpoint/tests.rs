@@ -280,30 +280,6 @@ fn what_no_engine_serves_is_refused_by_name() {
             "the score function `Tanh`",
         ),
         ("Llama-3.1-8B", "quantization_config", json!({ "bits": 4 }), "quantized weights"),
-        (
-            "Llama-3.1-8B",
-            "quantization_config",
-            json!({ "bits": 4, "group_size": 128, "quant_method": "gptq" }),
-            "quantized weights of another tool",
-        ),
-        (
-            "Qwen3-0.6B",
-            "quantization_config",
-            quantized("bits", json!(4)),
-            "quantized weights of version 1, with 4",
-        ),
-        (
-            "Qwen3-0.6B",
-            "quantization_config",
-            quantized("version", json!(2)),
-            "quantized weights of version 2",
-        ),
-        (
-            "gemma-3-1b",
-            "quantization_config",
-            quantized("group_size", json!(64)),
-            "quantized weights of version 1, with 8 bits in groups of 64",
-        ),
         ("Mistral-7B-v0.1", "attention_bias", json!(true), "`attention_bias`"),
         ("Qwen3-0.6B", "mlp_bias", json!(true), "`mlp_bias`"),
         ("Qwen2.5-0.5B", "is_causal", json!(false), "`is_causal`"),
@@ -333,6 +309,23 @@ fn what_no_engine_serves_is_refused_by_name() {
         assert_eq!(error.code(), code::MODEL_FEATURE_UNSUPPORTED, "{name}: {error}");
         let expected = format!("model uses {text}");
         assert!(error.to_string().starts_with(&expected), "{name}, {field}: {error}");
+    }
+}
+
+#[test]
+fn quantised_weights_of_another_recipe_are_refused_by_name() {
+    let foreign = json!({ "bits": 4, "group_size": 128, "quant_method": "gptq" });
+    for (recipe, text) in [
+        (foreign, "quantized weights of another tool"),
+        (json!({}), "quantized weights of another tool"),
+        (json!("int8"), "quantized weights of another tool"),
+        (quantized("bits", json!(4)), "quantized weights of version 1, with 4 bits"),
+        (quantized("version", json!(2)), "quantized weights of version 2"),
+        (quantized("group_size", json!(64)), "quantized weights of version 1, with 8 bits in groups of 64"),
+    ] {
+        let error = judge(&changed("Qwen3-0.6B", "quantization_config", recipe)).expect_err(text);
+        assert_eq!(error.code(), code::MODEL_FEATURE_UNSUPPORTED, "{error}");
+        assert!(error.to_string().contains(text), "{error}");
     }
 }
 
