@@ -254,10 +254,12 @@ impl GeneratedText {
             let _ = self.sender.send(Event::Token(AnswerToken::new(frontend, found)));
         }
         let begins_calls = self.calls.as_ref().is_some_and(|calls| calls.trigger() == Some(token));
-        let mut text = match begins_calls {
+        let mark = self.calls.as_ref().and_then(|calls| calls.text_of(token));
+        let mut text = match (begins_calls, mark) {
             // It adds no text, and what follows it is no continuation.
-            true => self.detokenizer.finish(frontend),
-            false => self.detokenizer.push(frontend, token),
+            (true, _) => self.detokenizer.finish(frontend),
+            (false, Some(mark)) => self.detokenizer.finish(frontend) + mark,
+            (false, None) => self.detokenizer.push(frontend, token),
         };
         if is_stop || self.generated >= self.tokens_max {
             text.push_str(&self.detokenizer.finish(frontend));

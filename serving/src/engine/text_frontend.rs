@@ -395,11 +395,12 @@ impl TextFrontend {
     #[must_use]
     pub fn call_format(&self) -> Option<CallFormat> {
         let style = CallStyle::of(self.template_of(true)?.source())?;
-        let trigger = self.tokenizer.token_to_id(style.trigger());
         let is_special = |token: &u32| {
             self.tokenizer.get_added_tokens_decoder().get(token).is_some_and(|token| token.special)
         };
-        Some(CallFormat { style, trigger: trigger.filter(is_special) })
+        let special = |text: &str| self.tokenizer.token_to_id(text).filter(is_special);
+        let (trigger, separator) = (special(style.trigger()), style.separator().and_then(special));
+        Some(CallFormat { style, trigger, separator })
     }
 
     /// Returns the template of conversations, with functions or without.

@@ -42,9 +42,14 @@ pub enum CallStyle {
     Tagged,
     /// `[TOOL_CALLS][{"name": …, "arguments": {…}}, …]`: Mistral.
     Listed,
+    /// `[TOOL_CALLS]NAME[ARGS]{…}`, for each call: later models of Mistral.
+    Named,
     /// `{"name": …, "parameters": {…}}`, separated by `;`: Llama 3.
     Bare,
 }
+
+/// Text between the name and the arguments of a named call.
+const ARGUMENTS_MARK: &str = "[ARGS]";
 
 /// Calls as one model writes them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +57,9 @@ pub struct CallFormat {
     pub style: CallStyle,
     /// The special token by which calls begin, where the vocabulary has one; it adds no text.
     pub trigger: Option<u32>,
+    /// The special token between name and arguments, where the style and the vocabulary have one; it adds no
+    /// text either.
+    pub separator: Option<u32>,
 }
 
 impl CallStyle {
@@ -65,8 +73,13 @@ impl CallStyle {
         if template.contains("<tool_call>") && !template.contains("<function=") {
             return Some(Self::Tagged);
         }
-        if template.contains("[TOOL_CALLS]") && !template.contains("[ARGS]") {
-            return Some(Self::Listed);
+        if template.contains("[TOOL_CALLS]") {
+            return match (template.contains(ARGUMENTS_MARK), template.contains("[CALL_ID]")) {
+                (false, _) => Some(Self::Listed),
+                (true, false) => Some(Self::Named),
+                // With ids that the model writes.
+                (true, true) => None,
+            };
         }
         let is_bare = template.contains("<|python_tag|>") || template.contains("\"parameters\"");
         (is_bare && !template.contains("<function=")).then_some(Self::Bare)
@@ -77,15 +90,22 @@ impl CallStyle {
     pub fn trigger(self) -> &'static str {
         match self {
             Self::Tagged => "<tool_call>",
-            Self::Listed => "[TOOL_CALLS]",
+            Self::Listed | Self::Named => "[TOOL_CALLS]",
             Self::Bare => "<|python_tag|>",
         }
+    }
+
+    /// Returns the text between name and arguments, where no field holds them: a special token's name, or text
+    /// like any other.
+    #[must_use]
+    pub fn separator(self) -> Option<&'static str> {
+        (self == Self::Named).then_some(ARGUMENTS_MARK)
     }
 
     /// Returns the field that holds the arguments.
     fn arguments(self) -> &'static str {
         match self {
-            Self::Tagged | Self::Listed => "arguments",
+            Self::Tagged | Self::Listed | Self::Named => "arguments",
             Self::Bare => "parameters",
         }
     }
@@ -110,7 +130,8 @@ mod tests {
             ("{% for m in messages %}{{ m.content }}{% endfor %}", None),
             // Forms without a parser here: they are refused, not guessed.
             ("{% if tools %}<tool_call>\n<function={{ name }}>{% endif %}", None),
-            ("{% if tools %}[TOOL_CALLS]{{ name }}[ARGS]{% endif %}", None),
+            ("{% if tools %}[TOOL_CALLS]{{ name }}[CALL_ID]{{ id }}[ARGS]{% endif %}", None),
+            ("{% if tools %}[TOOL_CALLS]{{ name }}[ARGS]{{ arguments }}{% endif %}", Some(CallStyle::Named)),
             ("{% if tools %}{{ tools }}{% endif %}", None),
             ("<tool_call>", None),
         ] {

@@ -75,6 +75,13 @@ impl CallParser {
         self.format.trigger
     }
 
+    /// Returns the text that a special token within calls stands for, which the parser reads.
+    #[must_use]
+    pub fn text_of(&self, token: u32) -> Option<&'static str> {
+        let is_within = matches!(self.place, CallPlace::Call(_)) && self.format.separator == Some(token);
+        self.format.style.separator().filter(|_| is_within)
+    }
+
     /// Reports whether the answer calls a function.
     #[must_use]
     pub fn has_called(&self) -> bool {
@@ -159,7 +166,10 @@ impl CallParser {
     }
 
     fn begin_call(&mut self) {
-        self.place = CallPlace::Call(CallReader::new());
+        self.place = CallPlace::Call(match self.format.style {
+            CallStyle::Named => CallReader::named(),
+            CallStyle::Tagged | CallStyle::Listed | CallStyle::Bare => CallReader::new(),
+        });
         self.reported = None;
     }
 
@@ -234,6 +244,15 @@ impl CallParser {
                     self.release_text(found);
                 }
             }
+            CallStyle::Named => {
+                let rest = self.held.trim_start();
+                if rest == self.format.style.trigger() {
+                    self.begin_call();
+                } else if !self.format.style.trigger().starts_with(rest) {
+                    self.place = CallPlace::Text;
+                    self.release_text(found);
+                }
+            }
             CallStyle::Listed | CallStyle::Bare => {
                 let separator = if self.format.style == CallStyle::Listed { ',' } else { ';' };
                 if character == '{' && self.held.trim_start().starts_with(separator) {
@@ -253,7 +272,7 @@ mod tests {
 
     fn parser(style: CallStyle) -> CallParser {
         let names = ["f".to_owned(), "g".to_owned()].into();
-        CallParser::new(CallFormat { style, trigger: None }, names)
+        CallParser::new(CallFormat { style, trigger: None, separator: None }, names)
     }
 
     /// Parses pieces; returns the text and the calls.
@@ -325,6 +344,36 @@ mod tests {
         check(Listed, &format!("So: [TOOL_CALLS][{F}]"), "So:", &[("f", x)]);
         check(Listed, "a [TOOL] b", "a [TOOL] b", &[]);
         check(Listed, "[TOOL_CALLS] later", "[TOOL_CALLS] later", &[]);
+    }
+
+    #[test]
+    fn named_calls_are_found_wherever_they_are_cut() {
+        use CallStyle::Named;
+        let x = r#"{"x": 1}"#;
+        check(Named, &format!("[TOOL_CALLS]f[ARGS]{x}"), "", &[("f", x)]);
+        let two = format!("So: [TOOL_CALLS]f[ARGS]{x}[TOOL_CALLS] g [ARGS] {x}");
+        check(Named, &two, "So:", &[("f", x), ("g", x)]);
+        check(Named, &format!("[TOOL_CALLS]f[ARGS]{x} and then"), " and then", &[("f", x)]);
+        // Text that only looks like a call.
+        for text in ["a [TOOL] b", "[TOOL_CALLS] later on", "[TOOL_CALLS]rm[ARGS]{}", "[TOOL_CALLS]f{}"] {
+            check(Named, text, text, &[]);
+        }
+        // A call that the limit of tokens cuts.
+        let cut = r#"[TOOL_CALLS]g[ARGS]{"y": "[ARGS]"#;
+        check(Named, cut, "", &[("g", r#"{"y": "[ARGS]"#)]);
+    }
+
+    #[test]
+    fn a_special_token_stands_between_name_and_arguments() {
+        let format = CallFormat { style: CallStyle::Named, trigger: Some(7), separator: Some(8) };
+        let mut parser = CallParser::new(format, ["f".to_owned()].into());
+        assert_eq!(parser.text_of(8), None, "it is text of no call");
+        let _ = parser.begin_calls();
+        parser.push("f");
+        let mark = parser.text_of(8).expect("within a call");
+        assert_eq!((mark, parser.text_of(7), parser.text_of(9)), ("[ARGS]", None, None));
+        let (content, calls) = parsed(parser, &[mark, r#"{"x": 1}"#]);
+        assert_eq!((content.as_str(), calls), ("", vec![("f".to_owned(), r#"{"x": 1}"#.to_owned())]));
     }
 
     #[test]

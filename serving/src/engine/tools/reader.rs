@@ -3,6 +3,7 @@
 //! The text of the arguments is passed on as the model wrote it. Their place in the object does not matter; a
 //! string of JSON is accepted in their place.
 
+use super::ARGUMENTS_MARK;
 use serde_json::Value;
 
 /// Longest name of a field or function that is read, in bytes.
@@ -12,6 +13,8 @@ const NAME_BYTES_MAX: usize = 256;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Place {
     Start,
+    /// In a name that a mark ends.
+    Bare,
     /// Before a name of a field, or the end.
     Field,
     Name,
@@ -35,6 +38,8 @@ pub(super) struct CallReader {
     field: String,
     is_quoted: bool,
     is_escaped: bool,
+    /// Whether the arguments are the whole value after a name and a mark.
+    is_named: bool,
     name: Option<String>,
     arguments: String,
 }
@@ -47,14 +52,26 @@ impl CallReader {
             field: String::new(),
             is_quoted: false,
             is_escaped: false,
+            is_named: false,
             name: None,
             arguments: String::new(),
         }
     }
 
+    /// Begins a call of which the name comes first, then a mark, then the arguments alone.
+    pub(super) fn named() -> Self {
+        Self { place: Place::Bare, is_named: true, ..Self::new() }
+    }
+
     /// Reads the next character.
     pub(super) fn push(&mut self, character: char) {
-        self.place = match (self.place, character) {
+        let place = self.next(character);
+        self.place = if self.is_named && place == Place::Next { self.end() } else { place };
+    }
+
+    fn next(&mut self, character: char) -> Place {
+        match (self.place, character) {
+            (Place::Bare, _) => self.bare_name(character),
             (Place::Within(depth), _) => self.within(depth, character),
             (Place::Name, _) => self.field_name(character),
             (place @ (Place::End | Place::Invalid), _) => place,
@@ -65,7 +82,19 @@ impl CallReader {
             (Place::Colon, ':') => Place::Value,
             (Place::Value, _) => self.begin_value(character),
             _ => Place::Invalid,
-        };
+        }
+    }
+
+    /// Reads on in a name up to the mark.
+    fn bare_name(&mut self, character: char) -> Place {
+        self.text.push(character);
+        if let Some(name) = self.text.strip_suffix(ARGUMENTS_MARK) {
+            self.name = Some(name.trim().to_owned());
+            "arguments".clone_into(&mut self.field);
+            return Place::Value;
+        }
+        let is_name = self.text.len() <= NAME_BYTES_MAX && character != '{';
+        if is_name { Place::Bare } else { Place::Invalid }
     }
 
     /// Returns the name of the function, once it is read.

@@ -23,7 +23,7 @@ pub fn call_rules(
     let mut objects = String::new();
     let mut names = Vec::new();
     for (index, tool) in allowed.into_iter().enumerate() {
-        objects.push_str(&object_rule(format.style, index, &tool.name));
+        objects.push_str(&object_rule(format, index, &tool.name));
         names.push(format!("object{index}"));
         let is_free = is_optional && !tool.is_strict;
         let schema = if is_free { json!({ "type": "object" }) } else { tool.parameters.clone() };
@@ -35,7 +35,11 @@ pub fn call_rules(
 }
 
 /// Writes the rule of one function's object: name, then arguments.
-fn object_rule(style: CallStyle, index: usize, name: &str) -> String {
+fn object_rule(CallFormat { style, separator, .. }: CallFormat, index: usize, name: &str) -> String {
+    if let Some(mark) = style.separator() {
+        let mark = separator.map_or_else(|| lark_text(mark), |token| format!("<[{token}]>"));
+        return format!("object{index}: {} {mark} GAP? @arguments{index}\n", lark_text(name));
+    }
     let text = |name: &str| lark_text(&format!("\"{name}\""));
     let (key, value) = (text("name"), text(name));
     let arguments = text(style.arguments());
@@ -47,7 +51,7 @@ fn object_rule(style: CallStyle, index: usize, name: &str) -> String {
 
 /// Writes the rules `calls` and `called` of a family.
 fn list_rules(format: CallFormat, is_parallel: bool) -> String {
-    let CallFormat { style, trigger } = format;
+    let CallFormat { style, trigger, .. } = format;
     let more = |separated: &str| if is_parallel { format!(" ({separated})*") } else { String::new() };
     let token = trigger.map(|token| format!("<[{token}]>"));
     match style {
@@ -68,6 +72,14 @@ fn list_rules(format: CallFormat, is_parallel: bool) -> String {
                 "calls: {begin} GAP? list\nlist: \"[\" GAP? object{} GAP? \"]\"\n{lead}\
                  called: TEXT | lead GAP? list\n{text}",
                 more("GAP? \",\" GAP? object"),
+            )
+        }
+        CallStyle::Named => {
+            let begin = token.clone().unwrap_or_else(|| lark_text(style.trigger()));
+            let (lead, text) = led_by_text(token, "\\[TOOL_CALLS\\]");
+            let more = more("GAP? call");
+            format!(
+                "calls: call{more}\ncall: {begin} GAP? object\n{lead}called: TEXT | lead GAP? object{more}\n{text}"
             )
         }
         CallStyle::Bare => {
@@ -96,9 +108,16 @@ mod tests {
     use super::*;
     use crate::engine::grammar::{AnswerGrammar, CompiledGrammar, GrammarCompiler, TokenTable};
 
-    /// The end of an answer, and a special token before calls.
+    /// The end of an answer, and special tokens before calls and arguments.
     const END: u32 = 256;
     const TRIGGER: u32 = 257;
+    const SEPARATOR: u32 = 258;
+
+    /// Returns a format with special tokens or without.
+    fn format_of(style: CallStyle, is_special: bool) -> CallFormat {
+        let separator = (is_special && style.separator().is_some()).then_some(SEPARATOR);
+        CallFormat { style, trigger: is_special.then_some(TRIGGER), separator }
+    }
 
     fn tools(is_strict: bool) -> Vec<ToolDefinition> {
         let schema = |name: &str| {
@@ -117,8 +136,9 @@ mod tests {
 
     fn compiled(format: CallFormat, choice: &ToolChoice, is_parallel: bool) -> CompiledGrammar {
         let mut bytes: Vec<Vec<u8>> = (0..=u8::MAX).map(|byte| vec![byte]).collect();
-        bytes.extend([b"<|end|>".to_vec(), format.style.trigger().as_bytes().to_vec()]);
-        let table = TokenTable { bytes, special: vec![END, TRIGGER], ends: vec![END] };
+        let separator = format.style.separator().unwrap_or("<|other|>");
+        bytes.extend([b"<|end|>".to_vec(), format.style.trigger().into(), separator.into()]);
+        let table = TokenTable { bytes, special: vec![END, TRIGGER, SEPARATOR], ends: vec![END] };
         let calls = Some(call_rules(format, &tools(*choice == ToolChoice::Auto), choice, is_parallel));
         let compiler = GrammarCompiler::new(&table).expect("all bytes");
         compiler.compile(&AnswerGrammar { answer: None, calls }, None).expect("compiles")
@@ -127,13 +147,17 @@ mod tests {
     /// Returns the tokens of a text in which the trigger is one token, if the format has one.
     fn tokens(format: CallFormat, text: &str) -> Vec<u32> {
         let bytes = |text: &str| text.bytes().map(u32::from).collect::<Vec<u32>>();
-        match format.trigger {
-            None => bytes(text),
-            Some(trigger) => {
-                let pieces: Vec<Vec<u32>> = text.split(format.style.trigger()).map(bytes).collect();
-                pieces.join(&[trigger][..])
-            }
-        }
+        let split =
+            |text: &str, mark: Option<&str>, token: Option<u32>, inner: &dyn Fn(&str) -> Vec<u32>| match (
+                mark, token,
+            ) {
+                (Some(mark), Some(token)) => {
+                    text.split(mark).map(inner).collect::<Vec<_>>().join(&[token][..])
+                }
+                _ => inner(text),
+            };
+        let inner = |text: &str| split(text, format.style.separator(), format.separator, &bytes);
+        split(text, Some(format.style.trigger()), format.trigger, &inner)
     }
 
     fn accepts(format: CallFormat, compiled: &CompiledGrammar, text: &str) -> bool {
@@ -152,6 +176,8 @@ mod tests {
         for token in tokens(format, text) {
             if Some(token) == format.trigger {
                 parser.begin_calls();
+            } else if let Some(mark) = parser.text_of(token) {
+                found.extend(parser.push(mark).calls);
             } else {
                 found.extend(parser.push(&char::from(token as u8).to_string()).calls);
             }
@@ -162,7 +188,7 @@ mod tests {
 
     #[test]
     fn every_family_is_held_to_calls_that_its_parser_reads() {
-        use CallStyle::{Bare, Listed, Tagged};
+        use CallStyle::{Bare, Listed, Named, Tagged};
         let two = [
             (
                 Tagged,
@@ -174,13 +200,14 @@ mod tests {
                 "[TOOL_CALLS] [{\"name\": \"f\", \"arguments\": {\"x\": 1}}, \
                  {\"name\":\"g\",\"arguments\":{\"y\":2}}]",
             ),
+            (Named, "[TOOL_CALLS]f[ARGS]{\"x\": 1}[TOOL_CALLS]g[ARGS]{\"y\":2}"),
             (
                 Bare,
                 "{\"name\": \"f\", \"parameters\": {\"x\": 1}}; {\"name\":\"g\",\"parameters\":{\"y\":2}}",
             ),
         ];
-        for ((style, both), trigger) in two.iter().flat_map(|two| [(two, None), (two, Some(TRIGGER))]) {
-            let format = CallFormat { style: *style, trigger };
+        for ((style, both), is_special) in two.iter().flat_map(|two| [(two, false), (two, true)]) {
+            let format = format_of(*style, is_special);
             let several = compiled(format, &ToolChoice::Required, true);
             assert!(accepts(format, &several, both), "{format:?} {both}");
             assert_eq!(parsed(format, both), "f{\"x\": 1}g{\"y\":2}", "{format:?}");
@@ -189,8 +216,8 @@ mod tests {
             for wrong in [
                 both.replace("\"x\": 1", "\"x\": \"1\""),
                 both.replace("\"x\": 1", "\"z\": 1"),
-                both.replace("\"f\"", "\"h\""),
-                both.replace("\"f\"", "\"g\""),
+                both.replace("\"f\"", "\"h\"").replace("]f[", "]h["),
+                both.replace("\"f\"", "\"g\"").replace("]f[", "]g["),
                 format!("Well: {both}"),
                 String::new(),
             ] {
@@ -211,10 +238,11 @@ mod tests {
                 "</tool_call>",
             ),
             (CallStyle::Listed, "So [TOOL_CALLS]", "[{\"name\": \"f\", \"arguments\": {\"x\": 1}}", "]"),
+            (CallStyle::Named, "So [TOOL_CALLS]", "f[ARGS]{\"x\": 1}", ""),
             (CallStyle::Bare, "", "{\"name\": \"f\", \"parameters\": {\"x\": 1}}", ""),
         ] {
-            for trigger in [None, Some(TRIGGER)] {
-                let format = CallFormat { style, trigger };
+            for is_special in [false, true] {
+                let format = format_of(style, is_special);
                 let auto = compiled(format, &ToolChoice::Auto, true);
                 assert!(accepts(format, &auto, "Just <text> [and] more\n{"), "{format:?}");
                 assert!(accepts(format, &auto, &format!("{before}{call}{after}")), "{format:?}");
