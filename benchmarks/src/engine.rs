@@ -54,7 +54,7 @@ pub(crate) fn run(options: &Options) -> Result<BenchmarkReport> {
         // The first warms caches and page tables up on all sides.
         if round > 0 {
             measured.take(one);
-            measured.reads.push(ceilings::read_gigabytes(threads));
+            measured.reads.push(ceilings::read_gigabytes(threads)?);
             eprintln!("round {round}/{rounds}");
         }
     }

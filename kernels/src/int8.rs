@@ -155,6 +155,21 @@ pub struct QuantizedProduct<'a> {
     pub activation: Activation,
 }
 
+/// A matrix, and the columns of its results, among several that multiply the same rows.
+#[derive(Debug, Clone, Copy)]
+pub struct ProductPart<'a> {
+    /// Weights to multiply by.
+    pub weight: QuantizedMatrix<'a>,
+    /// Initial value of each output's sum; `None` means zero.
+    pub bias: Option<&'a [f32]>,
+    /// All rows of the results, maybe those of several matrices side by side.
+    pub values: Parts<'a>,
+    /// Elements from one row to the next.
+    pub stride: usize,
+    /// Index of the first column written.
+    pub offset: usize,
+}
+
 /// Computes `target[r] = activation(bias + weight * input[r])` for each row of `input`, which is quantised
 /// first.
 pub fn matmul(isa: Isa, pool: &ComputePool, product: &QuantizedProduct<'_>, target: OutputColumns<'_>) {
@@ -162,43 +177,93 @@ pub fn matmul(isa: Isa, pool: &ComputePool, product: &QuantizedProduct<'_>, targ
 }
 
 fn matmul_with(
-    (isa, integers): (Isa, IntegerIsa),
+    isa: (Isa, IntegerIsa),
     pool: &ComputePool,
     product: &QuantizedProduct<'_>,
-    target: OutputColumns<'_>,
+    OutputColumns { values, stride, offset }: OutputColumns<'_>,
 ) {
-    let OutputColumns { values, stride, offset } = target;
     let QuantizedProduct { input, rows, weight, bias, activation } = *product;
-    assert!(input.len() >= rows * weight.inputs, "input has these rows");
-    assert!(offset + weight.outputs <= stride && values.len() >= rows * stride, "target has these rows");
-    assert!(bias.is_none_or(|bias| bias.len() == weight.outputs), "one bias per output");
+    let part = ProductPart { weight, bias, values: Parts::new(values), stride, offset };
+    multiply_all(isa, pool, (input, rows), activation, &[part]);
+}
+
+/// Computes the products of the same rows and several matrices at once: the rows are quantised once, and
+/// threads are woken once.
+///
+/// # Panics
+/// If the matrices differ in their inputs, or columns of their results overlap.
+pub fn matmul_all(isa: Isa, pool: &ComputePool, rows: (&[f32], usize), parts: &[ProductPart<'_>]) {
+    multiply_all((isa, IntegerIsa::within(isa)), pool, rows, Activation::None, parts);
+}
+
+fn multiply_all(
+    (isa, integers): (Isa, IntegerIsa),
+    pool: &ComputePool,
+    (input, rows): (&[f32], usize),
+    activation: Activation,
+    parts: &[ProductPart<'_>],
+) {
+    let Some(first) = parts.first() else { return };
+    let inputs = first.weight.inputs;
+    assert!(input.len() >= rows * inputs, "input has these rows");
+    parts.iter().for_each(|part| part.check(rows, inputs));
+    for (index, part) in parts.iter().enumerate() {
+        assert!(parts[..index].iter().all(|other| part.is_apart_from(other)), "columns of their own");
+    }
     let mut quantized = INPUT.take();
-    quantized.fill(isa, pool, input, rows, weight.inputs);
-    let values = Parts::new(values);
-    let task =
-        ProductTask { isa, integers, weight, bias, activation, input: &quantized, values, stride, offset };
-    let panels = weight.outputs.div_ceil(PANEL);
-    if rows * weight.outputs * weight.inputs < PARALLEL_MIN {
-        task.compute(0..panels);
+    quantized.fill(isa, pool, input, rows, inputs);
+    let task = |part: &ProductPart<'_>, panels: Range<usize>| {
+        let input = &quantized;
+        ProductTask { isa, integers, part: *part, activation, input }.compute(panels);
+    };
+    let outputs: usize = parts.iter().map(|part| part.weight.outputs).sum();
+    if rows * outputs * inputs < PARALLEL_MIN {
+        parts.iter().for_each(|part| task(part, 0..part.panels()));
     } else {
-        let at_once = (TASK_BYTES / weight.panel_bytes().max(1)).clamp(1, panels.div_ceil(4 * pool.count()));
-        pool.each(panels.div_ceil(at_once), |index| {
-            task.compute(index * at_once..panels.min((index + 1) * at_once));
-        });
+        let at_once = (TASK_BYTES / first.weight.panel_bytes().max(1))
+            .clamp(1, outputs.div_ceil(PANEL).div_ceil(4 * pool.count()));
+        let ranges = |part: &ProductPart<'_>| {
+            let panels = part.panels();
+            (0..panels).step_by(at_once).map(move |first| first..panels.min(first + at_once))
+        };
+        let tasks: Vec<_> =
+            parts.iter().flat_map(|part| ranges(part).map(move |panels| (part, panels))).collect();
+        pool.each(tasks.len(), |index| task(tasks[index].0, tasks[index].1.clone()));
     }
     INPUT.set(quantized);
+}
+
+impl ProductPart<'_> {
+    fn panels(&self) -> usize {
+        self.weight.outputs.div_ceil(PANEL)
+    }
+
+    fn columns(&self) -> Range<usize> {
+        self.offset..self.offset + self.weight.outputs
+    }
+
+    fn check(&self, rows: usize, inputs: usize) {
+        assert_eq!(self.weight.inputs, inputs, "the same inputs");
+        let has_rows = self.columns().end <= self.stride && self.values.length() >= rows * self.stride;
+        assert!(has_rows, "target has these rows");
+        assert!(self.bias.is_none_or(|bias| bias.len() == self.weight.outputs), "one bias per output");
+    }
+
+    /// Returns whether no element belongs to the results of both.
+    fn is_apart_from(&self, other: &Self) -> bool {
+        let (own, theirs) = (self.columns(), other.columns());
+        let is_beside = self.values.is_same(&other.values) && self.stride == other.stride;
+        (is_beside && (own.end <= theirs.start || theirs.end <= own.start))
+            || self.values.is_apart_from(&other.values)
+    }
 }
 
 struct ProductTask<'a> {
     isa: Isa,
     integers: IntegerIsa,
-    weight: QuantizedMatrix<'a>,
-    bias: Option<&'a [f32]>,
+    part: ProductPart<'a>,
     activation: Activation,
     input: &'a QuantizedRows,
-    values: Parts<'a>,
-    stride: usize,
-    offset: usize,
 }
 
 impl ProductTask<'_> {
@@ -213,7 +278,7 @@ impl ProductTask<'_> {
     }
 
     fn compute_panel(&self, panel: usize) {
-        let (start, bytes) = (self.start_of(panel), self.weight.panel(panel));
+        let (start, bytes) = (self.start_of(panel), self.part.weight.panel(panel));
         for rows in blocks(self.input.rows(), ROWS) {
             let mut sums = [start; ROWS];
             let sums = &mut sums[..rows.len()];
@@ -227,7 +292,7 @@ impl ProductTask<'_> {
     fn compute_pair(&self, panel: usize) {
         let panels = [panel, panel + 1];
         let start = panels.map(|panel| self.start_of(panel));
-        let bytes = panels.map(|panel| self.weight.panel(panel));
+        let bytes = panels.map(|panel| self.part.weight.panel(panel));
         for rows in blocks(self.input.rows(), ROWS) {
             let mut sums = [start; ROWS];
             let sums = &mut sums[..rows.len()];
@@ -239,13 +304,13 @@ impl ProductTask<'_> {
     }
 
     fn outputs_of(&self, panel: usize) -> Range<usize> {
-        panel * PANEL..self.weight.outputs.min((panel + 1) * PANEL)
+        panel * PANEL..self.part.weight.outputs.min((panel + 1) * PANEL)
     }
 
     /// Returns the initial values of a panel's sums.
     fn start_of(&self, panel: usize) -> [f32; PANEL] {
         let (mut start, outputs) = ([0.0; PANEL], self.outputs_of(panel));
-        if let Some(bias) = self.bias {
+        if let Some(bias) = self.part.bias {
             start[..outputs.len()].copy_from_slice(&bias[outputs]);
         }
         start
@@ -256,9 +321,9 @@ impl ProductTask<'_> {
             gelu(self.isa, sums);
         }
         let outputs = self.outputs_of(panel);
-        let at = row * self.stride + self.offset + outputs.start;
+        let at = row * self.part.stride + self.part.offset + outputs.start;
         // SAFETY: one task alone has this panel, whose columns of this row these are.
-        let target = unsafe { self.values.part(at..at + outputs.len()) };
+        let target = unsafe { self.part.values.part(at..at + outputs.len()) };
         match target.as_mut_array::<PANEL>() {
             // A copy of a length that the compiler knows is one instruction.
             Some(whole) => *whole = *sums,

@@ -130,6 +130,21 @@ impl<'a, T> Parts<'a, T> {
         unsafe { std::slice::from_raw_parts_mut(self.first.add(range.start), range.len()) }
     }
 
+    /// Returns whether both are the same elements.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        self.first == other.first && self.length == other.length
+    }
+
+    /// Returns whether no element belongs to both.
+    pub(super) fn is_apart_from(&self, other: &Self) -> bool {
+        let range = |parts: &Self| {
+            let first = parts.first as usize;
+            first..first + parts.length * size_of::<T>()
+        };
+        let (own, theirs) = (range(self), range(other));
+        own.end <= theirs.start || theirs.end <= own.start
+    }
+
     /// Returns the address of an element, for strided writes that form no slice.
     pub(super) fn address(&self, index: usize) -> *mut T {
         assert!(index < self.length, "the element lies in the whole");

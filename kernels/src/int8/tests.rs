@@ -328,3 +328,56 @@ fn two_panels_at_once_are_computed_as_each_alone() {
         }
     }
 }
+
+/// Queries, keys and values side by side in one buffer, and a matrix with a buffer of its own.
+#[test]
+fn several_matrices_at_once_give_the_bits_of_each_alone() {
+    let (rows, inputs) = (9, 96);
+    let input = numbers(rows * inputs, 15);
+    let bytes: Vec<Vec<u8>> = [40, 16, 24, 200]
+        .iter()
+        .map(|outputs| quantize(&Matrix::from_f32(&numbers(outputs * inputs, 16), *outputs, inputs)))
+        .collect();
+    let matrix = |index: usize, outputs: usize| QuantizedMatrix::new(&bytes[index], outputs, inputs);
+    let bias = numbers(16, 17);
+    let (mut shared, mut own) = (vec![7.0; rows * 80], vec![7.0; rows * 200]);
+    for threads in [1, 3] {
+        let pool = ComputePool::new(threads);
+        let (values, others) = (Parts::new(&mut shared), Parts::new(&mut own));
+        let part = |index: usize, outputs: usize, offset: usize, bias| ProductPart {
+            weight: matrix(index, outputs),
+            bias,
+            values: if index == 3 { others } else { values },
+            stride: if index == 3 { 200 } else { 80 },
+            offset,
+        };
+        let parts = [
+            part(0, 40, 0, None),
+            part(1, 16, 40, Some(&bias[..])),
+            part(2, 24, 56, None),
+            part(3, 200, 0, None),
+        ];
+        pool.enter(|| matmul_all(Isa::best(), &pool, (&input, rows), &parts));
+        let refused = |parts: &[ProductPart<'_>]| {
+            let attempt = || matmul_all(Isa::best(), &pool, (&input, rows), parts);
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(attempt)).is_err()
+        };
+        assert!(refused(&[parts[0], parts[0]]), "the same columns");
+        assert!(refused(&[parts[0], part(1, 16, 39, None)]), "columns that overlap");
+        assert!(refused(&[part(2, 24, 57, None)]), "columns beyond the row");
+        assert!(refused(&[ProductPart { stride: 100, ..parts[3] }, parts[3]]), "rows that overlap");
+        for (index, outputs, offset, bias) in
+            [(0, 40, 0, None), (1, 16, 40, Some(&bias[..])), (2, 24, 56, None), (3, 200, 0, None)]
+        {
+            let weight = matrix(index, outputs);
+            let alone = QuantizedProduct { input: &input, rows, weight, bias, activation: Activation::None };
+            let way = (Isa::best(), IntegerIsa::within(Isa::best()));
+            let expected = compute(way, 1, &alone, (outputs, 0));
+            let (found, stride) = if index == 3 { (&own, 200) } else { (&shared, 80) };
+            for row in 0..rows {
+                let found = found[row * stride + offset..][..outputs].iter().map(|value| value.to_bits());
+                assert!(found.eq(expected[row * outputs..][..outputs].iter().copied()), "{index}, row {row}");
+            }
+        }
+    }
+}

@@ -18,7 +18,7 @@ mod rope;
 mod router;
 
 use super::config::DecoderShape;
-use super::parameters::{Dense, Vector};
+use super::parameters::{Dense, SharedColumns, Vector, multiply_all};
 use super::{BlockId, Decode, EngineError, EngineOptions, SequenceChunk};
 use crate::weights::{Weights, WeightsError};
 use cache::Cache;
@@ -171,10 +171,14 @@ impl Decoder {
         let shared = shape.key_value_heads * shape.head_width;
         let stride = query + 2 * shared;
         self.normalize(&layer.attention_norm, states, normed)?;
-        let parts = [(&layer.query, 0), (&layer.key, query), (&layer.value, query + shared)];
-        for (dense, offset) in parts {
-            machine.dense(dense, normed, rows, OutputColumns { values: heads, stride, offset })?;
-        }
+        let values = Parts::new(heads);
+        let columns = |offset: usize| SharedColumns { values, stride, offset };
+        let parts = [
+            (&layer.query, columns(0)),
+            (&layer.key, columns(query)),
+            (&layer.value, columns(query + shared)),
+        ];
+        multiply_all(self.isa, &self.pool, (normed, rows), &parts)?;
         self.rotate_and_store((layer, index), layout, heads, cache)?;
         self.serve_worker(index, layout, heads, mixed, cache);
         let target = OutputColumns { values: projected, stride: shape.hidden, offset: 0 };
@@ -203,13 +207,17 @@ impl Decoder {
         normed: &mut [f32],
     ) -> Result<(), WeightsError> {
         match norm {
-            None => elementwise::add(self.isa, states, result),
+            None => self.add(states, result),
             Some(norm) => {
                 self.normalize(norm, result, normed)?;
-                elementwise::add(self.isa, states, normed);
+                self.add(states, normed);
             }
         }
         Ok(())
+    }
+
+    fn add(&self, to: &mut [f32], from: &[f32]) {
+        self.pool.each_part(to, 1, |range, to| elementwise::add(self.isa, to, &from[range]));
     }
 
     /// Normalises and rotates queries and keys by their positions; stores keys and values in the cache.
@@ -229,15 +237,14 @@ impl Decoder {
             None => None,
         };
         let (cosines, sines) = &self.ropes[shape.layers[index].rotary];
-        let mut copy = vec![0.0; width];
-        for chunk in layout {
-            for offset in 0..chunk.rows {
-                let position = chunk.position + offset;
-                let row = &mut heads[(chunk.row + offset) * stride..][..stride];
-                let cosines = &cosines[position * half..][..half];
-                let sines = &sines[position * half..][..half];
-                let (rotate, values) = row.split_at_mut(rotated * width);
-                for (number, head) in rotate.chunks_exact_mut(width).enumerate() {
+        let positions: Vec<usize> =
+            layout.iter().flat_map(|chunk| chunk.position..chunk.position + chunk.rows).collect();
+        self.pool.each_part(heads, stride, |range, rows| {
+            let mut copy = vec![0.0; width];
+            for (row, position) in rows.chunks_exact_mut(stride).zip(&positions[range.start / stride..]) {
+                let angles = position * half..(position + 1) * half;
+                let (cosines, sines) = (&cosines[angles.clone()], &sines[angles]);
+                for (number, head) in row[..rotated * width].chunks_exact_mut(width).enumerate() {
                     if let Some((query, key)) = norms {
                         let scale = if number < shape.heads { query } else { key };
                         copy.copy_from_slice(head);
@@ -245,9 +252,15 @@ impl Decoder {
                     }
                     elementwise::rotate(self.isa, head, cosines, sines);
                 }
-                let keys = rotate[shape.heads * width..].chunks_exact(width);
-                for (head, (key, value)) in keys.zip(values.chunks_exact(width)).enumerate() {
-                    cache.store(chunk.blocks, index, head, position, key, value);
+            }
+        });
+        for chunk in layout {
+            for offset in 0..chunk.rows {
+                let row = &heads[(chunk.row + offset) * stride..][..stride];
+                let keys = row[shape.heads * width..rotated * width].chunks_exact(width);
+                let values = row[rotated * width..].chunks_exact(width);
+                for (head, (key, value)) in keys.zip(values).enumerate() {
+                    cache.store(chunk.blocks, index, head, chunk.position + offset, key, value);
                 }
             }
         }

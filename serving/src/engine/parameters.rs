@@ -2,8 +2,9 @@
 //! waits until it is loaded.
 
 use crate::weights::{QuantizedView, TensorView, Weights, WeightsError};
-use kernels::int8::{self, QuantizedMatrix, QuantizedProduct};
+use kernels::int8::{self, ProductPart, QuantizedMatrix, QuantizedProduct};
 use kernels::matmul::{Activation, Matrix, OutputColumns, Product, copy_row, matmul};
+use kernels::pool::Parts;
 use kernels::{ComputePool, Isa};
 use std::ops::Range;
 use std::sync::OnceLock;
@@ -26,6 +27,17 @@ enum StoredMatrix {
 pub(super) enum PresentMatrix<'a> {
     Plain(Matrix<'a>),
     Quantized(QuantizedMatrix<'a>),
+}
+
+/// Columns of results, of which several matrices may have some each.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct SharedColumns<'a> {
+    /// All rows.
+    pub(super) values: Parts<'a>,
+    /// Elements from one row to the next.
+    pub(super) stride: usize,
+    /// Index of the first column written.
+    pub(super) offset: usize,
 }
 
 /// Rows that are multiplied by a matrix.
@@ -115,6 +127,32 @@ impl Dense {
         self.matrix()?.multiply(isa, pool, &operand, target);
         Ok(())
     }
+}
+
+/// Computes the products of the same rows and several matrices, each with its bias, into its columns.
+pub(super) fn multiply_all(
+    isa: Isa,
+    pool: &ComputePool,
+    (input, rows): (&[f32], usize),
+    parts: &[(&Dense, SharedColumns<'_>)],
+) -> Result<(), WeightsError> {
+    let mut quantized = Vec::with_capacity(parts.len());
+    for (dense, SharedColumns { values, stride, offset }) in parts.iter().copied() {
+        let bias = dense.bias()?;
+        match dense.matrix()? {
+            PresentMatrix::Quantized(weight) => {
+                quantized.push(ProductPart { weight, bias, values, stride, offset });
+            }
+            PresentMatrix::Plain(weight) => {
+                // SAFETY: no other product is computed at the same time.
+                let values = unsafe { values.part(0..rows * stride) };
+                let product = Product { input, rows, weight, bias, activation: Activation::None };
+                matmul(isa, pool, &product, OutputColumns { values, stride, offset });
+            }
+        }
+    }
+    int8::matmul_all(isa, pool, (input, rows), &quantized);
+    Ok(())
 }
 
 impl PresentMatrix<'_> {

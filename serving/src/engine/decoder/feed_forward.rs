@@ -1,12 +1,13 @@
 //! Feed-forward part of a layer: one gated network for all rows, or a mixture of experts.
 
 use super::super::config::{DecoderShape, Experts, FeedForward, Gate};
-use super::super::parameters::Dense;
+use super::super::parameters::{Dense, SharedColumns, multiply_all};
 use super::layer::{GatedNetwork, LayerWeights};
 use super::router::choose;
 use crate::weights::WeightsError;
 use kernels::elementwise::{add_scaled, gelu_tanh_multiply, silu_multiply};
 use kernels::matmul::{Activation, OutputColumns};
+use kernels::pool::Parts;
 use kernels::{ComputePool, Isa};
 
 /// Instruction set and threads of a computation.
@@ -75,9 +76,13 @@ impl Machine<'_> {
         buffers.gate.resize(rows * inner, 0.0);
         buffers.up.resize(rows * inner, 0.0);
         let InnerBuffers { gate, up, .. } = buffers;
-        let target = OutputColumns { values: gate, stride: inner, offset: 0 };
-        self.dense(&network.gate, input, rows, target)?;
-        self.dense(&network.up, input, rows, OutputColumns { values: up, stride: inner, offset: 0 })?;
+        let columns = [&mut *gate, &mut *up].map(|values| SharedColumns {
+            values: Parts::new(values),
+            stride: inner,
+            offset: 0,
+        });
+        let parts = [(&network.gate, columns[0]), (&network.up, columns[1])];
+        multiply_all(self.isa, self.pool, (input, rows), &parts)?;
         self.pool.each_part(gate, inner, |range, gate| match shape.gate {
             Gate::Silu => silu_multiply(self.isa, gate, &up[range]),
             Gate::GeluTanh => gelu_tanh_multiply(self.isa, gate, &up[range]),

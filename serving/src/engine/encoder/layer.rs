@@ -1,7 +1,7 @@
 //! Layers of an encoder: the tensors of its shape by their published names, and the computation of a layer.
 
 use super::super::config::{EncoderNames, EncoderShape, NormOrder};
-use super::super::parameters::{Dense, Operand, Vector};
+use super::super::parameters::{Dense, Operand, SharedColumns, Vector, multiply_all};
 use super::{Encoder, EncoderBuffers, EncoderText};
 use crate::weights::{Weights, WeightsError};
 use kernels::attention::{HeadOffsets, attend_all};
@@ -270,11 +270,11 @@ impl Encoder {
     ) -> Result<(), WeightsError> {
         let stride = 3 * self.shape.hidden;
         let part = stride / layer.projections.len();
-        for (index, dense) in layer.projections.iter().enumerate() {
-            let target = OutputColumns { values: &mut *heads, stride, offset: index * part };
-            self.product(dense, pool, input, Activation::None, target)?;
-        }
-        Ok(())
+        let values = Parts::new(heads);
+        let columns = |index: usize| SharedColumns { values, stride, offset: index * part };
+        let parts: Vec<_> =
+            layer.projections.iter().enumerate().map(|(index, dense)| (dense, columns(index))).collect();
+        multiply_all(self.isa, pool, (input, input.len() / self.shape.hidden), &parts)
     }
 
     /// Rotates queries and keys, where the layer does, and computes attention of every head over every text.
