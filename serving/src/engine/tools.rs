@@ -95,8 +95,8 @@ impl CallStyle {
         }
     }
 
-    /// Returns the text between name and arguments, where no field holds them: a special token's name, or text
-    /// like any other.
+    /// Returns the text between name and arguments, where no field holds them: a special token's name, or
+    /// text like any other.
     #[must_use]
     pub fn separator(self) -> Option<&'static str> {
         (self == Self::Named).then_some(ARGUMENTS_MARK)

@@ -3,11 +3,14 @@
 use crate::decoding::{alone, blocks, chunk};
 use crate::models::{bits, files, open, options, tokens};
 use crate::published::{self, all};
+use crate::quantized::cosine;
 use crate::reference::Reference;
 use safetensors::Dtype;
 use serde_json::{Value, json};
 use serving::engine::config::{ModelConfig, Shape};
 use serving::engine::{BlockId, LoadedEngine, SequenceChunk};
+use std::path::Path;
+use tempfile::TempDir;
 
 /// Ends of the chunks after which logits are compared: within a panel of 32 positions, around the first and
 /// beyond a window of 24.
@@ -90,6 +93,59 @@ fn every_family_keeps_every_bit_in_any_batch_cut_and_number_of_threads() {
                 for (index, (found, expected)) in found.chunks_exact(260).zip(&expected).enumerate() {
                     assert_eq!(bits(found), bits(expected), "{name}, {dtype:?}, sequence {index}");
                 }
+            }
+        }
+    }
+}
+
+/// Returns a family's model with matrices of 8 bits, of a width whose rows fill groups.
+fn quantized(config: &Value) -> (TempDir, TempDir) {
+    let original = published::write(config, Dtype::F32);
+    let quantized = tempfile::tempdir().expect("a directory");
+    let done = model_store::quantize(original.path(), quantized.path(), |_, _| ()).expect("quantised");
+    assert!(done.matrices > 0, "{done:?}");
+    (original, quantized)
+}
+
+/// Returns the families with matrices whose inputs fill groups of 32, as those of published models do.
+fn whole_groups() -> impl Iterator<Item = (&'static str, Value)> {
+    all().into_iter().map(|(name, mut config)| {
+        for field in ["hidden_size", "intermediate_size", "moe_intermediate_size"] {
+            if let Some(width) = config[field].as_u64() {
+                config[field] = json!(width.next_multiple_of(64));
+            }
+        }
+        (name, config)
+    })
+}
+
+#[test]
+fn every_family_is_near_its_original_with_8_bits() {
+    for (name, config) in whole_groups() {
+        let (original, quantized) = quantized(&config);
+        let logits = |directory: &Path| alone(&mut open(directory, 2), &tokens(70, 3), &CUTS);
+        for (found, expected) in logits(quantized.path()).iter().zip(&logits(original.path())) {
+            let near = cosine(found, expected);
+            assert!(near > 0.99, "{name}: {near}");
+            assert_ne!(bits(found), bits(expected), "{name}: the weights are others");
+        }
+    }
+}
+
+#[test]
+fn every_family_keeps_every_bit_with_8_bits_in_any_batch_cut_and_number_of_threads() {
+    for (name, config) in whole_groups() {
+        let (_original, quantized) = quantized(&config);
+        let sequences = [tokens(70, 1), tokens(45, 2), tokens(33, 3)];
+        let mut engine = open(quantized.path(), 1);
+        let expected: Vec<Vec<f32>> = sequences
+            .iter()
+            .map(|sequence| alone(&mut engine, sequence, &[sequence.len()]).remove(0))
+            .collect();
+        for (cuts, threads) in [([0.1, 0.5], 3), ([0.45, 0.97], 2)] {
+            let found = together(&mut open(quantized.path(), threads), &sequences, cuts);
+            for (index, (found, expected)) in found.chunks_exact(260).zip(&expected).enumerate() {
+                assert_eq!(bits(found), bits(expected), "{name}, sequence {index}");
             }
         }
     }

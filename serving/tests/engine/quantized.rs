@@ -29,7 +29,7 @@ fn quantized(directory: &Path) -> TempDir {
     to
 }
 
-fn cosine(one: &[f32], other: &[f32]) -> f32 {
+pub(crate) fn cosine(one: &[f32], other: &[f32]) -> f32 {
     let product = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(x, y)| x * y).sum::<f32>();
     product(one, other) / (product(one, one) * product(other, other)).sqrt()
 }

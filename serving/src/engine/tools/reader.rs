@@ -266,6 +266,32 @@ mod tests {
     }
 
     #[test]
+    fn a_name_before_a_mark_has_its_arguments_behind_it() {
+        let read = |text: &str| {
+            let mut reader = CallReader::named();
+            text.chars().for_each(|character| reader.push(character));
+            reader
+        };
+        for (text, arguments) in [
+            (r#"f[ARGS]{"x": [1, {"y": "}"}]}"#, r#"{"x": [1, {"y": "}"}]}"#),
+            ("\n f [ARGS] {}", "{}"),
+            (r#"f[ARGS]"{\"x\": 1}""#, r#"{"x": 1}"#),
+            (r#"f[ARGS]{"name": "g", "arguments": {}}"#, r#"{"name": "g", "arguments": {}}"#),
+        ] {
+            let reader = read(text);
+            assert!(reader.is_complete(), "{text}: {reader:?}");
+            assert_eq!((reader.name(), reader.arguments()), (Some("f"), arguments), "{text}");
+        }
+        for text in ["f[ARGS", "f[ARGS]", "f[ARGS]{"] {
+            let reader = read(text);
+            assert!(!reader.is_complete() && !reader.is_invalid(), "{text}: {reader:?}");
+        }
+        for text in ["f{", "f[ARGS]1", "f[ARGS][1]", &"f".repeat(300)] {
+            assert!(read(text).is_invalid(), "{text}");
+        }
+    }
+
+    #[test]
     fn other_text_is_no_call() {
         let long = format!("{{\"{}", "x".repeat(300));
         for text in [

@@ -77,10 +77,8 @@ fn list_rules(format: CallFormat, is_parallel: bool) -> String {
         CallStyle::Named => {
             let begin = token.clone().unwrap_or_else(|| lark_text(style.trigger()));
             let (lead, text) = led_by_text(token, "\\[TOOL_CALLS\\]");
-            let more = more("GAP? call");
-            format!(
-                "calls: call{more}\ncall: {begin} GAP? object\n{lead}called: TEXT | lead GAP? object{more}\n{text}"
-            )
+            let (rest, more) = ("GAP? object", more("GAP? call"));
+            format!("calls: call{more}\ncall: {begin} {rest}\n{lead}called: TEXT | lead {rest}{more}\n{text}")
         }
         CallStyle::Bare => {
             let begin = token.map(|token| format!("{token}? ")).unwrap_or_default();
