@@ -4,10 +4,11 @@
 //! Tokenizing is included on every side, the sides alternate, and the vectors are compared. pip installs the
 //! peers into `target/bench/venv`; `peers/embeddings.py` runs them.
 
+use crate::peer::PeerProcess;
 use crate::process::run_to_end;
 use crate::report::{Bar, BenchmarkReport, ComparisonRow, directory, median, minilm_directory};
 use crate::{Options, ceilings};
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use kernels::matmul::{Activation, Matrix, OutputColumns, Product, matmul};
 use kernels::{ComputePool, Isa};
 use serde::Deserialize;
@@ -15,9 +16,8 @@ use serde_json::json;
 use serving::engine::{DeviceChoice, Engine, EngineOptions, LoadedEngine};
 use serving::weights::ModelFiles;
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::Command;
 use std::time::Instant;
 
 /// Packages that pip installs, pinned. PyTorch's exporter needs `onnx`.
@@ -56,7 +56,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<BenchmarkReport> {
         None => Some(open_quantized(&model, &scratch.join("minilm-int8"), &engine_options)?),
         Some(_) => None,
     };
-    let mut peer = PeerProcess::start(&scratch, &model, threads, options.gpu)?;
+    let mut peer = EmbeddingPeers::start(&scratch, &model, threads, options.gpu)?;
     let mut found = BTreeMap::new();
     let (mut products, mut copies) = (Vec::new(), Vec::new());
     for round in 1..=rounds {
@@ -231,10 +231,8 @@ fn product_gigaflops(threads: usize) -> f64 {
 }
 
 /// The Python process that runs the peers.
-struct PeerProcess {
-    child: Child,
-    requests: ChildStdin,
-    answers: BufReader<ChildStdout>,
+struct EmbeddingPeers {
+    process: PeerProcess,
     versions: BTreeMap<String, String>,
 }
 
@@ -249,52 +247,29 @@ struct PeerEmbeddings {
     vectors: Vec<Vec<f64>>,
 }
 
-impl PeerProcess {
+impl EmbeddingPeers {
     fn start(directory: &Path, model: &Path, threads: usize, gpu: Option<usize>) -> anyhow::Result<Self> {
         let python = install(&directory.join("venv"))?;
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("peers/embeddings.py");
-        let mut child = Command::new(python)
+        let mut command = Command::new(python);
+        command
             .arg(script)
             .arg(model)
             .arg(threads.to_string())
             .arg(directory.join("minilm.onnx"))
-            .arg(gpu.map_or("cpu".to_string(), |ordinal| format!("cuda:{ordinal}")))
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(std::fs::File::create(directory.join("embeddings-peer.log"))?)
-            .spawn()
-            .context("start the peers")?;
-        let requests = child.stdin.take().context("the peers' input")?;
-        let answers = BufReader::new(child.stdout.take().context("the peers' output")?);
-        let mut peer = Self { child, requests, answers, versions: BTreeMap::new() };
-        peer.versions = peer.read::<Hello>()?.versions;
-        Ok(peer)
+            .arg(gpu.map_or("cpu".to_string(), |ordinal| format!("cuda:{ordinal}")));
+        let mut process = PeerProcess::start(&mut command, &directory.join("embeddings-peer.log"))?;
+        let versions = process.read::<Hello>()?.versions;
+        Ok(Self { process, versions })
     }
 
     /// Measures a peer: texts per second, and the vectors.
     fn embed(&mut self, peer: &str, texts: &[String], repeat: usize) -> anyhow::Result<(f64, Vec<Vec<f64>>)> {
         // One more repetition, the first, is a warm-up and does not count.
         let request = json!({ "peer": peer, "texts": texts, "repeat": repeat + 1 });
-        writeln!(self.requests, "{request}")?;
-        self.requests.flush()?;
-        let answer: PeerEmbeddings = self.read()?;
+        let answer: PeerEmbeddings = self.process.ask(&request)?;
         let seconds: f64 = answer.seconds[1..].iter().sum();
         Ok(((texts.len() * repeat) as f64 / seconds, answer.vectors))
-    }
-
-    fn read<T: for<'de> Deserialize<'de>>(&mut self) -> anyhow::Result<T> {
-        let mut line = String::new();
-        self.answers.read_line(&mut line)?;
-        ensure!(!line.is_empty(), "the peers ended; see target/bench/embeddings-peer.log");
-        Ok(serde_json::from_str(&line)?)
-    }
-}
-
-impl Drop for PeerProcess {
-    fn drop(&mut self) {
-        // The process may have exited already; in either case it must not remain.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 

@@ -8,6 +8,7 @@
 mod gguf;
 mod model;
 
+use crate::peer::PeerProcess;
 use crate::process::run_to_end;
 use crate::report::{Bar, BenchmarkReport, ComparisonRow, directory, median};
 use crate::{Options, ceilings};
@@ -20,9 +21,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use serving::engine::{BLOCK_TOKENS, BlockId, Draw, Engine, EngineOptions, LoadedEngine, SequenceChunk};
 use serving::weights::ModelFiles;
-use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::Command;
 use std::time::Instant;
 
 /// Package of the peer, pinned. It brings llama.cpp built for every level of x86.
@@ -199,11 +199,9 @@ fn report(measured: &EngineRounds, model: &LlamaOnDisk, version: &str, threads: 
     report
 }
 
-/// The process that runs llama.cpp.
+/// llama.cpp in its process.
 struct LlamaProcess {
-    child: Child,
-    requests: ChildStdin,
-    answers: BufReader<ChildStdout>,
+    process: PeerProcess,
     version: String,
 }
 
@@ -217,42 +215,16 @@ impl LlamaProcess {
     fn start(scratch: &Path, gguf: &Path, threads: usize) -> Result<Self> {
         let script = install(&directory()?.join("llama"))?;
         let most = STREAMS.into_iter().max().unwrap_or(1);
-        let mut child = Command::new("node")
-            .arg(script)
-            .arg(gguf)
-            .args([threads.to_string(), most.to_string()])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(std::fs::File::create(scratch.join("llama.log"))?)
-            .spawn()
-            .context("start node")?;
-        let requests = child.stdin.take().context("the peer's input")?;
-        let answers = BufReader::new(child.stdout.take().context("the peer's output")?);
-        let mut peer = Self { child, requests, answers, version: String::new() };
-        let hello: Value = peer.read()?;
-        peer.version = hello["version"].as_str().unwrap_or("unknown").to_string();
-        Ok(peer)
+        let mut command = Command::new("node");
+        command.arg(script).arg(gguf).args([threads.to_string(), most.to_string()]);
+        let mut process = PeerProcess::start(&mut command, &scratch.join("llama.log"))?;
+        let hello: Value = process.read()?;
+        let version = hello["version"].as_str().unwrap_or("unknown").to_string();
+        Ok(Self { process, version })
     }
 
     fn ask(&mut self, request: &Value) -> Result<PeerRun> {
-        writeln!(self.requests, "{request}")?;
-        self.requests.flush()?;
-        self.read()
-    }
-
-    fn read<T: for<'de> Deserialize<'de>>(&mut self) -> Result<T> {
-        let mut line = String::new();
-        self.answers.read_line(&mut line)?;
-        ensure!(!line.is_empty(), "the peer ended; see target/bench/engine/llama.log");
-        Ok(serde_json::from_str(&line)?)
-    }
-}
-
-impl Drop for LlamaProcess {
-    fn drop(&mut self) {
-        // The process may have exited already; in either case it must not remain.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.process.ask(request)
     }
 }
 

@@ -13,6 +13,7 @@ mod engine;
 mod first_token;
 mod human_chain;
 mod jobs;
+mod peer;
 mod process;
 mod quickstart;
 mod report;

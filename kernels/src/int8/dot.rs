@@ -298,18 +298,24 @@ mod vnni512 {
 }
 
 #[cfg(target_arch = "x86_64")]
-mod vnni256 {
-    use super::{GROUP, GROUP_BYTES, PANEL, PanelRows, QUADS, RowBlock, WEIGHT_BYTES};
+mod wide256 {
+    use super::{GROUP, GROUP_BYTES, PANEL, PanelRows, RowBlock, WEIGHT_BYTES};
     use std::arch::x86_64::{
-        _mm_loadu_si128, _mm256_cvtepi32_ps, _mm256_cvtph_ps, _mm256_dpbusd_avx_epi32, _mm256_fmadd_ps,
-        _mm256_loadu_ps, _mm256_loadu_si256, _mm256_mul_ps, _mm256_set1_epi32, _mm256_set1_ps,
-        _mm256_storeu_ps,
+        __m256i, _mm_loadu_si128, _mm256_cvtepi32_ps, _mm256_cvtph_ps, _mm256_fmadd_ps, _mm256_loadu_ps,
+        _mm256_mul_ps, _mm256_set1_ps, _mm256_storeu_ps,
     };
 
+    /// Multiplies a panel and rows in halves of 8 outputs. `exact` returns the sums of a group's products,
+    /// of its weights and activations, and the start of the sums of weights that are 128 too large.
+    ///
     /// # Safety
-    /// As [`super::multiply`], with AVX2, FMA, F16C and AVX-VNNI.
-    #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
-    pub(super) unsafe fn multiply(tile: PanelRows<'_>, sums: &mut [[f32; PANEL]]) {
+    /// As [`super::multiply`]; the caller has AVX2, FMA and F16C, and is compiled for them.
+    #[inline(always)]
+    pub(super) unsafe fn multiply_with(
+        tile: PanelRows<'_>,
+        sums: &mut [[f32; PANEL]],
+        exact: impl Fn(*const u8, *const i32, i32) -> [__m256i; 2],
+    ) {
         let RowBlock { groups, values, scales, starts } = tile.input;
         for (row, sums) in sums.iter_mut().enumerate() {
             // SAFETY: all offsets stay inside the panel and the rows, whose lengths the caller guarantees.
@@ -321,15 +327,7 @@ mod vnni256 {
                 for group in 0..groups {
                     let at = row * groups + group;
                     let input = values.as_ptr().add(at * GROUP).cast::<i32>();
-                    let start = _mm256_set1_epi32(*starts.get_unchecked(at));
-                    let mut exact = [start; 2];
-                    for quad in 0..QUADS {
-                        let given = _mm256_set1_epi32(input.add(quad).read_unaligned());
-                        for (half, exact) in exact.iter_mut().enumerate() {
-                            let weights = _mm256_loadu_si256(panel.add(quad * 64 + half * 32).cast());
-                            *exact = _mm256_dpbusd_avx_epi32(*exact, weights, given);
-                        }
-                    }
+                    let exact = exact(panel, input, *starts.get_unchecked(at));
                     let given = _mm256_set1_ps(*scales.get_unchecked(at));
                     let scale = |half: usize| {
                         let stored = _mm_loadu_si128(panel.add(WEIGHT_BYTES + half * 16).cast());
@@ -347,13 +345,40 @@ mod vnni256 {
 }
 
 #[cfg(target_arch = "x86_64")]
+mod vnni256 {
+    use super::{PANEL, PanelRows, QUADS, wide256};
+    use std::arch::x86_64::{_mm256_dpbusd_avx_epi32, _mm256_loadu_si256, _mm256_set1_epi32};
+
+    /// # Safety
+    /// As [`super::multiply`], with AVX2, FMA, F16C and AVX-VNNI.
+    #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+    pub(super) unsafe fn multiply(tile: PanelRows<'_>, sums: &mut [[f32; PANEL]]) {
+        let exact = |panel: *const u8, input: *const i32, start: i32| {
+            let mut exact = [_mm256_set1_epi32(start); 2];
+            for quad in 0..QUADS {
+                // SAFETY: a group of the panel and of the row.
+                unsafe {
+                    let given = _mm256_set1_epi32(input.add(quad).read_unaligned());
+                    for (half, exact) in exact.iter_mut().enumerate() {
+                        let weights = _mm256_loadu_si256(panel.add(quad * 64 + half * 32).cast());
+                        *exact = _mm256_dpbusd_avx_epi32(*exact, weights, given);
+                    }
+                }
+            }
+            exact
+        };
+        // SAFETY: the caller's guarantees.
+        unsafe { wide256::multiply_with(tile, sums, exact) };
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
 mod avx2 {
-    use super::{GROUP, GROUP_BYTES, PANEL, PanelRows, QUADS, RowBlock, WEIGHT_BYTES};
+    use super::{PANEL, PanelRows, QUADS, wide256};
     use std::arch::x86_64::{
-        _mm_loadu_si128, _mm256_abs_epi8, _mm256_add_epi32, _mm256_cvtepi32_ps, _mm256_cvtph_ps,
-        _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_maddubs_epi16,
-        _mm256_mul_ps, _mm256_set1_epi8, _mm256_set1_epi16, _mm256_set1_epi32, _mm256_set1_ps,
-        _mm256_setzero_si256, _mm256_sign_epi8, _mm256_storeu_ps, _mm256_xor_si256,
+        _mm256_abs_epi8, _mm256_add_epi32, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_maddubs_epi16,
+        _mm256_set1_epi8, _mm256_set1_epi16, _mm256_set1_epi32, _mm256_setzero_si256, _mm256_sign_epi8,
+        _mm256_xor_si256,
     };
 
     /// The instruction multiplies unsigned by signed bytes, and adds pairs into 16 bits. A weight of 128 at
@@ -363,41 +388,25 @@ mod avx2 {
     /// As [`super::multiply`], with AVX2, FMA and F16C.
     #[target_feature(enable = "avx2,fma,f16c")]
     pub(super) unsafe fn multiply(tile: PanelRows<'_>, sums: &mut [[f32; PANEL]]) {
-        let RowBlock { groups, values, scales, .. } = tile.input;
         let (sign, ones) = (_mm256_set1_epi8(-128), _mm256_set1_epi16(1));
-        for (row, sums) in sums.iter_mut().enumerate() {
-            // SAFETY: all offsets stay inside the panel and the rows, whose lengths the caller guarantees.
-            unsafe {
-                let low_sums = sums.as_mut_ptr();
-                let high_sums = low_sums.add(8);
-                let (mut low, mut high) = (_mm256_loadu_ps(low_sums), _mm256_loadu_ps(high_sums));
-                let mut panel = tile.panel.as_ptr();
-                for group in 0..groups {
-                    let at = row * groups + group;
-                    let input = values.as_ptr().add(at * GROUP).cast::<i32>();
-                    let mut exact = [_mm256_setzero_si256(); 2];
-                    for quad in 0..QUADS {
-                        let given = _mm256_set1_epi32(input.add(quad).read_unaligned());
-                        for (half, exact) in exact.iter_mut().enumerate() {
-                            let stored = _mm256_loadu_si256(panel.add(quad * 64 + half * 32).cast());
-                            let weights = _mm256_xor_si256(stored, sign);
-                            let signed = _mm256_sign_epi8(given, weights);
-                            let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(weights), signed);
-                            *exact = _mm256_add_epi32(*exact, _mm256_madd_epi16(pairs, ones));
-                        }
+        let exact = |panel: *const u8, input: *const i32, _: i32| {
+            let mut exact = [_mm256_setzero_si256(); 2];
+            for quad in 0..QUADS {
+                // SAFETY: a group of the panel and of the row.
+                unsafe {
+                    let given = _mm256_set1_epi32(input.add(quad).read_unaligned());
+                    for (half, exact) in exact.iter_mut().enumerate() {
+                        let stored = _mm256_loadu_si256(panel.add(quad * 64 + half * 32).cast());
+                        let weights = _mm256_xor_si256(stored, sign);
+                        let signed = _mm256_sign_epi8(given, weights);
+                        let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(weights), signed);
+                        *exact = _mm256_add_epi32(*exact, _mm256_madd_epi16(pairs, ones));
                     }
-                    let given = _mm256_set1_ps(*scales.get_unchecked(at));
-                    let scale = |half: usize| {
-                        let stored = _mm_loadu_si128(panel.add(WEIGHT_BYTES + half * 16).cast());
-                        _mm256_mul_ps(_mm256_cvtph_ps(stored), given)
-                    };
-                    low = _mm256_fmadd_ps(_mm256_cvtepi32_ps(exact[0]), scale(0), low);
-                    high = _mm256_fmadd_ps(_mm256_cvtepi32_ps(exact[1]), scale(1), high);
-                    panel = panel.add(GROUP_BYTES);
                 }
-                _mm256_storeu_ps(low_sums, low);
-                _mm256_storeu_ps(high_sums, high);
             }
-        }
+            exact
+        };
+        // SAFETY: the caller's guarantees.
+        unsafe { wide256::multiply_with(tile, sums, exact) };
     }
 }
