@@ -390,6 +390,8 @@ def a_name_is_taken_once_and_freed(lab):
 def a_model_is_quantised_and_recomputed(lab):
     imported = lab.json("model", "import", str(lab.model), "--name", "tiny-int8", "--quantize", "int8")
     assert any("8 bits a weight" in note for note in imported["notes"]), imported
+    again = lab.run("model", "import", str(lab.model), "--name", "tiny-int8", "--quantize", "int8", code=1)
+    assert "name-taken" in again, again
     assert imported["bytes"] < lab.json("model", "show", "tiny")["bytes"], imported
     again = lab.json("model", "verify", "tiny-int8", "--recompute", str(lab.model))
     assert again["root"] == imported["root"], again

@@ -379,7 +379,10 @@ async fn import(arguments: ImportArguments, context: &Context, environment: &Env
     };
     let source = fetched.as_ref().map_or_else(|| PathBuf::from(&arguments.source), |folder| folder.0.clone());
     let quantized = match arguments.quantize {
-        Some(to) => Some(QuantizedDirectory::make(&source, &directory, to).await?),
+        Some(to) => {
+            ModelAccess::check_name(&session, &request.name).await?;
+            Some(QuantizedDirectory::make(&source, &directory, to).await?)
+        }
         None => None,
     };
     let source = quantized.as_ref().map_or(source.as_path(), QuantizedDirectory::path);

@@ -176,6 +176,14 @@ impl ModelAccess {
         Ok(ImportSummary { record, notes: imported.notes })
     }
 
+    /// Refuses a name that is taken, before long work for it.
+    ///
+    /// # Errors
+    /// The refusal, or the failure to ask control.
+    pub async fn check_name(session: &Session, name: &ModelName) -> Result<()> {
+        refuse_taken_name(session, name).await
+    }
+
     /// Verifies every shard of a model.
     ///
     /// # Errors
