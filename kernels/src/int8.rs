@@ -14,7 +14,7 @@ mod rows;
 
 use crate::Isa;
 use crate::elementwise::gelu;
-use crate::matmul::{Activation, OutputColumns};
+use crate::matmul::{Activation, OutputColumns, Product};
 use crate::pool::{ComputePool, Parts};
 use dot::{PanelRows, ROWS, multiply, multiply_pair};
 use rows::QuantizedRows;
@@ -34,6 +34,8 @@ const QUAD: usize = 4;
 const WEIGHT_BYTES: usize = PANEL * GROUP;
 /// Bytes of a group of a panel: its weights, each increased by 128, then its 16 scales.
 pub const GROUP_BYTES: usize = WEIGHT_BYTES + 2 * PANEL;
+/// Largest absolute value of a quantised number.
+const MOST: f32 = 127.0;
 /// Weight 0 as it is stored.
 const ZERO: u8 = 128;
 /// Weights of a task in bytes: enough that claiming it costs nothing, little enough that no thread waits.
@@ -140,20 +142,8 @@ fn scale_of(group: &[u8], lane: usize) -> f32 {
     half::f16::from_le_bytes([group[at], group[at + 1]]).to_f32()
 }
 
-/// Operands of one product.
-#[derive(Debug, Clone, Copy)]
-pub struct QuantizedProduct<'a> {
-    /// Rows of as many elements as the matrix has inputs, one after another.
-    pub input: &'a [f32],
-    /// Number of input rows.
-    pub rows: usize,
-    /// Weights to multiply by.
-    pub weight: QuantizedMatrix<'a>,
-    /// Initial value of each output's sum; `None` means zero.
-    pub bias: Option<&'a [f32]>,
-    /// Function applied to each sum.
-    pub activation: Activation,
-}
+/// Operands of one product with a quantised matrix.
+pub type QuantizedProduct<'a> = Product<'a, QuantizedMatrix<'a>>;
 
 /// A matrix, and the columns of its results, among several that multiply the same rows.
 #[derive(Debug, Clone, Copy)]
@@ -182,7 +172,7 @@ fn matmul_with(
     product: &QuantizedProduct<'_>,
     OutputColumns { values, stride, offset }: OutputColumns<'_>,
 ) {
-    let QuantizedProduct { input, rows, weight, bias, activation } = *product;
+    let Product { input, rows, weight, bias, activation } = *product;
     let part = ProductPart { weight, bias, values: Parts::new(values), stride, offset };
     multiply_all(isa, pool, (input, rows), activation, &[part]);
 }

@@ -79,15 +79,15 @@ pub struct OutputColumns<'a> {
     pub offset: usize,
 }
 
-/// Operands of one matrix multiplication.
+/// Operands of one multiplication by a matrix, stored in any form.
 #[derive(Debug, Clone, Copy)]
-pub struct Product<'a> {
-    /// Rows of `weight.inputs` elements, one after another.
+pub struct Product<'a, W = Matrix<'a>> {
+    /// Rows of as many elements as the matrix has inputs, one after another.
     pub input: &'a [f32],
     /// Number of input rows.
     pub rows: usize,
     /// Weights to multiply by.
-    pub weight: Matrix<'a>,
+    pub weight: W,
     /// Initial value of each output's sum; `None` means zero.
     pub bias: Option<&'a [f32]>,
     /// Function applied to each sum.

@@ -10,7 +10,7 @@ mod rules;
 mod tensors;
 
 use crate::error::ImportError;
-use crate::source::{InspectedModel, SourceFile, inspect};
+use crate::source::{InspectedModel, SourceFile, inspect, small};
 use protocol::Digest;
 use protocol::checkpoint::Quantization;
 use std::fs::{self, File};
@@ -65,8 +65,8 @@ pub fn quantize(
     for file in &source.files {
         let target = create(to, &file.path)?;
         match file.path.as_str() {
-            CONFIG => write_all(target, &with_recipe(&read_small(file)?, recipe)?)?,
-            INDEX => write_all(target, &without_sizes(&read_small(file)?)?)?,
+            CONFIG => write_all(target, &with_recipe(&small(file, "a configuration")?, recipe)?)?,
+            INDEX => write_all(target, &without_sizes(&small(file, "an index")?)?)?,
             path if path.ends_with(".safetensors") => {
                 matrices += tensors::rewrite(file, target, |bytes| progress(done + bytes, total))?;
             }
@@ -90,7 +90,8 @@ fn check(source: &InspectedModel) -> Result<(), ImportError> {
     let Some(config) = source.files.iter().find(|file| file.path == CONFIG) else {
         return Err(ImportError::FileMissing { path: CONFIG.into() });
     };
-    let config: serde_json::Value = serde_json::from_slice(&read_small(config)?).map_err(damaged)?;
+    let config: serde_json::Value =
+        serde_json::from_slice(&small(config, "a configuration")?).map_err(damaged)?;
     if config.get(FIELD).is_some() {
         return Err(ImportError::NotQuantizable { reason: "its weights are quantised" });
     }
@@ -131,12 +132,6 @@ fn for_each_part(
     Ok(())
 }
 
-fn read_small(file: &SourceFile) -> Result<Vec<u8>, ImportError> {
-    let mut bytes = vec![0; file.length as usize];
-    file.read(0, &mut bytes)?;
-    Ok(bytes)
-}
-
 /// Returns the configuration with the recipe as its first field. All other bytes stay as they are: no parser
 /// of numbers or texts changes any.
 fn with_recipe(config: &[u8], recipe: Quantization) -> Result<Vec<u8>, ImportError> {
@@ -154,10 +149,10 @@ fn without_sizes(index: &[u8]) -> Result<Vec<u8>, ImportError> {
     struct Index {
         weight_map: std::collections::BTreeMap<String, String>,
     }
-    let index: Index = serde_json::from_slice(index)
-        .map_err(|error| ImportError::Damaged { path: INDEX.into(), reason: error.to_string() })?;
-    serde_json::to_vec_pretty(&index)
-        .map_err(|error| ImportError::Damaged { path: INDEX.into(), reason: error.to_string() })
+    let of_index =
+        |error: serde_json::Error| ImportError::Damaged { path: INDEX.into(), reason: error.to_string() };
+    let index: Index = serde_json::from_slice(index).map_err(of_index)?;
+    serde_json::to_vec_pretty(&index).map_err(of_index)
 }
 
 fn damaged(error: serde_json::Error) -> ImportError {

@@ -55,6 +55,17 @@ pub(crate) enum Flaw {
     Unknown(String),
 }
 
+impl Flaw {
+    /// Returns the error of an import for a flaw of this file, read here.
+    pub(crate) fn in_file(self, path: &str, location: &Path) -> ImportError {
+        match self {
+            Self::Unreadable(error) => unreadable(location, error),
+            Self::Damaged(reason) => ImportError::Damaged { path: path.into(), reason },
+            Self::Unknown(reason) => ImportError::FormatUnknown { path: path.into(), reason },
+        }
+    }
+}
+
 /// One file of a model.
 #[derive(Debug, Clone)]
 pub struct SourceFile {
@@ -244,11 +255,7 @@ fn look(path: String, location: PathBuf, metadata: &Metadata) -> Result<SourceFi
         _ if length <= EARLY_FILE_BYTES_MAX => whole(Rank::FIRST),
         _ => whole(Rank::LAST),
     };
-    let extents = extents.map_err(|flaw| match flaw {
-        Flaw::Unreadable(error) => unreadable(&location, error),
-        Flaw::Damaged(reason) => ImportError::Damaged { path: path.clone(), reason },
-        Flaw::Unknown(reason) => ImportError::FormatUnknown { path: path.clone(), reason },
-    })?;
+    let extents = extents.map_err(|flaw| flaw.in_file(&path, &location))?;
     Ok(SourceFile { path, location, length, identity: FileIdentity::of(metadata), extents })
 }
 
@@ -330,7 +337,7 @@ fn check_directory(files: &[SourceFile]) -> Result<(String, Option<CheckpointErr
 }
 
 /// Reads a file that is small in every model; `what` names its kind.
-fn small(file: &SourceFile, what: &str) -> Result<Vec<u8>, ImportError> {
+pub(crate) fn small(file: &SourceFile, what: &str) -> Result<Vec<u8>, ImportError> {
     if file.length > EARLY_FILE_BYTES_MAX {
         let reason = format!("it is larger than {what} can be");
         return Err(ImportError::Damaged { path: file.path.clone(), reason });

@@ -22,6 +22,7 @@ use clap::{Args, Subcommand};
 use model_store::{ArtifactBuilder, ArtifactLimits, CachedTree, PackedArtifact};
 use protocol::api::Page;
 use protocol::artifact::ArtifactStart;
+use protocol::display::counted;
 use protocol::manifest::format_bytes;
 use protocol::model::{ModelRecord, StoredKind};
 use protocol::{ArtifactRoot, ModelName, Refusal, error_code};
@@ -320,9 +321,9 @@ fn packed_text(packed: &PackedArtifact) -> String {
     let size = format_bytes(packed.index.file_bytes());
     let packed_size = format!("packed {} entries, {size}", packed.index.entries.len());
     let Some(start) = &packed.index.start else { return packed_size };
-    let variables = start.environment.len();
+    let variables = counted(start.environment.len() as u64, "environment variable");
     format!(
-        "{packed_size}; starts `{}` in `{}` with {variables} environment variables",
+        "{packed_size}; starts `{}` in `{}` with {variables}",
         crate::terminal::line(&start.command.join(" ")),
         crate::terminal::line(&start.working_directory),
     )

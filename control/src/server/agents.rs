@@ -258,10 +258,12 @@ impl Server {
 
     /// Keeps the lines of ranks that a node sends to the leader of this replica's term.
     fn take_rank_lines(&self, node: NodeId, name: &NodeName, request: &SyncRequest) {
+        if request.rank_lines.is_empty() {
+            return;
+        }
         let mut leadership = self.lock_leadership();
         let term = self.confirmed(&mut leadership).map(|leadership| leadership.term.0);
-        let Some(term) = term.filter(|term| *term == request.rank_lines_term) else { return };
-        if !request.rank_lines.is_empty() {
+        if let Some(term) = term.filter(|term| *term == request.rank_lines_term) {
             let lines =
                 self.cluster(|cluster| job_logs::of_holder(cluster.jobs(), node, &request.rank_lines));
             self.keep_rank_lines(term, name, lines);

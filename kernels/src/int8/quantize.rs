@@ -1,11 +1,8 @@
 //! Quantisation of weights: the nearest multiple of a group's scale, ties to even.
 
-use super::{GROUP, GROUP_BYTES, PANEL, QUAD, QuantizedMatrix, WEIGHT_BYTES, ZERO};
+use super::{GROUP, GROUP_BYTES, MOST, PANEL, QUAD, QuantizedMatrix, WEIGHT_BYTES, ZERO};
 use crate::matmul::{Matrix, copy_row};
 use half::f16;
-
-/// Largest absolute value of a quantised number.
-const MOST: f32 = 127.0;
 
 /// Quantises a matrix. Rows and inputs that fill the last panel and group up are zero.
 ///

@@ -1,12 +1,10 @@
 //! Quantised activations: rows of groups of 32 integers from -127 to 127, each group with its scale.
 
-use super::{GROUP, ZERO};
+use super::{GROUP, MOST, ZERO};
 use crate::pool::{ComputePool, Parts};
 use crate::{Isa, kernel};
 use std::ops::Range;
 
-/// Largest absolute value of a quantised number.
-const MOST: f32 = 127.0;
 /// Added to a number of at most 2^22, this leaves its nearest integer, ties to even, in the lowest bits:
 /// 1.5 * 2^23 has a step of 1.
 const ROUNDING: f32 = 12_582_912.0;

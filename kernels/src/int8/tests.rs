@@ -1,7 +1,7 @@
 //! Every way to compute a product gives the bits of the plain one, which is near the product of floats.
 
 use super::*;
-use crate::matmul::{Matrix, Product, matmul as plain_matmul};
+use crate::matmul::{Matrix, matmul as plain_matmul};
 
 fn numbers(count: usize, seed: u64) -> Vec<f32> {
     (0..count).map(|i| crate::sampling::uniform(seed, i as u64) as f32 - 0.5).collect()
@@ -39,7 +39,7 @@ fn every_instruction_set_thread_count_and_batch_gives_the_same_bits() {
         let (bias, bytes) = (numbers(outputs, 3), quantize(&Matrix::from_f32(&weights, outputs, inputs)));
         let weight = QuantizedMatrix::new(&bytes, outputs, inputs);
         for activation in [Activation::None, Activation::Gelu] {
-            let whole = QuantizedProduct { input: &input, rows, weight, bias: Some(&bias), activation };
+            let whole = Product { input: &input, rows, weight, bias: Some(&bias), activation };
             let place = (outputs + 5, 3);
             let portable = *IntegerIsa::available().last().expect("plain code");
             let plain = *Isa::available().last().expect("plain code");
@@ -55,7 +55,7 @@ fn every_instruction_set_thread_count_and_batch_gives_the_same_bits() {
             }
             for row in 0..rows {
                 let input = &input[row * inputs..][..inputs];
-                let alone = QuantizedProduct { input, rows: 1, ..whole };
+                let alone = Product { input, rows: 1, ..whole };
                 let found = compute((Isa::best(), IntegerIsa::within(Isa::best())), 1, &alone, place);
                 assert_eq!(found, expected[row * place.0..][..place.0], "row {row} alone");
             }
@@ -73,8 +73,7 @@ fn a_product_is_near_that_of_floats() {
     let pool = ComputePool::new(1);
     let (mut found, mut expected) = (vec![0.0; rows * outputs], vec![0.0; rows * outputs]);
     let weight = QuantizedMatrix::new(&bytes, outputs, inputs);
-    let quantized =
-        QuantizedProduct { input: &input, rows, weight, bias: None, activation: Activation::None };
+    let quantized = Product { input: &input, rows, weight, bias: None, activation: Activation::None };
     let plain = Product { input: &input, rows, weight: matrix, bias: None, activation: Activation::None };
     matmul(Isa::best(), &pool, &quantized, OutputColumns { values: &mut found, stride: outputs, offset: 0 });
     plain_matmul(
@@ -134,7 +133,7 @@ fn extreme_numbers_keep_their_meaning() {
     let weight = QuantizedMatrix::new(&bytes, outputs, inputs);
     let ones = vec![1.0; inputs];
     let result = |weight, input: &[f32]| {
-        let product = QuantizedProduct { input, rows: 1, weight, bias: None, activation: Activation::None };
+        let product = Product { input, rows: 1, weight, bias: None, activation: Activation::None };
         let ways = IntegerIsa::available()
             .into_iter()
             .map(|integers| compute((Isa::best(), integers), 1, &product, (outputs, 0)));
@@ -174,8 +173,7 @@ fn every_stored_byte_gives_the_same_bits_on_every_instruction_set() {
     }
     let weight = QuantizedMatrix::new(&bytes, outputs, inputs);
     let input: Vec<f32> = (0..inputs).map(|at| if at % 2 == 0 { 1.0 } else { -1.0 }).collect();
-    let product =
-        QuantizedProduct { input: &input, rows: 1, weight, bias: None, activation: Activation::None };
+    let product = Product { input: &input, rows: 1, weight, bias: None, activation: Activation::None };
     let ways = IntegerIsa::available();
     let all: Vec<_> =
         ways.iter().map(|way| compute((Isa::best(), *way), 1, &product, (outputs, 0))).collect();
@@ -188,13 +186,13 @@ fn a_part_of_the_outputs_is_computed_as_in_the_whole() {
     let (input, weights) = (numbers(rows * inputs, 7), numbers(outputs * inputs, 8));
     let bytes = quantize(&Matrix::from_f32(&weights, outputs, inputs));
     let weight = QuantizedMatrix::new(&bytes, outputs, inputs);
-    let product = QuantizedProduct { input: &input, rows, weight, bias: None, activation: Activation::None };
+    let product = Product { input: &input, rows, weight, bias: None, activation: Activation::None };
     let way = (Isa::best(), IntegerIsa::within(Isa::best()));
     let whole = compute(way, 2, &product, (outputs, 0));
     for part in [0..16, 16..48, 32..50, 0..50, 48..48] {
         let weight = weight.rows(part.clone());
         assert_eq!((weight.outputs(), weight.inputs()), (part.len(), inputs));
-        let found = compute(way, 2, &QuantizedProduct { weight, ..product }, (part.len(), 0));
+        let found = compute(way, 2, &Product { weight, ..product }, (part.len(), 0));
         for row in 0..rows {
             let expected = &whole[row * outputs..][part.clone()];
             assert_eq!(&found[row * part.len()..][..part.len()], expected, "{part:?} of row {row}");
@@ -227,8 +225,7 @@ fn an_embedding_has_the_weights_that_a_product_has() {
     for at in [0, 3, 31, 32, 63] {
         let mut input = vec![0.0; inputs];
         input[at] = 127.0;
-        let product =
-            QuantizedProduct { input: &input, rows: 1, weight, bias: None, activation: Activation::None };
+        let product = Product { input: &input, rows: 1, weight, bias: None, activation: Activation::None };
         let found = compute((Isa::best(), IntegerIsa::within(Isa::best())), 1, &product, (outputs, 0));
         for (output, found) in found.into_iter().enumerate() {
             weight.copy_row(output, &mut row);
@@ -307,12 +304,11 @@ fn two_panels_at_once_are_computed_as_each_alone() {
     let weight = QuantizedMatrix::new(&bytes, outputs, inputs);
     for rows in 1..=2 * ROWS + 1 {
         let input = numbers(rows * inputs, 14);
-        let product =
-            QuantizedProduct { input: &input, rows, weight, bias: None, activation: Activation::Gelu };
+        let product = Product { input: &input, rows, weight, bias: None, activation: Activation::Gelu };
         for integers in IntegerIsa::available() {
             let whole = compute((Isa::best(), integers), 1, &product, (outputs, 0));
             for part in [0..16, 16..32] {
-                let alone = QuantizedProduct { weight: weight.rows(part.clone()), ..product };
+                let alone = Product { weight: weight.rows(part.clone()), ..product };
                 let found = compute((Isa::best(), integers), 1, &alone, (16, 0));
                 let rows = whole.chunks_exact(outputs).zip(found.chunks_exact(16));
                 for (whole, found) in rows {
@@ -370,7 +366,7 @@ fn several_matrices_at_once_give_the_bits_of_each_alone() {
             [(0, 40, 0, None), (1, 16, 40, Some(&bias[..])), (2, 24, 56, None), (3, 200, 0, None)]
         {
             let weight = matrix(index, outputs);
-            let alone = QuantizedProduct { input: &input, rows, weight, bias, activation: Activation::None };
+            let alone = Product { input: &input, rows, weight, bias, activation: Activation::None };
             let way = (Isa::best(), IntegerIsa::within(Isa::best()));
             let expected = compute(way, 1, &alone, (outputs, 0));
             let (found, stride) = if index == 3 { (&own, 200) } else { (&shared, 80) };

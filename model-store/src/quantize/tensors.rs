@@ -3,15 +3,15 @@
 
 use super::{TargetFile, is_quantized};
 use crate::error::ImportError;
-use crate::source::SourceFile;
+use crate::source::safetensors::header as source_header;
+use crate::source::{Flaw, SourceFile};
 use kernels::ElementType;
 use kernels::int8::{QuantizedMatrix, quantize};
 use kernels::matmul::Matrix;
-use safetensors::tensor::{Dtype, Metadata, TensorInfo};
+use safetensors::tensor::{Dtype, TensorInfo};
 use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
 
-/// Bytes of the length of a header.
-const LENGTH_BYTES: u64 = 8;
 /// A header ends at a multiple of this.
 const ALIGNMENT: usize = 8;
 
@@ -89,18 +89,15 @@ type TensorHeader = (Vec<MovedTensor>, Option<HashMap<String, String>>, u64);
 /// Reads the header, which the inspection found sound. Returns the tensors in the order of their bytes, the
 /// metadata, and the offset of the first byte.
 fn read(file: &SourceFile) -> Result<TensorHeader, ImportError> {
-    let mut length = [0; LENGTH_BYTES as usize];
-    file.read(0, &mut length)?;
-    let length = u64::from_le_bytes(length);
-    let mut text = vec![0; length as usize];
-    file.read(LENGTH_BYTES, &mut text)?;
-    let header: Metadata = serde_json::from_slice(&text).map_err(|error| damaged(file, error.to_string()))?;
+    let opened = File::open(&file.location).map_err(Flaw::Unreadable);
+    let header = opened.and_then(|opened| source_header(opened, file.length));
+    let (header, data) = header.map_err(|flaw| flaw.in_file(&file.path, &file.location))?;
     let tensors = header.tensors().into_iter();
     let mut tensors: Vec<_> = tensors.map(|(name, info)| MovedTensor::of(name, info.clone())).collect();
     tensors.sort_by(|one, other| {
         (one.source.data_offsets, &one.name).cmp(&(other.source.data_offsets, &other.name))
     });
-    Ok((tensors, header.metadata().clone(), LENGTH_BYTES + length))
+    Ok((tensors, header.metadata().clone(), data))
 }
 
 /// Returns the header as written: its fields sorted by name, so that the same tensors have the same bytes.

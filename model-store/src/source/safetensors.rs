@@ -9,8 +9,8 @@ use std::io::Read;
 /// Largest header in bytes; the format's own limit.
 const HEADER_BYTES_MAX: u64 = 100_000_000;
 
-/// Reads the header of a file of `length` bytes and returns the extents of the file.
-pub(crate) fn extents(mut reader: impl Read, length: u64) -> Result<Vec<Extent>, Flaw> {
+/// Reads the header of a file of `length` bytes. Returns it with the offset of the first byte behind it.
+pub(crate) fn header(mut reader: impl Read, length: u64) -> Result<(Metadata, u64), Flaw> {
     if length < 8 {
         return Err(damaged(format!("it has {length} bytes, fewer than the length of its header")));
     }
@@ -24,6 +24,12 @@ pub(crate) fn extents(mut reader: impl Read, length: u64) -> Result<Vec<Extent>,
     reader.read_exact(&mut text).map_err(Flaw::Unreadable)?;
     let header: Metadata =
         serde_json::from_slice(&text).map_err(|error| damaged(format!("its header: {error}")))?;
+    Ok((header, header_end))
+}
+
+/// Reads the header of a file of `length` bytes and returns the extents of the file.
+pub(crate) fn extents(reader: impl Read, length: u64) -> Result<Vec<Extent>, Flaw> {
+    let (header, header_end) = header(reader, length)?;
     let mut extents = vec![Extent { range: 0..header_end, rank: Rank::FIRST }];
     let mut tensors: Vec<_> = header.tensors().into_iter().collect();
     tensors.sort_by_key(|(_, info)| info.data_offsets);

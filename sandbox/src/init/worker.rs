@@ -196,7 +196,7 @@ fn arrange_descriptors(
     let flags = passed.iter().map(|copy| (copy, 0)).chain(closing.iter().map(|copy| (copy, libc::O_CLOEXEC)));
     let mut next = FIRST_DESCRIPTOR;
     for (copy, flags) in flags {
-        debug_assert!(null.as_raw_fd() != next && copy.as_raw_fd() > next, "no source is overwritten");
+        debug_assert!(copy.as_raw_fd() > next, "no copy is overwritten");
         system::duplicate_to(copy.as_fd(), next, flags)?;
         next += 1;
     }

@@ -2,7 +2,7 @@
 //! waits until it is loaded.
 
 use crate::weights::{QuantizedView, TensorView, Weights, WeightsError};
-use kernels::int8::{self, ProductPart, QuantizedMatrix, QuantizedProduct};
+use kernels::int8::{self, ProductPart, QuantizedMatrix};
 use kernels::matmul::{Activation, Matrix, OutputColumns, Product, copy_row, matmul};
 use kernels::pool::Parts;
 use kernels::{ComputePool, Isa};
@@ -38,19 +38,6 @@ pub(super) struct SharedColumns<'a> {
     pub(super) stride: usize,
     /// Index of the first column written.
     pub(super) offset: usize,
-}
-
-/// Rows that are multiplied by a matrix.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Operand<'a> {
-    /// Rows of as many elements as the matrix has inputs, one after another.
-    pub(super) input: &'a [f32],
-    /// Number of rows.
-    pub(super) rows: usize,
-    /// Initial value of each output's sum; `None` means zero.
-    pub(super) bias: Option<&'a [f32]>,
-    /// Function applied to each sum.
-    pub(super) activation: Activation,
 }
 
 /// A small vector, copied and converted once.
@@ -123,8 +110,8 @@ impl Dense {
         activation: Activation,
         target: OutputColumns<'_>,
     ) -> Result<(), WeightsError> {
-        let operand = Operand { input, rows, bias: self.bias()?, activation };
-        self.matrix()?.multiply(isa, pool, &operand, target);
+        let (weight, bias) = (self.matrix()?, self.bias()?);
+        multiply(isa, pool, Product { input, rows, weight, bias, activation }, target);
         Ok(())
     }
 }
@@ -178,22 +165,22 @@ impl PresentMatrix<'_> {
             Self::Quantized(quantized) => quantized.copy_row(row, into),
         }
     }
+}
 
-    /// Computes the product of rows and the matrix.
-    pub(super) fn multiply(
-        self,
-        isa: Isa,
-        pool: &ComputePool,
-        &Operand { input, rows, bias, activation }: &Operand<'_>,
-        target: OutputColumns<'_>,
-    ) {
-        match self {
-            Self::Plain(weight) => {
-                matmul(isa, pool, &Product { input, rows, weight, bias, activation }, target);
-            }
-            Self::Quantized(weight) => {
-                int8::matmul(isa, pool, &QuantizedProduct { input, rows, weight, bias, activation }, target);
-            }
+/// Computes one product.
+pub(super) fn multiply(
+    isa: Isa,
+    pool: &ComputePool,
+    product: Product<'_, PresentMatrix<'_>>,
+    target: OutputColumns<'_>,
+) {
+    let Product { input, rows, weight, bias, activation } = product;
+    match weight {
+        PresentMatrix::Plain(weight) => {
+            matmul(isa, pool, &Product { input, rows, weight, bias, activation }, target);
+        }
+        PresentMatrix::Quantized(weight) => {
+            int8::matmul(isa, pool, &Product { input, rows, weight, bias, activation }, target);
         }
     }
 }

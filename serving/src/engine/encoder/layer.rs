@@ -1,11 +1,11 @@
 //! Layers of an encoder: the tensors of its shape by their published names, and the computation of a layer.
 
 use super::super::config::{EncoderNames, EncoderShape, NormOrder};
-use super::super::parameters::{Dense, Operand, SharedColumns, Vector, multiply_all};
+use super::super::parameters::{Dense, SharedColumns, Vector, multiply, multiply_all};
 use super::{Encoder, EncoderBuffers, EncoderText};
 use crate::weights::{Weights, WeightsError};
 use kernels::attention::{HeadOffsets, attend_all};
-use kernels::matmul::{Activation, OutputColumns};
+use kernels::matmul::{Activation, OutputColumns, Product};
 use kernels::pool::Parts;
 use kernels::{ComputePool, Isa, elementwise};
 
@@ -350,9 +350,9 @@ impl Encoder {
             for (half, values) in [&mut *inner, &mut *gate].into_iter().enumerate() {
                 let part = half * width..(half + 1) * width;
                 let bias = bias.map(|bias| &bias[part.clone()]);
-                let operand = Operand { input, rows, bias, activation: Activation::None };
+                let (weight, activation) = (weight.rows(part), Activation::None);
                 let target = OutputColumns { values, stride: width, offset: 0 };
-                weight.rows(part).multiply(isa, pool, &operand, target);
+                multiply(isa, pool, Product { input, rows, weight, bias, activation }, target);
             }
             elementwise::gelu_multiply(isa, inner, gate);
         } else {
